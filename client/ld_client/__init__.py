@@ -1,0 +1,1 @@
+"""A hospital's side: data, training and what may leave."""

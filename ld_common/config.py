@@ -1,0 +1,99 @@
+"""From YAML and `key=value` overrides to plain, checked dataclasses.
+
+Range checks live in each dataclass's `__post_init__`; code past `load_config` never sees a `DictConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ld_common.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def load_config(schema: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """Read `path`, apply `overrides` such as `training.steps=20`, and return a checked `schema`.
+
+    Raises:
+        ConfigError: unreadable YAML, an unknown key (named with the nearest known one), a value of the wrong
+            type or out of range.
+    """
+    try:
+        layers = [_read_yaml(path)] if path is not None else []
+        layers.append(OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"an override is not of the form key=value: {_one_line(error)}") from error
+    unknown = [problem for layer in layers for problem in _unknown_keys(schema, layer)]
+    if unknown:
+        raise ConfigError("; ".join(unknown))
+    return from_mapping(schema, *layers)
+
+
+def from_mapping(schema: type[T], *layers: Any) -> T:
+    """Merge plain mappings over `schema`'s defaults, later ones winning, and return the checked dataclass."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), *layers)
+        return typing.cast(T, OmegaConf.to_object(merged))
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, ConfigError) else ConfigError(_one_line(error)) from error
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config dataclass as nested plain dicts and lists, ready for JSON or a message."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition`; the range checks of config dataclasses use it."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A clause that names the known word nearest to `word`, or all of them when none is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config '{path}': {_one_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{path}' is not valid YAML: {_one_line(error)}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"'{path}' must hold keys and values, not a {type(data).__name__}")
+    return data
+
+
+def _unknown_keys(schema: Any, data: Any, prefix: str = "") -> Iterator[str]:
+    if not (dataclasses.is_dataclass(schema) and isinstance(data, dict)):
+        return
+    hints = typing.get_type_hints(schema)
+    known = [field.name for field in dataclasses.fields(schema)]
+    for key, value in data.items():
+        if key not in known:
+            yield f"unknown config key '{prefix}{key}': {nearest(str(key), known)}"
+        else:
+            for nested in typing.get_args(hints[key]) or (hints[key],):
+                yield from _unknown_keys(nested, value, f"{prefix}{key}.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,146 @@
+"""What crosses the wire between server and sites: the only module of `ld_common` that knows Flower.
+
+    join    -> site's name
+    train   -> adapter, round, study and hashes          server to site
+            <- learned tensors, drift, losses, counts    site to server
+            <- an error code                             never an exception's text
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from ld_common.schemes import State
+
+JOIN = "join"
+ERROR_SENTENCES = {
+    "store": "the site's store is absent or of another base model",
+    "policy": "the study asks for more than the site allows",
+    "model": "the site cannot load the base model",
+    "adapter": "the adapter does not fit the site's base model",
+    "config": "the site cannot read its config or the study's",
+    "diverged": "training gave a loss that is not finite",
+    "error": "the site failed for a reason that stays at the site",
+}
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What a site is asked to do in one round."""
+
+    state: State
+    round: int
+    study: str
+    """The study config as JSON."""
+    base_digest: str
+    modality_digest: str
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a site answers. `loss_first` and `loss_last` are means over the round's first and last fifth."""
+
+    site: str
+    round: int
+    state: State
+    drift: Tensor | None
+    visits: int
+    patients: int
+    loss_first: float
+    loss_last: float
+    seconds: float
+
+    @property
+    def uplink_bytes(self) -> int:
+        """Bytes of all tensors that the site sends."""
+        tensors = [*self.state.values(), *([] if self.drift is None else [self.drift])]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def pack_task(task: TrainTask) -> RecordDict:
+    """A task as message content."""
+    words = ConfigRecord(
+        {
+            "round": task.round,
+            "study": task.study,
+            "base-digest": task.base_digest,
+            "modality-digest": task.modality_digest,
+        }
+    )
+    return RecordDict({"state": ArrayRecord(dict(task.state)), "task": words})
+
+
+def unpack_task(content: RecordDict) -> TrainTask:
+    """A task from message content; raises `KeyError` when a part is absent."""
+    words = content.config_records["task"]
+    return TrainTask(
+        state=dict(content.array_records["state"].to_torch_state_dict()),
+        round=int(words["round"]),  # type: ignore[arg-type]
+        study=str(words["study"]),
+        base_digest=str(words["base-digest"]),
+        modality_digest=str(words["modality-digest"]),
+    )
+
+
+def pack_result(result: TrainResult) -> RecordDict:
+    """A result as message content."""
+    numbers = MetricRecord(
+        {
+            "visits": result.visits,
+            "patients": result.patients,
+            "loss-first": result.loss_first,
+            "loss-last": result.loss_last,
+            "seconds": result.seconds,
+        }
+    )
+    drift = {} if result.drift is None else {"drift": result.drift}
+    return RecordDict(
+        {
+            "state": ArrayRecord(dict(result.state)),
+            "drift": ArrayRecord(drift),
+            "numbers": numbers,
+            "site": ConfigRecord({"name": result.site, "round": result.round}),
+        }
+    )
+
+
+def unpack_result(content: RecordDict) -> TrainResult:
+    """A result from message content; raises `KeyError`, `TypeError` or `ValueError` when it is not one."""
+    numbers, site = content.metric_records["numbers"], content.config_records["site"]
+    return TrainResult(
+        site=str(site["name"]),
+        round=int(site["round"]),  # type: ignore[arg-type]
+        state=dict(content.array_records["state"].to_torch_state_dict()),
+        drift=content.array_records["drift"].to_torch_state_dict().get("drift"),
+        visits=int(numbers["visits"]),  # type: ignore[arg-type]
+        patients=int(numbers["patients"]),  # type: ignore[arg-type]
+        loss_first=float(numbers["loss-first"]),  # type: ignore[arg-type]
+        loss_last=float(numbers["loss-last"]),  # type: ignore[arg-type]
+        seconds=float(numbers["seconds"]),  # type: ignore[arg-type]
+    )
+
+
+def pack_error(code: str) -> RecordDict:
+    """An error as message content: one of the codes of `ERROR_SENTENCES`, and nothing else."""
+    return RecordDict({"error": ConfigRecord({"code": code if code in ERROR_SENTENCES else "error"})})
+
+
+def unpack_error(content: RecordDict) -> str | None:
+    """The fixed sentence of an error answer, or None when the content is no error."""
+    if "error" not in content.config_records:
+        return None
+    return ERROR_SENTENCES.get(str(content.config_records["error"].get("code")), ERROR_SENTENCES["error"])
+
+
+def pack_name(site: str) -> RecordDict:
+    """A site's answer to `join`."""
+    return RecordDict({"site": ConfigRecord({"name": site})})
+
+
+def unpack_name(content: RecordDict) -> str | None:
+    """The name in an answer to `join`, or None."""
+    record = content.config_records.get("site")
+    return None if record is None else str(record.get("name"))

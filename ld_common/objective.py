@@ -1,0 +1,50 @@
+"""The training loss: what the network should have said, and how far from it it was."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ld_common.errors import ModelError
+
+
+def denoising_loss(
+    unet: nn.Module,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+    latents: Tensor,
+    context: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """Mean squared error of the network's prediction (arXiv 2006.11239, Eq. 14; v: 2202.00512, Eq. 11).
+
+    Args:
+        unet: called as `unet(noisy, timesteps, context).sample`.
+        alphas_cumprod: ᾱ by timestep `(T,)`.
+        prediction_type: the scheduler's: `epsilon`, `v_prediction` or `sample`.
+        latents: scaled latents `(B,C,h,w)`.
+        context: prompt embeddings `(B,L,D)`.
+        timesteps: `(B,)`, int64.
+        noise: `(B,C,h,w)`.
+    """
+    signal = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
+    spread = (1 - alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1)
+    noisy = signal * latents + spread * noise
+    targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
+    if prediction_type not in targets:
+        raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
+    return F.mse_loss(unet(noisy, timesteps, context).sample.float(), targets[prediction_type])
+
+
+def training_noise(shape: torch.Size, offset: float, generator: torch.Generator) -> Tensor:
+    """Noise `(B,C,h,w)` ~ N(0, I), plus `offset` times a N(0, 1) draw that is constant over each channel.
+
+    With `offset` 0 no further random number is drawn. Offset noise lets a base learn the image mean, which a
+    schedule with a leak hides from it (Guttenberg 2023; Lin et al., arXiv 2305.08891).
+    """
+    noise = torch.randn(shape, generator=generator)
+    if offset:
+        noise = noise + offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+    return noise

@@ -1,0 +1,173 @@
+"""A release: adapter, manifest and card in one folder, all that a counterfactual needs beside the base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ld_common import schemes
+from ld_common.adapters import check_state, read_tensors, write_bytes, write_tensors
+from ld_common.config import from_mapping, to_mapping
+from ld_common.errors import AdapterError, ConfigError, ReleaseError
+from ld_common.modality import Modality
+from ld_common.models import BaseModel, base_digest, load_base
+from ld_common.schemes import State
+from ld_common.study import StudyConfig
+
+ADAPTER, MANIFEST, CARD = "adapter.safetensors", "manifest.json", "README.md"
+FORMAT = 1
+LIBRARIES = ("torch", "diffusers", "peft", "flwr", "safetensors")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release as it was read: checked against its own hashes."""
+
+    study: StudyConfig
+    modality: Modality
+    base_name: str
+    base_digest: str
+    state: State
+    drift: Tensor | None
+    """Mean drift μ over the sites, or None."""
+    site_drifts: dict[str, Tensor]
+    manifest: dict[str, Any]
+
+
+def write_release(
+    folder: Path,
+    study: StudyConfig,
+    modality: Modality,
+    digest: str,
+    state: State,
+    drift: Tensor | None,
+    site_drifts: dict[str, Tensor],
+    rounds: list[dict[str, Any]],
+) -> Path:
+    """Write a release folder; the manifest comes last, so a folder with one is whole."""
+    write_tensors(folder / ADAPTER, state, {"format": "pt"})
+    manifest = {
+        "format": FORMAT,
+        "study": to_mapping(study) | {"digest": study.digest()},
+        "modality": to_mapping(modality),
+        "base_model": {"name": study.base_model, "sha256": digest},
+        "drift": {"mean": _listed(drift), "sites": {name: _listed(site_drifts[name]) for name in sorted(site_drifts)}},
+        "rounds": rounds,
+        "tensors": {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in state.items()},
+        "software": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+    }
+    card = _card(manifest)
+    write_bytes(folder / CARD, card.encode())
+    manifest["files"] = {name: _file_digest(folder / name) for name in (ADAPTER, CARD)}
+    write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+    return folder
+
+
+def read_release(folder: Path) -> Release:
+    """Read and check a release folder.
+
+    Raises:
+        ReleaseError: absent, of an unknown format, or a file that is not the one the manifest names.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReleaseError(f"'{folder}' holds no release: give the folder with {MANIFEST} in it") from error
+    except ValueError as error:
+        raise ReleaseError(f"'{folder / MANIFEST}' is not JSON: copy the release again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ReleaseError(f"'{folder}' is no release of format {FORMAT}: use the software that wrote it")
+    try:
+        for name, expected in manifest["files"].items():
+            if _file_digest(folder / Path(name).name) != expected:
+                raise ReleaseError(f"'{folder / name}' is not the file that was released: copy the release again")
+        state, _ = read_tensors(folder / ADAPTER)
+        study = {key: value for key, value in manifest["study"].items() if key != "digest"}
+        return Release(
+            study=from_mapping(StudyConfig, study),
+            modality=from_mapping(Modality, manifest["modality"]),
+            base_name=str(manifest["base_model"]["name"]),
+            base_digest=str(manifest["base_model"]["sha256"]),
+            state=state,
+            drift=_tensor(manifest["drift"]["mean"]),
+            site_drifts={name: torch.tensor(value) for name, value in manifest["drift"]["sites"].items()},
+            manifest=manifest,
+        )
+    except (OSError, KeyError, TypeError, AttributeError, AdapterError, ConfigError) as error:
+        raise ReleaseError(f"'{folder}' is not a whole release ({error}): copy it again") from error
+
+
+def load_release_base(release: Release, base_name: str | None = None) -> BaseModel:
+    """The base of a release with the release's adapter in its UNet.
+
+    Raises:
+        ReleaseError: the base is not the one that the release was trained on.
+    """
+    name = base_name or release.base_name
+    if base_digest(name) != release.base_digest:
+        raise ReleaseError(
+            f"base model '{name}' is not the one of this release (sha256 {release.base_digest[:12]}...): "
+            "name the right one with --base"
+        )
+    base = load_base(name)
+    schemes.attach(base.unet, release.study.scheme, release.study.seed)
+    try:
+        check_state(release.state, schemes.adapter_state(base.unet))
+    except AdapterError as error:
+        raise ReleaseError(f"the release's adapter does not fit its base: {error}") from error
+    schemes.load_state(base.unet, release.state)
+    base.unet.requires_grad_(False)
+    return base
+
+
+def _listed(tensor: Tensor | None) -> list[Any] | None:
+    return None if tensor is None else tensor.tolist()
+
+
+def _tensor(values: list[Any] | None) -> Tensor | None:
+    return None if values is None else torch.tensor(values)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    study, rounds = manifest["study"], manifest["rounds"]
+    sites = sorted({name for record in rounds for name in record["sites"]})
+    rows = []
+    for name in sites:
+        seen = [record["sites"][name] for record in rounds if name in record["sites"]]
+        drift = manifest["drift"]["sites"].get(name)
+        shift = "none" if drift is None else ", ".join(f"{value:+.3f}" for value in torch.tensor(drift).mean((-1, -2)))
+        rows.append(f"| {name} | {seen[-1]['patients']} | {seen[-1]['visits']} | {len(seen)} | {shift} |")
+    software = ", ".join(f"{name} {number}" for name, number in sorted(manifest["software"].items()))
+    return "\n".join(
+        [
+            f"# {study['name']}: a shared counterfactual generator",
+            "",
+            f"A {study['scheme']['name']} adapter (rank {study['scheme']['rank']}) of the base model "
+            f"`{manifest['base_model']['name']}` (sha256 `{manifest['base_model']['sha256'][:16]}`), trained by "
+            f"{len(sites)} sites in {len(rounds)} rounds. No scan left a site.",
+            "",
+            "| site | patients | visits | rounds | drift μ by latent channel (mean) |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Images: {manifest['modality']['name']}; prompts: `{manifest['modality']['prompt']}`.",
+            "Trained without differential privacy: no ε is claimed, and images may reveal training patients.",
+            "For research. Counterfactual images are model output, not observations of a patient.",
+            "",
+            f"Software: {software}.",
+            "",
+        ]
+    )

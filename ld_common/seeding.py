@@ -1,0 +1,24 @@
+"""One seed, many named streams: every random number of a run is drawn from a generator made here."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for the stream `names` of a run; streams of different names are independent."""
+    text = "/".join([str(seed), *map(str, names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def torch_generator(seed: int, *names: str | int) -> torch.Generator:
+    """A CPU generator for the stream `names`: draws are the same whatever device the model is on."""
+    return torch.Generator().manual_seed(derive_seed(seed, *names))
+
+
+def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
+    """A numpy generator for the stream `names`."""
+    return np.random.default_rng(derive_seed(seed, *names))

@@ -1,0 +1,131 @@
+"""The study config: what the server decides and every site is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ld_common.config import from_mapping, load_config, require, to_mapping
+from ld_common.modality import Modality
+
+DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+
+
+@dataclass
+class SchemeConfig:
+    """Which parameters learn: LoRA on the UNet's layers whose names end in one of `targets`."""
+
+    name: str = "lora"
+    rank: int = 8
+    targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
+    freeze_a: bool = False
+    """Keep A at its shared random start and let only B learn and travel (FFA-LoRA, arXiv 2403.12313)."""
+
+    def __post_init__(self) -> None:
+        require(self.name == "lora", f"scheme.name is '{self.name}': known: lora")
+        require(self.rank > 0, f"scheme.rank is {self.rank}: it must be above 0")
+        require(bool(self.targets), "scheme.targets is empty: name at least one layer")
+
+
+@dataclass
+class DriftConfig:
+    """How a site's latent drift μ is measured."""
+
+    mean: str = "channel"
+    """Shape of μ: `none`, `scalar`, `channel` (C,1,1) or `map` (C,h,w)."""
+
+    def __post_init__(self) -> None:
+        known = ("none", "scalar", "channel", "map")
+        require(self.mean in known, f"drift.mean is '{self.mean}': known: {', '.join(known)}")
+
+
+@dataclass
+class TrainingConfig:
+    """One site's work in one round."""
+
+    steps: int = 100
+    batch_size: int = 16
+    """Visits drawn for a step."""
+    learning_rate: float = 2e-3
+    """At the first step of the study; falls by a half cosine to a twentieth of it at the last."""
+    offset_noise: float = 0.1
+    """Deviation of a noise that is constant over each latent channel, added to the noise; 0 is off."""
+    prompt_dropout: float = 0.1
+    """Share of visits that learn without their prompt."""
+
+    def __post_init__(self) -> None:
+        require(self.steps > 0 and self.batch_size > 0, "training.steps and training.batch_size must be above 0")
+        require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}: it must be above 0")
+        require(self.offset_noise >= 0, "training.offset_noise must not be negative")
+        require(0 <= self.prompt_dropout < 1, "training.prompt_dropout must lie in [0, 1)")
+
+
+@dataclass
+class FederationConfig:
+    """Who takes part and when a round is good enough."""
+
+    rounds: int = 5
+    sites: list[str] = field(default_factory=list)
+    """Names of the sites that are picked each round."""
+    min_sites: int = 2
+    """A round counts when this many replies pass the checks."""
+    wait_seconds: float = 60.0
+    """How long a round waits for absent sites before it goes on without them."""
+    round_timeout_seconds: float = 3600.0
+    weighting: str = "visits"
+    """Weight of a site in the average: its number of `visits`, or `equal`."""
+    max_update_norm: float = 100.0
+    """A reply whose change of the adapter has a larger L2 norm is left out."""
+
+    def __post_init__(self) -> None:
+        require(self.rounds > 0, f"federation.rounds is {self.rounds}: it must be above 0")
+        require(bool(self.sites), "federation.sites is empty: name the sites of the study")
+        require(len(set(self.sites)) == len(self.sites), "federation.sites names a site twice")
+        require(
+            1 <= self.min_sites <= len(self.sites),
+            f"federation.min_sites is {self.min_sites}: use 1 to {len(self.sites)}, the number of sites",
+        )
+        require(self.weighting in ("visits", "equal"), "federation.weighting: use visits or equal")
+        require(self.max_update_norm > 0, "federation.max_update_norm must be above 0")
+
+
+@dataclass
+class StudyConfig:
+    """A study: one base model, one modality, one scheme, several sites."""
+
+    name: str = "study"
+    seed: int = 0
+    base_model: str = ""
+    """Folder or hub id of the base at the server; sites name their own copy, compared by hash."""
+    modality: str = ""
+    """YAML file of the modality, relative to the study's file; sites name their own copy, compared by hash."""
+    output: str = "runs/study"
+    """Folder for checkpoint, round records and release."""
+    scheme: SchemeConfig = field(default_factory=SchemeConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    federation: FederationConfig = field(default_factory=lambda: FederationConfig(sites=["a", "b"]))
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "name is empty: a study needs a name")
+
+    def digest(self) -> str:
+        """SHA-256 of the study's content, where its results lie left out."""
+        content = to_mapping(self)
+        content.pop("output")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_study(path: Path, overrides: list[str] | None = None) -> tuple[StudyConfig, Modality]:
+    """Read a study and its modality; raises `ConfigError`."""
+    study = load_config(StudyConfig, path, overrides or [])
+    return study, load_config(Modality, path.parent / study.modality)
+
+
+def study_from_json(text: str) -> StudyConfig:
+    """The study as a message carries it; raises `ConfigError`."""
+    content: dict[str, Any] = json.loads(text)
+    return from_mapping(StudyConfig, content)

@@ -1,0 +1,1 @@
+"""The central side: strategy, aggregation, checkpoints, releases and counterfactuals."""

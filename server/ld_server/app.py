@@ -1,0 +1,75 @@
+"""The central end of the federation: a Flower ServerApp that runs one study and writes its release.
+
+    run config: study = path of the study's YAML, overrides = "key=value key=value"
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from ld_common import offline, schemes
+from ld_common.errors import FederationError
+from ld_common.modality import Modality
+from ld_common.models import base_digest, load_unet
+from ld_common.release import write_release
+from ld_common.study import StudyConfig, load_study
+from ld_server.strategy import DriftFederation, RoundRecord
+
+RELEASE, ROUNDS = "release", "rounds.jsonl"
+
+offline.configure()
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study that the run config names."""
+    overrides = shlex.split(str(context.run_config.get("overrides", "")))
+    study, modality = load_study(Path(str(context.run_config["study"])), overrides)
+    run_study(grid, study, modality)
+
+
+def run_study(grid: Grid, study: StudyConfig, modality: Modality) -> Path:
+    """Run all rounds of a study and write its release; returns the release's folder.
+
+    Raises:
+        FederationError: too few sites came, or no round had enough good answers.
+    """
+    output = Path(study.output)
+    output.mkdir(parents=True, exist_ok=True)
+    progress = output / ROUNDS
+    progress.write_text("")
+    digest = base_digest(study.base_model)
+    unet, _ = load_unet(study.base_model)
+    shape = int(unet.config["in_channels"]), int(unet.config["sample_size"]), int(unet.config["sample_size"])
+    schemes.attach(unet, study.scheme, study.seed)
+
+    def note(record: RoundRecord) -> None:
+        with progress.open("a") as stream:
+            stream.write(json.dumps(vars(record)) + "\n")
+
+    strategy = DriftFederation(study, digest, modality.digest(), shape, output, note)
+    strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(dict(schemes.learned_state(unet))),
+        num_rounds=study.federation.rounds,
+        timeout=study.federation.round_timeout_seconds,
+    )
+    if not any(record.counted for record in strategy.records):
+        raise FederationError("no round had enough good answers: no release is written")
+    schemes.load_state(unet, strategy.state)
+    return write_release(
+        output / RELEASE,
+        study,
+        modality,
+        digest,
+        schemes.adapter_state(unet),
+        strategy.drift,
+        strategy.site_drifts,
+        [vars(record) for record in strategy.records],
+    )

@@ -1,0 +1,222 @@
+"""The round as a Flower strategy: picks sites by name, checks every answer, averages, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from ld_common import messages
+from ld_common.config import to_mapping
+from ld_common.drift import mean_drift
+from ld_common.errors import AdapterError, FederationError, LdError
+from ld_common.messages import TrainResult, TrainTask
+from ld_common.schemes import State
+from ld_common.study import StudyConfig
+from ld_server.aggregate import average_states, check_result
+from ld_server.checkpoint import Checkpoint, write_checkpoint
+
+POLL_SECONDS = 1.0
+JOIN_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass
+class RoundRecord:
+    """What happened in one round, as checkpoint, release and report keep it."""
+
+    round: int
+    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Site -> why its answer did not count."""
+    counted: bool = False
+    """Whether enough answers passed the checks for the round to change the adapter."""
+    seconds: float = 0.0
+
+
+class DriftFederation(Strategy):
+    """Federated averaging of a named set of tensors, each site with a latent drift of its own.
+
+    A bad or missing answer leaves its site out of the round, with the reason in the round's record; it never
+    ends the run. Below `min_sites` good answers the adapter stays as it was.
+    """
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        base_digest: str,
+        modality_digest: str,
+        latent_shape: tuple[int, int, int],
+        output: Path,
+        on_round: Callable[[RoundRecord], None] = lambda record: None,
+    ) -> None:
+        self.study = study
+        self.base_digest, self.modality_digest = base_digest, modality_digest
+        self.latent_shape = latent_shape
+        self.output = output
+        self.on_round = on_round
+        self.records: list[RoundRecord] = []
+        self.site_drifts: dict[str, Tensor] = {}
+        self.site_weights: dict[str, float] = {}
+        self.state: State = {}
+        self._nodes: dict[str, int] = {}
+        self._asked: dict[int, str] = {}
+        self._started = 0.0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One task for each site of the study that is here, in the order of their names."""
+        self._started = time.monotonic()
+        self.state = dict(arrays.to_torch_state_dict())
+        self._find_sites(grid)
+        task = TrainTask(
+            self.state, server_round, json.dumps(to_mapping(self.study)), self.base_digest, self.modality_digest
+        )
+        present = sorted(set(self._nodes) & set(self.study.federation.sites))
+        self._asked = {self._nodes[name]: name for name in present}
+        return [
+            Message(messages.pack_task(task), dst_node_id=self._nodes[name], message_type=MessageType.TRAIN)
+            for name in present
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the answers, average the good ones, write the checkpoint."""
+        record = RoundRecord(server_round)
+        results: dict[str, TrainResult] = {}
+        waiting = dict(self._asked)
+        for reply in replies:
+            name = waiting.pop(reply.metadata.src_node_id, None)
+            if name is None:
+                continue
+            try:
+                result = self._read(reply, name, server_round)
+                norm = check_result(
+                    result, self.state, self._drift_shape(), self.study.federation.max_update_norm
+                )
+            except LdError as error:
+                record.left_out[name] = str(error)
+                continue
+            results[name] = result
+            record.sites[name] = _summary(result, norm)
+        record.left_out |= {name: "it did not answer before the round's deadline" for name in waiting.values()}
+        absent = set(self.study.federation.sites) - set(self._asked.values())
+        record.left_out |= {name: "it was not connected" for name in absent}
+        record.counted = len(results) >= self.study.federation.min_sites
+        if record.counted:
+            self._average(results)
+        return self._finish(record)
+
+    def _average(self, results: dict[str, TrainResult]) -> None:
+        equal = self.study.federation.weighting == "equal"
+        weights = {name: 1.0 if equal else float(result.visits) for name, result in results.items()}
+        self.state = average_states({name: result.state for name, result in results.items()}, weights)
+        for name, result in results.items():
+            self.site_weights[name] = weights[name]
+            if result.drift is not None:
+                self.site_drifts[name] = result.drift
+
+    def _finish(self, record: RoundRecord) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        record.sites = dict(sorted(record.sites.items()))
+        record.left_out = dict(sorted(record.left_out.items()))
+        record.seconds = time.monotonic() - self._started
+        self.records.append(record)
+        write_checkpoint(
+            self.output,
+            Checkpoint(self.study.digest(), record.round, self.state, [vars(kept) for kept in self.records]),
+        )
+        self.on_round(record)
+        if not record.counted:
+            return None, None
+        losses = {f"loss-{name}": site["loss_last"] for name, site in record.sites.items()}
+        return ArrayRecord(dict(self.state)), MetricRecord(losses)
+
+    @property
+    def drift(self) -> Tensor | None:
+        """Mean drift μ over the sites that released one, by their weights in the average."""
+        names = sorted(self.site_drifts)
+        return mean_drift([self.site_drifts[name] for name in names], [self.site_weights[name] for name in names])
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: the release is evaluated where the evaluation data lie."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to aggregate."""
+        return None
+
+    def summary(self) -> None:
+        """Say what will run, once."""
+        federation = self.study.federation
+        print(f"study {self.study.name}: {federation.rounds} rounds at {', '.join(federation.sites)}", flush=True)
+
+    def _find_sites(self, grid: Grid) -> None:
+        """Ask every new node for its site's name until all sites are here or the wait is over."""
+        wanted, federation = set(self.study.federation.sites), self.study.federation
+        deadline = time.monotonic() + federation.wait_seconds
+        known: set[int] = set()
+        while True:
+            nodes = set(grid.get_node_ids())
+            self._nodes = {name: node for name, node in self._nodes.items() if node in nodes}
+            new = sorted(nodes - known - set(self._nodes.values()))
+            known |= set(new)
+            asked = [Message(RecordDict(), dst_node_id=node, message_type=f"query.{messages.JOIN}") for node in new]
+            for reply in grid.send_and_receive(asked, timeout=JOIN_TIMEOUT_SECONDS) if asked else []:
+                name = messages.unpack_name(reply.content) if reply.has_content() else None
+                if name in wanted:
+                    self._nodes.setdefault(name, reply.metadata.src_node_id)
+            absent = sorted(wanted - set(self._nodes))
+            if not absent:
+                return
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(POLL_SECONDS)
+        if len(self._nodes) < federation.min_sites:
+            raise FederationError(
+                f"only {len(self._nodes)} of {federation.min_sites} sites came within "
+                f"{federation.wait_seconds:g} s; missing: {', '.join(absent)}"
+            )
+
+    def _read(self, reply: Message, name: str, server_round: int) -> TrainResult:
+        if reply.has_error():
+            raise AdapterError(f"its node failed with code {reply.error.code}")
+        if (sentence := messages.unpack_error(reply.content)) is not None:
+            raise AdapterError(sentence)
+        try:
+            result = messages.unpack_result(reply.content)
+        except Exception as error:  # whatever a foreign node put into a message, the run goes on
+            raise AdapterError(f"its answer cannot be read ({type(error).__name__})") from error
+        if (result.site, result.round) != (name, server_round):
+            raise AdapterError(f"its answer is of site '{result.site}' and round {result.round}")
+        return result
+
+    def _drift_shape(self) -> torch.Size | None:
+        channels = self.latent_shape[0]
+        shapes = {"scalar": (1, 1, 1), "channel": (channels, 1, 1), "map": self.latent_shape}
+        shape = shapes.get(self.study.drift.mean)
+        return None if shape is None else torch.Size(shape)
+
+
+def _summary(result: TrainResult, norm: float) -> dict[str, Any]:
+    return {
+        "visits": result.visits,
+        "patients": result.patients,
+        "loss_first": result.loss_first,
+        "loss_last": result.loss_last,
+        "update_norm": norm,
+        "uplink_bytes": result.uplink_bytes,
+        "drift": None if result.drift is None else result.drift.mean((-1, -2)).tolist(),
+        "seconds": result.seconds,
+    }

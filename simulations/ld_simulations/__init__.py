@@ -1,0 +1,1 @@
+"""Demo hospitals, the tiny base model and whole federations on one machine."""
