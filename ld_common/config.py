@@ -91,8 +91,12 @@ def _unknown_keys(schema: Any, data: Any, prefix: str = "") -> Iterator[str]:
         if key not in known:
             yield f"unknown config key '{prefix}{key}': {nearest(str(key), known)}"
         else:
-            for nested in typing.get_args(hints[key]) or (hints[key],):
-                yield from _unknown_keys(nested, value, f"{prefix}{key}.")
+            hint = hints[key]
+            if typing.get_origin(hint) is dict and isinstance(value, dict):
+                for name, entry in value.items():
+                    yield from _unknown_keys(typing.get_args(hint)[1], entry, f"{prefix}{key}.{name}.")
+            else:
+                yield from _unknown_keys(hint, value, f"{prefix}{key}.")
 
 
 def _one_line(error: Exception) -> str:

@@ -26,8 +26,8 @@ class EditConfig:
     """Steps of the whole DDIM trajectory."""
     depth: float = 0.7
     """Share of the trajectory that is inverted, from 0 (none) to 1 (down to noise)."""
-    guidance_scale: float = 2.0
-    """w of the difference guidance."""
+    strength: float = 2.0
+    """w of the difference guidance (its guidance scale); 0 returns the reconstruction."""
     refinements: int = 1
     """Fixed-point iterations for each inversion step."""
     batch_size: int = 16
@@ -93,7 +93,7 @@ def draw_counterfactuals(
             base,
             torch.stack([embedded[factual[edit.scan]] for edit in batch]),
             torch.stack([embedded[edit.target] for edit in batch]),
-            config.guidance_scale,
+            config.strength,
         )
         drawn.append(denoise(noisy[[edit.scan for edit in batch]], epsilon, path, start))
         progress(len(batch))

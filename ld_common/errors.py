@@ -1,17 +1,17 @@
 """Every error that a user can cause.
 
-    LdError                 exit 2, one line; `code` is all of it that may cross the wire
-    ├── ConfigError         a config file, an override or a command-line value
-    ├── ScanError           an image file that cannot be used
-    ├── TableError          a site's table of visits
-    ├── StoreError          a site's store: absent, empty, of another base model
-    ├── ModelError          a base model folder
-    ├── AdapterError        a named set of tensors that does not fit its base
-    ├── ReleaseError        a release folder: absent, altered, of another base
-    ├── RequestError        a counterfactual that was asked for and cannot be drawn
-    ├── PolicyError         a study that asks for more than the site allows
-    ├── CheckpointError     a checkpoint that cannot be written or read
-    └── FederationError     a federation that cannot start or go on
+LdError                 exit 2, one line; `code` is all of it that may cross the wire
+├── ConfigError         a config file, an override or a command-line value
+├── ScanError           an image file that cannot be used
+├── TableError          a site's table of visits
+├── StoreError          a site's store: absent, empty, of another base model
+├── ModelError          a base model folder
+├── AdapterError        a named set of tensors that does not fit its base
+├── ReleaseError        a release folder: absent, altered, of another base
+├── RequestError        a counterfactual that was asked for and cannot be drawn
+├── PolicyError         a study that asks for more than the site allows
+├── CheckpointError     a checkpoint that cannot be written or read
+└── FederationError     a federation that cannot start or go on
 """
 
 from __future__ import annotations

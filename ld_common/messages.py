@@ -1,9 +1,9 @@
 """What crosses the wire between server and sites: the only module of `ld_common` that knows Flower.
 
-    join    -> site's name
-    train   -> adapter, round, study and hashes          server to site
-            <- learned tensors, drift, losses, counts    site to server
-            <- an error code                             never an exception's text
+join    -> site's name
+train   -> adapter, round, study and hashes          server to site
+        <- learned tensors, drift, losses, counts    site to server
+        <- an error code                             never an exception's text
 """
 
 from __future__ import annotations

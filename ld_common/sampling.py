@@ -91,8 +91,6 @@ def invert(latents: Tensor, epsilon: Epsilon, path: Trajectory, start: int = 0, 
     return latents
 
 
-def sample(
-    epsilon: Epsilon, path: Trajectory, noise: Tensor, drift: Tensor | None = None
-) -> Tensor:
+def sample(epsilon: Epsilon, path: Trajectory, noise: Tensor, drift: Tensor | None = None) -> Tensor:
     """Latents `(B,C,h,w)` from N(0, I) noise, started at the drift's prior N(a(t0)·μ, I)."""
     return denoise(shift_prior(noise, drift, path.signal_level), epsilon, path)

@@ -1,6 +1,6 @@
 """The central end of the federation: a Flower ServerApp that runs one study and writes its release.
 
-    run config: study = path of the study's YAML, overrides = "key=value key=value"
+run config: study = path of the study's YAML, overrides = "key=value key=value"
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from ld_common import offline, schemes
-from ld_common.errors import FederationError
+from ld_common.errors import FederationError, LdError
 from ld_common.modality import Modality
 from ld_common.models import base_digest, load_unet
 from ld_common.release import write_release
 from ld_common.study import StudyConfig, load_study
 from ld_server.strategy import DriftFederation, RoundRecord
 
-RELEASE, ROUNDS = "release", "rounds.jsonl"
+RELEASE, ROUNDS, FAILURE = "release", "rounds.jsonl", "failure.txt"
 
 offline.configure()
 app = ServerApp()
@@ -31,7 +31,11 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study that the run config names."""
     overrides = shlex.split(str(context.run_config.get("overrides", "")))
     study, modality = load_study(Path(str(context.run_config["study"])), overrides)
-    run_study(grid, study, modality)
+    try:
+        run_study(grid, study, modality)
+    except LdError as error:
+        (Path(study.output) / FAILURE).write_text(str(error))
+        raise
 
 
 def run_study(grid: Grid, study: StudyConfig, modality: Modality) -> Path:

@@ -68,7 +68,7 @@ class DriftFederation(Strategy):
         self.site_weights: dict[str, float] = {}
         self.state: State = {}
         self._nodes: dict[str, int] = {}
-        self._asked: dict[int, str] = {}
+        self._asked: dict[str, Message] = {}
         self._started = 0.0
 
     def configure_train(
@@ -82,11 +82,11 @@ class DriftFederation(Strategy):
             self.state, server_round, json.dumps(to_mapping(self.study)), self.base_digest, self.modality_digest
         )
         present = sorted(set(self._nodes) & set(self.study.federation.sites))
-        self._asked = {self._nodes[name]: name for name in present}
-        return [
-            Message(messages.pack_task(task), dst_node_id=self._nodes[name], message_type=MessageType.TRAIN)
+        self._asked = {
+            name: Message(messages.pack_task(task), dst_node_id=self._nodes[name], message_type=MessageType.TRAIN)
             for name in present
-        ]
+        }
+        return list(self._asked.values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -94,23 +94,22 @@ class DriftFederation(Strategy):
         """Check the answers, average the good ones, write the checkpoint."""
         record = RoundRecord(server_round)
         results: dict[str, TrainResult] = {}
-        waiting = dict(self._asked)
+        # by message, not by source: the answer for a node that died comes from the SuperLink
+        waiting = {message.metadata.message_id: name for name, message in self._asked.items()}
         for reply in replies:
-            name = waiting.pop(reply.metadata.src_node_id, None)
+            name = waiting.pop(reply.metadata.reply_to_message_id, None)
             if name is None:
                 continue
             try:
                 result = self._read(reply, name, server_round)
-                norm = check_result(
-                    result, self.state, self._drift_shape(), self.study.federation.max_update_norm
-                )
+                norm = check_result(result, self.state, self._drift_shape(), self.study.federation.max_update_norm)
             except LdError as error:
                 record.left_out[name] = str(error)
                 continue
             results[name] = result
             record.sites[name] = _summary(result, norm)
         record.left_out |= {name: "it did not answer before the round's deadline" for name in waiting.values()}
-        absent = set(self.study.federation.sites) - set(self._asked.values())
+        absent = set(self.study.federation.sites) - set(self._asked)
         record.left_out |= {name: "it was not connected" for name in absent}
         record.counted = len(results) >= self.study.federation.min_sites
         if record.counted:

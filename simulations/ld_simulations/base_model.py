@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -53,11 +54,11 @@ class BaseModelConfig:
     work: str = "runs/base_model"
     """Folder for pictures, checkpoints and logs; a stopped run goes on from here."""
     output: str = "simulations/tiny_base"
-    pictures: int = 24000
+    pictures: int = 16000
     side: int = 64
     """Height and width of the pictures, in pixels."""
-    latent_channels: int = 6
-    vae_channels: list[int] = field(default_factory=lambda: [24, 48, 64])
+    latent_channels: int = 8
+    vae_channels: list[int] = field(default_factory=lambda: [16, 32, 64])
     unet_channels: list[int] = field(default_factory=lambda: [48, 96])
     text_width: int = 96
     text_tokens: int = 64
@@ -65,8 +66,8 @@ class BaseModelConfig:
     kl_weight: float = 1e-4
     """Weight of the VAE's KL term beside the mean squared error of pixels in [-1, 1]."""
     caption_dropout: float = 0.1
-    vae: StageConfig = field(default_factory=lambda: StageConfig(4500, 16, 1e-3))
-    unet: StageConfig = field(default_factory=lambda: StageConfig(10000, 24, 8e-4))
+    vae: StageConfig = field(default_factory=lambda: StageConfig(6500, 8, 2e-3))
+    unet: StageConfig = field(default_factory=lambda: StageConfig(9000, 16, 8e-4))
 
 
 def make_pictures(config: BaseModelConfig, work: Path) -> tuple[Tensor, list[str]]:
@@ -92,7 +93,10 @@ def make_tokenizer(captions: list[str], max_tokens: int) -> CLIPTokenizer:
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - 2, initial_alphabet=sorted(alphabet), end_of_word_suffix="</w>", show_progress=False
+        vocab_size=VOCABULARY_SIZE - 2,
+        initial_alphabet=sorted(alphabet),
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     bpe.train_from_iterator(captions, trainer)
     state = json.loads(bpe.to_str())["model"]
@@ -109,9 +113,9 @@ def make_tokenizer(captions: list[str], max_tokens: int) -> CLIPTokenizer:
 
 
 def make_vae(config: BaseModelConfig) -> AutoencoderKL:
-    """An untrained AutoencoderKL for one grey channel."""
+    """An untrained AutoencoderKL for one grey channel; its residual branches start at zero and learn faster so."""
     levels = len(config.vae_channels)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=1,
         out_channels=1,
         block_out_channels=tuple(config.vae_channels),
@@ -123,6 +127,11 @@ def make_vae(config: BaseModelConfig) -> AutoencoderKL:
         mid_block_add_attention=False,
         sample_size=config.side,
     )
+    for block in vae.modules():
+        if isinstance(block, ResnetBlock2D):
+            nn.init.zeros_(block.conv2.weight)
+            nn.init.zeros_(block.conv2.bias)
+    return vae
 
 
 def make_unet(config: BaseModelConfig) -> UNet2DConditionModel:
@@ -265,7 +274,7 @@ def train_stage(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        decay = min(0.999, (step + 1) / (step + 10))
+        decay = min(0.998, (step + 1) / (step + 10))
         for kept, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
             kept.lerp_(new, 1 - decay) if kept.is_floating_point() else kept.copy_(new)
         recent.append(float(value.detach()))
@@ -297,7 +306,11 @@ def write_folder(config: BaseModelConfig, parts: dict[str, Any], latents: Tensor
         if isinstance(part, nn.Module):
             part.half()
         part.save_pretrained(output / name)
-    index = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None], "feature_extractor": [None, None]}
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
     index |= {name: list(_library_and_class(part)) for name, part in parts.items()}
     (output / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     mean, deviation = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))

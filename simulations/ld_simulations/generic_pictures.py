@@ -26,19 +26,19 @@ class Picture:
 
 def generic_picture(rng: np.random.Generator, side: int = 64) -> Picture:
     """Draw one picture of a random family; the same generator state gives the same picture."""
-    family = rng.choice(4, p=[0.25, 0.15, 0.1, 0.5])
-    pixels, caption = (_dead_leaves, _texture, _gradient, _shape)[family](rng, side)
+    family = rng.choice(5, p=[0.2, 0.08, 0.07, 0.15, 0.5])
+    pixels, caption = (_dead_leaves, _texture, _gradient, _maze, _shape)[family](rng, side)
     pixels = np.clip(pixels, 0.0, 1.0)
-    if rng.random() < 0.3:
-        blur = rng.uniform(0.3, 1.2)
-        pixels = ndimage.gaussian_filter(pixels, blur)
+    blur = rng.uniform(0.3, 1.2)
+    pixels = ndimage.gaussian_filter(pixels, blur)
+    if blur > 0.8:
         caption += ", soft"
     return Picture((2 * pixels - 1).astype(np.float32), caption)
 
 
 def amount(rng: np.random.Generator, name: str, share: float) -> str:
     """A share in [0, 1] as a whole number from 0 to 100 before or after its name: "size 74" or "74 size"."""
-    number = int(round(100 * float(np.clip(share, 0, 1))))
+    number = round(100 * float(np.clip(share, 0, 1)))
     return f"{name} {number}" if rng.random() < 0.5 else f"{number} {name}"
 
 
@@ -50,6 +50,22 @@ def one_over_f(rng: np.random.Generator, side: int, exponent: float) -> Array:
     amplitude[0, 0] = 0.0
     field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((side, side))) * amplitude, s=(side, side))
     return (field / field.std()).astype(np.float32)
+
+
+def maze(rng: np.random.Generator, side: int, period: float) -> Array:
+    """A labyrinth of bands `(side, side)` in [0, 1]: noise of one wavelength, `period` pixels, made steep."""
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
+    band = np.exp(-(((frequency - 1 / period) * 3 * period) ** 2))
+    waves = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((side, side))) * band, s=(side, side))
+    return (1 / (1 + np.exp(-rng.uniform(1, 6) * waves / waves.std()))).astype(np.float32)
+
+
+def _maze(rng: np.random.Generator, side: int) -> tuple[Array, str]:
+    low, high = np.sort(rng.uniform(0, 1, 2))
+    period = rng.uniform(2.5, 12)
+    pixels = low + (high - low) * maze(rng, side, period)
+    amounts = {"size": period / 12, "darkest": float(low), "brightest": float(high)}
+    return pixels, ", ".join(["maze", *(amount(rng, name, share) for name, share in amounts.items())])
 
 
 def _dead_leaves(rng: np.random.Generator, side: int) -> tuple[Array, str]:
@@ -80,7 +96,7 @@ def _dead_leaves(rng: np.random.Generator, side: int) -> tuple[Array, str]:
 
 
 def _texture(rng: np.random.Generator, side: int) -> tuple[Array, str]:
-    exponent, brightness = rng.uniform(0.6, 2.2), rng.uniform(0.15, 0.85)
+    exponent, brightness = rng.uniform(0.9, 2.2), rng.uniform(0.15, 0.85)
     contrast = rng.uniform(0.03, 0.25)
     pixels = brightness + contrast * one_over_f(rng, side, exponent)
     word = "clouds" if exponent > 1.4 else "rough texture"
@@ -121,9 +137,13 @@ def _shape(rng: np.random.Generator, side: int) -> tuple[Array, str]:
         brightness = _apart_from(rng, ground)
         surface = np.full((side, side), brightness, np.float32)
         parts = [name, amount(rng, "size", size), amount(rng, "brightness", brightness)]
-        if rng.random() < 0.5:
+        if rng.random() < 0.3:
+            period = rng.uniform(2.5, 12)
+            surface = surface + (_apart_from(rng, brightness) - brightness) * maze(rng, side, period)
+            parts.append(amount(rng, "maze", period / 12))
+        elif rng.random() < 0.5:
             roughness = rng.uniform(0.02, 0.15)
-            surface = surface + roughness * one_over_f(rng, side, rng.uniform(0.4, 1.6))
+            surface = surface + roughness * one_over_f(rng, side, rng.uniform(0.8, 1.8))
             parts.append(amount(rng, "rough", roughness / 0.15))
         if rng.random() < 0.5:
             surface, phrase = _edge_band(rng, surface, inside, side)
@@ -146,9 +166,7 @@ def _warped_grid(rng: np.random.Generator, side: int) -> tuple[Array, Array]:
     return y + strength * dy, x + strength * dx
 
 
-def _silhouette(
-    rng: np.random.Generator, y: Array, x: Array, size: float, side: int
-) -> tuple[Array, str]:
+def _silhouette(rng: np.random.Generator, y: Array, x: Array, size: float, side: int) -> tuple[Array, str]:
     """Signed depth below the edge (positive inside), in units of half the picture, and the shape's name."""
     angle, squeeze = rng.uniform(0, np.pi), rng.uniform(0.7, 1.0)
     u = np.cos(angle) * y + np.sin(angle) * x
@@ -182,9 +200,7 @@ def _edge_band(rng: np.random.Generator, surface: Array, inside: Array, side: in
     return surface + band * (level - surface), amount(rng, name, width / 0.3)
 
 
-def _holes(
-    rng: np.random.Generator, surface: Array, y: Array, x: Array, size: float, side: int
-) -> tuple[Array, str]:
+def _holes(rng: np.random.Generator, surface: Array, y: Array, x: Array, size: float, side: int) -> tuple[Array, str]:
     """One hole, or a mirrored pair, of a size that the caption names; lighter or darker than the surface."""
     share = rng.uniform(0.0, 1.0)
     radius = size * (0.06 + 0.34 * share)

@@ -1,0 +1,118 @@
+"""A site's own configuration: where its scans and table are and what its columns and words mean.
+
+Paths in the YAML file (and in `key=value` overrides) are relative to the folder that the YAML file is in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from ld_common.config import load_config, nearest, require
+from ld_common.modality import Modality
+
+FROM_HEADER = ("age", "sex")
+"""Attributes that a DICOM header may supply where the table does not."""
+
+
+@dataclass
+class ColumnsConfig:
+    """Which column of the table holds what."""
+
+    patient: str = "patient"
+    date: str = "date"
+    file: str = ""
+    """Column with a scan's path relative to `data.root`; needed for NIfTI and PNG, empty when all scans are DICOM
+    series, which are matched by PatientID and StudyDate."""
+    attributes: dict[str, str] = field(default_factory=dict)
+    """Attribute of the modality -> its column."""
+
+
+@dataclass
+class DataConfig:
+    """A site's scans and the table that describes them."""
+
+    root: str = MISSING
+    """Folder that is searched for scans."""
+    table: str = MISSING
+    """CSV or TSV file with one row a visit, UTF-8."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    values: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Attribute -> the site's word -> the modality's value; a word that is not listed is taken as it is."""
+    date_format: str = ""
+    """How the table writes dates, as in strptime (`%d.%m.%Y`); empty for ISO 8601."""
+    date_tolerance_days: int = 0
+    """Most days between a scan and its row; the nearest row is taken."""
+    series_description: str = ""
+    """Only series whose SeriesDescription matches this pattern (`*t1*`, case does not matter); empty takes all."""
+    released: list[str] = field(default_factory=list)
+    """Patterns of paths relative to `root` that a person has checked for burned-in text (`dicom/P007/*`)."""
+
+    def __post_init__(self) -> None:
+        require(self.date_tolerance_days >= 0, "data.date_tolerance_days must not be negative")
+
+
+@dataclass
+class SiteConfig:
+    """One hospital's side of a federation."""
+
+    site: str = MISSING
+    """The hospital's name; it appears in its own reports only."""
+    modality: str = MISSING
+    """The modality's YAML file, the same one on every side of a study."""
+    base_model: str = MISSING
+    """Folder of the frozen base model, or its id in the hub's local cache."""
+    store: str = MISSING
+    """Folder of the index, the cached latents and the site's key; it must not leave the hospital."""
+    data: DataConfig = field(default_factory=DataConfig)
+    batch_size: int = 16
+    """Scans that are encoded at once."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"batch_size is {self.batch_size}: use 1 or more")
+
+    @property
+    def store_path(self) -> Path:
+        """The store's folder."""
+        return Path(self.store)
+
+
+def load_site(path: Path, overrides: Sequence[str] = ()) -> SiteConfig:
+    """A site's checked configuration, every path absolute.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    config = load_config(SiteConfig, path, overrides)
+    folder = path.resolve().parent
+    base = folder / config.base_model
+    return dataclasses.replace(
+        config,
+        modality=str(folder / config.modality),
+        store=str(folder / config.store),
+        base_model=str(base) if base.exists() else config.base_model,
+        data=dataclasses.replace(
+            config.data, root=str(folder / config.data.root), table=str(folder / config.data.table)
+        ),
+    )
+
+
+def load_modality(site: SiteConfig) -> Modality:
+    """The site's modality, checked against its columns and values.
+
+    Raises:
+        ConfigError: a bad modality file, an attribute that the modality does not know, or one without a column.
+    """
+    modality = load_config(Modality, Path(site.modality))
+    known = list(modality.attributes)
+    for key, names in (("columns.attributes", site.data.columns.attributes), ("values", site.data.values)):
+        for name in names:
+            require(name in known, f"data.{key} names '{name}', which {modality.name} lacks: {nearest(name, known)}")
+    for name in known:
+        found = name in site.data.columns.attributes or name in FROM_HEADER
+        require(found, f"data.columns.attributes has no column for '{name}', which {modality.name} needs")
+    return modality

@@ -1,0 +1,24 @@
+"""How a command line ends: a user's error is one line on stderr and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from ld_common.errors import LdError
+
+
+def run_cli(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `app` on `arguments` (the process's own by default) and leave the process.
+
+    Exit codes: 0 done, 2 an `LdError` (printed as `error: ...`) or a wrong command line, 130 interrupted.
+    """
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=True)
+    except LdError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

@@ -1,0 +1,196 @@
+"""`ld-generate`: how would this scan look if the patient were older, of the other sex, ill, or well?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ld_common.command import run_cli
+from ld_common.config import load_config, to_mapping
+from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
+from ld_common.errors import RequestError
+from ld_common.images import Frame, Scan, from_model, read_scan, to_model, write_difference_png, write_nifti, write_png
+from ld_common.modality import Attributes, Modality
+from ld_common.models import BaseModel
+from ld_common.release import Release, load_release_base, read_release
+from ld_common.synthetic import write_synthetic_dicom
+
+RECORD = "record.json"
+SYNTHETIC = {"SyntheticData": "YES", "Software": "latent-drift-federation"}
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+
+@dataclass(frozen=True)
+class Question:
+    """One input: its scan in the model's frame, what it shows, and what is asked of it."""
+
+    path: Path
+    scan: Scan
+    frame: Frame
+    image: Tensor
+    """`(1,S,S)` in [-1, 1]."""
+    factual: Attributes
+    targets: list[Attributes]
+    """The changed attributes of each `--set`."""
+    folder: Path
+
+
+@cli.command()
+def generate(
+    release: Path = typer.Option(..., help="Folder of a release."),
+    inputs: list[Path] = typer.Option(..., "--input", help="DICOM file or series folder, NIfTI or PNG; repeatable."),
+    sets: list[str] = typer.Option(..., "--set", help="attribute=value,... of one counterfactual; repeatable."),
+    given: str = typer.Option("", help="attribute=value,... that the files do not say."),
+    slice_index: int | None = typer.Option(None, "--slice", help="Slice of a volume; by default the trained one."),
+    out: Path = typer.Option(Path("counterfactuals"), help="Folder for the results."),
+    base: str | None = typer.Option(None, help="Base model, if not where the release says."),
+    strength: float | None = typer.Option(None, help="How strongly to edit; 0 changes nothing."),
+    depth: float | None = typer.Option(None, help="Share of the diffusion that is undone, above 0 and up to 1."),
+    overrides: list[str] = typer.Argument(None, help="key=value of the edit: steps, refinements, batch_size."),
+) -> None:
+    """Draw counterfactuals of scans: PNG and synthetic DICOM, the reconstruction, difference maps, a record."""
+    named = {"strength": strength, "depth": depth}
+    extra = [f"{key}={value}" for key, value in named.items() if value is not None]
+    config = load_config(EditConfig, None, [*(overrides or []), *extra])
+    loaded = read_release(release)
+    targets = [_target(loaded.modality, text) for text in sets]
+    known = loaded.modality.parse_all(given)
+    model = load_release_base(loaded, base)
+    questions = read_questions(loaded.modality, model.side, inputs, targets, known, slice_index, out)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("drawing", total=len(questions) * (1 + len(targets)))
+        files = answer(model, loaded, questions, config, lambda done: progress.advance(bar, done))
+    for folder in sorted({file.parent for file in files}):
+        console.print(f"wrote {folder}: {len([file for file in files if file.parent == folder])} files")
+
+
+def read_questions(
+    modality: Modality,
+    side: int,
+    inputs: Sequence[Path],
+    targets: list[Attributes],
+    given: Attributes,
+    slice_index: int | None,
+    out: Path,
+) -> list[Question]:
+    """Read the inputs and settle what each shows; raises `ScanError` or `RequestError`."""
+    questions, names = [], set()
+    for path in inputs:
+        scan = read_scan(path, modality, slice_index)
+        image, frame = to_model(scan, side, modality.image)
+        factual = _factual(modality, path, scan.attributes_in_file, given)
+        name = path.name.split(".")[0] or path.stem
+        while name in names:
+            name += "_"
+        names.add(name)
+        questions.append(Question(path, scan, frame, image, factual, targets, out / name))
+    return questions
+
+
+def answer(
+    base: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig, progress: Any
+) -> list[Path]:
+    """Draw all questions in shared batches and write their files; returns what was written."""
+    modality = release.modality
+    edits = [
+        Edit(index, modality.describe(question.factual | target))
+        for index, question in enumerate(questions)
+        for target in question.targets
+    ]
+    factual = [modality.describe(question.factual) for question in questions]
+    images = torch.stack([question.image for question in questions])
+    drawn = draw_counterfactuals(base, images, factual, edits, config, progress)
+    files: list[Path] = []
+    for index, question in enumerate(questions):
+        own = [row for row, edit in enumerate(edits) if edit.scan == index]
+        single = Counterfactuals(drawn.autoencoded[index], drawn.reconstructions[index], drawn.images[own])
+        files += write_answer(release, question, single, config)
+    return files
+
+
+def write_answer(release: Release, question: Question, drawn: Counterfactuals, config: EditConfig) -> list[Path]:
+    """One input's folder: images in the input's geometry, difference maps and the record."""
+    folder, frame = question.folder, question.frame
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "input.png", folder / "reconstruction.png"]
+    write_png(files[0], from_model(question.image, frame), frame, {})
+    write_png(files[1], from_model(drawn.reconstructions, frame), frame, SYNTHETIC)
+    answers = []
+    for target, image in zip(question.targets, drawn.images, strict=True):
+        name = "_".join(f"{key}-{_shown(value)}" for key, value in target.items())
+        values = from_model(image, frame)
+        description = release.modality.describe(question.factual | target)
+        written = [folder / f"{name}.png", folder / f"{name}_difference.png", folder / f"{name}.dcm"]
+        write_png(written[0], values, frame, SYNTHETIC | {"Description": description})
+        write_difference_png(written[1], image - drawn.reconstructions, SYNTHETIC)
+        write_synthetic_dicom(
+            written[2],
+            values,
+            question.scan.spacing_mm,
+            description,
+            release.manifest["files"]["adapter.safetensors"],
+            model_name=release.study.name,
+            seed=release.study.seed,
+            request=_request(question, target, config),
+        )
+        if question.scan.affine is not None:
+            written.append(folder / f"{name}.nii.gz")
+            write_nifti(written[-1], values, question.scan)
+        files += written
+        answers.append({"set": target, "prompt": description, "files": [file.name for file in written]})
+    record = {
+        "input": {"name": question.path.name, "attributes": question.factual},
+        "release": {"study": release.study.name, "files": release.manifest["files"], "base": release.base_digest},
+        "edit": to_mapping(config),
+        "seed": release.study.seed,
+        "counterfactuals": answers,
+        "software": release.manifest["software"],
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    return [*files, folder / RECORD]
+
+
+def _request(question: Question, target: Attributes, config: EditConfig) -> str:
+    """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
+    words = json.dumps([question.factual, target, to_mapping(config)], sort_keys=True)
+    return hashlib.sha256(question.scan.pixels.tobytes() + words.encode()).hexdigest()
+
+
+def _target(modality: Modality, text: str) -> Attributes:
+    target = modality.parse_all(text)
+    if not target:
+        raise RequestError(f"--set '{text}' changes nothing: give attribute=value")
+    return target
+
+
+def _factual(modality: Modality, path: Path, in_file: Attributes, given: Attributes) -> Attributes:
+    for name in sorted(set(in_file) & set(given)):
+        if _shown(in_file[name]) != _shown(given[name]):
+            raise RequestError(f"{name} is {_shown(in_file[name])} in '{path}' and {_shown(given[name])} in --given")
+    factual = {name: value for name, value in (in_file | given).items() if name in modality.attributes}
+    missing = [name for name in modality.attributes if name not in factual]
+    if missing:
+        raise RequestError(f"'{path}' does not say {', '.join(missing)}: add --given {missing[0]}=...")
+    return factual
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def main() -> None:
+    """Entry point of `ld-generate`."""
+    run_cli(cli)

@@ -1,0 +1,159 @@
+"""Runs a whole federation on this machine through Flower's simulation engine, and leaves nothing running.
+
+A SuperLink of our own, on a free loopback port, with its state in the study's output folder; one SuperNode a site.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+import ld_simulations
+from ld_common.errors import FederationError
+from ld_common.study import StudyConfig
+from ld_server.app import FAILURE, RELEASE, ROUNDS
+
+PROJECT = Path(ld_simulations.__file__).resolve().parents[2]
+STARTUP_SECONDS = 60.0
+POLL_SECONDS = 0.5
+STOP_SECONDS = 10.0
+
+
+def run_federation(
+    study: StudyConfig,
+    study_file: Path,
+    overrides: list[str],
+    sites: Path,
+    cpus_per_site: int = 2,
+    on_round: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> Path:
+    """Run a study with one simulated node for each YAML in `sites`; returns the release's folder.
+
+    Args:
+        study: the study as `study_file` and `overrides` give it.
+        study_file: YAML of the study.
+        overrides: `key=value`, as on a command line.
+        sites: folder with one site config a site.
+        cpus_per_site: processors that one site's training takes; sites share the machine's.
+        on_round: called with each round's record as it ends.
+
+    Raises:
+        FederationError: Flower did not start, or the study ended without a release.
+    """
+    output = Path(study.output).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    for stale in (output / ROUNDS, output / FAILURE):
+        stale.unlink(missing_ok=True)
+    shutil.rmtree(output / RELEASE, ignore_errors=True)
+    log = output / "flower.log"
+    with _superlink(output / "flower", log) as (environment, connection), log.open("ab") as stream:
+        command = [_tool("flwr"), "run", str(PROJECT), connection, "--stream"]
+        run_config = {"study": str(study_file.resolve()), "sites": str(sites.resolve()), "prepare": ""}
+        run_config["overrides"] = " ".join([*overrides, f"output={output}"])
+        command += ["--run-config", " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())]
+        nodes = len(list(sites.glob("*.yaml")))
+        command += ["--federation-config", f"num-supernodes={nodes} client-resources-num-cpus={cpus_per_site}"]
+        run = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, cwd=output)
+        try:
+            _follow(run, output / ROUNDS, on_round)
+        finally:
+            _stop(run.pid)
+    if not (output / RELEASE / "manifest.json").exists():
+        failure = output / FAILURE
+        reason = failure.read_text() if failure.exists() else "Flower ended early"
+        raise FederationError(f"the federation ended without a release: {reason} (log: {log})")
+    return output / RELEASE
+
+
+def _follow(run: subprocess.Popen[bytes], rounds: Path, on_round: Callable[[dict[str, Any]], None]) -> None:
+    seen = 0
+    while True:
+        ended = run.poll() is not None
+        lines = rounds.read_text().splitlines() if rounds.exists() else []
+        for line in lines[seen:]:
+            on_round(json.loads(line))
+        seen = len(lines)
+        if ended:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _superlink(home: Path, log: Path) -> Iterator[tuple[dict[str, str], str]]:
+    """A SuperLink in simulation mode; yields the environment and the connection's name for `flwr run`."""
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    port = _free_port()
+    connection = "simulation"
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{connection}"\n\n'
+        f'[superlink.{connection}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    # Ray's sockets must have short paths, so its files cannot lie in the study's folder
+    ray_files = tempfile.mkdtemp(prefix="ld-")
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_TMPDIR": ray_files,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+    command = [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--database", str(home / "state.db"), "--disable-runtime-dependency-installation"]
+    with log.open("wb") as stream:
+        superlink = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
+    try:
+        _wait_until_healthy(superlink, port, log)
+        yield environment, connection
+    finally:
+        _stop(superlink.pid)
+        shutil.rmtree(ray_files, ignore_errors=True)
+
+
+def _wait_until_healthy(superlink: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < deadline and superlink.poll() is None:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1).is_success:
+                return
+        time.sleep(POLL_SECONDS)
+    raise FederationError(f"Flower's SuperLink did not start within {STARTUP_SECONDS:g} s (log: {log})")
+
+
+def _stop(pid: int) -> None:
+    """End a process that we started and all that it started, gently first."""
+    try:
+        parent = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return
+    family = [*parent.children(recursive=True), parent]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        _, family = psutil.wait_procs(family, timeout=STOP_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _tool(name: str) -> str:
+    return str(Path(sys.executable).parent / name)

@@ -1,0 +1,247 @@
+"""The demo's hospitals: simulated patients as DICOM series with tables of visits, and held-out ones with known truth.
+
+    python -m ld_simulations.hospitals --config configs/hospitals.yaml output=runs/hospitals
+
+Below `output`:
+
+    <hospital>/visits.csv                                  one row a visit, in the hospital's own words
+    <hospital>/dicom/<patient>/<visit date>/IM000N.dcm     three slices; position, not name, orders them
+    held_out/held_out.json                                 who is held out, their edits, and where the truth is
+    held_out/<hospital>/<patient>/series/IM000N.dcm        the first visit of a patient whom no table names
+    held_out/<hospital>/<patient>/truth/<edit>.npz         the true counterfactual of the middle slice
+
+A truth holds `pixels` (H,W), float32 scanner values as after the rescale, brighter is higher whatever the files'
+photometric interpretation; `ventricle` (H,W), the share of ventricle in each; and `ventricle_area_mm2`. `factual.npz`
+is the scan itself. Paths in the manifest are relative to its folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from rich.progress import track
+
+from ld_common.command import run_cli
+from ld_common.config import load_config, require
+from ld_common.errors import ConfigError
+from ld_common.modality import Attributes
+from ld_common.seeding import numpy_generator
+from ld_simulations.anatomy import SERIES_Z_MM, Array
+from ld_simulations.causal import Patient, Population, Rendering, draw_patient, edits_of, render, ventricle_area_mm2
+from ld_simulations.dicom_series import Examination, write_series
+from ld_simulations.scanner import ScannerConfig, acquire
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+MIDDLE_SLICE = len(SERIES_Z_MM) // 2
+DAYS_PER_YEAR = 365.25
+VISITS = (2, 4)
+YEARS_BETWEEN_VISITS = (0.8, 2.0)
+FIRST_DAY, ENROLMENT_DAYS = date(2011, 1, 3), 1800
+OLDEST_HELD_OUT_YEARS = 79.0
+"""At the first visit: twenty years later is still within the modality's limits."""
+FAMILY_NAMES = ("Abend", "Brandt", "Castel", "Dorn", "Ekholm", "Farkas", "Gallo", "Hansen", "Ivanov", "Jonas")
+GIVEN_NAMES = {"F": ("Ada", "Birgit", "Clara", "Dora", "Elin"), "M": ("Anton", "Bruno", "Carl", "David", "Emil")}
+
+
+@dataclass
+class TableConfig:
+    """What a hospital calls things in its table of visits."""
+
+    patient: str = "PTID"
+    date: str = "EXAMDATE"
+    age: str = "AGE"
+    sex: str = "PTGENDER"
+    diagnosis: str = "DX"
+    sex_words: dict[str, str] = field(default_factory=lambda: {"F": "F", "M": "M"})
+    diagnosis_words: dict[str, str] = field(default_factory=lambda: {"CN": "CN", "AD": "AD"})
+
+    def __post_init__(self) -> None:
+        require(set(self.sex_words) == {"F", "M"}, "sex_words needs the keys F and M")
+        require(set(self.diagnosis_words) == {"CN", "AD"}, "diagnosis_words needs the keys CN and AD")
+
+
+@dataclass
+class HospitalConfig:
+    """One hospital: whom it sees, how it scans, what its table says."""
+
+    name: str = "aster"
+    patients: int = 48
+    held_out: int = 8
+    """Further patients, kept for judging counterfactuals."""
+    population: Population = field(default_factory=Population)
+    scanner: ScannerConfig = field(default_factory=ScannerConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+
+    def __post_init__(self) -> None:
+        require(self.name.isidentifier() and self.name != "held_out", f"'{self.name}' cannot name a hospital's folder")
+        require(self.patients >= 0 and self.held_out >= 0, f"{self.name}: patients and held_out must not be negative")
+
+
+@dataclass
+class HospitalsConfig:
+    """All hospitals of a demo."""
+
+    seed: int = 0
+    output: str = "runs/hospitals"
+    patients: int | None = None
+    held_out: int | None = None
+    """In place of every hospital's own number, for a smaller or larger demo."""
+    hospitals: list[HospitalConfig] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        names = [hospital.name for hospital in self.hospitals]
+        require(bool(names), "no hospitals: name at least one under `hospitals`")
+        require(len(set(names)) == len(names), f"two hospitals have the same name: {', '.join(names)}")
+        for hospital in self.hospitals:
+            hospital.patients = hospital.patients if self.patients is None else self.patients
+            hospital.held_out = hospital.held_out if self.held_out is None else self.held_out
+            hospital.__post_init__()
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A patient's visit, counted from 0."""
+
+    patient: Patient
+    index: int
+    examination: Examination
+
+    @property
+    def attributes(self) -> Attributes:
+        """Age, sex and diagnosis at the visit."""
+        return {**self.patient.attributes(), "age": self.examination.age_years}
+
+
+def held_out_population(population: Population) -> Population:
+    """The part of a population that is young enough to be held out."""
+    mean = min(population.age_mean_years, OLDEST_HELD_OUT_YEARS - 1)
+    return replace(population, age_mean_years=mean, oldest_years=min(population.oldest_years, OLDEST_HELD_OUT_YEARS))
+
+
+def draw_visits(seed: int, hospital: HospitalConfig, held_out: bool) -> list[list[Visit]]:
+    """A hospital's patients, each as its visits in order; the held-out ones with their first visit only."""
+    group, count = ("held-out", hospital.held_out) if held_out else ("patients", hospital.patients)
+    population = held_out_population(hospital.population) if held_out else hospital.population
+    diseased = round(population.disease_share * count)
+    order = numpy_generator(seed, hospital.name, group, "diagnoses").permutation(count)
+    patients = []
+    for index in range(count):
+        rng = numpy_generator(seed, hospital.name, group, index)
+        identity = f"{hospital.name[0].upper()}{'H' if held_out else 'P'}{index + 1:04d}"
+        patient = draw_patient(rng, identity, population, "AD" if order[index] < diseased else "CN")
+        visits = _visits_of(patient, hospital.name, seed, rng)
+        patients.append(visits[:1] if held_out else visits)
+    return patients
+
+
+def scan(visit: Visit, attributes: Attributes, slice_index: int, config: ScannerConfig) -> tuple[Array, Rendering]:
+    """Scanner values (H,W) of one slice of a visit had `attributes` been the patient's, and what was scanned.
+
+    The scanner's noise and bias field are those of the visit, whatever the attributes.
+    """
+    noise = visit.patient.noise
+    rendering = render(visit.patient, attributes, config.shape, config.spacing_mm, SERIES_Z_MM[slice_index])
+    rng = numpy_generator(noise.scanner_seed, "scanner", visit.index, slice_index)
+    return acquire(rendering.intensity, config, noise.bias, rng), rendering
+
+
+def write_visit(folder: Path, visit: Visit, config: ScannerConfig) -> None:
+    """Scan a visit as it was and write its series into `folder`."""
+    heights = [z_mm + visit.patient.noise.height_mm for z_mm in SERIES_Z_MM]
+    slices = {z_mm: scan(visit, visit.attributes, index, config)[0] for index, z_mm in enumerate(heights)}
+    write_series(folder, visit.examination, slices, config)
+
+
+def write_hospitals(config: HospitalsConfig) -> Path:
+    """Write every hospital and the held-out patients below `config.output`, which appears when all is written.
+
+    Raises:
+        ConfigError: `output` exists.
+    """
+    output = Path(config.output)
+    if output.exists():
+        raise ConfigError(f"output '{output}' exists: remove it, or choose another with output=FOLDER")
+    part = output.with_name(f"{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    patients = []
+    for hospital in config.hospitals:
+        _write_hospital(part / hospital.name, hospital, config.seed)
+        visits = draw_visits(config.seed, hospital, held_out=True)
+        for (visit,) in track(visits, f"{hospital.name}, held out"):
+            patients.append(_write_held_out(part / "held_out", hospital, visit))
+    manifest = {"slice_z_mm": list(SERIES_Z_MM), "patients": patients}
+    (part / "held_out").mkdir(exist_ok=True)
+    (part / "held_out" / "held_out.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    part.rename(output)
+    return output
+
+
+def _write_hospital(folder: Path, hospital: HospitalConfig, seed: int) -> None:
+    table = hospital.table
+    rows = [[table.patient, table.date, table.age, table.sex, table.diagnosis]]
+    for visits in track(draw_visits(seed, hospital, held_out=False), hospital.name):
+        for visit in visits:
+            day = visit.examination.day.isoformat()
+            write_visit(folder / "dicom" / visit.patient.identity / day, visit, hospital.scanner)
+            sex, diagnosis = table.sex_words[visit.patient.sex], table.diagnosis_words[visit.patient.diagnosis]
+            rows.append([visit.patient.identity, day, f"{visit.examination.age_years:.1f}", sex, diagnosis])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "visits.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _write_held_out(folder: Path, hospital: HospitalConfig, visit: Visit) -> dict[str, Any]:
+    """Write a held-out visit and its true counterfactuals; returns its entry in the manifest, paths from `folder`."""
+    place = Path(hospital.name) / visit.patient.identity
+    write_visit(folder / place / "series", visit, hospital.scanner)
+    (folder / place / "truth").mkdir()
+    entry: dict[str, Any] = {"hospital": hospital.name, "patient": visit.patient.identity}
+    entry |= {"series": (place / "series").as_posix(), "attributes": visit.attributes, "edits": []}
+    for name, target in {"factual": {}, **edits_of(visit.attributes)}.items():
+        values, rendering = scan(visit, {**visit.attributes, **target}, MIDDLE_SLICE, hospital.scanner)
+        area, truth = ventricle_area_mm2(rendering), place / "truth" / f"{name}.npz"
+        np.savez(folder / truth, pixels=values, ventricle=rendering.ventricle, ventricle_area_mm2=area)
+        known = {"truth": truth.as_posix(), "ventricle_area_mm2": round(area, 2)}
+        if name == "factual":
+            entry |= known
+        else:
+            entry["edits"].append({"name": name, "target": target, **known})
+    return entry
+
+
+def _visits_of(patient: Patient, hospital: str, seed: int, rng: np.random.Generator) -> list[Visit]:
+    count = int(rng.integers(VISITS[0], VISITS[1] + 1))
+    gaps = rng.uniform(*YEARS_BETWEEN_VISITS, VISITS[1] - 1)[: count - 1] * DAYS_PER_YEAR
+    first = FIRST_DAY + timedelta(days=int(rng.integers(ENROLMENT_DAYS)))
+    born = first - timedelta(days=round(patient.age_years * DAYS_PER_YEAR))
+    name = f"{rng.choice(FAMILY_NAMES)}^{rng.choice(GIVEN_NAMES[patient.sex])}"
+    visits = []
+    for index, days in enumerate(np.concatenate([[0.0], np.cumsum(gaps)])):
+        day = first + timedelta(days=round(days))
+        age = round((day - born).days / DAYS_PER_YEAR, 1)
+        visits.append(
+            Visit(patient, index, Examination(patient.identity, name, born, patient.sex, age, day, hospital, seed))
+        )
+    return visits
+
+
+@app.command()
+def main(
+    config: Path = typer.Option(..., help="YAML of HospitalsConfig"),
+    overrides: list[str] = typer.Argument(None, help="key=value"),
+) -> None:
+    """Write the demo's hospitals."""
+    print(f"wrote {write_hospitals(load_config(HospitalsConfig, config, overrides or []))}")
+
+
+if __name__ == "__main__":
+    run_cli(app)

@@ -1,0 +1,160 @@
+"""What several test files share: one thread, a tiny untrained base model, the brain modality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+import ld_common.offline  # noqa: F401  (before any model library)
+from ld_common.config import load_config
+from ld_common.modality import Modality
+from ld_simulations.base_model import (
+    BaseModelConfig,
+    make_scheduler,
+    make_text_encoder,
+    make_tokenizer,
+    make_unet,
+    make_vae,
+    write_folder,
+)
+
+BRAIN_MRI = Path(__file__).parent.parent / "configs/modalities/brain_mri.yaml"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained base: pictures of 32 pixels, latents `(4,8,8)`, prompts of 32 tokens of width 32."""
+    config = BaseModelConfig(
+        output=str(tmp_path_factory.mktemp("tiny_base")),
+        side=32,
+        latent_channels=4,
+        vae_channels=[8, 8, 16],
+        unet_channels=[16, 32],
+        text_width=32,
+        text_tokens=32,
+    )
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(["axial T1 brain MRI, woman, 70 years, healthy", "man, Alzheimer's disease"], 32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae, unet, text_encoder = make_vae(config), make_unet(config), make_text_encoder(config, tokenizer)
+        latents = torch.randn(8, 4, 8, 8)
+    vae.register_to_config(scaling_factor=1.5)
+    parts = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
+    return write_folder(config, parts | {"tokenizer": tokenizer, "scheduler": make_scheduler()}, latents)
+
+
+@pytest.fixture(scope="session")
+def brain_mri() -> Modality:
+    """The modality of `configs/modalities/brain_mri.yaml`."""
+    return load_config(Modality, BRAIN_MRI)
+
+
+@pytest.fixture(scope="session")
+def write_dicom() -> Callable[..., Path]:
+    """A function that writes one axial MR slice with pydicom; keyword arguments replace header elements."""
+    return write_mr_slice
+
+
+def write_mr_slice(path: Path, pixels: np.ndarray, **elements: Any) -> Path:
+    """Write uint16 or int16 `pixels` (H,W); an element given as None is left out."""
+    header: dict[str, Any] = {
+        "SOPClassUID": MRImageStorage,
+        "SOPInstanceUID": generate_uid(entropy_srcs=[str(path)]),
+        "SeriesInstanceUID": generate_uid(entropy_srcs=[str(path.parent)]),
+        "StudyInstanceUID": generate_uid(entropy_srcs=["study", str(path.parent)]),
+        "Modality": "MR",
+        "ImageType": ["ORIGINAL", "PRIMARY"],
+        "PatientID": "patient",
+        "PatientName": "Planted^Name",
+        "StudyDate": "20200101",
+        "SeriesNumber": 1,
+        "PixelSpacing": [2.0, 2.0],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "ImagePositionPatient": [0, 0, 0],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": int(pixels.dtype == np.int16),
+        "PixelData": pixels.tobytes(),
+    }
+    dataset = Dataset()
+    for keyword, value in (header | elements).items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+SITE = """\
+site: aster
+modality: {modality}
+base_model: {base}
+store: store
+batch_size: 4
+data:
+  root: scans
+  table: visits.csv
+  columns:
+    patient: subject
+    date: seen
+    attributes: {{age: years, sex: gender, diagnosis: group}}
+  values:
+    sex: {{Female: F, Male: M}}
+    diagnosis: {{Normal: CN, Dementia: AD}}
+"""
+HEADER = "subject,seen,years,gender,group"
+PLANTED_ROWS = [  # names and dates that no store may hold
+    "PLANTED-ANNA,2019-03-04,70,Female,Normal",
+    "PLANTED-ANNA,2020-03-04,71,Female,Normal",
+    "PLANTED-ANNA,2022-03-04,73,Female,Dementia",
+    "PLANTED-BERT,2018-07-09,66,Male,Normal",
+    "PLANTED-BERT,2021-07-09,69,Male,Normal",
+    "PLANTED-CARL,2020-11-12,80,Male,Dementia",
+]
+
+
+def write_visit(root: Path, patient: str, date: str, **elements: Any) -> list[Path]:
+    """Write one visit's series of three slices, the middle one the brightest."""
+    folder = root / patient.lower() / date
+    rng = np.random.default_rng(sum(map(ord, patient + date)))
+    files = []
+    for number, height in enumerate((-5, 0, 5)):
+        pixels = rng.integers(0, 500 if height else 1000, (24, 20)).astype(np.uint16)
+        place = {"ImagePositionPatient": [0, 0, height], "PatientID": patient, "StudyDate": date.replace("-", "")}
+        place |= {"PatientName": f"Family^{patient}", "PatientBirthDate": "19490102"}
+        files.append(write_mr_slice(folder / f"{number}.dcm", pixels, **(place | elements)))
+    return files
+
+
+def write_table(site: Path, rows: list[str], header: str = HEADER) -> None:
+    """Replace the table of the site whose YAML file is `site`."""
+    (site.parent / "visits.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def site_yaml(tiny_base: Path, tmp_path: Path) -> Path:
+    """The YAML file of a site with three patients and six visits, all of them usable."""
+    path = tmp_path / "site.yaml"
+    path.write_text(SITE.format(modality=BRAIN_MRI, base=tiny_base))
+    write_table(path, PLANTED_ROWS)
+    for row in PLANTED_ROWS:
+        write_visit(tmp_path / "scans", *row.split(",")[:2])
+    return path

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.pixels import apply_modality_lut
+
+from ld_common.dicom import read_header
+from ld_common.errors import ScanError
+from ld_common.refusal import Refusal, ScanRefused
+from ld_common.synthetic import write_synthetic_dicom
+
+PIXELS = np.random.default_rng(0).normal(300, 100, (20, 30)).astype(np.float32)
+
+
+def write(path: Path, pixels: np.ndarray = PIXELS, **changes: Any) -> pydicom.Dataset:
+    arguments: dict[str, Any] = {
+        "spacing_mm": (1.5, 2.0),
+        "description": "counterfactual: age=84",
+        "model_digest": "ab" * 32,
+        "model_name": "tiny base",
+        "seed": 1,
+        "request": "scan one",
+    }
+    write_synthetic_dicom(path, pixels, **(arguments | changes))
+    return pydicom.dcmread(path)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [PIXELS, PIXELS * 1e-6, PIXELS * 1e7 - 1e9, -PIXELS, np.full_like(PIXELS, 3.25), np.zeros_like(PIXELS)],
+)
+def test_values_come_back_to_within_half_a_stored_step(pixels: np.ndarray, tmp_path: Path) -> None:
+    dataset = write(tmp_path / "a.dcm", pixels)
+    values = apply_modality_lut(dataset.pixel_array, dataset)
+    assert np.abs(values - pixels.astype(np.float64)).max() <= float(dataset.RescaleSlope) * 0.5001
+    if np.ptp(pixels) > 0:
+        assert float(dataset.RescaleSlope) < np.ptp(pixels) / 60000
+
+
+def test_it_says_everywhere_that_it_is_synthetic(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "a.dcm")
+    assert dataset.SyntheticData == "YES"
+    assert list(dataset.ImageType[:2]) == ["DERIVED", "SECONDARY"]
+    assert dataset.SOPClassUID.name.startswith("Secondary Capture")
+    assert (dataset.ContentQualification, dataset.BurnedInAnnotation) == ("RESEARCH", "NO")
+    assert "counterfactual: age=84" in dataset.DerivationDescription
+    purposes = [item.PurposeOfReferenceCodeSequence[0] for item in dataset.ContributingEquipmentSequence]
+    assert ("109100", "DCM") in [(purpose.CodeValue, purpose.CodingSchemeDesignator) for purpose in purposes]
+    assert list(dataset.PixelSpacing) == [1.5, 2.0]
+    with pytest.raises(ScanRefused) as caught:
+        read_header(tmp_path / "a.dcm", "OT", released=True)
+    assert caught.value.refusal == Refusal.SYNTHETIC
+
+
+def test_it_holds_no_date_no_time_and_no_one(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "a.dcm")
+    dated = [element.keyword for element in dataset.iterall() if element.VR in ("DA", "TM", "DT") and element.value]
+    assert dated == []
+    assert dataset.PatientID.startswith("SYNTHETIC-")
+    assert (dataset.PatientBirthDate, dataset.PatientSex, dataset.AccessionNumber) == ("", "", "")
+    assert "SourceImageSequence" not in dataset
+
+
+def test_the_same_arguments_give_the_same_bytes_and_others_another_identity(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.dcm")
+    write(tmp_path / "b.dcm")
+    assert (tmp_path / "a.dcm").read_bytes() == (tmp_path / "b.dcm").read_bytes()
+    other = write(tmp_path / "c.dcm", PIXELS + 1)
+    assert other.SOPInstanceUID != first.SOPInstanceUID
+    assert (other.StudyInstanceUID, other.PatientID) == (first.StudyInstanceUID, first.PatientID)
+    for changes in ({"seed": 2}, {"request": "scan two"}, {"model_digest": "cd" * 32}):
+        another = write(tmp_path / "d.dcm", **changes)
+        assert another.StudyInstanceUID != first.StudyInstanceUID
+        assert another.PatientID != first.PatientID
+
+
+def test_words_of_any_language_survive(tmp_path: Path) -> None:
+    assert write(tmp_path / "a.dcm", description="Größe, 健常").SeriesDescription == "Größe, 健常"
+
+
+def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(ScanError, match="no numbers"):
+        write(tmp_path / "a.dcm", np.array([[np.nan, 1.0]], np.float32))
+    with pytest.raises(ScanError, match="cannot write"):
+        write(tmp_path / "absent" / "a.dcm")
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+@pytest.mark.parametrize("spacing", [(1.5, 2.0), None])
+def test_dciodvfy_finds_no_error(spacing: tuple[float, float] | None, tmp_path: Path) -> None:
+    write(tmp_path / "a.dcm", spacing_mm=spacing)
+    done = subprocess.run(["dciodvfy", tmp_path / "a.dcm"], capture_output=True, text=True, check=False)
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+    # Debian's version is older than SyntheticData (0008,001C), a standard attribute since 2023
+    assert [line for line in errors if "(0x0008,0x001c)" not in line] == []
