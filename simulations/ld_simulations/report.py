@@ -1,0 +1,220 @@
+"""The demo's report: one HTML file that needs nothing else, with the pictures before the numbers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from ld_client.site import load_modality, load_site
+from ld_client.store import open_store
+from ld_common.images import read_scan, to_model
+from ld_common.modality import Attributes, Modality
+from ld_common.models import BaseModel
+from ld_common.release import Release
+from ld_common.sampling import epsilon_model, sample, trajectory
+from ld_common.seeding import torch_generator
+from ld_simulations.demo import Demo
+from ld_simulations.evaluation import Evaluation
+from ld_simulations.summary import AIMS, aim_met
+
+matplotlib.use("Agg")
+SHOWN_VISITS = 8
+SAMPLES = 6
+SAMPLE_STEPS = 30
+DIFFERENCE_LIMIT = 1.0
+"""Difference, in the model's range of 2, that is drawn in full colour."""
+EDIT_TITLES = {
+    "age_plus_10": "10 years older",
+    "age_plus_20": "20 years older",
+    "disease_added": "with Alzheimer's",
+    "disease_removed": "without Alzheimer's",
+    "other_sex": "of the other sex",
+}
+COLOURS = ("#1b6ca8", "#c8553d", "#4f8a4b", "#7b5ea7", "#b8860b")
+
+
+def write_report(
+    path: Path, demo: Demo, release: Release, base: BaseModel, judged: Evaluation, summary: dict[str, Any]
+) -> Path:
+    """Write the report of a finished run."""
+    loader = jinja2.PackageLoader("ld_simulations", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = lambda value: f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    text = environment.get_template("report.html.j2").render(
+        study=release.study,
+        aims=[(key, summary[key], aim.words, aim_met(key, summary)) for key, aim in AIMS.items()],
+        summary=summary,
+        hospitals=[_hospital(demo, name) for name in release.study.federation.sites],
+        losses=_losses(release),
+        drifts=_drifts(release),
+        rounds=release.manifest["rounds"],
+        samples=_samples(release, base),
+        patients=_patients(release.modality, judged),
+        titles=EDIT_TITLES,
+        manifest=json.dumps({key: release.manifest[key] for key in ("base_model", "files", "software")}, indent=2),
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _hospital(demo: Demo, name: str) -> dict[str, Any]:
+    """First slices as the model sees them, one a patient, and who the patients are."""
+    site = load_site(demo.sites / f"{name}.yaml")
+    store, modality = open_store(site.store_path), load_modality(site)
+    folders = sorted(path for path in Path(site.data.root).iterdir() if path.is_dir())[:SHOWN_VISITS]
+    side = open_side(demo)
+    images = [
+        to_model(read_scan(sorted(folder.iterdir())[0], modality), side, modality.image)[0] for folder in folders
+    ]
+    scanner = next(hospital.scanner for hospital in demo.hospitals.hospitals if hospital.name == name)
+    ages = [float(attributes["age"]) for attributes in store.attributes]
+    ill = [attributes["diagnosis"] == "AD" for attributes in store.attributes]
+    return {
+        "name": name,
+        "images": [_picture(image) for image in images],
+        "patients": len(set(store.pseudonyms)),
+        "visits": len(ages),
+        "ages": f"{min(ages):.0f} to {max(ages):.0f}, mean {np.mean(ages):.0f}",
+        "ill": f"{100 * np.mean(ill):.0f} %",
+        "scanner": f"{scanner.rows}x{scanner.columns} at {scanner.spacing_mm} mm, {scanner.bits_stored} bit"
+        + (", MONOCHROME1" if scanner.monochrome1 else ""),
+    }
+
+
+def open_side(demo: Demo) -> int:
+    """Side of the study's pictures in pixels, from the base's configs."""
+    folder = Path(demo.study.base_model)
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _losses(release: Release) -> str:
+    figure = Figure(figsize=(5.2, 2.8), layout="constrained")
+    axes = figure.subplots()
+    rounds = release.manifest["rounds"]
+    for colour, name in zip(COLOURS, sorted(release.study.federation.sites), strict=False):
+        seen = [record for record in rounds if name in record["sites"]]
+        numbers = [record["round"] for record in seen]
+        first = [record["sites"][name]["loss_first"] for record in seen]
+        last = [record["sites"][name]["loss_last"] for record in seen]
+        axes.plot(numbers, last, color=colour, marker="o", label=f"{name}, last fifth of the round")
+        axes.plot(numbers, first, color=colour, marker="o", ls=":", alpha=0.5)
+    axes.set(xlabel="round (dotted: first fifth of the round)", ylabel="denoising loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return _figure(figure)
+
+
+def _drifts(release: Release) -> str:
+    figure = Figure(figsize=(5.2, 2.8), layout="constrained")
+    axes = figure.subplots()
+    drawn = {**release.site_drifts, **({} if release.drift is None else {"mean": release.drift})}
+    for index, (name, drift) in enumerate(sorted(drawn.items())):
+        values = drift.mean((-1, -2)).flatten().numpy()
+        place = np.arange(len(values)) + (index - (len(drawn) - 1) / 2) * 0.2
+        axes.bar(place, values, 0.18, label=name, color="#999999" if name == "mean" else COLOURS[index % len(COLOURS)])
+    axes.axhline(0, color="black", lw=0.6)
+    axes.set(xlabel="latent channel", ylabel="drift μ (scaled latents)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=4)
+    return _figure(figure)
+
+
+@torch.no_grad()
+def _samples(release: Release, base: BaseModel) -> list[dict[str, Any]]:
+    """Images from the same noise: without drift, with the mean drift and in each site's own style."""
+    prompts = [release.modality.describe(attributes) for attributes in _sample_attributes(release.modality)]
+    epsilon = epsilon_model(base.unet, base.scheduler, base.embed(prompts))
+    noise = torch.randn((len(prompts), *base.latent_shape), generator=torch_generator(release.study.seed, "samples"))
+    path = trajectory(base.scheduler, SAMPLE_STEPS)
+    kinds: dict[str, Tensor | None] = {"no drift": None}
+    if release.drift is not None:
+        kinds["mean drift"] = release.drift
+    kinds |= {f"drift of {name}": drift for name, drift in sorted(release.site_drifts.items())}
+    rows = []
+    for name, drift in kinds.items():
+        images = base.decode(sample(epsilon, path, noise, drift))
+        rows.append({"name": name, "images": list(zip(map(_picture, images), prompts, strict=True))})
+    return rows
+
+
+def _sample_attributes(modality: Modality) -> Sequence[Attributes]:
+    """A walk through the modality's attributes: numbers spread over the upper range, words in turn."""
+    walk = []
+    for index in range(SAMPLES):
+        attributes: Attributes = {}
+        for name, known in modality.attributes.items():
+            if known.words:
+                attributes[name] = sorted(known.words)[(index // (1 + len(attributes))) % len(known.words)]
+            else:
+                share = 0.45 + 0.45 * index / (SAMPLES - 1)
+                attributes[name] = round(known.minimum + share * (known.maximum - known.minimum))
+        walk.append(attributes)
+    return walk
+
+
+def _patients(modality: Modality, judged: Evaluation) -> list[dict[str, Any]]:
+    patients = []
+    for scan in range(len(judged.scans)):
+        own = [row for row, case in enumerate(judged.cases) if case.scan == scan]
+        case = judged.cases[own[0]]
+        restored = judged.drawn.reconstructions[scan]
+        edits = [
+            {
+                "title": EDIT_TITLES.get(judged.cases[row].edit, judged.cases[row].edit),
+                "image": _picture(judged.drawn.images[row]),
+                "truth": _picture(judged.cases[row].truth),
+                "difference": _difference(judged.drawn.images[row] - restored),
+                "true_difference": _difference(judged.cases[row].truth - judged.scans[scan]),
+                **judged.rows[row],
+            }
+            for row in own
+        ]
+        patients.append(
+            {
+                "name": f"{case.hospital}, {case.patient}",
+                "prompt": modality.describe(case.attributes),
+                "scan": _picture(judged.scans[scan]),
+                "reconstruction": _picture(restored),
+                "edits": edits,
+            }
+        )
+    return patients
+
+
+def _picture(image: Tensor) -> str:
+    """An image `(1,S,S)` in [-1, 1] as a data address of a PNG."""
+    grey = ((image[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    return _encoded(Image.fromarray(grey))
+
+
+def _difference(difference: Tensor) -> str:
+    """A signed difference `(1,S,S)`: blue is darker, red is brighter, white is unchanged."""
+    shade = matplotlib.colormaps["RdBu_r"]((difference[0].numpy() / DIFFERENCE_LIMIT + 1) / 2, bytes=True)
+    return _encoded(Image.fromarray(shade[..., :3]))
+
+
+def _encoded(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _figure(figure: Figure) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=160)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
