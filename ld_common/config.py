@@ -29,7 +29,7 @@ def load_config(schema: type[T], path: Path | None = None, overrides: Sequence[s
             type or out of range.
     """
     try:
-        layers = [_read_yaml(path)] if path is not None else []
+        layers: list[Any] = [_read_yaml(path)] if path is not None else []
         layers.append(OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"an override is not of the form key=value: {_one_line(error)}") from error

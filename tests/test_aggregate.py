@@ -31,7 +31,10 @@ GOOD = TrainResult(
 
 def test_the_average_does_not_depend_on_the_order_of_arrival() -> None:
     generator = torch.Generator().manual_seed(0)
-    states = {name: {"w": torch.randn(50, generator=generator) * 10.0**power} for name, power in zip("pqr", (-6, 0, 6), strict=True)}
+    states = {
+        name: {"w": torch.randn(50, generator=generator) * 10.0**power}
+        for name, power in zip("pqr", (-6, 0, 6), strict=True)
+    }
     weights = {"p": 3.0, "q": 7.0, "r": 1.0}
     averages = [
         average_states({name: states[name] for name in order}, {name: weights[name] for name in order})["w"]

@@ -26,6 +26,7 @@ from ld_common.release import Release, load_release_base, read_release
 from ld_common.synthetic import write_synthetic_dicom
 
 RECORD = "record.json"
+NIFTI = (".nii", ".nii.gz")
 SYNTHETIC = {"SyntheticData": "YES", "Software": "latent-drift-federation"}
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -146,7 +147,7 @@ def write_answer(release: Release, question: Question, drawn: Counterfactuals, c
             seed=release.study.seed,
             request=_request(question, target, config),
         )
-        if question.scan.affine is not None:
+        if question.path.name.endswith(NIFTI):
             written.append(folder / f"{name}.nii.gz")
             write_nifti(written[-1], values, question.scan)
         files += written

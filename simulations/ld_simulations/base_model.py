@@ -67,7 +67,7 @@ class BaseModelConfig:
     """Weight of the VAE's KL term beside the mean squared error of pixels in [-1, 1]."""
     caption_dropout: float = 0.1
     vae: StageConfig = field(default_factory=lambda: StageConfig(6500, 8, 2e-3))
-    unet: StageConfig = field(default_factory=lambda: StageConfig(9000, 16, 8e-4))
+    unet: StageConfig = field(default_factory=lambda: StageConfig(6000, 16, 8e-4))
 
 
 def make_pictures(config: BaseModelConfig, work: Path) -> tuple[Tensor, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,8 +100,12 @@ def prepare_sites(demo: Demo, progress: Progress = lambda *_: None) -> Path:
         try:
             open_store(site.store_path, base_digest=base_digest(site.base_model))
         except StoreError:
-            build_store(site, lambda stage, done, total: progress(f"{site.site}: {stage}", done, total))
+            build_store(site, functools.partial(_named, progress, hospital.name))
     return demo.sites
+
+
+def _named(progress: Progress, site: str, stage: str, done: int, total: int) -> None:
+    progress(f"{site}: {stage}", done, total)
 
 
 def site_config(demo: Demo, name: str, table: TableConfig) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class Evaluation:
 
 def read_held_out(folder: Path, modality: Modality, side: int) -> tuple[Tensor, list[HeldOut]]:
     """All held-out scans `(N,1,S,S)` in [-1, 1] and all their cases."""
-    scans, cases = [], []
+    scans: list[Tensor] = []
+    cases: list[HeldOut] = []
     for entry in json.loads((folder / "held_out.json").read_text())["patients"]:
         scan = read_scan(folder / entry["series"], modality)
         image, frame = to_model(scan, side, modality.image)

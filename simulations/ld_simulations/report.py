@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -75,9 +76,7 @@ def _hospital(demo: Demo, name: str) -> dict[str, Any]:
     store, modality = open_store(site.store_path), load_modality(site)
     folders = sorted(path for path in Path(site.data.root).iterdir() if path.is_dir())[:SHOWN_VISITS]
     side = open_side(demo)
-    images = [
-        to_model(read_scan(sorted(folder.iterdir())[0], modality), side, modality.image)[0] for folder in folders
-    ]
+    images = [to_model(read_scan(sorted(folder.iterdir())[0], modality), side, modality.image)[0] for folder in folders]
     scanner = next(hospital.scanner for hospital in demo.hospitals.hospitals if hospital.name == name)
     ages = [float(attributes["age"]) for attributes in store.attributes]
     ill = [attributes["diagnosis"] == "AD" for attributes in store.attributes]
@@ -113,7 +112,7 @@ def _losses(release: Release) -> str:
         axes.plot(numbers, last, color=colour, marker="o", label=f"{name}, last fifth of the round")
         axes.plot(numbers, first, color=colour, marker="o", ls=":", alpha=0.5)
     axes.set(xlabel="round (dotted: first fifth of the round)", ylabel="denoising loss")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return _figure(figure)

@@ -1,0 +1,148 @@
+"""`ld-generate` as a researcher runs it, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+from PIL import Image
+
+from ld_common import schemes
+from ld_common.command import run_cli
+from ld_common.config import from_mapping
+from ld_common.modality import Modality
+from ld_common.models import base_digest, load_unet
+from ld_common.release import write_release
+from ld_common.study import StudyConfig
+from ld_server.generate import cli
+from tests.conftest import write_mr_slice
+
+GIVEN = "age=74,sex=F,diagnosis=CN"
+
+
+@pytest.fixture(scope="module")
+def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    study = from_mapping(StudyConfig, {"base_model": str(tiny_base), "scheme": {"rank": 2}})
+    unet, _ = load_unet(str(tiny_base))
+    schemes.attach(unet, study.scheme, study.seed)
+    state = {name: 0.1 * torch.randn_like(value) for name, value in schemes.adapter_state(unet).items()}
+    folder = tmp_path_factory.mktemp("release")
+    return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, [])
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    pixels = np.zeros((110, 100), np.uint16)
+    pixels[20:90, 20:80] = np.random.default_rng(0).integers(300, 900, (70, 60))
+    return write_mr_slice(tmp_path / "scan.dcm", pixels, PatientName="Secret^Name", PatientID="SECRET-1")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code and what was said, both streams."""
+    with pytest.raises(SystemExit) as ended:
+        run_cli(cli, [*map(str, arguments), "steps=4"])
+    said = capsys.readouterr()
+    code = ended.value.code
+    return int(code or 0), said.out + said.err
+
+
+def test_a_scan_becomes_counterfactuals_in_its_own_geometry(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    sets = ["--set", "age=84,diagnosis=AD", "--set", "sex=M"]
+    code, said = run(capsys, "--release", release, "--input", scan, *sets, "--given", GIVEN, "--out", out)
+    assert code == 0, said
+    files = {path.name for path in (out / "scan").iterdir()}
+    wanted = {"input.png", "reconstruction.png", "record.json"}
+    for name in ("age-84_diagnosis-AD", "sex-M"):
+        wanted |= {f"{name}.png", f"{name}.dcm", f"{name}_difference.png"}
+    assert files == wanted
+    with Image.open(out / "scan" / "sex-M.png") as picture:
+        assert picture.size == (100, 110)
+        assert picture.text["SyntheticData"] == "YES"  # type: ignore[attr-defined]
+    synthetic = pydicom.dcmread(out / "scan" / "sex-M.dcm")
+    assert (synthetic.Rows, synthetic.Columns) == (110, 100)
+    assert "SECRET" not in str(synthetic).upper()
+    record = json.loads((out / "scan" / "record.json").read_text())
+    assert record["counterfactuals"][0]["set"] == {"age": 84.0, "diagnosis": "AD"}
+    assert record["edit"]["steps"] == 4
+
+
+def test_the_same_question_gives_the_same_bytes(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        run(
+            capsys, "--release", release, "--input", scan, "--set", "age=80", "--given", GIVEN, "--out", tmp_path / name
+        )
+    one, two = tmp_path / "one" / "scan", tmp_path / "two" / "scan"
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    assert all(path.read_bytes() == (two / path.name).read_bytes() for path in one.iterdir())
+
+
+def test_a_volume_gives_its_middle_slice_or_the_one_asked_for(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = np.zeros((60, 70, 9), np.float32)
+    volume[10:50, 10:60] = np.random.default_rng(1).random((40, 50, 9)) + np.arange(9)
+    path = tmp_path / "volume.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([3.0, 3.0, 8.0, 1.0])), path)
+    common = ["--release", release, "--input", path, "--set", "age=80", "--given", GIVEN, "--out"]
+    assert run(capsys, *common, tmp_path / "middle")[0] == 0
+    assert run(capsys, *common, tmp_path / "fourth", "--slice", 4)[0] == 0
+    assert run(capsys, *common, tmp_path / "first", "--slice", 0)[0] == 0
+    pictures = [(tmp_path / name / "volume" / "input.png").read_bytes() for name in ("middle", "fourth", "first")]
+    assert pictures[0] == pictures[1] != pictures[2]
+    assert (tmp_path / "middle" / "volume" / "age-80.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "age=80"], "does not say"),
+        (["--set", "age=eighty", "--given", GIVEN], "age=eighty"),
+        (["--set", "age=180", "--given", GIVEN], "18 to 100 years"),
+        (["--set", "diagnose=AD", "--given", GIVEN], "did you mean 'diagnosis'"),
+        (["--set", "diagnosis=ADD", "--given", GIVEN], "did you mean 'AD'"),
+        (["--set", "", "--given", GIVEN], "changes nothing"),
+        (["--set", "age=80", "--given", GIVEN, "--depth", "1.5"], "depth"),
+        (["--set", "age=80", "--given", GIVEN, "stesp=3"], "'steps'"),
+    ],
+)
+def test_a_wrong_question_is_one_clear_line(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    code, said = run(capsys, "--release", release, "--input", scan, *arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert words in said
+    assert said.strip().count("\n") == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_release_of_another_base_is_refused(
+    release: Path, scan: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    (other / "vae" / "note.json").write_text("{}")
+    asked = ["--release", release, "--input", scan, "--set", "age=80", "--given", GIVEN]
+    code, said = run(capsys, *asked, "--base", other)
+    assert (code, "is not the one of this release" in said) == (2, True)
+    code, said = run(capsys, "--release", tmp_path / "nowhere", *asked[2:])
+    assert (code, "holds no release" in said) == (2, True)
+
+
+def test_what_the_file_says_and_what_is_given_must_agree(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = pydicom.dcmread(scan).pixel_array
+    aged = write_mr_slice(tmp_path / "aged.dcm", pixels, PatientAge="060Y", PatientSex="M")
+    code, said = run(capsys, "--release", release, "--input", aged, "--set", "age=80", "--given", GIVEN)
+    assert (code, "age is 60" in said) == (2, True)
