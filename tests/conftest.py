@@ -16,14 +16,14 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_common.config import load_config
 from ld_common.modality import Modality
-from ld_simulations.base_model import (
+from ld_simulations.base_model import write_folder
+from ld_simulations.base_networks import (
     BaseModelConfig,
     make_scheduler,
     make_text_encoder,
     make_tokenizer,
     make_unet,
     make_vae,
-    write_folder,
 )
 
 BRAIN_MRI = Path(__file__).parent.parent / "configs/modalities/brain_mri.yaml"

@@ -23,11 +23,11 @@ from ld_simulations.evaluation import Evaluation, evaluate
 from ld_simulations.federation import run_federation
 from ld_simulations.growth_ceiling import growth_ceiling
 from ld_simulations.hospitals import held_out_population
-from ld_simulations.report import write_report
+from ld_simulations.report import write_report, write_strip
 from ld_simulations.resources import ResourceMonitor
 from ld_simulations.summary import AIMS, aim_met, summarize_run
 
-SUMMARY, REPORT, ROWS = "summary.json", "report.html", "counterfactuals.json"
+SUMMARY, REPORT, ROWS, STRIP = "summary.json", "report.html", "counterfactuals.json", "counterfactuals.png"
 PARTS = ("hospitals", "stores", "sites", "study")
 """What a demo writes below its output folder, and removes before it starts afresh."""
 
@@ -50,6 +50,7 @@ def simulate(
         base = load_release_base(release)
         judged = _judge(demo, release, base)
         summary = summarize_run(demo, release, judged, monitor, [open_store(path) for path in _stores(demo)])
+        write_strip(demo.output / STRIP, judged)
         write_report(demo.output / REPORT, demo, release, base, judged, summary)
     (demo.output / ROWS).write_text(json.dumps(judged.rows, indent=1) + "\n")
     (demo.output / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")

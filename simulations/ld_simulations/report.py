@@ -70,6 +70,31 @@ def write_report(
     return path
 
 
+def write_strip(path: Path, judged: Evaluation) -> Path:
+    """A picture for the README: one held-out patient a hospital, each answer beside its truth."""
+    first = {case.hospital: case.scan for case in reversed(judged.cases)}
+    chosen = [
+        (name, [row for row, case in enumerate(judged.cases) if case.scan == first[name]]) for name in sorted(first)
+    ]
+    columns = 2 + 2 * max(len(rows) for _, rows in chosen)
+    figure = Figure(figsize=(1.1 * columns, 1.35 * len(chosen)), layout="constrained")
+    axes = figure.subplots(len(chosen), columns, squeeze=False)
+    for line, (_, rows) in zip(axes, chosen, strict=True):
+        scan = judged.cases[rows[0]].scan
+        shown = [("scan", judged.scans[scan]), ("reconstruction", judged.drawn.reconstructions[scan])]
+        for row in rows:
+            case = judged.cases[row]
+            title = EDIT_TITLES.get(case.edit, case.edit)
+            shown += [(title, judged.drawn.images[row]), ("truth", case.truth)]
+        for axis in line:
+            axis.axis("off")
+        for axis, (title, image) in zip(line, shown, strict=False):
+            axis.imshow(image[0], cmap="gray", vmin=-1, vmax=1, interpolation="bilinear")
+            axis.set_title(title, fontsize=7, pad=2)
+    figure.savefig(path, dpi=150)
+    return path
+
+
 def _hospital(demo: Demo, name: str) -> dict[str, Any]:
     """First slices as the model sees them, one a patient, and who the patients are."""
     site = load_site(demo.sites / f"{name}.yaml")
