@@ -44,6 +44,7 @@ def write_card(
     base: Path = typer.Option(Path("simulations/tiny_base"), help="Folder of the base model."),
     held_out: Path = typer.Option(..., help="Folder of held-out demo patients."),
     modality: Path = typer.Option(Path("configs/modalities/brain_mri.yaml"), help="What those scans are."),
+    note: str = typer.Option("", help="A sentence about how this base was made that the recipe does not say."),
 ) -> None:
     """Measure the base on fresh generic pictures and on the demo's scans, and write its card and picture."""
     model = load_base(str(base))
@@ -54,7 +55,7 @@ def write_card(
     scans, _ = read_held_out(held_out, load_config(Modality, modality), model.side)
     quality = {name: _reconstruction(model, images) for name, images in (("generic", generic), ("scans", scans))}
     _write_sheet(base / "sheet.png", model, generic, scans)
-    (base / "README.md").write_text(_card(model, recipe, quality, len(scans)))
+    (base / "README.md").write_text(_card(model, recipe, quality, len(scans), note))
     print(f"wrote {base / 'README.md'}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in quality.items()))
 
 
@@ -79,7 +80,7 @@ def _write_sheet(path: Path, model: BaseModel, generic: Tensor, scans: Tensor) -
     Image.fromarray(grey).save(path, optimize=True)
 
 
-def _card(model: BaseModel, recipe: dict[str, object], quality: dict[str, float], scans: int) -> str:
+def _card(model: BaseModel, recipe: dict[str, object], quality: dict[str, float], scans: int, note: str) -> str:
     networks = {"VAE": model.vae, "UNet": model.unet, "text encoder": model.text_encoder}
     sizes = ", ".join(
         f"{name} {sum(value.numel() for value in part.parameters()) / 1e6:.2f} M" for name, part in networks.items()
@@ -92,11 +93,11 @@ on two processors: {model.side}x{model.side} grey pictures, latents {"x".join(ma
 precision. Parameters: {sizes}.
 
 **What it has seen:** {recipe["pictures"]} generic procedural pictures with captions (dead leaves, 1/f textures,
-gradients, mazes, warped shapes with holes), drawn by `ld_simulations.generic_pictures`. Nothing medical: the shift from these to
-a hospital's scans is real. Noise schedule and prediction type are those of Stable Diffusion 1.4.
+gradients, mazes, warped shapes with holes), drawn by `ld_simulations.generic_pictures`. Nothing medical: the shift from
+these to a hospital's scans is real. Noise schedule and prediction type are those of Stable Diffusion 1.4.
 
 **How it was made:** `.venv/bin/python -m ld_simulations.base_model --config configs/base_model.yaml`, seed
-{recipe["seed"]}; the whole recipe is in `recipe.json`.
+{recipe["seed"]}; the whole recipe is in `recipe.json`. {note}
 
 **Reconstruction by the frozen VAE, the ceiling of everything later** (PSNR for a range of 2):
 
