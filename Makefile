@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo federation test check install clean
 
 install: .venv/.installed
 
@@ -15,6 +15,11 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/ld-simulate --config configs/demo.yaml
+
+federation: install
+	FLWR_HOME=$(CURDIR)/runs/flower FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 \
+	FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 PATH="$(CURDIR)/$(BIN):$$PATH" \
+	$(BIN)/flwr run . --stream --federation-config "num-supernodes=3"
 
 check: install
 	$(BIN)/ruff format --check .

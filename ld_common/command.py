@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -14,8 +15,10 @@ from ld_common.errors import LdError
 def run_cli(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `app` on `arguments` (the process's own by default) and leave the process.
 
-    Exit codes: 0 done, 2 an `LdError` (printed as `error: ...`) or a wrong command line, 130 interrupted.
+    Exit codes: 0 done, 2 an `LdError` (printed as `error: ...`) or a wrong command line, 130 interrupted, 143 told
+    to end.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended on the way out
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=True)
     except LdError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,7 +41,13 @@ def load_config(schema: type[T], path: Path | None = None, overrides: Sequence[s
 
 
 def from_mapping(schema: type[T], *layers: Any) -> T:
-    """Merge plain mappings over `schema`'s defaults, later ones winning, and return the checked dataclass."""
+    """Merge plain mappings over `schema`'s defaults, later ones winning, and return the checked dataclass.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, or one that would read this machine's environment.
+    """
+    if "${" in json.dumps(layers, default=str):
+        raise ConfigError("a config value holds '${': interpolation is not supported, write the value itself")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), *layers)
         return typing.cast(T, OmegaConf.to_object(merged))
@@ -95,6 +102,9 @@ def _unknown_keys(schema: Any, data: Any, prefix: str = "") -> Iterator[str]:
             if typing.get_origin(hint) is dict and isinstance(value, dict):
                 for name, entry in value.items():
                     yield from _unknown_keys(typing.get_args(hint)[1], entry, f"{prefix}{key}.{name}.")
+            elif typing.get_origin(hint) is list and isinstance(value, list):
+                for number, entry in enumerate(value):
+                    yield from _unknown_keys(typing.get_args(hint)[0], entry, f"{prefix}{key}.{number}.")
             else:
                 yield from _unknown_keys(hint, value, f"{prefix}{key}.")
 

@@ -17,7 +17,7 @@ from ld_common.schemes import State
 
 JOIN = "join"
 ERROR_SENTENCES = {
-    "store": "the site's store is absent or of another base model",
+    "store": "the site's store is absent, or of another base model or modality",
     "policy": "the study asks for more than the site allows",
     "model": "the site cannot load the base model",
     "adapter": "the adapter does not fit the site's base model",

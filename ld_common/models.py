@@ -5,6 +5,7 @@ Channel counts, latent scale, latent size and prediction type are read from the 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -77,10 +78,11 @@ class BaseModel:
             ModelError: a prompt is longer than the text encoder can read.
         """
         longest = int(self.text_encoder.config.max_position_embeddings)
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=longest, return_tensors="pt").input_ids
-        if tokens.shape[1] > longest:
-            raise ModelError(f"a prompt has {tokens.shape[1]} tokens, the base reads {longest}: shorten the prompt")
-        return self.text_encoder(tokens).last_hidden_state
+        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=longest).input_ids
+        for prompt, ids in zip(prompts, tokens, strict=True):
+            if len(ids) > longest:
+                raise ModelError(f"the prompt '{prompt}' has {len(ids)} tokens, the base reads {longest}: shorten it")
+        return self.text_encoder(torch.tensor(tokens)).last_hidden_state
 
     @property
     def _scale(self) -> float:
@@ -101,8 +103,10 @@ def load_base(name: str) -> BaseModel:
     transformers_logging.disable_progress_bar()
     unet, scheduler = load_unet(name)
     with _readable(name):
-        vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
-        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32, variant=_variant(folder / "vae"))
+        text_encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", dtype=torch.float32, variant=_variant(folder / "text_encoder")
+        )
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         statistics = _read_statistics(folder)
     for part in (vae, text_encoder):
@@ -115,7 +119,9 @@ def load_unet(name: str) -> tuple[UNet2DConditionModel, DDIMScheduler]:
     """Only what training needs of a base: the frozen UNet in float32 and the scheduler; raises `ModelError`."""
     folder = locate_base(name)
     with _readable(name):
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
+        unet = UNet2DConditionModel.from_pretrained(
+            folder / "unet", dtype=torch.float32, variant=_variant(folder / "unet")
+        )
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     return unet.requires_grad_(False).eval(), scheduler
 
@@ -138,14 +144,35 @@ def locate_base(name: str) -> Path:
 
 
 def base_digest(name: str) -> str:
-    """SHA-256 over every weight, config and vocabulary file of a base's parts, in the order of their names."""
+    """SHA-256 over the weights that are loaded, the configs, the vocabulary and the latent statistics of a base."""
     folder, digest = locate_base(name), hashlib.sha256()
-    for part in PARTS:
-        for file in sorted(path for path in (folder / part).rglob("*") if path.is_file()):
-            digest.update(file.relative_to(folder).as_posix().encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    files = [file for part in PARTS for file in _files_of(folder / part)]
+    for file in [*files, *(path for path in [folder / STATISTICS] if path.exists())]:
+        state = file.stat()
+        digest.update(file.relative_to(folder).as_posix().encode())
+        digest.update(_file_digest(file, state.st_size, state.st_mtime_ns))
     return digest.hexdigest()
+
+
+def _files_of(part: Path) -> list[Path]:
+    """The files of one part that decide what it computes, sorted: of several copies of the weights, those loaded."""
+    variant = _variant(part)
+    weights = [path for path in part.glob("*.safetensors") if variant or path.name.count(".") == 1]
+    weights = weights or list(part.glob("*.bin"))
+    return sorted([*(path for path in part.iterdir() if path.suffix in (".json", ".txt", ".model")), *weights])
+
+
+@functools.cache
+def _file_digest(file: Path, size: int, changed_ns: int) -> bytes:
+    """A file's SHA-256; size and time of change are there to forget it when the file is another."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _variant(part: Path) -> str | None:
+    """`fp16` where a part has its weights in half precision only."""
+    names = [path.name for path in part.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
 @contextmanager

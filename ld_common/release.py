@@ -56,13 +56,14 @@ def write_release(
     write_tensors(folder / ADAPTER, state, {"format": "pt"})
     manifest = {
         "format": FORMAT,
-        "study": to_mapping(study) | {"digest": study.digest()},
+        "study": {key: value for key, value in to_mapping(study).items() if key != "output"},
+        "study_digest": study.digest(),
         "modality": to_mapping(modality),
         "base_model": {"name": study.base_model, "sha256": digest},
         "drift": {"mean": _listed(drift), "sites": {name: _listed(site_drifts[name]) for name in sorted(site_drifts)}},
         "rounds": rounds,
         "tensors": {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in state.items()},
-        "software": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "software": software(),
     }
     card = _card(manifest)
     write_bytes(folder / CARD, card.encode())
@@ -86,13 +87,12 @@ def read_release(folder: Path) -> Release:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ReleaseError(f"'{folder}' is no release of format {FORMAT}: use the software that wrote it")
     try:
-        for name, expected in manifest["files"].items():
+        for name, expected in {ADAPTER: "", **manifest["files"]}.items():
             if _file_digest(folder / Path(name).name) != expected:
                 raise ReleaseError(f"'{folder / name}' is not the file that was released: copy the release again")
         state, _ = read_tensors(folder / ADAPTER)
-        study = {key: value for key, value in manifest["study"].items() if key != "digest"}
         return Release(
-            study=from_mapping(StudyConfig, study),
+            study=from_mapping(StudyConfig, manifest["study"]),
             modality=from_mapping(Modality, manifest["modality"]),
             base_name=str(manifest["base_model"]["name"]),
             base_digest=str(manifest["base_model"]["sha256"]),
@@ -101,7 +101,7 @@ def read_release(folder: Path) -> Release:
             site_drifts={name: torch.tensor(value) for name, value in manifest["drift"]["sites"].items()},
             manifest=manifest,
         )
-    except (OSError, KeyError, TypeError, AttributeError, AdapterError, ConfigError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, AdapterError, ConfigError) as error:
         raise ReleaseError(f"'{folder}' is not a whole release ({error}): copy it again") from error
 
 
@@ -126,6 +126,11 @@ def load_release_base(release: Release, base_name: str | None = None) -> BaseMod
     schemes.load_state(base.unet, release.state)
     base.unet.requires_grad_(False)
     return base
+
+
+def software() -> dict[str, str]:
+    """Versions of what computes a release or a counterfactual here."""
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def _listed(tensor: Tensor | None) -> list[Any] | None:

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from ld_common.drift import shift_prior
-from ld_common.errors import ModelError
+from ld_common.errors import ConfigError, ModelError
 
 Epsilon = Callable[[Tensor, int], Tensor]
 """Noise in latents `(B,C,h,w)` as predicted at a timestep."""
@@ -35,8 +35,15 @@ class Trajectory:
 
 
 def trajectory(scheduler: DDIMScheduler, steps: int) -> Trajectory:
-    """The scheduler's own timesteps, spacing and final level for a number of steps."""
+    """The scheduler's own timesteps, spacing and final level for a number of steps.
+
+    Raises:
+        ConfigError: more steps than the base's schedule has room for.
+    """
     sampler = copy.deepcopy(scheduler)
+    most = len(sampler.alphas_cumprod) - 1 - int(sampler.config["steps_offset"])
+    if steps > most:
+        raise ConfigError(f"steps is {steps}: this base allows at most {most}")
     sampler.set_timesteps(steps)
     timesteps = [int(timestep) for timestep in sampler.timesteps]
     levels = [float(sampler.alphas_cumprod[timestep]) for timestep in timesteps]

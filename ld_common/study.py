@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ld_common.config import from_mapping, load_config, require, to_mapping
+from ld_common.errors import ConfigError
 from ld_common.modality import Modality
 
 DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
@@ -127,5 +128,8 @@ def load_study(path: Path, overrides: list[str] | None = None) -> tuple[StudyCon
 
 def study_from_json(text: str) -> StudyConfig:
     """The study as a message carries it; raises `ConfigError`."""
-    content: dict[str, Any] = json.loads(text)
+    try:
+        content: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise ConfigError("the study is not JSON") from error
     return from_mapping(StudyConfig, content)

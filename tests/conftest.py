@@ -109,6 +109,7 @@ modality: {modality}
 base_model: {base}
 store: store
 batch_size: 4
+policy: {{min_patients: 1}}
 data:
   root: scans
   table: visits.csv

@@ -16,7 +16,7 @@ from ld_client.store import build_store, open_store
 from ld_client.train import DivergedError, train_round
 from ld_common import messages, schemes
 from ld_common.config import from_mapping, to_mapping
-from ld_common.errors import AdapterError, LdError
+from ld_common.errors import AdapterError, ConfigError, LdError, PolicyError
 from ld_common.messages import TrainTask
 from ld_common.models import base_digest, load_unet
 from ld_common.study import StudyConfig
@@ -80,7 +80,7 @@ def test_only_the_adapter_changes_in_training(site_yaml: Path, task: TrainTask, 
     ("changed", "code"),
     [
         ({"base_digest": "0" * 64}, "model"),
-        ({"modality_digest": "0" * 64}, "policy"),
+        ({"modality_digest": "0" * 64}, "store"),
         ({"state": {"unet.a": torch.zeros(1)}}, "adapter"),
         ({"study": '{"surprise": 1}'}, "config"),
     ],
@@ -131,3 +131,30 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"max_steps": 2}, "training.steps=3"),
+        ({"max_batch_size": 1}, "training.batch_size=2"),
+        ({"max_rank": 1}, "scheme.rank=2"),
+        ({"drift": ["none"]}, "drift.mean=channel"),
+        ({"min_patients": 4}, "min_patients 4"),
+    ],
+)
+def test_a_study_that_asks_for_more_than_the_site_allows_is_refused(
+    site_yaml: Path, task: TrainTask, policy: dict[str, object], words: str
+) -> None:
+    site = load_site(site_yaml)
+    limited = replace(site, policy=replace(site.policy, **policy))  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match=words):
+        app.run_task(limited, task)
+
+
+def test_the_server_cannot_name_the_sites_config() -> None:
+    context = Context(
+        run_id=1, node_id=1, node_config={"partition-id": 0}, state=RecordDict(), run_config={"sites": "/anywhere"}
+    )
+    with pytest.raises(ConfigError, match="no site"):
+        app.own_site(context)

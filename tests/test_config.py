@@ -44,6 +44,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
         ("inner: {lerning_rate: 1}", [], ["'inner.lerning_rate'", "'learning_rate'"]),
         ("table: {a: {learning_rat: 1}}", [], ["learning_rat", "'learning_rate'"]),
         ("", ["inner.learning=1"], ["'inner.learning'", "'learning_rate'"]),
+        ("name: '${oc.env:HOME}'", [], ["'name'"]),
         ("zzz: 1", [], ["'zzz'", "known: steps, inner, table"]),
     ],
 )

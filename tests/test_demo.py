@@ -37,5 +37,11 @@ def test_a_small_demo_runs_and_leaves_nothing_running(
     assert report.count('alt="true counterfactual"') == summary["counterfactuals"]
     assert "http://" not in report
     assert "https://" not in report
-    left = [process.name() for process in psutil.Process().children(recursive=True)]
-    assert not [name for name in left if "flower" in name or "ray" in name or "flwr" in name]
+    assert not [process for process in psutil.process_iter() if str(output) in _flower_home(process)]
+
+
+def _flower_home(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("FLWR_HOME", "")
+    except psutil.Error:
+        return ""

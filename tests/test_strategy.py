@@ -120,6 +120,8 @@ BAD: dict[str, tuple[Behaviour, str]] = {
     "other name": (lambda result: wire.pack_result(replace(result, site="q")), "of site 'q'"),
     "old round": (lambda result: wire.pack_result(replace(result, round=result.round - 1)), "round"),
     "no drift": (lambda result: wire.pack_result(replace(result, drift=None)), "drift"),
+    "int drift": (lambda result: wire.pack_result(replace(result, drift=result.drift.int())), "int32"),
+    "huge drift": (lambda result: wire.pack_result(replace(result, drift=result.drift + 1e30)), "reaches"),
     "error code": (lambda result: wire.pack_error("store"), "store"),
     "unknown code": (lambda result: wire.pack_error("Jane Doe"), "stays at the site"),
     "nonsense": (lambda result: RecordDict({"x": ConfigRecord({"y": 1})}), "cannot be read"),

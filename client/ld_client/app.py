@@ -1,7 +1,6 @@
 """A hospital's end of the federation: a Flower ClientApp. Nothing but codes and checked tensors leaves it.
 
-The site's own config comes from the node (`site-config` in the node config). In a simulation, where one process
-plays every hospital, it is the file of the node's number in the folder that the run names (`sites`).
+The site's own config comes from the node (`--node-config 'site-config="/path/to/site.yaml"'`), never from the server.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ld_client.site import SiteConfig, load_site
-from ld_client.store import Store, open_store
+from ld_client.site import PolicyConfig, SiteConfig, load_site
+from ld_client.store import open_store
 from ld_client.train import train_round
 from ld_common import messages, offline, schemes
 from ld_common.adapters import check_state
@@ -22,49 +21,52 @@ from ld_common.drift import drift_from_moments
 from ld_common.errors import ConfigError, LdError, ModelError, PolicyError
 from ld_common.messages import TrainResult, TrainTask
 from ld_common.models import base_digest, load_unet
-from ld_common.study import study_from_json
+from ld_common.study import StudyConfig, study_from_json
 
 offline.configure()
 app = ClientApp()
 
 
-def answer(message: Message, context: Context, handle: Callable[[SiteConfig], RecordDict]) -> Message:
-    """Run a handler for this node's site; whatever goes wrong leaves as a code, never as an exception's text."""
+def answer(message: Message, site_file: Callable[[], Path], handle: Callable[[SiteConfig], RecordDict]) -> Message:
+    """Run a handler for a site; whatever goes wrong leaves as a code, never as an exception's text."""
     try:
-        content = handle(load_site(site_config_path(context)))
+        content = handle(load_site(site_file()))
     except LdError as error:
-        print(f"{error.code}: {error}", flush=True)
         content = messages.pack_error(error.code)
-    except Exception as error:  # the outermost wall: an unexpected text could hold a patient's name
-        print(f"unexpected {type(error).__name__}", flush=True)
+    except Exception:  # the outermost wall: an unexpected text could hold a patient's name
         content = messages.pack_error("error")
     return Message(content, reply_to=message)
 
 
-def site_config_path(context: Context) -> Path:
+def answer_join(message: Message, site_file: Callable[[], Path]) -> Message:
+    """Tell the server a site's name."""
+    return answer(message, site_file, lambda site: messages.pack_name(site.site))
+
+
+def answer_train(message: Message, site_file: Callable[[], Path]) -> Message:
+    """Train one round on a site's store."""
+    return answer(
+        message, site_file, lambda site: messages.pack_result(run_task(site, messages.unpack_task(message.content)))
+    )
+
+
+def own_site(context: Context) -> Path:
     """This node's site config; raises `ConfigError` when it has none."""
-    if "site-config" in context.node_config:
-        return Path(str(context.node_config["site-config"]))
-    if "partition-id" in context.node_config:
-        files = sorted(Path(str(context.run_config.get("sites", ""))).glob("*.yaml"))
-        number = int(context.node_config["partition-id"])
-        if number < len(files):
-            return files[number]
-    raise ConfigError("this node has no site: start it with --node-config 'site-config=\"/path/to/site.yaml\"'")
+    if "site-config" not in context.node_config:
+        raise ConfigError("this node has no site: start it with --node-config 'site-config=\"/path/to/site.yaml\"'")
+    return Path(str(context.node_config["site-config"]))
 
 
 @app.query(messages.JOIN)
 def join(message: Message, context: Context) -> Message:
     """Tell the server this site's name."""
-    return answer(message, context, lambda site: messages.pack_name(site.site))
+    return answer_join(message, lambda: own_site(context))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train one round on this site's store."""
-    return answer(
-        message, context, lambda site: messages.pack_result(run_task(site, messages.unpack_task(message.content)))
-    )
+    return answer_train(message, lambda: own_site(context))
 
 
 def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
@@ -75,10 +77,12 @@ def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
     """
     started = time.monotonic()
     study = study_from_json(task.study)
+    check_policy(site.policy, study)
     if base_digest(site.base_model) != task.base_digest:
         raise ModelError(f"the study's base model is not '{site.base_model}': point base_model at the study's base")
-    store = open_store(site.store_path)
-    check_store(store, task)
+    store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
+    if len(set(store.pseudonyms)) < site.policy.min_patients:
+        raise PolicyError(f"the store has fewer patients than policy.min_patients {site.policy.min_patients}")
     unet, scheduler = load_unet(site.base_model)
     schemes.attach(unet, study.scheme, study.seed)
     check_state(task.state, schemes.learned_state(unet))
@@ -97,9 +101,14 @@ def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
     )
 
 
-def check_store(store: Store, task: TrainTask) -> None:
-    """Refuse a task whose base or modality is not the one that the store was made with; raises `PolicyError`."""
-    if store.base_digest != task.base_digest:
-        raise PolicyError("the store was made with another base model: run ld-client index again")
-    if store.modality_digest != task.modality_digest:
-        raise PolicyError("the study's modality is not the one that this site indexed: compare the modality files")
+def check_policy(policy: PolicyConfig, study: StudyConfig) -> None:
+    """Refuse a study that asks for more than the site allows, before anything is computed; raises `PolicyError`."""
+    for key, asked, most in (
+        ("training.steps", study.training.steps, policy.max_steps),
+        ("training.batch_size", study.training.batch_size, policy.max_batch_size),
+        ("scheme.rank", study.scheme.rank, policy.max_rank),
+    ):
+        if asked > most:
+            raise PolicyError(f"the study asks for {key}={asked}, this site allows {most}")
+    if study.drift.mean not in policy.drift:
+        raise PolicyError(f"the study asks for drift.mean={study.drift.mean}, this site allows {policy.drift}")

@@ -57,11 +57,31 @@ class DataConfig:
 
 
 @dataclass
+class PolicyConfig:
+    """The most that a study may ask of this site; whatever asks for more is refused before anything is computed."""
+
+    max_steps: int = 5000
+    """Training steps in one round."""
+    max_batch_size: int = 256
+    """Visits in one step."""
+    max_rank: int = 64
+    """Rank of the adapter."""
+    drift: list[str] = field(default_factory=lambda: ["none", "scalar", "channel"])
+    """Shapes of the drift that may leave. A `map` is a mean image: with few visits it shows a patient's scan."""
+    min_patients: int = 10
+    """Fewest patients in the store for anything to leave: means over few tell of each."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "max_batch_size", "max_rank", "min_patients"):
+            require(getattr(self, name) > 0, f"policy.{name} is {getattr(self, name)}: use 1 or more")
+
+
+@dataclass
 class SiteConfig:
     """One hospital's side of a federation."""
 
     site: str = MISSING
-    """The hospital's name; it appears in its own reports only."""
+    """The hospital's name in the study: the server, the release and its card show it."""
     modality: str = MISSING
     """The modality's YAML file, the same one on every side of a study."""
     base_model: str = MISSING
@@ -71,6 +91,7 @@ class SiteConfig:
     data: DataConfig = field(default_factory=DataConfig)
     batch_size: int = 16
     """Scans that are encoded at once."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, f"batch_size is {self.batch_size}: use 1 or more")

@@ -12,6 +12,9 @@ from ld_common.errors import AdapterError
 from ld_common.messages import TrainResult
 from ld_common.schemes import State
 
+LARGEST_DRIFT = 20.0
+"""Largest accepted drift, in scaled latents, whose own deviation is about 1."""
+
 
 def check_result(result: TrainResult, reference: State, drift_shape: torch.Size | None, max_norm: float) -> float:
     """Refuse an answer that could harm the average; returns the L2 norm of its update.
@@ -32,10 +35,14 @@ def check_result(result: TrainResult, reference: State, drift_shape: torch.Size 
     shape = None if result.drift is None else result.drift.shape
     if shape != drift_shape:
         raise AdapterError(f"its drift has shape {shape and tuple(shape)}, not {drift_shape and tuple(drift_shape)}")
+    if result.drift is not None and result.drift.dtype != torch.float32:
+        raise AdapterError(f"its drift is {result.drift.dtype}, not float32")
     numbers = [result.loss_first, result.loss_last, result.seconds]
     finite = torch.isfinite(torch.tensor(numbers)).all()
     if not bool(finite) or (result.drift is not None and not bool(torch.isfinite(result.drift).all())):
         raise AdapterError("its drift or losses hold NaN or infinite values")
+    if result.drift is not None and float(result.drift.abs().max()) > LARGEST_DRIFT:
+        raise AdapterError(f"its drift reaches {float(result.drift.abs().max()):.3g}, more than {LARGEST_DRIFT:g}")
     if result.visits < 1 or not 1 <= result.patients <= result.visits:
         raise AdapterError(f"it counts {result.visits} visits of {result.patients} patients")
     return norm

@@ -5,6 +5,7 @@ run config: study = path of the study's YAML, overrides = "key=value key=value"
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from pathlib import Path
@@ -34,7 +35,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         run_study(grid, study, modality)
     except LdError as error:
-        (Path(study.output) / FAILURE).write_text(str(error))
+        with contextlib.suppress(OSError):
+            (Path(study.output) / FAILURE).write_text(str(error))
         raise
 
 

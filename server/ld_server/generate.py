@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+import ld_common.offline  # noqa: F401  (before any model library)
 from ld_common.command import run_cli
 from ld_common.config import load_config, to_mapping
 from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
@@ -22,11 +23,14 @@ from ld_common.errors import RequestError
 from ld_common.images import Frame, Scan, from_model, read_scan, to_model, write_difference_png, write_nifti, write_png
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
-from ld_common.release import Release, load_release_base, read_release
+from ld_common.release import Release, load_release_base, read_release, software
 from ld_common.synthetic import write_synthetic_dicom
 
 RECORD = "record.json"
 NIFTI = (".nii", ".nii.gz")
+SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png")
+DIFFERENCE_LIMIT = 1.0
+"""Difference, in the model's range of 2, that is drawn in full colour, in every map alike."""
 SYNTHETIC = {"SyntheticData": "YES", "Software": "latent-drift-federation"}
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -45,6 +49,8 @@ class Question:
     factual: Attributes
     targets: list[Attributes]
     """The changed attributes of each `--set`."""
+    slice_index: int | None
+    """The slice that was asked for; None is the one that training used."""
     folder: Path
 
 
@@ -57,6 +63,7 @@ def generate(
     slice_index: int | None = typer.Option(None, "--slice", help="Slice of a volume; by default the trained one."),
     out: Path = typer.Option(Path("counterfactuals"), help="Folder for the results."),
     base: str | None = typer.Option(None, help="Base model, if not where the release says."),
+    released: bool = typer.Option(False, help="A person has checked the inputs for burned-in text (DERIVED images)."),
     strength: float | None = typer.Option(None, help="How strongly to edit; 0 changes nothing."),
     depth: float | None = typer.Option(None, help="Share of the diffusion that is undone, above 0 and up to 1."),
     overrides: list[str] = typer.Argument(None, help="key=value of the edit: steps, refinements, batch_size."),
@@ -69,7 +76,8 @@ def generate(
     targets = [_target(loaded.modality, text) for text in sets]
     known = loaded.modality.parse_all(given)
     model = load_release_base(loaded, base)
-    questions = read_questions(loaded.modality, model.side, inputs, targets, known, slice_index, out)
+    questions = read_questions(loaded.modality, model.side, inputs, targets, known, slice_index, released, out)
+    _make_folders(questions)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("drawing", total=len(questions) * (1 + len(targets)))
@@ -85,19 +93,20 @@ def read_questions(
     targets: list[Attributes],
     given: Attributes,
     slice_index: int | None,
+    released: bool,
     out: Path,
 ) -> list[Question]:
     """Read the inputs and settle what each shows; raises `ScanError` or `RequestError`."""
     questions, names = [], set()
     for path in inputs:
-        scan = read_scan(path, modality, slice_index)
+        scan = read_scan(path, modality, slice_index, released)
         image, frame = to_model(scan, side, modality.image)
         factual = _factual(modality, path, scan.attributes_in_file, given)
-        name = path.name.split(".")[0] or path.stem
+        name = next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.name)
         while name in names:
             name += "_"
         names.add(name)
-        questions.append(Question(path, scan, frame, image, factual, targets, out / name))
+        questions.append(Question(path, scan, frame, image, factual, targets, slice_index, out / name))
     return questions
 
 
@@ -125,10 +134,10 @@ def answer(
 def write_answer(release: Release, question: Question, drawn: Counterfactuals, config: EditConfig) -> list[Path]:
     """One input's folder: images in the input's geometry, difference maps and the record."""
     folder, frame = question.folder, question.frame
-    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "input.png", folder / "reconstruction.png"]
     write_png(files[0], from_model(question.image, frame), frame, {})
     write_png(files[1], from_model(drawn.reconstructions, frame), frame, SYNTHETIC)
+    restored, scale = from_model(drawn.reconstructions, frame), (frame.high - frame.low) / 2
     answers = []
     for target, image in zip(question.targets, drawn.images, strict=True):
         name = "_".join(f"{key}-{_shown(value)}" for key, value in target.items())
@@ -136,7 +145,7 @@ def write_answer(release: Release, question: Question, drawn: Counterfactuals, c
         description = release.modality.describe(question.factual | target)
         written = [folder / f"{name}.png", folder / f"{name}_difference.png", folder / f"{name}.dcm"]
         write_png(written[0], values, frame, SYNTHETIC | {"Description": description})
-        write_difference_png(written[1], image - drawn.reconstructions, SYNTHETIC)
+        write_difference_png(written[1], (values - restored) / scale, SYNTHETIC, limit=DIFFERENCE_LIMIT)
         write_synthetic_dicom(
             written[2],
             values,
@@ -153,12 +162,17 @@ def write_answer(release: Release, question: Question, drawn: Counterfactuals, c
         files += written
         answers.append({"set": target, "prompt": description, "files": [file.name for file in written]})
     record = {
-        "input": {"name": question.path.name, "attributes": question.factual},
+        "input": {
+            "name": question.path.name,
+            "sha256_of_pixels": hashlib.sha256(question.scan.pixels.tobytes()).hexdigest(),
+            "slice": question.slice_index,
+            "attributes": question.factual,
+        },
         "release": {"study": release.study.name, "files": release.manifest["files"], "base": release.base_digest},
         "edit": to_mapping(config),
         "seed": release.study.seed,
         "counterfactuals": answers,
-        "software": release.manifest["software"],
+        "software": software(),
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     return [*files, folder / RECORD]
@@ -168,6 +182,17 @@ def _request(question: Question, target: Attributes, config: EditConfig) -> str:
     """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
     words = json.dumps([question.factual, target, to_mapping(config)], sort_keys=True)
     return hashlib.sha256(question.scan.pixels.tobytes() + words.encode()).hexdigest()
+
+
+def _make_folders(questions: Sequence[Question]) -> None:
+    """Make the folders before anything is drawn; raises `RequestError` when one cannot be."""
+    for question in questions:
+        try:
+            question.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(
+                f"cannot write to '{question.folder}' ({error.strerror}): choose another --out"
+            ) from error
 
 
 def _target(modality: Modality, text: str) -> Attributes:

@@ -162,7 +162,11 @@ class DriftFederation(Strategy):
         print(f"study {self.study.name}: {federation.rounds} rounds at {', '.join(federation.sites)}", flush=True)
 
     def _find_sites(self, grid: Grid) -> None:
-        """Ask every new node for its site's name until all sites are here or the wait is over."""
+        """Ask every new node for its site's name until all sites are here or the wait is over.
+
+        Raises:
+            FederationError: too few sites came and there is nothing yet to lose; later rounds go on without.
+        """
         wanted, federation = set(self.study.federation.sites), self.study.federation
         deadline = time.monotonic() + federation.wait_seconds
         known: set[int] = set()
@@ -170,10 +174,11 @@ class DriftFederation(Strategy):
             nodes = set(grid.get_node_ids())
             self._nodes = {name: node for name, node in self._nodes.items() if node in nodes}
             new = sorted(nodes - known - set(self._nodes.values()))
-            known |= set(new)
             asked = [Message(RecordDict(), dst_node_id=node, message_type=f"query.{messages.JOIN}") for node in new]
             for reply in grid.send_and_receive(asked, timeout=JOIN_TIMEOUT_SECONDS) if asked else []:
                 name = messages.unpack_name(reply.content) if reply.has_content() else None
+                if name is not None:
+                    known.add(reply.metadata.src_node_id)
                 if name in wanted:
                     self._nodes.setdefault(name, reply.metadata.src_node_id)
             absent = sorted(wanted - set(self._nodes))
@@ -182,7 +187,7 @@ class DriftFederation(Strategy):
             if time.monotonic() >= deadline:
                 break
             time.sleep(POLL_SECONDS)
-        if len(self._nodes) < federation.min_sites:
+        if len(self._nodes) < federation.min_sites and not any(record.counted for record in self.records):
             raise FederationError(
                 f"only {len(self._nodes)} of {federation.min_sites} sites came within "
                 f"{federation.wait_seconds:g} s; missing: {', '.join(absent)}"

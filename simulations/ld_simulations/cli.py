@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+import ld_common.offline  # noqa: F401  (before any model library)
 from ld_client.store import open_store
 from ld_common.command import run_cli
+from ld_common.errors import ConfigError
 from ld_common.models import BaseModel
 from ld_common.release import Release, load_release_base, read_release
 from ld_simulations.demo import Demo, load_demo, prepare_sites
@@ -28,6 +30,7 @@ from ld_simulations.resources import ResourceMonitor
 from ld_simulations.summary import AIMS, aim_met, summarize_run
 
 SUMMARY, REPORT, ROWS, STRIP = "summary.json", "report.html", "counterfactuals.json", "counterfactuals.png"
+MARKER = ".ld-simulate"
 PARTS = ("hospitals", "stores", "sites", "study")
 """What a demo writes below its output folder, and removes before it starts afresh."""
 
@@ -59,10 +62,15 @@ def simulate(
 
 
 def _clear(demo: Demo) -> None:
+    """Make the output folder, and empty one that an earlier run made; raises `ConfigError` for anyone else's."""
+    marker, found = demo.output / MARKER, [part for part in PARTS if (demo.output / part).exists()]
+    if found and not marker.exists():
+        raise ConfigError(f"'{demo.output}' holds '{found[0]}', which no ld-simulate made: choose another output")
     if not demo.config.reuse:
         for part in PARTS:
             shutil.rmtree(demo.output / part, ignore_errors=True)
     demo.output.mkdir(parents=True, exist_ok=True)
+    marker.write_text("ld-simulate made this folder and removes its parts when it starts afresh\n")
 
 
 def _federate(demo: Demo, config: Path) -> Release:
@@ -74,7 +82,7 @@ def _federate(demo: Demo, config: Path) -> Release:
         advance("starting Flower", 0, rounds)
 
         def show(record: dict[str, Any]) -> None:
-            console.print(_round_line(record, rounds))
+            console.print(_round_line(record, rounds), markup=False)
             advance("federation", record["round"], rounds)
 
         study_file = config.parent / demo.config.study

@@ -16,6 +16,7 @@ from ld_client.store import build_store, open_store
 from ld_common.config import load_config, require
 from ld_common.counterfactual import EditConfig
 from ld_common.errors import StoreError
+from ld_common.modality import Modality
 from ld_common.models import base_digest
 from ld_common.study import StudyConfig, load_study
 from ld_simulations.hospitals import HospitalsConfig, TableConfig, write_hospitals
@@ -94,11 +95,15 @@ def prepare_sites(demo: Demo, progress: Progress = lambda *_: None) -> Path:
     demo.sites.mkdir(parents=True, exist_ok=True)
     for hospital in demo.hospitals.hospitals:
         file = demo.sites / f"{hospital.name}.yaml"
-        text = "# .venv/bin/ld-client index --config " + f"{file.name}\n"
+        text = f"# ld-client index --config {file}\n"
         file.write_text(text + yaml.safe_dump(site_config(demo, hospital.name, hospital.table), sort_keys=False))
         site = load_site(file)
         try:
-            open_store(site.store_path, base_digest=base_digest(site.base_model))
+            open_store(
+                site.store_path,
+                base_digest=base_digest(site.base_model),
+                modality_digest=load_config(Modality, demo.modality_file).digest(),
+            )
         except StoreError:
             build_store(site, functools.partial(_named, progress, hospital.name))
     return demo.sites
@@ -113,11 +118,12 @@ def site_config(demo: Demo, name: str, table: TableConfig) -> dict[str, Any]:
     folder = Path(demo.hospitals.output) / name
     columns = {"patient": table.patient, "date": table.date}
     attributes = {"age": table.age, "sex": table.sex, "diagnosis": table.diagnosis}
+    base = Path(demo.study.base_model)
     words = {"sex": table.sex_words, "diagnosis": table.diagnosis_words}
     return {
         "site": name,
         "modality": str(demo.modality_file.resolve()),
-        "base_model": str(Path(demo.study.base_model).resolve()),
+        "base_model": str(base.resolve()) if base.exists() else demo.study.base_model,
         "store": str(demo.output / "stores" / name),
         "data": {
             "root": str(folder / "dicom"),
@@ -125,4 +131,5 @@ def site_config(demo: Demo, name: str, table: TableConfig) -> dict[str, Any]:
             "columns": {**columns, "attributes": attributes},
             "values": {name: {word: value for value, word in known.items()} for name, known in words.items()},
         },
+        "policy": {"min_patients": 1},  # rendered patients: small demos must run
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,6 +24,7 @@ import psutil
 
 import ld_simulations
 from ld_common.errors import FederationError
+from ld_common.offline import DEFAULTS
 from ld_common.study import StudyConfig
 from ld_server.app import FAILURE, RELEASE, ROUNDS
 
@@ -62,7 +64,7 @@ def run_federation(
     with _superlink(output / "flower", log) as (environment, connection), log.open("ab") as stream:
         command = [_tool("flwr"), "run", str(PROJECT), connection, "--stream"]
         run_config = {"study": str(study_file.resolve()), "sites": str(sites.resolve()), "prepare": ""}
-        run_config["overrides"] = " ".join([*overrides, f"output={output}"])
+        run_config["overrides"] = shlex.join([*overrides, f"output={output}"])
         command += ["--run-config", " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())]
         nodes = len(list(sites.glob("*.yaml")))
         command += ["--federation-config", f"num-supernodes={nodes} client-resources-num-cpus={cpus_per_site}"]
@@ -70,7 +72,8 @@ def run_federation(
         try:
             _follow(run, output / ROUNDS, on_round)
         finally:
-            _stop(run.pid)
+            if run.returncode is None:
+                _stop(run.pid)
     if not (output / RELEASE / "manifest.json").exists():
         failure = output / FAILURE
         reason = failure.read_text() if failure.exists() else "Flower ended early"
@@ -82,7 +85,7 @@ def _follow(run: subprocess.Popen[bytes], rounds: Path, on_round: Callable[[dict
     seen = 0
     while True:
         ended = run.poll() is not None
-        lines = rounds.read_text().splitlines() if rounds.exists() else []
+        lines = rounds.read_text().split("\n")[:-1] if rounds.exists() else []
         for line in lines[seen:]:
             on_round(json.loads(line))
         seen = len(lines)
@@ -106,11 +109,8 @@ def _superlink(home: Path, log: Path) -> Iterator[tuple[dict[str, str], str]]:
     ray_files = tempfile.mkdtemp(prefix="ld-")
     environment = os.environ | {
         "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        **DEFAULTS,
         "RAY_TMPDIR": ray_files,
-        "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     command = [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def write_report(
         study=release.study,
         aims=[(key, summary[key], aim.words, aim_met(key, summary)) for key, aim in AIMS.items()],
         summary=summary,
-        hospitals=[_hospital(demo, name) for name in release.study.federation.sites],
+        hospitals=[_hospital(demo, name, base.side) for name in release.study.federation.sites],
         losses=_losses(release),
         drifts=_drifts(release),
         rounds=release.manifest["rounds"],
@@ -95,12 +96,11 @@ def write_strip(path: Path, judged: Evaluation) -> Path:
     return path
 
 
-def _hospital(demo: Demo, name: str) -> dict[str, Any]:
+def _hospital(demo: Demo, name: str, side: int) -> dict[str, Any]:
     """First slices as the model sees them, one a patient, and who the patients are."""
     site = load_site(demo.sites / f"{name}.yaml")
     store, modality = open_store(site.store_path), load_modality(site)
     folders = sorted(path for path in Path(site.data.root).iterdir() if path.is_dir())[:SHOWN_VISITS]
-    side = open_side(demo)
     images = [to_model(read_scan(sorted(folder.iterdir())[0], modality), side, modality.image)[0] for folder in folders]
     scanner = next(hospital.scanner for hospital in demo.hospitals.hospitals if hospital.name == name)
     ages = [float(attributes["age"]) for attributes in store.attributes]
@@ -117,19 +117,11 @@ def _hospital(demo: Demo, name: str) -> dict[str, Any]:
     }
 
 
-def open_side(demo: Demo) -> int:
-    """Side of the study's pictures in pixels, from the base's configs."""
-    folder = Path(demo.study.base_model)
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
-
-
 def _losses(release: Release) -> str:
     figure = Figure(figsize=(5.2, 2.8), layout="constrained")
     axes = figure.subplots()
     rounds = release.manifest["rounds"]
-    for colour, name in zip(COLOURS, sorted(release.study.federation.sites), strict=False):
+    for colour, name in zip(itertools.cycle(COLOURS), sorted(release.study.federation.sites), strict=False):
         seen = [record for record in rounds if name in record["sites"]]
         numbers = [record["round"] for record in seen]
         first = [record["sites"][name]["loss_first"] for record in seen]
