@@ -27,9 +27,10 @@ from ld_simulations.growth_ceiling import growth_ceiling
 from ld_simulations.hospitals import held_out_population
 from ld_simulations.report import write_report, write_strip
 from ld_simulations.resources import ResourceMonitor
-from ld_simulations.summary import AIMS, aim_met, summarize_run
+from ld_simulations.summary import AIMS, aim_met, as_markdown, shown, summarize_run
 
-SUMMARY, REPORT, ROWS, STRIP = "summary.json", "report.html", "counterfactuals.json", "counterfactuals.png"
+SUMMARY, NUMBERS, REPORT = "summary.json", "numbers.md", "report.html"
+ROWS, STRIP = "counterfactuals.json", "counterfactuals.png"
 MARKER = ".ld-simulate"
 PARTS = ("hospitals", "stores", "sites", "study")
 """What a demo writes below its output folder, and removes before it starts afresh."""
@@ -57,6 +58,7 @@ def simulate(
         write_report(demo.output / REPORT, demo, release, base, judged, summary)
     (demo.output / ROWS).write_text(json.dumps(judged.rows, indent=1) + "\n")
     (demo.output / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    (demo.output / NUMBERS).write_text(as_markdown(summary))
     console.print(_table(summary))
     console.print(f"wrote {demo.output / SUMMARY}\nwrote {demo.output / REPORT}")
 
@@ -132,9 +134,7 @@ def _progress(title: str) -> Iterator[Any]:
 def _table(summary: dict[str, Any]) -> Table:
     table = Table("", "measured", "aim", "")
     for key, aim in AIMS.items():
-        value = summary[key]
-        shown = f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
-        table.add_row(key, shown, aim.words, "met" if aim_met(key, summary) else "[bold]missed[/bold]")
+        table.add_row(key, shown(summary[key]), aim.words, "met" if aim_met(key, summary) else "[bold]missed[/bold]")
     return table
 
 

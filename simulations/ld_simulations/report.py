@@ -29,7 +29,7 @@ from ld_common.sampling import epsilon_model, sample, trajectory
 from ld_common.seeding import torch_generator
 from ld_simulations.demo import Demo
 from ld_simulations.evaluation import Evaluation
-from ld_simulations.summary import AIMS, aim_met
+from ld_simulations.summary import AIMS, aim_met, shown
 
 matplotlib.use("Agg")
 SHOWN_VISITS = 8
@@ -53,7 +53,7 @@ def write_report(
     """Write the report of a finished run."""
     loader = jinja2.PackageLoader("ld_simulations", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = lambda value: f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    environment.filters["number"] = shown
     text = environment.get_template("report.html.j2").render(
         study=release.study,
         aims=[(key, summary[key], aim.words, aim_met(key, summary)) for key, aim in AIMS.items()],
@@ -82,14 +82,14 @@ def write_strip(path: Path, judged: Evaluation) -> Path:
     axes = figure.subplots(len(chosen), columns, squeeze=False)
     for line, (_, rows) in zip(axes, chosen, strict=True):
         scan = judged.cases[rows[0]].scan
-        shown = [("scan", judged.scans[scan]), ("reconstruction", judged.drawn.reconstructions[scan])]
+        panels = [("scan", judged.scans[scan]), ("reconstruction", judged.drawn.reconstructions[scan])]
         for row in rows:
             case = judged.cases[row]
             title = EDIT_TITLES.get(case.edit, case.edit)
-            shown += [(title, judged.drawn.images[row]), ("truth", case.truth)]
+            panels += [(title, judged.drawn.images[row]), ("truth", case.truth)]
         for axis in line:
             axis.axis("off")
-        for axis, (title, image) in zip(line, shown, strict=False):
+        for axis, (title, image) in zip(line, panels, strict=False):
             axis.imshow(image[0], cmap="gray", vmin=-1, vmax=1, interpolation="bilinear")
             axis.set_title(title, fontsize=7, pad=2)
     figure.savefig(path, dpi=150)

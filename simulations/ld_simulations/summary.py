@@ -45,6 +45,20 @@ def aim_met(key: str, summary: dict[str, Any]) -> bool:
     return AIMS[key].at_least <= summary[key] <= AIMS[key].at_most
 
 
+def as_markdown(summary: dict[str, Any]) -> str:
+    """The table of a README: each number beside its aim."""
+    lines = ["| number | measured | aim | |", "|---|---|---|---|"]
+    for key, aim in AIMS.items():
+        met = "met" if aim_met(key, summary) else "**missed**"
+        lines.append(f"| `{key}` | {shown(summary[key])} | {aim.words} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: float) -> str:
+    """A number in three digits, or whole where it is large."""
+    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def summarize_run(
     demo: Demo, release: Release, judged: Evaluation, monitor: ResourceMonitor, stores: Sequence[Store]
 ) -> dict[str, Any]:
