@@ -22,8 +22,10 @@ from ld_common.errors import ConfigError
 T = TypeVar("T")
 
 
-def load_config(schema: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
+def load_config(schema: type[T], path: Path | None = None, overrides: Sequence[str] = (), start: T | None = None) -> T:
     """Read `path`, apply `overrides` such as `training.steps=20`, and return a checked `schema`.
+
+    What neither says is as in `start`, or as the schema has it.
 
     Raises:
         ConfigError: unreadable YAML, an unknown key (named with the nearest known one), a value of the wrong
@@ -37,7 +39,7 @@ def load_config(schema: type[T], path: Path | None = None, overrides: Sequence[s
     unknown = [problem for layer in layers for problem in _unknown_keys(schema, layer)]
     if unknown:
         raise ConfigError("; ".join(unknown))
-    return from_mapping(schema, *layers)
+    return from_mapping(schema, *([] if start is None else [to_mapping(start)]), *layers)
 
 
 def from_mapping(schema: type[T], *layers: Any) -> T:

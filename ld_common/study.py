@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ld_common.config import from_mapping, load_config, require, to_mapping
+from ld_common.counterfactual import EditConfig
 from ld_common.errors import ConfigError
 from ld_common.modality import Modality
 
@@ -108,6 +109,8 @@ class StudyConfig:
     scheme: SchemeConfig = field(default_factory=SchemeConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    edit: EditConfig = field(default_factory=EditConfig)
+    """How the release is best asked; `ld-generate` starts from it."""
     federation: FederationConfig = field(default_factory=lambda: FederationConfig(sites=["a", "b"]))
 
     def __post_init__(self) -> None:

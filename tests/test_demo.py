@@ -21,8 +21,14 @@ def test_a_small_demo_runs_and_leaves_nothing_running(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "demo"
-    study = [f"base_model={tiny_base}", "training.steps=2", "training.batch_size=2", "federation.rounds=2"]
-    arguments = ["--config", str(CONFIGS / "demo.yaml"), f"output={output}", "edit.steps=4", "cpus_per_site=1"]
+    study = [
+        f"base_model={tiny_base}",
+        "training.steps=2",
+        "training.batch_size=2",
+        "federation.rounds=2",
+        "edit.steps=4",
+    ]
+    arguments = ["--config", str(CONFIGS / "demo.yaml"), f"output={output}", "cpus_per_site=1"]
     arguments += ["hospital_overrides=[patients=2,held_out=1]", f"overrides=[{','.join([*study, 'scheme.rank=2'])}]"]
     cli(arguments, standalone_mode=False)
     said = capsys.readouterr().out

@@ -64,15 +64,19 @@ def generate(
     out: Path = typer.Option(Path("counterfactuals"), help="Folder for the results."),
     base: str | None = typer.Option(None, help="Base model, if not where the release says."),
     released: bool = typer.Option(False, help="A person has checked the inputs for burned-in text (DERIVED images)."),
-    strength: float | None = typer.Option(None, help="How strongly to edit; 0 changes nothing."),
-    depth: float | None = typer.Option(None, help="Share of the diffusion that is undone, above 0 and up to 1."),
+    strength: float | None = typer.Option(
+        None, help="How strongly to edit; 0 changes nothing. By default as the release says."
+    ),
+    depth: float | None = typer.Option(
+        None, help="Share of the diffusion that is undone, above 0 and up to 1. As the release says."
+    ),
     overrides: list[str] = typer.Argument(None, help="key=value of the edit: steps, refinements, batch_size."),
 ) -> None:
     """Draw counterfactuals of scans: PNG and synthetic DICOM, the reconstruction, difference maps, a record."""
     named = {"strength": strength, "depth": depth}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
-    config = load_config(EditConfig, None, [*(overrides or []), *extra])
     loaded = read_release(release)
+    config = load_config(EditConfig, None, [*(overrides or []), *extra], start=loaded.study.edit)
     targets = [_target(loaded.modality, text) for text in sets]
     known = loaded.modality.parse_all(given)
     model = load_release_base(loaded, base)

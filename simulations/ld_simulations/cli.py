@@ -116,7 +116,7 @@ def _judge(demo: Demo, release: Release, base: BaseModel) -> Evaluation:
             done += more
             advance("counterfactuals", done, total)
 
-        return evaluate(base, release.modality, held_out, demo.config.edit, ceiling, count)
+        return evaluate(base, release.modality, held_out, demo.study.edit, ceiling, count)
 
 
 def _stores(demo: Demo) -> list[Path]:

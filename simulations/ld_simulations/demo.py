@@ -14,7 +14,6 @@ import yaml
 from ld_client.site import load_site
 from ld_client.store import build_store, open_store
 from ld_common.config import load_config, require
-from ld_common.counterfactual import EditConfig
 from ld_common.errors import StoreError
 from ld_common.modality import Modality
 from ld_common.models import base_digest
@@ -42,7 +41,6 @@ class DemoConfig:
     """Processors that one site's training takes."""
     reuse: bool = False
     """Keep the hospitals, stores and release that an earlier run left in `output`."""
-    edit: EditConfig = field(default_factory=EditConfig)
 
     def __post_init__(self) -> None:
         require(self.cpus_per_site > 0, f"cpus_per_site is {self.cpus_per_site}: it must be above 0")
