@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import BRAIN_MRI
 
 from ld_common.config import load_config
 from ld_common.errors import ConfigError, RequestError
@@ -28,6 +27,7 @@ from ld_simulations.causal import (
     warped,
 )
 from ld_simulations.growth_ceiling import growth_ceiling
+from tests.conftest import BRAIN_MRI
 
 SHAPE, SPACING_MM = (64, 64), 3.125
 AGES_YEARS = (50, 60, 70, 80, 90, 100)

@@ -7,7 +7,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table, write_visit
 from PIL import Image
 
 from ld_client.identity import load_key, pseudonym
@@ -16,6 +15,7 @@ from ld_client.left_out import LeftOut, Reason
 from ld_client.site import load_modality, load_site
 from ld_common.errors import ConfigError, StoreError, TableError
 from ld_common.refusal import Refusal
+from tests.conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table, write_visit
 
 KEY = bytes(32)
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import typer
-from conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table
 
 from ld_client.cli import app
 from ld_client.left_out import Reason
@@ -21,6 +20,7 @@ from ld_common.command import run_cli
 from ld_common.errors import LdError, StoreError
 from ld_common.images import read_scan, to_model
 from ld_common.models import load_base
+from tests.conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table
 
 
 def build(site_yaml: Path, *overrides: str) -> Path:
