@@ -153,6 +153,7 @@ class _Joiner:
     """Lines of the rows that a file has fitted."""
 
     def add_file(self, path: Path) -> None:
+        """Sort one file: a candidate by its row, a slice of a series, or left out with its reason."""
         name = _name(path, self.found.site)
         row = self.table.by_file.get(name)
         if row is not None:

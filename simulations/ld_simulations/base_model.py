@@ -24,6 +24,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from ld_common.command import run_cli
 from ld_common.config import load_config, to_mapping
 from ld_common.seeding import derive_seed, numpy_generator, torch_generator
 from ld_simulations.base_networks import (
@@ -196,6 +197,10 @@ def _library_and_class(part: Any) -> Iterator[str]:
     yield type(part).__name__
 
 
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@cli.command()
 def main(
     config: Path = typer.Option(..., help="YAML of BaseModelConfig"),
     overrides: list[str] = typer.Argument(None, help="key=value"),
@@ -218,4 +223,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_cli(cli)
