@@ -48,3 +48,13 @@ def training_noise(shape: torch.Size, offset: float, generator: torch.Generator)
     if offset:
         noise = noise + offset * torch.randn((*shape[:2], 1, 1), generator=generator)
     return noise
+
+
+def training_timesteps(count: int, timesteps: int, power: float, generator: torch.Generator) -> Tensor:
+    """Timesteps `(count,)`, int64, in [0, timesteps): uniform at power 1, the more towards noise the larger it is.
+
+    t = T (1 - u^power) with u uniform; power 3 is the cubic sampling of T2I-Adapter (arXiv 2302.08453), which
+    spends its steps where the prompt rather than the noisy latent says what the image shows.
+    """
+    uniform = torch.rand(count, generator=generator)
+    return (timesteps * (1 - uniform**power)).long().clamp(0, timesteps - 1)

@@ -14,9 +14,9 @@ def derive_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def torch_generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator for the stream `names`: draws are the same whatever device the model is on."""
-    return torch.Generator().manual_seed(derive_seed(seed, *names))
+def torch_generator(seed: int, *names: str | int, device: str = "cpu") -> torch.Generator:
+    """A generator for the stream `names`; one on the CPU draws the same whatever device the model is on."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, *names))
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:

@@ -57,12 +57,15 @@ class TrainingConfig:
     """Deviation of a noise that is constant over each latent channel, added to the noise; 0 is off."""
     prompt_dropout: float = 0.1
     """Share of visits that learn without their prompt."""
+    timestep_power: float = 1.0
+    """1 draws timesteps uniformly; above 1 favours noisy ones, where prompts decide (2 to 3 is usual)."""
 
     def __post_init__(self) -> None:
         require(self.steps > 0 and self.batch_size > 0, "training.steps and training.batch_size must be above 0")
         require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}: it must be above 0")
         require(self.offset_noise >= 0, "training.offset_noise must not be negative")
         require(0 <= self.prompt_dropout < 1, "training.prompt_dropout must lie in [0, 1)")
+        require(self.timestep_power > 0, f"training.timestep_power is {self.timestep_power}: it must be above 0")
 
 
 @dataclass

@@ -8,12 +8,26 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from ld_client.store import open_store
 from ld_common.release import load_release_base, read_release
 from ld_simulations.cli import cli
+from ld_simulations.demo import load_demo, prepare_sites
 from ld_simulations.summary import AIMS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def test_one_seed_gives_one_store(tiny_base: Path, tmp_path: Path) -> None:
+    stores = []
+    for name in ("first", "second"):
+        overrides = [f"output={tmp_path / name}", "hospital_overrides=[patients=2,held_out=1]"]
+        demo = load_demo(CONFIGS / "demo.yaml", [*overrides, f"overrides=[base_model={tiny_base}]"])
+        prepare_sites(demo)
+        stores.append(open_store(demo.output / "stores/aster"))
+    assert stores[0].pseudonyms == stores[1].pseudonyms
+    assert torch.equal(stores[0].latents, stores[1].latents)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from ld_common.models import load_base
-from ld_common.objective import denoising_loss, training_noise
+from ld_common.objective import denoising_loss, training_noise, training_timesteps
 from ld_common.sampling import denoise, epsilon_model, invert, sample, trajectory
 
 SCHEDULER = DDIMScheduler(
@@ -101,6 +101,16 @@ def test_offset_noise_draws_nothing_when_it_is_off() -> None:
     assert torch.equal(first.get_state(), second.get_state())
     offset = training_noise(torch.Size((2000, 1, 8, 8)), 0.5, second)
     assert float(offset.mean((1, 2, 3)).std()) == pytest.approx((0.25 + 1 / 64) ** 0.5, rel=0.1)
+
+
+def test_timesteps_lean_towards_noise_by_their_power() -> None:
+    uniform, leaning = (
+        training_timesteps(20000, 1000, power, torch.Generator().manual_seed(5)) for power in (1.0, 2.0)
+    )
+    for timesteps, median in ((uniform, 500), (leaning, 750)):
+        assert int(timesteps.min()) >= 0
+        assert int(timesteps.max()) <= 999
+        assert float(timesteps.float().median()) == pytest.approx(median, abs=15)
 
 
 def test_a_bases_channels_scale_and_size_are_read_from_the_model(tiny_base: Path) -> None:

@@ -20,11 +20,9 @@ def load_key(store: Path) -> bytes:
         StoreError: a key that others may read, or that is not 32 bytes, or a folder that cannot be written.
     """
     path = store / KEY_FILE
+    if not path.exists():
+        write_key(store, secrets.token_bytes(32))
     try:
-        store.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                stream.write(secrets.token_bytes(32))
         key, mode = path.read_bytes(), path.stat().st_mode & 0o777
     except OSError as error:
         raise StoreError(f"cannot use the site's key '{path}': {error.strerror or error}") from error
@@ -33,6 +31,21 @@ def load_key(store: Path) -> bytes:
     if len(key) != 32:
         raise StoreError(f"the site's key '{path}' has {len(key)} bytes, not 32: restore it from a backup")
     return key
+
+
+def write_key(store: Path, key: bytes) -> None:
+    """Give a new store its key of 32 bytes, mode 0600: one restored, or a demo's own, which is no secret.
+
+    Raises:
+        StoreError: the store has a key, or its folder cannot be written.
+    """
+    path = store / KEY_FILE
+    try:
+        store.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(key)
+    except OSError as error:
+        raise StoreError(f"cannot write the site's key '{path}': {error.strerror or error}") from error
 
 
 def pseudonym(key: bytes, patient: str) -> str:

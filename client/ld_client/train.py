@@ -13,7 +13,7 @@ from torch import nn
 
 from ld_client.store import Store
 from ld_common.errors import LdError
-from ld_common.objective import denoising_loss, training_noise
+from ld_common.objective import denoising_loss, training_noise, training_timesteps
 from ld_common.seeding import torch_generator
 from ld_common.study import StudyConfig
 
@@ -74,7 +74,9 @@ def train_round(
         latents, context = store.latents[rows], store.embeddings[rows]
         dropped = torch.rand(training.batch_size, generator=generator) < training.prompt_dropout
         context = torch.where(dropped[:, None, None], store.empty_embedding, context)
-        timesteps = torch.randint(len(scheduler.alphas_cumprod), (training.batch_size,), generator=generator)
+        timesteps = training_timesteps(
+            training.batch_size, len(scheduler.alphas_cumprod), training.timestep_power, generator
+        )
         noise = training_noise(latents.shape, training.offset_noise, generator)
         loss = denoising_loss(
             unet, scheduler.alphas_cumprod, scheduler.config["prediction_type"], latents, context, timesteps, noise

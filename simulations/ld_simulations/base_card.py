@@ -56,7 +56,7 @@ def write_card(
     quality = {name: _reconstruction(model, images) for name, images in (("generic", generic), ("scans", scans))}
     _write_sheet(base / "sheet.png", model, generic, scans)
     (base / "README.md").write_text(_card(model, recipe, quality, len(scans), note))
-    print(f"wrote {base / 'README.md'}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in quality.items()))
+    print(f"wrote {base / 'README.md'}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in quality.items()))
 
 
 def _reconstruction(model: BaseModel, images: Tensor) -> float:
@@ -88,23 +88,23 @@ def _card(model: BaseModel, recipe: dict[str, object], quality: dict[str, float]
     prompts = "\n".join(f"- {prompt}" for prompt in PROMPTS)
     return f"""# The tiny base model
 
-A latent diffusion model in Stable Diffusion's own folder format, small enough to live in the repository and to train
-on two processors: {model.side}x{model.side} grey pictures, latents {"x".join(map(str, model.latent_shape))}, half
-precision. Parameters: {sizes}.
+A latent diffusion model in Stable Diffusion's own folder format, small enough to live in the repository and to be
+fine-tuned on two processors: {model.side}x{model.side} grey pictures, latents {"x".join(map(str, model.latent_shape))},
+half precision. Parameters: {sizes}.
 
 **What it has seen:** {recipe["pictures"]} generic procedural pictures with captions (dead leaves, 1/f textures,
 gradients, mazes, warped shapes with holes), drawn by `ld_simulations.generic_pictures`. Nothing medical: the shift from
 these to a hospital's scans is real. Noise schedule and prediction type are those of Stable Diffusion 1.4.
 
 **How it was made:** `.venv/bin/python -m ld_simulations.base_model --config configs/base_model.yaml`, seed
-{recipe["seed"]}; the whole recipe is in `recipe.json`. {note}
+{recipe["seed"]}, on {recipe["device"]}; the whole recipe is in `recipe.json`. {note}
 
 **Reconstruction by the frozen VAE, the ceiling of everything later** (PSNR for a range of 2):
 
 | images | PSNR |
 |---|---|
-| {PICTURES} fresh generic pictures | {quality["generic"]:.1f} dB |
-| {scans} held-out scans of the demo | {quality["scans"]:.1f} dB |
+| {PICTURES} fresh generic pictures | {quality["generic"]:.2f} dB |
+| {scans} held-out scans of the demo | {quality["scans"]:.2f} dB |
 
 ![generic pictures and scans, each above its reconstruction; samples of the base](sheet.png)
 

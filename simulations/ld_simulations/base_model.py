@@ -8,11 +8,13 @@ The model card is written by `ld_simulations.base_card`, which may look at the d
 
 from __future__ import annotations
 
-import copy
+import functools
 import json
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ import torch
 import torch.nn.functional as F
 import typer
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTokenizer
 
 from ld_common.command import run_cli
@@ -38,39 +42,50 @@ from ld_simulations.base_networks import (
 )
 from ld_simulations.generic_pictures import generic_picture
 
+PICTURES_AT_ONCE = 1000
+"""Pictures that one random stream draws."""
+CHECKPOINT_STEPS = 500
+EMA_DECAY = 0.999
+
 
 def make_pictures(config: BaseModelConfig, work: Path) -> tuple[Tensor, list[str]]:
-    """All pictures `(N, 1, H, W)`, uint8, and their captions; drawn once, then read back."""
+    """All pictures `(N, 1, H, W)`, uint8, and their captions; drawn once by all processors, then read back."""
     pixels_file, captions_file = work / "pictures.npy", work / "captions.json"
     if not captions_file.exists():
-        rng = numpy_generator(config.seed, "generic-pictures")
-        pixels = np.empty((config.pictures, 1, config.side, config.side), np.uint8)
-        captions = []
-        for index in range(config.pictures):
-            picture = generic_picture(rng, config.side)
-            pixels[index, 0] = np.round((picture.pixels + 1) * 127.5)
-            captions.append(picture.caption)
-        np.save(pixels_file, pixels)
-        captions_file.write_text(json.dumps(captions))
+        draw = functools.partial(_draw_pictures, config.seed, config.side)
+        starts = range(0, config.pictures, PICTURES_AT_ONCE)
+        sizes = [min(PICTURES_AT_ONCE, config.pictures - start) for start in starts]
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            parts = list(pool.map(draw, starts, sizes))
+        np.save(pixels_file, np.concatenate([pixels for pixels, _ in parts]))
+        captions_file.write_text(json.dumps([caption for _, captions in parts for caption in captions]))
     return torch.from_numpy(np.load(pixels_file)), json.loads(captions_file.read_text())
+
+
+def _draw_pictures(seed: int, side: int, start: int, count: int) -> tuple[NDArray[np.uint8], list[str]]:
+    """Pictures `(count, 1, side, side)` and captions, the same wherever and in whatever order they are drawn."""
+    rng = numpy_generator(seed, "generic-pictures", start)
+    pictures = [generic_picture(rng, side) for _ in range(count)]
+    pixels = np.stack([np.round((picture.pixels[None] + 1) * 127.5) for picture in pictures]).astype(np.uint8)
+    return pixels, [picture.caption for picture in pictures]
 
 
 def train_vae(config: BaseModelConfig, pixels: Tensor, work: Path) -> AutoencoderKL:
     """Train the VAE on flipped and turned pictures: mean squared error and a little KL."""
     torch.manual_seed(derive_seed(config.seed, "vae-init"))
-    vae = make_vae(config)
+    vae = make_vae(config).to(config.device)
     draws = torch_generator(config.seed, "vae-batches")
-    noise = torch_generator(config.seed, "vae-noise")
+    noise = torch_generator(config.seed, "vae-noise", device=config.device)
 
     def loss() -> Tensor:
         rows = torch.randint(len(pixels), (config.vae.batch_size,), generator=draws)
         turns, flip = torch.randint(4, (2,), generator=draws).tolist()
-        images = torch.rot90(to_model_range(pixels[rows]), turns, (2, 3))
+        images = torch.rot90(to_model_range(pixels[rows.to(pixels.device)]), turns, (2, 3))
         images = images.flip(3) if flip % 2 else images
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(config.device, torch.bfloat16):
             posterior = vae.encode(images).latent_dist
-            latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=noise)
-            restored = vae.decode(latents).sample
+            draw = torch.randn(posterior.mean.shape, generator=noise, device=config.device)
+            restored = vae.decode(posterior.mean + posterior.std * draw).sample
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var - 1 - posterior.logvar).mean()
         return F.mse_loss(restored.float(), images) + config.kl_weight * kl
 
@@ -93,27 +108,31 @@ def train_unet(
     config: BaseModelConfig, latents: Tensor, tokens: Tensor, tokenizer: CLIPTokenizer, work: Path
 ) -> nn.ModuleDict:
     """Train UNet and text encoder together on scaled latents `(2N, C, h, w)`; returns their averaged weights."""
+    device = config.device
     torch.manual_seed(derive_seed(config.seed, "unet-init"))
-    network = nn.ModuleDict({"unet": make_unet(config), "text_encoder": make_text_encoder(config, tokenizer)})
-    alphas_cumprod = make_scheduler().alphas_cumprod
-    draws = torch_generator(config.seed, "unet-batches")
-    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    parts = {"unet": make_unet(config), "text_encoder": make_text_encoder(config, tokenizer)}
+    network = nn.ModuleDict(parts).to(device)
+    alphas_cumprod = make_scheduler().alphas_cumprod.to(device)
+    draws = torch_generator(config.seed, "unet-batches", device=device)
+    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids.to(device)
 
     def loss() -> Tensor:
         size = config.unet.batch_size
-        rows = torch.randint(len(latents), (size,), generator=draws)
+        rows = torch.randint(len(latents), (size,), generator=draws, device=device)
         clean = latents[rows].float()
-        timesteps = torch.randint(len(alphas_cumprod), (size,), generator=draws)
-        epsilon = torch.randn(clean.shape, generator=draws)
+        timesteps = torch.randint(len(alphas_cumprod), (size,), generator=draws, device=device)
+        epsilon = torch.randn(clean.shape, generator=draws, device=device)
         signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        prompts = tokens[rows % len(tokens)]
-        dropped = torch.rand(size, generator=draws) < config.caption_dropout
-        prompts = torch.where(dropped[:, None], empty, prompts)
-        context = network["text_encoder"](prompts).last_hidden_state
+        dropped = torch.rand(size, generator=draws, device=device) < config.caption_dropout
+        prompts = torch.where(dropped[:, None], empty, tokens[rows % len(tokens)])
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * epsilon
-        return F.mse_loss(network["unet"](noisy, timesteps, context).sample, epsilon)
+        with torch.autocast(device, torch.bfloat16):
+            context = network["text_encoder"](prompts).last_hidden_state
+            predicted = network["unet"](noisy, timesteps, context).sample
+        return F.mse_loss(predicted.float(), epsilon)
 
-    return train_stage("unet", config.unet, network, loss, [draws], work)
+    train_stage("unet", config.unet, network, loss, [draws], work)
+    return network
 
 
 def train_stage(
@@ -123,10 +142,10 @@ def train_stage(
     loss: Callable[[], Tensor],
     generators: list[torch.Generator],
     work: Path,
-) -> Any:
-    """AdamW under a cosine schedule with a checkpoint every 250 steps; returns the averaged (EMA) copy."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=stage.learning_rate, weight_decay=1e-4)
-    average = copy.deepcopy(network).requires_grad_(False)
+) -> None:
+    """AdamW under a cosine schedule with a checkpoint every 500 steps; leaves averaged weights in the network."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=stage.learning_rate, weight_decay=1e-4, fused=True)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     checkpoint, first = work / f"{name}.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -134,7 +153,7 @@ def train_stage(
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         for generator, state in zip(generators, saved["generators"], strict=True):
-            generator.set_state(state)
+            generator.set_state(state.cpu())
         first = saved["step"]
     started, recent = time.monotonic(), []
     for step in range(first, stage.steps):
@@ -146,20 +165,18 @@ def train_stage(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        decay = min(0.998, (step + 1) / (step + 10))
-        for kept, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-            kept.lerp_(new, 1 - decay) if kept.is_floating_point() else kept.copy_(new)
-        recent.append(float(value.detach()))
-        if (step + 1) % 250 == 0 or step + 1 == stage.steps:
+        average.update_parameters(network)
+        recent.append(value.detach())
+        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == stage.steps:
+            mean = float(torch.stack(recent).mean())
             eta = (time.monotonic() - started) / (step + 1 - first) * (stage.steps - step - 1) / 60
-            print(f"{name} {step + 1}/{stage.steps} loss {np.mean(recent):.5f}, {eta:.0f} min left", flush=True)
+            print(f"{name} {step + 1}/{stage.steps} loss {mean:.5f}, {eta:.1f} min left", flush=True)
             recent.clear()
             state = {"network": network.state_dict(), "average": average.state_dict(), "step": step + 1}
             state |= {"optimizer": optimizer.state_dict(), "generators": [g.get_state() for g in generators]}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
-    network.load_state_dict(average.state_dict())
-    return network
+    network.load_state_dict(average.module.state_dict())
 
 
 def to_model_range(pixels: Tensor) -> Tensor:
@@ -176,7 +193,7 @@ def write_folder(config: BaseModelConfig, parts: dict[str, Any], latents: Tensor
     output = Path(config.output)
     for name, part in parts.items():
         if isinstance(part, nn.Module):
-            part.half()
+            part.half().cpu()
         part.save_pretrained(output / name)
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -210,12 +227,14 @@ def main(
     work = Path(recipe.work)
     work.mkdir(parents=True, exist_ok=True)
     pixels, captions = make_pictures(recipe, work)
+    pixels = pixels.to(recipe.device)
     tokenizer = make_tokenizer(captions, recipe.text_tokens)
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    tokens = tokens.to(recipe.device)
     vae = train_vae(recipe, pixels, work)
     latents = encode_pictures(vae, pixels)
     vae.register_to_config(scaling_factor=1 / float(latents.float().std()))
-    latents = latents.float() * vae.config["scaling_factor"]
+    latents *= vae.config["scaling_factor"]
     networks = train_unet(recipe, latents, tokens, tokenizer, work)
     parts = {"vae": vae, "unet": networks["unet"], "text_encoder": networks["text_encoder"]}
     parts |= {"tokenizer": tokenizer, "scheduler": make_scheduler()}

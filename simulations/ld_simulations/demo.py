@@ -11,12 +11,14 @@ from typing import Any
 
 import yaml
 
+from ld_client.identity import KEY_FILE, write_key
 from ld_client.site import load_site
 from ld_client.store import build_store, open_store
 from ld_common.config import load_config, require
 from ld_common.errors import StoreError
 from ld_common.modality import Modality
 from ld_common.models import base_digest
+from ld_common.seeding import numpy_generator
 from ld_common.study import StudyConfig, load_study
 from ld_simulations.hospitals import HospitalsConfig, TableConfig, write_hospitals
 
@@ -103,6 +105,9 @@ def prepare_sites(demo: Demo, progress: Progress = lambda *_: None) -> Path:
                 modality_digest=load_config(Modality, demo.modality_file).digest(),
             )
         except StoreError:
+            if not (site.store_path / KEY_FILE).exists():
+                # training draws visits in the order of their pseudonyms: one seed, one key, the same draws
+                write_key(site.store_path, numpy_generator(demo.hospitals.seed, "key", hospital.name).bytes(32))
             build_store(site, functools.partial(_named, progress, hospital.name))
     return demo.sites
 

@@ -55,8 +55,8 @@ def as_markdown(summary: dict[str, Any]) -> str:
 
 
 def shown(value: float) -> str:
-    """A number in three digits, or whole where it is large."""
-    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    """A number in four digits, or whole where it is large."""
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def summarize_run(
