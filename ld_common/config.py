@@ -80,7 +80,9 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read config '{path}': {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read config '{path}': {_one_line(error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"'{path}' is not valid YAML: {_one_line(error)}") from error

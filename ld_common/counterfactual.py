@@ -7,6 +7,7 @@ patient and changes what the prompt changed (Diff-SCM, arXiv 2202.10166). Differ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class EditConfig:
     def __post_init__(self) -> None:
         require(self.steps > 0, f"steps is {self.steps}: it must be above 0")
         require(0 < self.depth <= 1, f"depth is {self.depth}: it must lie above 0 and up to 1")
+        require(0 <= self.strength < math.inf, f"strength is {self.strength}: it must be a number, 0 or above")
         require(self.refinements >= 0, f"refinements is {self.refinements}: it must not be negative")
         require(self.batch_size > 0, f"batch_size is {self.batch_size}: it must be above 0")
 

@@ -113,6 +113,8 @@ def test_a_volume_gives_its_middle_slice_or_the_one_asked_for(
         (["--set", "diagnosis=ADD", "--given", GIVEN], "did you mean 'AD'"),
         (["--set", "", "--given", GIVEN], "changes nothing"),
         (["--set", "age=80", "--given", GIVEN, "--depth", "1.5"], "depth"),
+        (["--set", "age=80", "--given", GIVEN, "--strength", "nan"], "strength is nan"),
+        (["--set", "age=80", "--given", GIVEN, "--strength", "-1"], "strength is -1.0"),
         (["--set", "age=80", "--given", GIVEN, "stesp=3"], "'steps'"),
     ],
 )

@@ -65,7 +65,9 @@ def read_table(data: DataConfig) -> Table:
         text = path.read_text(encoding="utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         lines = [[cell.strip() for cell in line] for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise TableError(f"cannot read the table '{path}': {error.strerror or error}; see data.table") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"cannot read the table '{path}': {error}; save it as UTF-8 CSV or TSV") from error
     header = lines[0] if lines else []
     _check_columns(path, header, data.columns)
