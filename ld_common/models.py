@@ -134,7 +134,7 @@ def locate_base(name: str) -> Path:
             folder = Path(snapshot_download(name, local_files_only=True))
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"base model '{name}' is neither a folder nor in the hub's local cache: "
+                f"base model '{name}' is neither a folder (seen from '{Path.cwd()}') nor in the hub's local cache: "
                 "give the path of a Stable Diffusion folder"
             ) from error
     missing = [part for part in PARTS if not (folder / part).is_dir()]

@@ -20,7 +20,7 @@ from ld_common.modality import Modality
 from ld_common.models import base_digest, load_unet
 from ld_common.release import write_release
 from ld_common.study import StudyConfig
-from ld_server.generate import cli
+from ld_server.generate import cli, folder_names
 from tests.conftest import write_mr_slice
 
 GIVEN = "age=74,sex=F,diagnosis=CN"
@@ -101,6 +101,11 @@ def test_a_volume_gives_its_middle_slice_or_the_one_asked_for(
     pictures = [(tmp_path / name / "volume" / "input.png").read_bytes() for name in ("middle", "fourth", "first")]
     assert pictures[0] == pictures[1] != pictures[2]
     assert (tmp_path / "middle" / "volume" / "age-80.nii.gz").exists()
+
+
+def test_inputs_of_one_name_are_told_apart_by_the_folder_above() -> None:
+    inputs = [Path("a/P1/series"), Path("a/P2/series"), Path("b/P1/series"), Path("a/scan.nii.gz")]
+    assert folder_names(inputs) == ["P1_series", "P2_series", "P1_series_", "scan"]
 
 
 @pytest.mark.parametrize(

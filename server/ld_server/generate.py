@@ -101,17 +101,27 @@ def read_questions(
     out: Path,
 ) -> list[Question]:
     """Read the inputs and settle what each shows; raises `ScanError` or `RequestError`."""
-    questions, names = [], set()
-    for path in inputs:
+    questions = []
+    for path, name in zip(inputs, folder_names(inputs), strict=True):
         scan = read_scan(path, modality, slice_index, released)
         image, frame = to_model(scan, side, modality.image)
         factual = _factual(modality, path, scan.attributes_in_file, given)
-        name = next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.name)
-        while name in names:
-            name += "_"
-        names.add(name)
         questions.append(Question(path, scan, frame, image, factual, targets, slice_index, out / name))
     return questions
+
+
+def folder_names(inputs: Sequence[Path]) -> list[str]:
+    """A name of its own for each input's results; `series` of many patients are told apart by the folder above."""
+    own = [
+        next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.name) for path in inputs
+    ]
+    names: list[str] = []
+    for path, name in zip(inputs, own, strict=True):
+        name = f"{path.resolve().parent.name}_{name}" if own.count(name) > 1 else name
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
 
 
 def answer(
@@ -213,7 +223,7 @@ def _factual(modality: Modality, path: Path, in_file: Attributes, given: Attribu
     factual = {name: value for name, value in (in_file | given).items() if name in modality.attributes}
     missing = [name for name in modality.attributes if name not in factual]
     if missing:
-        raise RequestError(f"'{path}' does not say {', '.join(missing)}: add --given {missing[0]}=...")
+        raise RequestError(f"'{path}' does not say {', '.join(missing)}: add --given {'=...,'.join(missing)}=...")
     return factual
 
 
