@@ -58,7 +58,7 @@ class TrainingConfig:
     prompt_dropout: float = 0.1
     """Share of visits that learn without their prompt."""
     timestep_power: float = 1.0
-    """1 draws timesteps uniformly; above 1 favours noisy ones, where prompts decide (2 to 3 is usual)."""
+    """1 draws timesteps uniformly; above 1 favours noisy ones, where prompts decide (3 is T2I-Adapter's)."""
 
     def __post_init__(self) -> None:
         require(self.steps > 0 and self.batch_size > 0, "training.steps and training.batch_size must be above 0")
