@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +22,17 @@ from ld_common.errors import ConfigError
 T = TypeVar("T")
 
 
-def load_config(schema: type[T], path: Path | None = None, overrides: Sequence[str] = (), start: T | None = None) -> T:
+def load_config(
+    schema: type[T],
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    start: T | None = None,
+    variants: Sequence[str] = (),
+) -> T:
     """Read `path`, apply `overrides` such as `training.steps=20`, and return a checked `schema`.
 
-    What neither says is as in `start`, or as the schema has it.
+    What neither says is as in `start`, or as the schema has it. `variants` are sections whose options depend on their
+    `name`: an override that names another one replaces the file's section instead of adding to it.
 
     Raises:
         ConfigError: unreadable YAML, an unknown key (named with the nearest known one), a value of the wrong
@@ -36,10 +43,24 @@ def load_config(schema: type[T], path: Path | None = None, overrides: Sequence[s
         layers.append(OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"an override is not of the form key=value: {_one_line(error)}") from error
+    for section in variants:
+        _replace_variant(section, layers)
     unknown = [problem for layer in layers for problem in _unknown_keys(schema, layer)]
     if unknown:
         raise ConfigError("; ".join(unknown))
     return from_mapping(schema, *([] if start is None else [to_mapping(start)]), *layers)
+
+
+def checked(schema: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
+    """One mapping as a checked `schema`; `prefix` is where it stands in its file, for messages.
+
+    Raises:
+        ConfigError: an unknown key, named with the nearest known one, or a value as for `from_mapping`.
+    """
+    unknown = list(_unknown_keys(schema, mapping, prefix))
+    if unknown:
+        raise ConfigError("; ".join(unknown))
+    return from_mapping(schema, dict(mapping))
 
 
 def from_mapping(schema: type[T], *layers: Any) -> T:
@@ -75,6 +96,12 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """A clause that names the known word nearest to `word`, or all of them when none is near."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def _replace_variant(section: str, layers: list[Any]) -> None:
+    own, asked = (layer.get(section, {}) for layer in (layers[0], layers[-1]))
+    if isinstance(asked, dict) and isinstance(own, dict) and asked.get("name", own.get("name")) != own.get("name"):
+        layers[0] = {key: value for key, value in layers[0].items() if key != section}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

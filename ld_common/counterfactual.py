@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ld_common.config import require
-from ld_common.models import BaseModel
-from ld_common.sampling import Epsilon, denoise, epsilon_model, invert, trajectory
+from ld_common.drift import Drift, centre, restore, step_shift
+from ld_common.inversion import Prediction, Predictor, denoise, invert, predictor, trajectory
+from ld_common.models import BaseModel, Denoiser
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Edit:
 
     scan: int
     target: str
+    delta: float = 0.0
+    """A further shift of this answer, spread evenly over a whole trajectory (arXiv 2412.20651, Eq. 4)."""
 
 
 @dataclass(frozen=True)
@@ -67,51 +70,92 @@ def draw_counterfactuals(
     edits: Sequence[Edit],
     config: EditConfig,
     progress: Callable[[int], None] = lambda done: None,
+    drift: Drift | None = None,
 ) -> Counterfactuals:
     """Answer `edits` about `images`; each scan is inverted once however many edits it has.
 
     Args:
-        base: the base with the release's adapter in its UNet.
+        base: the base with the release's adapter.
         images: `(N,1,S,S)` in [-1, 1].
         factual: what each image shows, as a prompt.
         edits: what is asked.
         progress: called with the number of images and edits finished since the last call.
+        drift: the drift that the adapter was trained with. As z_T comes from the image, `prior` plays no part here.
     """
-    path = trajectory(base.scheduler, config.steps)
-    start = len(path.timesteps) - max(1, round(config.depth * len(path.timesteps)))
-    prompts = sorted({*factual, *(edit.target for edit in edits)})
-    embedded = dict(zip(prompts, base.embed(prompts), strict=True))
     latents = torch.cat([base.encode(chunk) for chunk in images.split(config.batch_size)])
-    noisy, restored = torch.empty_like(latents), torch.empty_like(latents)
-    for rows in torch.arange(len(images)).split(config.batch_size):
-        epsilon = epsilon_model(base.unet, base.scheduler, torch.stack([embedded[factual[row]] for row in rows]))
-        noisy[rows] = invert(latents[rows], epsilon, path, start, config.refinements)
-        restored[rows] = denoise(noisy[rows], epsilon, path, start)
-        progress(len(rows))
-    drawn = []
-    for first in range(0, len(edits), config.batch_size):
-        batch = edits[first : first + config.batch_size]
-        epsilon = difference_guidance(
-            base,
-            torch.stack([embedded[factual[edit.scan]] for edit in batch]),
-            torch.stack([embedded[edit.target] for edit in batch]),
-            config.strength,
-        )
-        drawn.append(denoise(noisy[[edit.scan for edit in batch]], epsilon, path, start))
-        progress(len(batch))
-    answers = torch.cat(drawn) if drawn else latents[:0]
+    editor = LatentEditor(base, sorted({*factual, *(edit.target for edit in edits)}), config, drift)
+    noisy, restored = editor.abduct(latents, factual, progress)
+    answers = editor.answer(noisy, factual, edits, progress)
     return Counterfactuals(*(_decode(base, part, config.batch_size) for part in (latents, restored, answers)))
 
 
-def difference_guidance(base: BaseModel, factual: Tensor, target: Tensor, scale: float) -> Epsilon:
-    """ε_factual + scale · (ε_target - ε_factual) for prompt embeddings `(B,L,D)`, both in one batch."""
-    both = epsilon_model(base.unet, base.scheduler, torch.cat([factual, target]))
+class LatentEditor:
+    """Abduction and prediction in latents; `draw_counterfactuals` adds the VAE on both sides."""
 
-    def epsilon(latents: Tensor, timestep: int) -> Tensor:
-        under_factual, under_target = both(torch.cat([latents, latents]), timestep).chunk(2)
-        return under_factual + scale * (under_target - under_factual)
+    def __init__(self, model: Denoiser, prompts: Sequence[str], config: EditConfig, drift: Drift | None) -> None:
+        self.model, self.config, self.drift = model, config, drift
+        self.path = trajectory(model.scheduler, config.steps)
+        steps = len(self.path.timesteps)
+        self.start = steps - max(1, round(config.depth * steps))
+        self.shift = step_shift(drift, steps, model.scheduler.alphas_cumprod)
+        with torch.no_grad():
+            self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))
 
-    return epsilon
+    def abduct(
+        self, latents: Tensor, factual: Sequence[str], progress: Callable[[int], None] = lambda done: None
+    ) -> tuple[Tensor, Tensor]:
+        """Image latents `(N,C,h,w)` -> their noise and what denoising it under the same prompts returns, both alike."""
+        noisy, restored = torch.empty_like(latents), torch.empty_like(latents)
+        for rows in torch.arange(len(latents)).split(self.config.batch_size):
+            predict = predictor(self.model, self._context([factual[row] for row in rows]), self.drift)
+            inner = centre(latents[rows], self.drift)
+            noisy[rows] = invert(inner, predict, self.path, self.start, self.config.refinements, self.shift)
+            restored[rows] = restore(denoise(noisy[rows], predict, self.path, self.start, self.shift), self.drift)
+            progress(len(rows))
+        return noisy, restored
+
+    def answer(
+        self,
+        noisy: Tensor,
+        factual: Sequence[str],
+        edits: Sequence[Edit],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Tensor:
+        """The abducted noise `(N,C,h,w)` under other prompts: latents `(M,C,h,w)` in the order of the edits."""
+        drawn = [noisy[:0]]
+        for first in range(0, len(edits), self.config.batch_size):
+            batch = edits[first : first + self.config.batch_size]
+            contexts = self._context([factual[edit.scan] for edit in batch] + [edit.target for edit in batch])
+            predict = difference_guidance(predictor(self.model, contexts, self.drift), self.config.strength)
+            own = denoise(noisy[[edit.scan for edit in batch]], predict, self.path, self.start, self._shifts(batch))
+            drawn.append(restore(own, self.drift))
+            progress(len(batch))
+        return torch.cat(drawn)
+
+    def _shifts(self, edits: Sequence[Edit]) -> Tensor | None:
+        """What is added after each step: the drift's own, and each edit's `(M,1,1,1)`; None for nothing at all."""
+        if not any(edit.delta for edit in edits):
+            return self.shift
+        added = torch.tensor([edit.delta / len(self.path.timesteps) for edit in edits]).view(-1, 1, 1, 1)
+        return added if self.shift is None else self.shift + added
+
+    def _context(self, prompts: Sequence[str]) -> Tensor:
+        return torch.stack([self._embedded[prompt] for prompt in prompts])
+
+
+def difference_guidance(both: Predictor, scale: float) -> Predictor:
+    """factual + scale · (target - factual), of a predictor whose batch holds the factual prompts, then the target's."""
+
+    def predict(latents: Tensor, timestep: int) -> Prediction:
+        found = both(torch.cat([latents, latents]), timestep)
+        return Prediction(_guided(found.clean, scale), _guided(found.noise, scale))
+
+    return predict
+
+
+def _guided(pair: Tensor, scale: float) -> Tensor:
+    factual, target = pair.chunk(2)
+    return factual + scale * (target - factual)
 
 
 def _decode(base: BaseModel, latents: Tensor, batch_size: int) -> Tensor:

@@ -48,13 +48,17 @@ class DicomHeader:
     """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up; None without usable geometry."""
     position_mm: float | None
     """Position along the slice's normal."""
+    view_position: str
+    """How a projection was taken, for example PA or LL; empty where the file does not say."""
+    orientation: tuple[str, str] | None
+    """Where rows and columns of an image without `affine` run to, for example ("L", "F"): Patient Orientation."""
 
 
-def read_header(path: Path, modality: str, released: bool = False) -> DicomHeader:
+def read_header(path: Path, modalities: Sequence[str], released: bool = False) -> DicomHeader:
     """Read and check a header without its pixels.
 
     Args:
-        modality: the DICOM Modality (0008,0060) that the file must have.
+        modalities: the DICOM Modalities (0008,0060) of which the file must have one.
         released: a person has looked at the pixels and found no burned-in text.
 
     Raises:
@@ -62,11 +66,11 @@ def read_header(path: Path, modality: str, released: bool = False) -> DicomHeade
     """
     dataset = _read_dataset(path, stop_before_pixels=True)
     with refusing(path):
-        _check_header(path, dataset, modality, released)
+        _check_header(path, dataset, modalities, released)
         return _header(path, dataset)
 
 
-def read_dicom(path: Path, modality: str, released: bool = False) -> tuple[DicomHeader, np.ndarray]:
+def read_dicom(path: Path, modalities: Sequence[str], released: bool = False) -> tuple[DicomHeader, np.ndarray]:
     """Read one image: its header and float32 pixels `(H,W)` in real values, bright where the image is bright.
 
     Modality LUT or rescale applied, padding set to the lowest real value, MONOCHROME1 turned round about the
@@ -74,7 +78,7 @@ def read_dicom(path: Path, modality: str, released: bool = False) -> tuple[Dicom
     """
     dataset = _read_dataset(path, stop_before_pixels=False)
     with refusing(path):
-        _check_header(path, dataset, modality, released)
+        _check_header(path, dataset, modalities, released)
         _check_decoder(path, dataset)
         return _header(path, dataset), _real_values(path, dataset)
 
@@ -126,11 +130,11 @@ def _check_nesting(path: Path, dataset: Dataset) -> None:
                 waiting.extend((item, depth + 1) for item in level[tag].value)
 
 
-def _check_header(path: Path, dataset: Dataset, modality: str, released: bool) -> None:
+def _check_header(path: Path, dataset: Dataset, modalities: Sequence[str], released: bool) -> None:
     if not all(dataset.get(name) for name in ("Rows", "Columns", "BitsAllocated")):
         raise ScanRefused(path, Refusal.NOT_AN_IMAGE, "a DICOM object without pixels")
-    if dataset.get("Modality") != modality:
-        raise ScanRefused(path, Refusal.WRONG_MODALITY, f"DICOM Modality is not {modality}")
+    if dataset.get("Modality") not in modalities:
+        raise ScanRefused(path, Refusal.WRONG_MODALITY, f"DICOM Modality is not {' or '.join(modalities)}")
     if str(dataset.get("SyntheticData", "")).upper() == "YES":
         raise ScanRefused(path, Refusal.SYNTHETIC, "SyntheticData is YES: only real scans are read")
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -218,6 +222,8 @@ def _header(path: Path, dataset: Dataset) -> DicomHeader:
         spacing_mm=spacing,
         affine=affine,
         position_mm=position,
+        view_position=str(dataset.get("ViewPosition") or "").strip().upper(),
+        orientation=_orientation(dataset),
     )
 
 
@@ -240,6 +246,12 @@ def _geometry(dataset: Dataset, spacing: tuple[float, float] | None) -> tuple[np
     affine[:3, 3] = origin
     affine[:2] *= -1  # DICOM counts to the left and to the back
     return affine, float(basis[:, 2] @ np.array(origin))
+
+
+def _orientation(dataset: Dataset) -> tuple[str, str] | None:
+    # "LH" leans to the head: the first letter is the main direction
+    letters = [str(word).strip().upper()[:1] for word in _words(dataset.get("PatientOrientation"))]
+    return (letters[0], letters[1]) if len(letters) == 2 and set(letters) <= set("LRAPHF") else None
 
 
 def _age(dataset: Dataset) -> float | None:

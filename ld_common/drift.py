@@ -3,16 +3,45 @@
 A noise schedule that ends at a signal level a(T) > 0 leaks the mean of the data into the last latents: the
 network has learned that at the first sampled timestep t0 the mean of z is a(t0)·E[z_0], with a = sqrt(ᾱ).
 Sampling medical images from N(0, I) starts it in the wrong place. The drift μ is the mean of the target latents
-less the base's own; it enters the prior: z_T ~ N(a(t0)·μ, I), so δ(t0) = a(t0)·μ holds at any number of steps.
-Forward process, training target and the scheduler's step stay as they are.
+less the base's own. The paper's δ, the shift of z_T itself, is δ = a(T)·μ. How the drift enters:
+
+    formulation        forward z_t =            start of sampling   each of N steps   end
+    prior (default)    a z_0 + s ε              N(a(t0) μ, I)       -                 -
+    centred            a (z_0 - μ) + s ε        N(0, I)             -                 + μ
+    noise              a z_0 + s (ε + δ)        N(δ, I)             ε̂ + δ             -
+    per-step           a z_0 + s (ε + δ)        N(0, I)             + δ / N           -
+    per-step-literal   a z_0 + s (ε + δ)        N(0, I)             + δ               -
+
+The network's target stays ε (or its v) throughout. `per-step` is the paper's Eq. 4 with the total shift held at δ
+whatever N; `per-step-literal` adds δ at every step, as the equation is written. All functions return their input
+itself, the very same tensor, where there is no drift.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ld_common.errors import ConfigError
+
+FORMULATIONS = ("prior", "centred", "noise", "per-step", "per-step-literal")
+SHAPES = ("none", "scalar", "channel", "map")
+
+
+@dataclass(frozen=True, eq=False)
+class Drift:
+    """A latent drift and the rule by which it enters."""
+
+    mean: Tensor
+    """μ in scaled latents, float32: `(1,1,1)`, `(C,1,1)` or `(C,h,w)`."""
+    formulation: str = "prior"
+
+    def __post_init__(self) -> None:
+        if self.formulation not in FORMULATIONS:
+            raise ConfigError(f"drift.formulation is '{self.formulation}': known: {', '.join(FORMULATIONS)}")
 
 
 def drift_from_moments(latents: Tensor, base_mean: Tensor, shape: str) -> Tensor | None:
@@ -33,17 +62,72 @@ def drift_from_moments(latents: Tensor, base_mean: Tensor, shape: str) -> Tensor
     return difference.float()
 
 
-def shift_prior(noise: Tensor, drift: Tensor | None, signal_level: float) -> Tensor:
-    """Start of the reverse process: `noise + a(t0)·μ`, or the very same noise without drift.
+def drift_from_shift(delta: float, alphas_cumprod: Tensor) -> Tensor:
+    """μ `(1,1,1)` of a δ in the paper's units, the shift of z_T itself: μ = δ / a(T).
 
-    Args:
-        noise: `(B,C,h,w)` from N(0, I).
-        drift: μ, broadcastable to `(C,h,w)`, or None.
-        signal_level: a(t0) = sqrt(ᾱ) at the first sampled timestep.
+    Raises:
+        ConfigError: the schedule ends at zero signal, where no shift of z_T follows from any mean.
     """
-    if drift is None:
+    level = _last_signal_level(alphas_cumprod)
+    if level < 1e-3:
+        raise ConfigError(f"drift {delta:g} cannot be converted: this base's schedule ends without signal (zero SNR)")
+    return torch.full((1, 1, 1), delta / level)
+
+
+def shift_of(drift: Drift, alphas_cumprod: Tensor) -> Tensor:
+    """δ = a(T)·μ, the paper's shift of z_T, in the shape of μ."""
+    return _last_signal_level(alphas_cumprod) * drift.mean
+
+
+def flow_signal_level(time: float) -> float:
+    """a(t) of rectified flow, z_t = (1 - t) z_0 + t ε, to be used as any other signal level (arXiv 2209.03003)."""
+    return 1.0 - time
+
+
+def centre(latents: Tensor, drift: Drift | None) -> Tensor:
+    """Forward: latents `(B,C,h,w)` as the network shall learn them."""
+    if drift is None or drift.formulation != "centred":
+        return latents
+    return latents - drift.mean.to(latents)
+
+
+def restore(latents: Tensor, drift: Drift | None) -> Tensor:
+    """Reverse: the end of `centre`, after the last step."""
+    if drift is None or drift.formulation != "centred":
+        return latents
+    return latents + drift.mean.to(latents)
+
+
+def shift_noise(noise: Tensor, drift: Drift | None, alphas_cumprod: Tensor) -> Tensor:
+    """Forward: the noise that is mixed into z_0, `ε + δ` where the formulation says so."""
+    if drift is None or drift.formulation in ("prior", "centred"):
         return noise
-    return noise + (signal_level * drift).to(noise.dtype)
+    return noise + shift_of(drift, alphas_cumprod).to(noise)
+
+
+def prior_shift(drift: Drift | None, signal_level: float, alphas_cumprod: Tensor) -> Tensor | None:
+    """Mean of z at the first sampled timestep, of signal level a(t0), in the shape of μ; None for N(0, I)."""
+    if drift is None or drift.formulation not in ("prior", "noise"):
+        return None
+    return signal_level * drift.mean if drift.formulation == "prior" else shift_of(drift, alphas_cumprod)
+
+
+def shift_output(
+    output: Tensor, drift: Drift | None, prediction_type: str, signal_level: float, alphas_cumprod: Tensor
+) -> Tensor:
+    """Reverse: a network's output whose noise is `ε̂ + δ`, for `epsilon`, `v_prediction` and `sample` networks."""
+    if drift is None or drift.formulation != "noise" or prediction_type == "sample":
+        return output
+    delta = shift_of(drift, alphas_cumprod)
+    return output + (delta if prediction_type == "epsilon" else signal_level * delta).to(output)
+
+
+def step_shift(drift: Drift | None, steps: int, alphas_cumprod: Tensor) -> Tensor | None:
+    """Reverse, Eq. 4: what is added to z after each of `steps` steps; None where the formulation adds nothing."""
+    if drift is None or not drift.formulation.startswith("per-step"):
+        return None
+    delta = shift_of(drift, alphas_cumprod)
+    return delta if drift.formulation == "per-step-literal" else delta / steps
 
 
 def mean_drift(drifts: Sequence[Tensor], weights: Sequence[float]) -> Tensor | None:
@@ -53,3 +137,7 @@ def mean_drift(drifts: Sequence[Tensor], weights: Sequence[float]) -> Tensor | N
     total = sum(weights)
     stacked = torch.stack([drift.double() * (weight / total) for drift, weight in zip(drifts, weights, strict=True)])
     return stacked.sum(0).float()
+
+
+def _last_signal_level(alphas_cumprod: Tensor) -> float:
+    return float(alphas_cumprod[-1]) ** 0.5

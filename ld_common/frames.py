@@ -20,13 +20,16 @@ class Scan:
     """One two-dimensional image as a file holds it."""
 
     pixels: np.ndarray
-    """float32 `(H,W)` in the file's real values; bright is bright. Rows run to the back, columns to the left."""
+    """float32 `(H,W)` in the file's real values; bright is bright. Columns run to the left, rows to the back in an
+    axial slice and to the feet in a frontal view."""
     spacing_mm: tuple[float, float] | None
     """Distance between rows and between columns; None where the file does not say (PNG)."""
     attributes_in_file: Attributes
     """What the file says of the modality's attributes (age, sex), as far as the modality knows the value."""
     affine: np.ndarray | None = None
     """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up; None where not known."""
+    orientation: tuple[str, str] | None = None
+    """Where rows and columns run to, as DICOM's Patient Orientation; None where not known."""
 
 
 @dataclass(frozen=True, eq=False)

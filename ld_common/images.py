@@ -34,8 +34,8 @@ SYNTHETIC_NIFTI = b"synthetic"
 def read_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
     """The slice that `modality.image` takes, or the one at `slice_index`, of a file or a folder of one series.
 
-    Axial slices are turned so that rows run to the patient's back and columns to the left, whatever the file's own
-    orientation. A PNG has one slice and no spacing.
+    Axial slices are turned so that rows run to the patient's back and columns to the left, radiographs so that rows run
+    to the feet and columns to the left, whatever the file's own orientation. A PNG has one slice and no spacing.
 
     Args:
         slice_index: counts from 0, the lowest slice, upwards along the normal.
@@ -51,7 +51,7 @@ def read_scan(path: Path, modality: Modality, slice_index: int | None = None, re
         return _nifti_scan(path, modality, slice_index)
     slice_number(path, 1, 0.0, slice_index)
     if path.suffix.lower() == ".png":
-        return _png_scan(path)
+        return _png_scan(path, modality)
     return _dicom_scan(path, modality, released)
 
 
@@ -100,7 +100,7 @@ def _series_headers(folder: Path, modality: Modality, released: bool) -> list[Di
     headers = []
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
         try:
-            headers.append(read_header(file, modality.dicom_modality, released))
+            headers.append(read_header(file, modality.dicom_modalities, released))
         except ScanRefused as error:
             if error.refusal != Refusal.NOT_AN_IMAGE:
                 raise
@@ -113,14 +113,32 @@ def _series_headers(folder: Path, modality: Modality, released: bool) -> list[Di
 
 
 def _dicom_scan(path: Path, modality: Modality, released: bool) -> Scan:
-    header, pixels = read_dicom(path, modality.dicom_modality, released)
+    header, pixels = read_dicom(path, modality.dicom_modalities, released)
     attributes = _known_attributes(header, modality)
     if modality.image.plane == "none":
-        return Scan(pixels, header.spacing_mm, attributes, header.affine)
+        views = modality.image.view_positions
+        if views and header.view_position and header.view_position not in views:
+            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, f"its View Position is not {' or '.join(views)}")
+        if header.affine is not None:
+            return Scan(pixels, header.spacing_mm, attributes, header.affine)
+        return _upright_scan(pixels, header, attributes)
     if header.affine is None:
         detail = "no usable PixelSpacing, ImageOrientationPatient and ImagePositionPatient: its plane is not known"
         raise ScanRefused(path, Refusal.WRONG_GEOMETRY, detail)
     return _axial_scan(path, Nifti1Image(pixels.T[..., None], header.affine), attributes)
+
+
+def _upright_scan(pixels: np.ndarray, header: DicomHeader, attributes: Attributes) -> Scan:
+    """A projection turned so that columns run to the left and rows to the feet, as far as the file says how it lies."""
+    spacing, orientation = header.spacing_mm, header.orientation
+    if orientation is not None and orientation[0] in "HF":
+        pixels, orientation = pixels.T, orientation[::-1]
+        spacing = None if spacing is None else spacing[::-1]
+    if orientation is not None and orientation[0] == "R":
+        pixels, orientation = pixels[:, ::-1], ("L", orientation[1])
+    if orientation is not None and orientation[1] == "H":
+        pixels, orientation = pixels[::-1], (orientation[0], "F")
+    return Scan(np.ascontiguousarray(pixels), spacing, attributes, None, orientation)
 
 
 def _known_attributes(header: DicomHeader, modality: Modality) -> Attributes:
@@ -181,10 +199,10 @@ def _axial_scan(path: Path, image: Nifti1Image, attributes: Attributes) -> Scan:
     turn = np.diag([-1.0, -1.0, 1.0, 1.0])
     turn[:2, 3] = width - 1, height - 1
     column_mm, row_mm = map(float, nibabel.affines.voxel_sizes(canonical.affine)[:2])
-    return Scan(pixels, (row_mm, column_mm), attributes, canonical.affine @ turn)
+    return Scan(pixels, (row_mm, column_mm), attributes, canonical.affine @ turn, ("L", "P"))
 
 
-def _png_scan(path: Path) -> Scan:
+def _png_scan(path: Path, modality: Modality) -> Scan:
     check_file(path)
     with refusing(path, Image.DecompressionBombError, SyntaxError), Image.open(path, formats=["PNG"]) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -193,7 +211,8 @@ def _png_scan(path: Path) -> Scan:
             raise ScanRefused(path, Refusal.UNSUPPORTED, f"PNG of mode {image.mode}: 8 or 16 bit grey is expected")
         if image.info.get("SyntheticData") == "YES":
             raise ScanRefused(path, Refusal.SYNTHETIC, "its text says SyntheticData=YES: only real scans are read")
-        return Scan(np.asarray(image, np.float32), None, {})
+        orientation = None if modality.image.plane == "none" else ("L", "P")
+        return Scan(np.asarray(image, np.float32), None, {}, None, orientation)
 
 
 def _save_png(path: Path, pixels: np.ndarray, text: Mapping[str, str]) -> None:

@@ -43,6 +43,9 @@ class ImageConfig:
 
     plane: str = "axial"
     """Plane of the slice that is taken from a volume; `none` for two-dimensional images."""
+    view_positions: list[str] = field(default_factory=list)
+    """DICOM View Positions (0018,5101) that are used, for example PA; a file that says another is refused, one that
+    says none is not. Empty uses all."""
     slice_position: float = 0.5
     """Where in the volume, from 0 (first along the plane's normal) to 1."""
     field_of_view_mm: float = 200.0
@@ -66,8 +69,8 @@ class Modality:
     """A kind of scan."""
 
     name: str = "brain_mri"
-    dicom_modality: str = "MR"
-    """DICOM Modality (0008,0060) that a site's files must have."""
+    dicom_modalities: list[str] = field(default_factory=lambda: ["MR"])
+    """DICOM Modalities (0008,0060) of which a site's files must have one."""
     prompt: str = "axial T1 brain MRI, {sex}, {age} years, {diagnosis}"
     attributes: dict[str, AttributeConfig] = field(default_factory=dict)
     image: ImageConfig = field(default_factory=ImageConfig)

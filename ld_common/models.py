@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -26,21 +26,60 @@ from ld_common.errors import ModelError
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 STATISTICS = "latent_statistics.json"
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class BaseModel:
-    """A loaded base; every parameter frozen, everything in float32 and in eval mode."""
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """What training needs of a base: UNet, text encoder, tokenizer and scheduler; all frozen and in eval mode."""
 
-    vae: AutoencoderKL
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
+    decorate: Callable[[str], str] = str
+    """What a fine-tuning scheme does to a prompt before it is read; the empty prompt stays empty."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape `(C, h, w)` of one latent."""
+        size = int(self.unet.config["sample_size"])
+        return int(self.unet.config["in_channels"]), size, size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lies."""
+        return torch.device(self.unet.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the UNet's weights."""
+        return cast(torch.dtype, self.unet.dtype)
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> the text encoder's last hidden states `(B,T,D)`; only learned tokens get a gradient.
+
+        Raises:
+            ModelError: a prompt is longer than the text encoder can read.
+        """
+        longest = int(self.text_encoder.config.max_position_embeddings)
+        words = [self.decorate(prompt) if prompt else "" for prompt in prompts]
+        tokens = self.tokenizer(words, padding="max_length", max_length=longest).input_ids
+        for prompt, ids in zip(words, tokens, strict=True):
+            if len(ids) > longest:
+                raise ModelError(f"the prompt '{prompt}' has {len(ids)} tokens, the base reads {longest}: shorten it")
+        return self.text_encoder(torch.tensor(tokens, device=self.device)).last_hidden_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel(Denoiser):
+    """A whole base: a denoiser with its VAE."""
+
+    vae: AutoencoderKL
     digest: str
     """SHA-256 over the folder's weights and configs."""
     latent_mean: Tensor
-    """Mean of the base's own training latents by channel, `(C,)`; zeros where the folder does not say."""
+    """Mean of the base's own training latents by channel, `(C,)`, on the CPU; zeros where the folder does not say."""
 
     @property
     def side(self) -> int:
@@ -52,37 +91,18 @@ class BaseModel:
         """Image channels of the VAE; grey scans are repeated to fill them."""
         return int(self.vae.config["in_channels"])
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Shape `(C, h, w)` of one latent."""
-        size = int(self.unet.config["sample_size"])
-        return int(self.unet.config["in_channels"]), size, size
-
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Grey images `(B,1,H,W)` in [-1,1] -> scaled latent means `(B,C,h,w)`."""
-        mean = self.vae.encode(images.expand(-1, self.channels, -1, -1)).latent_dist.mean
+        """Grey images `(B,1,H,W)` in [-1,1] -> scaled latent means `(B,C,h,w)` on the base's device."""
+        pictures = images.to(self.device, self.dtype).expand(-1, self.channels, -1, -1)
+        mean = self.vae.encode(pictures).latent_dist.mean
         return (mean - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents `(B,C,h,w)` -> grey images `(B,1,H,W)`, clipped to [-1,1]."""
-        images = self.vae.decode(latents / self._scale + self._shift).sample
-        return images.mean(1, keepdim=True).clamp(-1, 1)
-
-    @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> the text encoder's last hidden states `(B,T,D)`.
-
-        Raises:
-            ModelError: a prompt is longer than the text encoder can read.
-        """
-        longest = int(self.text_encoder.config.max_position_embeddings)
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=longest).input_ids
-        for prompt, ids in zip(prompts, tokens, strict=True):
-            if len(ids) > longest:
-                raise ModelError(f"the prompt '{prompt}' has {len(ids)} tokens, the base reads {longest}: shorten it")
-        return self.text_encoder(torch.tensor(tokens)).last_hidden_state
+        """Scaled latents `(B,C,h,w)` -> grey images `(B,1,H,W)`, float32 on the CPU, clipped to [-1,1]."""
+        images = self.vae.decode(latents.to(self.device, self.dtype) / self._scale + self._shift).sample
+        return images.mean(1, keepdim=True).clamp(-1, 1).float().cpu()
 
     @property
     def _scale(self) -> float:
@@ -93,37 +113,50 @@ class BaseModel:
         return float(self.vae.config.get("shift_factor") or 0.0)
 
 
-def load_base(name: str) -> BaseModel:
+def load_base(name: str, device: str = "cpu", precision: str = "float32") -> BaseModel:
     """Load a base from a folder, or from the hub's local cache by its id (nothing is downloaded).
 
+    Args:
+        name: path of a Stable Diffusion folder, or a hub id.
+        device: `cpu` or `cuda`.
+        precision: `float32`, `bfloat16` or `float16`; training needs float32 weights.
+
     Raises:
-        ModelError: no such folder or cached id, a missing part, or unreadable weights.
+        ModelError: no such folder or cached id, a missing part, unreadable weights, or no such device here.
     """
-    folder = locate_base(name)
-    transformers_logging.disable_progress_bar()
-    unet, scheduler = load_unet(name)
+    denoiser, folder = load_denoiser(name, device, precision), locate_base(name)
     with _readable(name):
-        vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32, variant=_variant(folder / "vae"))
+        vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=denoiser.dtype, variant=_variant(folder / "vae")).to(
+            device
+        )
+        statistics = _read_statistics(folder)
+    mean = torch.tensor(statistics.get("mean", [0.0] * denoiser.latent_shape[0]))
+    parts = {part.name: getattr(denoiser, part.name) for part in fields(denoiser)}
+    return BaseModel(**parts, vae=vae.requires_grad_(False).eval(), digest=base_digest(name), latent_mean=mean)
+
+
+def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") -> Denoiser:
+    """Only what training needs of a base, without its VAE; arguments and errors as for `load_base`."""
+    folder, dtype = locate_base(name), _dtype(precision)
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ModelError(f"device is '{device}': use cpu, or cuda on a machine that has it")
+    transformers_logging.disable_progress_bar()
+    with _readable(name):
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtype, variant=_variant(folder / "unet"))
         text_encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", dtype=torch.float32, variant=_variant(folder / "text_encoder")
+            folder / "text_encoder", dtype=dtype, variant=_variant(folder / "text_encoder")
         )
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        statistics = _read_statistics(folder)
-    for part in (vae, text_encoder):
-        part.requires_grad_(False).eval()
-    mean = torch.tensor(statistics.get("mean", [0.0] * int(unet.config["in_channels"])))
-    return BaseModel(vae, unet, text_encoder, tokenizer, scheduler, base_digest(name), mean)
-
-
-def load_unet(name: str) -> tuple[UNet2DConditionModel, DDIMScheduler]:
-    """Only what training needs of a base: the frozen UNet in float32 and the scheduler; raises `ModelError`."""
-    folder = locate_base(name)
-    with _readable(name):
-        unet = UNet2DConditionModel.from_pretrained(
-            folder / "unet", dtype=torch.float32, variant=_variant(folder / "unet")
-        )
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
-    return unet.requires_grad_(False).eval(), scheduler
+    for part in (unet, text_encoder):
+        part.requires_grad_(False).eval().to(device)
+    return Denoiser(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
+
+
+def _dtype(precision: str) -> torch.dtype:
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision is '{precision}': use {', '.join(PRECISIONS)}")
+    return cast(torch.dtype, getattr(torch, precision))
 
 
 def locate_base(name: str) -> Path:

@@ -17,6 +17,7 @@ def denoising_loss(
     context: Tensor,
     timesteps: Tensor,
     noise: Tensor,
+    mixed: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the network's prediction (arXiv 2006.11239, Eq. 14; v: 2202.00512, Eq. 11).
 
@@ -27,11 +28,13 @@ def denoising_loss(
         latents: scaled latents `(B,C,h,w)`.
         context: prompt embeddings `(B,L,D)`.
         timesteps: `(B,)`, int64.
-        noise: `(B,C,h,w)`.
+        noise: `(B,C,h,w)`, what the network shall find.
+        mixed: `(B,C,h,w)`, the noise that is mixed into the latents where a drift makes it another.
     """
+    alphas_cumprod = alphas_cumprod.to(latents.device)
     signal = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
     spread = (1 - alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1)
-    noisy = signal * latents + spread * noise
+    noisy = signal * latents + spread * (noise if mixed is None else mixed)
     targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
     if prediction_type not in targets:
         raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")

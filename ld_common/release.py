@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ld_common import schemes
 from ld_common.adapters import check_state, read_tensors, write_bytes, write_tensors
 from ld_common.config import from_mapping, to_mapping
+from ld_common.drift import Drift
 from ld_common.errors import AdapterError, ConfigError, ReleaseError
 from ld_common.modality import Modality
 from ld_common.models import BaseModel, base_digest, load_base
-from ld_common.schemes import State
+from ld_common.schemes import State, attach, read_scheme
 from ld_common.study import StudyConfig
 
 ADAPTER, MANIFEST, CARD = "adapter.safetensors", "manifest.json", "README.md"
@@ -36,9 +37,9 @@ class Release:
     base_name: str
     base_digest: str
     state: State
-    drift: Tensor | None
-    """Mean drift μ over the sites, or None."""
-    site_drifts: dict[str, Tensor]
+    drift: Drift | None
+    """The sites' mean drift, or None."""
+    site_drifts: dict[str, Drift]
     manifest: dict[str, Any]
 
 
@@ -91,25 +92,29 @@ def read_release(folder: Path) -> Release:
             if _file_digest(folder / Path(name).name) != expected:
                 raise ReleaseError(f"'{folder / name}' is not the file that was released: copy the release again")
         state, _ = read_tensors(folder / ADAPTER)
+        study, drift = from_mapping(StudyConfig, manifest["study"]), manifest["drift"]
         return Release(
-            study=from_mapping(StudyConfig, manifest["study"]),
+            study=study,
             modality=from_mapping(Modality, manifest["modality"]),
             base_name=str(manifest["base_model"]["name"]),
             base_digest=str(manifest["base_model"]["sha256"]),
             state=state,
-            drift=_tensor(manifest["drift"]["mean"]),
-            site_drifts={name: torch.tensor(value) for name, value in manifest["drift"]["sites"].items()},
+            drift=None if drift["mean"] is None else _drift(drift["mean"], study),
+            site_drifts={name: _drift(values, study) for name, values in drift["sites"].items()},
             manifest=manifest,
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, AdapterError, ConfigError) as error:
         raise ReleaseError(f"'{folder}' is not a whole release ({error}): copy it again") from error
 
 
-def load_release_base(release: Release, base_name: str | None = None) -> BaseModel:
-    """The base of a release with the release's adapter in its UNet.
+def load_release_base(
+    release: Release, base_name: str | None = None, device: str = "cpu", precision: str = "float32"
+) -> BaseModel:
+    """The base of a release with the release's adapter in it; device and precision as for `load_base`.
 
     Raises:
         ReleaseError: the base is not the one that the release was trained on.
+        ModelError: the base cannot be loaded, or not on this device.
     """
     name = base_name or release.base_name
     if base_digest(name) != release.base_digest:
@@ -117,15 +122,15 @@ def load_release_base(release: Release, base_name: str | None = None) -> BaseMod
             f"base model '{name}' is not the one of this release (sha256 {release.base_digest[:12]}...): "
             "name the right one with --base"
         )
-    base = load_base(name)
-    schemes.attach(base.unet, release.study.scheme, release.study.seed)
+    attached = attach(load_base(name, device, precision), read_scheme(release.study.scheme), release.study.seed)
     try:
-        check_state(release.state, schemes.adapter_state(base.unet))
+        check_state(release.state, attached.state())
     except AdapterError as error:
         raise ReleaseError(f"the release's adapter does not fit its base: {error}") from error
-    schemes.load_state(base.unet, release.state)
-    base.unet.requires_grad_(False)
-    return base
+    attached.load(release.state)
+    for parameter in attached.parameters.values():
+        parameter.requires_grad_(False)
+    return attached.model
 
 
 def software() -> dict[str, str]:
@@ -137,8 +142,8 @@ def _listed(tensor: Tensor | None) -> list[Any] | None:
     return None if tensor is None else tensor.tolist()
 
 
-def _tensor(values: list[Any] | None) -> Tensor | None:
-    return None if values is None else torch.tensor(values)
+def _drift(values: list[Any], study: StudyConfig) -> Drift:
+    return Drift(torch.tensor(values), study.drift.formulation)
 
 
 def _file_digest(path: Path) -> str:
@@ -155,12 +160,13 @@ def _card(manifest: dict[str, Any]) -> str:
         drift = manifest["drift"]["sites"].get(name)
         shift = "none" if drift is None else ", ".join(f"{value:+.3f}" for value in torch.tensor(drift).mean((-1, -2)))
         rows.append(f"| {name} | {seen[-1]['patients']} | {seen[-1]['visits']} | {len(seen)} | {shift} |")
+    parameters = sum(math.prod(tensor["shape"]) for tensor in manifest["tensors"].values())
     software = ", ".join(f"{name} {number}" for name, number in sorted(manifest["software"].items()))
     return "\n".join(
         [
             f"# {study['name']}: a shared counterfactual generator",
             "",
-            f"A {study['scheme']['name']} adapter (rank {study['scheme']['rank']}) of the base model "
+            f"A {study['scheme']['name'].replace('_', ' ')} adapter ({parameters:,} numbers) of the base model "
             f"`{manifest['base_model']['name']}` (sha256 `{manifest['base_model']['sha256'][:16]}`), trained by "
             f"{len(sites)} sites in {len(rounds)} rounds. No scan left a site.",
             "",
@@ -168,6 +174,7 @@ def _card(manifest: dict[str, Any]) -> str:
             "|---|---|---|---|---|",
             *rows,
             "",
+            f"Drift: {study['drift']['formulation']}, found by {study['drift']['choice']}.",
             f"Images: {manifest['modality']['name']}; prompts: `{manifest['modality']['prompt']}`.",
             "Trained without differential privacy: no ε is claimed, and images may reveal training patients.",
             "For research. Counterfactual images are model output, not observations of a patient.",

@@ -1,103 +1,97 @@
-"""Deterministic diffusion (DDIM, arXiv 2010.02502), both ways along one trajectory.
+"""Pictures from noise: a diffusers scheduler, started where the drift says.
 
-A latent at level i has signal `levels[i]` = ᾱ; level 0 is the noisiest, the last is the image's. Going down the
-levels is sampling; going up is inversion, which finds the noise from which an image is sampled.
+The drift is defined on z_t = a z_0 + s ε. Euler's scheduler works on z_t / a instead; everything is scaled for it here,
+so that one drift draws the same distribution whatever the sampler, the number of steps and their spacing.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
-from ld_common.drift import shift_prior
-from ld_common.errors import ConfigError, ModelError
+from ld_common.drift import Drift, prior_shift, restore, shift_output, step_shift
+from ld_common.errors import ConfigError
+from ld_common.inversion import check_steps
+from ld_common.models import Denoiser
 
-Epsilon = Callable[[Tensor, int], Tensor]
-"""Noise in latents `(B,C,h,w)` as predicted at a timestep."""
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """The timesteps of a sampler, noisiest first, and ᾱ at each and at the end: `len(timesteps) + 1` levels."""
-
-    timesteps: list[int]
-    levels: list[float]
-
-    @property
-    def signal_level(self) -> float:
-        """a(t0) = sqrt(ᾱ) at the first sampled timestep."""
-        return self.levels[0] ** 0.5
+SAMPLERS = {"ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
+SPACINGS = ("leading", "trailing", "linspace")
 
 
-def trajectory(scheduler: DDIMScheduler, steps: int) -> Trajectory:
-    """The scheduler's own timesteps, spacing and final level for a number of steps.
+def make_sampler(scheduler: DDIMScheduler, name: str = "ddim", steps: int = 50, spacing: str = "") -> Any:
+    """A sampler on the base's noise schedule with its timesteps set.
+
+    Args:
+        scheduler: the base's own.
+        name: `ddim`, `dpm-solver++` or `euler`.
+        steps: number of network evaluations.
+        spacing: `leading`, `trailing` or `linspace`; empty for the base's own.
 
     Raises:
-        ConfigError: more steps than the base's schedule has room for.
+        ConfigError: an unknown name or spacing, `linspace` for `ddim`, or more steps than the schedule has room for.
     """
-    sampler = copy.deepcopy(scheduler)
-    most = len(sampler.alphas_cumprod) - 1 - int(sampler.config["steps_offset"])
-    if steps > most:
-        raise ConfigError(f"steps is {steps}: this base allows at most {most}")
+    if name not in SAMPLERS:
+        raise ConfigError(f"sampler is '{name}': known: {', '.join(SAMPLERS)}")
+    if spacing and spacing not in SPACINGS:
+        raise ConfigError(f"spacing is '{spacing}': known: {', '.join(SPACINGS)}")
+    if (name, spacing) == ("ddim", "linspace"):
+        # diffusers' DDIM goes T/N timesteps down at each step, whatever the next one of a linspace is
+        raise ConfigError("spacing linspace does not fit ddim, whose steps are equally long: use leading or trailing")
+    check_steps(scheduler, steps)
+    own = {"timestep_spacing": spacing} if spacing else {}
+    sampler = SAMPLERS[name].from_config(scheduler.config, **own)
     sampler.set_timesteps(steps)
-    timesteps = [int(timestep) for timestep in sampler.timesteps]
-    levels = [float(sampler.alphas_cumprod[timestep]) for timestep in timesteps]
-    return Trajectory(timesteps, [*levels, float(sampler.final_alpha_cumprod)])
-
-
-def epsilon_model(unet: UNet2DConditionModel, scheduler: DDIMScheduler, context: Tensor) -> Epsilon:
-    """The network under prompt embeddings `(B,L,D)` as a predictor of noise, whatever it was trained to predict."""
-    kind = scheduler.config["prediction_type"]
-
-    def epsilon(latents: Tensor, timestep: int) -> Tensor:
-        output = unet(latents, timestep, context).sample
-        if kind == "epsilon":
-            return output
-        signal = float(scheduler.alphas_cumprod[timestep])
-        if kind == "v_prediction":
-            return signal**0.5 * output + (1 - signal) ** 0.5 * latents
-        if kind == "sample":
-            return (latents - signal**0.5 * output) / (1 - signal) ** 0.5
-        raise ModelError(f"prediction type '{kind}' is unknown: known: epsilon, v_prediction, sample")
-
-    return epsilon
-
-
-def step(latents: Tensor, epsilon: Tensor, signal: float, next_signal: float) -> Tensor:
-    """One DDIM step between two signal levels ᾱ, in either direction (arXiv 2010.02502, Eq. 12 with σ = 0)."""
-    clean = (latents - (1 - signal) ** 0.5 * epsilon) / signal**0.5
-    return next_signal**0.5 * clean + (1 - next_signal) ** 0.5 * epsilon
+    return sampler
 
 
 @torch.no_grad()
-def denoise(latents: Tensor, epsilon: Epsilon, path: Trajectory, start: int = 0) -> Tensor:
-    """From latents `(B,C,h,w)` at level `start` down to the image's level."""
-    for index in range(start, len(path.timesteps)):
-        noise = epsilon(latents, path.timesteps[index])
-        latents = step(latents, noise, path.levels[index], path.levels[index + 1])
-    return latents
+def sample(
+    model: Denoiser, context: Tensor, noise: Tensor, sampler: Any, drift: Drift | None = None, batch_size: int = 64
+) -> Tensor:
+    """Draw latents `(N,C,h,w)`.
 
-
-@torch.no_grad()
-def invert(latents: Tensor, epsilon: Epsilon, path: Trajectory, start: int = 0, refinements: int = 0) -> Tensor:
-    """From image latents `(B,C,h,w)` up to level `start`: the noise that `denoise` turns into them.
-
-    Plain DDIM inversion takes the noise predicted one level too low. Each refinement predicts it again at the
-    level just found, a fixed-point iteration towards the exact inverse of `denoise` (arXiv 2312.12540).
+    Args:
+        model: the denoiser.
+        context: prompt embeddings `(N,T,D)`.
+        noise: `(N,C,h,w)` from N(0, I); the same noise draws the same patient under another drift.
+        sampler: from `make_sampler`.
+        drift: None is plain diffusion, bit for bit.
+        batch_size: pictures drawn together.
     """
-    for index in reversed(range(start, len(path.timesteps))):
-        below = latents
-        for _ in range(refinements + 1):
-            noise = epsilon(latents, path.timesteps[index])
-            latents = step(below, noise, path.levels[index + 1], path.levels[index])
-    return latents
+    parts = [
+        _sample(model, own.to(model.device, model.dtype), some.to(model.device, model.dtype), sampler, drift)
+        for own, some in zip(context.split(batch_size), noise.split(batch_size), strict=True)
+    ]
+    return torch.cat(parts)
 
 
-def sample(epsilon: Epsilon, path: Trajectory, noise: Tensor, drift: Tensor | None = None) -> Tensor:
-    """Latents `(B,C,h,w)` from N(0, I) noise, started at the drift's prior N(a(t0)·μ, I)."""
-    return denoise(shift_prior(noise, drift, path.signal_level), epsilon, path)
+def _sample(model: Denoiser, context: Tensor, noise: Tensor, sampler: Any, drift: Drift | None) -> Tensor:
+    sampler.set_timesteps(sampler.num_inference_steps)
+    levels, kind = model.scheduler.alphas_cumprod, model.scheduler.config["prediction_type"]
+    latents = noise * sampler.init_noise_sigma
+    shift = prior_shift(drift, _signal_level(sampler, 0), levels)
+    if shift is not None:
+        latents = latents + (_scale(sampler, 0) * shift).to(latents)
+    added = step_shift(drift, len(sampler.timesteps), levels)
+    for index, timestep in enumerate(sampler.timesteps):
+        output = model.unet(sampler.scale_model_input(latents, timestep), timestep, context).sample
+        output = shift_output(output, drift, kind, _signal_level(sampler, index), levels)
+        latents = sampler.step(output, timestep, latents).prev_sample
+        if added is not None:
+            latents = latents + (_scale(sampler, index + 1) * added).to(latents)
+    return restore(latents, drift)
+
+
+def _signal_level(sampler: Any, index: int) -> float:
+    """a = sqrt(ᾱ) at a sampler's timestep."""
+    if isinstance(sampler, DDIMScheduler):
+        return float(sampler.alphas_cumprod[int(sampler.timesteps[index])]) ** 0.5
+    return 1 / (float(sampler.sigmas[index]) ** 2 + 1) ** 0.5
+
+
+def _scale(sampler: Any, index: int) -> float:
+    """What a sampler's latents are of z: 1, or 1/a for Euler's."""
+    return 1 / _signal_level(sampler, index) if isinstance(sampler, EulerDiscreteScheduler) else 1.0

@@ -10,38 +10,34 @@ from typing import Any
 
 from ld_common.config import from_mapping, load_config, require, to_mapping
 from ld_common.counterfactual import EditConfig
+from ld_common.drift import FORMULATIONS, SHAPES
+from ld_common.drift_search import CHOICES, SearchConfig
 from ld_common.errors import ConfigError
 from ld_common.modality import Modality
-
-DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
-
-
-@dataclass
-class SchemeConfig:
-    """Which parameters learn: LoRA on the UNet's layers whose names end in one of `targets`."""
-
-    name: str = "lora"
-    rank: int = 8
-    targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
-    freeze_a: bool = False
-    """Keep A at its shared random start and let only B learn and travel (FFA-LoRA, arXiv 2403.12313)."""
-
-    def __post_init__(self) -> None:
-        require(self.name == "lora", f"scheme.name is '{self.name}': known: lora")
-        require(self.rank > 0, f"scheme.rank is {self.rank}: it must be above 0")
-        require(bool(self.targets), "scheme.targets is empty: name at least one layer")
+from ld_common.schemes import complete
 
 
 @dataclass
 class DriftConfig:
-    """How a site's latent drift μ is measured."""
+    """How a site's latent drift μ is found and how it enters."""
 
+    formulation: str = "prior"
+    """`prior`, `centred`, `noise`, `per-step` or `per-step-literal`: see `ld_common.drift`."""
+    choice: str = "moments"
+    """`moments`: the mean of the site's latents; `grid` or `counterfactual`: a scalar δ, by search over `search`."""
     mean: str = "channel"
-    """Shape of μ: `none`, `scalar`, `channel` (C,1,1) or `map` (C,h,w)."""
+    """Shape of μ: `none`, `scalar`, `channel` (C,1,1) or `map` (C,h,w); a search finds a scalar."""
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        known = ("none", "scalar", "channel", "map")
-        require(self.mean in known, f"drift.mean is '{self.mean}': known: {', '.join(known)}")
+        for key, value, known in (
+            ("mean", self.mean, SHAPES),
+            ("formulation", self.formulation, FORMULATIONS),
+            ("choice", self.choice, CHOICES),
+        ):
+            require(value in known, f"drift.{key} is '{value}': known: {', '.join(known)}")
+        fits = self.choice == "moments" or self.mean == "scalar"
+        require(fits, f"drift.choice {self.choice} finds a scalar: set drift.mean to scalar")
 
 
 @dataclass
@@ -109,7 +105,8 @@ class StudyConfig:
     """YAML file of the modality, relative to the study's file; sites name their own copy, compared by hash."""
     output: str = "runs/study"
     """Folder for checkpoint, round records and release."""
-    scheme: SchemeConfig = field(default_factory=SchemeConfig)
+    scheme: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
+    """What learns: a scheme's `name` and its options, the fields of its class in `ld_common.schemes`."""
     drift: DriftConfig = field(default_factory=DriftConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     edit: EditConfig = field(default_factory=EditConfig)
@@ -118,6 +115,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "name is empty: a study needs a name")
+        self.scheme = complete(self.scheme)
 
     def digest(self) -> str:
         """SHA-256 of the study's content, where its results lie left out."""
@@ -128,7 +126,7 @@ class StudyConfig:
 
 def load_study(path: Path, overrides: list[str] | None = None) -> tuple[StudyConfig, Modality]:
     """Read a study and its modality; raises `ConfigError`."""
-    study = load_config(StudyConfig, path, overrides or [])
+    study = load_config(StudyConfig, path, overrides or [], variants=["scheme"])
     return study, load_config(Modality, path.parent / study.modality)
 
 

@@ -38,6 +38,7 @@ def write_synthetic_dicom(
     model_name: str,
     seed: int,
     request: str,
+    orientation: tuple[str, str] | None = ("L", "P"),
 ) -> None:
     """Write real values `(H,W)` as a 16-bit secondary capture; they come back to within half a stored step.
 
@@ -49,6 +50,7 @@ def write_synthetic_dicom(
             characters of it.
         model_digest, model_name: SHA-256 and name of the generating model.
         seed: the seed of the sampling.
+        orientation: where rows and columns run to, as in `Scan`; None where not known.
         request: names what was asked for; its hash goes into the UIDs, so no patient identifier may be in it.
 
     Raises:
@@ -60,6 +62,8 @@ def write_synthetic_dicom(
     content = hashlib.sha256(pixels.astype("<f4").tobytes() + f"{pixels.shape}{spacing_mm}".encode()).hexdigest()
     stored, slope, intercept = _quantise(pixels.astype(np.float64))
     image = _secondary_capture(stored, spacing_mm, study, content, description, model_name)
+    # type 2C: written empty where it is not known, which highdicom does not offer
+    image.PatientOrientation = list(orientation or ())
     image.ContributingEquipmentSequence.insert(0, _equipment(model_name, model_digest))
     _declare_synthetic(image, f"{description}; synthesised by {model_name}, SHA-256 {model_digest}, seed {seed}")
     _set_values(image, pixels, slope, intercept)

@@ -11,19 +11,15 @@ from ld_common.config import load_config
 from ld_common.errors import ConfigError, RequestError
 from ld_common.modality import Attributes, Modality
 from ld_simulations.anatomy import REACH_MM, SERIES_Z_MM, load_anatomy, slice_points, widened
+from ld_simulations.body import Patient, Population, Rendering
+from ld_simulations.brain import BRAIN
 from ld_simulations.causal import (
     CORTEX_DEPTH_MM,
     WIDENING_HIGHEST_MM,
     WIDENING_LOWEST_MM,
-    Patient,
-    Population,
-    Rendering,
-    draw_patient,
-    edits_of,
     render,
     render_state,
     state_of,
-    ventricle_area_mm2,
     warped,
 )
 from ld_simulations.growth_ceiling import growth_ceiling
@@ -35,7 +31,7 @@ AGES_YEARS = (50, 60, 70, 80, 90, 100)
 
 @pytest.fixture(scope="module")
 def patients() -> list[Patient]:
-    return [draw_patient(np.random.default_rng(seed), str(seed), Population()) for seed in range(8)]
+    return [BRAIN.draw_patient(np.random.default_rng(seed), str(seed), Population()) for seed in range(8)]
 
 
 def attributes(age: float = 70, sex: str = "F", diagnosis: str = "CN") -> Attributes:
@@ -47,16 +43,16 @@ def middle_slice(patient: Patient, target: Attributes) -> Rendering:
 
 
 def area(patient: Patient, target: Attributes) -> float:
-    return ventricle_area_mm2(middle_slice(patient, target))
+    return middle_slice(patient, target).area_mm2
 
 
 def test_same_noise_and_attributes_give_the_same_picture(patients: list[Patient]) -> None:
-    again = draw_patient(np.random.default_rng(0), "0", Population())
+    again = BRAIN.draw_patient(np.random.default_rng(0), "0", Population())
     first, second = (middle_slice(patient, attributes()) for patient in (patients[0], again))
-    np.testing.assert_array_equal(first.intensity, second.intensity)
-    np.testing.assert_array_equal(first.ventricle, second.ventricle)
-    assert first.intensity.dtype == np.float32
-    assert first.intensity.min() >= 0 and 0.8 < first.intensity.max() <= 1
+    np.testing.assert_array_equal(first.contrast, second.contrast)
+    np.testing.assert_array_equal(first.structure, second.structure)
+    assert first.contrast.dtype == np.float32
+    assert first.contrast.min() >= 0 and 0.8 < first.contrast.max() <= 1
 
 
 def test_ventricles_grow_with_age_and_with_disease_in_every_patient(patients: list[Patient]) -> None:
@@ -87,7 +83,7 @@ def test_sulci_widen_with_age_and_with_disease(patients: list[Patient]) -> None:
     for patient in patients:
         targets = (attributes(55), attributes(85), attributes(85, diagnosis="AD"))
         slices = [middle_slice(patient, target) for target in targets]
-        sulci = [((one.intensity > 0.02) & (one.intensity < 0.35) & (one.ventricle == 0)).sum() for one in slices]
+        sulci = [((one.contrast > 0.02) & (one.contrast < 0.35) & (one.structure == 0)).sum() for one in slices]
         assert sulci[0] < sulci[1] < sulci[2]
 
 
@@ -100,8 +96,8 @@ def test_widening_alone_changes_nothing_far_from_the_ventricles(patients: list[P
     )
     points = warped(noise, state.size, slice_points(SHAPE, SPACING_MM, SERIES_Z_MM[1] + noise.height_mm))
     far = load_anatomy().wall_at(points.reshape(3, -1)).distance.reshape(SHAPE) > REACH_MM
-    np.testing.assert_array_equal(before.intensity[far], after.intensity[far])
-    assert np.abs(before.intensity - after.intensity)[~far].max() > 0.3
+    np.testing.assert_array_equal(before.contrast[far], after.contrast[far])
+    assert np.abs(before.contrast - after.contrast)[~far].max() > 0.3
 
 
 def test_thinning_alone_changes_nothing_far_from_the_brains_edge(patients: list[Patient]) -> None:
@@ -114,16 +110,16 @@ def test_thinning_alone_changes_nothing_far_from_the_brains_edge(patients: list[
     head = slice_points(SHAPE, SPACING_MM, SERIES_Z_MM[1] + noise.height_mm)
     points = widened(state.widening_mm, warped(noise, state.size, head).reshape(3, -1)).points_mm
     deep = load_anatomy().tissue_at(points).edge_distance.reshape(SHAPE) > CORTEX_DEPTH_MM[1]
-    np.testing.assert_allclose(before.intensity[deep], after.intensity[deep], atol=1e-6)
-    np.testing.assert_array_equal(before.ventricle, after.ventricle)
-    assert np.all(after.intensity <= before.intensity + 1e-6)
+    np.testing.assert_allclose(before.contrast[deep], after.contrast[deep], atol=1e-6)
+    np.testing.assert_array_equal(before.structure, after.structure)
+    assert np.all(after.contrast <= before.contrast + 1e-6)
 
 
 def test_sex_changes_the_heads_size_and_nothing_else(patients: list[Patient]) -> None:
     for patient in patients:
         woman, man = (state_of(patient.noise, attributes(sex=sex)) for sex in "FM")
         assert (woman.widening_mm, woman.thinning) == (man.widening_mm, man.thinning)
-        brain = [(middle_slice(patient, attributes(sex=sex)).intensity > 0.05).sum() for sex in "FM"]
+        brain = [(middle_slice(patient, attributes(sex=sex)).contrast > 0.05).sum() for sex in "FM"]
         assert brain[1] / brain[0] == pytest.approx((man.size / woman.size) ** 2, rel=0.03)
 
 
@@ -149,7 +145,7 @@ def test_edits_stay_within_what_the_modality_knows() -> None:
     modality = load_config(Modality, BRAIN_MRI)
     for diagnosis, change in (("CN", "disease_added"), ("AD", "disease_removed")):
         factual = attributes(79.0, "M", diagnosis)
-        edits = edits_of(factual)
+        edits = BRAIN.edits_of(factual)
         assert set(edits) == {"age_plus_10", "age_plus_20", change, "other_sex"}
         for target in edits.values():
             assert modality.describe({**factual, **target}) != modality.describe(factual)

@@ -13,12 +13,13 @@ from flwr.app import Context, Message, RecordDict
 from ld_client import app
 from ld_client.site import load_site
 from ld_client.store import build_store, open_store
-from ld_client.train import DivergedError, train_round
-from ld_common import messages, schemes
+from ld_client.train import DivergedError, Lesson, train_round
+from ld_common import messages
 from ld_common.config import from_mapping, to_mapping
 from ld_common.errors import AdapterError, ConfigError, LdError, PolicyError
 from ld_common.messages import TrainTask
-from ld_common.models import base_digest, load_unet
+from ld_common.models import base_digest, load_denoiser
+from ld_common.schemes import Attached, attach, read_scheme
 from ld_common.study import StudyConfig
 
 
@@ -27,16 +28,18 @@ def task(site_yaml: Path, tiny_base: Path) -> TrainTask:
     site = load_site(site_yaml)
     build_store(site)
     study = from_mapping(StudyConfig, {"scheme": {"rank": 2}, "training": {"steps": 3, "batch_size": 2}})
-    unet, _ = load_unet(str(tiny_base))
-    schemes.attach(unet, study.scheme, study.seed)
     store = open_store(site.store_path)
     return TrainTask(
-        schemes.learned_state(unet),
+        attached(tiny_base, study).learned_state(),
         1,
         json.dumps(to_mapping(study)),
         base_digest(str(tiny_base)),
         store.modality_digest,
     )
+
+
+def attached(tiny_base: Path, study: StudyConfig) -> Attached:
+    return attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
 
 
 def test_a_round_trains_and_returns_what_may_leave(site_yaml: Path, task: TrainTask) -> None:
@@ -67,12 +70,11 @@ def test_results_and_tasks_survive_the_wire(site_yaml: Path, task: TrainTask) ->
 
 def test_only_the_adapter_changes_in_training(site_yaml: Path, task: TrainTask, tiny_base: Path) -> None:
     study = from_mapping(StudyConfig, json.loads(task.study))
-    unet, scheduler = load_unet(str(tiny_base))
-    before = {name: value.clone() for name, value in unet.state_dict().items()}
-    schemes.attach(unet, study.scheme, study.seed)
-    losses = train_round(unet, scheduler, open_store(load_site(site_yaml).store_path), study, 1, "aster")
+    before = load_denoiser(str(tiny_base)).unet.state_dict()
+    adapted, store = attached(tiny_base, study), open_store(load_site(site_yaml).store_path)
+    losses = train_round(adapted, Lesson(store.latents, store.prompts), study, 1, "aster")
     assert len(losses.values) == 3
-    after = {name.replace(".base_layer.", "."): value for name, value in unet.state_dict().items()}
+    after = {name.replace(".base_layer.", "."): value for name, value in adapted.model.unet.state_dict().items()}
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
@@ -95,13 +97,11 @@ def test_a_study_that_does_not_fit_the_site_is_refused(
 
 def test_a_loss_that_is_not_finite_ends_the_round(site_yaml: Path, task: TrainTask, tiny_base: Path) -> None:
     study = from_mapping(StudyConfig, json.loads(task.study))
-    unet, scheduler = load_unet(str(tiny_base))
-    schemes.attach(unet, study.scheme, study.seed)
-    store = open_store(load_site(site_yaml).store_path)
+    adapted, store = attached(tiny_base, study), open_store(load_site(site_yaml).store_path)
     with pytest.raises(DivergedError):
-        train_round(unet, scheduler, replace(store, latents=store.latents * float("nan")), study, 1, "aster")
+        train_round(adapted, Lesson(store.latents * float("nan"), store.prompts), study, 1, "aster")
     with pytest.raises(AdapterError):
-        schemes.load_state(unet, {"unet.none": torch.zeros(1)})
+        adapted.load({"unet.none": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, LdError, KeyError, OSError])
@@ -138,7 +138,7 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"max_steps": 2}, "training.steps=3"),
         ({"max_batch_size": 1}, "training.batch_size=2"),
-        ({"max_rank": 1}, "scheme.rank=2"),
+        ({"max_parameters": 100}, "this site allows 100"),
         ({"drift": ["none"]}, "drift.mean=channel"),
         ({"min_patients": 4}, "min_patients 4"),
     ],

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ld_common import schemes
 from ld_common.command import run_cli
 from ld_common.config import from_mapping
 from ld_common.modality import Modality
-from ld_common.models import base_digest, load_unet
+from ld_common.models import base_digest, load_denoiser
 from ld_common.release import write_release
+from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig
 from ld_server.generate import cli, folder_names
 from tests.conftest import write_mr_slice
@@ -29,11 +29,10 @@ GIVEN = "age=74,sex=F,diagnosis=CN"
 @pytest.fixture(scope="module")
 def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = from_mapping(StudyConfig, {"base_model": str(tiny_base), "scheme": {"rank": 2}})
-    unet, _ = load_unet(str(tiny_base))
-    schemes.attach(unet, study.scheme, study.seed)
-    state = {name: 0.1 * torch.randn_like(value) for name, value in schemes.adapter_state(unet).items()}
-    folder = tmp_path_factory.mktemp("release")
-    return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, [])
+    attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
+    state = {name: 0.1 * torch.randn_like(value) for name, value in attached.state().items()}
+    folder, drift = tmp_path_factory.mktemp("release"), torch.full((4, 1, 1), 0.5)
+    return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, drift, {"aster": 2 * drift}, [])
 
 
 @pytest.fixture
@@ -103,6 +102,48 @@ def test_a_volume_gives_its_middle_slice_or_the_one_asked_for(
     assert (tmp_path / "middle" / "volume" / "age-80.nii.gz").exists()
 
 
+def test_without_a_scan_pictures_are_drawn_from_one_noise_under_each_drift(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drifts = [word for value in ("release", "aster", "-0.1", "0") for word in ("--drift", value)]
+    out = tmp_path / "drawn"
+    code, said = run(capsys, "--release", release, "--given", GIVEN, *drifts, "--samples", 2, "--out", out)
+    assert code == 0, said
+    names = {f"sample-{number}_drift-{name}.png" for number in (1, 2) for name in ("release", "aster", "-0.1", "0")}
+    assert {path.name for path in out.iterdir()} == names | {"strip.png", "record.json"}
+    first = [np.asarray(Image.open(out / f"sample-1_drift-{name}.png")) for name in ("release", "aster", "0")]
+    assert not any((one == other).all() for one, other in ((first[0], first[1]), (first[0], first[2])))
+    record = json.loads((out / "record.json").read_text())
+    assert record["drifts"] == ["release", "aster", "-0.1", "0"]
+
+
+def test_edits_are_drawn_under_each_shift_with_a_strip(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--release", release, "--input", scan, "--set", "age=80", "--given", GIVEN]
+    drifts = ["--drift", "-0.1", "--drift", "0", "--drift", "0.1"]
+    assert run(capsys, *asked, *drifts, "--out", tmp_path / "strip")[0] == 0
+    assert run(capsys, *asked, "--out", tmp_path / "plain")[0] == 0
+    strip, plain = tmp_path / "strip" / "scan", tmp_path / "plain" / "scan"
+    names = ("age-80", "age-80_drift-0.1", "age-80_drift+0.1")
+    unshifted, darker, brighter = (np.asarray(Image.open(strip / f"{name}.png")).astype(int) for name in names)
+    alone = np.asarray(Image.open(plain / "age-80.png")).astype(int)
+    assert np.abs(unshifted - alone).max() <= 1  # drawn in another batch
+    assert np.abs(darker - alone).max() > 1 < np.abs(brighter - darker).max()
+    assert (strip / "strip.png").exists()
+    record = json.loads((strip / "record.json").read_text())
+    assert [one["drift"] for one in record["counterfactuals"]] == [-0.1, 0.0, 0.1]
+
+
+def test_the_shift_of_edits_can_be_searched_for(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--release", release, "--input", scan, "--set", "age=80", "--given", GIVEN, "--drift", "auto"]
+    code, said = run(capsys, *asked, "--out", tmp_path / "out")
+    assert code == 0, said
+    assert "δ = " in said
+
+
 def test_inputs_of_one_name_are_told_apart_by_the_folder_above() -> None:
     inputs = [Path("a/P1/series"), Path("a/P2/series"), Path("b/P1/series"), Path("a/scan.nii.gz")]
     assert folder_names(inputs) == ["P1_series", "P2_series", "P1_series_", "scan"]
@@ -121,6 +162,12 @@ def test_inputs_of_one_name_are_told_apart_by_the_folder_above() -> None:
         (["--set", "age=80", "--given", GIVEN, "--strength", "nan"], "strength is nan"),
         (["--set", "age=80", "--given", GIVEN, "--strength", "-1"], "strength is -1.0"),
         (["--set", "age=80", "--given", GIVEN, "stesp=3"], "'steps'"),
+        (["--set", "age=80", "--given", GIVEN, "--drift", "aste"], "none of release, auto, aster"),
+        (["--set", "age=80", "--given", GIVEN, "--drift", "nan"], "none of release, auto, aster"),
+        (["--set", "age=80", "--given", GIVEN, "--drift", "aster"], "give a number"),
+        (["--given", GIVEN], "--set is missing"),
+        (["--set", "age=80", "--given", GIVEN, "--device", "tpu"], "device is 'tpu'"),
+        (["--set", "age=80", "--given", GIVEN, "--precision", "int8"], "precision is 'int8'"),
     ],
 )
 def test_a_wrong_question_is_one_clear_line(

@@ -13,9 +13,11 @@ import pytest
 
 from ld_common.config import load_config
 from ld_common.errors import ConfigError
-from ld_simulations.causal import Population
+from ld_simulations.body import Population
+from ld_simulations.brain import BRAIN
+from ld_simulations.device import stored_values
 from ld_simulations.hospitals import HospitalsConfig, draw_visits, scan, write_hospitals
-from ld_simulations.scanner import ScannerConfig, acquire, stored_values
+from ld_simulations.scanner import ScannerConfig, acquire
 
 CONFIG = Path(__file__).parent.parent / "configs/hospitals.yaml"
 NAMES = ("aster", "birch", "cedar")
@@ -99,12 +101,12 @@ def test_truth_belongs_to_the_scan_it_was_edited_from(hospitals: Path) -> None:
         np.testing.assert_array_equal(factual["pixels"], scanned.astype(np.float32))
         edits = {edit["name"]: edit for edit in patient["edits"]}
         assert len(edits) == 4 and edits["age_plus_20"]["target"]["age"] <= 100
-        assert edits["age_plus_20"]["ventricle_area_mm2"] > edits["age_plus_10"]["ventricle_area_mm2"]
-        assert edits["age_plus_10"]["ventricle_area_mm2"] > patient["ventricle_area_mm2"]
+        assert edits["age_plus_20"]["area_mm2"] > edits["age_plus_10"]["area_mm2"]
+        assert edits["age_plus_10"]["area_mm2"] > patient["area_mm2"]
         for edit in edits.values():
             truth = np.load(folder / edit["truth"])
-            assert truth["pixels"].shape == truth["ventricle"].shape == scanned.shape
-            assert float(truth["ventricle_area_mm2"]) == pytest.approx(edit["ventricle_area_mm2"], abs=0.01)
+            assert truth["pixels"].shape == truth["structure"].shape == scanned.shape
+            assert float(truth["area_mm2"]) == pytest.approx(edit["area_mm2"], abs=0.01)
             # the same noise: where there is no head in either, nothing differs
             empty = np.zeros(scanned.shape, bool)
             empty[:5], empty[-5:] = True, True
@@ -120,12 +122,12 @@ def test_monochrome1_is_stored_inverted(hospitals: Path) -> None:
 
 def test_scanners_show_the_same_anatomy_up_to_contrast() -> None:
     config = load_config(HospitalsConfig, CONFIG)
-    visit = draw_visits(0, config.hospitals[0], held_out=True)[0][0]
+    visit = draw_visits(BRAIN, 0, config.hospitals[0], held_out=True)[0][0]
     pictures, ranges = [], []
     for hospital in config.hospitals:
         scanner = hospital.scanner
         scanner.rows, scanner.columns, scanner.spacing_mm = 112, 112, 1.9
-        values, _ = scan(visit, visit.attributes, 1, scanner)
+        values, _ = scan(BRAIN, visit, visit.attributes, 1, scanner)
         ranges.append((float(values.min()), float(values.max())))
         pictures.append(values.ravel())
     assert np.corrcoef(pictures).min() > 0.93
@@ -135,10 +137,10 @@ def test_scanners_show_the_same_anatomy_up_to_contrast() -> None:
 def test_disease_is_shared_out_exactly_and_held_out_patients_can_age_twenty_years() -> None:
     config = load_config(HospitalsConfig, CONFIG)
     for hospital in config.hospitals:
-        held_out = [visits[0].patient for visits in draw_visits(0, hospital, held_out=True)]
+        held_out = [visits[0].patient for visits in draw_visits(BRAIN, 0, hospital, held_out=True)]
         assert sum(patient.diagnosis == "AD" for patient in held_out) == round(hospital.population.disease_share * 8)
         assert max(patient.age_years for patient in held_out) <= 80
-        visits = draw_visits(0, hospital, held_out=False)
+        visits = draw_visits(BRAIN, 0, hospital, held_out=False)
         assert len(visits) == 48 and {len(one) for one in visits} == {2, 3, 4}
         assert not {patient.identity for patient in held_out} & {one[0].patient.identity for one in visits}
 

@@ -1,124 +1,125 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from torch import Tensor
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
+from ld_common.drift import Drift, drift_from_shift
+from ld_common.errors import ConfigError
 from ld_common.models import load_base
-from ld_common.objective import denoising_loss, training_noise, training_timesteps
-from ld_common.sampling import denoise, epsilon_model, invert, sample, trajectory
+from ld_common.sampling import SAMPLERS, SPACINGS, make_sampler, sample
+from tests.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 
-SCHEDULER = DDIMScheduler(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-)
-DATA_MEAN, DATA_VARIANCE = 1.5, 0.4
+PLAIN: dict[str, Any] = {
+    "ddim": DDIMScheduler,
+    "dpm-solver++": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+}
+MEAN = Drift(torch.full((1, 1, 1), DATA_MEAN))
+COUNT = 4000
 
 
-def gaussian_epsilon(latents: Tensor, timestep: int) -> Tensor:
-    """The exact noise predictor for data from N(DATA_MEAN, DATA_VARIANCE): what a perfect network would say."""
-    signal = float(SCHEDULER.alphas_cumprod[timestep])
-    variance = signal * DATA_VARIANCE + 1 - signal
-    return (1 - signal) ** 0.5 * (latents - signal**0.5 * DATA_MEAN) / variance
+def drawn_mean(model: Any, sampler: Any, drift: Drift | None) -> float:
+    return float(sample(model, NO_CONTEXT.expand(COUNT, -1, -1), unit_noise(COUNT), sampler, drift, COUNT).mean())
 
 
-def test_without_drift_sampling_is_the_plain_ddim_scheduler() -> None:
-    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    plain = noise.clone()
-    scheduler = DDIMScheduler.from_config(SCHEDULER.config)
-    scheduler.set_timesteps(20)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SAMPLERS)
+@torch.no_grad()
+def test_without_drift_sampling_is_bit_for_bit_the_plain_scheduler(tiny_base: Path, name: str, precision: str) -> None:
+    base = load_base(str(tiny_base), precision=precision)
+    context = base.embed(["a scan", "another one"])
+    noise = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0)).to(base.dtype)
+    scheduler = PLAIN[name].from_config(base.scheduler.config)
+    scheduler.set_timesteps(7)
+    before = torch.get_rng_state()
+    latents = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
-        plain = scheduler.step(gaussian_epsilon(plain, int(timestep)), int(timestep), plain).prev_sample
-    ours = sample(gaussian_epsilon, trajectory(SCHEDULER, 20), noise)
-    assert torch.allclose(ours, plain, rtol=0, atol=1e-6)
+        output = base.unet(scheduler.scale_model_input(latents, timestep), timestep, context).sample
+        latents = scheduler.step(output, timestep, latents).prev_sample
+    ours = sample(base, context, noise, make_sampler(base.scheduler, name, 7))
+    assert ours.dtype == base.dtype
+    assert torch.equal(ours, latents)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("steps", [10, 25, 50])
-def test_the_drift_recentres_samples_at_any_number_of_steps(steps: int) -> None:
-    noise = torch.randn(4000, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    path = trajectory(SCHEDULER, steps)
-    without = sample(gaussian_epsilon, path, noise).mean()
-    drifted = sample(gaussian_epsilon, path, noise, torch.full((1, 1, 1), DATA_MEAN)).mean()
-    assert abs(float(drifted) - DATA_MEAN) < 0.02
-    assert abs(float(without) - DATA_MEAN) > 0.03
+@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize(
+    ("name", "spacing"),
+    [pair for pair in itertools.product(SAMPLERS, SPACINGS) if pair != ("ddim", "linspace")],
+)
+def test_the_drift_recentres_whatever_the_sampler_its_steps_and_their_spacing(
+    name: str, spacing: str, steps: int
+) -> None:
+    sampler = make_sampler(SCHEDULER, name, steps, spacing)
+    assert drawn_mean(gaussian_model(), sampler, MEAN) == pytest.approx(DATA_MEAN, abs=0.02)
+    assert abs(drawn_mean(gaussian_model(), sampler, None) - DATA_MEAN) > 0.03
 
 
-@pytest.mark.parametrize("start", [0, 9, 24])
-def test_refined_inversion_then_denoising_returns_the_image(start: int) -> None:
-    latents = DATA_MEAN + torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    path = trajectory(SCHEDULER, 30)
-
-    def error(refinements: int) -> float:
-        noisy = invert(latents, gaussian_epsilon, path, start, refinements)
-        return float((denoise(noisy, gaussian_epsilon, path, start) - latents).abs().max())
-
-    assert error(6) < 1e-4
-    assert error(6) < error(1) < error(0)
-
-
-def test_the_trajectory_is_the_schedulers_own() -> None:
-    path = trajectory(SCHEDULER, 50)
-    assert path.timesteps[0] > path.timesteps[-1]
-    assert path.levels == sorted(path.levels)
-    assert path.signal_level == pytest.approx(float(SCHEDULER.alphas_cumprod[path.timesteps[0]]) ** 0.5)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_epsilon_and_v_networks_are_recentred_alike(name: str, kind: str) -> None:
+    scheduler = DDIMScheduler.from_config(SCHEDULER.config, prediction_type=kind)
+    sampler = make_sampler(scheduler, name, 25)
+    assert drawn_mean(gaussian_model(scheduler), sampler, MEAN) == pytest.approx(DATA_MEAN, abs=0.02)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_every_prediction_type_gives_the_noise_that_was_added(kind: str) -> None:
+@pytest.mark.parametrize("steps", [20, 100])
+def test_a_centred_network_and_a_noise_network_draw_the_data_too(kind: str, steps: int) -> None:
+    """`centred` learns data of mean 0; `noise` learns under noise of mean δ: both return the data's own mean."""
     scheduler = DDIMScheduler.from_config(SCHEDULER.config, prediction_type=kind)
-    clean, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    signal = scheduler.alphas_cumprod[300]
-    noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
-    answers = {
-        "epsilon": noise,
-        "v_prediction": signal.sqrt() * noise - (1 - signal).sqrt() * clean,
-        "sample": clean,
-    }
+    sampler = make_sampler(scheduler, "ddim", steps)
+    centred = Drift(MEAN.mean, "centred")
+    assert drawn_mean(gaussian_model(scheduler, mean=0.0), sampler, centred) == pytest.approx(DATA_MEAN, abs=0.02)
+    noise = Drift(drift_from_shift(0.1, scheduler.alphas_cumprod), "noise")
+    own = drawn_mean(gaussian_model(scheduler, noise_mean=0.1), sampler, noise)
+    plain = drawn_mean(gaussian_model(scheduler), sampler, None)
+    # self-consistent, and therefore inert: it neither mends nor worsens the leak of plain diffusion
+    assert own == pytest.approx(plain, abs=0.005)
 
-    class Perfect(torch.nn.Module):
-        def forward(self, latents: Tensor, timestep: object, context: object) -> object:
-            return type("Output", (), {"sample": answers[kind]})
 
-    predicted = epsilon_model(Perfect(), scheduler, torch.zeros(1))(noisy, 300)  # type: ignore[arg-type]
-    assert torch.allclose(predicted, noise, atol=1e-5)
-    loss = denoising_loss(
-        Perfect(), scheduler.alphas_cumprod, kind, clean, torch.zeros(1), torch.tensor([300, 300]), noise
+def test_the_shared_shift_means_the_same_at_any_number_of_steps_and_the_literal_one_does_not() -> None:
+    def moved(formulation: str, steps: int) -> float:
+        drift = Drift(drift_from_shift(0.1, SCHEDULER.alphas_cumprod), formulation)
+        sampler = make_sampler(SCHEDULER, "ddim", steps)
+        return drawn_mean(gaussian_model(), sampler, drift) - drawn_mean(gaussian_model(), sampler, None)
+
+    shared = [moved("per-step", steps) for steps in (10, 50)]
+    literal = [moved("per-step-literal", steps) for steps in (10, 50)]
+    assert shared[0] == pytest.approx(shared[1], rel=0.25)
+    assert literal[1] > 4 * literal[0]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_zero_terminal_snr_with_trailing_steps_needs_no_drift(name: str) -> None:
+    scheduler = DDIMScheduler.from_config(
+        SCHEDULER.config,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
     )
-    assert float(loss) < 1e-10
+    sampler = make_sampler(scheduler, name, 25)
+    assert int(sampler.timesteps[0]) == 999
+    model = gaussian_model(scheduler)
+    assert drawn_mean(model, sampler, None) == pytest.approx(DATA_MEAN, abs=0.02)
+    assert drawn_mean(model, sampler, MEAN) == pytest.approx(DATA_MEAN, abs=0.02)
 
 
-def test_offset_noise_draws_nothing_when_it_is_off() -> None:
-    first, second = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
-    plain = torch.randn((2, 3, 4, 4), generator=first)
-    assert torch.equal(training_noise(torch.Size((2, 3, 4, 4)), 0.0, second), plain)
-    assert torch.equal(first.get_state(), second.get_state())
-    offset = training_noise(torch.Size((2000, 1, 8, 8)), 0.5, second)
-    assert float(offset.mean((1, 2, 3)).std()) == pytest.approx((0.25 + 1 / 64) ** 0.5, rel=0.1)
-
-
-def test_timesteps_lean_towards_noise_by_their_power() -> None:
-    uniform, leaning = (
-        training_timesteps(20000, 1000, power, torch.Generator().manual_seed(5)) for power in (1.0, 2.0)
-    )
-    for timesteps, median in ((uniform, 500), (leaning, 750)):
-        assert int(timesteps.min()) >= 0
-        assert int(timesteps.max()) <= 999
-        assert float(timesteps.float().median()) == pytest.approx(median, abs=15)
-
-
-def test_a_bases_channels_scale_and_size_are_read_from_the_model(tiny_base: Path) -> None:
-    base = load_base(str(tiny_base))
-    images = torch.rand(2, 1, base.side, base.side) * 2 - 1
-    latents = base.encode(images)
-    assert latents.shape == (2, *base.latent_shape)
-    assert base.decode(latents).shape == images.shape
-    assert float(base.decode(latents).abs().max()) <= 1
-    unscaled = base.vae.encode(images).latent_dist.mean
-    assert torch.allclose(latents, unscaled * base.vae.config["scaling_factor"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ddpm", 10), "known: ddim"),
+        (("ddim", 10, "backwards"), "known: leading"),
+        (("ddim", 10, "linspace"), "use leading or trailing"),
+        (("ddim", 0), "steps is 0"),
+        (("ddim", 1001), "steps is 1001"),
+    ],
+)
+def test_a_sampler_that_cannot_be_made_is_named(arguments: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_sampler(SCHEDULER, *arguments)

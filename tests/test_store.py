@@ -42,15 +42,12 @@ def test_a_store_holds_each_visits_latent_and_prompt(site_yaml: Path, tiny_base:
     stages: dict[str, tuple[int, int]] = {}
     summary = build_store(site, lambda stage, done, total: stages.update({stage: (done, total)}))
     assert (summary.patients, summary.visits, summary.pairs, summary.left_out) == (3, 6, 8, [])
-    assert stages == {"reading headers": (18, 18), "encoding scans": (6, 6), "encoding prompts": (7, 7)}
+    assert stages == {"reading headers": (18, 18), "encoding scans": (6, 6)}
     store, base, modality = open_store(site.store_path), load_base(str(tiny_base)), load_modality(site)
     assert (store.base_digest, store.modality_digest) == (base.digest, modality.digest())
     assert (store.latents.shape, store.latents.dtype) == ((6, *base.latent_shape), torch.float32)
-    assert (store.embeddings.shape, store.embeddings.dtype) == ((6, 32, 32), torch.float32)
-    torch.testing.assert_close(store.empty_embedding, base.embed([""])[0])
     torch.testing.assert_close(store.base_latent_mean, base.latent_mean)
-    prompts = [modality.describe(attributes) for attributes in store.attributes]
-    torch.testing.assert_close(store.embeddings, base.embed(prompts))
+    assert store.prompts == [modality.describe(attributes) for attributes in store.attributes]
     order = list(zip(store.pseudonyms, store.days, strict=True))
     assert order == sorted(order)
     assert sorted(store.days) == [0, 0, 0, 366, 1096, 1096]

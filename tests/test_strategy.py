@@ -151,7 +151,7 @@ def test_a_bad_answer_is_left_out_with_its_reason_and_the_run_goes_on(
     expected = read_release(alone)
     assert all(torch.equal(value, expected.state[name]) for name, value in release.state.items())
     assert release.drift is not None
-    assert torch.allclose(release.drift, torch.full((channels, 1, 1), 0.02))
+    assert torch.allclose(release.drift.mean, torch.full((channels, 1, 1), 0.02))
     assert sorted(release.site_drifts) == ["p", "q"]
 
 

@@ -54,7 +54,7 @@ def test_it_says_everywhere_that_it_is_synthetic(tmp_path: Path) -> None:
     assert ("109100", "DCM") in [(purpose.CodeValue, purpose.CodingSchemeDesignator) for purpose in purposes]
     assert list(dataset.PixelSpacing) == [1.5, 2.0]
     with pytest.raises(ScanRefused) as caught:
-        read_header(tmp_path / "a.dcm", "OT", released=True)
+        read_header(tmp_path / "a.dcm", ("OT",), released=True)
     assert caught.value.refusal == Refusal.SYNTHETIC
 
 
@@ -78,6 +78,12 @@ def test_the_same_arguments_give_the_same_bytes_and_others_another_identity(tmp_
         another = write(tmp_path / "d.dcm", **changes)
         assert another.StudyInstanceUID != first.StudyInstanceUID
         assert another.PatientID != first.PatientID
+
+
+@pytest.mark.parametrize("orientation", [("L", "F"), None])
+def test_it_says_how_a_picture_lies_where_that_is_known(orientation: tuple[str, str] | None, tmp_path: Path) -> None:
+    written = write(tmp_path / "a.dcm", orientation=orientation).PatientOrientation
+    assert list(written or []) == list(orientation or [])
 
 
 def test_words_of_any_language_survive(tmp_path: Path) -> None:

@@ -13,14 +13,17 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ld_client.site import PolicyConfig, SiteConfig, load_site
+from ld_client.site_drift import site_drift
 from ld_client.store import open_store
-from ld_client.train import train_round
-from ld_common import messages, offline, schemes
+from ld_client.train import Lesson, train_round
+from ld_common import messages, offline
 from ld_common.adapters import check_state
-from ld_common.drift import drift_from_moments
+from ld_common.drift import Drift
 from ld_common.errors import ConfigError, LdError, ModelError, PolicyError
 from ld_common.messages import TrainResult, TrainTask
-from ld_common.models import base_digest, load_unet
+from ld_common.models import Denoiser, base_digest, load_denoiser
+from ld_common.prior_preservation import draw_prior
+from ld_common.schemes import Attached, attach, read_scheme
 from ld_common.study import StudyConfig, study_from_json
 
 offline.configure()
@@ -83,16 +86,21 @@ def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
     store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
     if len(set(store.pseudonyms)) < site.policy.min_patients:
         raise PolicyError(f"the store has fewer patients than policy.min_patients {site.policy.min_patients}")
-    unet, scheduler = load_unet(site.base_model)
-    schemes.attach(unet, study.scheme, study.seed)
-    check_state(task.state, schemes.learned_state(unet))
-    schemes.load_state(unet, task.state)
-    losses = train_round(unet, scheduler, store, study, task.round, site.site)
+    model, scheme = load_denoiser(site.base_model, site.device), read_scheme(study.scheme)
+    drift = site_drift(site, store, model, study)
+    prior = None if scheme.prior is None else draw_prior(model, scheme.prior, study.seed)
+    attached = attach(model, scheme, study.seed)
+    check_size(site.policy, attached)
+    check_state(task.state, attached.learned_state())
+    attached.load(task.state)
+    entering = None if drift is None else Drift(drift, study.drift.formulation)
+    lesson = Lesson(store.latents, store.prompts, entering, prior)
+    losses = train_round(attached, lesson, study, task.round, site.site, site.precision)
     return TrainResult(
         site=site.site,
         round=task.round,
-        state=schemes.learned_state(unet),
-        drift=drift_from_moments(store.latents, store.base_latent_mean, study.drift.mean),
+        state=attached.learned_state(),
+        drift=drift,
         visits=len(store.latents),
         patients=len(set(store.pseudonyms)),
         loss_first=losses.first,
@@ -106,9 +114,15 @@ def check_policy(policy: PolicyConfig, study: StudyConfig) -> None:
     for key, asked, most in (
         ("training.steps", study.training.steps, policy.max_steps),
         ("training.batch_size", study.training.batch_size, policy.max_batch_size),
-        ("scheme.rank", study.scheme.rank, policy.max_rank),
     ):
         if asked > most:
             raise PolicyError(f"the study asks for {key}={asked}, this site allows {most}")
     if study.drift.mean not in policy.drift:
         raise PolicyError(f"the study asks for drift.mean={study.drift.mean}, this site allows {policy.drift}")
+
+
+def check_size(policy: PolicyConfig, attached: Attached[Denoiser]) -> None:
+    """Refuse a scheme that learns more numbers than the site lets go in a round; raises `PolicyError`."""
+    count = sum(parameter.numel() for parameter in attached.learned.values())
+    if count > policy.max_parameters:
+        raise PolicyError(f"the study's scheme learns {count} numbers, this site allows {policy.max_parameters}")

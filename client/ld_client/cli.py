@@ -48,6 +48,22 @@ def index(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
         raise StoreError("no visit could be used: see the reasons above")
 
 
+@app.command()
+def drift(
+    config: Path = CONFIG,
+    study: Path = typer.Option(..., help="The study's YAML file."),
+    release: Path | None = typer.Option(None, help="Try with this release's adapter, not the plain base."),
+    overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace values of the study."),
+) -> None:
+    """Show the drift that a study would give this site, and the loss of each δ where it searches for one."""
+    from ld_client.drift_report import show_drift
+
+    with progress_bar(Console()) as progress:
+        lines = show_drift(load_site(config), study, release, overrides or [], progress)
+    for line in lines:
+        Console().print(line, soft_wrap=True)
+
+
 @app.command("left-out")
 def left_out(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """List every file and table row that the last index run left out, tab-separated: name, files, reason, detail."""

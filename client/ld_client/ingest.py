@@ -168,7 +168,7 @@ class _Joiner:
             return
         released = _released(path, self.found.site)
         try:
-            header = read_header(path, self.found.modality.dicom_modality, released)
+            header = read_header(path, self.found.modality.dicom_modalities, released)
         except ScanRefused as error:
             self._leave_out(name, 1, Reason(error.refusal.value), error.detail)
             return

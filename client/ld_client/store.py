@@ -1,4 +1,4 @@
-"""What training reads: cached latents and prompt embeddings, with an index that names no patient.
+"""What training reads: cached latents and what each shows, with an index that names no patient.
 
 A store is a folder: `index.sqlite`, one safetensors file that the index names, and `site.key`. Replacing the index
 is what makes a new store valid, so a stopped run leaves the old one whole. Only the table `left_out` names files.
@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,12 @@ from ld_common.modality import Attributes
 from ld_common.models import BaseModel, load_base
 
 INDEX = "index.sqlite"
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 SCHEMA = """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE visits (
         row INTEGER PRIMARY KEY, pseudonym TEXT NOT NULL, day INTEGER NOT NULL,
-        attributes TEXT NOT NULL, prompt INTEGER NOT NULL
+        attributes TEXT NOT NULL, prompt TEXT NOT NULL
     );
     CREATE TABLE left_out (name TEXT NOT NULL, files INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL);
 """
@@ -62,10 +62,8 @@ class Store:
     modality_digest: str
     latents: Tensor
     """`(N,C,h,w)` float32, scaled."""
-    embeddings: Tensor
-    """`(N,T,D)` float32: each visit's prompt."""
-    empty_embedding: Tensor
-    """`(T,D)` of the empty prompt."""
+    prompts: list[str]
+    """What each visit shows, in the modality's words."""
     base_latent_mean: Tensor
     """`(C,)`: mean of the base's own training latents."""
     pseudonyms: list[str]
@@ -95,18 +93,11 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
     modality, base = load_modality(site), load_base(site.base_model)
     found = survey(site, modality, load_key(site.store_path), progress)
     entries, latents, left_out = _encode_scans(found, base, progress)
-    prompts = sorted({entry.prompt for entry in entries})
-    embeddings = _encode_prompts(["", *prompts], base, site.batch_size, progress)
-    tensors = {
-        "latents": latents,
-        "prompts": embeddings[1:].contiguous(),
-        "empty_prompt": embeddings[0].contiguous(),
-        "base_latent_mean": base.latent_mean.float().contiguous(),
-    }
+    tensors = {"latents": latents, "base_latent_mean": base.latent_mean.float().contiguous()}
     meta = {"schema": SCHEMA_VERSION, "base": base.digest, "modality": modality.digest()}
     with _writing(site.store_path):
         meta["cache"] = _write_cache(site.store_path, tensors)
-        _write_index(site.store_path, meta, entries, prompts, left_out)
+        _write_index(site.store_path, meta, entries, left_out)
         for old in site.store_path.glob("cache-*.safetensors"):
             if old.name != meta["cache"]:
                 old.unlink()
@@ -130,15 +121,14 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
         if not rows:
             raise StoreError(f"the store '{folder}' holds no visit: run ld-client left-out to see why")
         tensors = load_file(folder / meta["cache"])
-        latents, prompts = tensors["latents"], tensors["prompts"]
+        latents = tensors["latents"]
         if len(latents) != len(rows):
             raise StoreError(f"the store '{folder}' is damaged: run ld-client index again")
         return Store(
             base_digest=meta["base"],
             modality_digest=meta["modality"],
             latents=latents,
-            embeddings=prompts[torch.tensor([row[3] for row in rows])],
-            empty_embedding=tensors["empty_prompt"],
+            prompts=[row[3] for row in rows],
             base_latent_mean=tensors["base_latent_mean"],
             pseudonyms=[row[0] for row in rows],
             attributes=[json.loads(row[2]) for row in rows],
@@ -176,15 +166,6 @@ def _encode_scans(found: Survey, base: BaseModel, progress: Progress) -> tuple[l
     return entries, torch.cat(latents), left_out
 
 
-def _encode_prompts(prompts: Sequence[str], base: BaseModel, batch_size: int, progress: Progress) -> Tensor:
-    """Embeddings `(P,T,D)`."""
-    parts = []
-    for start in range(0, len(prompts), batch_size):
-        parts.append(base.embed(prompts[start : start + batch_size]))
-        progress("encoding prompts", min(start + batch_size, len(prompts)), len(prompts))
-    return torch.cat(parts)
-
-
 def _write_cache(folder: Path, tensors: dict[str, Tensor]) -> str:
     """Write the tensors under a name made of their content, and return it."""
     content = save(tensors)
@@ -195,12 +176,9 @@ def _write_cache(folder: Path, tensors: dict[str, Tensor]) -> str:
     return name
 
 
-def _write_index(
-    folder: Path, meta: dict[str, str], entries: list[_Entry], prompts: list[str], left_out: list[LeftOut]
-) -> None:
-    number = {prompt: position for position, prompt in enumerate(prompts)}
+def _write_index(folder: Path, meta: dict[str, str], entries: list[_Entry], left_out: list[LeftOut]) -> None:
     visits = [
-        (row, entry.pseudonym, entry.day, json.dumps(entry.attributes, sort_keys=True), number[entry.prompt])
+        (row, entry.pseudonym, entry.day, json.dumps(entry.attributes, sort_keys=True), entry.prompt)
         for row, entry in enumerate(entries)
     ]
     partial = folder / f"{INDEX}.part"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
-from ld_client.store import Store
+from ld_common.drift import Drift, centre, shift_noise
 from ld_common.errors import LdError
 from ld_common.objective import denoising_loss, training_noise, training_timesteps
+from ld_common.prior_preservation import PriorExamples
+from ld_common.schemes import Attached
 from ld_common.seeding import torch_generator
 from ld_common.study import StudyConfig
 
@@ -44,43 +46,57 @@ class Losses:
         return float(np.mean(self.values[-math.ceil(len(self.values) / 5) :]))
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What one site trains on in a round."""
+
+    latents: Tensor
+    """`(N,C,h,w)`, scaled."""
+    prompts: list[str]
+    """What each shows."""
+    drift: Drift | None = None
+    """The site's own."""
+    prior: PriorExamples | None = None
+    """The base's own pictures, where the scheme preserves its prior."""
+
+
 def train_round(
-    unet: UNet2DConditionModel,
-    scheduler: DDIMScheduler,
-    store: Store,
+    attached: Attached[Any],
+    lesson: Lesson,
     study: StudyConfig,
     round_number: int,
     site: str,
+    precision: str = "float32",
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Losses:
-    """Train the parameters of `unet` that require a gradient for one round, in place.
+    """Train a scheme's parameters for one round, in place.
 
-    Every draw comes from the stream (study seed, site, round), so a round can be repeated alone.
+    Every draw comes from the stream (study seed, site, round) on the CPU, so a round can be repeated alone.
+
+    Args:
+        attached: the model with the scheme's parameters at the start of the round.
+        lesson: what it learns from.
+        study: how.
+        round_number: counted from 1.
+        site: the site's name.
+        precision: `bfloat16` computes the network so; the weights that learn stay float32.
+        on_step: called with each step's number and loss.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    training = study.training
-    generator = torch_generator(study.seed, "train", site, round_number)
-    learned = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    training, model = study.training, attached.model
+    batches = _Batches(attached, lesson, study, torch_generator(study.seed, "train", site, round_number))
+    learned = list(attached.learned.values())
     optimizer = torch.optim.AdamW(learned, lr=training.learning_rate, weight_decay=0.0)
     values: list[float] = []
-    unet.train()
+    model.unet.train()
     for index in range(training.steps):
         rate = learning_rate(study, round_number, index)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        rows = torch.randint(len(store.latents), (training.batch_size,), generator=generator)
-        latents, context = store.latents[rows], store.embeddings[rows]
-        dropped = torch.rand(training.batch_size, generator=generator) < training.prompt_dropout
-        context = torch.where(dropped[:, None, None], store.empty_embedding, context)
-        timesteps = training_timesteps(
-            training.batch_size, len(scheduler.alphas_cumprod), training.timestep_power, generator
-        )
-        noise = training_noise(latents.shape, training.offset_noise, generator)
-        loss = denoising_loss(
-            unet, scheduler.alphas_cumprod, scheduler.config["prediction_type"], latents, context, timesteps, noise
-        )
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = batches.loss()
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
@@ -89,8 +105,52 @@ def train_round(
         if not math.isfinite(values[-1]):
             raise DivergedError(f"the loss of step {index + 1} is {values[-1]}: lower training.learning_rate")
         on_step(index + 1, values[-1])
-    unet.eval()
+    model.unet.eval()
     return Losses(values)
+
+
+class _Batches:
+    """Draws batches of a lesson and says how wrong the network is about them."""
+
+    def __init__(self, attached: Attached[Any], lesson: Lesson, study: StudyConfig, generator: torch.Generator) -> None:
+        self.model, self.lesson, self.training, self.generator = attached.model, lesson, study.training, generator
+        self.levels = self.model.scheduler.alphas_cumprod
+        self.latents = centre(lesson.latents, lesson.drift).to(self.model.device)
+        known = ["", *sorted(set(lesson.prompts))]
+        self.known, self.rows = known, torch.tensor([known.index(prompt) for prompt in lesson.prompts])
+        # words that learn are read anew at each step, frozen ones once
+        learns_words = any(name.startswith("text_encoder.") for name in attached.learned)
+        self.contexts = None if learns_words else self.model.embed(known)
+
+    def loss(self) -> Tensor:
+        """The loss of a new batch, with that of a batch of the preserved prior."""
+        size = self.training.batch_size
+        rows = torch.randint(len(self.latents), (size,), generator=self.generator)
+        dropped = torch.rand(size, generator=self.generator) < self.training.prompt_dropout
+        which = torch.where(dropped, 0, self.rows[rows])
+        loss = self._loss(self.latents[rows.to(self.latents.device)], self._context(which), self.lesson.drift)
+        prior = self.lesson.prior
+        if prior is not None:
+            rows = torch.randint(len(prior.latents), (size,), generator=self.generator)
+            context = prior.context.expand(size, -1, -1)
+            loss = loss + prior.weight * self._loss(prior.latents[rows.to(prior.latents.device)], context, None)
+        return loss
+
+    def _loss(self, latents: Tensor, context: Tensor, drift: Drift | None) -> Tensor:
+        count, model = len(latents), self.model
+        timesteps = training_timesteps(count, len(self.levels), self.training.timestep_power, self.generator)
+        noise = training_noise(latents.shape, self.training.offset_noise, self.generator)
+        mixed = shift_noise(noise, drift, self.levels)
+        kind, device = model.scheduler.config["prediction_type"], latents.device
+        return denoising_loss(
+            model.unet, self.levels, kind, latents, context, timesteps.to(device), noise.to(device), mixed.to(device)
+        )
+
+    def _context(self, which: Tensor) -> Tensor:
+        if self.contexts is not None:
+            return self.contexts[which.to(self.contexts.device)]
+        used, places = which.unique(return_inverse=True)
+        return self.model.embed([self.known[row] for row in used])[places.to(self.model.device)]
 
 
 def learning_rate(study: StudyConfig, round_number: int, step: int) -> float:

@@ -13,11 +13,12 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from ld_common import offline, schemes
+from ld_common import offline
 from ld_common.errors import FederationError, LdError
 from ld_common.modality import Modality
-from ld_common.models import base_digest, load_unet
+from ld_common.models import base_digest, load_denoiser
 from ld_common.release import write_release
+from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig, load_study
 from ld_server.strategy import DriftFederation, RoundRecord
 
@@ -51,30 +52,29 @@ def run_study(grid: Grid, study: StudyConfig, modality: Modality) -> Path:
     progress = output / ROUNDS
     progress.write_text("")
     digest = base_digest(study.base_model)
-    unet, _ = load_unet(study.base_model)
-    shape = int(unet.config["in_channels"]), int(unet.config["sample_size"]), int(unet.config["sample_size"])
-    schemes.attach(unet, study.scheme, study.seed)
+    model = load_denoiser(study.base_model)
+    attached = attach(model, read_scheme(study.scheme), study.seed)
 
     def note(record: RoundRecord) -> None:
         with progress.open("a") as stream:
             stream.write(json.dumps(vars(record)) + "\n")
 
-    strategy = DriftFederation(study, digest, modality.digest(), shape, output, note)
+    strategy = DriftFederation(study, digest, modality.digest(), model.latent_shape, output, note)
     strategy.start(
         grid=grid,
-        initial_arrays=ArrayRecord(dict(schemes.learned_state(unet))),
+        initial_arrays=ArrayRecord(dict(attached.learned_state())),
         num_rounds=study.federation.rounds,
         timeout=study.federation.round_timeout_seconds,
     )
     if not any(record.counted for record in strategy.records):
         raise FederationError("no round had enough good answers: no release is written")
-    schemes.load_state(unet, strategy.state)
+    attached.load(strategy.state)
     return write_release(
         output / RELEASE,
         study,
         modality,
         digest,
-        schemes.adapter_state(unet),
+        attached.state(),
         strategy.drift,
         strategy.site_drifts,
         [vars(record) for record in strategy.records],

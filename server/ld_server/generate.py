@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from torch import Tensor
 
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_common.command import run_cli
 from ld_common.config import load_config, to_mapping
 from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
+from ld_common.drift_search import best, search_counterfactual
 from ld_common.errors import RequestError
 from ld_common.images import Frame, Scan, from_model, read_scan, to_model, write_difference_png, write_nifti, write_png
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
 from ld_common.release import Release, load_release_base, read_release, software
 from ld_common.synthetic import write_synthetic_dicom
+from ld_server.draw import RECORD, STRIP, SYNTHETIC, draw_samples, write_strip
+from ld_server.drift_choice import AUTO, RELEASE, DriftChoice, choose_drifts
 
-RECORD = "record.json"
 NIFTI = (".nii", ".nii.gz")
 SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png")
 DIFFERENCE_LIMIT = 1.0
 """Difference, in the model's range of 2, that is drawn in full colour, in every map alike."""
-SYNTHETIC = {"SyntheticData": "YES", "Software": "latent-drift-federation"}
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -57,8 +59,13 @@ class Question:
 @cli.command()
 def generate(
     release: Path = typer.Option(..., help="Folder of a release."),
-    inputs: list[Path] = typer.Option(..., "--input", help="DICOM file or series folder, NIfTI or PNG; repeatable."),
-    sets: list[str] = typer.Option(..., "--set", help="attribute=value,... of one counterfactual; repeatable."),
+    inputs: list[Path] = typer.Option([], "--input", help="DICOM file or series folder, NIfTI or PNG; repeatable."),
+    sets: list[str] = typer.Option([], "--set", help="attribute=value,... of one counterfactual; repeatable."),
+    drift: list[str] = typer.Option(
+        [RELEASE], help="release, a site's name, auto, or a shift of z_T such as -0.1; repeatable: a strip."
+    ),
+    samples: int = typer.Option(4, help="Without --input: pictures drawn from noise."),
+    sampler: str = typer.Option("ddim", help="Without --input: ddim, dpm-solver++ or euler."),
     given: str = typer.Option("", help="attribute=value,... that the files do not say."),
     slice_index: int | None = typer.Option(None, "--slice", help="Slice of a volume; by default the trained one."),
     out: Path = typer.Option(Path("counterfactuals"), help="Folder for the results."),
@@ -70,24 +77,98 @@ def generate(
     depth: float | None = typer.Option(
         None, help="Share of the diffusion that is undone, above 0 and up to 1. As the release says."
     ),
+    device: str = typer.Option("cpu", help="cpu or cuda."),
+    precision: str = typer.Option("float32", help="float32, bfloat16 or float16."),
     overrides: list[str] = typer.Argument(None, help="key=value of the edit: steps, refinements, batch_size."),
 ) -> None:
-    """Draw counterfactuals of scans: PNG and synthetic DICOM, the reconstruction, difference maps, a record."""
+    """Draw counterfactuals of scans: PNG and synthetic DICOM, the reconstruction, difference maps, a record.
+
+    Without --input, draw pictures of no patient with the attributes of --given.
+    """
     named = {"strength": strength, "depth": depth}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     loaded = read_release(release)
     config = load_config(EditConfig, None, [*(overrides or []), *extra], start=loaded.study.edit)
-    targets = [_target(loaded.modality, text) for text in sets]
     known = loaded.modality.parse_all(given)
-    model = load_release_base(loaded, base)
-    questions = read_questions(loaded.modality, model.side, inputs, targets, known, slice_index, released, out)
-    _make_folders(questions)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("drawing", total=len(questions) * (1 + len(targets)))
-        files = answer(model, loaded, questions, config, lambda done: progress.advance(bar, done))
+    model = load_release_base(loaded, base, device, precision)
+    if not inputs:
+        files = _draw(model, loaded, known, sets, drift, samples, config.steps, sampler, out)
+    else:
+        targets = [_target(loaded.modality, text) for text in sets]
+        if not targets:
+            raise RequestError("--set is missing: say what should be different, for example --set age=84")
+        questions = read_questions(loaded.modality, model.side, inputs, targets, known, slice_index, released, out)
+        deltas = _deltas(choose_drifts(loaded, model, [word for word in drift if word != AUTO]))
+        _make_folders(questions)
+        deltas += [_search(model, loaded, questions, config)] if AUTO in drift else []
+        files = _edit(model, loaded, questions, config, list(dict.fromkeys(deltas)))
     for folder in sorted({file.parent for file in files}):
         console.print(f"wrote {folder}: {len([file for file in files if file.parent == folder])} files")
+
+
+def _draw(
+    model: BaseModel,
+    release: Release,
+    attributes: Attributes,
+    sets: Sequence[str],
+    drift: Sequence[str],
+    samples: int,
+    steps: int,
+    sampler: str,
+    out: Path,
+) -> list[Path]:
+    """Pictures from noise, with a bar."""
+    if sets:
+        raise RequestError("--set changes a scan: name one with --input, or describe samples with --given")
+    if AUTO in drift:
+        raise RequestError("--drift auto tries edits of scans: name some with --input")
+    if samples < 1:
+        raise RequestError(f"--samples is {samples}: use 1 or more")
+    choices = choose_drifts(release, model, drift)
+    with _progress("drawing", samples * len(choices)) as advance:
+        return draw_samples(model, release, attributes, choices, samples, steps, sampler, out, advance)
+
+
+def _deltas(choices: Sequence[DriftChoice]) -> list[float]:
+    """The shifts of edits; raises `RequestError` for a site's drift, which says where sampling starts."""
+    if any(choice.delta is None and choice.name != RELEASE for choice in choices):
+        raise RequestError("a site's drift says where sampling starts, and a scan brings its own start: give a number")
+    return [choice.delta or 0.0 for choice in choices]
+
+
+def _edit(
+    model: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig, deltas: Sequence[float]
+) -> list[Path]:
+    """Counterfactuals of scans under each δ, with a bar."""
+    total = len(questions) + len(deltas) * sum(len(question.targets) for question in questions)
+    with _progress("drawing", total) as advance:
+        return answer(model, release, questions, config, deltas, advance)
+
+
+def _search(model: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig) -> float:
+    """The δ at which these edits reach their target and stay nearest to the scan (arXiv 2412.20651, Eq. 5)."""
+    edits, factual = _edits(release.modality, questions, [0.0]), _factual_prompts(release.modality, questions)
+    latents = model.encode(torch.stack([question.image for question in questions]))
+    search = release.study.drift.search
+    with _progress("searching δ", len(search.deltas)) as advance:
+        trials = search_counterfactual(
+            model, latents, factual, edits, search, config, release.study.seed, release.drift, lambda *_: advance(1)
+        )
+    table = Table("δ", "loss", "target not reached", "distance to the scan")
+    for trial in trials:
+        table.add_row(f"{trial.delta:+g}", f"{trial.loss:.4f}", *(f"{part:.4f}" for part in trial.parts.values()))
+    console.print(table)
+    found = best(trials)
+    console.print(f"δ = {found.delta:+g}")
+    return found.delta
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(title, total=total)
+        yield lambda done: progress.advance(bar, done)
 
 
 def read_questions(
@@ -125,36 +206,53 @@ def folder_names(inputs: Sequence[Path]) -> list[str]:
 
 
 def answer(
-    base: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig, progress: Any
+    base: BaseModel,
+    release: Release,
+    questions: Sequence[Question],
+    config: EditConfig,
+    deltas: Sequence[float],
+    progress: Callable[[int], None],
 ) -> list[Path]:
-    """Draw all questions in shared batches and write their files; returns what was written."""
-    modality = release.modality
-    edits = [
-        Edit(index, modality.describe(question.factual | target))
-        for index, question in enumerate(questions)
-        for target in question.targets
-    ]
-    factual = [modality.describe(question.factual) for question in questions]
+    """Draw all questions under each δ in shared batches and write their files; returns what was written."""
+    edits, factual = _edits(release.modality, questions, deltas), _factual_prompts(release.modality, questions)
     images = torch.stack([question.image for question in questions])
-    drawn = draw_counterfactuals(base, images, factual, edits, config, progress)
+    drawn = draw_counterfactuals(base, images, factual, edits, config, progress, release.drift)
     files: list[Path] = []
     for index, question in enumerate(questions):
         own = [row for row, edit in enumerate(edits) if edit.scan == index]
         single = Counterfactuals(drawn.autoencoded[index], drawn.reconstructions[index], drawn.images[own])
-        files += write_answer(release, question, single, config)
+        files += write_answer(release, question, single, config, deltas)
     return files
 
 
-def write_answer(release: Release, question: Question, drawn: Counterfactuals, config: EditConfig) -> list[Path]:
-    """One input's folder: images in the input's geometry, difference maps and the record."""
+def _edits(modality: Modality, questions: Sequence[Question], deltas: Sequence[float]) -> list[Edit]:
+    """Every target of every question under every δ, in that order."""
+    return [
+        Edit(index, modality.describe(question.factual | target), delta)
+        for index, question in enumerate(questions)
+        for target in question.targets
+        for delta in deltas
+    ]
+
+
+def _factual_prompts(modality: Modality, questions: Sequence[Question]) -> list[str]:
+    return [modality.describe(question.factual) for question in questions]
+
+
+def write_answer(
+    release: Release, question: Question, drawn: Counterfactuals, config: EditConfig, deltas: Sequence[float]
+) -> list[Path]:
+    """One input's folder: images in the input's geometry, difference maps, the record; a strip of several δ."""
     folder, frame = question.folder, question.frame
     files = [folder / "input.png", folder / "reconstruction.png"]
     write_png(files[0], from_model(question.image, frame), frame, {})
     write_png(files[1], from_model(drawn.reconstructions, frame), frame, SYNTHETIC)
     restored, scale = from_model(drawn.reconstructions, frame), (frame.high - frame.low) / 2
     answers = []
-    for target, image in zip(question.targets, drawn.images, strict=True):
+    asked = [(target, delta) for target in question.targets for delta in deltas]
+    for (target, delta), image in zip(asked, drawn.images, strict=True):
         name = "_".join(f"{key}-{_shown(value)}" for key, value in target.items())
+        name += f"_drift{delta:+g}" if delta else ""
         values = from_model(image, frame)
         description = release.modality.describe(question.factual | target)
         written = [folder / f"{name}.png", folder / f"{name}_difference.png", folder / f"{name}.dcm"]
@@ -168,13 +266,18 @@ def write_answer(release: Release, question: Question, drawn: Counterfactuals, c
             release.manifest["files"]["adapter.safetensors"],
             model_name=release.study.name,
             seed=release.study.seed,
-            request=_request(question, target, config),
+            request=_request(question, target, config, delta),
+            orientation=question.scan.orientation,
         )
         if question.path.name.endswith(NIFTI):
             written.append(folder / f"{name}.nii.gz")
             write_nifti(written[-1], values, question.scan)
         files += written
-        answers.append({"set": target, "prompt": description, "files": [file.name for file in written]})
+        answers.append({"set": target, "prompt": description, "drift": delta, "files": [file.name for file in written]})
+    if len(deltas) > 1:
+        columns = {"scan": [question.image] * len(question.targets)}
+        columns |= {f"δ {delta:+g}": list(drawn.images[row :: len(deltas)]) for row, delta in enumerate(deltas)}
+        files.append(write_strip(folder / STRIP, columns, " / ".join(map(_named, question.targets))))
     record = {
         "input": {
             "name": question.path.name,
@@ -192,9 +295,13 @@ def write_answer(release: Release, question: Question, drawn: Counterfactuals, c
     return [*files, folder / RECORD]
 
 
-def _request(question: Question, target: Attributes, config: EditConfig) -> str:
+def _named(target: Attributes) -> str:
+    return ", ".join(f"{key} {_shown(value)}" for key, value in target.items())
+
+
+def _request(question: Question, target: Attributes, config: EditConfig, delta: float) -> str:
     """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
-    words = json.dumps([question.factual, target, to_mapping(config)], sort_keys=True)
+    words = json.dumps([question.factual, target, to_mapping(config), *([delta] if delta else [])], sort_keys=True)
     return hashlib.sha256(question.scan.pixels.tobytes() + words.encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Array = NDArray[np.float32]
+from ld_simulations.device import Array
 
 CENTRE_Y_MM = -17.0
 """Where the template's brain has its middle from back to front."""

@@ -19,7 +19,7 @@ from ld_common.config import load_config
 from ld_common.metrics import psnr
 from ld_common.modality import Modality
 from ld_common.models import BaseModel, load_base
-from ld_common.sampling import epsilon_model, sample, trajectory
+from ld_common.sampling import make_sampler, sample
 from ld_common.seeding import numpy_generator, torch_generator
 from ld_simulations.evaluation import read_held_out
 from ld_simulations.generic_pictures import generic_picture
@@ -70,8 +70,8 @@ def _write_sheet(path: Path, model: BaseModel, generic: Tensor, scans: Tensor) -
     """Rows: generic pictures, through the VAE; scans, through the VAE; samples of the base, two a prompt."""
     prompts = [prompt for prompt in PROMPTS for _ in range(SHOWN // len(PROMPTS))]
     noise = torch.randn((SHOWN, *model.latent_shape), generator=torch_generator(0, "card"))
-    epsilon = epsilon_model(model.unet, model.scheduler, model.embed(prompts))
-    samples = model.decode(sample(epsilon, trajectory(model.scheduler, SAMPLE_STEPS), noise))
+    sampler = make_sampler(model.scheduler, steps=SAMPLE_STEPS)
+    samples = model.decode(sample(model, model.embed(prompts), noise, sampler))
     rows = []
     for images in (generic[:SHOWN], scans[:SHOWN]):
         rows += [images, model.decode(model.encode(images))]

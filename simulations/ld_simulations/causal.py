@@ -17,7 +17,7 @@ The picture at a point p of the patient's head (`render`), with d and n the wall
 
     q = p / H + warp(p / H)              to the template's space
     x = q - (d(q) - f^-1(d(q))) n(q)     f(u) = u + E k(u):  u = 0, the wall, comes to lie at d = E;  k(0) = 1, k -> 0
-    image = tone(T1(x); T, d_edge(x)) (1 + texture(x)), fluid where d(q) < E
+    contrast = tone(T1(x); T, d_edge(x)) (1 + texture(x)), fluid where d(q) < E
 
 Sex acts on size alone; age and disease act through B alone. The true counterfactual of a patient is `render` with
 other attributes and the same `Noise`. Sizes and rates are of the order that cohorts report and were set for
@@ -34,11 +34,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ld_common.config import require
-from ld_common.errors import RequestError
 from ld_common.modality import Attributes
-from ld_simulations.anatomy import CENTRE_Y_MM, Array, Tissue, load_anatomy, slice_points, widened
+from ld_simulations.anatomy import CENTRE_Y_MM, Tissue, load_anatomy, slice_points, widened
+from ld_simulations.body import Patient, Rendering, known_attributes
+from ld_simulations.device import Array
 
+DISEASE = "AD"
 HEAD_SIZE = {"M": 1.0, "F": 0.95}
 HEAD_SIZE_SD = 0.015
 VENTRICLE_SD_MM = 0.75
@@ -69,7 +70,6 @@ WARP_LENGTHS_MM = (70.0, 190.0)
 TEXTURE_SIDE, TEXTURE_VOXEL_MM = 48, 2.0
 TEXTURE_CONTRAST, TEXTURE_OF_PIAL_T1 = 0.018, 0.02
 BIAS_TERMS = 5
-AGE_EDITS_YEARS = (10.0, 20.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,21 +96,6 @@ class Noise:
     """Seed of the scanner's noise; visits and slices derive theirs from it."""
 
 
-@dataclass(frozen=True, eq=False)
-class Patient:
-    """Who a patient is, at the first visit, before any intervention."""
-
-    identity: str
-    sex: str
-    diagnosis: str
-    age_years: float
-    noise: Noise
-
-    def attributes(self, years_later: float = 0.0) -> Attributes:
-        """Age, sex and diagnosis at a visit; age in tenths of a year."""
-        return {"age": round(self.age_years + years_later, 1), "sex": self.sex, "diagnosis": self.diagnosis}
-
-
 @dataclass(frozen=True)
 class State:
     """The endogenous variables that a picture depends on."""
@@ -118,49 +103,6 @@ class State:
     size: float
     widening_mm: float
     thinning: float
-
-
-@dataclass(frozen=True, eq=False)
-class Rendering:
-    """A slice without its scanner."""
-
-    intensity: Array
-    """Tissue contrast (H,W) in [0,1], 0 outside the brain; rows run to the back, columns to the patient's left."""
-    ventricle: Array
-    """Share of lateral ventricle (H,W) in [0,1]."""
-    spacing_mm: float
-
-
-@dataclass
-class Population:
-    """Whom a hospital sees."""
-
-    age_mean_years: float = 70.0
-    age_sd_years: float = 8.0
-    disease_share: float = 0.4
-    youngest_years: float = 50.0
-    oldest_years: float = 90.0
-    """Limits of age at the first visit."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.disease_share <= 1, f"disease_share is {self.disease_share}: use 0 to 1")
-        require(self.age_sd_years > 0, "age_sd_years must be above 0")
-        require(
-            18 <= self.youngest_years < self.age_mean_years < self.oldest_years <= 92,
-            "use 18 <= youngest_years < age_mean_years < oldest_years <= 92",
-        )
-
-
-def draw_patient(
-    rng: np.random.Generator, identity: str, population: Population, diagnosis: str | None = None
-) -> Patient:
-    """Draw a patient; without a `diagnosis` that is drawn as well. The same generator state gives the same patient."""
-    age = math.inf
-    while not population.youngest_years <= age <= population.oldest_years:
-        age = round(rng.normal(population.age_mean_years, population.age_sd_years), 1)
-    sex = "F" if rng.random() < 0.5 else "M"
-    diseased = rng.random() < population.disease_share
-    return Patient(identity, sex, diagnosis or ("AD" if diseased else "CN"), age, draw_noise(rng))
 
 
 def draw_noise(rng: np.random.Generator) -> Noise:
@@ -185,21 +127,10 @@ def draw_noise(rng: np.random.Generator) -> Noise:
     )
 
 
-def edits_of(attributes: Attributes) -> dict[str, Attributes]:
-    """The demo's edits of a visit by name, each the attributes that it changes."""
-    age, sex, diagnosis = float(attributes["age"]), attributes["sex"], attributes["diagnosis"]
-    edits: dict[str, Attributes] = {
-        f"age_plus_{years:.0f}": {"age": round(age + years, 1)} for years in AGE_EDITS_YEARS
-    }
-    edits |= {"disease_added": {"diagnosis": "AD"}} if diagnosis == "CN" else {"disease_removed": {"diagnosis": "CN"}}
-    edits["other_sex"] = {"sex": "M" if sex == "F" else "F"}
-    return edits
-
-
-def burden_years(age_years: float, diagnosis: str, rate: float) -> float:
-    """Years of ageing, B, that have acted on the brain at an age and diagnosis."""
+def burden_years(age_years: float, diseased: bool, rate: float) -> float:
+    """Years of ageing, B, that have acted on the brain at an age, with the disease or without."""
     ageing = 10 * math.log1p(math.exp((age_years - 60) / 10))
-    disease = 9 + 0.12 * max(age_years - 60, 0) if diagnosis == "AD" else 0.0
+    disease = 9 + 0.12 * max(age_years - 60, 0) if diseased else 0.0
     return rate * (ageing + disease)
 
 
@@ -217,13 +148,8 @@ def state_of(noise: Noise, attributes: Attributes) -> State:
     Raises:
         RequestError: an attribute is missing or has a value the model does not know.
     """
-    try:
-        age, sex, diagnosis = float(attributes["age"]), str(attributes["sex"]), str(attributes["diagnosis"])
-    except KeyError as error:
-        raise RequestError(f"attribute {error} is missing: the causal model needs age, sex and diagnosis") from error
-    if sex not in HEAD_SIZE or diagnosis not in ("CN", "AD"):
-        raise RequestError(f"sex={sex}, diagnosis={diagnosis}: the causal model knows M and F, CN and AD")
-    burden = burden_years(age, diagnosis, noise.rate)
+    age, sex, diseased = known_attributes(attributes, DISEASE)
+    burden = burden_years(age, diseased, noise.rate)
     widening = np.array(WIDENING_START_MM + noise.ventricle_mm + WIDENING_MM_PER_YEAR * burden)
     return State(
         size=HEAD_SIZE[sex] + noise.head,
@@ -233,7 +159,7 @@ def state_of(noise: Noise, attributes: Attributes) -> State:
 
 
 def render(
-    patient: Patient, attributes: Attributes, shape: tuple[int, int], spacing_mm: float, z_mm: float
+    patient: Patient[Noise], attributes: Attributes, shape: tuple[int, int], spacing_mm: float, z_mm: float
 ) -> Rendering:
     """The axial slice at height `z_mm`, centred on the head, of `patient` had `attributes` been theirs.
 
@@ -251,10 +177,10 @@ def render_state(noise: Noise, state: State, shape: tuple[int, int], spacing_mm:
     inside = anatomy.in_brain(points)
     head = widened(state.widening_mm, points[:, inside])
     tissue = anatomy.tissue_at(head.points_mm)
-    intensity, ventricle = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    contrast, ventricle = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     ventricle[inside] = head.ventricle(tissue)
-    intensity[inside] = _tone(tissue, ventricle[inside], head.points_mm + noise.texture_mm[:, None], state.thinning)
-    return Rendering(intensity, ventricle, spacing_mm)
+    contrast[inside] = _tone(tissue, ventricle[inside], head.points_mm + noise.texture_mm[:, None], state.thinning)
+    return Rendering(contrast, ventricle, spacing_mm)
 
 
 def warped(noise: Noise, size: float, points_mm: Array) -> Array:
@@ -294,8 +220,3 @@ def _texture_cube() -> Array:
     smooth = ndimage.gaussian_filter(noise, 0.9, mode="wrap")
     cube: Array = (smooth / smooth.std()).astype(np.float32)
     return cube
-
-
-def ventricle_area_mm2(rendering: Rendering) -> float:
-    """The known truth: area of the lateral ventricles in the slice."""
-    return float(rendering.ventricle.sum(dtype=np.float64)) * rendering.spacing_mm**2

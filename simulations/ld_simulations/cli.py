@@ -20,6 +20,7 @@ from ld_common.command import run_cli
 from ld_common.errors import ConfigError
 from ld_common.models import BaseModel
 from ld_common.release import Release, load_release_base, read_release
+from ld_simulations.bodies import find_body
 from ld_simulations.demo import Demo, load_demo, prepare_sites
 from ld_simulations.evaluation import Evaluation, evaluate
 from ld_simulations.federation import run_federation
@@ -105,7 +106,7 @@ def _round_line(record: dict[str, Any], rounds: int) -> str:
 
 def _judge(demo: Demo, release: Release, base: BaseModel) -> Evaluation:
     populations = [held_out_population(hospital.population) for hospital in demo.hospitals.hospitals]
-    ceiling = growth_ceiling(populations).overall
+    ceiling = growth_ceiling(populations, body=find_body(demo.hospitals.body)).overall
     held_out = Path(demo.hospitals.output) / "held_out"
     patients = json.loads((held_out / "held_out.json").read_text())["patients"]
     total, done = sum(1 + len(patient["edits"]) for patient in patients), 0
@@ -116,7 +117,7 @@ def _judge(demo: Demo, release: Release, base: BaseModel) -> Evaluation:
             done += more
             advance("counterfactuals", done, total)
 
-        return evaluate(base, release.modality, held_out, demo.study.edit, ceiling, count)
+        return evaluate(base, release.modality, held_out, demo.study.edit, ceiling, count, release.drift)
 
 
 def _stores(demo: Demo) -> list[Path]:

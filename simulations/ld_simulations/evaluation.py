@@ -14,16 +14,18 @@ from scipy import ndimage
 from torch import Tensor
 
 from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
+from ld_common.drift import Drift
 from ld_common.images import Scan, read_scan, to_model
-from ld_common.metrics import psnr, ventricle_areas_mm2
+from ld_common.metrics import psnr
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
+from ld_simulations.bodies import find_body
+from ld_simulations.body import SEX_EDIT, Body
 
 CHANGED = 0.1
 """Absolute change of a pixel in [-1, 1] from which the true edit is said to change it."""
 CHANGED_MARGIN = 2
 """Pixels by which the region of the true edit is widened."""
-SEX_EDIT = "other_sex"
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,14 @@ class HeldOut:
     truth: Tensor
     """`(1,S,S)` in [-1, 1]."""
     true_area_mm2: tuple[float, float]
-    """Ventricle area before and after, as the causal model knows it."""
+    """The structure's area before and after, as the causal model knows it."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Held-out scans `(N,1,S,S)`, their answers in the order of `cases`, and what was measured."""
 
+    body: Body[Any, Any]
     cases: list[HeldOut]
     scans: Tensor
     drawn: Counterfactuals
@@ -59,17 +62,27 @@ def read_held_out(folder: Path, modality: Modality, side: int) -> tuple[Tensor, 
     """All held-out scans `(N,1,S,S)` in [-1, 1] and all their cases."""
     scans: list[Tensor] = []
     cases: list[HeldOut] = []
-    for entry in json.loads((folder / "held_out.json").read_text())["patients"]:
+    for entry in _manifest(folder)["patients"]:
         scan = read_scan(folder / entry["series"], modality)
         image, frame = to_model(scan, side, modality.image)
         for edit in entry["edits"]:
             pixels = np.load(folder / edit["truth"])["pixels"]
             truth, _ = to_model(Scan(pixels, scan.spacing_mm, {}), side, modality.image, frame)
-            areas = entry["ventricle_area_mm2"], edit["ventricle_area_mm2"]
+            areas = entry["area_mm2"], edit["area_mm2"]
             who = entry["hospital"], entry["patient"], entry["attributes"]
             cases.append(HeldOut(*who, edit["name"], edit["target"], len(scans), truth, areas))
         scans.append(image)
     return torch.stack(scans), cases
+
+
+def read_body(folder: Path) -> Body[Any, Any]:
+    """What the held-out patients of a folder are patients of."""
+    return find_body(_manifest(folder)["body"])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "held_out.json").read_text())
+    return manifest
 
 
 def evaluate(
@@ -79,6 +92,7 @@ def evaluate(
     config: EditConfig,
     ceiling: float,
     progress: Callable[[int], None] = lambda done: None,
+    drift: Drift | None = None,
 ) -> Evaluation:
     """Draw and judge every case of a folder of held-out patients.
 
@@ -89,21 +103,29 @@ def evaluate(
         config: how to edit.
         ceiling: growth correlation that no method can pass, from the causal model.
         progress: as in `draw_counterfactuals`.
+        drift: the drift that the adapter was trained with.
     """
+    body = read_body(folder)
     scans, cases = read_held_out(folder, modality, base.side)
     factual = {case.scan: modality.describe(case.attributes) for case in cases}
     edits = [Edit(case.scan, modality.describe(case.attributes | case.target)) for case in cases]
-    drawn = draw_counterfactuals(base, scans, [factual[row] for row in range(len(scans))], edits, config, progress)
-    rows = measure(base, modality, scans, cases, drawn)
+    prompts = [factual[row] for row in range(len(scans))]
+    drawn = draw_counterfactuals(base, scans, prompts, edits, config, progress, drift)
+    rows = measure(base, body, modality, scans, cases, drawn)
     summary = summarize(rows, growth_ceiling=ceiling)
     summary["inversion_psnr_db"] = float(psnr(drawn.reconstructions, drawn.autoencoded).mean())
     summary["vae_psnr_db"] = float(psnr(drawn.autoencoded, scans).mean())
-    summary["area_validation"] = validate_area(modality, base.side, scans, cases)
-    return Evaluation(cases, scans, drawn, rows, summary)
+    summary["area_validation"] = validate_area(body, modality, base.side, scans, cases)
+    return Evaluation(body, cases, scans, drawn, rows, summary)
 
 
 def measure(
-    base: BaseModel, modality: Modality, scans: Tensor, cases: Sequence[HeldOut], drawn: Counterfactuals
+    base: BaseModel,
+    body: Body[Any, Any],
+    modality: Modality,
+    scans: Tensor,
+    cases: Sequence[HeldOut],
+    drawn: Counterfactuals,
 ) -> list[dict[str, Any]]:
     """One row of numbers for each case; areas and PSNRs are of images that all went through the VAE."""
     pixel_mm = modality.image.field_of_view_mm / base.side
@@ -111,7 +133,7 @@ def measure(
     seen_truths = torch.cat([base.decode(base.encode(chunk)) for chunk in truths.split(16)])
     owner = torch.tensor([case.scan for case in cases])
     before = drawn.autoencoded[owner]
-    areas = [ventricle_areas_mm2(images, pixel_mm) for images in (drawn.autoencoded, drawn.images, seen_truths)]
+    areas = [body.measure_areas_mm2(images, pixel_mm) for images in (drawn.autoencoded, drawn.images, seen_truths)]
     gain = psnr(drawn.images, seen_truths) - psnr(before, seen_truths)
     rows = []
     for row, case in enumerate(cases):
@@ -167,11 +189,13 @@ def _of_edit(rows: Sequence[dict[str, Any]], edit: str) -> dict[str, float | int
     }
 
 
-def validate_area(modality: Modality, side: int, scans: Tensor, cases: Sequence[HeldOut]) -> dict[str, float]:
+def validate_area(
+    body: Body[Any, Any], modality: Modality, side: int, scans: Tensor, cases: Sequence[HeldOut]
+) -> dict[str, float]:
     """The area measure on plain scans and true counterfactuals against the areas that the causal model knows."""
     pixel_mm = modality.image.field_of_view_mm / side
-    before = ventricle_areas_mm2(scans, pixel_mm).numpy()
-    after = ventricle_areas_mm2(torch.stack([case.truth for case in cases]), pixel_mm).numpy()
+    before = body.measure_areas_mm2(scans, pixel_mm).numpy()
+    after = body.measure_areas_mm2(torch.stack([case.truth for case in cases]), pixel_mm).numpy()
     grown = [row for row, case in enumerate(cases) if case.edit != SEX_EDIT]
     known = np.array([case.true_area_mm2 for case in cases])
     measured = np.stack([before[[case.scan for case in cases]], after], 1)

@@ -5,14 +5,15 @@
 Below `output`:
 
     <hospital>/visits.csv                                  one row a visit, in the hospital's own words
-    <hospital>/dicom/<patient>/<visit date>/IM000N.dcm     three slices; position, not name, orders them
+    <hospital>/dicom/<patient>/<visit date>/IM000N.dcm     the body's views; position, not name, orders slices
     held_out/held_out.json                                 who is held out, their edits, and where the truth is
     held_out/<hospital>/<patient>/series/IM000N.dcm        the first visit of a patient whom no table names
-    held_out/<hospital>/<patient>/truth/<edit>.npz         the true counterfactual of the middle slice
+    held_out/<hospital>/<patient>/truth/<edit>.npz         the true counterfactual of the view that models see
 
-A truth holds `pixels` (H,W), float32 scanner values as after the rescale, brighter is higher whatever the files'
-photometric interpretation; `ventricle` (H,W), the share of ventricle in each; and `ventricle_area_mm2`. `factual.npz`
-is the scan itself. Paths in the manifest are relative to its folder.
+What is scanned follows from `body`, and so does the structure that disease and age change (`ld_simulations.body`). A
+truth holds `pixels` (H,W), float32 device values as after the rescale, brighter is higher whatever the files'
+photometric interpretation; `structure` (H,W), the structure's share in each; and `area_mm2`, its area. `factual.npz` is
+the scan itself. Paths in the manifest are relative to its folder.
 """
 
 from __future__ import annotations
@@ -30,18 +31,17 @@ import typer
 from rich.progress import track
 
 from ld_common.command import run_cli
-from ld_common.config import load_config, require
+from ld_common.config import from_mapping, load_config, require
 from ld_common.errors import ConfigError
 from ld_common.modality import Attributes
 from ld_common.seeding import numpy_generator
-from ld_simulations.anatomy import SERIES_Z_MM, Array
-from ld_simulations.causal import Patient, Population, Rendering, draw_patient, edits_of, render, ventricle_area_mm2
-from ld_simulations.dicom_series import Examination, write_series
-from ld_simulations.scanner import ScannerConfig, acquire
+from ld_simulations.bodies import find_body
+from ld_simulations.body import HEALTHY, Body, Patient, Population, Rendering
+from ld_simulations.device import Array, DeviceConfig
+from ld_simulations.examination import Examination
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-MIDDLE_SLICE = len(SERIES_Z_MM) // 2
 DAYS_PER_YEAR = 365.25
 VISITS = (2, 4)
 YEARS_BETWEEN_VISITS = (0.8, 2.0)
@@ -62,11 +62,11 @@ class TableConfig:
     sex: str = "PTGENDER"
     diagnosis: str = "DX"
     sex_words: dict[str, str] = field(default_factory=lambda: {"F": "F", "M": "M"})
-    diagnosis_words: dict[str, str] = field(default_factory=lambda: {"CN": "CN", "AD": "AD"})
+    diagnosis_words: dict[str, str] = field(default_factory=dict)
+    """Empty takes the body's own."""
 
     def __post_init__(self) -> None:
         require(set(self.sex_words) == {"F", "M"}, "sex_words needs the keys F and M")
-        require(set(self.diagnosis_words) == {"CN", "AD"}, "diagnosis_words needs the keys CN and AD")
 
 
 @dataclass
@@ -78,7 +78,8 @@ class HospitalConfig:
     held_out: int = 8
     """Further patients, kept for judging counterfactuals."""
     population: Population = field(default_factory=Population)
-    scanner: ScannerConfig = field(default_factory=ScannerConfig)
+    scanner: Any = field(default_factory=dict)
+    """Settings of the body's device: a `ScannerConfig` for a brain, a `DetectorConfig` for a chest."""
     table: TableConfig = field(default_factory=TableConfig)
 
     def __post_init__(self) -> None:
@@ -90,6 +91,8 @@ class HospitalConfig:
 class HospitalsConfig:
     """All hospitals of a demo."""
 
+    body: str = "brain"
+    """What the hospitals scan: a name in `ld_simulations.bodies`."""
     seed: int = 0
     output: str = "runs/hospitals"
     patients: int | None = None
@@ -101,17 +104,29 @@ class HospitalsConfig:
         names = [hospital.name for hospital in self.hospitals]
         require(bool(names), "no hospitals: name at least one under `hospitals`")
         require(len(set(names)) == len(names), f"two hospitals have the same name: {', '.join(names)}")
+        body = find_body(self.body)
         for hospital in self.hospitals:
+            _complete(hospital, body)
             hospital.patients = hospital.patients if self.patients is None else self.patients
             hospital.held_out = hospital.held_out if self.held_out is None else self.held_out
             hospital.__post_init__()
+
+
+def _complete(hospital: HospitalConfig, body: Body[Any, Any]) -> None:
+    """Give a hospital's scanner and table the meaning that its body has for them; raises `ConfigError`."""
+    if not isinstance(hospital.scanner, DeviceConfig):
+        hospital.scanner = from_mapping(body.device, hospital.scanner)
+    known = (HEALTHY, body.disease)
+    words = hospital.table.diagnosis_words or {value: value for value in known}
+    require(set(words) == set(known), f"{hospital.name}: diagnosis_words needs the keys {' and '.join(known)}")
+    hospital.table.diagnosis_words = words
 
 
 @dataclass(frozen=True)
 class Visit:
     """A patient's visit, counted from 0."""
 
-    patient: Patient
+    patient: Patient[Any]
     index: int
     examination: Examination
 
@@ -127,7 +142,7 @@ def held_out_population(population: Population) -> Population:
     return replace(population, age_mean_years=mean, oldest_years=min(population.oldest_years, OLDEST_HELD_OUT_YEARS))
 
 
-def draw_visits(seed: int, hospital: HospitalConfig, held_out: bool) -> list[list[Visit]]:
+def draw_visits(body: Body[Any, Any], seed: int, hospital: HospitalConfig, held_out: bool) -> list[list[Visit]]:
     """A hospital's patients, each as its visits in order; the held-out ones with their first visit only."""
     group, count = ("held-out", hospital.held_out) if held_out else ("patients", hospital.patients)
     population = held_out_population(hospital.population) if held_out else hospital.population
@@ -137,28 +152,29 @@ def draw_visits(seed: int, hospital: HospitalConfig, held_out: bool) -> list[lis
     for index in range(count):
         rng = numpy_generator(seed, hospital.name, group, index)
         identity = f"{hospital.name[0].upper()}{'H' if held_out else 'P'}{index + 1:04d}"
-        patient = draw_patient(rng, identity, population, "AD" if order[index] < diseased else "CN")
+        patient = body.draw_patient(rng, identity, population, body.disease if order[index] < diseased else HEALTHY)
         visits = _visits_of(patient, hospital.name, seed, rng)
         patients.append(visits[:1] if held_out else visits)
     return patients
 
 
-def scan(visit: Visit, attributes: Attributes, slice_index: int, config: ScannerConfig) -> tuple[Array, Rendering]:
-    """Scanner values (H,W) of one slice of a visit had `attributes` been the patient's, and what was scanned.
+def scan(
+    body: Body[Any, Any], visit: Visit, attributes: Attributes, view: int, device: DeviceConfig
+) -> tuple[Array, Rendering]:
+    """Device values (H,W) of one view of a visit had `attributes` been the patient's, and what was scanned.
 
-    The scanner's noise and bias field are those of the visit, whatever the attributes.
+    The device's noise is that of the visit, whatever the attributes.
     """
     noise = visit.patient.noise
-    rendering = render(visit.patient, attributes, config.shape, config.spacing_mm, SERIES_Z_MM[slice_index])
-    rng = numpy_generator(noise.scanner_seed, "scanner", visit.index, slice_index)
-    return acquire(rendering.intensity, config, noise.bias, rng), rendering
+    rendering = body.render(visit.patient, attributes, device, view)
+    rng = numpy_generator(noise.scanner_seed, "scanner", visit.index, view)
+    return body.acquire(rendering, device, noise, rng), rendering
 
 
-def write_visit(folder: Path, visit: Visit, config: ScannerConfig) -> None:
-    """Scan a visit as it was and write its series into `folder`."""
-    heights = [z_mm + visit.patient.noise.height_mm for z_mm in SERIES_Z_MM]
-    slices = {z_mm: scan(visit, visit.attributes, index, config)[0] for index, z_mm in enumerate(heights)}
-    write_series(folder, visit.examination, slices, config)
+def write_visit(folder: Path, body: Body[Any, Any], visit: Visit, device: DeviceConfig) -> None:
+    """Scan a visit as it was and write its files into `folder`."""
+    pictures = [scan(body, visit, visit.attributes, view, device)[0] for view in range(body.views)]
+    body.write(folder, visit.examination, pictures, device, visit.patient.noise)
 
 
 def write_hospitals(config: HospitalsConfig) -> Path:
@@ -172,26 +188,26 @@ def write_hospitals(config: HospitalsConfig) -> Path:
         raise ConfigError(f"output '{output}' exists: remove it, or choose another with output=FOLDER")
     part = output.with_name(f"{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    patients = []
+    body, patients = find_body(config.body), []
     for hospital in config.hospitals:
-        _write_hospital(part / hospital.name, hospital, config.seed)
-        visits = draw_visits(config.seed, hospital, held_out=True)
+        _write_hospital(part / hospital.name, body, hospital, config.seed)
+        visits = draw_visits(body, config.seed, hospital, held_out=True)
         for (visit,) in track(visits, f"{hospital.name}, held out"):
-            patients.append(_write_held_out(part / "held_out", hospital, visit))
-    manifest = {"slice_z_mm": list(SERIES_Z_MM), "patients": patients}
+            patients.append(_write_held_out(part / "held_out", body, hospital, visit))
+    manifest = {"body": body.name, "patients": patients}
     (part / "held_out").mkdir(exist_ok=True)
     (part / "held_out" / "held_out.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     part.rename(output)
     return output
 
 
-def _write_hospital(folder: Path, hospital: HospitalConfig, seed: int) -> None:
+def _write_hospital(folder: Path, body: Body[Any, Any], hospital: HospitalConfig, seed: int) -> None:
     table = hospital.table
     rows = [[table.patient, table.date, table.age, table.sex, table.diagnosis]]
-    for visits in track(draw_visits(seed, hospital, held_out=False), hospital.name):
+    for visits in track(draw_visits(body, seed, hospital, held_out=False), hospital.name):
         for visit in visits:
             day = visit.examination.day.isoformat()
-            write_visit(folder / "dicom" / visit.patient.identity / day, visit, hospital.scanner)
+            write_visit(folder / "dicom" / visit.patient.identity / day, body, visit, hospital.scanner)
             sex, diagnosis = table.sex_words[visit.patient.sex], table.diagnosis_words[visit.patient.diagnosis]
             rows.append([visit.patient.identity, day, f"{visit.examination.age_years:.1f}", sex, diagnosis])
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,18 +215,18 @@ def _write_hospital(folder: Path, hospital: HospitalConfig, seed: int) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _write_held_out(folder: Path, hospital: HospitalConfig, visit: Visit) -> dict[str, Any]:
+def _write_held_out(folder: Path, body: Body[Any, Any], hospital: HospitalConfig, visit: Visit) -> dict[str, Any]:
     """Write a held-out visit and its true counterfactuals; returns its entry in the manifest, paths from `folder`."""
     place = Path(hospital.name) / visit.patient.identity
-    write_visit(folder / place / "series", visit, hospital.scanner)
+    write_visit(folder / place / "series", body, visit, hospital.scanner)
     (folder / place / "truth").mkdir()
     entry: dict[str, Any] = {"hospital": hospital.name, "patient": visit.patient.identity}
     entry |= {"series": (place / "series").as_posix(), "attributes": visit.attributes, "edits": []}
-    for name, target in {"factual": {}, **edits_of(visit.attributes)}.items():
-        values, rendering = scan(visit, {**visit.attributes, **target}, MIDDLE_SLICE, hospital.scanner)
-        area, truth = ventricle_area_mm2(rendering), place / "truth" / f"{name}.npz"
-        np.savez(folder / truth, pixels=values, ventricle=rendering.ventricle, ventricle_area_mm2=area)
-        known = {"truth": truth.as_posix(), "ventricle_area_mm2": round(area, 2)}
+    for name, target in {"factual": {}, **body.edits_of(visit.attributes)}.items():
+        values, rendering = scan(body, visit, {**visit.attributes, **target}, body.shown_view, hospital.scanner)
+        area, truth = rendering.area_mm2, place / "truth" / f"{name}.npz"
+        np.savez(folder / truth, pixels=values, structure=rendering.structure, area_mm2=area)
+        known = {"truth": truth.as_posix(), "area_mm2": round(area, 2)}
         if name == "factual":
             entry |= known
         else:
@@ -218,7 +234,7 @@ def _write_held_out(folder: Path, hospital: HospitalConfig, visit: Visit) -> dic
     return entry
 
 
-def _visits_of(patient: Patient, hospital: str, seed: int, rng: np.random.Generator) -> list[Visit]:
+def _visits_of(patient: Patient[Any], hospital: str, seed: int, rng: np.random.Generator) -> list[Visit]:
     count = int(rng.integers(VISITS[0], VISITS[1] + 1))
     gaps = rng.uniform(*YEARS_BETWEEN_VISITS, VISITS[1] - 1)[: count - 1] * DAYS_PER_YEAR
     first = FIRST_DAY + timedelta(days=int(rng.integers(ENROLMENT_DAYS)))

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from ld_client.site import load_modality, load_site
 from ld_client.store import open_store
+from ld_common.drift import Drift
 from ld_common.images import read_scan, to_model
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
 from ld_common.release import Release
-from ld_common.sampling import epsilon_model, sample, trajectory
+from ld_common.sampling import make_sampler, sample
 from ld_common.seeding import torch_generator
+from ld_simulations.body import HEALTHY
 from ld_simulations.demo import Demo
 from ld_simulations.evaluation import Evaluation
 from ld_simulations.summary import AIMS, aim_met, shown
@@ -37,13 +39,6 @@ SAMPLES = 6
 SAMPLE_STEPS = 30
 DIFFERENCE_LIMIT = 1.0
 """Difference, in the model's range of 2, that is drawn in full colour."""
-EDIT_TITLES = {
-    "age_plus_10": "10 years older",
-    "age_plus_20": "20 years older",
-    "disease_added": "with Alzheimer's",
-    "disease_removed": "without Alzheimer's",
-    "other_sex": "of the other sex",
-}
 COLOURS = ("#1b6ca8", "#c8553d", "#4f8a4b", "#7b5ea7", "#b8860b")
 
 
@@ -64,7 +59,8 @@ def write_report(
         rounds=release.manifest["rounds"],
         samples=_samples(release, base),
         patients=_patients(release.modality, judged),
-        titles=EDIT_TITLES,
+        titles=judged.body.edit_titles(),
+        words=judged.body.words,
         manifest=json.dumps({key: release.manifest[key] for key in ("base_model", "files", "software")}, indent=2),
     )
     path.write_text(text, encoding="utf-8")
@@ -73,6 +69,7 @@ def write_report(
 
 def write_strip(path: Path, judged: Evaluation) -> Path:
     """A picture for the README: one held-out patient a hospital, each answer beside its truth."""
+    titles = judged.body.edit_titles()
     first = {case.hospital: case.scan for case in reversed(judged.cases)}
     chosen = [
         (name, [row for row, case in enumerate(judged.cases) if case.scan == first[name]]) for name in sorted(first)
@@ -85,8 +82,7 @@ def write_strip(path: Path, judged: Evaluation) -> Path:
         panels = [("scan", judged.scans[scan]), ("reconstruction", judged.drawn.reconstructions[scan])]
         for row in rows:
             case = judged.cases[row]
-            title = EDIT_TITLES.get(case.edit, case.edit)
-            panels += [(title, judged.drawn.images[row]), ("truth", case.truth)]
+            panels += [(titles.get(case.edit, case.edit), judged.drawn.images[row]), ("truth", case.truth)]
         for axis in line:
             axis.axis("off")
         for axis, (title, image) in zip(line, panels, strict=False):
@@ -97,14 +93,14 @@ def write_strip(path: Path, judged: Evaluation) -> Path:
 
 
 def _hospital(demo: Demo, name: str, side: int) -> dict[str, Any]:
-    """First slices as the model sees them, one a patient, and who the patients are."""
+    """First pictures as the model sees them, one a patient, and who the patients are."""
     site = load_site(demo.sites / f"{name}.yaml")
     store, modality = open_store(site.store_path), load_modality(site)
     folders = sorted(path for path in Path(site.data.root).iterdir() if path.is_dir())[:SHOWN_VISITS]
     images = [to_model(read_scan(sorted(folder.iterdir())[0], modality), side, modality.image)[0] for folder in folders]
     scanner = next(hospital.scanner for hospital in demo.hospitals.hospitals if hospital.name == name)
     ages = [float(attributes["age"]) for attributes in store.attributes]
-    ill = [attributes["diagnosis"] == "AD" for attributes in store.attributes]
+    ill = [attributes["diagnosis"] != HEALTHY for attributes in store.attributes]
     return {
         "name": name,
         "images": [_picture(image) for image in images],
@@ -140,7 +136,7 @@ def _drifts(release: Release) -> str:
     axes = figure.subplots()
     drawn = {**release.site_drifts, **({} if release.drift is None else {"mean": release.drift})}
     for index, (name, drift) in enumerate(sorted(drawn.items())):
-        values = drift.mean((-1, -2)).flatten().numpy()
+        values = drift.mean.mean((-1, -2)).flatten().numpy()
         place = np.arange(len(values)) + (index - (len(drawn) - 1) / 2) * 0.2
         axes.bar(place, values, 0.18, label=name, color="#999999" if name == "mean" else COLOURS[index % len(COLOURS)])
     axes.axhline(0, color="black", lw=0.6)
@@ -154,16 +150,16 @@ def _drifts(release: Release) -> str:
 def _samples(release: Release, base: BaseModel) -> list[dict[str, Any]]:
     """Images from the same noise: without drift, with the mean drift and in each site's own style."""
     prompts = [release.modality.describe(attributes) for attributes in _sample_attributes(release.modality)]
-    epsilon = epsilon_model(base.unet, base.scheduler, base.embed(prompts))
+    context = base.embed(prompts)
     noise = torch.randn((len(prompts), *base.latent_shape), generator=torch_generator(release.study.seed, "samples"))
-    path = trajectory(base.scheduler, SAMPLE_STEPS)
-    kinds: dict[str, Tensor | None] = {"no drift": None}
+    sampler = make_sampler(base.scheduler, steps=SAMPLE_STEPS)
+    kinds: dict[str, Drift | None] = {"no drift": None}
     if release.drift is not None:
         kinds["mean drift"] = release.drift
     kinds |= {f"drift of {name}": drift for name, drift in sorted(release.site_drifts.items())}
     rows = []
     for name, drift in kinds.items():
-        images = base.decode(sample(epsilon, path, noise, drift))
+        images = base.decode(sample(base, context, noise, sampler, drift))
         rows.append({"name": name, "images": list(zip(map(_picture, images), prompts, strict=True))})
     return rows
 
@@ -184,14 +180,14 @@ def _sample_attributes(modality: Modality) -> Sequence[Attributes]:
 
 
 def _patients(modality: Modality, judged: Evaluation) -> list[dict[str, Any]]:
-    patients = []
+    titles, patients = judged.body.edit_titles(), []
     for scan in range(len(judged.scans)):
         own = [row for row, case in enumerate(judged.cases) if case.scan == scan]
         case = judged.cases[own[0]]
         restored = judged.drawn.reconstructions[scan]
         edits = [
             {
-                "title": EDIT_TITLES.get(judged.cases[row].edit, judged.cases[row].edit),
+                "title": titles.get(judged.cases[row].edit, judged.cases[row].edit),
                 "image": _picture(judged.drawn.images[row]),
                 "truth": _picture(judged.cases[row].truth),
                 "difference": _difference(judged.drawn.images[row] - restored),

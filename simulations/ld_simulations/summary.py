@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ld_client.store import Store
-from ld_common.models import load_unet
+from ld_common.models import load_denoiser
 from ld_common.release import Release
 from ld_simulations.demo import Demo
 from ld_simulations.evaluation import Evaluation
@@ -64,7 +64,7 @@ def summarize_run(
 ) -> dict[str, Any]:
     """All numbers of a run: what it cost, who took part, what crossed the wire, how good the answers are."""
     rounds = [record for record in release.manifest["rounds"] if record["counted"]]
-    unet, _ = load_unet(demo.study.base_model)
+    unet = load_denoiser(demo.study.base_model).unet
     full_bytes = sum(parameter.numel() * parameter.element_size() for parameter in unet.parameters())
     uplink = max(site["uplink_bytes"] for record in rounds for site in record["sites"].values())
     patients = [len(set(store.pseudonyms)) for store in stores]

@@ -1,0 +1,101 @@
+"""Pictures of no patient: samples from noise under one prompt, one row a noise, one column a drift."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ld_common.errors import RequestError
+from ld_common.modality import Attributes
+from ld_common.models import BaseModel
+from ld_common.release import Release, software
+from ld_common.sampling import make_sampler, sample
+from ld_common.seeding import torch_generator
+from ld_server.drift_choice import DriftChoice
+
+SYNTHETIC = {"SyntheticData": "YES", "Software": "latent-drift-federation"}
+STRIP, RECORD = "strip.png", "record.json"
+INCHES = 1.3
+"""Side of one picture in a strip."""
+
+
+def draw_samples(
+    base: BaseModel,
+    release: Release,
+    attributes: Attributes,
+    choices: Sequence[DriftChoice],
+    count: int,
+    steps: int,
+    sampler: str,
+    folder: Path,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Path]:
+    """Draw `count` pictures with each drift, all from the same noise, and write them, a strip and a record.
+
+    Raises:
+        RequestError: an attribute is missing, or the folder cannot be written.
+        ConfigError: an unknown sampler or too many steps.
+    """
+    prompt = release.modality.describe(attributes)
+    with torch.no_grad():
+        context = base.embed([prompt]).expand(count, -1, -1)
+    noise = torch.randn((count, *base.latent_shape), generator=torch_generator(release.study.seed, "draw"))
+    columns = {}
+    for choice in choices:
+        latents = sample(base, context, noise, make_sampler(base.scheduler, sampler, steps), choice.drift)
+        columns[choice.name] = base.decode(latents)
+        progress(count)
+    record = {
+        "attributes": attributes,
+        "prompt": prompt,
+        "drifts": [choice.name for choice in choices],
+        "sampler": {"name": sampler, "steps": steps},
+        "seed": release.study.seed,
+        "release": {"study": release.study.name, "files": release.manifest["files"], "base": release.base_digest},
+        "software": software(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [
+            write_picture(folder / f"sample-{number}_drift-{name}.png", picture, prompt)
+            for name, pictures in columns.items()
+            for number, picture in enumerate(pictures, start=1)
+        ]
+        files.append(write_strip(folder / STRIP, {f"δ {name}": list(shown) for name, shown in columns.items()}, prompt))
+        (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise RequestError(f"cannot write to '{folder}' ({error.strerror}): choose another --out") from error
+    return [*files, folder / RECORD]
+
+
+def write_picture(path: Path, picture: Tensor, description: str) -> Path:
+    """Write a picture `(1,S,S)` in [-1, 1] as a PNG that says it is synthetic."""
+    note = PngInfo()
+    for key, value in (SYNTHETIC | {"Description": description}).items():
+        note.add_text(key, value)
+    grey = ((picture[0] + 1) * 127.5).round().to(torch.uint8).numpy()
+    Image.fromarray(grey).save(path, pnginfo=note, optimize=True)
+    return path
+
+
+def write_strip(path: Path, columns: dict[str, list[Tensor]], title: str) -> Path:
+    """Write columns of pictures `(1,S,S)` side by side, each under its name."""
+    rows = max(len(pictures) for pictures in columns.values())
+    figure = Figure(figsize=(INCHES * len(columns), INCHES * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (name, pictures) in enumerate(columns.items()):
+        axes[0, column].set_title(name, fontsize=8)
+        for row in range(rows):
+            axes[row, column].set_axis_off()
+            if row < len(pictures):
+                axes[row, column].imshow(pictures[row][0].numpy(), cmap="gray", vmin=-1, vmax=1)
+    figure.suptitle(f"synthetic: {title}", fontsize=8)
+    figure.savefig(path, dpi=150, metadata=SYNTHETIC | {"Description": title})
+    return path

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ld_client.cli import app
+from ld_client.site import load_site
+from ld_client.site_drift import site_drift
+from ld_client.store import build_store, open_store
+from ld_common.config import from_mapping
+from ld_common.counterfactual import Edit, EditConfig
+from ld_common.drift import Drift, shift_of
+from ld_common.drift_search import SearchConfig, best, search_counterfactual, search_grid
+from ld_common.errors import ConfigError, RequestError
+from ld_common.models import load_base, load_denoiser
+from ld_common.study import StudyConfig
+from tests.gaussian import DATA_MEAN, SCHEDULER, gaussian_model, unit_noise
+
+
+def test_the_grid_is_the_papers() -> None:
+    assert SearchConfig().deltas == pytest.approx([-0.2, -0.15, -0.1, -0.05, 0, 0.05, 0.1, 0.15, 0.2])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_grid_search_finds_the_shift_that_the_moments_predict(sign: int) -> None:
+    model = gaussian_model(mean=sign * DATA_MEAN)
+    latents = sign * DATA_MEAN + 0.4**0.5 * unit_noise(256, seed=3)
+    config = SearchConfig(images=256, steps=20)
+    trials = search_grid(model, latents, ["a scan"] * 256, config, "prior", seed=0)
+    predicted = sign * DATA_MEAN * float(SCHEDULER.alphas_cumprod[-1]) ** 0.5  # 0.102
+    assert best(trials).delta == pytest.approx(predicted, abs=0.051)
+    again = search_grid(model, latents, ["a scan"] * 256, config, "prior", seed=0)
+    assert trials == again
+
+
+def test_a_counterfactual_without_weight_on_its_target_stays_with_the_patient(tiny_base: Path) -> None:
+    base = load_base(str(tiny_base))
+    latents = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    factual, edits = ["a scan, healthy"] * 2, [Edit(0, "a scan, ill"), Edit(1, "a scan, ill")]
+    seen: list[int] = []
+    config = SearchConfig(lowest=-0.2, highest=0.2, spacing=0.1, weight=0.0)
+    arguments = base, latents, factual, edits, config, EditConfig(steps=4, strength=0.0), 0
+    trials = search_counterfactual(*arguments, progress=lambda done, total: seen.append(done))
+    assert best(trials).delta == 0  # nothing is asked, so nothing should move
+    assert all(trial.loss == trial.parts["inner"] for trial in trials)
+    assert seen == [1, 2, 3, 4, 5]
+    assert trials == search_counterfactual(*arguments)
+
+
+def test_a_target_that_is_reached_costs_less(tiny_base: Path) -> None:
+    """Swapping factual and target turns a reached target into a missed one: the two losses are of p and 1 - p."""
+    base = load_base(str(tiny_base))
+    latents = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    config, edit = SearchConfig(lowest=0, highest=0), EditConfig(steps=2, strength=0.0)
+    there, back = (
+        search_counterfactual(base, latents, [first], [Edit(0, second)], config, edit, 0)[0].parts["outer"]
+        for first, second in (("a scan, healthy", "a scan, ill"), ("a scan, ill", "a scan, healthy"))
+    )
+    # the reconstructions differ a little between the two prompts, and so do the errors on them
+    assert torch.exp(torch.tensor(-there)) + torch.exp(torch.tensor(-back)) == pytest.approx(1, abs=0.1)
+
+
+def test_a_site_searches_once_and_keeps_what_it_found(site_yaml: Path, tiny_base: Path) -> None:
+    site = load_site(site_yaml)
+    build_store(site)
+    store, model = open_store(site.store_path), load_denoiser(str(tiny_base))
+    drift = {"choice": "grid", "mean": "scalar", "search": {"images": 4, "steps": 2, "spacing": 0.1}}
+    study = from_mapping(StudyConfig, {"drift": drift})
+    found = site_drift(site, store, model, study)
+    assert found is not None
+    assert found.shape == (1, 1, 1)
+    delta = float(shift_of(Drift(found), model.scheduler.alphas_cumprod))
+    assert min(abs(delta - tried) for tried in study.drift.search.deltas) < 1e-6
+    (kept,) = site.store_path.glob("drift-*.safetensors")
+    changed = kept.stat().st_mtime_ns
+    assert torch.equal(site_drift(site, store, model, study), found)  # type: ignore[arg-type]
+    assert kept.stat().st_mtime_ns == changed
+    site_drift(site, store, model, replace(study, seed=1))
+    assert len(list(site.store_path.glob("drift-*.safetensors"))) == 2
+
+
+def test_a_search_that_asks_nothing_is_refused(site_yaml: Path, tiny_base: Path) -> None:
+    site = load_site(site_yaml)
+    build_store(site)
+    store, model = open_store(site.store_path), load_denoiser(str(tiny_base))
+    study = from_mapping(StudyConfig, {"drift": {"choice": "counterfactual", "mean": "scalar"}})
+    with pytest.raises(RequestError, match="targets"):
+        site_drift(site, store, model, study)
+
+
+@pytest.mark.parametrize(
+    ("drift", "words"),
+    [
+        ({"choice": "grid"}, "set drift.mean to scalar"),
+        ({"choice": "grdi"}, "known: moments"),
+        ({"formulation": "prio"}, "known: prior"),
+        ({"search": {"spacing": 0}}, "spacing"),
+    ],
+)
+def test_a_wrong_drift_is_named(drift: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        from_mapping(StudyConfig, {"drift": drift})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "by moments"),
+        (["drift.choice=grid", "drift.mean=scalar", "drift.search.images=4"], "energy_distance"),
+        (
+            ["drift.choice=counterfactual", "drift.mean=scalar", "drift.search.targets=[age=90]", "edit.steps=2"],
+            "outer",
+        ),
+    ],
+)
+def test_a_data_manager_sees_the_drift_before_training(
+    site_yaml: Path, tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    build_store(load_site(site_yaml))
+    study = tmp_path / "study.yaml"
+    study.write_text(f"modality: {Path(__file__).parents[1] / 'configs/modalities/brain_mri.yaml'}\n")
+    search = ["drift.search.steps=2", "drift.search.spacing=0.2"]
+    said = CliRunner().invoke(app, ["drift", "--config", str(site_yaml), "--study", str(study), *search, *overrides])
+    assert said.exit_code == 0, said.output
+    assert words in said.output

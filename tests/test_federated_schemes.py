@@ -1,0 +1,76 @@
+"""Every scheme through a whole study: server, two sites that train for real, release, a loaded generator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from ld_client.app import run_task
+from ld_client.site import SiteConfig, load_modality, load_site
+from ld_client.store import build_store
+from ld_common import messages as wire
+from ld_common.config import from_mapping
+from ld_common.models import load_base
+from ld_common.release import load_release_base, read_release
+from ld_common.schemes import SCHEMES
+from ld_common.study import StudyConfig
+from ld_server.app import run_study
+from tests.test_schemes import OPTIONS
+from tests.test_strategy import LocalGrid
+
+
+@pytest.fixture(autouse=True)
+def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class RealSites(LocalGrid):
+    """Nodes that answer as two sites with one store do."""
+
+    def __init__(self, site: SiteConfig) -> None:
+        super().__init__({name: wire.pack_result for name in ("p", "q")}, 4)
+        self.site = site
+
+    def _reply(self, message: Message) -> Message | None:
+        name, _ = self.sites[message.metadata.dst_node_id]
+        if message.metadata.message_type.startswith("query"):
+            return super()._reply(message)
+        task = wire.unpack_task(message.content)
+        content: RecordDict = wire.pack_result(run_task(replace(self.site, site=name), task))
+        return Message(content, reply_to=message)
+
+
+@pytest.mark.parametrize("formulation", ["prior", "centred"])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_scheme_is_trained_by_sites_averaged_released_and_loaded(
+    site_yaml: Path, tiny_base: Path, tmp_path: Path, name: str, formulation: str
+) -> None:
+    site = load_site(site_yaml)
+    build_store(site)
+    options: dict[str, Any] = {
+        "base_model": str(tiny_base),
+        "output": str(tmp_path / "study"),
+        "scheme": {"name": name, **OPTIONS[name]},
+        "drift": {"formulation": formulation},
+        "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.01},
+        "federation": {"rounds": 2, "sites": ["p", "q"], "wait_seconds": 1},
+    }
+    folder = run_study(RealSites(site), from_mapping(StudyConfig, options), load_modality(site))
+    release = read_release(folder)
+    assert [record["counted"] for record in release.manifest["rounds"]] == [True, True]
+    base = load_release_base(release)
+    prompt = release.modality.describe({"age": 70.0, "sex": "F", "diagnosis": "CN"})
+    latents = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    plain = load_base(str(tiny_base))
+    with torch.no_grad():
+        adapted, untouched = (model.unet(latents, 10, model.embed([prompt])).sample for model in (base, plain))
+    assert not torch.allclose(adapted, untouched)
+    assert release.drift is not None
+    assert release.drift.formulation == formulation
