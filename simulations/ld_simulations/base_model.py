@@ -30,6 +30,8 @@ from transformers import CLIPTokenizer
 
 from ld_common.command import run_cli
 from ld_common.config import load_config, to_mapping
+from ld_common.models import load_base, load_denoiser
+from ld_common.objective import denoising_loss
 from ld_common.seeding import derive_seed, numpy_generator, torch_generator
 from ld_simulations.base_networks import (
     BaseModelConfig,
@@ -109,10 +111,9 @@ def train_unet(
 ) -> nn.ModuleDict:
     """Train UNet and text encoder together on scaled latents `(2N, C, h, w)`; returns their averaged weights."""
     device = config.device
-    torch.manual_seed(derive_seed(config.seed, "unet-init"))
-    parts = {"unet": make_unet(config), "text_encoder": make_text_encoder(config, tokenizer)}
-    network = nn.ModuleDict(parts).to(device)
-    alphas_cumprod = make_scheduler().alphas_cumprod.to(device)
+    network = nn.ModuleDict(_initial_networks(config, tokenizer)).to(device)
+    scheduler = make_scheduler(config.zero_terminal_snr)
+    alphas_cumprod, kind = scheduler.alphas_cumprod.to(device), scheduler.config["prediction_type"]
     draws = torch_generator(config.seed, "unet-batches", device=device)
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids.to(device)
 
@@ -122,17 +123,22 @@ def train_unet(
         clean = latents[rows].float()
         timesteps = torch.randint(len(alphas_cumprod), (size,), generator=draws, device=device)
         epsilon = torch.randn(clean.shape, generator=draws, device=device)
-        signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         dropped = torch.rand(size, generator=draws, device=device) < config.caption_dropout
         prompts = torch.where(dropped[:, None], empty, tokens[rows % len(tokens)])
-        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * epsilon
         with torch.autocast(device, torch.bfloat16):
             context = network["text_encoder"](prompts).last_hidden_state
-            predicted = network["unet"](noisy, timesteps, context).sample
-        return F.mse_loss(predicted.float(), epsilon)
+            return denoising_loss(network["unet"], alphas_cumprod, kind, clean, context, timesteps, epsilon)
 
     train_stage("unet", config.unet, network, loss, [draws], work)
     return network
+
+
+def _initial_networks(config: BaseModelConfig, tokenizer: CLIPTokenizer) -> dict[str, nn.Module]:
+    if config.start:
+        start = load_denoiser(config.start)
+        return {"unet": start.unet.requires_grad_(True), "text_encoder": start.text_encoder.requires_grad_(True)}
+    torch.manual_seed(derive_seed(config.seed, "unet-init"))
+    return {"unet": make_unet(config), "text_encoder": make_text_encoder(config, tokenizer)}
 
 
 def train_stage(
@@ -228,16 +234,18 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     pixels, captions = make_pictures(recipe, work)
     pixels = pixels.to(recipe.device)
-    tokenizer = make_tokenizer(captions, recipe.text_tokens)
+    start = load_base(recipe.start, recipe.device) if recipe.start else None
+    tokenizer = make_tokenizer(captions, recipe.text_tokens) if start is None else start.tokenizer
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     tokens = tokens.to(recipe.device)
-    vae = train_vae(recipe, pixels, work)
+    vae = train_vae(recipe, pixels, work) if start is None else start.vae
     latents = encode_pictures(vae, pixels)
-    vae.register_to_config(scaling_factor=1 / float(latents.float().std()))
+    if start is None:
+        vae.register_to_config(scaling_factor=1 / float(latents.float().std()))
     latents *= vae.config["scaling_factor"]
     networks = train_unet(recipe, latents, tokens, tokenizer, work)
     parts = {"vae": vae, "unet": networks["unet"], "text_encoder": networks["text_encoder"]}
-    parts |= {"tokenizer": tokenizer, "scheduler": make_scheduler()}
+    parts |= {"tokenizer": tokenizer, "scheduler": make_scheduler(recipe.zero_terminal_snr)}
     print(f"wrote {write_folder(recipe, parts, latents)}")
 
 

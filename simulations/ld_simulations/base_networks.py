@@ -49,6 +49,11 @@ class BaseModelConfig:
     output: str = "simulations/tiny_base"
     device: str = "cpu"
     """`cpu` or `cuda`; the two draw other random numbers."""
+    start: str = ""
+    """Folder of a base whose VAE, tokenizer and weights are taken over; empty trains all of them from nothing."""
+    zero_terminal_snr: bool = False
+    """A schedule that ends without signal, trailing timesteps and v-prediction (arXiv 2305.08891), in place of Stable
+    Diffusion 1.4's own."""
     pictures: int = 120000
     side: int = 64
     """Height and width of the pictures, in pixels."""
@@ -159,8 +164,9 @@ def make_text_encoder(config: BaseModelConfig, tokenizer: CLIPTokenizer) -> CLIP
     )
 
 
-def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion 1.4's noise schedule; it ends at signal level 0.068, not 0."""
+def make_scheduler(zero_terminal_snr: bool = False) -> DDIMScheduler:
+    """Stable Diffusion 1.4's noise schedule, which ends at signal level 0.068; or the one that ends at 0."""
+    mended = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -169,5 +175,5 @@ def make_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type="epsilon",
+        **(mended if zero_terminal_snr else {"prediction_type": "epsilon"}),
     )

@@ -1,0 +1,98 @@
+"""`ld-evaluate`: fill the table of latent drift, resumable, several trainings at a time."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import ld_common.offline  # noqa: F401  (before any model library)
+from ld_common.command import run_cli
+from ld_simulations.benchmark.execution import Worker
+from ld_simulations.benchmark.plan import Benchmark, Training, load_benchmark
+from ld_simulations.benchmark.report import write_results
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+_worker: Worker | None = None
+"""A pool's process has one for its life."""
+
+
+@cli.command()
+def evaluate(
+    config: Path = typer.Option(..., help="YAML of the benchmark, for example configs/benchmark_ld.yaml."),
+    overrides: list[str] = typer.Argument(None, help="key=value, for example seeds=[0] device=cuda workers=8."),
+) -> None:
+    """Train every scheme, draw with and without drift and under each control, measure, write the table."""
+    benchmark = load_benchmark(config, overrides or [])
+    output = Path(benchmark.config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with _progress("real pictures", len(benchmark.modalities)) as advance:
+        worker = Worker(benchmark)
+        for modality in benchmark.modalities:
+            worker.prepare(modality)
+            advance()
+    tasks = benchmark.trainings
+    with _progress("trainings and samples", len(tasks)) as advance:
+        for training in _run(benchmark, tasks):
+            advance()
+            with (output / "log.txt").open("a") as log:
+                print(f"{datetime.datetime.now():%F %T} {training.name}", file=log)
+    for file in write_results(benchmark):
+        console.print(f"wrote {file}", soft_wrap=True)
+
+
+def _run(benchmark: Benchmark, tasks: list[Training]) -> Iterator[Training]:
+    """Run all trainings; yields each as it ends."""
+    workers = benchmark.config.workers
+    if workers == 1:
+        worker = Worker(benchmark)
+        for task in tasks:
+            worker.run(task)
+            yield task
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, functools.partial(_start, benchmark, threads)) as pool:
+        futures = {pool.submit(_train, task): task for task in tasks}
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
+
+
+def _start(benchmark: Benchmark, threads: int) -> None:
+    global _worker
+    _worker = Worker(benchmark, threads)
+
+
+def _train(task: Training) -> list[Path]:
+    assert _worker is not None
+    return _worker.run(task)
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task(title, total=total)
+        yield lambda: progress.advance(bar)
+
+
+def main() -> None:
+    """Entry point of `ld-evaluate`."""
+    run_cli(cli)
+
+
+if __name__ == "__main__":
+    main()

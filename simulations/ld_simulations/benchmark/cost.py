@@ -1,0 +1,147 @@
+"""What Stable Diffusion 1.4 needs here: its UNet at full width with random weights, timed and weighed on this machine.
+
+    python -m ld_simulations.benchmark.cost --out docs/benchmarks/stable_diffusion_cost.json
+
+Time and memory do not depend on the weights' values. Each picture side that fits is measured in a process of its own;
+larger ones are computed from those (a + b·n + c·n², n latent pixels: convolutions and attention) and marked as such.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from diffusers import UNet2DConditionModel
+
+import ld_common.offline  # noqa: F401  (before any model library)
+from ld_common.command import run_cli
+from ld_common.models import Denoiser
+from ld_common.schemes import attach, read_scheme
+
+STABLE_DIFFUSION_1_4: dict[str, Any] = {
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+}
+"""The UNet's config in the published folder."""
+PIXELS_PER_LATENT, TOKENS = 8, 77
+WARM, TIMED = 1, 3
+SCHEMES = ("lora", "custom_diffusion", "basic")
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def measure(scheme: str, side: int, batch: int, device: str, precision: str) -> dict[str, Any]:
+    """Seconds of a training step and of a network evaluation, and the peak memory in MB, at one size."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**STABLE_DIFFUSION_1_4).requires_grad_(False).to(device)
+    model = Denoiser(unet=unet, text_encoder=None, tokenizer=None, scheduler=None)  # type: ignore[arg-type]
+    learned = list(attach(model, read_scheme({"name": scheme}), 0).learned.values())
+    optimizer = torch.optim.AdamW(learned, lr=1e-4)
+    latents = torch.randn(batch, 4, side // PIXELS_PER_LATENT, side // PIXELS_PER_LATENT, device=device)
+    context = torch.randn(batch, TOKENS, 768, device=device)
+    timesteps = torch.randint(1000, (batch,), device=device)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.mse_loss(unet(latents, timesteps, context).sample.float(), latents)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def evaluation() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            unet(latents, timesteps, context)
+
+    found: dict[str, Any] = {"scheme": scheme, "side": side, "batch": batch, "device": device, "precision": precision}
+    found |= {"parameters": sum(value.numel() for value in learned), "computed": False}
+    found["evaluation_seconds"] = _timed(evaluation, device)
+    found["step_seconds"] = _timed(step, device)
+    if device == "cuda":
+        found["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
+    else:
+        found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return found
+
+
+def _timed(work: Any, device: str) -> float:
+    """The fastest of a few runs: other work on the machine only ever slows one down."""
+    seconds = []
+    for _ in range(WARM + TIMED):
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[WARM:])
+
+
+def compute(measured: list[dict[str, Any]], side: int) -> dict[str, Any]:
+    """What a larger side would need, from three or more measured sides of one scheme."""
+    pixels = np.array([(one["side"] / PIXELS_PER_LATENT) ** 2 for one in measured])
+    wanted = (side / PIXELS_PER_LATENT) ** 2
+    found = {**measured[0], "side": side, "computed": True}
+    for key in ("evaluation_seconds", "step_seconds", "peak_mb"):
+        values = np.array([one[key] for one in measured])
+        found[key] = float(np.polyval(np.polyfit(pixels, values, 2), wanted))
+    return found
+
+
+@cli.command()
+def main(
+    out: Path = typer.Option(Path("docs/benchmarks/stable_diffusion_cost.json"), help="JSON file for the numbers."),
+    device: str = typer.Option("cpu", help="cpu or cuda."),
+    precision: str = typer.Option("float32", help="float32 or bfloat16."),
+    sides: str = typer.Option("128,192,256", help="Picture sides that are measured, in pixels."),
+    batch: int = typer.Option(1, help="Pictures a step."),
+    target: int = typer.Option(512, help="Side that is computed, unless it is measured."),
+) -> None:
+    """Measure training steps and evaluations of Stable Diffusion 1.4's UNet and add them to a file."""
+    kept = json.loads(out.read_text()) if out.exists() else []
+    for scheme in SCHEMES:
+        measured = []
+        for side in map(int, sides.split(",")):
+            # a process of its own, or the peak would be that of the largest before
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                measured.append(alone.submit(measure, scheme, side, batch, device, precision).result())
+            print(measured[-1], flush=True)
+        if target not in [one["side"] for one in measured]:
+            measured.append(compute(measured, target))
+            print(measured[-1], flush=True)
+        kept = [one for one in kept if not _same(one, measured)] + measured
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(kept, indent=1) + "\n")
+    print(f"wrote {out}")
+
+
+def _same(one: dict[str, Any], measured: list[dict[str, Any]]) -> bool:
+    keys = ("scheme", "device", "precision", "batch")
+    return any(all(one[key] == other[key] for key in keys) for other in measured)
+
+
+if __name__ == "__main__":
+    run_cli(cli)

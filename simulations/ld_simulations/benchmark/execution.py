@@ -1,0 +1,266 @@
+"""One training of the benchmark and everything that is drawn from it, in a process that keeps what it has loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ld_common.offline  # noqa: F401  (before any model library)
+from ld_client.train import Lesson, train_round
+from ld_common.adapters import read_tensors, write_bytes, write_tensors
+from ld_common.config import from_mapping
+from ld_common.drift import Drift, drift_from_moments
+from ld_common.models import BaseModel, load_base
+from ld_common.picture_statistics import match_grey_levels
+from ld_common.prior_preservation import draw_prior
+from ld_common.sampling import make_sampler, sample
+from ld_common.schemes import Attached, attach, read_scheme
+from ld_common.seeding import torch_generator
+from ld_common.study import StudyConfig
+from ld_simulations.benchmark.judge import Judge
+from ld_simulations.benchmark.pictures import OTHERS, TEST, TRAINING, Pictures, draw_pictures, encode
+from ld_simulations.benchmark.plan import (
+    HISTOGRAM,
+    LOCAL,
+    OFFSET_NOISE,
+    PRIOR,
+    ZERO_SNR,
+    Benchmark,
+    Drawing,
+    Training,
+    drawings,
+)
+from ld_simulations.bodies import find_body
+
+SHOWN = 12
+"""Samples of the first seed that are kept for the sheet."""
+SAMPLED_TOGETHER = {"cpu": 32, "cuda": 512}
+DETAILED = ("basic",)
+"""Schemes whose drift is drawn in every form."""
+
+
+class Worker:
+    """Runs trainings; data, bases and real features are loaded once for each modality."""
+
+    def __init__(self, benchmark: Benchmark, threads: int = 0) -> None:
+        self.benchmark, self.config = benchmark, benchmark.config
+        self.output = Path(self.config.output)
+        self._loaded: dict[str, Any] = {}
+        if threads:
+            torch.set_num_threads(threads)
+
+    def run(self, training: Training) -> list[Path]:
+        """Train and draw what is not there yet; returns the result files."""
+        planned = list(drawings(training, training.scheme in DETAILED))
+        files = [self.output / "runs" / f"{drawing.name}.json" for drawing in planned]
+        waiting = [drawing for drawing, file in zip(planned, files, strict=True) if not file.exists()]
+        if waiting:
+            attached = self._trained(training)
+            images: dict[str, Tensor] = {}
+            for drawing in waiting:
+                if drawing.formulation not in images:
+                    images[drawing.formulation] = self._drawn(attached, drawing)
+                self._judge(drawing, images[drawing.formulation])
+        return files
+
+    def prepare(self, modality: str) -> Path:
+        """Draw a modality's pictures, encode them, and measure the references: what several workers would do twice."""
+        for training in self.benchmark.trainings:
+            if training.modality == modality:
+                self._latents(training)
+        return self.reference(modality)
+
+    def reference(self, modality: str) -> Path:
+        """Measure real pictures of other patients, and the test pictures through the VAE, as if they were samples."""
+        file = self.output / "runs" / f"reference-{modality}.json"
+        if not file.exists():
+            judge, base = self._judge_of(modality), load_base(self.config.base_model, self.config.device)
+            others = self._pictures(modality)[2]
+            through = torch.cat([base.decode(latents) for latents in encode(base, judge.test.images).split(32)])
+            seen = Pictures(through, judge.test.attributes, judge.test.hospitals)
+            measured = [
+                {"modality": modality, "what": what, "seed": seed, "metrics": judge.measure(pictures, seed)}
+                for what, pictures in (("real", others), ("vae", seen))
+                for seed in self.config.seeds
+            ]
+            _write(file, measured)
+            self._keep(f"{modality}-real", judge.test.images[self._rows(judge)[:SHOWN]])
+        return file
+
+    def _trained(self, training: Training) -> Attached[BaseModel]:
+        study, base = self._study(training), self._base(training)
+        scheme = read_scheme(study.scheme)
+        prior = None if scheme.prior is None else draw_prior(base, scheme.prior, study.seed)
+        attached = attach(base, scheme, study.seed)
+        file = self.output / "states" / f"{training.name}.safetensors"
+        if file.exists():
+            attached.load(read_tensors(file)[0])
+        else:
+            train, _, _ = self._pictures(training.modality)
+            lesson = Lesson(self._latents(training), self._prompts(training.modality, train), None, prior)
+            if training.variant in ("centred", "noise"):
+                lesson = replace(lesson, drift=Drift(self._mean(training, "channel"), training.variant))
+            losses = train_round(attached, lesson, study, 1, "benchmark")
+            write_tensors(file, attached.state(), {"losses": json.dumps([losses.first, losses.last])})
+        for parameter in attached.parameters.values():
+            parameter.requires_grad_(False)
+        return attached
+
+    def _study(self, training: Training) -> StudyConfig:
+        plan = self.config.schemes[training.scheme]
+        offset = self.config.offset_noise if training.variant == OFFSET_NOISE else 0.0
+        return from_mapping(
+            StudyConfig,
+            {
+                "seed": training.seed,
+                "scheme": plan.scheme,
+                "training": {**vars(plan.training), "offset_noise": offset},
+                "federation": {"rounds": 1},
+            },
+        )
+
+    @torch.no_grad()
+    def _drawn(self, attached: Attached[BaseModel], drawing: Drawing) -> Tensor:
+        """Samples `(N,1,S,S)` of the drawing's training under its drift."""
+        model, training, count = attached.model, drawing.training, self.config.samples
+        judge = self._judge_of(training.modality)
+        rows = self._rows(judge)
+        prompts = self._prompts(training.modality, judge.test)
+        known = sorted(set(prompts))
+        embedded = torch.cat([model.embed(known[first : first + 64]) for first in range(0, len(known), 64)])
+        context = embedded[[known.index(prompts[row]) for row in rows]]
+        noise = torch.randn((count, *model.latent_shape), generator=torch_generator(training.seed, "benchmark-samples"))
+        sampler = make_sampler(model.scheduler, steps=self.config.sampler_steps)
+        size, parts = SAMPLED_TOGETHER[self.config.device], []
+        for own, several in self._drifts(drawing, [judge.test.hospitals[row] for row in rows]):
+            parts.append((several, sample(model, context[several], noise[several], sampler, own, size)))
+        latents = torch.empty((count, *model.latent_shape))
+        for several, drawn in parts:
+            latents[several] = drawn.float().cpu()
+        return torch.cat([model.decode(chunk) for chunk in latents.split(size)])
+
+    def _drifts(self, drawing: Drawing, hospitals: list[int]) -> list[tuple[Drift | None, list[int]]]:
+        """Each drift with the numbers of the samples that are drawn under it."""
+        everything = list(range(len(hospitals)))
+        if not drawing.drift:
+            return [(None, everything)]
+        training = drawing.training
+        if drawing.formulation == LOCAL:
+            return [
+                (
+                    Drift(self._mean(training, "channel", one), PRIOR),
+                    [number for number in everything if hospitals[number] == one],
+                )
+                for one in sorted(set(hospitals))
+            ]
+        if drawing.formulation.startswith(PRIOR):
+            shape = drawing.formulation.removeprefix(PRIOR).removeprefix("-") or "channel"
+            return [(Drift(self._mean(training, shape), PRIOR), everything)]
+        return [(Drift(self._mean(training, "channel"), drawing.formulation), everything)]
+
+    def _judge(self, drawing: Drawing, images: Tensor) -> None:
+        training = drawing.training
+        judge = self._judge_of(training.modality)
+        if drawing.control == HISTOGRAM:
+            images = match_grey_levels(images, judge.train.images)
+        rows = self._rows(judge)
+        samples = Pictures(
+            images,
+            [judge.test.attributes[row] for row in rows],
+            [judge.test.hospitals[row] for row in rows],
+        )
+        if training.seed == self.config.seeds[0]:
+            self._keep(drawing.name, images[:SHOWN])
+        _write(
+            self.output / "runs" / f"{drawing.name}.json",
+            {
+                "modality": training.modality,
+                "scheme": training.scheme,
+                "drift": drawing.drift,
+                "formulation": drawing.formulation,
+                "control": drawing.control,
+                "seed": training.seed,
+                "metrics": judge.measure(samples, training.seed),
+            },
+        )
+
+    def _rows(self, judge: Judge) -> list[int]:
+        """The test pictures whose conditions the samples take, the same for every seed."""
+        order = torch.randperm(len(judge.test.images), generator=torch_generator(0, "benchmark-conditions")).tolist()
+        return [order[number % len(order)] for number in range(self.config.samples)]
+
+    def _keep(self, name: str, images: Tensor) -> None:
+        write_tensors(self.output / "sheets" / f"{name}.safetensors", {"images": images.contiguous()}, {})
+
+    def _base(self, training: Training) -> BaseModel:
+        """A fresh base: attaching a scheme changes it."""
+        name = self.config.zero_snr_base if training.variant == ZERO_SNR else self.config.base_model
+        return load_base(name, self.config.device)
+
+    def _latents(self, training: Training) -> Tensor:
+        """Latents of all training pictures under the training's base."""
+        own = ZERO_SNR if training.variant == ZERO_SNR else "plain"
+        file = self.output / f"latents-{training.modality}-{own}.safetensors"
+        if not file.exists():
+            train, _, _ = self._pictures(training.modality)
+            write_tensors(file, {"latents": encode(self._base(training), train.images)}, {})
+        return read_tensors(file)[0]["latents"]
+
+    def _mean(self, training: Training, shape: str, hospital: int | None = None) -> Tensor:
+        latents = self._latents(training)
+        if hospital is not None:
+            train, _, _ = self._pictures(training.modality)
+            latents = latents[[number == hospital for number in train.hospitals]]
+        mean = drift_from_moments(latents, self._base_mean(), shape)
+        assert mean is not None
+        return mean
+
+    def _base_mean(self) -> Tensor:
+        if "mean" not in self._loaded:
+            self._loaded["mean"] = load_base(self.config.base_model).latent_mean
+        return self._loaded["mean"]
+
+    def _pictures(self, modality: str) -> tuple[Pictures, Pictures, Pictures]:
+        """Training and test pictures, and as many further ones as there are test pictures."""
+        key = f"pictures-{modality}"
+        if key not in self._loaded:
+            side = load_base(self.config.base_model).side
+            common = self.benchmark.hospitals[modality], self.benchmark.modalities[modality], side
+            folder, processes = self.output / "pictures", os.cpu_count() or 1
+            self._loaded[key] = (
+                draw_pictures(*common, self.config.patients, TRAINING, processes, folder),
+                draw_pictures(*common, self.config.test_patients, TEST, processes, folder),
+                draw_pictures(*common, self.config.test_patients, OTHERS, processes, folder),
+            )
+        return self._loaded[key]
+
+    def _prompts(self, modality: str, pictures: Pictures) -> list[str]:
+        return [self.benchmark.modalities[modality].describe(own) for own in pictures.attributes]
+
+    def _judge_of(self, modality: str) -> Judge:
+        key = f"judge-{modality}"
+        if key not in self._loaded:
+            config = self.config
+            body = find_body(self.benchmark.hospitals[modality].body)
+            train, test, _ = self._pictures(modality)
+            self._loaded[key] = Judge(
+                self.benchmark.modalities[modality],
+                body,
+                train,
+                test,
+                config.features,
+                config.inception,
+                config.classifier_steps,
+                config.device,
+            )
+        return self._loaded[key]
+
+
+def _write(file: Path, content: Any) -> None:
+    write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,103 @@
+"""How near a set of samples is to real pictures of the same conditions, in brightness and beyond it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ld_common.distances import frechet_distance, kernel_distance
+from ld_common.features import extract_features, load_extractor
+from ld_common.modality import Modality
+from ld_common.picture_statistics import (
+    background_error,
+    background_mask,
+    condition_regression,
+    histogram_match,
+    sharpness,
+    size_slope,
+)
+from ld_simulations.attribute_classifier import auc, score, train_classifier
+from ld_simulations.benchmark.pictures import Pictures
+from ld_simulations.body import Body
+
+Metrics = dict[str, float]
+
+
+class Judge:
+    """Real pictures of one modality, and everything that is measured on them once."""
+
+    def __init__(
+        self,
+        modality: Modality,
+        body: Body[Any, Any],
+        train: Pictures,
+        test: Pictures,
+        features: list[str],
+        inception: str,
+        classifier_steps: int,
+        device: str,
+    ) -> None:
+        self.body, self.train, self.test = body, train, test
+        self.pixel_mm = modality.image.field_of_view_mm / test.images.shape[-1]
+        self.steps, self.device = classifier_steps, device
+        names = [*features, *(["inception"] if inception else [])]
+        self.extractors = [load_extractor(name, device, Path(inception) if inception else None) for name in names]
+        self.real = {one.name: extract_features(one, test.images) for one in self.extractors}
+        matched = histogram_match(test.images, train.images)
+        self.real_matched = {one.name: extract_features(one, matched) for one in self.extractors}
+        self.mask = background_mask(test.images)
+        self.expected = condition_regression(self._sizes(test.images), self._design(test))
+        self._real_classifiers: dict[int, Any] = {}
+
+    def measure(self, samples: Pictures, seed: int) -> Metrics:
+        """All metrics of samples `(N,1,S,S)`; `seed` decides the classifiers' start and batches."""
+        metrics = self._distances(samples.images, self.real, self.real_matched)
+        metrics["background_error"] = float(background_error(samples.images, self.test.images, self.mask).mean())
+        metrics["sharpness_ratio"] = float(sharpness(samples.images).mean() / sharpness(self.test.images).mean())
+        predicted = self.expected.predict(self._design(samples))
+        metrics["size_slope"] = size_slope(self._sizes(samples.images), predicted)
+        metrics["condition_auc"] = auc(score(self._classifier(seed), samples.images), self._ill(samples))
+        metrics["auc_real"] = auc(score(self._classifier(seed), self.test.images), self._ill(self.test))
+        metrics |= self._usefulness(samples, seed)
+        return metrics
+
+    def _distances(self, images: Tensor, real: dict[str, Tensor], real_matched: dict[str, Tensor]) -> Metrics:
+        metrics: Metrics = {}
+        matched = histogram_match(images, self.train.images)
+        for one in self.extractors:
+            own, even = extract_features(one, images), extract_features(one, matched)
+            metrics[f"frechet_{one.name}"] = frechet_distance(own, real[one.name])
+            metrics[f"kernel_{one.name}"] = kernel_distance(own.to(self.device), real[one.name].to(self.device))
+            metrics[f"frechet_matched_{one.name}"] = frechet_distance(even, real_matched[one.name])
+        return metrics
+
+    def _usefulness(self, samples: Pictures, seed: int) -> Metrics:
+        """AUC on real test pictures of a classifier that learned from samples, and from samples and real ones."""
+        together = torch.cat([samples.images, self.train.images])
+        labels = torch.cat([self._ill(samples), self._ill(self.train)])
+        sets = {"auc_synthetic": (samples.images, self._ill(samples)), "auc_real_and_synthetic": (together, labels)}
+        metrics = {}
+        for name, (images, ill) in sets.items():
+            model = train_classifier(images, ill, seed, self.steps, self.device)
+            metrics[name] = auc(score(model, self.test.images), self._ill(self.test))
+        return metrics
+
+    def _classifier(self, seed: int) -> Any:
+        if seed not in self._real_classifiers:
+            images, ill = self.train.images, self._ill(self.train)
+            self._real_classifiers[seed] = train_classifier(images, ill, seed, self.steps, self.device)
+        return self._real_classifiers[seed]
+
+    def _ill(self, pictures: Pictures) -> Tensor:
+        return pictures.labels("diagnosis", self.body.disease)
+
+    def _sizes(self, images: Tensor) -> Tensor:
+        return self.body.measure_areas_mm2(images, self.pixel_mm)
+
+    def _design(self, pictures: Pictures) -> Tensor:
+        """Age in years, disease and sex of each picture, `(N,3)`."""
+        ages = torch.tensor([float(own["age"]) for own in pictures.attributes])
+        return torch.stack([ages, self._ill(pictures).float(), pictures.labels("sex", "F").float()], 1)

@@ -1,0 +1,164 @@
+"""What the benchmark trains and what it draws from each training: a plan that can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ld_common.config import load_config, require
+from ld_common.modality import Modality
+from ld_common.schemes import complete
+from ld_common.study import TrainingConfig
+from ld_simulations.hospitals import HospitalsConfig
+
+OFFSET_NOISE, ZERO_SNR, HISTOGRAM = "offset_noise", "zero_terminal_snr", "histogram_matching"
+PRIOR, MAP, LOCAL = "prior", "prior-map", "prior-local"
+VARIANTS = ("plain", OFFSET_NOISE, ZERO_SNR, "centred", "noise")
+"""How a training may differ from the plain one: by its noise, its base, or the drift it learns under."""
+
+
+@dataclass
+class ModalityPlan:
+    """One kind of scan: both files relative to the benchmark's."""
+
+    modality: str = ""
+    hospitals: str = ""
+
+
+@dataclass
+class SchemePlan:
+    """One scheme and how it trains."""
+
+    scheme: dict[str, Any] = field(default_factory=dict)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        self.scheme = complete(self.scheme)
+
+
+@dataclass
+class BenchmarkConfig:
+    """The whole table."""
+
+    output: str = "runs/benchmark_ld"
+    """Where every training and result is kept; a stopped run goes on from here."""
+    results: str = "docs/benchmarks"
+    """Where the table goes, as Markdown, JSON and sheets of samples."""
+    base_model: str = "simulations/tiny_base"
+    zero_snr_base: str = "simulations/zero_snr_base"
+    """The base's twin whose schedule ends without signal; empty leaves that control out."""
+    device: str = "cpu"
+    workers: int = 1
+    """Trainings at the same time, each a process."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    patients: int = 80
+    """Training patients of each hospital, with two to four visits."""
+    test_patients: int = 350
+    """Further patients of each hospital, one picture each: what samples are compared with."""
+    samples: int = 1024
+    sampler_steps: int = 30
+    classifier_steps: int = 300
+    features: list[str] = field(default_factory=lambda: ["efficientnet_lite0", "gabor"])
+    inception: str = ""
+    """TorchScript file of the Inception of FID; when given, its features are measured as well."""
+    offset_noise: float = 0.1
+    variants: dict[str, list[str]] = field(default_factory=dict)
+    """Variant of training -> the schemes that are trained so, beside the plain one of each."""
+    modalities: dict[str, ModalityPlan] = field(default_factory=dict)
+    schemes: dict[str, SchemePlan] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = ("workers", "patients", "test_patients", "samples", "sampler_steps", "classifier_steps")
+        for name in counts:
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0")
+        require(self.device in ("cpu", "cuda"), f"device is '{self.device}': use cpu or cuda")
+        require(bool(self.seeds and self.modalities and self.schemes), "name seeds, modalities and schemes")
+        for variant, names in self.variants.items():
+            require(variant in VARIANTS[1:], f"variants: '{variant}' is none of {', '.join(VARIANTS[1:])}")
+            unknown = sorted(set(names) - set(self.schemes))
+            require(not unknown, f"variants.{variant} names {', '.join(unknown)}, which schemes lacks")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training."""
+
+    modality: str
+    scheme: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return f"{self.modality}-{self.scheme}-{self.variant}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One set of samples from a training."""
+
+    training: Training
+    drift: bool
+    formulation: str
+    """How the drift enters, `none` without one. μ has a value for each latent channel and is that of the pooled scans;
+    a suffix says otherwise: `prior-map`, `prior-scalar`, or `prior-local`, each hospital's own."""
+    control: str | None
+
+    @property
+    def name(self) -> str:
+        """Its result's name."""
+        return f"{self.training.name}-{self.formulation}-{self.control or 'none'}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The config with the files that it names read."""
+
+    config: BenchmarkConfig
+    modalities: dict[str, Modality]
+    hospitals: dict[str, HospitalsConfig]
+
+    @property
+    def trainings(self) -> list[Training]:
+        """All of them, seed by seed, so that a run that is stopped early has whole tables of few seeds."""
+        config = self.config
+        found = []
+        for seed, modality, scheme in itertools.product(config.seeds, config.modalities, config.schemes):
+            own = [name for name in VARIANTS if name == "plain" or scheme in config.variants.get(name, [])]
+            found += [Training(modality, scheme, variant, seed) for variant in own if self._possible(variant)]
+        return found
+
+    def _possible(self, variant: str) -> bool:
+        return variant != ZERO_SNR or bool(self.config.zero_snr_base)
+
+
+def drawings(training: Training, detailed: bool) -> Iterator[Drawing]:
+    """What is drawn from a training; `detailed` adds other shapes of the drift to the plain one."""
+    if training.variant == "plain":
+        yield Drawing(training, False, "none", None)
+        yield Drawing(training, False, "none", HISTOGRAM)
+        shapes = (PRIOR, MAP, *((f"{PRIOR}-scalar", LOCAL) if detailed else ()))
+        yield from (Drawing(training, True, shape, None) for shape in shapes)
+    elif training.variant == OFFSET_NOISE:
+        yield Drawing(training, False, "none", OFFSET_NOISE)
+        yield from (Drawing(training, True, shape, OFFSET_NOISE) for shape in (PRIOR, MAP))
+    elif training.variant == ZERO_SNR:
+        yield Drawing(training, False, "none", ZERO_SNR)
+    elif training.variant == "centred":
+        yield Drawing(training, True, "centred", None)
+    else:
+        yield from (Drawing(training, True, name, None) for name in ("noise", "per-step", "per-step-literal"))
+
+
+def load_benchmark(path: Path, overrides: list[str]) -> Benchmark:
+    """Read the benchmark's config and the files that it names; raises `ConfigError`."""
+    config = load_config(BenchmarkConfig, path, overrides)
+    modalities = {name: load_config(Modality, path.parent / plan.modality) for name, plan in config.modalities.items()}
+    hospitals = {
+        name: load_config(HospitalsConfig, path.parent / plan.hospitals) for name, plan in config.modalities.items()
+    }
+    return Benchmark(config, modalities, hospitals)
