@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation test check install clean
+.PHONY: demo federation benchmark-ld benchmark-cost test check install clean
 
 install: .venv/.installed
 
@@ -20,6 +20,12 @@ federation: install
 	FLWR_HOME=$(CURDIR)/runs/flower FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 \
 	FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 PATH="$(CURDIR)/$(BIN):$$PATH" \
 	$(BIN)/flwr run . --stream --federation-config "num-supernodes=3"
+
+benchmark-ld: install
+	$(BIN)/ld-evaluate --config configs/benchmark_ld.yaml
+
+benchmark-cost: install
+	$(BIN)/python -m ld_simulations.benchmark.cost
 
 check: install
 	$(BIN)/ruff format --check .

@@ -72,7 +72,7 @@ def _area(image: Tensor) -> float:
     distance = down[:, None] ** 2 + across[None, :] ** 2
     central = distance < 1
     fine = F.interpolate(values[None, None], scale_factor=SUBDIVISION, mode="bicubic", align_corners=False)[0, 0]
-    darkest = fine[central].sort().values[: FLUID_PIXELS * SUBDIVISION**2]
+    darkest = fine[central].topk(min(FLUID_PIXELS * SUBDIVISION**2, int(central.sum())), largest=False).values
     level = float(darkest.mean()) + FLUID_LEVEL * (white - float(darkest.mean()))
     fluid = (central & (fine < level)).numpy()
     regions, _ = ndimage.label(fluid)

@@ -128,6 +128,8 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
     for modality in ("brain", "chest"):
         with Image.open(results / f"latent_drift_{modality}.png") as sheet:
             assert sheet.size[0] > 300
+    with pytest.raises(ConfigError, match="another samples"):
+        cli(["--config", str(CONFIG), *overrides, "samples=13"], standalone_mode=False)
     first = (tmp_path / "work/runs").glob("*.json")
     times = {file: file.stat().st_mtime_ns for file in first}
     next(iter(times)).unlink()

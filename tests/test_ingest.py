@@ -126,6 +126,14 @@ def test_a_row_that_cannot_be_used_leaves_its_scan_out(row: str, reason: Reason,
     assert word in one.detail
 
 
+def test_a_word_that_the_config_knows_is_no_blank(site_yaml: Path) -> None:
+    site_yaml.write_text(site_yaml.read_text().replace("Normal: CN", "none: CN"))
+    write_table(site_yaml, [row.replace("Normal", "none") for row in PLANTED_ROWS])
+    visits, left_out = ingest(site_yaml)
+    assert len(visits) == len(PLANTED_ROWS)
+    assert left_out == {}
+
+
 def test_age_and_sex_fall_back_to_the_header(site_yaml: Path) -> None:
     for file in (scans(site_yaml) / "planted-carl").rglob("*.dcm"):
         file.unlink()

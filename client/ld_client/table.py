@@ -114,7 +114,11 @@ def _row(number: int, cells: dict[str, str], data: DataConfig) -> Row | LeftOut:
         return LeftOut(name, 0, Reason.NO_PATIENT_OR_DATE, detail)
     file = cells[columns.file] if columns.file else ""
     file = "" if _blank(file) else PurePosixPath(file.replace("\\", "/")).as_posix()
-    found = {name: "" if _blank(cells[column]) else cells[column] for name, column in columns.attributes.items()}
+    found = {
+        # a word that the site's config knows is no blank: "none" may be a diagnosis
+        name: "" if _blank(cells[column]) and cells[column] not in data.values.get(name, {}) else cells[column]
+        for name, column in columns.attributes.items()
+    }
     return Row(number, patient, date, file, found)
 
 

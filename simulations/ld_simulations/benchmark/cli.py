@@ -37,7 +37,7 @@ def evaluate(
     """Train every scheme, draw with and without drift and under each control, measure, write the table."""
     benchmark = load_benchmark(config, overrides or [])
     output = Path(benchmark.config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    benchmark.claim_output()
     with _progress("real pictures", len(benchmark.modalities)) as advance:
         worker = Worker(benchmark)
         for modality in benchmark.modalities:

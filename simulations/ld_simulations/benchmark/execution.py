@@ -24,7 +24,7 @@ from ld_common.schemes import Attached, attach, read_scheme
 from ld_common.seeding import torch_generator
 from ld_common.study import StudyConfig
 from ld_simulations.benchmark.judge import Judge
-from ld_simulations.benchmark.pictures import OTHERS, TEST, TRAINING, Pictures, draw_pictures, encode
+from ld_simulations.benchmark.pictures import OTHERS, TEST, TRAINING, Pictures, decode, draw_pictures, encode
 from ld_simulations.benchmark.plan import (
     HISTOGRAM,
     LOCAL,
@@ -77,17 +77,15 @@ class Worker:
         return self.reference(modality)
 
     def reference(self, modality: str) -> Path:
-        """Measure real pictures of other patients, and the test pictures through the VAE, as if they were samples."""
+        """Measure real pictures of other patients, and the test pictures before the VAE, as if they were samples."""
         file = self.output / "runs" / f"reference-{modality}.json"
         if not file.exists():
-            judge, base = self._judge_of(modality), load_base(self.config.base_model, self.config.device)
-            others = self._pictures(modality)[2]
-            through = torch.cat([base.decode(latents) for latents in encode(base, judge.test.images).split(32)])
-            seen = Pictures(through, judge.test.attributes, judge.test.hospitals)
+            judge, first = self._judge_of(modality), self.config.seeds[0]
+            for seed in self.config.seeds:
+                judge.prepare(seed)
             measured = [
-                {"modality": modality, "what": what, "seed": seed, "metrics": judge.measure(pictures, seed)}
-                for what, pictures in (("real", others), ("vae", seen))
-                for seed in self.config.seeds
+                {"modality": modality, "what": what, "seed": first, "metrics": judge.measure(pictures, first)}
+                for what, pictures in (("real", self._seen(modality)[2]), ("raw", self._pictures(modality)[1]))
             ]
             _write(file, measured)
             self._keep(f"{modality}-real", judge.test.images[self._rows(judge)[:SHOWN]])
@@ -186,6 +184,7 @@ class Worker:
                 "formulation": drawing.formulation,
                 "control": drawing.control,
                 "seed": training.seed,
+                "device": self.config.device,
                 "metrics": judge.measure(samples, training.seed),
             },
         )
@@ -240,6 +239,18 @@ class Worker:
             )
         return self._loaded[key]
 
+    def _seen(self, modality: str) -> list[Pictures]:
+        """The same three as the VAE returns them."""
+        key, names = f"seen-{modality}", ("train", "test", "others")
+        if key not in self._loaded:
+            pictures, file = self._pictures(modality), self.output / "pictures" / f"{key}.safetensors"
+            if not file.exists():
+                base = load_base(self.config.base_model, self.config.device)
+                write_tensors(file, {n: decode(base, one.images) for n, one in zip(names, pictures, strict=True)}, {})
+            images = read_tensors(file)[0]
+            self._loaded[key] = [replace(one, images=images[name]) for name, one in zip(names, pictures, strict=True)]
+        return self._loaded[key]
+
     def _prompts(self, modality: str, pictures: Pictures) -> list[str]:
         return [self.benchmark.modalities[modality].describe(own) for own in pictures.attributes]
 
@@ -248,17 +259,9 @@ class Worker:
         if key not in self._loaded:
             config = self.config
             body = find_body(self.benchmark.hospitals[modality].body)
-            train, test, _ = self._pictures(modality)
-            self._loaded[key] = Judge(
-                self.benchmark.modalities[modality],
-                body,
-                train,
-                test,
-                config.features,
-                config.inception,
-                config.classifier_steps,
-                config.device,
-            )
+            train, test, _ = self._seen(modality)
+            folder = self.output / "real" / modality
+            self._loaded[key] = Judge(self.benchmark.modalities[modality], body, train, test, config, folder)
         return self._loaded[key]
 
 

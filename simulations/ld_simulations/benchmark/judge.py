@@ -1,15 +1,21 @@
-"""How near a set of samples is to real pictures of the same conditions, in brightness and beyond it."""
+"""How near a set of samples is to real pictures of the same conditions, in brightness and beyond it.
+
+Real pictures are those that went through the base's VAE: what a perfect diffusion model would draw. What the VAE itself
+loses is the same for every row of the table and would hide what differs; it is stated once, as a reference.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ld_common.adapters import read_tensors, write_tensors
 from ld_common.distances import frechet_distance, kernel_distance
-from ld_common.features import extract_features, load_extractor
+from ld_common.features import FeatureExtractor, extract_features, load_extractor
 from ld_common.modality import Modality
 from ld_common.picture_statistics import (
     background_error,
@@ -19,8 +25,10 @@ from ld_common.picture_statistics import (
     sharpness,
     size_slope,
 )
-from ld_simulations.attribute_classifier import auc, score, train_classifier
+from ld_common.schemes import State
+from ld_simulations.attribute_classifier import AttributeClassifier, auc, score, train_classifier
 from ld_simulations.benchmark.pictures import Pictures
+from ld_simulations.benchmark.plan import BenchmarkConfig
 from ld_simulations.body import Body
 
 Metrics = dict[str, float]
@@ -35,22 +43,39 @@ class Judge:
         body: Body[Any, Any],
         train: Pictures,
         test: Pictures,
-        features: list[str],
-        inception: str,
-        classifier_steps: int,
-        device: str,
+        config: BenchmarkConfig,
+        folder: Path,
     ) -> None:
         self.body, self.train, self.test = body, train, test
         self.pixel_mm = modality.image.field_of_view_mm / test.images.shape[-1]
-        self.steps, self.device = classifier_steps, device
-        names = [*features, *(["inception"] if inception else [])]
-        self.extractors = [load_extractor(name, device, Path(inception) if inception else None) for name in names]
-        self.real = {one.name: extract_features(one, test.images) for one in self.extractors}
-        matched = histogram_match(test.images, train.images)
-        self.real_matched = {one.name: extract_features(one, matched) for one in self.extractors}
+        self.steps, self.device, self.folder = config.classifier_steps, config.device, folder
+        weights = Path(config.inception) if config.inception else None
+        names = [*config.features, *(["inception"] if weights else [])]
+        self.extractors = [load_extractor(name, config.device, weights) for name in names]
+        matched = self._matched(test.images)
+        self.real = {one.name: self._features(one, test.images, f"{one.name}-plain") for one in self.extractors}
+        self.real_matched = {one.name: self._features(one, matched, f"{one.name}-matched") for one in self.extractors}
         self.mask = background_mask(test.images)
-        self.expected = condition_regression(self._sizes(test.images), self._design(test))
+        sizes = self._kept("sizes", lambda: {"sizes": self._sizes(test.images)})["sizes"]
+        self.expected = condition_regression(sizes, self._design(test))
         self._real_classifiers: dict[int, Any] = {}
+
+    def _kept(self, name: str, compute: Callable[[], State]) -> State:
+        """What is measured on real pictures once, for all workers."""
+        file = self.folder / f"{name}.safetensors"
+        if not file.exists():
+            write_tensors(file, compute(), {})
+        return read_tensors(file)[0]
+
+    def _features(self, extractor: FeatureExtractor, images: Tensor, name: str) -> Tensor:
+        return self._kept(name, lambda: {"features": extract_features(extractor, images)})["features"]
+
+    def _matched(self, images: Tensor) -> Tensor:
+        return histogram_match(images.to(self.device), self.train.images).cpu()
+
+    def prepare(self, seed: int) -> None:
+        """Train the real pictures' classifier, which every worker then reads."""
+        self._classifier(seed)
 
     def measure(self, samples: Pictures, seed: int) -> Metrics:
         """All metrics of samples `(N,1,S,S)`; `seed` decides the classifiers' start and batches."""
@@ -66,7 +91,7 @@ class Judge:
 
     def _distances(self, images: Tensor, real: dict[str, Tensor], real_matched: dict[str, Tensor]) -> Metrics:
         metrics: Metrics = {}
-        matched = histogram_match(images, self.train.images)
+        matched = self._matched(images)
         for one in self.extractors:
             own, even = extract_features(one, images), extract_features(one, matched)
             metrics[f"frechet_{one.name}"] = frechet_distance(own, real[one.name])
@@ -85,10 +110,17 @@ class Judge:
             metrics[name] = auc(score(model, self.test.images), self._ill(self.test))
         return metrics
 
-    def _classifier(self, seed: int) -> Any:
+    def _classifier(self, seed: int) -> AttributeClassifier:
+        """The classifier of the disease that learned from real pictures."""
         if seed not in self._real_classifiers:
             images, ill = self.train.images, self._ill(self.train)
-            self._real_classifiers[seed] = train_classifier(images, ill, seed, self.steps, self.device)
+
+            def train() -> State:
+                return dict(train_classifier(images, ill, seed, self.steps, self.device).cpu().state_dict())
+
+            model = AttributeClassifier()
+            model.load_state_dict(self._kept(f"classifier-{seed}", train))
+            self._real_classifiers[seed] = model.to(self.device).eval()
         return self._real_classifiers[seed]
 
     def _ill(self, pictures: Pictures) -> Tensor:

@@ -109,3 +109,9 @@ def _visits(body_name: str, seed: int, hospital: HospitalConfig) -> Any:
 def encode(base: BaseModel, images: Tensor) -> Tensor:
     """Scaled latents `(N,C,h,w)` of pictures, float32 on the CPU."""
     return torch.cat([base.encode(chunk).float().cpu() for chunk in images.split(ENCODED_TOGETHER)])
+
+
+@torch.no_grad()
+def decode(base: BaseModel, images: Tensor) -> Tensor:
+    """Pictures `(N,1,S,S)` as the base's VAE returns them."""
+    return torch.cat([base.decode(base.encode(chunk)) for chunk in images.split(ENCODED_TOGETHER)])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ld_common.config import load_config, require
+from ld_common.config import load_config, require, to_mapping
+from ld_common.errors import ConfigError
 from ld_common.modality import Modality
+from ld_common.models import base_digest
 from ld_common.schemes import complete
 from ld_common.study import TrainingConfig
 from ld_simulations.hospitals import HospitalsConfig
@@ -114,6 +117,10 @@ class Drawing:
         return f"{self.training.name}-{self.formulation}-{self.control or 'none'}"
 
 
+FREE = ("output", "results", "zero_snr_base", "device", "workers", "seeds", "variants", "modalities")
+"""What may change between two runs into one output: it decides which results there are, not what they are."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """The config with the files that it names read."""
@@ -122,15 +129,27 @@ class Benchmark:
     modalities: dict[str, Modality]
     hospitals: dict[str, HospitalsConfig]
 
+    def claim_output(self) -> None:
+        """Make the output folder this plan's own; raises `ConfigError` where another plan's results lie in it."""
+        plan = {key: value for key, value in to_mapping(self.config).items() if key not in FREE}
+        plan["base_digest"] = base_digest(self.config.base_model)
+        own, file = json.dumps(plan, indent=1, sort_keys=True), Path(self.config.output) / "plan.json"
+        if file.exists() and file.read_text() != own:
+            old = json.loads(file.read_text())
+            other = [key for key in plan if plan[key] != old.get(key)]
+            raise ConfigError(f"'{file.parent}' holds results of another {', '.join(other)}: choose another output")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(own)
+
     @property
     def trainings(self) -> list[Training]:
-        """All of them, seed by seed, so that a run that is stopped early has whole tables of few seeds."""
+        """All of them: the table proper, seed by seed, before the controls; a run may be stopped early."""
         config = self.config
         found = []
         for seed, modality, scheme in itertools.product(config.seeds, config.modalities, config.schemes):
             own = [name for name in VARIANTS if name == "plain" or scheme in config.variants.get(name, [])]
             found += [Training(modality, scheme, variant, seed) for variant in own if self._possible(variant)]
-        return found
+        return sorted(found, key=lambda training: training.variant != "plain")
 
     def _possible(self, variant: str) -> bool:
         return variant != ZERO_SNR or bool(self.config.zero_snr_base)

@@ -61,14 +61,16 @@ def page(benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run]) -
     """The Markdown page."""
     config = benchmark.config
     real = config.test_patients * len(next(iter(benchmark.hospitals.values())).hospitals)
+    devices = " and ".join(sorted({run["device"] for run in runs})) or config.device
     versions = ", ".join(f"{name} {version}" for name, version in software().items() if name in ("torch", "diffusers"))
     lines = [
         "# Latent drift, measured",
         "",
         "`make benchmark-ld` (`ld-evaluate --config configs/benchmark_ld.yaml`) wrote this page and its files.",
         f"Pictures of 64 x 64 pixels of rendered patients, {config.samples} samples of each configuration against "
-        f'{real} pictures of other patients ("real" here), {config.sampler_steps} DDIM steps, '
-        f"seeds {', '.join(map(str, config.seeds))}, on {config.device} ({versions}). Mean ± standard deviation over "
+        f'{real} pictures of other patients as the VAE returns them (what "real" means here), {config.sampler_steps} '
+        f"DDIM steps, seeds "
+        f"{', '.join(map(str, config.seeds))}, on {devices} ({versions}). Mean ± standard deviation over "
         "the seeds. All rows of a seed share the training draws and the noise of the samples.",
         "",
         "FD is a Fréchet, KD a kernel distance (squared MMD) on the features named; neither is the FID or KID of the "
@@ -105,7 +107,7 @@ def _section(benchmark: Benchmark, modality: str, runs: Sequence[Run], reference
         if row.formulation not in FORMULATIONS:
             lines += _line(row, known, f"{row.scheme.replace('_', ' ')}, ")
     lines += ["", "### What real pictures score", "", *_header(list(known), known)]
-    for what, title in (("real", "pictures of other patients"), ("vae", "the real pictures through the VAE")):
+    for what, title in (("real", "pictures of other patients"), ("raw", "the same pictures before the VAE")):
         own = [one for one in references if one["what"] == what]
         if own:
             lines += _line(Row(modality, "", False, "", None, list(own)), known, title, plain=True)
