@@ -100,7 +100,12 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def _replace_variant(section: str, layers: list[Any]) -> None:
     own, asked = (layer.get(section, {}) for layer in (layers[0], layers[-1]))
-    if isinstance(asked, dict) and isinstance(own, dict) and asked.get("name", own.get("name")) != own.get("name"):
+    if (
+        isinstance(asked, dict)
+        and isinstance(own, dict)
+        and "name" in own
+        and asked.get("name", own["name"]) != own["name"]
+    ):
         layers[0] = {key: value for key, value in layers[0].items() if key != section}
 
 

@@ -32,6 +32,9 @@ class EditConfig:
     """w of the difference guidance (its guidance scale); 0 returns the reconstruction."""
     refinements: int = 1
     """Fixed-point iterations for each inversion step."""
+    delta: float = 0.0
+    """A shift of every answer's reverse steps, δ in the paper's units; `ld-client drift --choice counterfactual` and
+    `ld-generate --drift auto` look for one."""
     batch_size: int = 16
     """Counterfactuals that are denoised together."""
 
@@ -40,6 +43,7 @@ class EditConfig:
         require(0 < self.depth <= 1, f"depth is {self.depth}: it must lie above 0 and up to 1")
         require(0 <= self.strength < math.inf, f"strength is {self.strength}: it must be a number, 0 or above")
         require(self.refinements >= 0, f"refinements is {self.refinements}: it must not be negative")
+        require(math.isfinite(self.delta), f"delta is {self.delta}: it must be a number")
         require(self.batch_size > 0, f"batch_size is {self.batch_size}: it must be above 0")
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ld_common.errors import RequestError
-from ld_common.seeding import torch_generator
 
 KERNEL_ROWS = 1024
 """Rows of a kernel matrix that are held at a time."""
@@ -48,33 +45,6 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
     within_a = (_kernel_sum(a, a) - _kernel(a, a, paired=True).sum()) / (len(a) * (len(a) - 1))
     within_b = (_kernel_sum(b, b) - _kernel(b, b, paired=True).sum()) / (len(b) * (len(b) - 1))
     return float(within_a + within_b - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
-
-
-@dataclass(frozen=True)
-class SubsetDistance:
-    """A kernel distance as it is usually published: over random subsets."""
-
-    mean: float
-    spread: float
-    """Standard deviation between subsets; they overlap, so it is not the error of the mean."""
-
-
-def subset_kernel_distance(
-    features_a: Tensor, features_b: Tensor, seed: int, subsets: int = 50, size: int = 1000
-) -> SubsetDistance:
-    """Mean and spread of `kernel_distance` over `subsets` (2 or more) pairs of random subsets.
-
-    Each is drawn without replacement and has `size` rows, or as many as the smaller set has.
-    """
-    generator = torch_generator(seed, "kernel distance subsets")
-    size = min(size, len(features_a), len(features_b))
-    distances = []
-    for _ in range(subsets):
-        rows_a = torch.randperm(len(features_a), generator=generator)[:size].to(features_a.device)
-        rows_b = torch.randperm(len(features_b), generator=generator)[:size].to(features_b.device)
-        distances.append(kernel_distance(features_a[rows_a], features_b[rows_b]))
-    values = torch.tensor(distances, dtype=torch.float64)
-    return SubsetDistance(float(values.mean()), float(values.std()))
 
 
 def _kernel(a: Tensor, b: Tensor, paired: bool = False) -> Tensor:

@@ -69,6 +69,8 @@ def drift_from_shift(delta: float, alphas_cumprod: Tensor) -> Tensor:
         ConfigError: the schedule ends at zero signal, where no shift of z_T follows from any mean.
     """
     level = _last_signal_level(alphas_cumprod)
+    if delta == 0:
+        return torch.zeros(1, 1, 1)
     if level < 1e-3:
         raise ConfigError(f"drift {delta:g} cannot be converted: this base's schedule ends without signal (zero SNR)")
     return torch.full((1, 1, 1), delta / level)

@@ -4,11 +4,13 @@
 Carlo, inference only. As E|x - y| alone is least where all samples are the median image, the energy distance
 2 E|x - y| - E|x - x'| - E|y - y'| is what is minimised; the plain term is reported beside it.
 `counterfactual` is its Eq. 5, λ l_o(f(x'), y') + l_in(x, x'): l_o says whether the edit reached the target, by the
-denoising network itself as the classifier (arXiv 2303.16203); l_in is the L1 distance to the patient's own scan.
+denoising network itself as the classifier (arXiv 2303.16203); l_in is the L1 distance to the reconstruction, in
+latents. Its δ shifts the reverse steps of edits (`edit.delta`), not the prior.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,13 +20,13 @@ from torch import Tensor
 
 from ld_common.config import require
 from ld_common.counterfactual import Edit, EditConfig, LatentEditor
-from ld_common.drift import Drift, drift_from_shift
+from ld_common.drift import Drift, centre, drift_from_shift
 from ld_common.inversion import predictor
 from ld_common.models import Denoiser
 from ld_common.sampling import make_sampler, sample
 from ld_common.seeding import torch_generator
 
-CHOICES = ("moments", "grid", "counterfactual")
+MOST_TRIALS = 1000
 CLASSIFIER_TIMESTEPS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Where along the noise schedule the denoising classifier looks; the same noise for every prompt."""
 CLASSIFIER_TEMPERATURE = 0.02
@@ -49,16 +51,23 @@ class SearchConfig:
     """`counterfactual` asks these of each scan, as `diagnosis=AD`; a scan that is so already is left out."""
 
     def __post_init__(self) -> None:
+        finite = all(map(math.isfinite, (self.lowest, self.highest, self.spacing)))
+        require(finite, "drift.search.lowest, highest and spacing must be numbers")
         require(self.lowest <= self.highest, "drift.search.lowest must not be above drift.search.highest")
         require(self.spacing > 0, f"drift.search.spacing is {self.spacing}: it must be above 0")
+        require(self.count <= MOST_TRIALS, f"drift.search has {self.count} δ, at most {MOST_TRIALS}: widen spacing")
         require(self.images > 1 and self.steps > 0, "drift.search needs images above 1 and steps above 0")
         require(self.weight >= 0, f"drift.search.weight is {self.weight}: it must not be negative")
 
     @property
+    def count(self) -> int:
+        """How many δ are tried."""
+        return int((self.highest - self.lowest) / self.spacing + 1e-6) + 1
+
+    @property
     def deltas(self) -> list[float]:
         """The grid, rounded to six digits."""
-        count = int((self.highest - self.lowest) / self.spacing + 1e-6) + 1
-        return [round(self.lowest + index * self.spacing, 6) for index in range(count)]
+        return [round(self.lowest + index * self.spacing, 6) for index in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,12 @@ def search_grid(
         config: which δ, how many images and steps.
         formulation: how the drift enters.
         seed: decides which images are compared and the noise.
+
+    Raises:
+        ConfigError: fewer than two images, or a schedule that ends without signal, where δ means nothing.
     """
+    require(len(latents) > 1, f"a grid search compares images with each other: {len(latents)} is too few")
+    drifts = [_scalar(delta, model, formulation) for delta in config.deltas]
     generator = torch_generator(seed, "drift-grid")
     rows = torch.randperm(len(latents), generator=generator)[: config.images]
     real = latents[rows].to(model.device, model.dtype).float()
@@ -106,8 +120,7 @@ def search_grid(
     sampler = make_sampler(model.scheduler, steps=config.steps)
     within_real = _mean_distance(real, real)
     trials = []
-    for done, delta in enumerate(config.deltas):
-        drift = Drift(drift_from_shift(delta, model.scheduler.alphas_cumprod), formulation) if delta else None
+    for done, (delta, drift) in enumerate(zip(config.deltas, drifts, strict=True)):
         drawn = sample(model, context, noise, sampler, drift).float()
         between = _mean_distance(drawn, real)
         energy = 2 * between - _mean_distance(drawn, drawn) - within_real
@@ -180,13 +193,17 @@ def _not_reached(
             timestep = int(share * len(levels))
             signal = float(levels[timestep])
             for rows in torch.arange(len(latents)).split(edit.batch_size):
-                noisy = signal**0.5 * latents[rows] + (1 - signal) ** 0.5 * one
+                noisy = signal**0.5 * centre(latents[rows], drift) + (1 - signal) ** 0.5 * one
                 found = predictor(model, context[rows], drift)(noisy, timestep).noise
                 total[rows] += (found - one).float().square().mean((1, 2, 3))
         errors.append(total)
     both = torch.stack(errors, 1)
     logits = -both / (CLASSIFIER_TEMPERATURE * both.mean())
     return float(F.cross_entropy(logits, torch.ones(len(logits), dtype=torch.long, device=logits.device)))
+
+
+def _scalar(delta: float, model: Denoiser, formulation: str) -> Drift | None:
+    return Drift(drift_from_shift(delta, model.scheduler.alphas_cumprod), formulation) if delta else None
 
 
 def _mean_distance(first: Tensor, second: Tensor) -> float:

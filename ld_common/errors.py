@@ -11,7 +11,8 @@ LdError                 exit 2, one line; `code` is all of it that may cross the
 ├── RequestError        a counterfactual that was asked for and cannot be drawn
 ├── PolicyError         a study that asks for more than the site allows
 ├── CheckpointError     a checkpoint that cannot be written or read
-└── FederationError     a federation that cannot start or go on
+├── FederationError     a federation that cannot start or go on
+└── DivergedError       training whose loss is not finite (in `ld_client.train`)
 """
 
 from __future__ import annotations

@@ -37,11 +37,6 @@ class Trajectory:
     timesteps: list[int]
     levels: list[float]
 
-    @property
-    def signal_level(self) -> float:
-        """a(t0) = sqrt(ᾱ) at the first sampled timestep."""
-        return self.levels[0] ** 0.5
-
 
 def trajectory(scheduler: DDIMScheduler, steps: int) -> Trajectory:
     """The scheduler's own timesteps, spacing and final level for a number of steps.

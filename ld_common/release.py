@@ -21,7 +21,7 @@ from ld_common.errors import AdapterError, ConfigError, ReleaseError
 from ld_common.modality import Modality
 from ld_common.models import BaseModel, base_digest, load_base
 from ld_common.schemes import State, attach, read_scheme
-from ld_common.study import StudyConfig
+from ld_common.study import StudyConfig, check_site_name
 
 ADAPTER, MANIFEST, CARD = "adapter.safetensors", "manifest.json", "README.md"
 FORMAT = 1
@@ -93,6 +93,8 @@ def read_release(folder: Path) -> Release:
                 raise ReleaseError(f"'{folder / name}' is not the file that was released: copy the release again")
         state, _ = read_tensors(folder / ADAPTER)
         study, drift = from_mapping(StudyConfig, manifest["study"]), manifest["drift"]
+        for name in drift["sites"]:
+            check_site_name(name)
         return Release(
             study=study,
             modality=from_mapping(Modality, manifest["modality"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,31 @@ from typing import Any
 from ld_common.config import from_mapping, load_config, require, to_mapping
 from ld_common.counterfactual import EditConfig
 from ld_common.drift import FORMULATIONS, SHAPES
-from ld_common.drift_search import CHOICES, SearchConfig
+from ld_common.drift_search import SearchConfig
 from ld_common.errors import ConfigError
 from ld_common.modality import Modality
 from ld_common.schemes import complete
+
+RESERVED_NAMES = ("release", "auto")
+"""Words that `ld-generate --drift` knows; no site can be called so."""
+CHOICES = ("moments", "grid")
+
+
+def check_site_name(name: str) -> None:
+    """Refuse a name that files, labels or commands would stumble over; raises `ConfigError`."""
+    plain = bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name))
+    require(plain and name not in RESERVED_NAMES and not _is_number(name), f"'{name}' cannot name a site: {NAME_RULE}")
+
+
+NAME_RULE = f"use a letter, then letters, digits, _ . -, and none of {', '.join(RESERVED_NAMES)}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass
@@ -24,7 +46,7 @@ class DriftConfig:
     formulation: str = "prior"
     """`prior`, `centred`, `noise`, `per-step` or `per-step-literal`: see `ld_common.drift`."""
     choice: str = "moments"
-    """`moments`: the mean of the site's latents; `grid` or `counterfactual`: a scalar δ, by search over `search`."""
+    """`moments`: the mean of the site's latents; `grid`: a scalar δ, by the paper's search over `search`."""
     mean: str = "channel"
     """Shape of μ: `none`, `scalar`, `channel` (C,1,1) or `map` (C,h,w); a search finds a scalar."""
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -84,6 +106,8 @@ class FederationConfig:
     def __post_init__(self) -> None:
         require(self.rounds > 0, f"federation.rounds is {self.rounds}: it must be above 0")
         require(bool(self.sites), "federation.sites is empty: name the sites of the study")
+        for name in self.sites:
+            check_site_name(name)
         require(len(set(self.sites)) == len(self.sites), "federation.sites names a site twice")
         require(
             1 <= self.min_sites <= len(self.sites),

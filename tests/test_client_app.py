@@ -152,6 +152,29 @@ def test_a_study_that_asks_for_more_than_the_site_allows_is_refused(
         app.run_task(limited, task)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheme": {"name": "dreambooth", "prior_samples": 10**7}},
+        {"drift": {"choice": "grid", "mean": "scalar", "search": {"images": 10**6}}},
+    ],
+)
+def test_work_before_training_is_bounded_before_it_is_done(
+    site_yaml: Path, task: TrainTask, options: dict[str, object]
+) -> None:
+    study = from_mapping(StudyConfig, {"training": {"steps": 1, "batch_size": 1}, **options})
+    with pytest.raises(PolicyError, match="network evaluations"):
+        app.run_task(load_site(site_yaml), replace(task, study=json.dumps(to_mapping(study))))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "St. Mary", "release", "0", "nan", "", "$x"])
+def test_a_name_that_files_or_commands_would_stumble_over_names_no_site(site_yaml: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a site"):
+        from_mapping(StudyConfig, {"federation": {"sites": [name, "b"]}})
+    with pytest.raises(ConfigError, match="cannot name a site"):
+        load_site(site_yaml, [f"site='{name}'"])
+
+
 def test_the_server_cannot_name_the_sites_config() -> None:
     context = Context(
         run_id=1, node_id=1, node_config={"partition-id": 0}, state=RecordDict(), run_config={"sites": "/anywhere"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ld_common.distances import frechet_distance, kernel_distance, subset_kernel_distance
+from ld_common.distances import frechet_distance, kernel_distance
 from ld_common.errors import RequestError
 
 
@@ -88,15 +88,6 @@ def test_kernel_distance_of_one_distribution_is_zero_on_average_however_small_th
 
 def test_kernel_distance_sees_a_shift() -> None:
     assert kernel_distance(normal(300, 8, 0), normal(300, 8, 1) + 0.5) > 0.2
-
-
-def test_subsets_agree_with_the_full_sets_and_repeat_under_a_seed() -> None:
-    a, b = normal(600, 8, 0), normal(500, 8, 1) + 0.5
-    subset = subset_kernel_distance(a, b, seed=3, subsets=20, size=200)
-    assert subset == subset_kernel_distance(a, b, seed=3, subsets=20, size=200)
-    assert subset != subset_kernel_distance(a, b, seed=4, subsets=20, size=200)
-    assert abs(subset.mean - kernel_distance(a, b)) < 2 * subset.spread
-    assert subset_kernel_distance(a, b, seed=3, subsets=3, size=9999).mean > 0
 
 
 def test_one_picture_has_no_distance() -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from typer.testing import CliRunner
 
 from ld_client.cli import app
-from ld_client.site import load_site
-from ld_client.site_drift import site_drift
+from ld_client.site import load_modality, load_site
+from ld_client.site_drift import ask, site_drift
 from ld_client.store import build_store, open_store
 from ld_common.config import from_mapping
 from ld_common.counterfactual import Edit, EditConfig
@@ -79,17 +80,27 @@ def test_a_site_searches_once_and_keeps_what_it_found(site_yaml: Path, tiny_base
     changed = kept.stat().st_mtime_ns
     assert torch.equal(site_drift(site, store, model, study), found)  # type: ignore[arg-type]
     assert kept.stat().st_mtime_ns == changed
+    assert kept.stat().st_mode & 0o077 == 0
     site_drift(site, store, model, replace(study, seed=1))
-    assert len(list(site.store_path.glob("drift-*.safetensors"))) == 2
+    (other,) = site.store_path.glob("drift-*.safetensors")
+    assert other != kept
 
 
-def test_a_search_that_asks_nothing_is_refused(site_yaml: Path, tiny_base: Path) -> None:
+def test_a_search_that_asks_nothing_is_refused(site_yaml: Path) -> None:
     site = load_site(site_yaml)
     build_store(site)
-    store, model = open_store(site.store_path), load_denoiser(str(tiny_base))
-    study = from_mapping(StudyConfig, {"drift": {"choice": "counterfactual", "mean": "scalar"}})
     with pytest.raises(RequestError, match="targets"):
-        site_drift(site, store, model, study)
+        ask(load_modality(site), open_store(site.store_path), SearchConfig())
+
+
+def test_a_search_needs_two_scans_and_a_leak() -> None:
+    model, config = gaussian_model(), SearchConfig(images=4, steps=2)
+    with pytest.raises(ConfigError, match="1 is too few"):
+        search_grid(model, unit_noise(1), ["a scan"], config, "prior", 0)
+    mended = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    tight = gaussian_model(DDIMScheduler.from_config(SCHEDULER.config, **mended))
+    with pytest.raises(ConfigError, match="zero SNR"):
+        search_grid(tight, unit_noise(4), ["a scan"] * 4, config, "prior", 0)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +110,8 @@ def test_a_search_that_asks_nothing_is_refused(site_yaml: Path, tiny_base: Path)
         ({"choice": "grdi"}, "known: moments"),
         ({"formulation": "prio"}, "known: prior"),
         ({"search": {"spacing": 0}}, "spacing"),
+        ({"search": {"highest": float("inf")}}, "must be numbers"),
+        ({"search": {"spacing": 1e-6}}, "at most 1000"),
     ],
 )
 def test_a_wrong_drift_is_named(drift: dict[str, object], words: str) -> None:
@@ -110,11 +123,8 @@ def test_a_wrong_drift_is_named(drift: dict[str, object], words: str) -> None:
     ("overrides", "words"),
     [
         ([], "by moments"),
-        (["drift.choice=grid", "drift.mean=scalar", "drift.search.images=4"], "energy_distance"),
-        (
-            ["drift.choice=counterfactual", "drift.mean=scalar", "drift.search.targets=[age=90]", "edit.steps=2"],
-            "outer",
-        ),
+        (["--choice", "grid", "drift.search.images=4"], "energy_distance"),
+        (["--choice", "counterfactual", "drift.search.targets=[age=90]", "edit.steps=2"], "outer"),
     ],
 )
 def test_a_data_manager_sees_the_drift_before_training(

@@ -65,7 +65,7 @@ def test_the_trajectory_is_the_schedulers_own() -> None:
     path = trajectory(SCHEDULER, 50)
     assert path.timesteps[0] > path.timesteps[-1]
     assert path.levels == sorted(path.levels)
-    assert path.signal_level == pytest.approx(float(SCHEDULER.alphas_cumprod[path.timesteps[0]]) ** 0.5)
+    assert path.levels[0] == pytest.approx(float(SCHEDULER.alphas_cumprod[path.timesteps[0]]))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

@@ -12,19 +12,19 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ld_client.site import PolicyConfig, SiteConfig, load_site
-from ld_client.site_drift import site_drift
+from ld_client.policy import check_size, check_store, check_study
+from ld_client.site import SiteConfig, load_site
+from ld_client.site_drift import site_drift, site_prior
 from ld_client.store import open_store
 from ld_client.train import Lesson, train_round
 from ld_common import messages, offline
 from ld_common.adapters import check_state
 from ld_common.drift import Drift
-from ld_common.errors import ConfigError, LdError, ModelError, PolicyError
+from ld_common.errors import ConfigError, LdError, ModelError
 from ld_common.messages import TrainResult, TrainTask
-from ld_common.models import Denoiser, base_digest, load_denoiser
-from ld_common.prior_preservation import draw_prior
-from ld_common.schemes import Attached, attach, read_scheme
-from ld_common.study import StudyConfig, study_from_json
+from ld_common.models import base_digest, load_denoiser
+from ld_common.schemes import attach, read_scheme
+from ld_common.study import study_from_json
 
 offline.configure()
 app = ClientApp()
@@ -80,18 +80,18 @@ def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
     """
     started = time.monotonic()
     study = study_from_json(task.study)
-    check_policy(site.policy, study)
+    check_study(site.policy, study)
     if base_digest(site.base_model) != task.base_digest:
         raise ModelError(f"the study's base model is not '{site.base_model}': point base_model at the study's base")
     store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
-    if len(set(store.pseudonyms)) < site.policy.min_patients:
-        raise PolicyError(f"the store has fewer patients than policy.min_patients {site.policy.min_patients}")
+    check_store(site.policy, store)
     model, scheme = load_denoiser(site.base_model, site.device), read_scheme(study.scheme)
-    drift = site_drift(site, store, model, study)
-    prior = None if scheme.prior is None else draw_prior(model, scheme.prior, study.seed)
     attached = attach(model, scheme, study.seed)
     check_size(site.policy, attached)
     check_state(task.state, attached.learned_state())
+    # until the state is loaded, `model` draws as the plain base does
+    drift = site_drift(site, store, model, study)
+    prior = None if scheme.prior is None else site_prior(site, store, model, scheme.prior, study.seed)
     attached.load(task.state)
     entering = None if drift is None else Drift(drift, study.drift.formulation)
     lesson = Lesson(store.latents, store.prompts, entering, prior)
@@ -107,22 +107,3 @@ def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
         loss_last=losses.last,
         seconds=time.monotonic() - started,
     )
-
-
-def check_policy(policy: PolicyConfig, study: StudyConfig) -> None:
-    """Refuse a study that asks for more than the site allows, before anything is computed; raises `PolicyError`."""
-    for key, asked, most in (
-        ("training.steps", study.training.steps, policy.max_steps),
-        ("training.batch_size", study.training.batch_size, policy.max_batch_size),
-    ):
-        if asked > most:
-            raise PolicyError(f"the study asks for {key}={asked}, this site allows {most}")
-    if study.drift.mean not in policy.drift:
-        raise PolicyError(f"the study asks for drift.mean={study.drift.mean}, this site allows {policy.drift}")
-
-
-def check_size(policy: PolicyConfig, attached: Attached[Denoiser]) -> None:
-    """Refuse a scheme that learns more numbers than the site lets go in a round; raises `PolicyError`."""
-    count = sum(parameter.numel() for parameter in attached.learned.values())
-    if count > policy.max_parameters:
-        raise PolicyError(f"the study's scheme learns {count} numbers, this site allows {policy.max_parameters}")

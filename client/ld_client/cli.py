@@ -52,6 +52,7 @@ def index(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
 def drift(
     config: Path = CONFIG,
     study: Path = typer.Option(..., help="The study's YAML file."),
+    choice: str = typer.Option("", help="moments, grid or counterfactual; by default the study's."),
     release: Path | None = typer.Option(None, help="Try with this release's adapter, not the plain base."),
     overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace values of the study."),
 ) -> None:
@@ -59,7 +60,7 @@ def drift(
     from ld_client.drift_report import show_drift
 
     with progress_bar(Console()) as progress:
-        lines = show_drift(load_site(config), study, release, overrides or [], progress)
+        lines = show_drift(load_site(config), study, choice, release, overrides or [], progress)
     for line in lines:
         Console().print(line, soft_wrap=True)
 

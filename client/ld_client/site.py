@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from ld_common.config import load_config, nearest, require
 from ld_common.modality import Modality
+from ld_common.study import check_site_name
 
 FROM_HEADER = ("age", "sex")
 """Attributes that a DICOM header may supply where the table does not."""
@@ -67,13 +68,16 @@ class PolicyConfig:
     max_parameters: int = 50_000_000
     """Numbers that learn, and leave in each round: a large adapter can remember more. All of Stable Diffusion 1.4's
     UNet are 860 million, a LoRA of rank 8 some 8 million."""
+    max_evaluations: int = 100_000
+    """Network evaluations of one picture before training: for the base's own pictures that DreamBooth preserves, and
+    for the search of a drift."""
     drift: list[str] = field(default_factory=lambda: ["none", "scalar", "channel"])
     """Shapes of the drift that may leave. A `map` is a mean image: with few visits it shows a patient's scan."""
     min_patients: int = 10
     """Fewest patients in the store for anything to leave: means over few tell of each."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "max_batch_size", "max_parameters", "min_patients"):
+        for name in ("max_steps", "max_batch_size", "max_parameters", "max_evaluations", "min_patients"):
             require(getattr(self, name) > 0, f"policy.{name} is {getattr(self, name)}: use 1 or more")
 
 
@@ -99,6 +103,7 @@ class SiteConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     def __post_init__(self) -> None:
+        check_site_name(self.site)
         require(self.batch_size > 0, f"batch_size is {self.batch_size}: use 1 or more")
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}': use cpu or cuda")
         known = ("float32", "bfloat16")

@@ -1,4 +1,4 @@
-"""A site's own latent drift, found the way that the study says."""
+"""What a site finds out once for a study: its own latent drift, and the base's pictures that a scheme preserves."""
 
 from __future__ import annotations
 
@@ -8,54 +8,60 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ld_client.site import SiteConfig, load_modality
+from ld_client.site import SiteConfig
 from ld_client.store import Store
 from ld_common.adapters import read_tensors, write_tensors
 from ld_common.config import to_mapping
 from ld_common.counterfactual import Edit
 from ld_common.drift import drift_from_moments, drift_from_shift
-from ld_common.drift_search import SearchConfig, Trial, best, search_counterfactual, search_grid
+from ld_common.drift_search import SearchConfig, Trial, best, search_grid
 from ld_common.errors import RequestError
 from ld_common.modality import Modality
 from ld_common.models import Denoiser
+from ld_common.prior_preservation import PriorExamples, draw_prior
+from ld_common.schemes import Prior, State
 from ld_common.study import StudyConfig
 
 
 def site_drift(site: SiteConfig, store: Store, model: Denoiser, study: StudyConfig) -> Tensor | None:
-    """μ of a site, float32, in the study's shape; None for no drift.
-
-    What a search finds is kept in the store, so that it runs in the first round alone.
+    """μ of a site, float32, in the study's shape; None for no drift. A search runs in the first round alone.
 
     Raises:
-        LdError: the search's targets or steps cannot be used.
+        LdError: the search cannot be done with these scans or this base.
     """
     if study.drift.mean == "none":
         return None
     if study.drift.choice == "moments":
         return drift_from_moments(store.latents, store.base_latent_mean, study.drift.mean)
-    cache = site.store_path / f"drift-{_digest(store, study)}.safetensors"
-    if cache.exists():
-        return read_tensors(cache)[0]["drift"]
-    found = best(search(load_modality(site), store, model, study))
-    drift = drift_from_shift(found.delta, model.scheduler.alphas_cumprod)
-    write_tensors(cache, {"drift": drift}, {"delta": str(found.delta)})
-    return drift
+
+    def compute() -> State:
+        found = best(search_delta(store, model, study))
+        return {"drift": drift_from_shift(found.delta, model.scheduler.alphas_cumprod)}
+
+    said = [study.seed, to_mapping(study.drift), store.prompts, float(store.latents.double().sum())]
+    return _kept(site, store, "drift", said, compute)["drift"]
 
 
-def search(
-    modality: Modality,
+def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, seed: int) -> PriorExamples:
+    """The base's own pictures that a scheme preserves; drawn in the first round alone."""
+
+    def compute() -> State:
+        drawn = draw_prior(model, prior, seed)
+        return {"latents": drawn.latents.cpu(), "context": drawn.context.cpu()}
+
+    state = _kept(site, store, "prior", [seed, vars(prior)], compute)
+    on_device = {name: value.to(model.device) for name, value in state.items()}
+    return PriorExamples(on_device["latents"], on_device["context"], prior.weight)
+
+
+def search_delta(
     store: Store,
     model: Denoiser,
     study: StudyConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Trial]:
-    """Every δ of the study's search on a site's scans; raises `RequestError` where no scan can be asked."""
+    """The paper's grid search on a site's scans; raises `ConfigError` for one scan, or a base without a leak."""
     drift = study.drift
-    if drift.choice == "counterfactual":
-        edits = ask(modality, store, drift.search)
-        return search_counterfactual(
-            model, store.latents, store.prompts, edits, drift.search, study.edit, study.seed, None, progress
-        )
     return search_grid(model, store.latents, store.prompts, drift.search, drift.formulation, study.seed, progress)
 
 
@@ -73,7 +79,14 @@ def ask(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
     return edits
 
 
-def _digest(store: Store, study: StudyConfig) -> str:
-    parts: Sequence[object] = [study.seed, to_mapping(study.drift), to_mapping(study.edit)]
-    parts = [*parts, store.base_digest, store.modality_digest, store.prompts, store.latents.double().sum().item()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def _kept(site: SiteConfig, store: Store, what: str, said: Sequence[object], compute: Callable[[], State]) -> State:
+    """What does not change between rounds, kept in the store for its owner alone; one file for each kind."""
+    words = json.dumps([*said, store.base_digest, store.modality_digest], sort_keys=True)
+    file = site.store_path / f"{what}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.safetensors"
+    if not file.exists():
+        write_tensors(file, compute(), {})
+        file.chmod(0o600)
+        for old in site.store_path.glob(f"{what}-*.safetensors"):
+            if old != file:
+                old.unlink()
+    return read_tensors(file)[0]

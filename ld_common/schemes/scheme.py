@@ -39,7 +39,8 @@ class Scheme:
     def attach(self, model: Denoiser, seed: int) -> Iterable[Named]:
         """Make the scheme's parameters in `model` and name them as they travel; those that learn require a gradient.
 
-        The same seed starts them alike on every side, and before training they change nothing.
+        The same seed starts them alike on every side, and a prompt that is not decorated is read as the base reads it
+        until they are trained.
         """
         raise NotImplementedError
 

@@ -22,6 +22,7 @@ from ld_server.drift_choice import DriftChoice
 
 SYNTHETIC = {"SyntheticData": "YES", "Software": "latent-drift-federation"}
 STRIP, RECORD = "strip.png", "record.json"
+DECODED_TOGETHER = 16
 INCHES = 1.3
 """Side of one picture in a strip."""
 
@@ -44,13 +45,18 @@ def draw_samples(
         ConfigError: an unknown sampler or too many steps.
     """
     prompt = release.modality.describe(attributes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"cannot write to '{folder}' ({error.strerror}): choose another --out") from error
     with torch.no_grad():
         context = base.embed([prompt]).expand(count, -1, -1)
     noise = torch.randn((count, *base.latent_shape), generator=torch_generator(release.study.seed, "draw"))
+    drifts = {choice.name: choice.drift(release, base) for choice in choices}
     columns = {}
-    for choice in choices:
-        latents = sample(base, context, noise, make_sampler(base.scheduler, sampler, steps), choice.drift)
-        columns[choice.name] = base.decode(latents)
+    for name, drift in drifts.items():
+        latents = sample(base, context, noise, make_sampler(base.scheduler, sampler, steps), drift)
+        columns[name] = torch.cat([base.decode(chunk) for chunk in latents.split(DECODED_TOGETHER)])
         progress(count)
     record = {
         "attributes": attributes,
@@ -61,17 +67,13 @@ def draw_samples(
         "release": {"study": release.study.name, "files": release.manifest["files"], "base": release.base_digest},
         "software": software(),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [
-            write_picture(folder / f"sample-{number}_drift-{name}.png", picture, prompt)
-            for name, pictures in columns.items()
-            for number, picture in enumerate(pictures, start=1)
-        ]
-        files.append(write_strip(folder / STRIP, {f"δ {name}": list(shown) for name, shown in columns.items()}, prompt))
-        (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    except OSError as error:
-        raise RequestError(f"cannot write to '{folder}' ({error.strerror}): choose another --out") from error
+    files = [
+        write_picture(folder / f"sample-{number}_drift-{name}.png", picture, prompt)
+        for name, pictures in columns.items()
+        for number, picture in enumerate(pictures, start=1)
+    ]
+    files.append(write_strip(folder / STRIP, {f"δ {name}": list(shown) for name, shown in columns.items()}, prompt))
+    (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     return [*files, folder / RECORD]
 
 

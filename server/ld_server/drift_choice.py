@@ -10,8 +10,9 @@ from ld_common.drift import Drift, drift_from_shift
 from ld_common.errors import RequestError
 from ld_common.models import Denoiser
 from ld_common.release import Release
+from ld_common.study import RESERVED_NAMES
 
-RELEASE, AUTO = "release", "auto"
+RELEASE, AUTO = RESERVED_NAMES
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,30 @@ class DriftChoice:
     """As files and labels show it."""
     delta: float | None
     """δ in the paper's units; None for `release` or a site's drift."""
-    drift: Drift | None
-    """What samples start from; edits take their start from the scan."""
+    own: Drift | None = None
+    """The drift of the release, or of the site."""
+
+    def drift(self, release: Release, model: Denoiser) -> Drift | None:
+        """What samples start from.
+
+        Raises:
+            ConfigError: a δ, where the base's schedule ends without signal.
+        """
+        if not self.delta:
+            return self.own
+        return Drift(drift_from_shift(self.delta, model.scheduler.alphas_cumprod), release.study.drift.formulation)
 
 
-def choose_drifts(release: Release, model: Denoiser, words: Sequence[str]) -> list[DriftChoice]:
-    """The drifts that `--drift` names: `release`, a site of the release, or a number.
+def choose_drifts(release: Release, words: Sequence[str]) -> list[DriftChoice]:
+    """The drifts that `--drift` names, each once: `release`, a site of the release, or a number.
 
     Raises:
         RequestError: a word that is none of these.
-        ConfigError: a number, where the base's schedule ends without signal.
     """
-    return [_choice(release, model, word) for word in dict.fromkeys(words)]
+    return list({choice.name: choice for choice in (_choice(release, word) for word in words)}.values())
 
 
-def _choice(release: Release, model: Denoiser, word: str) -> DriftChoice:
+def _choice(release: Release, word: str) -> DriftChoice:
     if word == RELEASE:
         return DriftChoice(word, None, release.drift)
     if word in release.site_drifts:
@@ -48,6 +58,4 @@ def _choice(release: Release, model: Denoiser, word: str) -> DriftChoice:
     if not math.isfinite(delta):
         known = ", ".join([RELEASE, AUTO, *sorted(release.site_drifts)])
         raise RequestError(f"--drift {word} is no number and none of {known}")
-    formulation = release.study.drift.formulation
-    shift = drift_from_shift(delta, model.scheduler.alphas_cumprod) if delta else None
-    return DriftChoice(f"{delta:+g}" if delta else "0", delta, None if shift is None else Drift(shift, formulation))
+    return DriftChoice(f"{delta:+g}" if delta else "0", delta)

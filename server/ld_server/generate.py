@@ -98,7 +98,7 @@ def generate(
         if not targets:
             raise RequestError("--set is missing: say what should be different, for example --set age=84")
         questions = read_questions(loaded.modality, model.side, inputs, targets, known, slice_index, released, out)
-        deltas = _deltas(choose_drifts(loaded, model, [word for word in drift if word != AUTO]))
+        deltas = _deltas(choose_drifts(loaded, [word for word in drift if word != AUTO]), config.delta)
         _make_folders(questions)
         deltas += [_search(model, loaded, questions, config)] if AUTO in drift else []
         files = _edit(model, loaded, questions, config, list(dict.fromkeys(deltas)))
@@ -124,16 +124,16 @@ def _draw(
         raise RequestError("--drift auto tries edits of scans: name some with --input")
     if samples < 1:
         raise RequestError(f"--samples is {samples}: use 1 or more")
-    choices = choose_drifts(release, model, drift)
+    choices = choose_drifts(release, drift)
     with _progress("drawing", samples * len(choices)) as advance:
         return draw_samples(model, release, attributes, choices, samples, steps, sampler, out, advance)
 
 
-def _deltas(choices: Sequence[DriftChoice]) -> list[float]:
-    """The shifts of edits; raises `RequestError` for a site's drift, which says where sampling starts."""
+def _deltas(choices: Sequence[DriftChoice], release_delta: float) -> list[float]:
+    """The shifts of edits; raises `RequestError` for a site's drift, as edits are drawn under the release's."""
     if any(choice.delta is None and choice.name != RELEASE for choice in choices):
-        raise RequestError("a site's drift says where sampling starts, and a scan brings its own start: give a number")
-    return [choice.delta or 0.0 for choice in choices]
+        raise RequestError("edits are drawn under the release's drift, a site's is for samples: give a number")
+    return [release_delta if choice.delta is None else choice.delta for choice in choices]
 
 
 def _edit(
@@ -148,7 +148,8 @@ def _edit(
 def _search(model: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig) -> float:
     """The δ at which these edits reach their target and stay nearest to the scan (arXiv 2412.20651, Eq. 5)."""
     edits, factual = _edits(release.modality, questions, [0.0]), _factual_prompts(release.modality, questions)
-    latents = model.encode(torch.stack([question.image for question in questions]))
+    images = torch.stack([question.image for question in questions])
+    latents = torch.cat([model.encode(chunk) for chunk in images.split(config.batch_size)])
     search = release.study.drift.search
     with _progress("searching δ", len(search.deltas)) as advance:
         trials = search_counterfactual(
@@ -275,7 +276,7 @@ def write_answer(
         files += written
         answers.append({"set": target, "prompt": description, "drift": delta, "files": [file.name for file in written]})
     if len(deltas) > 1:
-        columns = {"scan": [question.image] * len(question.targets)}
+        columns = {"reconstruction": [drawn.reconstructions] * len(question.targets)}
         columns |= {f"δ {delta:+g}": list(drawn.images[row :: len(deltas)]) for row, delta in enumerate(deltas)}
         files.append(write_strip(folder / STRIP, columns, " / ".join(map(_named, question.targets))))
     record = {

@@ -74,6 +74,7 @@ class Worker:
         for training in self.benchmark.trainings:
             if training.modality == modality:
                 self._latents(training)
+                self._judge_of(modality).prepare(training.seed)
         return self.reference(modality)
 
     def reference(self, modality: str) -> Path:
@@ -81,8 +82,6 @@ class Worker:
         file = self.output / "runs" / f"reference-{modality}.json"
         if not file.exists():
             judge, first = self._judge_of(modality), self.config.seeds[0]
-            for seed in self.config.seeds:
-                judge.prepare(seed)
             measured = [
                 {"modality": modality, "what": what, "seed": first, "metrics": judge.measure(pictures, first)}
                 for what, pictures in (("real", self._seen(modality)[2]), ("raw", self._pictures(modality)[1]))
@@ -94,12 +93,13 @@ class Worker:
     def _trained(self, training: Training) -> Attached[BaseModel]:
         study, base = self._study(training), self._base(training)
         scheme = read_scheme(study.scheme)
-        prior = None if scheme.prior is None else draw_prior(base, scheme.prior, study.seed)
         attached = attach(base, scheme, study.seed)
         file = self.output / "states" / f"{training.name}.safetensors"
         if file.exists():
             attached.load(read_tensors(file)[0])
         else:
+            # `base` draws as it did before the scheme, which has learned nothing yet
+            prior = None if scheme.prior is None else draw_prior(base, scheme.prior, study.seed)
             train, _, _ = self._pictures(training.modality)
             lesson = Lesson(self._latents(training), self._prompts(training.modality, train), None, prior)
             if training.variant in ("centred", "noise"):

@@ -117,7 +117,7 @@ class Drawing:
         return f"{self.training.name}-{self.formulation}-{self.control or 'none'}"
 
 
-FREE = ("output", "results", "zero_snr_base", "device", "workers", "seeds", "variants", "modalities")
+FREE = ("output", "results", "device", "workers", "seeds", "variants")
 """What may change between two runs into one output: it decides which results there are, not what they are."""
 
 
@@ -132,8 +132,14 @@ class Benchmark:
     def claim_output(self) -> None:
         """Make the output folder this plan's own; raises `ConfigError` where another plan's results lie in it."""
         plan = {key: value for key, value in to_mapping(self.config).items() if key not in FREE}
-        plan["base_digest"] = base_digest(self.config.base_model)
+        bases = [name for name in (self.config.base_model, self.config.zero_snr_base) if name]
+        plan["base_digests"] = [base_digest(name) for name in bases]
+        plan["patients_and_prompts"] = {
+            name: [to_mapping(modality), str(self.hospitals[name])] for name, modality in self.modalities.items()
+        }
         own, file = json.dumps(plan, indent=1, sort_keys=True), Path(self.config.output) / "plan.json"
+        if not file.exists() and (file.parent / "runs").exists():
+            raise ConfigError(f"'{file.parent}' holds results of an unknown plan: choose another output")
         if file.exists() and file.read_text() != own:
             old = json.loads(file.read_text())
             other = [key for key in plan if plan[key] != old.get(key)]

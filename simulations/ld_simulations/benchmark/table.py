@@ -180,5 +180,5 @@ def _against_matching(rows: Sequence[Row], known: dict[str, Metric], main: str) 
             (won if mine < other else lost).append(metric.title)
     words = f"{best.scheme}, {best.title}, against {rival.scheme}: better in {', '.join(won) or 'nothing'}"
     words += f"; not in {', '.join(lost)}" if lost else ""
-    aim = "the best configuration with drift beats the best histogram matching on everything beyond brightness"
+    aim = "drift at its best (offset noise allowed) beats plain histogram matching at its best beyond brightness"
     return Verdict(aim, words, not lost)

@@ -1,0 +1,43 @@
+"""What a site's policy says to a study: refuse whatever asks for more, before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ld_client.site import PolicyConfig
+from ld_client.store import Store
+from ld_common.errors import PolicyError
+from ld_common.schemes import Attached, read_scheme
+from ld_common.study import StudyConfig
+
+
+def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
+    """Refuse a study by its config alone; raises `PolicyError`."""
+    for key, asked, most in (
+        ("training.steps", study.training.steps, policy.max_steps),
+        ("training.batch_size", study.training.batch_size, policy.max_batch_size),
+        ("network evaluations before training", _evaluations(study), policy.max_evaluations),
+    ):
+        if asked > most:
+            raise PolicyError(f"the study asks for {key}={asked}, this site allows {most}")
+    if study.drift.mean not in policy.drift:
+        raise PolicyError(f"the study asks for drift.mean={study.drift.mean}, this site allows {policy.drift}")
+
+
+def check_store(policy: PolicyConfig, store: Store) -> None:
+    """Refuse to speak for too few patients; raises `PolicyError`."""
+    if len(set(store.pseudonyms)) < policy.min_patients:
+        raise PolicyError(f"the store has fewer patients than policy.min_patients {policy.min_patients}")
+
+
+def check_size(policy: PolicyConfig, attached: Attached[Any]) -> None:
+    """Refuse a scheme that learns more numbers than the site lets go in a round; raises `PolicyError`."""
+    count = sum(parameter.numel() for parameter in attached.learned.values())
+    if count > policy.max_parameters:
+        raise PolicyError(f"the study's scheme learns {count} numbers, this site allows {policy.max_parameters}")
+
+
+def _evaluations(study: StudyConfig) -> int:
+    prior, search = read_scheme(study.scheme).prior, study.drift.search
+    drawn = 0 if prior is None else prior.samples * prior.steps
+    return drawn + (search.images * search.steps * search.count if study.drift.choice == "grid" else 0)
