@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ld_simulations.benchmark.plan import MAP, PRIOR
+from ld_simulations.benchmark.table import find, reduction, rows_of
 from ld_simulations.summary import AIMS
 
 ROOT = Path(__file__).parents[1]
@@ -29,3 +31,26 @@ def test_the_numbers_are_those_of_the_recorded_run() -> None:
         row = next(line for line in README.splitlines() if line.startswith(f"| `{key}` |"))
         shown = float(row.split("|")[2].replace(",", ""))
         assert shown == pytest.approx(recorded[key], rel=0.01)
+
+
+def test_what_drift_does_is_what_the_table_says() -> None:
+    runs = json.loads((ROOT / "docs/benchmarks/latent_drift.json").read_text())
+    metric = "frechet_efficientnet_lite0"
+    for words, formulation in (("drift, a value for each latent channel", PRIOR), ("drift as a map", MAP)):
+        cells = []
+        for modality in ("brain", "chest"):
+            rows = rows_of(runs, modality)
+            before, after = find(rows, "basic", "none"), find(rows, "basic", formulation)
+            assert before is not None
+            assert after is not None
+            cells.append(f"{reduction(before, after, metric):.0%}".replace("%", " %"))
+        assert f"| {words} | {cells[0]} | {cells[1]} |" in README
+    brain = rows_of(runs, "brain")
+    before, after = find(brain, "basic", "none"), find(brain, "basic", MAP)
+    assert before is not None
+    assert after is not None
+    matched = reduction(before, after, "frechet_matched_efficientnet_lite0")
+    flat = " ".join(README.split())
+    assert f"with all grey levels matched, the brain's distance still falls by {matched:.0%}".replace("%", " %") in flat
+    slopes = [row.values("size_slope").mean() for row in (after, before)]
+    assert f"slope {slopes[0]:.2f}, without drift {slopes[1]:.2f}" in flat

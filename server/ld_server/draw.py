@@ -53,6 +53,9 @@ def draw_samples(
         context = base.embed([prompt]).expand(count, -1, -1)
     noise = torch.randn((count, *base.latent_shape), generator=torch_generator(release.study.seed, "draw"))
     drifts = {choice.name: choice.drift(release, base) for choice in choices}
+    titles = {
+        choice.name: f"drift of {choice.name}" if choice.delta is None else f"δ {choice.name}" for choice in choices
+    }
     columns = {}
     for name, drift in drifts.items():
         latents = sample(base, context, noise, make_sampler(base.scheduler, sampler, steps), drift)
@@ -72,7 +75,7 @@ def draw_samples(
         for name, pictures in columns.items()
         for number, picture in enumerate(pictures, start=1)
     ]
-    files.append(write_strip(folder / STRIP, {f"δ {name}": list(shown) for name, shown in columns.items()}, prompt))
+    files.append(write_strip(folder / STRIP, {titles[name]: list(shown) for name, shown in columns.items()}, prompt))
     (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     return [*files, folder / RECORD]
 

@@ -32,12 +32,21 @@ _worker: Worker | None = None
 @cli.command()
 def evaluate(
     config: Path = typer.Option(..., help="YAML of the benchmark, for example configs/benchmark_ld.yaml."),
+    only_report: bool = typer.Option(False, help="Train nothing: write the table of the results that there are."),
     overrides: list[str] = typer.Argument(None, help="key=value, for example seeds=[0] device=cuda workers=8."),
 ) -> None:
     """Train every scheme, draw with and without drift and under each control, measure, write the table."""
     benchmark = load_benchmark(config, overrides or [])
     output = Path(benchmark.config.output)
     benchmark.claim_output()
+    if not only_report:
+        _fill(benchmark, output)
+    for file in write_results(benchmark):
+        console.print(f"wrote {file}", soft_wrap=True)
+
+
+def _fill(benchmark: Benchmark, output: Path) -> None:
+    """Run whatever is not there yet."""
     with _progress("real pictures", len(benchmark.modalities)) as advance:
         worker = Worker(benchmark)
         for modality in benchmark.modalities:
@@ -49,8 +58,6 @@ def evaluate(
             advance()
             with (output / "log.txt").open("a") as log:
                 print(f"{datetime.datetime.now():%F %T} {training.name}", file=log)
-    for file in write_results(benchmark):
-        console.print(f"wrote {file}", soft_wrap=True)
 
 
 def _run(benchmark: Benchmark, tasks: list[Training]) -> Iterator[Training]:

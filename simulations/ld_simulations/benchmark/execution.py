@@ -185,6 +185,7 @@ class Worker:
                 "control": drawing.control,
                 "seed": training.seed,
                 "device": self.config.device,
+                "torch": torch.__version__,
                 "metrics": judge.measure(samples, training.seed),
             },
         )

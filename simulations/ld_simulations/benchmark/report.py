@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from ld_common.adapters import write_bytes
-from ld_common.release import software
 from ld_simulations.benchmark.execution import DETAILED, SHOWN
 from ld_simulations.benchmark.plan import HISTOGRAM, MAP, OFFSET_NOISE, PRIOR, ZERO_SNR, Benchmark, drawings
 from ld_simulations.benchmark.table import Metric, Row, Run, Verdict, find, metrics_of, rows_of, shown, verdicts
@@ -61,17 +60,17 @@ def page(benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run]) -
     """The Markdown page."""
     config = benchmark.config
     real = config.test_patients * len(next(iter(benchmark.hospitals.values())).hospitals)
-    devices = " and ".join(sorted({run["device"] for run in runs})) or config.device
-    versions = ", ".join(f"{name} {version}" for name, version in software().items() if name in ("torch", "diffusers"))
+    where = " and ".join(sorted({f"{run['device']}, torch {run['torch']}" for run in runs}))
+    planned = sum(len(list(drawings(one, one.scheme in DETAILED))) for one in benchmark.trainings)
+    missing = "" if len(runs) == planned else f" **{len(runs)} of {planned} planned results are there yet.**"
     lines = [
         "# Latent drift, measured",
         "",
-        "`make benchmark-ld` (`ld-evaluate --config configs/benchmark_ld.yaml`) wrote this page and its files.",
+        f"`make benchmark-ld` (`ld-evaluate --config configs/benchmark_ld.yaml`) wrote this page.{missing}",
         f"Pictures of 64 x 64 pixels of rendered patients, {config.samples} samples of each configuration against "
-        f'{real} pictures of other patients as the VAE returns them (what "real" means here), {config.sampler_steps} '
-        f"DDIM steps, seeds "
-        f"{', '.join(map(str, config.seeds))}, on {devices} ({versions}). Mean ± standard deviation over "
-        "the seeds. All rows of a seed share the training draws and the noise of the samples.",
+        f"{real} pictures of other patients as the VAE returns them (what *real* means here), {config.sampler_steps} "
+        f"DDIM steps, on {where}. Mean ± standard deviation over the seeds; all rows of a seed share the draws of "
+        "their training and the noise of their samples.",
         "",
         "FD is a Fréchet, KD a kernel distance (squared MMD) on the features named; neither is the FID or KID of the "
         "literature, which are of Inception's. *Grey levels matched*: both sets, real and drawn, are first given one "
@@ -125,14 +124,14 @@ def _verdict(verdict: Verdict) -> str:
 
 def _header(names: Sequence[str], known: dict[str, Metric]) -> list[str]:
     titles = " | ".join(known[name].title for name in names)
-    return [f"| | {titles} |", "|---" * (len(names) + 1) + "|"]
+    return [f"| | seeds | {titles} |", "|---" * (len(names) + 2) + "|"]
 
 
 def _line(row: Row | None, known: dict[str, Metric], start: str, plain: bool = False) -> list[str]:
     if row is None:
         return []
     cells = " | ".join(shown(row, name) for name in known)
-    return [f"| {start}{'' if plain else row.title} | {cells} |"]
+    return [f"| {start}{'' if plain else row.title} | {len(row.runs)} | {cells} |"]
 
 
 def _write_sheet(path: Path, benchmark: Benchmark, modality: str) -> None:
