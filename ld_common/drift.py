@@ -28,7 +28,9 @@ from torch import Tensor
 from ld_common.errors import ConfigError
 
 FORMULATIONS = ("prior", "centred", "noise", "per-step", "per-step-literal")
-SHAPES = ("none", "scalar", "channel", "map")
+SHAPES = ("none", "scalar", "channel", "map", "conditional")
+RIDGE = 1e-3
+"""Weight, for each scan, of a conditional drift's squared coefficients: it settles what too few scans leave open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +38,44 @@ class Drift:
     """A latent drift and the rule by which it enters."""
 
     mean: Tensor
-    """μ in scaled latents, float32: `(1,1,1)`, `(C,1,1)` or `(C,h,w)`."""
+    """μ in scaled latents, float32: `(1,1,1)`, `(C,1,1)` or `(C,h,w)`; `(B,C,h,w)` for one μ a picture."""
     formulation: str = "prior"
 
     def __post_init__(self) -> None:
         if self.formulation not in FORMULATIONS:
             raise ConfigError(f"drift.formulation is '{self.formulation}': known: {', '.join(FORMULATIONS)}")
+
+    def rows(self, start: int, stop: int) -> Drift:
+        """The drift of some of a batch's pictures."""
+        return self if self.mean.dim() == 3 else Drift(self.mean[start:stop], self.formulation)
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalDrift:
+    """A drift that follows what a picture shows: μ(c) = w_0 + Σ_k c_k w_k, c the modality's `design`.
+
+    The leak is that of E[z_0 | c], not of E[z_0]: started at the mean of all scans, samples lean towards the mean
+    patient, whatever their prompt says.
+    """
+
+    coefficients: Tensor
+    """w in scaled latents, float32 `(K+1,C,h,w)`; w_0 less the base's mean."""
+    formulation: str = "prior"
+
+    def at(self, design: Sequence[Sequence[float]]) -> Drift:
+        """The drift of pictures with these designs `(B,K)`: one μ each."""
+        conditions = torch.tensor([[1.0, *row] for row in design])
+        return Drift(torch.einsum("bk,kchw->bchw", conditions, self.coefficients), self.formulation)
+
+
+def at_designs(drift: Drift | ConditionalDrift | None, design: Sequence[Sequence[float]]) -> Drift | None:
+    """The drift of pictures with these designs, whatever kind it is."""
+    return drift.at(design) if isinstance(drift, ConditionalDrift) else drift
+
+
+def entering(mean: Tensor, formulation: str) -> Drift | ConditionalDrift:
+    """A drift from the tensor that travels: `(K+1,C,h,w)` is a conditional one's coefficients, `(C,h,w)` a μ."""
+    return ConditionalDrift(mean, formulation) if mean.dim() == 4 else Drift(mean, formulation)
 
 
 def drift_from_moments(latents: Tensor, base_mean: Tensor, shape: str) -> Tensor | None:
@@ -62,6 +96,24 @@ def drift_from_moments(latents: Tensor, base_mean: Tensor, shape: str) -> Tensor
     return difference.float()
 
 
+def drift_from_attributes(latents: Tensor, base_mean: Tensor, design: Sequence[Sequence[float]]) -> Tensor:
+    """Coefficients `(K+1,C,h,w)` of a conditional drift: a ridge regression of latents on what each scan shows.
+
+    Args:
+        latents: scaled latents `(N,C,h,w)`.
+        base_mean: the base's own mean by channel `(C,)`.
+        design: the modality's `design` of each scan, `(N,K)`.
+    """
+    conditions = torch.tensor([[1.0, *row] for row in design], dtype=torch.float64)
+    penalty = RIDGE * len(latents) * torch.eye(conditions.shape[1], dtype=torch.float64)
+    penalty[0, 0] = 0.0  # the mean itself is not shrunk
+    flat = latents.double().flatten(1)
+    found = torch.linalg.solve(conditions.T @ conditions + penalty, conditions.T @ flat)
+    coefficients = found.view(-1, *latents.shape[1:])
+    coefficients[0] -= base_mean.double()[:, None, None]
+    return coefficients.float()
+
+
 def drift_from_shift(delta: float, alphas_cumprod: Tensor) -> Tensor:
     """μ `(1,1,1)` of a δ in the paper's units, the shift of z_T itself: μ = δ / a(T).
 
@@ -79,6 +131,12 @@ def drift_from_shift(delta: float, alphas_cumprod: Tensor) -> Tensor:
 def shift_of(drift: Drift, alphas_cumprod: Tensor) -> Tensor:
     """δ = a(T)·μ, the paper's shift of z_T, in the shape of μ."""
     return _last_signal_level(alphas_cumprod) * drift.mean
+
+
+def by_channel(mean: Tensor) -> list[float]:
+    """A drift's tensor in a few numbers for people: its mean by latent channel, a conditional one's at design 0."""
+    own = mean[0] if mean.dim() == 4 else mean
+    return [float(value) for value in own.mean((-1, -2))]
 
 
 def flow_signal_level(time: float) -> float:

@@ -117,6 +117,29 @@ class Modality:
             values[name.strip()] = self.parse(name.strip(), value.strip())
         return values
 
+    @property
+    def design_width(self) -> int:
+        """Length of `design`."""
+        return sum(max(1, len(known.words) - 1) for known in self.attributes.values())
+
+    def design(self, attributes: Attributes) -> list[float]:
+        """Attributes as numbers for a regression: numbers from -1 to 1 over their bounds, words as 0 and 1.
+
+        The first word of an attribute is its reference and has no column.
+
+        Raises:
+            RequestError: an attribute is missing.
+        """
+        self.describe(attributes)
+        row: list[float] = []
+        for name, known in self.attributes.items():
+            if known.words:
+                row += [float(attributes[name] == word) for word in list(known.words)[1:]]
+            else:
+                middle, half = (known.maximum + known.minimum) / 2, (known.maximum - known.minimum) / 2
+                row.append((float(attributes[name]) - middle) / half)
+        return row
+
     def describe(self, attributes: Attributes) -> str:
         """The prompt for one visit, numbers rounded to whole ones.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ld_common.adapters import check_state, read_tensors, write_bytes, write_tensors
 from ld_common.config import from_mapping, to_mapping
-from ld_common.drift import Drift
+from ld_common.drift import ConditionalDrift, Drift, by_channel, entering
 from ld_common.errors import AdapterError, ConfigError, ReleaseError
 from ld_common.modality import Modality
 from ld_common.models import BaseModel, base_digest, load_base
@@ -37,9 +37,9 @@ class Release:
     base_name: str
     base_digest: str
     state: State
-    drift: Drift | None
+    drift: Drift | ConditionalDrift | None
     """The sites' mean drift, or None."""
-    site_drifts: dict[str, Drift]
+    site_drifts: dict[str, Drift | ConditionalDrift]
     manifest: dict[str, Any]
 
 
@@ -101,8 +101,10 @@ def read_release(folder: Path) -> Release:
             base_name=str(manifest["base_model"]["name"]),
             base_digest=str(manifest["base_model"]["sha256"]),
             state=state,
-            drift=None if drift["mean"] is None else _drift(drift["mean"], study),
-            site_drifts={name: _drift(values, study) for name, values in drift["sites"].items()},
+            drift=None if drift["mean"] is None else entering(torch.tensor(drift["mean"]), study.drift.formulation),
+            site_drifts={
+                name: entering(torch.tensor(values), study.drift.formulation) for name, values in drift["sites"].items()
+            },
             manifest=manifest,
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, AdapterError, ConfigError) as error:
@@ -135,6 +137,11 @@ def load_release_base(
     return attached.model
 
 
+def edit_drift(release: Release) -> Drift | None:
+    """The drift that edits are drawn under; a conditional one only says where sampling from noise starts."""
+    return release.drift if isinstance(release.drift, Drift) else None
+
+
 def software() -> dict[str, str]:
     """Versions of what computes a release or a counterfactual here."""
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
@@ -142,10 +149,6 @@ def software() -> dict[str, str]:
 
 def _listed(tensor: Tensor | None) -> list[Any] | None:
     return None if tensor is None else tensor.tolist()
-
-
-def _drift(values: list[Any], study: StudyConfig) -> Drift:
-    return Drift(torch.tensor(values), study.drift.formulation)
 
 
 def _file_digest(path: Path) -> str:
@@ -160,7 +163,7 @@ def _card(manifest: dict[str, Any]) -> str:
     for name in sites:
         seen = [record["sites"][name] for record in rounds if name in record["sites"]]
         drift = manifest["drift"]["sites"].get(name)
-        shift = "none" if drift is None else ", ".join(f"{value:+.3f}" for value in torch.tensor(drift).mean((-1, -2)))
+        shift = "none" if drift is None else ", ".join(f"{value:+.3f}" for value in by_channel(torch.tensor(drift)))
         rows.append(f"| {name} | {seen[-1]['patients']} | {seen[-1]['visits']} | {len(seen)} | {shift} |")
     parameters = sum(math.prod(tensor["shape"]) for tensor in manifest["tensors"].values())
     software = ", ".join(f"{name} {number}" for name, number in sorted(manifest["software"].items()))

@@ -61,10 +61,11 @@ def sample(
         drift: None is plain diffusion, bit for bit.
         batch_size: pictures drawn together.
     """
-    parts = [
-        _sample(model, own.to(model.device, model.dtype), some.to(model.device, model.dtype), sampler, drift)
-        for own, some in zip(context.split(batch_size), noise.split(batch_size), strict=True)
-    ]
+    parts = []
+    for start in range(0, len(noise), batch_size):
+        rows = slice(start, start + batch_size)
+        own, some = (part[rows].to(model.device, model.dtype) for part in (context, noise))
+        parts.append(_sample(model, own, some, sampler, None if drift is None else drift.rows(rows.start, rows.stop)))
     return torch.cat(parts)
 
 

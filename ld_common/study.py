@@ -48,7 +48,8 @@ class DriftConfig:
     choice: str = "moments"
     """`moments`: the mean of the site's latents; `grid`: a scalar δ, by the paper's search over `search`."""
     mean: str = "channel"
-    """Shape of μ: `none`, `scalar`, `channel` (C,1,1) or `map` (C,h,w); a search finds a scalar."""
+    """Shape of μ: `none`, `scalar`, `channel` (C,1,1), `map` (C,h,w), or `conditional`: a map that follows age, sex and
+    diagnosis. A search finds a scalar."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
@@ -58,6 +59,8 @@ class DriftConfig:
             ("choice", self.choice, CHOICES),
         ):
             require(value in known, f"drift.{key} is '{value}': known: {', '.join(known)}")
+        fits = self.mean != "conditional" or self.formulation == "prior"
+        require(fits, "drift.mean conditional says where sampling starts: set drift.formulation to prior")
         fits = self.choice == "moments" or self.mean == "scalar"
         require(fits, f"drift.choice {self.choice} finds a scalar: set drift.mean to scalar")
 

@@ -117,7 +117,7 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
     runs = json.loads((results / "latent_drift.json").read_text())
     cells = {(run["modality"], run["scheme"], run["drift"], run["seed"]) for run in runs if run["control"] is None}
     assert cells == {(m, s, d, n) for m in ("brain", "chest") for s in SCHEMES for d in (False, True) for n in (0,)}
-    forms = {"none", "prior", "prior-map", "prior-scalar", "prior-local"}
+    forms = {"none", "prior", "prior-map", "prior-conditional", "prior-scalar", "prior-local"}
     assert {run["formulation"] for run in runs} == forms | {"centred", "noise", "per-step", "per-step-literal"}
     assert {run["control"] for run in runs} == {None, "histogram_matching", "offset_noise"}
     wanted = {"frechet_gabor", "kernel_gabor", "background_error", "sharpness_ratio", "size_slope", "auc_synthetic"}

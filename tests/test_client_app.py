@@ -78,6 +78,15 @@ def test_only_the_adapter_changes_in_training(site_yaml: Path, task: TrainTask, 
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_half_precision_computes_so_and_learns_in_float32(site_yaml: Path, task: TrainTask) -> None:
+    site = load_site(site_yaml, ["precision=bfloat16"])
+    half, full = app.run_task(site, task), app.run_task(load_site(site_yaml), task)
+    assert all(value.dtype == torch.float32 for value in half.state.values())
+    assert any(not torch.equal(half.state[name], task.state[name]) for name in task.state)
+    assert any(not torch.equal(half.state[name], full.state[name]) for name in task.state)
+    assert half.loss_last == pytest.approx(full.loss_last, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("changed", "code"),
     [

@@ -7,8 +7,10 @@ import torch
 
 from ld_common.drift import (
     FORMULATIONS,
+    ConditionalDrift,
     Drift,
     centre,
+    drift_from_attributes,
     drift_from_moments,
     drift_from_shift,
     flow_signal_level,
@@ -21,7 +23,8 @@ from ld_common.drift import (
     step_shift,
 )
 from ld_common.errors import ConfigError
-from tests.gaussian import SCHEDULER
+from ld_common.sampling import make_sampler, sample
+from tests.gaussian import NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 
 LEVELS = SCHEDULER.alphas_cumprod
 MEAN = torch.tensor([2.0, -1.0])[:, None, None]
@@ -131,3 +134,30 @@ def test_mean_drift_weighs_the_sites() -> None:
     mean = mean_drift([torch.zeros(2, 1, 1), torch.ones(2, 1, 1)], [1.0, 3.0])
     assert mean is not None
     assert torch.allclose(mean, torch.full((2, 1, 1), 0.75))
+
+
+def test_a_conditional_drift_finds_the_mean_of_each_condition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    design = (torch.rand(400, 2, generator=generator) * 2 - 1).tolist()
+    conditions = torch.tensor([[1.0, *row] for row in design])
+    truth = torch.randn(3, 2, 4, 4, generator=generator)
+    noise = 0.1 * torch.randn(400, 2, 4, 4, generator=generator)
+    latents = torch.einsum("nk,kchw->nchw", conditions, truth) + noise
+    base_mean = torch.tensor([0.5, -0.5])
+    fitted = ConditionalDrift(drift_from_attributes(latents, base_mean, design))
+    asked = [[0.3, -0.8], [0.0, 0.0]]
+    expected = torch.einsum("nk,kchw->nchw", torch.tensor([[1.0, *row] for row in asked]), truth)
+    assert torch.allclose(fitted.at(asked).mean, expected - base_mean[:, None, None], atol=0.05)
+    # fewer scans than columns: the ridge still gives one finite answer, whose mean is the scans'
+    few = drift_from_attributes(latents[:2], base_mean, design[:2])
+    assert torch.isfinite(few).all()
+
+
+def test_each_picture_starts_from_its_own_mean_whatever_the_batch() -> None:
+    means = torch.linspace(0, 3, 6)[:, None, None, None]
+    sampler = make_sampler(SCHEDULER, steps=5)
+    context, noise = NO_CONTEXT.expand(6, -1, -1), unit_noise(6)
+    whole, parts = (sample(gaussian_model(), context, noise, sampler, Drift(means), size) for size in (6, 4))
+    assert torch.equal(whole, parts)
+    alone = sample(gaussian_model(), context[4:5], noise[4:5], sampler, Drift(means[4]))
+    assert torch.allclose(whole[4:5], alone)

@@ -71,17 +71,17 @@ def test_a_site_searches_once_and_keeps_what_it_found(site_yaml: Path, tiny_base
     store, model = open_store(site.store_path), load_denoiser(str(tiny_base))
     drift = {"choice": "grid", "mean": "scalar", "search": {"images": 4, "steps": 2, "spacing": 0.1}}
     study = from_mapping(StudyConfig, {"drift": drift})
-    found = site_drift(site, store, model, study)
+    found = site_drift(site, load_modality(site), store, model, study)
     assert found is not None
     assert found.shape == (1, 1, 1)
     delta = float(shift_of(Drift(found), model.scheduler.alphas_cumprod))
     assert min(abs(delta - tried) for tried in study.drift.search.deltas) < 1e-6
     (kept,) = site.store_path.glob("drift-*.safetensors")
     changed = kept.stat().st_mtime_ns
-    assert torch.equal(site_drift(site, store, model, study), found)  # type: ignore[arg-type]
+    assert torch.equal(site_drift(site, load_modality(site), store, model, study), found)  # type: ignore[arg-type]
     assert kept.stat().st_mtime_ns == changed
     assert kept.stat().st_mode & 0o077 == 0
-    site_drift(site, store, model, replace(study, seed=1))
+    site_drift(site, load_modality(site), store, model, replace(study, seed=1))
     (other,) = site.store_path.glob("drift-*.safetensors")
     assert other != kept
 

@@ -16,6 +16,8 @@ from ld_client.site import SiteConfig, load_modality, load_site
 from ld_client.store import build_store
 from ld_common import messages as wire
 from ld_common.config import from_mapping
+from ld_common.drift import ConditionalDrift
+from ld_common.errors import PolicyError
 from ld_common.models import load_base
 from ld_common.release import load_release_base, read_release
 from ld_common.schemes import SCHEMES
@@ -45,6 +47,33 @@ class RealSites(LocalGrid):
         task = wire.unpack_task(message.content)
         content: RecordDict = wire.pack_result(run_task(replace(self.site, site=name), task))
         return Message(content, reply_to=message)
+
+
+def test_a_conditional_drift_is_regressed_at_sites_averaged_released_and_drawn_with(
+    site_yaml: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    site = load_site(site_yaml)
+    build_store(site)
+    modality = load_modality(site)
+    options: dict[str, Any] = {
+        "base_model": str(tiny_base),
+        "output": str(tmp_path / "study"),
+        "scheme": {"name": "lora", "rank": 2},
+        "drift": {"mean": "conditional"},
+        "training": {"steps": 1, "batch_size": 2},
+        "federation": {"rounds": 1, "sites": ["p", "q"], "wait_seconds": 1},
+    }
+    study = from_mapping(StudyConfig, options)
+    with pytest.raises(PolicyError, match=r"drift\.mean=conditional"):
+        run_study(RealSites(site), study, modality)  # a site's policy keeps mean images by default
+    willing = replace(site, policy=replace(site.policy, drift=["conditional"]))
+    release = read_release(run_study(RealSites(willing), study, modality))
+    assert isinstance(release.drift, ConditionalDrift)
+    base = load_base(str(tiny_base))
+    assert release.drift.coefficients.shape == (1 + modality.design_width, *base.latent_shape)
+    old, young = (modality.design({"age": age, "sex": "F", "diagnosis": "CN"}) for age in (90.0, 50.0))
+    means = release.drift.at([old, young]).mean
+    assert not torch.allclose(means[0], means[1])
 
 
 @pytest.mark.parametrize("formulation", ["prior", "centred"])

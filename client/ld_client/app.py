@@ -13,13 +13,13 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ld_client.policy import check_size, check_store, check_study
-from ld_client.site import SiteConfig, load_site
+from ld_client.site import SiteConfig, load_modality, load_site
 from ld_client.site_drift import site_drift, site_prior
 from ld_client.store import open_store
 from ld_client.train import Lesson, train_round
 from ld_common import messages, offline
 from ld_common.adapters import check_state
-from ld_common.drift import Drift
+from ld_common.drift import Drift, entering
 from ld_common.errors import ConfigError, LdError, ModelError
 from ld_common.messages import TrainResult, TrainTask
 from ld_common.models import base_digest, load_denoiser
@@ -90,11 +90,11 @@ def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
     check_size(site.policy, attached)
     check_state(task.state, attached.learned_state())
     # until the state is loaded, `model` draws as the plain base does
-    drift = site_drift(site, store, model, study)
+    drift = site_drift(site, load_modality(site), store, model, study)
     prior = None if scheme.prior is None else site_prior(site, store, model, scheme.prior, study.seed)
     attached.load(task.state)
-    entering = None if drift is None else Drift(drift, study.drift.formulation)
-    lesson = Lesson(store.latents, store.prompts, entering, prior)
+    entered = None if drift is None else entering(drift, study.drift.formulation)
+    lesson = Lesson(store.latents, store.prompts, entered if isinstance(entered, Drift) else None, prior)
     losses = train_round(attached, lesson, study, task.round, site.site, site.precision)
     return TrainResult(
         site=site.site,

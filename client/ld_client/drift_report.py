@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -10,11 +11,12 @@ from rich.table import Table
 
 from ld_client.policy import check_store, check_study
 from ld_client.site import SiteConfig, load_modality
-from ld_client.site_drift import ask, search_delta
+from ld_client.site_drift import ask, search_delta, site_drift
 from ld_client.store import Store, open_store
 from ld_common.config import require
-from ld_common.drift import Drift, drift_from_moments, shift_of
+from ld_common.drift import Drift, by_channel
 from ld_common.drift_search import best, search_counterfactual
+from ld_common.modality import Modality
 from ld_common.models import Denoiser, base_digest, load_denoiser
 from ld_common.release import load_release_base, read_release
 from ld_common.study import StudyConfig, load_study
@@ -53,7 +55,7 @@ def show_drift(
         else load_release_base(trained, site.base_model, site.device)
     )
     if choice == "moments":
-        return [_moments(site.site, store, model, study)]
+        return [_moments(site, modality, store, model, study)]
 
     def advance(done: int, total: int) -> None:
         progress("searching δ", done, total)
@@ -62,7 +64,7 @@ def show_drift(
         trials = search_delta(store, model, study, advance)
     else:
         edits, search = ask(modality, store, study.drift.search), study.drift.search
-        drift = None if trained is None else trained.drift
+        drift = trained.drift if trained is not None and isinstance(trained.drift, Drift) else None
         trials = search_counterfactual(
             model, store.latents, store.prompts, edits, search, study.edit, study.seed, drift, advance
         )
@@ -74,12 +76,14 @@ def show_drift(
     return [table, f"δ = {found.delta:+g}"]
 
 
-def _moments(name: str, store: Store, model: Denoiser, study: StudyConfig) -> RenderableType:
-    mean = drift_from_moments(store.latents, store.base_latent_mean, study.drift.mean)
+def _moments(site: SiteConfig, modality: Modality, store: Store, model: Denoiser, study: StudyConfig) -> RenderableType:
+    found = replace(study.drift, choice="moments")
+    mean = site_drift(site, modality, store, model, replace(study, drift=found))
     if mean is None:
         return "drift.mean is none: no drift"
-    delta = shift_of(Drift(mean, study.drift.formulation), model.scheduler.alphas_cumprod)
-    table = Table("latent channel", "drift μ", "δ = a(T) μ", title=f"{name}: {study.drift.mean}, by moments")
-    for channel, (value, shift) in enumerate(zip(mean.mean((1, 2)), delta.mean((1, 2)), strict=True)):
-        table.add_row("all" if len(mean) == 1 else str(channel), f"{value:+.4f}", f"{shift:+.4f}")
+    level = float(model.scheduler.alphas_cumprod[-1]) ** 0.5
+    table = Table("latent channel", "drift μ", "δ = a(T) μ", title=f"{site.site}: {found.mean}, by moments")
+    values = by_channel(mean)
+    for channel, value in enumerate(values):
+        table.add_row("all" if len(values) == 1 else str(channel), f"{value:+.4f}", f"{level * value:+.4f}")
     return table

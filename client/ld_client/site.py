@@ -72,7 +72,8 @@ class PolicyConfig:
     """Network evaluations of one picture before training: for the base's own pictures that DreamBooth preserves, and
     for the search of a drift."""
     drift: list[str] = field(default_factory=lambda: ["none", "scalar", "channel"])
-    """Shapes of the drift that may leave. A `map` is a mean image: with few visits it shows a patient's scan."""
+    """Shapes of the drift that may leave. A `map` is a mean image and `conditional` are several: with few visits they
+    show a patient's scan."""
     min_patients: int = 10
     """Fewest patients in the store for anything to leave: means over few tell of each."""
 

@@ -13,7 +13,7 @@ from ld_client.store import Store
 from ld_common.adapters import read_tensors, write_tensors
 from ld_common.config import to_mapping
 from ld_common.counterfactual import Edit
-from ld_common.drift import drift_from_moments, drift_from_shift
+from ld_common.drift import drift_from_attributes, drift_from_moments, drift_from_shift
 from ld_common.drift_search import SearchConfig, Trial, best, search_grid
 from ld_common.errors import RequestError
 from ld_common.modality import Modality
@@ -23,14 +23,19 @@ from ld_common.schemes import Prior, State
 from ld_common.study import StudyConfig
 
 
-def site_drift(site: SiteConfig, store: Store, model: Denoiser, study: StudyConfig) -> Tensor | None:
-    """μ of a site, float32, in the study's shape; None for no drift. A search runs in the first round alone.
+def site_drift(
+    site: SiteConfig, modality: Modality, store: Store, model: Denoiser, study: StudyConfig
+) -> Tensor | None:
+    """A site's drift as it travels, float32, in the study's shape, or None. A search runs in the first round only.
 
     Raises:
         LdError: the search cannot be done with these scans or this base.
     """
     if study.drift.mean == "none":
         return None
+    if study.drift.mean == "conditional":
+        design = [modality.design(attributes) for attributes in store.attributes]
+        return drift_from_attributes(store.latents, store.base_latent_mean, design)
     if study.drift.choice == "moments":
         return drift_from_moments(store.latents, store.base_latent_mean, study.drift.mean)
 

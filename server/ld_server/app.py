@@ -10,6 +10,7 @@ import json
 import shlex
 from pathlib import Path
 
+import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -59,7 +60,9 @@ def run_study(grid: Grid, study: StudyConfig, modality: Modality) -> Path:
         with progress.open("a") as stream:
             stream.write(json.dumps(vars(record)) + "\n")
 
-    strategy = DriftFederation(study, digest, modality.digest(), model.latent_shape, output, note)
+    strategy = DriftFederation(
+        study, digest, modality.digest(), drift_shape(study, modality, model.latent_shape), output, note
+    )
     strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(dict(attached.learned_state())),
@@ -79,3 +82,15 @@ def run_study(grid: Grid, study: StudyConfig, modality: Modality) -> Path:
         strategy.site_drifts,
         [vars(record) for record in strategy.records],
     )
+
+
+def drift_shape(study: StudyConfig, modality: Modality, latent_shape: tuple[int, int, int]) -> torch.Size | None:
+    """The shape that every site's drift must have; None for no drift."""
+    shapes = {
+        "scalar": (1, 1, 1),
+        "channel": (latent_shape[0], 1, 1),
+        "map": latent_shape,
+        "conditional": (1 + modality.design_width, *latent_shape),
+    }
+    shape = shapes.get(study.drift.mean)
+    return None if shape is None else torch.Size(shape)

@@ -52,7 +52,7 @@ def draw_samples(
     with torch.no_grad():
         context = base.embed([prompt]).expand(count, -1, -1)
     noise = torch.randn((count, *base.latent_shape), generator=torch_generator(release.study.seed, "draw"))
-    drifts = {choice.name: choice.drift(release, base) for choice in choices}
+    drifts = {choice.name: choice.drift(release, base, attributes) for choice in choices}
     titles = {
         choice.name: f"drift of {choice.name}" if choice.delta is None else f"δ {choice.name}" for choice in choices
     }

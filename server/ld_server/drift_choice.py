@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ld_common.drift import Drift, drift_from_shift
+from ld_common.drift import ConditionalDrift, Drift, at_designs, drift_from_shift
 from ld_common.errors import RequestError
+from ld_common.modality import Attributes
 from ld_common.models import Denoiser
 from ld_common.release import Release
 from ld_common.study import RESERVED_NAMES
@@ -23,17 +24,19 @@ class DriftChoice:
     """As files and labels show it."""
     delta: float | None
     """δ in the paper's units; None for `release` or a site's drift."""
-    own: Drift | None = None
+    own: Drift | ConditionalDrift | None = None
     """The drift of the release, or of the site."""
 
-    def drift(self, release: Release, model: Denoiser) -> Drift | None:
-        """What samples start from.
+    def drift(self, release: Release, model: Denoiser, attributes: Attributes) -> Drift | None:
+        """What samples with these attributes start from.
 
         Raises:
             ConfigError: a δ, where the base's schedule ends without signal.
         """
         if not self.delta:
-            return self.own
+            drift = at_designs(self.own, [release.modality.design(attributes)])
+            # all samples have these attributes, and so one μ
+            return Drift(drift.mean[0], drift.formulation) if drift and drift.mean.dim() == 4 else drift
         return Drift(drift_from_shift(self.delta, model.scheduler.alphas_cumprod), release.study.drift.formulation)
 
 

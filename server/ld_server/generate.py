@@ -25,7 +25,7 @@ from ld_common.errors import RequestError
 from ld_common.images import Frame, Scan, from_model, read_scan, to_model, write_difference_png, write_nifti, write_png
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
-from ld_common.release import Release, load_release_base, read_release, software
+from ld_common.release import Release, edit_drift, load_release_base, read_release, software
 from ld_common.synthetic import write_synthetic_dicom
 from ld_server.draw import RECORD, STRIP, SYNTHETIC, draw_samples, write_strip
 from ld_server.drift_choice import AUTO, RELEASE, DriftChoice, choose_drifts
@@ -152,8 +152,9 @@ def _search(model: BaseModel, release: Release, questions: Sequence[Question], c
     latents = torch.cat([model.encode(chunk) for chunk in images.split(config.batch_size)])
     search = release.study.drift.search
     with _progress("searching δ", len(search.deltas)) as advance:
+        seed, drift = release.study.seed, edit_drift(release)
         trials = search_counterfactual(
-            model, latents, factual, edits, search, config, release.study.seed, release.drift, lambda *_: advance(1)
+            model, latents, factual, edits, search, config, seed, drift, lambda *_: advance(1)
         )
     table = Table("δ", "loss", "target not reached", "distance to the scan")
     for trial in trials:
@@ -217,7 +218,7 @@ def answer(
     """Draw all questions under each δ in shared batches and write their files; returns what was written."""
     edits, factual = _edits(release.modality, questions, deltas), _factual_prompts(release.modality, questions)
     images = torch.stack([question.image for question in questions])
-    drawn = draw_counterfactuals(base, images, factual, edits, config, progress, release.drift)
+    drawn = draw_counterfactuals(base, images, factual, edits, config, progress, edit_drift(release))
     files: list[Path] = []
     for index, question in enumerate(questions):
         own = [row for row, edit in enumerate(edits) if edit.scan == index]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ld_common import messages
 from ld_common.config import to_mapping
-from ld_common.drift import mean_drift
+from ld_common.drift import by_channel, mean_drift
 from ld_common.errors import AdapterError, FederationError, LdError
 from ld_common.messages import TrainResult, TrainTask
 from ld_common.schemes import State
@@ -54,13 +54,13 @@ class DriftFederation(Strategy):
         study: StudyConfig,
         base_digest: str,
         modality_digest: str,
-        latent_shape: tuple[int, int, int],
+        drift_shape: torch.Size | None,
         output: Path,
         on_round: Callable[[RoundRecord], None] = lambda record: None,
     ) -> None:
         self.study = study
         self.base_digest, self.modality_digest = base_digest, modality_digest
-        self.latent_shape = latent_shape
+        self.drift_shape = drift_shape
         self.output = output
         self.on_round = on_round
         self.records: list[RoundRecord] = []
@@ -102,7 +102,7 @@ class DriftFederation(Strategy):
                 continue
             try:
                 result = self._read(reply, name, server_round)
-                norm = check_result(result, self.state, self._drift_shape(), self.study.federation.max_update_norm)
+                norm = check_result(result, self.state, self.drift_shape, self.study.federation.max_update_norm)
             except LdError as error:
                 record.left_out[name] = str(error)
                 continue
@@ -206,12 +206,6 @@ class DriftFederation(Strategy):
             raise AdapterError(f"its answer is of site '{result.site}' and round {result.round}")
         return result
 
-    def _drift_shape(self) -> torch.Size | None:
-        channels = self.latent_shape[0]
-        shapes = {"scalar": (1, 1, 1), "channel": (channels, 1, 1), "map": self.latent_shape}
-        shape = shapes.get(self.study.drift.mean)
-        return None if shape is None else torch.Size(shape)
-
 
 def _summary(result: TrainResult, norm: float) -> dict[str, Any]:
     return {
@@ -221,6 +215,6 @@ def _summary(result: TrainResult, norm: float) -> dict[str, Any]:
         "loss_last": result.loss_last,
         "update_norm": norm,
         "uplink_bytes": result.uplink_bytes,
-        "drift": None if result.drift is None else result.drift.mean((-1, -2)).tolist(),
+        "drift": None if result.drift is None else by_channel(result.drift),
         "seconds": result.seconds,
     }

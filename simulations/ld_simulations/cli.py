@@ -19,7 +19,7 @@ from ld_client.store import open_store
 from ld_common.command import run_cli
 from ld_common.errors import ConfigError
 from ld_common.models import BaseModel
-from ld_common.release import Release, load_release_base, read_release
+from ld_common.release import Release, edit_drift, load_release_base, read_release
 from ld_simulations.bodies import find_body
 from ld_simulations.demo import Demo, load_demo, prepare_sites
 from ld_simulations.evaluation import Evaluation, evaluate
@@ -117,7 +117,7 @@ def _judge(demo: Demo, release: Release, base: BaseModel) -> Evaluation:
             done += more
             advance("counterfactuals", done, total)
 
-        return evaluate(base, release.modality, held_out, demo.study.edit, ceiling, count, release.drift)
+        return evaluate(base, release.modality, held_out, demo.study.edit, ceiling, count, edit_drift(release))
 
 
 def _stores(demo: Demo) -> list[Path]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ld_client.site import load_modality, load_site
 from ld_client.store import open_store
-from ld_common.drift import Drift
+from ld_common.drift import ConditionalDrift, Drift, at_designs, by_channel
 from ld_common.images import read_scan, to_model
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
@@ -136,7 +136,7 @@ def _drifts(release: Release) -> str:
     axes = figure.subplots()
     drawn = {**release.site_drifts, **({} if release.drift is None else {"mean": release.drift})}
     for index, (name, drift) in enumerate(sorted(drawn.items())):
-        values = drift.mean.mean((-1, -2)).flatten().numpy()
+        values = np.array(by_channel(drift.mean if isinstance(drift, Drift) else drift.coefficients))
         place = np.arange(len(values)) + (index - (len(drawn) - 1) / 2) * 0.2
         axes.bar(place, values, 0.18, label=name, color="#999999" if name == "mean" else COLOURS[index % len(COLOURS)])
     axes.axhline(0, color="black", lw=0.6)
@@ -149,17 +149,19 @@ def _drifts(release: Release) -> str:
 @torch.no_grad()
 def _samples(release: Release, base: BaseModel) -> list[dict[str, Any]]:
     """Images from the same noise: without drift, with the mean drift and in each site's own style."""
-    prompts = [release.modality.describe(attributes) for attributes in _sample_attributes(release.modality)]
+    shown_attributes = _sample_attributes(release.modality)
+    prompts = [release.modality.describe(attributes) for attributes in shown_attributes]
+    designs = [release.modality.design(attributes) for attributes in shown_attributes]
     context = base.embed(prompts)
     noise = torch.randn((len(prompts), *base.latent_shape), generator=torch_generator(release.study.seed, "samples"))
     sampler = make_sampler(base.scheduler, steps=SAMPLE_STEPS)
-    kinds: dict[str, Drift | None] = {"no drift": None}
+    kinds: dict[str, Drift | ConditionalDrift | None] = {"no drift": None}
     if release.drift is not None:
         kinds["mean drift"] = release.drift
     kinds |= {f"drift of {name}": drift for name, drift in sorted(release.site_drifts.items())}
     rows = []
     for name, drift in kinds.items():
-        images = base.decode(sample(base, context, noise, sampler, drift))
+        images = base.decode(sample(base, context, noise, sampler, at_designs(drift, designs)))
         rows.append({"name": name, "images": list(zip(map(_picture, images), prompts, strict=True))})
     return rows
 

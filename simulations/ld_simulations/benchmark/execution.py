@@ -15,7 +15,7 @@ import ld_common.offline  # noqa: F401  (before any model library)
 from ld_client.train import Lesson, train_round
 from ld_common.adapters import read_tensors, write_bytes, write_tensors
 from ld_common.config import from_mapping
-from ld_common.drift import Drift, drift_from_moments
+from ld_common.drift import ConditionalDrift, Drift, drift_from_attributes, drift_from_moments
 from ld_common.models import BaseModel, load_base
 from ld_common.picture_statistics import match_grey_levels
 from ld_common.prior_preservation import draw_prior
@@ -26,6 +26,7 @@ from ld_common.study import StudyConfig
 from ld_simulations.benchmark.judge import Judge
 from ld_simulations.benchmark.pictures import OTHERS, TEST, TRAINING, Pictures, decode, draw_pictures, encode
 from ld_simulations.benchmark.plan import (
+    CONDITIONAL,
     HISTOGRAM,
     LOCAL,
     OFFSET_NOISE,
@@ -149,6 +150,8 @@ class Worker:
         if not drawing.drift:
             return [(None, everything)]
         training = drawing.training
+        if drawing.formulation == CONDITIONAL:
+            return [(self._conditional(training), everything)]
         if drawing.formulation == LOCAL:
             return [
                 (
@@ -220,6 +223,14 @@ class Worker:
         mean = drift_from_moments(latents, self._base_mean(), shape)
         assert mean is not None
         return mean
+
+    def _conditional(self, training: Training) -> Drift:
+        """One μ for each sample, by what its prompt says."""
+        modality, judge = self.benchmark.modalities[training.modality], self._judge_of(training.modality)
+        train, _, _ = self._pictures(training.modality)
+        design = [modality.design(own) for own in train.attributes]
+        fitted = ConditionalDrift(drift_from_attributes(self._latents(training), self._base_mean(), design))
+        return fitted.at([modality.design(judge.test.attributes[row]) for row in self._rows(judge)])
 
     def _base_mean(self) -> Tensor:
         if "mean" not in self._loaded:

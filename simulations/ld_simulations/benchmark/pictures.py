@@ -25,6 +25,8 @@ from ld_simulations.hospitals import HospitalConfig, HospitalsConfig, draw_visit
 
 TRAINING, TEST, OTHERS = range(3)
 """Parts of a hospital's patients."""
+WORTH_A_POOL = 100
+"""Patients below which starting processes takes longer than drawing."""
 ENCODED_TOGETHER = 64
 
 
@@ -59,8 +61,11 @@ def draw_pictures(
             for hospital in config.hospitals
             for n in range(patients)
         ]
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            drawn = list(pool.map(_draw_patient, tasks, chunksize=max(1, len(tasks) // (8 * processes))))
+        if len(tasks) < WORTH_A_POOL:
+            drawn = list(map(_draw_patient, tasks))
+        else:
+            with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+                drawn = list(pool.map(_draw_patient, tasks, chunksize=max(1, len(tasks) // (8 * processes))))
         images = torch.cat([images for images, _ in drawn])
         attributes = [own for _, several in drawn for own in several]
         numbers = [index // patients for index, (_, several) in enumerate(drawn) for _ in several]

@@ -18,7 +18,7 @@ from ld_common.study import TrainingConfig
 from ld_simulations.hospitals import HospitalsConfig
 
 OFFSET_NOISE, ZERO_SNR, HISTOGRAM = "offset_noise", "zero_terminal_snr", "histogram_matching"
-PRIOR, MAP, LOCAL = "prior", "prior-map", "prior-local"
+PRIOR, MAP, CONDITIONAL, LOCAL = "prior", "prior-map", "prior-conditional", "prior-local"
 VARIANTS = ("plain", OFFSET_NOISE, ZERO_SNR, "centred", "noise")
 """How a training may differ from the plain one: by its noise, its base, or the drift it learns under."""
 
@@ -108,7 +108,8 @@ class Drawing:
     drift: bool
     formulation: str
     """How the drift enters, `none` without one. μ has a value for each latent channel and is that of the pooled scans;
-    a suffix says otherwise: `prior-map`, `prior-scalar`, or `prior-local`, each hospital's own."""
+    a suffix says otherwise: `prior-map`, `prior-conditional` (a map that follows the prompt), `prior-scalar`, or
+    `prior-local`, each hospital's own."""
     control: str | None
 
     @property
@@ -166,11 +167,11 @@ def drawings(training: Training, detailed: bool) -> Iterator[Drawing]:
     if training.variant == "plain":
         yield Drawing(training, False, "none", None)
         yield Drawing(training, False, "none", HISTOGRAM)
-        shapes = (PRIOR, MAP, *((f"{PRIOR}-scalar", LOCAL) if detailed else ()))
+        shapes = (PRIOR, MAP, CONDITIONAL, *((f"{PRIOR}-scalar", LOCAL) if detailed else ()))
         yield from (Drawing(training, True, shape, None) for shape in shapes)
     elif training.variant == OFFSET_NOISE:
         yield Drawing(training, False, "none", OFFSET_NOISE)
-        yield from (Drawing(training, True, shape, OFFSET_NOISE) for shape in (PRIOR, MAP))
+        yield from (Drawing(training, True, shape, OFFSET_NOISE) for shape in (PRIOR, MAP, CONDITIONAL))
     elif training.variant == ZERO_SNR:
         yield Drawing(training, False, "none", ZERO_SNR)
     elif training.variant == "centred":

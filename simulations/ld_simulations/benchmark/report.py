@@ -12,14 +12,23 @@ from safetensors.torch import load_file
 
 from ld_common.adapters import write_bytes
 from ld_simulations.benchmark.execution import DETAILED, SHOWN
-from ld_simulations.benchmark.plan import HISTOGRAM, MAP, OFFSET_NOISE, PRIOR, ZERO_SNR, Benchmark, drawings
+from ld_simulations.benchmark.plan import (
+    CONDITIONAL,
+    HISTOGRAM,
+    MAP,
+    OFFSET_NOISE,
+    PRIOR,
+    ZERO_SNR,
+    Benchmark,
+    drawings,
+)
 from ld_simulations.benchmark.table import Metric, Row, Run, Verdict, find, metrics_of, rows_of, shown, verdicts
 
 RUNS, REFERENCE, PAGE = "latent_drift.json", "latent_drift_reference.json", "latent_drift.md"
 SHEET = "latent_drift_{}.png"
 INCHES = 0.62
 SHOWN_IN_SHEET = 10
-FORMULATIONS = ("none", PRIOR, MAP)
+FORMULATIONS = ("none", PRIOR, MAP, CONDITIONAL)
 """Those of the main table."""
 CONTROLS = (HISTOGRAM, OFFSET_NOISE, ZERO_SNR)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ld_simulations.benchmark.plan import HISTOGRAM, MAP, OFFSET_NOISE, PRIOR
+from ld_simulations.benchmark.plan import CONDITIONAL, HISTOGRAM, MAP, OFFSET_NOISE, PRIOR
 
 Run = dict[str, Any]
 
@@ -145,12 +145,11 @@ CUT_BY = {"brain": 0.60, "chest": 0.25}
 
 
 def verdicts(runs: Sequence[Run], modality: str, schemes: Sequence[str]) -> list[Verdict]:
-    """The aims of the table for one modality, for μ by channel and for μ as a map."""
+    """The aims of the table for one modality, for μ by channel, as a map, and as a map that follows the prompt."""
     rows, known = rows_of(runs, modality), metrics_of(runs)
     main = next(iter(known))
     found = []
-    for formulation in (PRIOR, MAP):
-        what = "drift" if formulation == PRIOR else "drift as a map"
+    for formulation, what in ((PRIOR, "drift"), (MAP, "drift as a map"), (CONDITIONAL, "conditional drift")):
         cuts = {}
         for scheme in schemes:
             before, after = find(rows, scheme, "none"), find(rows, scheme, formulation)
