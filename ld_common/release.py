@@ -21,7 +21,8 @@ from ld_common.errors import AdapterError, ConfigError, ReleaseError
 from ld_common.modality import Modality
 from ld_common.models import BaseModel, base_digest, load_base
 from ld_common.schemes import State, attach, read_scheme
-from ld_common.study import StudyConfig, check_site_name
+from ld_common.site_name import check_site_name
+from ld_common.study import StudyConfig
 
 ADAPTER, MANIFEST, CARD = "adapter.safetensors", "manifest.json", "README.md"
 FORMAT = 1

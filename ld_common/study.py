@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,9 @@ from ld_common.drift_search import SearchConfig
 from ld_common.errors import ConfigError
 from ld_common.modality import Modality
 from ld_common.schemes import complete
+from ld_common.site_name import check_site_name
 
-RESERVED_NAMES = ("release", "auto")
-"""Words that `ld-generate --drift` knows; no site can be called so."""
 CHOICES = ("moments", "grid")
-
-
-def check_site_name(name: str) -> None:
-    """Refuse a name that files, labels or commands would stumble over; raises `ConfigError`."""
-    plain = bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name))
-    require(plain and name not in RESERVED_NAMES and not _is_number(name), f"'{name}' cannot name a site: {NAME_RULE}")
-
-
-NAME_RULE = f"use a letter, then letters, digits, _ . -, and none of {', '.join(RESERVED_NAMES)}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 @dataclass

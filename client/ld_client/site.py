@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 from ld_common.config import load_config, nearest, require
 from ld_common.modality import Modality
-from ld_common.study import check_site_name
+from ld_common.site_name import check_site_name
 
 FROM_HEADER = ("age", "sex")
 """Attributes that a DICOM header may supply where the table does not."""

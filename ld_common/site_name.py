@@ -1,0 +1,25 @@
+"""What a site may be called: its name becomes a file's, a label and a word on command lines."""
+
+from __future__ import annotations
+
+import re
+
+from ld_common.config import require
+
+RESERVED_NAMES = ("release", "auto")
+"""Words that `ld-generate --drift` knows; no site can be called so."""
+NAME_RULE = f"use a letter, then letters, digits, _ . -, and none of {', '.join(RESERVED_NAMES)}"
+
+
+def check_site_name(name: str) -> None:
+    """Refuse a name that files, labels or commands would stumble over; raises `ConfigError`."""
+    plain = bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name))
+    require(plain and name not in RESERVED_NAMES and not _is_number(name), f"'{name}' cannot name a site: {NAME_RULE}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
