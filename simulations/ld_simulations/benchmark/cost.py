@@ -150,7 +150,7 @@ def main(
     text: Path = typer.Option(Path("docs/stable_diffusion.md"), help="Markdown page of all numbers."),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     precision: str = typer.Option("float32", help="float32 or bfloat16."),
-    sides: str = typer.Option("128,256,384", help="Picture sides that are measured, in pixels."),
+    sides: str = typer.Option("64,128,256", help="Picture sides that are measured, in pixels."),
     batch: int = typer.Option(1, help="Pictures a step."),
     target: int = typer.Option(512, help="Side that is computed, unless it is measured."),
 ) -> None:
