@@ -67,7 +67,7 @@ class PolicyConfig:
     """Visits in one step."""
     max_parameters: int = 50_000_000
     """Numbers that learn, and leave in each round: a large adapter can remember more. All of Stable Diffusion 1.4's
-    UNet are 860 million, a LoRA of rank 8 some 8 million."""
+    UNet are 860 million, a LoRA of rank 8 on its default layers 3.4 million."""
     max_evaluations: int = 100_000
     """Network evaluations of one picture before training: for the base's own pictures that DreamBooth preserves, and
     for the search of a drift."""

@@ -51,7 +51,6 @@ STABLE_DIFFUSION_1_4: dict[str, Any] = {
 """The UNet's config in the published folder."""
 PIXELS_PER_LATENT, TOKENS = 8, 77
 WARM, TIMED = 1, 3
-SCHEMES = ("lora", "custom_diffusion", "basic")
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -150,13 +149,14 @@ def main(
     text: Path = typer.Option(Path("docs/stable_diffusion.md"), help="Markdown page of all numbers."),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     precision: str = typer.Option("float32", help="float32 or bfloat16."),
+    schemes: str = typer.Option("lora,custom_diffusion,basic", help="Schemes that are measured."),
     sides: str = typer.Option("64,128,256", help="Picture sides that are measured, in pixels."),
     batch: int = typer.Option(1, help="Pictures a step."),
     target: int = typer.Option(512, help="Side that is computed, unless it is measured."),
 ) -> None:
     """Measure training steps and evaluations of Stable Diffusion 1.4's UNet and add them to a file."""
     kept = json.loads(out.read_text()) if out.exists() else []
-    for scheme in SCHEMES:
+    for scheme in schemes.split(","):
         measured = []
         for side in map(int, sides.split(",")):
             # a process of its own, or the peak would be that of the largest before
