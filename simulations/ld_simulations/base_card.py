@@ -86,6 +86,7 @@ def _card(model: BaseModel, recipe: dict[str, object], quality: dict[str, float]
         f"{name} {sum(value.numel() for value in part.parameters()) / 1e6:.2f} M" for name, part in networks.items()
     )
     prompts = "\n".join(f"- {prompt}" for prompt in PROMPTS)
+    config = "zero_snr_base.yaml" if recipe.get("zero_terminal_snr") else "base_model.yaml"
     return f"""# The tiny base model
 
 A latent diffusion model in Stable Diffusion's own folder format, small enough to live in the repository and to be
@@ -94,10 +95,10 @@ half precision. Parameters: {sizes}.
 
 **What it has seen:** {recipe["pictures"]} generic procedural pictures with captions (dead leaves, 1/f textures,
 gradients, mazes, warped shapes with holes), drawn by `ld_simulations.generic_pictures`. Nothing medical: the shift from
-these to a hospital's scans is real. Noise schedule and prediction type are those of Stable Diffusion 1.4.
+these to a hospital's scans is real. {_schedule(model)}
 
-**How it was made:** `.venv/bin/python -m ld_simulations.base_model --config configs/base_model.yaml`, seed
-{recipe["seed"]}, on {recipe["device"]}; the whole recipe is in `recipe.json`. {note}
+**How it was made:** `.venv/bin/python -m ld_simulations.base_model --config configs/{config}`, seed
+{recipe["seed"]}, on {recipe["device"]}; the whole recipe is in `recipe.json`.{" " + note if note else ""}
 
 **Reconstruction by the frozen VAE, the ceiling of everything later** (PSNR for a range of 2):
 
@@ -115,6 +116,12 @@ two for each of
 
 This card: `.venv/bin/python -m ld_simulations.base_card --held-out runs/demo/hospitals/held_out`.
 """
+
+
+def _schedule(model: BaseModel) -> str:
+    if model.scheduler.config["rescale_betas_zero_snr"]:
+        return "Its schedule ends without signal (zero terminal SNR, arXiv 2305.08891), with v-prediction."
+    return "Noise schedule and prediction type are those of Stable Diffusion 1.4."
 
 
 if __name__ == "__main__":
