@@ -1,15 +1,27 @@
-"""How a command line ends: a user's error is one line on stderr and exit code 2, never a traceback."""
+"""What command lines share: a bar, and an end where a user's error is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ld_common.errors import LdError
+
+
+@contextmanager
+def progress_bar(console: Console, title: str, total: int, transient: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar with an ETA; yields the function that moves it by a number of steps."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=transient) as progress:
+        bar = progress.add_task(title, total=total)
+        yield lambda done: progress.advance(bar, done)
 
 
 def run_cli(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:

@@ -92,6 +92,15 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def is_number(text: str) -> bool:
+    """Whether `text` reads as a number, `nan` and `inf` among them."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """A clause that names the known word nearest to `word`, or all of them when none is near."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ld_common.config import require
+from ld_common.config import is_number, require
 
 RESERVED_NAMES = ("release", "auto")
 """Words that `ld-generate --drift` knows; no site can be called so."""
@@ -14,12 +14,4 @@ NAME_RULE = f"use a letter, then letters, digits, _ . -, and none of {', '.join(
 def check_site_name(name: str) -> None:
     """Refuse a name that files, labels or commands would stumble over; raises `ConfigError`."""
     plain = bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name))
-    require(plain and name not in RESERVED_NAMES and not _is_number(name), f"'{name}' cannot name a site: {NAME_RULE}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    require(plain and name not in RESERVED_NAMES and not is_number(name), f"'{name}' cannot name a site: {NAME_RULE}")

@@ -10,15 +10,9 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from ld_common.models import Denoiser
+from ld_simulations.base_networks import make_scheduler
 
-SCHEDULER = DDIMScheduler(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-)
+SCHEDULER = make_scheduler()
 DATA_MEAN, DATA_VARIANCE = 1.5, 0.4
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from typer.testing import CliRunner
 
 from ld_client.cli import app
@@ -19,6 +18,7 @@ from ld_common.drift_search import SearchConfig, best, search_counterfactual, se
 from ld_common.errors import ConfigError, RequestError
 from ld_common.models import load_base, load_denoiser
 from ld_common.study import StudyConfig
+from ld_simulations.base_networks import make_scheduler
 from tests.gaussian import DATA_MEAN, SCHEDULER, gaussian_model, unit_noise
 
 
@@ -97,8 +97,7 @@ def test_a_search_needs_two_scans_and_a_leak() -> None:
     model, config = gaussian_model(), SearchConfig(images=4, steps=2)
     with pytest.raises(ConfigError, match="1 is too few"):
         search_grid(model, unit_noise(1), ["a scan"], config, "prior", 0)
-    mended = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
-    tight = gaussian_model(DDIMScheduler.from_config(SCHEDULER.config, **mended))
+    tight = gaussian_model(make_scheduler(zero_terminal_snr=True))
     with pytest.raises(ConfigError, match="zero SNR"):
         search_grid(tight, unit_noise(4), ["a scan"] * 4, config, "prior", 0)
 

@@ -11,6 +11,7 @@ from ld_common.drift import Drift, step_shift
 from ld_common.inversion import denoise, invert, predictor, trajectory
 from ld_common.models import Denoiser, load_base
 from ld_common.objective import denoising_loss, training_noise, training_timesteps
+from ld_simulations.base_networks import make_scheduler
 from tests.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 
 
@@ -48,9 +49,7 @@ def test_denoising_is_the_plain_ddim_scheduler() -> None:
 
 
 def test_a_schedule_that_ends_without_signal_stays_finite_both_ways() -> None:
-    scheduler = DDIMScheduler.from_config(
-        SCHEDULER.config, rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
-    )
+    scheduler = make_scheduler(zero_terminal_snr=True)
     path, predict = trajectory(scheduler, 20), predictor(gaussian_model(scheduler), NO_CONTEXT)
     assert path.levels[0] == 0
     latents = DATA_MEAN + unit_noise(4)

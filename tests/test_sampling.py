@@ -12,6 +12,7 @@ from ld_common.drift import Drift, drift_from_shift
 from ld_common.errors import ConfigError
 from ld_common.models import load_base
 from ld_common.sampling import SAMPLERS, SPACINGS, make_sampler, sample
+from ld_simulations.base_networks import make_scheduler
 from tests.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 
 PLAIN: dict[str, Any] = {
@@ -97,12 +98,7 @@ def test_the_shared_shift_means_the_same_at_any_number_of_steps_and_the_literal_
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_zero_terminal_snr_with_trailing_steps_needs_no_drift(name: str) -> None:
-    scheduler = DDIMScheduler.from_config(
-        SCHEDULER.config,
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        prediction_type="v_prediction",
-    )
+    scheduler = make_scheduler(zero_terminal_snr=True)
     sampler = make_sampler(scheduler, name, 25)
     assert int(sampler.timesteps[0]) == 999
     model = gaussian_model(scheduler)

@@ -19,9 +19,10 @@ from ld_common.drift_search import best, search_counterfactual
 from ld_common.modality import Modality
 from ld_common.models import Denoiser, base_digest, load_denoiser
 from ld_common.release import load_release_base, read_release
+from ld_common.study import CHOICES as STUDY_CHOICES
 from ld_common.study import StudyConfig, load_study
 
-CHOICES = ("moments", "grid", "counterfactual")
+CHOICES = (*STUDY_CHOICES, "counterfactual")
 
 
 def show_drift(

@@ -16,6 +16,7 @@ from ld_client.identity import pseudonym
 from ld_client.left_out import LeftOut, Reason
 from ld_client.site import SiteConfig
 from ld_client.table import Row, Table, read_table
+from ld_common.config import is_number
 from ld_common.dicom import DicomHeader, choose_slice, read_header
 from ld_common.errors import RequestError, ScanError, TableError
 from ld_common.frames import Scan, value_range
@@ -246,7 +247,7 @@ class _Joiner:
         try:
             attributes[name] = self.found.modality.parse(name, text)
         except RequestError as error:
-            number = not self.found.modality.attributes[name].words and _is_number(text)
+            number = not self.found.modality.attributes[name].words and is_number(text)
             return (Reason.OUT_OF_RANGE if number else Reason.UNKNOWN_VALUE), f"row {row.line}: {error}"
         return None
 
@@ -257,11 +258,3 @@ class _Joiner:
 def _number(header: DicomHeader) -> int:
     """The series number, unnumbered series last."""
     return 2**31 if header.series_number is None else header.series_number
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class Prior:
     """Weight of their loss."""
 
 
-class Scheme:
+class Scheme(ABC):
     """One scheme; subclasses are dataclasses whose fields are the study's options under `scheme`."""
 
     @property
@@ -36,13 +37,13 @@ class Scheme:
         """The prior that training preserves, if any."""
         return None
 
+    @abstractmethod
     def attach(self, model: Denoiser, seed: int) -> Iterable[Named]:
         """Make the scheme's parameters in `model` and name them as they travel; those that learn require a gradient.
 
         The same seed starts them alike on every side, and a prompt that is not decorated is read as the base reads it
         until they are trained.
         """
-        raise NotImplementedError
 
     def decorate(self, prompt: str) -> str:
         """The prompt as the adapted model shall read it."""

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ld_common.errors import RequestError
+from ld_common.images import Frame, write_png
 from ld_common.modality import Attributes
 from ld_common.models import BaseModel
 from ld_common.release import Release, software
@@ -82,11 +81,9 @@ def draw_samples(
 
 def write_picture(path: Path, picture: Tensor, description: str) -> Path:
     """Write a picture `(1,S,S)` in [-1, 1] as a PNG that says it is synthetic."""
-    note = PngInfo()
-    for key, value in (SYNTHETIC | {"Description": description}).items():
-        note.add_text(key, value)
-    grey = ((picture[0] + 1) * 127.5).round().to(torch.uint8).numpy()
-    Image.fromarray(grey).save(path, pnginfo=note, optimize=True)
+    pixels = picture[0].numpy()
+    frame = Frame(-1.0, 1.0, pixels.shape, None, len(pixels), None)
+    write_png(path, pixels, frame, SYNTHETIC | {"Description": description})
     return path
 
 

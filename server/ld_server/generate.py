@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 import ld_common.offline  # noqa: F401  (before any model library)
-from ld_common.command import run_cli
+from ld_common.command import progress_bar, run_cli
 from ld_common.config import load_config, to_mapping
 from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
 from ld_common.drift_search import best, search_counterfactual
@@ -125,7 +123,7 @@ def _draw(
     if samples < 1:
         raise RequestError(f"--samples is {samples}: use 1 or more")
     choices = choose_drifts(release, drift)
-    with _progress("drawing", samples * len(choices)) as advance:
+    with progress_bar(console, "drawing", samples * len(choices)) as advance:
         return draw_samples(model, release, attributes, choices, samples, steps, sampler, out, advance)
 
 
@@ -141,36 +139,28 @@ def _edit(
 ) -> list[Path]:
     """Counterfactuals of scans under each δ, with a bar."""
     total = len(questions) + len(deltas) * sum(len(question.targets) for question in questions)
-    with _progress("drawing", total) as advance:
+    with progress_bar(console, "drawing", total) as advance:
         return answer(model, release, questions, config, deltas, advance)
 
 
 def _search(model: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig) -> float:
-    """The δ at which these edits reach their target and stay nearest to the scan (arXiv 2412.20651, Eq. 5)."""
+    """The δ at which these edits reach their target and stay near the reconstruction (arXiv 2412.20651, Eq. 5)."""
     edits, factual = _edits(release.modality, questions, [0.0]), _factual_prompts(release.modality, questions)
     images = torch.stack([question.image for question in questions])
     latents = torch.cat([model.encode(chunk) for chunk in images.split(config.batch_size)])
     search = release.study.drift.search
-    with _progress("searching δ", len(search.deltas)) as advance:
+    with progress_bar(console, "searching δ", len(search.deltas)) as advance:
         seed, drift = release.study.seed, edit_drift(release)
         trials = search_counterfactual(
             model, latents, factual, edits, search, config, seed, drift, lambda *_: advance(1)
         )
-    table = Table("δ", "loss", "target not reached", "distance to the scan")
+    table = Table("δ", "loss", "target not reached", "distance to the reconstruction")
     for trial in trials:
         table.add_row(f"{trial.delta:+g}", f"{trial.loss:.4f}", *(f"{part:.4f}" for part in trial.parts.values()))
     console.print(table)
     found = best(trials)
     console.print(f"δ = {found.delta:+g}")
     return found.delta
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(title, total=total)
-        yield lambda done: progress.advance(bar, done)
 
 
 def read_questions(
@@ -303,7 +293,7 @@ def _named(target: Attributes) -> str:
 
 def _request(question: Question, target: Attributes, config: EditConfig, delta: float) -> str:
     """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
-    words = json.dumps([question.factual, target, to_mapping(config), *([delta] if delta else [])], sort_keys=True)
+    words = json.dumps([question.factual, target, to_mapping(config), delta], sort_keys=True)
     return hashlib.sha256(question.scan.pixels.tobytes() + words.encode()).hexdigest()
 
 

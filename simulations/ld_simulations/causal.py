@@ -26,18 +26,17 @@ visibility at 3 mm a pixel, not fitted to any.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from ld_common.modality import Attributes
 from ld_simulations.anatomy import CENTRE_Y_MM, Tissue, load_anatomy, slice_points, widened
 from ld_simulations.body import Patient, Rendering, known_attributes
 from ld_simulations.device import Array
+from ld_simulations.variation import bent, texture_at
 
 DISEASE = "AD"
 HEAD_SIZE = {"M": 1.0, "F": 0.95}
@@ -67,7 +66,7 @@ WARP_WAVES = 10
 WARP_MM = 2.0
 """Root mean square displacement of a patient's anatomy along each axis."""
 WARP_LENGTHS_MM = (70.0, 190.0)
-TEXTURE_SIDE, TEXTURE_VOXEL_MM = 48, 2.0
+TEXTURE_SIDE, TEXTURE_VOXEL_MM, TEXTURE_SMOOTHING = 48, 2.0, 0.9
 TEXTURE_CONTRAST, TEXTURE_OF_PIAL_T1 = 0.018, 0.02
 BIAS_TERMS = 5
 
@@ -187,9 +186,7 @@ def warped(noise: Noise, size: float, points_mm: Array) -> Array:
     """Where in the template (3,...) a slice's points (3,...) come from by the head's size and shape alone."""
     pivot = np.array([0.0, CENTRE_Y_MM, points_mm[2].flat[0]], np.float32).reshape(3, *[1] * (points_mm.ndim - 1))
     at = (points_mm - pivot) / np.float32(size) + pivot
-    phases = noise.warp_phases.reshape(-1, *[1] * (points_mm.ndim - 1))
-    moved: Array = at + np.tensordot(noise.warp_mm.T, np.sin(np.tensordot(noise.warp_waves, at, 1) + phases), 1)
-    return moved
+    return bent(at, noise.warp_waves, noise.warp_phases, noise.warp_mm)
 
 
 def _tone(tissue: Tissue, ventricle: Array, texture_mm: Array, thinning: float) -> Array:
@@ -207,16 +204,4 @@ def _tone(tissue: Tissue, ventricle: Array, texture_mm: Array, thinning: float) 
 
 
 def _texture(points_mm: Array) -> Array:
-    found: Array = ndimage.map_coordinates(
-        _texture_cube(), points_mm / TEXTURE_VOXEL_MM, order=1, mode="grid-wrap", prefilter=False
-    )
-    return found
-
-
-@functools.cache
-def _texture_cube() -> Array:
-    """A periodic cube of smooth noise of unit deviation that all patients share; each has another place in it."""
-    noise = np.random.default_rng(0).standard_normal((TEXTURE_SIDE,) * 3)
-    smooth = ndimage.gaussian_filter(noise, 0.9, mode="wrap")
-    cube: Array = (smooth / smooth.std()).astype(np.float32)
-    return cube
+    return texture_at(points_mm / TEXTURE_VOXEL_MM, TEXTURE_SIDE, TEXTURE_SMOOTHING)

@@ -35,17 +35,16 @@ that radiographs show (cardiothoracic ratio 0.45 in health, 0.55 and more in fai
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from ld_common.modality import Attributes
 from ld_simulations.body import Rendering, known_attributes
 from ld_simulations.chest_anatomy import Shape, ray_lengths
 from ld_simulations.device import Array
+from ld_simulations.variation import bent, texture_at
 
 SOFT_PER_MM, BONE_PER_MM = 0.019, 0.035
 """Attenuation coefficients of soft tissue and of bone, 1/mm of the standard chest, at some 70 keV."""
@@ -70,7 +69,7 @@ BRANCHES = 12
 WARP_WAVES, WARP_MM, WARP_LENGTHS_MM = 8, 1.6, (110.0, 260.0)
 STANDING_SD_MM = 4.0
 """How far, across and down, a patient stands from the detector's middle."""
-TEXTURE_SIDE, TEXTURE_PIXEL_MM = 96, 3.0
+TEXTURE_SIDE, TEXTURE_PIXEL_MM, TEXTURE_SMOOTHING = 96, 3.0, 2.5
 DISEASE = "HF"
 
 
@@ -230,9 +229,7 @@ def grid_points(grid: tuple[int, int], spacing_mm: float) -> Array:
 def warped(noise: Noise, size: float, points_mm: Array) -> Array:
     """Where in the standard chest (2,...) points (2,...) of the picture come from."""
     at = (points_mm - noise.standing_mm[:, None, None]) / np.float32(size)
-    phases = noise.warp_phases[:, None, None]
-    moved: Array = at + np.tensordot(noise.warp_mm.T, np.sin(np.tensordot(noise.warp_waves, at, 1) + phases), 1)
-    return moved
+    return bent(at, noise.warp_waves, noise.warp_phases, noise.warp_mm)
 
 
 def silhouette(radius: Array) -> Array:
@@ -243,16 +240,4 @@ def silhouette(radius: Array) -> Array:
 
 
 def _texture(points_mm: Array) -> Array:
-    found: Array = ndimage.map_coordinates(
-        _texture_sheet(), points_mm / TEXTURE_PIXEL_MM, order=1, mode="grid-wrap", prefilter=False
-    )
-    return found
-
-
-@functools.cache
-def _texture_sheet() -> Array:
-    """Periodic smooth noise of unit deviation that all patients share; each has another place in it."""
-    noise = np.random.default_rng(0).standard_normal((TEXTURE_SIDE,) * 2)
-    smooth = ndimage.gaussian_filter(noise, 2.5, mode="wrap")
-    sheet: Array = (smooth / smooth.std()).astype(np.float32)
-    return sheet
+    return texture_at(points_mm / TEXTURE_PIXEL_MM, TEXTURE_SIDE, TEXTURE_SMOOTHING)

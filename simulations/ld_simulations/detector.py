@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from ld_common.config import require
-from ld_simulations.device import FWHM_PER_SD, Array, DeviceConfig, device_values
+from ld_simulations.device import FWHM_PER_SD, Array, DeviceConfig, device_values, toned
 
 SMALLEST_FIELD_OF_VIEW_MM = 340.0
 SCATTER_MM = 70.0
@@ -75,6 +75,5 @@ def expose(attenuation: Array, config: DetectorConfig, rng: np.random.Generator)
     # many photons: their number's deviation is its root
     signal = signal + np.sqrt(signal / config.photons) * rng.standard_normal(signal.shape)
     seen = -np.log(np.maximum(signal, LEAST_SIGNAL)) - config.darkest_attenuation
-    tone = np.clip(seen / (config.brightest_attenuation - config.darkest_attenuation), 0, 1) ** config.gamma
-    tone = tone + config.s_curve * (tone * tone * (3 - 2 * tone) - tone)
-    return device_values(tone * RANGE_SHARE, config)
+    shares = seen / (config.brightest_attenuation - config.darkest_attenuation)
+    return device_values(toned(shares, config.gamma, config.s_curve) * RANGE_SHARE, config)

@@ -64,6 +64,13 @@ class DeviceConfig:
         )
 
 
+def toned(shares: NDArray[np.float64], gamma: float, s_curve: float) -> NDArray[np.float64]:
+    """Shares of the range, clipped to 0 to 1, raised to `gamma`, with middle tones pulled apart by `s_curve`."""
+    tone = np.clip(shares, 0, 1) ** gamma
+    curved: NDArray[np.float64] = tone + s_curve * (tone * tone * (3 - 2 * tone) - tone)
+    return curved
+
+
 def device_values(shares: NDArray[np.float64], config: DeviceConfig) -> Array:
     """Device values (H,W), float32, of shares of the stored range, 0 to 1: those that the file can hold exactly."""
     low, high = config.stored_range

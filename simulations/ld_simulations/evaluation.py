@@ -108,7 +108,7 @@ def evaluate(
     body = read_body(folder)
     scans, cases = read_held_out(folder, modality, base.side)
     factual = {case.scan: modality.describe(case.attributes) for case in cases}
-    edits = [Edit(case.scan, modality.describe(case.attributes | case.target)) for case in cases]
+    edits = [Edit(case.scan, modality.describe(case.attributes | case.target), config.delta) for case in cases]
     prompts = [factual[row] for row in range(len(scans))]
     drawn = draw_counterfactuals(base, scans, prompts, edits, config, progress, drift)
     rows = measure(base, body, modality, scans, cases, drawn)

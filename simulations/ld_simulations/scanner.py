@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ld_common.config import require
-from ld_simulations.device import FWHM_PER_SD, Array, DeviceConfig, device_values
+from ld_simulations.device import FWHM_PER_SD, Array, DeviceConfig, device_values, toned
 
 SMALLEST_FIELD_OF_VIEW_MM = 200.0
 RANGE_SHARE = 0.9
@@ -49,9 +49,8 @@ def acquire(contrast: Array, config: ScannerConfig, bias: Array, rng: np.random.
     so that reading the file back returns them exactly.
     """
     blurred = ndimage.gaussian_filter(contrast, config.resolution_mm / FWHM_PER_SD / config.spacing_mm)
-    toned = np.clip(blurred, 0, 1) ** config.gamma
-    toned = toned + config.s_curve * (toned * toned * (3 - 2 * toned) - toned)
-    seen = config.tissue_contrast * toned * bias_field(contrast.shape, config.bias_strength, bias)
+    tone = toned(blurred, config.gamma, config.s_curve)
+    seen = config.tissue_contrast * tone * bias_field(contrast.shape, config.bias_strength, bias)
     noise = config.noise_sd * rng.standard_normal((2, *contrast.shape))
     seen = np.hypot(seen + noise[0], noise[1])
     return device_values(seen * RANGE_SHARE, config)

@@ -8,16 +8,13 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import ld_common.offline  # noqa: F401  (before any model library)
-from ld_common.command import run_cli
+from ld_common.command import progress_bar, run_cli
 from ld_simulations.benchmark.execution import Worker
 from ld_simulations.benchmark.plan import Benchmark, Training, load_benchmark
 from ld_simulations.benchmark.report import write_results
@@ -25,8 +22,8 @@ from ld_simulations.benchmark.report import write_results
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 
-_worker: Worker | None = None
-"""A pool's process has one for its life."""
+_own: list[Worker] = []
+"""A pool's process has one worker for its life."""
 
 
 @cli.command()
@@ -47,15 +44,15 @@ def evaluate(
 
 def _fill(benchmark: Benchmark, output: Path) -> None:
     """Run whatever is not there yet."""
-    with _progress("real pictures", len(benchmark.modalities)) as advance:
+    with progress_bar(console, "real pictures", len(benchmark.modalities), transient=False) as advance:
         worker = Worker(benchmark)
         for modality in benchmark.modalities:
             worker.prepare(modality)
-            advance()
+            advance(1)
     tasks = benchmark.trainings
-    with _progress("trainings and samples", len(tasks)) as advance:
+    with progress_bar(console, "trainings and samples", len(tasks), transient=False) as advance:
         for training in _run(benchmark, tasks):
-            advance()
+            advance(1)
             with (output / "log.txt").open("a") as log:
                 print(f"{datetime.datetime.now():%F %T} {training.name}", file=log)
 
@@ -79,21 +76,11 @@ def _run(benchmark: Benchmark, tasks: list[Training]) -> Iterator[Training]:
 
 
 def _start(benchmark: Benchmark, threads: int) -> None:
-    global _worker
-    _worker = Worker(benchmark, threads)
+    _own.append(Worker(benchmark, threads))
 
 
 def _train(task: Training) -> list[Path]:
-    assert _worker is not None
-    return _worker.run(task)
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        bar = progress.add_task(title, total=total)
-        yield lambda: progress.advance(bar)
+    return _own[0].run(task)
 
 
 def main() -> None:

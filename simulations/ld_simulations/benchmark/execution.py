@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -220,9 +220,7 @@ class Worker:
         if hospital is not None:
             train, _, _ = self._pictures(training.modality)
             latents = latents[[number == hospital for number in train.hospitals]]
-        mean = drift_from_moments(latents, self._base_mean(), shape)
-        assert mean is not None
-        return mean
+        return cast(Tensor, drift_from_moments(latents, self._base_mean(), shape))
 
     def _conditional(self, training: Training) -> Drift:
         """One μ for each sample, by what its prompt says."""
