@@ -11,7 +11,7 @@ from PIL import Image
 
 from ld_common.errors import ConfigError
 from ld_simulations.benchmark.cli import cli
-from ld_simulations.benchmark.plan import drawings, load_benchmark
+from ld_simulations.benchmark.plan import load_benchmark
 from ld_simulations.benchmark.table import find, metrics_of, reduction, rows_of, shown, verdicts
 
 CONFIG = Path(__file__).parents[1] / "configs/benchmark_ld.yaml"
@@ -23,7 +23,8 @@ def test_the_plan_is_the_papers_table_with_its_controls() -> None:
     assert list(benchmark.config.schemes) == SCHEMES
     assert set(benchmark.config.modalities) == {"brain", "chest"}
     assert len(benchmark.config.seeds) >= 3
-    plain = [drawing for task in benchmark.trainings for drawing in drawings(task, False) if task.variant == "plain"]
+    drawings = benchmark.all_drawings
+    plain = [drawing for drawing in drawings if drawing.training.variant == "plain"]
     for modality in ("brain", "chest"):
         for scheme in SCHEMES:
             own = [one for one in plain if (one.training.modality, one.training.scheme) == (modality, scheme)]
@@ -32,7 +33,8 @@ def test_the_plan_is_the_papers_table_with_its_controls() -> None:
                 (True, None),
                 (False, "histogram_matching"),
             }
-    names = [drawing.name for task in benchmark.trainings for drawing in drawings(task, True)]
+    assert {one.control for one in drawings} == {None, "histogram_matching", "offset_noise", "zero_terminal_snr"}
+    names = [drawing.name for drawing in drawings]
     assert len(names) == len(set(names))
 
 
@@ -43,6 +45,9 @@ def test_the_plan_is_the_papers_table_with_its_controls() -> None:
         ("samples=0", "samples is 0"),
         ("variants.ofset_noise=[basic]", "ofset_noise"),
         ("variants.centred=[basics]", "basics"),
+        ("first_seed_only=[centered]", "centered"),
+        ("forms.basics=[prior-map]", "basics"),
+        ("forms.basic=[prior-maps]", "prior-maps"),
         ("schemes.lora.scheme.ranc=2", "ranc"),
         ("device=tpu", "device is 'tpu'"),
     ],
@@ -107,6 +112,7 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
         "samples=12",
         "sampler_steps=2",
         "classifier_steps=2",
+        "workers=1",
         "features=[gabor]",
         "schemes.dreambooth.scheme.prior_samples=2",
         "schemes.dreambooth.scheme.prior_steps=2",

@@ -35,15 +35,12 @@ from ld_simulations.benchmark.plan import (
     Benchmark,
     Drawing,
     Training,
-    drawings,
 )
 from ld_simulations.bodies import find_body
 
 SHOWN = 12
 """Samples of the first seed that are kept for the sheet."""
 SAMPLED_TOGETHER = {"cpu": 32, "cuda": 512}
-DETAILED = ("basic",)
-"""Schemes whose drift is drawn in every form."""
 
 
 class Worker:
@@ -53,22 +50,25 @@ class Worker:
         self.benchmark, self.config = benchmark, benchmark.config
         self.output = Path(self.config.output)
         self._loaded: dict[str, Any] = {}
+        self._last: tuple[Training, Attached[BaseModel]] | None = None
         if threads:
             torch.set_num_threads(threads)
 
     def run(self, training: Training) -> list[Path]:
         """Train and draw what is not there yet; returns the result files."""
-        planned = list(drawings(training, training.scheme in DETAILED))
+        planned = list(self.benchmark.drawings(training))
         files = [self.output / "runs" / f"{drawing.name}.json" for drawing in planned]
-        waiting = [drawing for drawing, file in zip(planned, files, strict=True) if not file.exists()]
-        if waiting:
-            attached = self._trained(training)
-            images: dict[str, Tensor] = {}
-            for drawing in waiting:
-                if drawing.formulation not in images:
-                    images[drawing.formulation] = self._drawn(attached, drawing)
-                self._judge(drawing, images[drawing.formulation])
+        for drawing, file in zip(planned, files, strict=True):
+            if not file.exists():
+                self._judge(drawing, self._samples(drawing))
         return files
+
+    def _samples(self, drawing: Drawing) -> Tensor:
+        """Samples `(N,1,S,S)` before any control that acts on them, drawn once and kept."""
+        file = self.output / "samples" / f"{drawing.training.name}-{drawing.formulation}.safetensors"
+        if not file.exists():
+            write_tensors(file, {"images": self._drawn(self._trained(drawing.training), drawing).half()}, {})
+        return read_tensors(file)[0]["images"].float()
 
     def prepare(self, modality: str) -> Path:
         """Draw a modality's pictures, encode them, and measure the references: what several workers would do twice."""
@@ -92,6 +92,12 @@ class Worker:
         return file
 
     def _trained(self, training: Training) -> Attached[BaseModel]:
+        """The training's model, trained now or before; the last one stays loaded."""
+        if self._last is None or self._last[0] != training:
+            self._last = training, self._train(training)
+        return self._last[1]
+
+    def _train(self, training: Training) -> Attached[BaseModel]:
         study, base = self._study(training), self._base(training)
         scheme = read_scheme(study.scheme)
         attached = attach(base, scheme, study.seed)
@@ -135,7 +141,7 @@ class Worker:
         embedded = torch.cat([model.embed(known[first : first + 64]) for first in range(0, len(known), 64)])
         context = embedded[[known.index(prompts[row]) for row in rows]]
         noise = torch.randn((count, *model.latent_shape), generator=torch_generator(training.seed, "benchmark-samples"))
-        sampler = make_sampler(model.scheduler, steps=self.config.sampler_steps)
+        sampler = make_sampler(model.scheduler, self.config.sampler, self.config.sampler_steps)
         size, parts = SAMPLED_TOGETHER[self.config.device], []
         for own, several in self._drifts(drawing, [judge.test.hospitals[row] for row in rows]):
             parts.append((several, sample(model, context[several], noise[several], sampler, own, size)))

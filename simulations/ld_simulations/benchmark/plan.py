@@ -19,6 +19,8 @@ from ld_simulations.hospitals import HospitalsConfig
 
 OFFSET_NOISE, ZERO_SNR, HISTOGRAM = "offset_noise", "zero_terminal_snr", "histogram_matching"
 PRIOR, MAP, CONDITIONAL, LOCAL = "prior", "prior-map", "prior-conditional", "prior-local"
+FORMS = (MAP, CONDITIONAL, "prior-scalar", LOCAL)
+"""Drifts that need no training of their own, beside μ by channel."""
 VARIANTS = ("plain", OFFSET_NOISE, ZERO_SNR, "centred", "noise")
 """How a training may differ from the plain one: by its noise, its base, or the drift it learns under."""
 
@@ -62,6 +64,7 @@ class BenchmarkConfig:
     test_patients: int = 350
     """Further patients of each hospital, one picture each: what samples are compared with."""
     samples: int = 1024
+    sampler: str = "ddim"
     sampler_steps: int = 30
     classifier_steps: int = 300
     features: list[str] = field(default_factory=lambda: ["efficientnet_lite0", "gabor"])
@@ -70,6 +73,10 @@ class BenchmarkConfig:
     offset_noise: float = 0.1
     variants: dict[str, list[str]] = field(default_factory=dict)
     """Variant of training -> the schemes that are trained so, beside the plain one of each."""
+    first_seed_only: list[str] = field(default_factory=list)
+    """Variants that are trained with the first seed alone."""
+    forms: dict[str, list[str]] = field(default_factory=dict)
+    """Scheme -> further formulations of the drift that are drawn from its plain training, beside `prior`."""
     modalities: dict[str, ModalityPlan] = field(default_factory=dict)
     schemes: dict[str, SchemePlan] = field(default_factory=dict)
 
@@ -83,6 +90,12 @@ class BenchmarkConfig:
             require(variant in VARIANTS[1:], f"variants: '{variant}' is none of {', '.join(VARIANTS[1:])}")
             unknown = sorted(set(names) - set(self.schemes))
             require(not unknown, f"variants.{variant} names {', '.join(unknown)}, which schemes lacks")
+        for variant in self.first_seed_only:
+            require(variant in self.variants, f"first_seed_only: variants lacks '{variant}'")
+        for scheme, forms in self.forms.items():
+            require(scheme in self.schemes, f"forms: schemes lacks '{scheme}'")
+            unknown = sorted(set(forms) - set(FORMS))
+            require(not unknown, f"forms.{scheme}: {', '.join(unknown)}: choose of {', '.join(FORMS)}")
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ class Drawing:
         return f"{self.training.name}-{self.formulation}-{self.control or 'none'}"
 
 
-FREE = ("output", "results", "device", "workers", "seeds", "variants")
+FREE = ("output", "results", "device", "workers", "seeds", "variants", "first_seed_only", "forms")
 """What may change between two runs into one output: it decides which results there are, not what they are."""
 
 
@@ -155,29 +168,34 @@ class Benchmark:
         found = []
         for seed, modality, scheme in itertools.product(config.seeds, config.modalities, config.schemes):
             own = [name for name in VARIANTS if name == "plain" or scheme in config.variants.get(name, [])]
-            found += [Training(modality, scheme, variant, seed) for variant in own if self._possible(variant)]
-        return sorted(found, key=lambda training: training.variant != "plain")
+            found += [Training(modality, scheme, variant, seed) for variant in own if self._possible(variant, seed)]
+        return sorted(found, key=lambda training: VARIANTS.index(training.variant))
 
-    def _possible(self, variant: str) -> bool:
-        return variant != ZERO_SNR or bool(self.config.zero_snr_base)
+    def _possible(self, variant: str, seed: int) -> bool:
+        later = variant in self.config.first_seed_only and seed != self.config.seeds[0]
+        return not later and (variant != ZERO_SNR or bool(self.config.zero_snr_base))
 
+    def drawings(self, training: Training) -> Iterator[Drawing]:
+        """What is drawn from a training."""
+        if training.variant == "plain":
+            yield Drawing(training, False, "none", None)
+            yield Drawing(training, False, "none", HISTOGRAM)
+            for form in (PRIOR, *self.config.forms.get(training.scheme, [])):
+                yield Drawing(training, True, form, None)
+        elif training.variant == OFFSET_NOISE:
+            yield Drawing(training, False, "none", OFFSET_NOISE)
+            yield from (Drawing(training, True, form, OFFSET_NOISE) for form in (PRIOR, MAP, CONDITIONAL))
+        elif training.variant == ZERO_SNR:
+            yield Drawing(training, False, "none", ZERO_SNR)
+        elif training.variant == "centred":
+            yield Drawing(training, True, "centred", None)
+        else:
+            yield from (Drawing(training, True, name, None) for name in ("noise", "per-step", "per-step-literal"))
 
-def drawings(training: Training, detailed: bool) -> Iterator[Drawing]:
-    """What is drawn from a training; `detailed` adds other shapes of the drift to the plain one."""
-    if training.variant == "plain":
-        yield Drawing(training, False, "none", None)
-        yield Drawing(training, False, "none", HISTOGRAM)
-        shapes = (PRIOR, MAP, CONDITIONAL, *((f"{PRIOR}-scalar", LOCAL) if detailed else ()))
-        yield from (Drawing(training, True, shape, None) for shape in shapes)
-    elif training.variant == OFFSET_NOISE:
-        yield Drawing(training, False, "none", OFFSET_NOISE)
-        yield from (Drawing(training, True, shape, OFFSET_NOISE) for shape in (PRIOR, MAP, CONDITIONAL))
-    elif training.variant == ZERO_SNR:
-        yield Drawing(training, False, "none", ZERO_SNR)
-    elif training.variant == "centred":
-        yield Drawing(training, True, "centred", None)
-    else:
-        yield from (Drawing(training, True, name, None) for name in ("noise", "per-step", "per-step-literal"))
+    @property
+    def all_drawings(self) -> list[Drawing]:
+        """Every result of the plan, in its order."""
+        return [drawing for training in self.trainings for drawing in self.drawings(training)]
 
 
 def load_benchmark(path: Path, overrides: list[str]) -> Benchmark:

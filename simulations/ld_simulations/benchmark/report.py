@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from ld_common.adapters import write_bytes
-from ld_simulations.benchmark.execution import DETAILED, SHOWN
+from ld_simulations.benchmark.execution import SHOWN
 from ld_simulations.benchmark.plan import (
     CONDITIONAL,
     HISTOGRAM,
@@ -20,7 +20,6 @@ from ld_simulations.benchmark.plan import (
     PRIOR,
     ZERO_SNR,
     Benchmark,
-    drawings,
 )
 from ld_simulations.benchmark.table import Metric, Row, Run, Verdict, find, metrics_of, rows_of, shown, verdicts
 
@@ -49,11 +48,7 @@ def write_results(benchmark: Benchmark) -> list[Path]:
 
 def collect(benchmark: Benchmark) -> list[Run]:
     """Every result that there is, in the order of the plan."""
-    files = [
-        Path(benchmark.config.output) / "runs" / f"{drawing.name}.json"
-        for training in benchmark.trainings
-        for drawing in drawings(training, training.scheme in DETAILED)
-    ]
+    files = [Path(benchmark.config.output) / "runs" / f"{drawing.name}.json" for drawing in benchmark.all_drawings]
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
@@ -70,7 +65,7 @@ def page(benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run]) -
     config = benchmark.config
     real = config.test_patients * len(next(iter(benchmark.hospitals.values())).hospitals)
     where = " and ".join(sorted({f"{run['device']}, torch {run['torch']}" for run in runs}))
-    planned = sum(len(list(drawings(one, one.scheme in DETAILED))) for one in benchmark.trainings)
+    planned = len(benchmark.all_drawings)
     missing = "" if len(runs) == planned else f" **{len(runs)} of {planned} planned results are there yet.**"
     lines = [
         "# Latent drift, measured",
@@ -78,8 +73,8 @@ def page(benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run]) -
         f"`make benchmark-ld` (`ld-evaluate --config configs/benchmark_ld.yaml`) wrote this page.{missing}",
         f"Pictures of 64 x 64 pixels of rendered patients, {config.samples} samples of each configuration against "
         f"{real} pictures of other patients as the VAE returns them (what *real* means here), {config.sampler_steps} "
-        f"DDIM steps, on {where}. Mean ± standard deviation over the seeds; all rows of a seed share the draws of "
-        "their training and the noise of their samples.",
+        f"{config.sampler} steps, on {where}. Mean ± standard deviation over the seeds; all rows of a seed share the "
+        "draws of their training and the noise of their samples.",
         "",
         "FD is a Fréchet, KD a kernel distance (squared MMD) on the features named; neither is the FID or KID of the "
         "literature, which are of Inception's. *Grey levels matched*: both sets, real and drawn, are first given one "
@@ -147,10 +142,9 @@ def _write_sheet(path: Path, benchmark: Benchmark, modality: str) -> None:
     """One row of samples a configuration, all from the same noise and prompts; real pictures on top."""
     folder, first = Path(benchmark.config.output) / "sheets", benchmark.config.seeds[0]
     shown_rows = [("real", folder / f"{modality}-real.safetensors")]
-    for training in benchmark.trainings:
-        if (training.modality, training.seed) != (modality, first):
-            continue
-        for drawing in drawings(training, False):
+    for drawing in benchmark.all_drawings:
+        training = drawing.training
+        if (training.modality, training.seed) == (modality, first):
             row = Row(modality, training.scheme, drawing.drift, drawing.formulation, drawing.control, [])
             title = f"{training.scheme.replace('_', ' ')}, {row.title}"
             shown_rows.append((title, folder / f"{drawing.name}.safetensors"))
