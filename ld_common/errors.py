@@ -10,6 +10,7 @@ LdError                 exit 2, one line; `code` is all of it that may cross the
 ├── ReleaseError        a release folder: absent, altered, of another base
 ├── RequestError        a counterfactual that was asked for and cannot be drawn
 ├── PolicyError         a study that asks for more than the site allows
+├── PrivacyError        a budget that is spent, or a study that cannot be private
 ├── CheckpointError     a checkpoint that cannot be written or read
 ├── FederationError     a federation that cannot start or go on
 └── DivergedError       training whose loss is not finite (in `ld_client.train`)
@@ -76,6 +77,12 @@ class PolicyError(LdError):
     """A study asks for more than the site allows."""
 
     code = "policy"
+
+
+class PrivacyError(LdError):
+    """A privacy budget is spent, or training cannot be made private."""
+
+    code = "privacy"
 
 
 class CheckpointError(LdError):

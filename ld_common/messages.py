@@ -2,13 +2,15 @@
 
 join    -> site's name
 train   -> adapter, round, study and hashes          server to site
-        <- learned tensors, drift, losses, counts    site to server
+        <- learned tensors, drift                    site to server
+        <- losses, counts                            only without differential privacy
         <- an error code                             never an exception's text
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
@@ -22,6 +24,7 @@ ERROR_SENTENCES = {
     "model": "the site cannot load the base model",
     "adapter": "the adapter does not fit the site's base model",
     "config": "the site cannot read its config or the study's",
+    "privacy": "the site's privacy budget does not allow it, or the study cannot be trained privately there",
     "diverged": "training gave a loss that is not finite",
     "error": "the site failed for a reason that stays at the site",
 }
@@ -40,18 +43,28 @@ class TrainTask:
 
 
 @dataclass(frozen=True)
+class TrainNumbers:
+    """What a site says of its data and training, exactly: nothing that may leave under differential privacy."""
+
+    visits: int
+    patients: int
+    loss_first: float
+    """Mean over the round's first fifth."""
+    loss_last: float
+    """Mean over the last fifth."""
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TrainResult:
-    """What a site answers. `loss_first` and `loss_last` are means over the round's first and last fifth."""
+    """What a site answers."""
 
     site: str
     round: int
     state: State
     drift: Tensor | None
-    visits: int
-    patients: int
-    loss_first: float
-    loss_last: float
-    seconds: float
+    numbers: TrainNumbers | None
+    """None under differential privacy."""
 
     @property
     def uplink_bytes(self) -> int:
@@ -87,21 +100,13 @@ def unpack_task(content: RecordDict) -> TrainTask:
 
 def pack_result(result: TrainResult) -> RecordDict:
     """A result as message content."""
-    numbers = MetricRecord(
-        {
-            "visits": result.visits,
-            "patients": result.patients,
-            "loss-first": result.loss_first,
-            "loss-last": result.loss_last,
-            "seconds": result.seconds,
-        }
-    )
+    numbers = {} if result.numbers is None else vars(result.numbers)
     drift = {} if result.drift is None else {"drift": result.drift}
     return RecordDict(
         {
             "state": ArrayRecord(dict(result.state)),
             "drift": ArrayRecord(drift),
-            "numbers": numbers,
+            "numbers": MetricRecord(dict(numbers)),
             "site": ConfigRecord({"name": result.site, "round": result.round}),
         }
     )
@@ -109,17 +114,23 @@ def pack_result(result: TrainResult) -> RecordDict:
 
 def unpack_result(content: RecordDict) -> TrainResult:
     """A result from message content; raises `KeyError`, `TypeError` or `ValueError` when it is not one."""
-    numbers, site = content.metric_records["numbers"], content.config_records["site"]
+    numbers, site = dict(content.metric_records["numbers"]), content.config_records["site"]
     return TrainResult(
         site=str(site["name"]),
         round=int(site["round"]),  # type: ignore[arg-type]
         state=dict(content.array_records["state"].to_torch_state_dict()),
         drift=content.array_records["drift"].to_torch_state_dict().get("drift"),
-        visits=int(numbers["visits"]),  # type: ignore[arg-type]
-        patients=int(numbers["patients"]),  # type: ignore[arg-type]
-        loss_first=float(numbers["loss-first"]),  # type: ignore[arg-type]
-        loss_last=float(numbers["loss-last"]),  # type: ignore[arg-type]
-        seconds=float(numbers["seconds"]),  # type: ignore[arg-type]
+        numbers=_numbers(numbers) if numbers else None,
+    )
+
+
+def _numbers(record: dict[str, Any]) -> TrainNumbers:
+    return TrainNumbers(
+        visits=int(record["visits"]),
+        patients=int(record["patients"]),
+        loss_first=float(record["loss_first"]),
+        loss_last=float(record["loss_last"]),
+        seconds=float(record["seconds"]),
     )
 
 

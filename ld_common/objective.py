@@ -18,6 +18,7 @@ def denoising_loss(
     timesteps: Tensor,
     noise: Tensor,
     mixed: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """Mean squared error of the network's prediction (arXiv 2006.11239, Eq. 14; v: 2202.00512, Eq. 11).
 
@@ -30,6 +31,7 @@ def denoising_loss(
         timesteps: `(B,)`, int64.
         noise: `(B,C,h,w)`, what the network shall find.
         mixed: `(B,C,h,w)`, the noise that is mixed into the latents where a drift makes it another.
+        reduction: `mean` over the batch too, or `sum` over it.
     """
     alphas_cumprod = alphas_cumprod.to(latents.device)
     signal = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
@@ -38,7 +40,8 @@ def denoising_loss(
     targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
     if prediction_type not in targets:
         raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
-    return F.mse_loss(unet(noisy, timesteps, context).sample.float(), targets[prediction_type])
+    loss = F.mse_loss(unet(noisy, timesteps, context).sample.float(), targets[prediction_type])
+    return loss if reduction == "mean" else loss * len(latents)
 
 
 def training_noise(shape: torch.Size, offset: float, generator: torch.Generator) -> Tensor:

@@ -20,13 +20,14 @@ from ld_common.drift import ConditionalDrift, Drift, by_channel, entering
 from ld_common.errors import AdapterError, ConfigError, ReleaseError
 from ld_common.modality import Modality
 from ld_common.models import BaseModel, base_digest, load_base
+from ld_common.privacy import epsilon_rdp
 from ld_common.schemes import State, attach, read_scheme
 from ld_common.site_name import check_site_name
 from ld_common.study import StudyConfig
 
 ADAPTER, MANIFEST, CARD = "adapter.safetensors", "manifest.json", "README.md"
 FORMAT = 1
-LIBRARIES = ("torch", "diffusers", "peft", "flwr", "safetensors")
+LIBRARIES = ("torch", "diffusers", "peft", "opacus", "flwr", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def write_release(
         "study_digest": study.digest(),
         "modality": to_mapping(modality),
         "base_model": {"name": study.base_model, "sha256": digest},
+        "privacy": privacy_statement(study),
         "drift": {"mean": _listed(drift), "sites": {name: _listed(site_drifts[name]) for name in sorted(site_drifts)}},
         "rounds": rounds,
         "tensors": {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in state.items()},
@@ -143,6 +145,28 @@ def edit_drift(release: Release) -> Drift | None:
     return release.drift if isinstance(release.drift, Drift) else None
 
 
+def privacy_statement(study: StudyConfig) -> dict[str, Any]:
+    """What a study promises of patients' privacy; there is no ε where none was kept."""
+    if not study.privacy.enabled:
+        return {"differential_privacy": False}
+    planned, privacy = study.privacy_plan(), study.privacy
+    return {
+        "differential_privacy": True,
+        "unit": "one patient of one site, with all visits; neighbouring data sets differ by that patient",
+        "horizon": "all rounds of this study",
+        "epsilon": planned.epsilon,
+        "epsilon_by_renyi": epsilon_rdp(planned.charges, privacy.delta),
+        "delta": privacy.delta,
+        "accountant": "PRV (Opacus)",
+        "noise_multiplier": planned.step.noise_multiplier,
+        "sampling_rate": planned.step.sampling_rate,
+        "sampling": "Poisson",
+        "clip_norm": privacy.clip_norm,
+        "steps": planned.step.steps,
+        "drift_noise_multiplier": None if planned.drift is None else planned.drift.noise_multiplier,
+    }
+
+
 def software() -> dict[str, str]:
     """Versions of what computes a release or a counterfactual here."""
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
@@ -165,7 +189,8 @@ def _card(manifest: dict[str, Any]) -> str:
         seen = [record["sites"][name] for record in rounds if name in record["sites"]]
         drift = manifest["drift"]["sites"].get(name)
         shift = "none" if drift is None else ", ".join(f"{value:+.3f}" for value in by_channel(torch.tensor(drift)))
-        rows.append(f"| {name} | {seen[-1]['patients']} | {seen[-1]['visits']} | {len(seen)} | {shift} |")
+        patients, visits = (seen[-1][key] or "withheld" for key in ("patients", "visits"))
+        rows.append(f"| {name} | {patients} | {visits} | {len(seen)} | {shift} |")
     parameters = sum(math.prod(tensor["shape"]) for tensor in manifest["tensors"].values())
     software = ", ".join(f"{name} {number}" for name, number in sorted(manifest["software"].items()))
     return "\n".join(
@@ -182,10 +207,21 @@ def _card(manifest: dict[str, Any]) -> str:
             "",
             f"Drift: {study['drift']['formulation']}, found by {study['drift']['choice']}.",
             f"Images: {manifest['modality']['name']}; prompts: `{manifest['modality']['prompt']}`.",
-            "Trained without differential privacy: no ε is claimed, and images may reveal training patients.",
+            _privacy_sentence(manifest["privacy"]),
             "For research. Counterfactual images are model output, not observations of a patient.",
             "",
             f"Software: {software}.",
             "",
         ]
+    )
+
+
+def _privacy_sentence(statement: dict[str, Any]) -> str:
+    if not statement["differential_privacy"]:
+        return "Trained without differential privacy: no ε is claimed, and images may reveal training patients."
+    return (
+        f"Differential privacy: ε = {statement['epsilon']:.3g} at δ = {statement['delta']:g} for {statement['unit']}, "
+        f"over {statement['horizon']} (noise multiplier {statement['noise_multiplier']:.3g}, sampling rate "
+        f"{statement['sampling_rate']:.3g}, {statement['steps']} steps, clip norm {statement['clip_norm']:g}; "
+        f"{statement['accountant']}; {statement['epsilon_by_renyi']:.3g} by Rényi DP)."
     )

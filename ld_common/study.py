@@ -14,6 +14,7 @@ from ld_common.drift import FORMULATIONS, SHAPES
 from ld_common.drift_search import SearchConfig
 from ld_common.errors import ConfigError
 from ld_common.modality import Modality
+from ld_common.privacy import DpConfig, PrivacyPlan, plan
 from ld_common.schemes import complete
 from ld_common.site_name import check_site_name
 
@@ -52,7 +53,7 @@ class TrainingConfig:
 
     steps: int = 100
     batch_size: int = 16
-    """Visits drawn for a step."""
+    """Visits drawn for a step; under privacy.enabled `privacy.batch_patients` and `privacy.draws` decide."""
     learning_rate: float = 2e-3
     """At the first step of the study; falls by a half cosine to a twentieth of it at the last."""
     offset_noise: float = 0.1
@@ -117,13 +118,31 @@ class StudyConfig:
     """What learns: a scheme's `name` and its options, the fields of its class in `ld_common.schemes`."""
     drift: DriftConfig = field(default_factory=DriftConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    privacy: DpConfig = field(default_factory=DpConfig)
     edit: EditConfig = field(default_factory=EditConfig)
     """How the release is best asked; `ld-generate` starts from it."""
     federation: FederationConfig = field(default_factory=lambda: FederationConfig(sites=["a", "b"]))
 
     def __post_init__(self) -> None:
         require(bool(self.name), "name is empty: a study needs a name")
-        self.scheme = complete(self.scheme)
+        self.scheme = complete(self.scheme, self.privacy.enabled)
+        if self.privacy.enabled:
+            self._check_private()
+
+    def _check_private(self) -> None:
+        """Whatever would let a patient show beside the noise is refused."""
+        equal = self.federation.weighting == "equal"
+        require(equal, "privacy.enabled withholds the number of visits: set federation.weighting to equal")
+        fits = self.drift.choice == "moments" and self.drift.mean != "conditional"
+        require(fits, "privacy.enabled noises a mean of latents only: set drift.choice moments, drift.mean none to map")
+
+    def privacy_plan(self) -> PrivacyPlan:
+        """The noise of a private study, the same on every side; some seconds the first time.
+
+        Raises:
+            PrivacyError: no noise is enough.
+        """
+        return plan(self.privacy, self.federation.rounds, self.training.steps, self.drift.mean != "none")
 
     def digest(self) -> str:
         """SHA-256 of the study's content, where its results lie left out."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ld_common.errors import AdapterError, CheckpointError
-from ld_common.messages import TrainResult
+from ld_common.messages import TrainNumbers, TrainResult
 from ld_server.aggregate import average_states, check_result
 from ld_server.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
 
@@ -21,11 +21,7 @@ GOOD = TrainResult(
     round=1,
     state={"a": torch.ones(3), "b": torch.ones(2, 2)},
     drift=torch.zeros(4, 1, 1),
-    visits=10,
-    patients=4,
-    loss_first=1.0,
-    loss_last=0.5,
-    seconds=2.0,
+    numbers=TrainNumbers(visits=10, patients=4, loss_first=1.0, loss_last=0.5, seconds=2.0),
 )
 
 
@@ -63,9 +59,9 @@ def test_a_good_answer_passes_with_its_norm() -> None:
         ({"drift": None}, "drift"),
         ({"drift": torch.zeros(3, 1, 1)}, "drift"),
         ({"drift": torch.full((4, 1, 1), float("nan"))}, "NaN"),
-        ({"loss_last": float("inf")}, "infinite"),
-        ({"visits": 0}, "0 visits"),
-        ({"patients": 11}, "11 patients"),
+        ({"numbers": TrainNumbers(10, 4, 1.0, float("inf"), 2.0)}, "infinite"),
+        ({"numbers": TrainNumbers(0, 4, 1.0, 0.5, 2.0)}, "0 visits"),
+        ({"numbers": TrainNumbers(10, 11, 1.0, 0.5, 2.0)}, "11 patients"),
     ],
 )
 def test_a_bad_answer_is_refused_with_its_reason(changed: dict[str, object], words: str) -> None:

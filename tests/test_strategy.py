@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ld_common import messages as wire
 from ld_common.config import from_mapping, load_config
 from ld_common.errors import FederationError
-from ld_common.messages import TrainResult, TrainTask
+from ld_common.messages import TrainNumbers, TrainResult, TrainTask
 from ld_common.modality import Modality
 from ld_common.release import load_release_base, read_release
 from ld_common.study import StudyConfig
@@ -67,7 +67,7 @@ class LocalGrid(Grid):
         shift = {"p": 0.01, "q": 0.03}.get(name, 0.02)
         state = {key: value + shift for key, value in task.state.items()}
         drift = torch.full((self.channels, 1, 1), shift)
-        return TrainResult(name, task.round, state, drift, 10, 4, 1.0, 0.5, 0.1)
+        return TrainResult(name, task.round, state, drift, TrainNumbers(10, 4, 1.0, 0.5, 0.1))
 
     def set_run(self, run: object) -> None: ...
 

@@ -48,7 +48,7 @@ def show_drift(
     check_study(site.policy, study)
     modality = load_modality(site)
     store = open_store(site.store_path, base_digest=base_digest(site.base_model), modality_digest=modality.digest())
-    check_store(site.policy, store)
+    check_store(site.policy, store, study)
     trained = None if release is None else read_release(release)
     model: Denoiser = (
         load_denoiser(site.base_model, site.device)

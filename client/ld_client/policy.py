@@ -6,7 +6,7 @@ from typing import Any
 
 from ld_client.site import PolicyConfig
 from ld_client.store import Store
-from ld_common.errors import PolicyError
+from ld_common.errors import PolicyError, PrivacyError
 from ld_common.schemes import Attached, read_scheme
 from ld_common.study import StudyConfig
 
@@ -15,19 +15,26 @@ def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
     """Refuse a study by its config alone; raises `PolicyError`."""
     for key, asked, most in (
         ("training.steps", study.training.steps, policy.max_steps),
-        ("training.batch_size", study.training.batch_size, policy.max_batch_size),
+        ("visits in a step", _visits_in_a_step(study), policy.max_batch_size),
         ("network evaluations before training", _evaluations(study), policy.max_evaluations),
     ):
         if asked > most:
             raise PolicyError(f"the study asks for {key}={asked}, this site allows {most}")
     if study.drift.mean not in policy.drift:
         raise PolicyError(f"the study asks for drift.mean={study.drift.mean}, this site allows {policy.drift}")
+    if policy.private_only and not study.privacy.enabled:
+        raise PolicyError("this site trains under differential privacy only: set privacy.enabled")
 
 
-def check_store(policy: PolicyConfig, store: Store) -> None:
-    """Refuse to speak for too few patients; raises `PolicyError`."""
-    if len(set(store.pseudonyms)) < policy.min_patients:
+def check_store(policy: PolicyConfig, store: Store, study: StudyConfig) -> None:
+    """Refuse to speak for too few patients; raises `PolicyError`, or `PrivacyError` for a δ that protects nobody."""
+    patients = len(set(store.pseudonyms))
+    if patients < policy.min_patients:
         raise PolicyError(f"the store has fewer patients than policy.min_patients {policy.min_patients}")
+    if study.privacy.enabled:
+        for key, delta in (("the study's privacy.delta", study.privacy.delta), ("policy.delta", policy.delta)):
+            if delta * patients >= 1:
+                raise PrivacyError(f"{key} is {delta:g}: with {patients} patients use less than {1 / patients:.2g}")
 
 
 def check_size(policy: PolicyConfig, attached: Attached[Any]) -> None:
@@ -35,6 +42,11 @@ def check_size(policy: PolicyConfig, attached: Attached[Any]) -> None:
     count = sum(parameter.numel() for parameter in attached.learned.values())
     if count > policy.max_parameters:
         raise PolicyError(f"the study's scheme learns {count} numbers, this site allows {policy.max_parameters}")
+
+
+def _visits_in_a_step(study: StudyConfig) -> int:
+    private = study.privacy.batch_patients * study.privacy.draws
+    return private if study.privacy.enabled else study.training.batch_size
 
 
 def _evaluations(study: StudyConfig) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from ld_client.ledger import LEDGER
 from ld_common.config import load_config, nearest, require
 from ld_common.modality import Modality
 from ld_common.site_name import check_site_name
@@ -76,10 +77,18 @@ class PolicyConfig:
     show a patient's scan."""
     min_patients: int = 10
     """Fewest patients in the store for anything to leave: means over few tell of each."""
+    private_only: bool = False
+    """Refuse studies without differential privacy."""
+    max_epsilon: float = 10.0
+    """The most ε that all studies together may take from this data set, for one patient, over its lifetime."""
+    delta: float = 1e-5
+    """The δ of that ε; below one over the number of patients."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "max_batch_size", "max_parameters", "max_evaluations", "min_patients"):
             require(getattr(self, name) > 0, f"policy.{name} is {getattr(self, name)}: use 1 or more")
+        require(self.max_epsilon >= 0, f"policy.max_epsilon is {self.max_epsilon}: use 0 or more")
+        require(0 < self.delta < 1, f"policy.delta is {self.delta}: it must lie between 0 and 1")
 
 
 @dataclass
@@ -94,6 +103,8 @@ class SiteConfig:
     """Folder of the frozen base model, or its id in the hub's local cache."""
     store: str = MISSING
     """Folder of the index, the cached latents and the site's key; it must not leave the hospital."""
+    ledger: str = ""
+    """The privacy ledger of the data set; empty for the store's own. Stores of the same patients must share one."""
     data: DataConfig = field(default_factory=DataConfig)
     batch_size: int = 16
     """Scans that are encoded at once."""
@@ -115,6 +126,11 @@ class SiteConfig:
         """The store's folder."""
         return Path(self.store)
 
+    @property
+    def ledger_path(self) -> Path:
+        """The data set's privacy ledger."""
+        return Path(self.ledger) if self.ledger else self.store_path / LEDGER
+
 
 def load_site(path: Path, overrides: Sequence[str] = ()) -> SiteConfig:
     """A site's checked configuration, every path absolute.
@@ -129,6 +145,7 @@ def load_site(path: Path, overrides: Sequence[str] = ()) -> SiteConfig:
         config,
         modality=str(folder / config.modality),
         store=str(folder / config.store),
+        ledger=str(folder / config.ledger) if config.ledger else "",
         base_model=str(base) if base.exists() else config.base_model,
         data=dataclasses.replace(
             config.data, root=str(folder / config.data.root), table=str(folder / config.data.table)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ld_client.site import SiteConfig
@@ -33,6 +36,8 @@ def site_drift(
     """
     if study.drift.mean == "none":
         return None
+    if study.privacy.enabled:
+        return _kept(*_private_key(site, store, study), lambda: {"drift": _private_drift(store, study)})["drift"]
     if study.drift.mean == "conditional":
         design = [modality.design(attributes) for attributes in store.attributes]
         return drift_from_attributes(store.latents, store.base_latent_mean, design)
@@ -45,6 +50,38 @@ def site_drift(
 
     said = [study.seed, to_mapping(study.drift), store.prompts, float(store.latents.double().sum())]
     return _kept(site, store, "drift", said, compute)["drift"]
+
+
+def drift_is_free(site: SiteConfig, store: Store, study: StudyConfig) -> bool:
+    """Whether nothing is to be charged for a private study's drift: it has none, or its noised one is kept."""
+    return study.drift.mean == "none" or _kept_file(*_private_key(site, store, study)).exists()
+
+
+def _private_key(site: SiteConfig, store: Store, study: StudyConfig) -> tuple[SiteConfig, Store, str, list[object]]:
+    return site, store, "private-drift", [study.digest(), store.prompts, float(store.latents.double().sum())]
+
+
+def _private_drift(store: Store, study: StudyConfig) -> Tensor:
+    """The mean drift over patients, noised once: `privacy.drift_noise_multiplier` over what one patient can change.
+
+    Each patient gives the drift of the own mean latent, clipped to `privacy.drift_clip_norm` C, and a C that counts
+    the patient; both sums are noised, so one patient changes them by at most sqrt(2) C, and then divided.
+    """
+    privacy, owners = study.privacy, store.pseudonyms
+    total, shape = torch.zeros(0, dtype=torch.float64), torch.Size()
+    for name in sorted(set(owners)):
+        own = store.latents[[owner == name for owner in owners]]
+        drift = drift_from_moments(own, store.base_latent_mean, study.drift.mean)
+        if drift is None or not bool(drift.isfinite().all()):
+            continue
+        clip = min(1.0, privacy.drift_clip_norm / max(float(drift.norm()), 1e-12))
+        share = torch.cat([drift.double().flatten() * clip, torch.tensor([privacy.drift_clip_norm]).double()])
+        total, shape = total + share if len(total) else share, drift.shape
+    generator = torch.Generator().manual_seed(secrets.randbits(63))
+    spread = privacy.drift_noise_multiplier * 2**0.5 * privacy.drift_clip_norm
+    total = total + spread * torch.randn(total.shape, generator=generator, dtype=torch.float64)
+    patients = max(1.0, float(total[-1]) / privacy.drift_clip_norm)
+    return (total[:-1] / patients).view(shape).float()
 
 
 def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, seed: int) -> PriorExamples:
@@ -86,8 +123,7 @@ def ask(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
 
 def _kept(site: SiteConfig, store: Store, what: str, said: Sequence[object], compute: Callable[[], State]) -> State:
     """What does not change between rounds, kept in the store for its owner alone; one file for each kind."""
-    words = json.dumps([*said, store.base_digest, store.modality_digest], sort_keys=True)
-    file = site.store_path / f"{what}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.safetensors"
+    file = _kept_file(site, store, what, said)
     if not file.exists():
         write_tensors(file, compute(), {})
         file.chmod(0o600)
@@ -95,3 +131,8 @@ def _kept(site: SiteConfig, store: Store, what: str, said: Sequence[object], com
             if old != file:
                 old.unlink()
     return read_tensors(file)[0]
+
+
+def _kept_file(site: SiteConfig, store: Store, what: str, said: Sequence[object]) -> Path:
+    words = json.dumps([*said, store.base_digest, store.modality_digest], sort_keys=True)
+    return site.store_path / f"{what}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.safetensors"

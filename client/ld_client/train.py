@@ -86,7 +86,7 @@ def train_round(
         DivergedError: the loss is not finite.
     """
     training, model = study.training, attached.model
-    batches = _Batches(attached, lesson, study, torch_generator(study.seed, "train", site, round_number))
+    examples = Examples(attached, lesson, study, torch_generator(study.seed, "train", site, round_number))
     learned = list(attached.learned.values())
     optimizer = torch.optim.AdamW(learned, lr=training.learning_rate, weight_decay=0.0)
     values: list[float] = []
@@ -96,7 +96,7 @@ def train_round(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = batches.loss()
+            loss = examples.loss()
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
@@ -109,8 +109,8 @@ def train_round(
     return Losses(values)
 
 
-class _Batches:
-    """Draws batches of a lesson and says how wrong the network is about them."""
+class Examples:
+    """Draws noisy examples of a lesson's scans and says how wrong the network is about them."""
 
     def __init__(self, attached: Attached[Any], lesson: Lesson, study: StudyConfig, generator: torch.Generator) -> None:
         self.model, self.lesson, self.training, self.generator = attached.model, lesson, study.training, generator
@@ -124,27 +124,35 @@ class _Batches:
 
     def loss(self) -> Tensor:
         """The loss of a new batch, with that of a batch of the preserved prior."""
-        size = self.training.batch_size
-        rows = torch.randint(len(self.latents), (size,), generator=self.generator)
-        dropped = torch.rand(size, generator=self.generator) < self.training.prompt_dropout
-        which = torch.where(dropped, 0, self.rows[rows])
-        loss = self._loss(self.latents[rows.to(self.latents.device)], self._context(which), self.lesson.drift)
-        prior = self.lesson.prior
-        if prior is not None:
-            rows = torch.randint(len(prior.latents), (size,), generator=self.generator)
-            context = prior.context.expand(size, -1, -1)
-            loss = loss + prior.weight * self._loss(prior.latents[rows.to(prior.latents.device)], context, None)
-        return loss
+        rows = torch.randint(len(self.latents), (self.training.batch_size,), generator=self.generator)
+        loss = self.scans_loss(rows)
+        prior = self.prior_loss()
+        return loss if prior is None else loss + prior
 
-    def _loss(self, latents: Tensor, context: Tensor, drift: Drift | None) -> Tensor:
+    def scans_loss(self, rows: Tensor, reduction: str = "mean") -> Tensor:
+        """The loss of the scans of these numbers `(B,)`, or the sum of theirs."""
+        dropped = torch.rand(len(rows), generator=self.generator) < self.training.prompt_dropout
+        which = torch.where(dropped, 0, self.rows[rows])
+        latents = self.latents[rows.to(self.latents.device)]
+        return self._loss(latents, self._context(which), self.lesson.drift, reduction)
+
+    def prior_loss(self) -> Tensor | None:
+        """The weighted loss of a batch of the preserved prior, which holds nothing of the scans, or None."""
+        prior, size = self.lesson.prior, self.training.batch_size
+        if prior is None:
+            return None
+        rows = torch.randint(len(prior.latents), (size,), generator=self.generator)
+        context = prior.context.expand(size, -1, -1)
+        return prior.weight * self._loss(prior.latents[rows.to(prior.latents.device)], context, None)
+
+    def _loss(self, latents: Tensor, context: Tensor, drift: Drift | None, reduction: str = "mean") -> Tensor:
         count, model = len(latents), self.model
         timesteps = training_timesteps(count, len(self.levels), self.training.timestep_power, self.generator)
         noise = training_noise(latents.shape, self.training.offset_noise, self.generator)
         mixed = shift_noise(noise, drift, self.levels)
         kind, device = model.scheduler.config["prediction_type"], latents.device
-        return denoising_loss(
-            model.unet, self.levels, kind, latents, context, timesteps.to(device), noise.to(device), mixed.to(device)
-        )
+        parts = timesteps.to(device), noise.to(device), mixed.to(device)
+        return denoising_loss(model.unet, self.levels, kind, latents, context, *parts, reduction)
 
     def _context(self, which: Tensor) -> Tensor:
         if self.contexts is not None:

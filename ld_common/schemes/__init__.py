@@ -92,8 +92,13 @@ def read_scheme(options: Mapping[str, Any]) -> Scheme:
     return checked(SCHEMES[name], {key: value for key, value in options.items() if key != "name"}, "scheme.")
 
 
-def complete(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's `scheme` section with every option said; raises `ConfigError`."""
+def complete(options: Mapping[str, Any], private: bool = False) -> dict[str, Any]:
+    """A study's `scheme` section with every option said; raises `ConfigError`.
+
+    With `private`, an option that is not said takes the scheme's default under differential privacy.
+    """
+    if private:
+        options = {**read_scheme(options).private_defaults, **options}
     return {"name": str(options.get("name", "")), **to_mapping(read_scheme(options))}
 
 

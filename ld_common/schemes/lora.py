@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from peft import LoraConfig
@@ -24,7 +25,10 @@ class Lora(Scheme):
     rank: int = 8
     targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
     freeze_a: bool = False
-    """Keep A at its shared random start and let only B learn and travel (FFA-LoRA, arXiv 2403.12313)."""
+    """Keep A at its shared random start and let only B learn and travel (FFA-LoRA, arXiv 2403.12313); the default
+    under differential privacy, where noise on both would enter as a product."""
+
+    private_defaults: ClassVar[Mapping[str, object]] = {"freeze_a": True}
 
     def __post_init__(self) -> None:
         require(self.rank > 0, f"scheme.rank is {self.rank}: it must be above 0")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -31,6 +32,9 @@ class Prior:
 
 class Scheme(ABC):
     """One scheme; subclasses are dataclasses whose fields are the study's options under `scheme`."""
+
+    private_defaults: ClassVar[Mapping[str, object]] = {}
+    """Options whose default is another under differential privacy."""
 
     @property
     def prior(self) -> Prior | None:

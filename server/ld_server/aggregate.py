@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ld_common.adapters import check_state, update_norm
 from ld_common.errors import AdapterError
-from ld_common.messages import TrainResult
+from ld_common.messages import TrainNumbers, TrainResult
 from ld_common.schemes import State
 
 LARGEST_DRIFT = 20.0
@@ -37,15 +38,20 @@ def check_result(result: TrainResult, reference: State, drift_shape: torch.Size 
         raise AdapterError(f"its drift has shape {shape and tuple(shape)}, not {drift_shape and tuple(drift_shape)}")
     if result.drift is not None and result.drift.dtype != torch.float32:
         raise AdapterError(f"its drift is {result.drift.dtype}, not float32")
-    numbers = [result.loss_first, result.loss_last, result.seconds]
-    finite = torch.isfinite(torch.tensor(numbers)).all()
-    if not bool(finite) or (result.drift is not None and not bool(torch.isfinite(result.drift).all())):
-        raise AdapterError("its drift or losses hold NaN or infinite values")
+    if result.drift is not None and not bool(torch.isfinite(result.drift).all()):
+        raise AdapterError("its drift holds NaN or infinite values")
     if result.drift is not None and float(result.drift.abs().max()) > LARGEST_DRIFT:
         raise AdapterError(f"its drift reaches {float(result.drift.abs().max()):.3g}, more than {LARGEST_DRIFT:g}")
-    if result.visits < 1 or not 1 <= result.patients <= result.visits:
-        raise AdapterError(f"it counts {result.visits} visits of {result.patients} patients")
+    if result.numbers is not None:
+        _check_numbers(result.numbers)
     return norm
+
+
+def _check_numbers(numbers: TrainNumbers) -> None:
+    if not all(map(math.isfinite, (numbers.loss_first, numbers.loss_last, numbers.seconds))):
+        raise AdapterError("its losses hold NaN or infinite values")
+    if numbers.visits < 1 or not 1 <= numbers.patients <= numbers.visits:
+        raise AdapterError(f"it counts {numbers.visits} visits of {numbers.patients} patients")
 
 
 def average_states(states: Mapping[str, State], weights: Mapping[str, float]) -> State:

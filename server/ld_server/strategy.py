@@ -118,7 +118,10 @@ class DriftFederation(Strategy):
 
     def _average(self, results: dict[str, TrainResult]) -> None:
         equal = self.study.federation.weighting == "equal"
-        weights = {name: 1.0 if equal else float(result.visits) for name, result in results.items()}
+        weights = {
+            name: 1.0 if equal or result.numbers is None else float(result.numbers.visits)
+            for name, result in results.items()
+        }
         self.state = average_states({name: result.state for name, result in results.items()}, weights)
         for name, result in results.items():
             self.site_weights[name] = weights[name]
@@ -137,7 +140,8 @@ class DriftFederation(Strategy):
         self.on_round(record)
         if not record.counted:
             return None, None
-        losses = {f"loss-{name}": site["loss_last"] for name, site in record.sites.items()}
+        known = {name: site["loss_last"] for name, site in record.sites.items() if site["loss_last"] is not None}
+        losses = {f"loss-{name}": loss for name, loss in known.items()}
         return ArrayRecord(dict(self.state)), MetricRecord(losses)
 
     @property
@@ -204,17 +208,16 @@ class DriftFederation(Strategy):
             raise AdapterError(f"its answer cannot be read ({type(error).__name__})") from error
         if (result.site, result.round) != (name, server_round):
             raise AdapterError(f"its answer is of site '{result.site}' and round {result.round}")
+        if (result.numbers is None) != self.study.privacy.enabled:
+            raise AdapterError("it does not hold just what the study's privacy lets leave")
         return result
 
 
 def _summary(result: TrainResult, norm: float) -> dict[str, Any]:
+    withheld = dict.fromkeys(("visits", "patients", "loss_first", "loss_last", "seconds"))
     return {
-        "visits": result.visits,
-        "patients": result.patients,
-        "loss_first": result.loss_first,
-        "loss_last": result.loss_last,
+        **(withheld if result.numbers is None else vars(result.numbers)),
         "update_norm": norm,
         "uplink_bytes": result.uplink_bytes,
         "drift": None if result.drift is None else by_channel(result.drift),
-        "seconds": result.seconds,
     }

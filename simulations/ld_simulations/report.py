@@ -55,6 +55,7 @@ def write_report(
         summary=summary,
         hospitals=[_hospital(demo, name, base.side) for name in release.study.federation.sites],
         losses=_losses(release),
+        private=release.study.privacy.enabled,
         drifts=_drifts(release),
         rounds=release.manifest["rounds"],
         samples=_samples(release, base),
@@ -120,6 +121,8 @@ def _losses(release: Release) -> str:
     for colour, name in zip(itertools.cycle(COLOURS), sorted(release.study.federation.sites), strict=False):
         seen = [record for record in rounds if name in record["sites"]]
         numbers = [record["round"] for record in seen]
+        if any(record["sites"][name]["loss_last"] is None for record in seen):
+            continue  # withheld under differential privacy
         first = [record["sites"][name]["loss_first"] for record in seen]
         last = [record["sites"][name]["loss_last"] for record in seen]
         axes.plot(numbers, last, color=colour, marker="o", label=f"{name}, last fifth of the round")

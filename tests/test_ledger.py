@@ -1,0 +1,209 @@
+"""The ledger never under-counts: refusals, races, kills, and everything that a private site sends."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from ld_client import app
+from ld_client.ledger import Ledger, Use, private_charges
+from ld_client.site import load_site
+from ld_client.store import build_store, open_store
+from ld_common import messages
+from ld_common.config import from_mapping, to_mapping
+from ld_common.errors import PolicyError, PrivacyError
+from ld_common.messages import TrainTask
+from ld_common.models import base_digest, load_denoiser
+from ld_common.privacy import Charge, epsilon
+from ld_common.schemes import attach, read_scheme
+from ld_common.study import StudyConfig
+
+DELTA = 1e-5
+STEP = Charge(2.0, 0.1, 10)
+LIMIT = epsilon([STEP] * 2, DELTA) + 1e-6
+"""Enough for two, not for three."""
+
+
+def use(round_number: int = 1, charge: Charge | None = STEP) -> Use:
+    return Use("study", "0" * 64, round_number, {"training": charge})
+
+
+def test_charges_add_up_and_the_one_too_many_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger.entries() == []
+    assert ledger.charge(use(), LIMIT, DELTA) == pytest.approx(epsilon([STEP], DELTA))
+    assert ledger.charge(use(), LIMIT, DELTA) == pytest.approx(LIMIT, abs=1e-5)  # the same round, charged again
+    with pytest.raises(PrivacyError, match=rf"from {LIMIT:.3g} to .* above this site's limit {LIMIT:g}"):
+        ledger.charge(use(2), LIMIT, DELTA)
+    assert [entry.round for entry in ledger.entries()] == [1, 1]
+    assert ledger.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_use_without_privacy_is_written_down_and_has_no_epsilon(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger.charge(use(charge=None), 0.0, DELTA) == 0.0
+    assert [entry.charge for entry in ledger.entries()] == [None]
+    assert private_charges(ledger.entries()) == []
+
+
+def test_a_file_that_is_no_ledger_stops_everything(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(PrivacyError, match="restore it from a backup"):
+        Ledger(tmp_path / "ledger.sqlite").charge(use(), LIMIT, DELTA)
+
+
+def _charge_once(path: Path, start: float, sender: Connection) -> None:
+    time.sleep(max(0.0, start - time.time()))
+    try:
+        Ledger(path).charge(use(), LIMIT, DELTA)
+        sender.send(True)
+    except PrivacyError:
+        sender.send(False)
+
+
+def test_two_runs_at_once_cannot_both_spend_the_last_of_a_budget(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for turn in range(5):
+        path = tmp_path / f"{turn}.sqlite"
+        Ledger(path).charge(use(), LIMIT, DELTA)
+        pipes = [context.Pipe(duplex=False) for _ in range(3)]
+        start = time.time() + 0.1
+        runs = [context.Process(target=_charge_once, args=(path, start, sender)) for _, sender in pipes]
+        for run in runs:
+            run.start()
+        for run in runs:
+            run.join(60)
+        assert sum(receiver.recv() for receiver, _ in pipes) == 1
+        assert len(Ledger(path).entries()) == 2
+
+
+@pytest.fixture
+def private_task(site_yaml: Path, tiny_base: Path) -> TrainTask:
+    site = load_site(site_yaml)
+    build_store(site)
+    study = from_mapping(
+        StudyConfig,
+        {
+            "scheme": {"rank": 1, "targets": ["to_k"]},
+            "training": {"steps": 2},
+            "federation": {"weighting": "equal", "rounds": 2},
+            "privacy": {"enabled": True, "patients": 10, "batch_patients": 2, "delta": 1e-5, "draws": 1},
+        },
+    )
+    attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
+    return TrainTask(
+        attached.learned_state(),
+        1,
+        json.dumps(to_mapping(study)),
+        base_digest(str(tiny_base)),
+        open_store(site.store_path).modality_digest,
+    )
+
+
+def test_a_private_site_sends_noised_tensors_its_name_and_nothing_else(
+    site_yaml: Path, private_task: TrainTask
+) -> None:
+    site = load_site(site_yaml)
+    content = messages.pack_result(app.run_task(site, private_task))
+    sent = {
+        f"{record}/{key}" for record, values in content.items() for key in values if record not in ("state", "drift")
+    }
+    assert sent == {"site/name", "site/round"}  # a new field must be withheld, paid for, or said to be public here
+    assert set(content) == {"state", "drift", "numbers", "site"}
+    assert set(content.array_records["state"]) == set(private_task.state)
+    assert list(content.array_records["drift"]) == ["drift"]
+    charged = Ledger(site.ledger_path).entries()
+    assert {entry.purpose for entry in charged} == {"training", "drift"}
+
+
+def test_a_noised_drift_is_paid_for_once_and_then_the_same(site_yaml: Path, private_task: TrainTask) -> None:
+    site = load_site(site_yaml)
+    first, second = app.run_task(site, private_task), app.run_task(site, replace(private_task, round=2))
+    assert first.drift is not None
+    assert second.drift is not None
+    assert torch.equal(first.drift, second.drift)
+    purposes = [entry.purpose for entry in Ledger(site.ledger_path).entries()]
+    assert sorted(purposes) == ["drift", "training", "training"]
+    store = open_store(site.store_path)
+    plain = store.latents.mean((0, 2, 3)) - store.base_latent_mean
+    assert not torch.allclose(first.drift[:, 0, 0], plain, atol=1e-3)
+
+
+def test_a_site_refuses_what_its_policy_or_budget_forbids(site_yaml: Path, private_task: TrainTask) -> None:
+    with pytest.raises(PrivacyError, match="above this site's limit 1"):
+        app.run_task(load_site(site_yaml, ["policy.max_epsilon=1"]), private_task)
+    with pytest.raises(PrivacyError, match=r"policy.delta is 0.5: with 3 patients"):
+        app.run_task(load_site(site_yaml, ["policy.delta=0.5"]), private_task)
+    open_study = {**json.loads(private_task.study), "privacy": {"enabled": False}}
+    with pytest.raises(PolicyError, match="differential privacy only"):
+        app.run_task(
+            load_site(site_yaml, ["policy.private_only=true"]), replace(private_task, study=json.dumps(open_study))
+        )
+    assert Ledger(load_site(site_yaml).ledger_path).entries() == []
+
+
+def _answer(site_yaml: Path, task: TrainTask, sender: Connection) -> None:
+    """A site's process: runs rounds and sends until it is killed."""
+    while True:
+        sender.send_bytes(b"start")
+        app.run_task(load_site(site_yaml, ["policy.max_epsilon=1e9"]), task)
+        sender.send_bytes(b"sent")
+
+
+def kill_rounds(site_yaml: Path, task: TrainTask, kills: int, seed: int) -> tuple[int, int]:
+    """Kill a site's process at random moments: how often the ledger held less than was sent, and how much more."""
+    context, chance = multiprocessing.get_context("fork"), random.Random(seed)
+    ledger = Ledger(load_site(site_yaml).ledger_path)
+    site = load_site(site_yaml, ["policy.max_epsilon=1e9"])
+    app.run_task(site, task)  # solves the noise once for all forks
+    started = time.monotonic()
+    app.run_task(site, task)
+    round_seconds = time.monotonic() - started
+    step = from_mapping(StudyConfig, json.loads(task.study)).privacy_plan().step
+    sent, under_counts = 2, 0
+    for _ in range(kills):
+        receiver, sender = context.Pipe(duplex=False)
+        run = context.Process(target=_answer, args=(site_yaml, task, sender))
+        run.start()
+        sender.close()
+        receiver.recv_bytes()
+        time.sleep(chance.uniform(0, 2 * round_seconds))
+        assert run.pid is not None
+        os.kill(run.pid, signal.SIGKILL)
+        run.join(60)
+        while _message(receiver) == b"sent":
+            sent += 1
+        charged = [entry.charge for entry in ledger.entries() if entry.purpose == "training"]
+        under_counts += len(charged) < sent or any(
+            charge is None or charge.noise_multiplier > step.noise_multiplier or charge.steps < 2 for charge in charged
+        )
+    return under_counts, len(charged) - sent
+
+
+def _message(receiver: Connection) -> bytes:
+    """The next message that is no `start`, or nothing at the end."""
+    try:
+        while (message := receiver.recv_bytes()) == b"start":
+            pass
+        return message
+    except EOFError:
+        return b""
+
+
+@pytest.mark.slow
+def test_whenever_a_site_is_killed_the_ledger_holds_at_least_what_was_sent(
+    site_yaml: Path, private_task: TrainTask
+) -> None:
+    under_counts, lost = kill_rounds(site_yaml, private_task, kills=12, seed=0)
+    assert under_counts == 0
+    assert lost > 1  # else no kill fell between a charge and its sending
