@@ -114,6 +114,9 @@ class StudyConfig:
     """YAML file of the modality, relative to the study's file; sites name their own copy, compared by hash."""
     output: str = "runs/study"
     """Folder for checkpoint, round records and release."""
+    start: str = ""
+    """Release at the server whose adapter the study goes on from, trained on public data perhaps; empty for none. Its
+    base, scheme and seed are the study's."""
     scheme: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
     """What learns: a scheme's `name` and its options, the fields of its class in `ld_common.schemes`."""
     drift: DriftConfig = field(default_factory=DriftConfig)

@@ -17,7 +17,7 @@ from ld_client.store import build_store
 from ld_common import messages as wire
 from ld_common.config import from_mapping
 from ld_common.drift import ConditionalDrift
-from ld_common.errors import PolicyError
+from ld_common.errors import PolicyError, PrivacyError, ReleaseError
 from ld_common.models import load_base
 from ld_common.release import load_release_base, read_release
 from ld_common.schemes import SCHEMES
@@ -103,3 +103,39 @@ def test_a_scheme_is_trained_by_sites_averaged_released_and_loaded(
     assert not torch.allclose(adapted, untouched)
     assert release.drift is not None
     assert release.drift.formulation == formulation
+
+
+def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_public_one(
+    site_yaml: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    site = load_site(site_yaml)
+    build_store(site)
+    options: dict[str, Any] = {
+        "base_model": str(tiny_base),
+        "output": str(tmp_path / "public"),
+        "scheme": {"name": "lora", "rank": 1, "targets": ["to_k"], "freeze_a": True},
+        "training": {"steps": 2, "batch_size": 2},
+        "federation": {"rounds": 1, "sites": ["p", "q"], "wait_seconds": 1, "weighting": "equal"},
+    }
+    modality = load_modality(site)
+    public = run_study(RealSites(site), from_mapping(StudyConfig, options), modality)
+    private = {
+        **options,
+        "output": str(tmp_path / "private"),
+        "start": str(public),
+        "privacy": {"enabled": True, "patients": 10, "batch_patients": 2, "delta": 1e-5, "draws": 1},
+    }
+    tight = replace(site, policy=replace(site.policy, max_epsilon=0.5))
+    with pytest.raises(PrivacyError, match="limit 0.5"):
+        run_study(RealSites(tight), from_mapping(StudyConfig, private), modality)
+    folder = run_study(RealSites(site), from_mapping(StudyConfig, private), modality)
+    release = read_release(folder)
+    record = release.manifest["rounds"][0]["sites"]["p"]
+    assert {record[key] for key in ("visits", "patients", "loss_first", "loss_last", "seconds")} == {None}
+    assert release.manifest["privacy"]["epsilon"] <= 8.0
+    card = (folder / "README.md").read_text()
+    assert "Differential privacy: ε = " in card
+    assert "| p | withheld | withheld |" in card
+    assert "ε" not in (public / "README.md").read_text().replace("no ε is claimed", "")
+    with pytest.raises(ReleaseError, match="use its seed, 0"):
+        run_study(RealSites(site), from_mapping(StudyConfig, {**private, "seed": 1}), modality)

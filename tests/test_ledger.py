@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from ld_client import app
+from ld_client.budget import budget_lines
 from ld_client.ledger import Ledger, Use, private_charges
 from ld_client.site import load_site
 from ld_client.store import build_store, open_store
@@ -27,6 +28,7 @@ from ld_common.models import base_digest, load_denoiser
 from ld_common.privacy import Charge, epsilon
 from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig
+from tests.conftest import BRAIN_MRI
 
 DELTA = 1e-5
 STEP = Charge(2.0, 0.1, 10)
@@ -207,3 +209,20 @@ def test_whenever_a_site_is_killed_the_ledger_holds_at_least_what_was_sent(
     under_counts, lost = kill_rounds(site_yaml, private_task, kills=12, seed=0)
     assert under_counts == 0
     assert lost > 1  # else no kill fell between a charge and its sending
+
+
+def test_the_budget_says_what_is_spent_and_what_a_study_would_cost(
+    site_yaml: Path, private_task: TrainTask, tmp_path: Path
+) -> None:
+    site = load_site(site_yaml, ["policy.max_epsilon=8"])
+    assert "nothing is spent of ε 8" in "\n".join(budget_lines(site, None, []))
+    app.run_task(site, private_task)
+    study = {**json.loads(private_task.study), "modality": str(BRAIN_MRI), "name": "second"}
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    said = "\n".join(budget_lines(site, tmp_path / "study.yaml", []))
+    assert "1 rounds, 1 drift" in said
+    spent = epsilon(private_charges(Ledger(site.ledger_path).entries()), site.policy.delta)
+    assert f"spent: ε {spent:.4g} of 8" in said
+    assert "does not fit: the site will refuse a round of it" in said
+    said = "\n".join(budget_lines(site, tmp_path / "study.yaml", ["privacy.enabled=false", "name=open"]))
+    assert "study open: without differential privacy, no ε can be said" in said

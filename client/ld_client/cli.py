@@ -65,6 +65,19 @@ def drift(
         Console().print(line, soft_wrap=True)
 
 
+@app.command()
+def budget(
+    config: Path = CONFIG,
+    study: Path | None = typer.Option(None, help="Say what this study would cost: its YAML file."),
+    overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace values of the study."),
+) -> None:
+    """Show what the data set's privacy was spent on, what is left, and what a study would cost."""
+    from ld_client.budget import budget_lines
+
+    for line in budget_lines(load_site(config), study, overrides or []):
+        Console().print(line, soft_wrap=True, highlight=False)
+
+
 @app.command("left-out")
 def left_out(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """List every file and table row that the last index run left out, tab-separated: name, files, reason, detail."""

@@ -9,17 +9,19 @@ import contextlib
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from ld_common import offline
-from ld_common.errors import FederationError, LdError
+from ld_common.adapters import check_state
+from ld_common.errors import AdapterError, FederationError, LdError, ReleaseError
 from ld_common.modality import Modality
 from ld_common.models import base_digest, load_denoiser
-from ld_common.release import write_release
-from ld_common.schemes import attach, read_scheme
+from ld_common.release import Release, read_release, write_release
+from ld_common.schemes import Attached, attach, read_scheme
 from ld_common.study import StudyConfig, load_study
 from ld_server.strategy import DriftFederation, RoundRecord
 
@@ -55,6 +57,8 @@ def run_study(grid: Grid, study: StudyConfig, modality: Modality) -> Path:
     digest = base_digest(study.base_model)
     model = load_denoiser(study.base_model)
     attached = attach(model, read_scheme(study.scheme), study.seed)
+    if study.start:
+        start_from(attached, read_release(Path(study.start)), study, digest)
 
     def note(record: RoundRecord) -> None:
         with progress.open("a") as stream:
@@ -82,6 +86,28 @@ def run_study(grid: Grid, study: StudyConfig, modality: Modality) -> Path:
         strategy.site_drifts,
         [vars(record) for record in strategy.records],
     )
+
+
+def start_from(attached: Attached[Any], release: Release, study: StudyConfig, digest: str) -> None:
+    """Load a release's adapter as a study's start.
+
+    Raises:
+        ReleaseError: it is of another base, or its adapter is not what the study's scheme and seed would make.
+    """
+    if release.base_digest != digest:
+        raise ReleaseError(f"start: '{study.start}' is of another base model than the study's")
+    own = attached.state()
+    frozen = own.keys() - attached.learned.keys()
+    try:
+        check_state(release.state, own)
+    except AdapterError as error:
+        raise ReleaseError(f"start: the adapter of '{study.start}' does not fit the study's scheme: {error}") from error
+    if any(not torch.equal(release.state[name], own[name]) for name in frozen):
+        raise ReleaseError(
+            f"start: what '{study.start}' kept frozen differs from what sites draw from seed {study.seed}: "
+            f"use its seed, {release.study.seed}, and its scheme.freeze_a"
+        )
+    attached.load(release.state)
 
 
 def drift_shape(study: StudyConfig, modality: Modality, latent_shape: tuple[int, int, int]) -> torch.Size | None:
