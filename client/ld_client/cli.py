@@ -74,8 +74,11 @@ def budget(
     """Show what the data set's privacy was spent on, what is left, and what a study would cost."""
     from ld_client.budget import budget_lines
 
-    for line in budget_lines(load_site(config), study, overrides or []):
-        Console().print(line, soft_wrap=True, highlight=False)
+    console = Console()
+    with console.status("composing the privacy loss"):
+        lines = budget_lines(load_site(config), study, overrides or [])
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 @app.command("left-out")
