@@ -29,6 +29,8 @@ from ld_common.errors import ConfigError
 
 FORMULATIONS = ("prior", "centred", "noise", "per-step", "per-step-literal")
 SHAPES = ("none", "scalar", "channel", "map", "conditional")
+LARGEST_DRIFT = 20.0
+"""Largest accepted drift, in scaled latents, whose own deviation is about 1."""
 RIDGE = 1e-3
 """Weight, for each scan, of a conditional drift's squared coefficients: it settles what too few scans leave open."""
 

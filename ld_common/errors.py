@@ -13,6 +13,7 @@ LdError                 exit 2, one line; `code` is all of it that may cross the
 ├── PrivacyError        a budget that is spent, or a study that cannot be private
 ├── CheckpointError     a checkpoint that cannot be written or read
 ├── FederationError     a federation that cannot start or go on
+├── AuditError          an audit that these scans cannot answer (in `ld_client.audit.statistics`)
 └── DivergedError       training whose loss is not finite (in `ld_client.train`)
 """
 

@@ -3,7 +3,8 @@
 join    -> site's name
 train   -> adapter, round, study and hashes          server to site
         <- learned tensors, drift                    site to server
-        <- losses, counts                            only without differential privacy
+        <- losses, counts                            only without privacy or secure aggregation
+keys, shares, unmask: secure aggregation's stages; its `vector` rides on train, in place of tensors and drift
         <- an error code                             never an exception's text
 """
 
@@ -16,8 +17,9 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from ld_common.schemes import State
+from ld_common.secure_aggregation import Payload
 
-JOIN = "join"
+JOIN, SECURE = "join", "secure"
 ERROR_SENTENCES = {
     "store": "the site's store is absent, or of another base model or modality",
     "policy": "the study asks for more than the site allows",
@@ -25,6 +27,7 @@ ERROR_SENTENCES = {
     "adapter": "the adapter does not fit the site's base model",
     "config": "the site cannot read its config or the study's",
     "privacy": "the site's privacy budget does not allow it, or the study cannot be trained privately there",
+    "federation": "the site cannot follow the round's secure aggregation",
     "diverged": "training gave a loss that is not finite",
     "error": "the site failed for a reason that stays at the site",
 }
@@ -40,6 +43,8 @@ class TrainTask:
     """The study config as JSON."""
     base_digest: str
     modality_digest: str
+    secure: Payload | None = None
+    """Under secure aggregation, the request of its stage `vector`."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,16 @@ class TrainResult:
     state: State
     drift: Tensor | None
     numbers: TrainNumbers | None
-    """None under differential privacy."""
+    """None under differential privacy and secure aggregation."""
+    secure: Payload | None = None
+    """Under secure aggregation the answer of its stage `vector`, in place of state and drift."""
 
     @property
     def uplink_bytes(self) -> int:
         """Bytes of all tensors that the site sends."""
         tensors = [*self.state.values(), *([] if self.drift is None else [self.drift])]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        masked = 0 if self.secure is None else len(bytes(self.secure["vector"]))  # type: ignore[arg-type]
+        return masked + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def pack_task(task: TrainTask) -> RecordDict:
@@ -83,7 +91,8 @@ def pack_task(task: TrainTask) -> RecordDict:
             "modality-digest": task.modality_digest,
         }
     )
-    return RecordDict({"state": ArrayRecord(dict(task.state)), "task": words})
+    secure = {} if task.secure is None else {SECURE: ConfigRecord(dict(task.secure))}
+    return RecordDict({"state": ArrayRecord(dict(task.state)), "task": words, **secure})
 
 
 def unpack_task(content: RecordDict) -> TrainTask:
@@ -95,6 +104,7 @@ def unpack_task(content: RecordDict) -> TrainTask:
         study=str(words["study"]),
         base_digest=str(words["base-digest"]),
         modality_digest=str(words["modality-digest"]),
+        secure=unpack_secure(content),
     )
 
 
@@ -102,12 +112,14 @@ def pack_result(result: TrainResult) -> RecordDict:
     """A result as message content."""
     numbers = {} if result.numbers is None else vars(result.numbers)
     drift = {} if result.drift is None else {"drift": result.drift}
+    secure = {} if result.secure is None else {SECURE: ConfigRecord(dict(result.secure))}
     return RecordDict(
         {
             "state": ArrayRecord(dict(result.state)),
             "drift": ArrayRecord(drift),
             "numbers": MetricRecord(dict(numbers)),
             "site": ConfigRecord({"name": result.site, "round": result.round}),
+            **secure,
         }
     )
 
@@ -121,7 +133,19 @@ def unpack_result(content: RecordDict) -> TrainResult:
         state=dict(content.array_records["state"].to_torch_state_dict()),
         drift=content.array_records["drift"].to_torch_state_dict().get("drift"),
         numbers=_numbers(numbers) if numbers else None,
+        secure=unpack_secure(content),
     )
+
+
+def pack_secure(payload: Payload) -> RecordDict:
+    """A stage of secure aggregation as message content."""
+    return RecordDict({SECURE: ConfigRecord(dict(payload))})
+
+
+def unpack_secure(content: RecordDict) -> Payload | None:
+    """A stage's payload from message content, or None."""
+    record = content.config_records.get(SECURE)
+    return None if record is None else dict(record)  # type: ignore[arg-type]
 
 
 def _numbers(record: dict[str, Any]) -> TrainNumbers:

@@ -86,7 +86,14 @@ class FederationConfig:
     weighting: str = "visits"
     """Weight of a site in the average: its number of `visits`, or `equal`."""
     max_update_norm: float = 100.0
-    """A reply whose change of the adapter has a larger L2 norm is left out."""
+    """A reply whose change of the adapter has a larger L2 norm is left out; under secure aggregation, a round whose
+    mean change has."""
+    secure_aggregation: bool = False
+    """The server learns the sum over the round's sites and no site's own update, drift, counts or losses."""
+    secure_threshold: int = 0
+    """Fewest sites of a secure sum; 0 for two thirds of those in the round, at least 3."""
+    secure_clip: float = 1.0
+    """Under secure aggregation each number of an update is clipped to this, and rounded to 2**-23 of it."""
 
     def __post_init__(self) -> None:
         require(self.rounds > 0, f"federation.rounds is {self.rounds}: it must be above 0")
@@ -100,6 +107,13 @@ class FederationConfig:
         )
         require(self.weighting in ("visits", "equal"), "federation.weighting: use visits or equal")
         require(self.max_update_norm > 0, "federation.max_update_norm must be above 0")
+        require(self.secure_clip > 0, f"federation.secure_clip is {self.secure_clip}: it must be above 0")
+        fits = 0 <= self.secure_threshold <= len(self.sites)
+        require(fits, f"federation.secure_threshold is {self.secure_threshold}, of {len(self.sites)} sites")
+        if self.secure_aggregation:
+            equal = self.weighting == "equal"
+            require(equal, "federation.secure_aggregation hides the number of visits: set weighting to equal")
+            require(len(self.sites) >= 3, "federation.secure_aggregation needs 3 sites or more")
 
 
 @dataclass
@@ -138,6 +152,11 @@ class StudyConfig:
         require(equal, "privacy.enabled withholds the number of visits: set federation.weighting to equal")
         fits = self.drift.choice == "moments" and self.drift.mean != "conditional"
         require(fits, "privacy.enabled noises a mean of latents only: set drift.choice moments, drift.mean none to map")
+
+    @property
+    def withholds_numbers(self) -> bool:
+        """Whether sites keep their counts and losses to themselves."""
+        return self.privacy.enabled or self.federation.secure_aggregation
 
     def privacy_plan(self) -> PrivacyPlan:
         """The noise of a private study, the same on every side; some seconds the first time.

@@ -131,7 +131,7 @@ def test_no_exceptions_text_leaves_the_site(
     )
     incoming = Message(RecordDict(), dst_node_id=1, message_type="train")
     incoming.metadata.__dict__["_message_id"] = "x"
-    reply = app.train(incoming, context)
+    reply = app.app(incoming, context)
     assert not reply.has_error()
     assert "PLANTED" not in str(reply.content)
     assert "secret" not in str(reply.content)

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from ld_client.ledger import DRIFT, TRAINING, Ledger, Use
 from ld_client.policy import check_size, check_store, check_study
 from ld_client.private import check_trainable, train_round_privately
+from ld_client.secure_round import SecureRound
 from ld_client.site import SiteConfig, load_modality, load_site
 from ld_client.site_drift import drift_is_free, site_drift, site_prior
 from ld_client.store import Store, open_store
@@ -24,11 +25,12 @@ from ld_client.train import Lesson, train_round
 from ld_common import messages, offline
 from ld_common.adapters import check_state
 from ld_common.drift import Drift, entering
-from ld_common.errors import ConfigError, LdError, ModelError
+from ld_common.errors import ConfigError, FederationError, LdError, ModelError
 from ld_common.messages import TrainNumbers, TrainResult, TrainTask
 from ld_common.models import base_digest, load_denoiser
 from ld_common.privacy import Charge
 from ld_common.schemes import Attached, attach, read_scheme
+from ld_common.secure_aggregation import Stage
 from ld_common.study import StudyConfig, study_from_json
 
 offline.configure()
@@ -46,18 +48,6 @@ def answer(message: Message, site_file: Callable[[], Path], handle: Callable[[Si
     return Message(content, reply_to=message)
 
 
-def answer_join(message: Message, site_file: Callable[[], Path]) -> Message:
-    """Tell the server a site's name."""
-    return answer(message, site_file, lambda site: messages.pack_name(site.site))
-
-
-def answer_train(message: Message, site_file: Callable[[], Path]) -> Message:
-    """Train one round on a site's store."""
-    return answer(
-        message, site_file, lambda site: messages.pack_result(run_task(site, messages.unpack_task(message.content)))
-    )
-
-
 def own_site(context: Context) -> Path:
     """This node's site config; raises `ConfigError` when it has none."""
     if "site-config" not in context.node_config:
@@ -65,20 +55,45 @@ def own_site(context: Context) -> Path:
     return Path(str(context.node_config["site-config"]))
 
 
-@app.query(messages.JOIN)
-def join(message: Message, context: Context) -> Message:
-    """Tell the server this site's name."""
-    return answer_join(message, lambda: own_site(context))
+def register(client: ClientApp, site_file: Callable[[Context], Path]) -> None:
+    """Give a ClientApp every answer of a site; `site_file` finds the site's config from its node."""
+
+    @client.query(messages.JOIN)
+    def join(message: Message, context: Context) -> Message:
+        return answer(message, lambda: site_file(context), lambda site: messages.pack_name(site.site))
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        def handle(site: SiteConfig) -> RecordDict:
+            task = messages.unpack_task(message.content)
+            return messages.pack_result(run_task(site, task, SecureRound(context.state)))
+
+        return answer(message, lambda: site_file(context), handle)
+
+    for stage in (Stage.KEYS, Stage.SHARES, Stage.UNMASK):
+        _register_stage(client, site_file, stage)
 
 
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train one round on this site's store."""
-    return answer_train(message, lambda: own_site(context))
+def _register_stage(client: ClientApp, site_file: Callable[[Context], Path], stage: Stage) -> None:
+    @client.query(stage.value)
+    def answer_stage(message: Message, context: Context) -> Message:
+        def handle(site: SiteConfig) -> RecordDict:
+            request = messages.unpack_secure(message.content) or {}
+            return messages.pack_secure(SecureRound(context.state).answer(site, stage, request))
+
+        return answer(message, lambda: site_file(context), handle)
 
 
-def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
+register(app, own_site)
+
+
+def run_task(site: SiteConfig, task: TrainTask, secure: SecureRound | None = None) -> TrainResult:
     """Check a task against the site's own base and store, train, and return what may leave.
+
+    Args:
+        site: the site.
+        task: what it is asked.
+        secure: its part in secure aggregation, for a study that asks for it.
 
     Raises:
         LdError: the study, base, modality or adapter is not what the site holds.
@@ -94,6 +109,10 @@ def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
     attached = attach(model, scheme, study.seed)
     check_size(site.policy, attached)
     check_state(task.state, attached.learned_state())
+    if study.federation.secure_aggregation:
+        if secure is None or task.secure is None:
+            raise FederationError("the study asks for secure aggregation and the task comes without it: refused")
+        secure.open(task.secure, study.digest(), task.round)
     noise_multiplier = spend(site, store, study, attached, task.round)
     # until the state is loaded, `model` draws as the plain base does
     drift = site_drift(site, load_modality(site), store, model, study)
@@ -101,14 +120,19 @@ def run_task(site: SiteConfig, task: TrainTask) -> TrainResult:
     attached.load(task.state)
     entered = None if drift is None else entering(drift, study.drift.formulation)
     lesson = Lesson(store.latents, store.prompts, entered if isinstance(entered, Drift) else None, prior)
+    numbers = None
     if noise_multiplier is not None:
         train_round_privately(attached, lesson, store.pseudonyms, study, task.round, noise_multiplier)
-        return TrainResult(site.site, task.round, attached.learned_state(), drift, None)
-    losses = train_round(attached, lesson, study, task.round, site.site, site.precision)
-    patients = len(set(store.pseudonyms))
-    seconds = time.monotonic() - started
-    numbers = TrainNumbers(len(store.latents), patients, losses.first, losses.last, seconds)
-    return TrainResult(site.site, task.round, attached.learned_state(), drift, numbers)
+    else:
+        losses = train_round(attached, lesson, study, task.round, site.site, site.precision)
+        patients, seconds = len(set(store.pseudonyms)), time.monotonic() - started
+        if not study.withholds_numbers:
+            numbers = TrainNumbers(len(store.latents), patients, losses.first, losses.last, seconds)
+    state = attached.learned_state()
+    if study.federation.secure_aggregation and secure is not None:
+        update = {name: value - task.state[name] for name, value in state.items()}
+        return TrainResult(site.site, task.round, {}, None, numbers, secure.mask(update, drift))
+    return TrainResult(site.site, task.round, state, drift, numbers)
 
 
 def spend(

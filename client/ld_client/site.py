@@ -77,6 +77,8 @@ class PolicyConfig:
     show a patient's scan."""
     min_patients: int = 10
     """Fewest patients in the store for anything to leave: means over few tell of each."""
+    min_summed_sites: int = 3
+    """Fewest sites of a secure sum that this site lets the server learn."""
     private_only: bool = False
     """Refuse studies without differential privacy."""
     max_epsilon: float = 10.0
@@ -85,7 +87,14 @@ class PolicyConfig:
     """The δ of that ε; below one over the number of patients."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "max_batch_size", "max_parameters", "max_evaluations", "min_patients"):
+        for name in (
+            "max_steps",
+            "max_batch_size",
+            "max_parameters",
+            "max_evaluations",
+            "min_patients",
+            "min_summed_sites",
+        ):
             require(getattr(self, name) > 0, f"policy.{name} is {getattr(self, name)}: use 1 or more")
         require(self.max_epsilon >= 0, f"policy.max_epsilon is {self.max_epsilon}: use 0 or more")
         require(0 < self.delta < 1, f"policy.delta is {self.delta}: it must lie between 0 and 1")

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from ld_common.adapters import check_state, update_norm
+from ld_common.drift import LARGEST_DRIFT
 from ld_common.errors import AdapterError
 from ld_common.messages import TrainNumbers, TrainResult
 from ld_common.schemes import State
-
-LARGEST_DRIFT = 20.0
-"""Largest accepted drift, in scaled latents, whose own deviation is about 1."""
 
 
 def check_result(result: TrainResult, reference: State, drift_shape: torch.Size | None, max_norm: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ld_common.schemes import State
 from ld_common.study import StudyConfig
 from ld_server.aggregate import average_states, check_result
 from ld_server.checkpoint import Checkpoint, write_checkpoint
+from ld_server.secure_round import SecureRound
 
 POLL_SECONDS = 1.0
 JOIN_TIMEOUT_SECONDS = 60.0
@@ -39,6 +40,10 @@ class RoundRecord:
     """Site -> why its answer did not count."""
     counted: bool = False
     """Whether enough answers passed the checks for the round to change the adapter."""
+    failure: str = ""
+    """Why a secure sum could not be made; it has no one site to blame."""
+    mean_update_norm: float | None = None
+    """L2 norm of the sites' mean update, where it is all that the server knows."""
     seconds: float = 0.0
 
 
@@ -67,6 +72,9 @@ class DriftFederation(Strategy):
         self.site_drifts: dict[str, Tensor] = {}
         self.site_weights: dict[str, float] = {}
         self.state: State = {}
+        self._secure: SecureRound | None = None
+        self._mean_drift: Tensor | None = None
+        self._failure = ""
         self._nodes: dict[str, int] = {}
         self._asked: dict[str, Message] = {}
         self._started = 0.0
@@ -82,11 +90,24 @@ class DriftFederation(Strategy):
             self.state, server_round, json.dumps(to_mapping(self.study)), self.base_digest, self.modality_digest
         )
         present = sorted(set(self._nodes) & set(self.study.federation.sites))
+        tasks = dict.fromkeys(present, task)
+        if self.study.federation.secure_aggregation:
+            tasks = self._secured(task, {name: self._nodes[name] for name in present}, grid)
         self._asked = {
-            name: Message(messages.pack_task(task), dst_node_id=self._nodes[name], message_type=MessageType.TRAIN)
-            for name in present
+            name: Message(messages.pack_task(own), dst_node_id=self._nodes[name], message_type=MessageType.TRAIN)
+            for name, own in tasks.items()
         }
         return list(self._asked.values())
+
+    def _secured(self, task: TrainTask, nodes: dict[str, int], grid: Grid) -> dict[str, TrainTask]:
+        """Each site's task with its part in the round's secure aggregation; none when too few sites take part."""
+        self._failure = ""
+        self._secure = SecureRound(self.study, task.round, self.state, self.drift_shape, grid)
+        try:
+            return {name: replace(task, secure=request) for name, request in self._secure.begin(nodes).items()}
+        except FederationError as error:
+            self._failure = str(error)
+            return {}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -102,7 +123,9 @@ class DriftFederation(Strategy):
                 continue
             try:
                 result = self._read(reply, name, server_round)
-                norm = check_result(result, self.state, self.drift_shape, self.study.federation.max_update_norm)
+                norm = None
+                if result.secure is None:
+                    norm = check_result(result, self.state, self.drift_shape, self.study.federation.max_update_norm)
             except LdError as error:
                 record.left_out[name] = str(error)
                 continue
@@ -111,10 +134,28 @@ class DriftFederation(Strategy):
         record.left_out |= {name: "it did not answer before the round's deadline" for name in waiting.values()}
         absent = set(self.study.federation.sites) - set(self._asked)
         record.left_out |= {name: "it was not connected" for name in absent}
-        record.counted = len(results) >= self.study.federation.min_sites
-        if record.counted:
-            self._average(results)
+        if self._secure is not None:
+            self._sum(record, results, self._secure)
+        else:
+            record.counted = len(results) >= self.study.federation.min_sites
+            if record.counted:
+                self._average(results)
         return self._finish(record)
+
+    def _sum(self, record: RoundRecord, results: dict[str, TrainResult], secure: SecureRound) -> None:
+        """Take over the secure mean of the sites that are in it."""
+        try:
+            if self._failure:
+                raise FederationError(self._failure)
+            found = secure.finish({name: result.secure for name, result in results.items() if result.secure})
+        except FederationError as error:
+            record.failure, record.sites = str(error), {}
+        else:
+            record.counted = True
+            record.mean_update_norm = found.norm
+            self.state, self._mean_drift = found.state, found.drift
+            record.sites = {name: record.sites[name] for name in found.sites}
+        record.left_out |= secure.left_out
 
     def _average(self, results: dict[str, TrainResult]) -> None:
         equal = self.study.federation.weighting == "equal"
@@ -146,7 +187,9 @@ class DriftFederation(Strategy):
 
     @property
     def drift(self) -> Tensor | None:
-        """Mean drift μ over the sites that released one, by their weights in the average."""
+        """Mean drift μ over the sites that released one, by their weights in the average, or of the secure sum."""
+        if self._secure is not None:
+            return self._mean_drift
         names = sorted(self.site_drifts)
         return mean_drift([self.site_drifts[name] for name in names], [self.site_weights[name] for name in names])
 
@@ -208,12 +251,13 @@ class DriftFederation(Strategy):
             raise AdapterError(f"its answer cannot be read ({type(error).__name__})") from error
         if (result.site, result.round) != (name, server_round):
             raise AdapterError(f"its answer is of site '{result.site}' and round {result.round}")
-        if (result.numbers is None) != self.study.privacy.enabled:
-            raise AdapterError("it does not hold just what the study's privacy lets leave")
+        withheld = result.numbers is None, result.secure is not None
+        if withheld != (self.study.withholds_numbers, self.study.federation.secure_aggregation):
+            raise AdapterError("it does not hold just what the study lets leave")
         return result
 
 
-def _summary(result: TrainResult, norm: float) -> dict[str, Any]:
+def _summary(result: TrainResult, norm: float | None) -> dict[str, Any]:
     withheld = dict.fromkeys(("visits", "patients", "loss_first", "loss_last", "seconds"))
     return {
         **(withheld if result.numbers is None else vars(result.numbers)),

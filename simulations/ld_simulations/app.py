@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from ld_client.app import answer_join, answer_train
-from ld_common import messages
+from ld_client.app import register
 from ld_common.errors import ConfigError
 from ld_server import app as study_app
 from ld_simulations.demo import load_demo, prepare_sites
@@ -30,18 +29,6 @@ def main(grid: Grid, context: Context) -> None:
     study_app.main(grid, context)
 
 
-@client.query(messages.JOIN)
-def join(message: Message, context: Context) -> Message:
-    """Tell the server the name of the site that this node plays."""
-    return answer_join(message, lambda: simulated_site(context))
-
-
-@client.train()
-def train(message: Message, context: Context) -> Message:
-    """Train one round as the site that this node plays."""
-    return answer_train(message, lambda: simulated_site(context))
-
-
 def simulated_site(context: Context) -> Path:
     """The site config of a node's number in the run's folder; raises `ConfigError` when there are fewer."""
     files = sorted(Path(str(context.run_config["sites"])).glob("*.yaml"))
@@ -49,3 +36,6 @@ def simulated_site(context: Context) -> Path:
     if number >= len(files):
         raise ConfigError(f"node {number} plays no site: '{context.run_config['sites']}' holds {len(files)}")
     return files[number]
+
+
+register(client, simulated_site)

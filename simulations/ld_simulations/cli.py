@@ -98,12 +98,11 @@ def _federate(demo: Demo, config: Path) -> Release:
 
 def _round_line(record: dict[str, Any], rounds: int) -> str:
     sites = ", ".join(
-        f"{name} update norm {site['update_norm']:.3g}"
-        if site["loss_last"] is None
-        else f"{name} loss {site['loss_first']:.3f} → {site['loss_last']:.3f}"
+        name if site["loss_last"] is None else f"{name} loss {site['loss_first']:.3f} → {site['loss_last']:.3f}"
         for name, site in record["sites"].items()
     )
     left_out = "".join(f"; left out {name}: {reason}" for name, reason in record["left_out"].items())
+    left_out += f"; not counted: {record['failure']}" if record["failure"] else ""
     return f"round {record['round']}/{rounds} in {record['seconds']:.0f} s: {sites}{left_out}"
 
 
