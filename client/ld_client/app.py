@@ -20,7 +20,7 @@ from ld_client.private import check_trainable, train_round_privately
 from ld_client.secure_round import SecureRound
 from ld_client.site import SiteConfig, load_modality, load_site
 from ld_client.site_drift import drift_is_free, site_drift, site_prior
-from ld_client.store import Store, open_store
+from ld_client.store import Store, open_store, split_store
 from ld_client.train import Lesson, train_round
 from ld_common import messages, offline
 from ld_common.adapters import check_state
@@ -104,6 +104,7 @@ def run_task(site: SiteConfig, task: TrainTask, secure: SecureRound | None = Non
     if base_digest(site.base_model) != task.base_digest:
         raise ModelError(f"the study's base model is not '{site.base_model}': point base_model at the study's base")
     store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
+    store, _ = split_store(store, site.held_out)
     check_store(site.policy, store, study)
     model, scheme = load_denoiser(site.base_model, site.device), read_scheme(study.scheme)
     attached = attach(model, scheme, study.seed)

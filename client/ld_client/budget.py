@@ -9,7 +9,7 @@ from pathlib import Path
 from ld_client.ledger import DRIFT, TRAINING, Entry, Ledger, private_charges
 from ld_client.site import SiteConfig
 from ld_client.site_drift import drift_is_free
-from ld_client.store import open_store
+from ld_client.store import open_store, split_store
 from ld_common.models import load_denoiser
 from ld_common.privacy import Charge, epsilon, epsilon_rdp, noise_over_signal
 from ld_common.schemes import attach, read_scheme
@@ -61,7 +61,8 @@ def _asked(site: SiteConfig, study: StudyConfig, charges: list[Charge]) -> list[
         refused = "; this site refuses it (policy.private_only)" if site.policy.private_only else ""
         return [f"study {study.name}: without differential privacy, no ε can be said{refused}"]
     planned, delta, limit = study.privacy_plan(), site.policy.delta, site.policy.max_epsilon
-    free = drift_is_free(site, open_store(site.store_path), study)
+    store, _ = split_store(open_store(site.store_path), site.held_out)
+    free = drift_is_free(site, store, study)
     first = [replace(planned.step, steps=study.training.steps), *([] if free or not planned.drift else [planned.drift])]
     attached = attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed)
     parameters = sum(parameter.numel() for parameter in attached.learned.values())

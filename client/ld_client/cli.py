@@ -81,6 +81,26 @@ def budget(
         console.print(line, soft_wrap=True, highlight=False)
 
 
+@app.command("audit-privacy")
+def audit_privacy(
+    config: Path = CONFIG,
+    release: Path = typer.Option(..., help="Folder of a release that this site took part in."),
+    out: Path = typer.Option(..., help="Folder for audit.json; it points to scans and must stay at the site."),
+    points: int = typer.Option(32, help="Timesteps and noises at which each scan's loss is taken."),
+    generated: int = typer.Option(200, help="Pictures drawn and searched for copies."),
+    canaries: int = typer.Option(100, help="Made-up patients of a rehearsal of the study; 0 leaves it out."),
+) -> None:
+    """Attack a release with this site's own patients: membership, copies, an empirical lower bound on ε."""
+    from ld_client.audit.command import run_audit
+    from ld_client.audit.run import AuditOptions
+
+    console = Console()
+    with progress_bar(console) as progress:
+        lines = run_audit(load_site(config), release, out, AuditOptions(points, generated, canaries), progress)
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
 @app.command("left-out")
 def left_out(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """List every file and table row that the last index run left out, tab-separated: name, files, reason, detail."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from ld_client.policy import check_store, check_study
 from ld_client.site import SiteConfig, load_modality
 from ld_client.site_drift import ask, search_delta, site_drift
-from ld_client.store import Store, open_store
+from ld_client.store import Store, open_store, split_store
 from ld_common.config import require
 from ld_common.drift import Drift, by_channel
 from ld_common.drift_search import best, search_counterfactual
@@ -48,6 +48,7 @@ def show_drift(
     check_study(site.policy, study)
     modality = load_modality(site)
     store = open_store(site.store_path, base_digest=base_digest(site.base_model), modality_digest=modality.digest())
+    store, _ = split_store(store, site.held_out)
     check_store(site.policy, store, study)
     trained = None if release is None else read_release(release)
     model: Denoiser = (

@@ -112,6 +112,8 @@ class SiteConfig:
     """Folder of the frozen base model, or its id in the hub's local cache."""
     store: str = MISSING
     """Folder of the index, the cached latents and the site's key; it must not leave the hospital."""
+    held_out: float = 0.0
+    """Share of patients who are never trained on, drawn by chance: with them `ld-client audit-privacy` compares."""
     ledger: str = ""
     """The privacy ledger of the data set; empty for the store's own. Stores of the same patients must share one."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -127,6 +129,7 @@ class SiteConfig:
         check_site_name(self.site)
         require(self.batch_size > 0, f"batch_size is {self.batch_size}: use 1 or more")
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}': use cpu or cuda")
+        require(0 <= self.held_out < 1, f"held_out is {self.held_out}: use 0 or more, below 1")
         known = ("float32", "bfloat16")
         require(self.precision in known, f"precision is '{self.precision}': use {' or '.join(known)}")
 

@@ -13,7 +13,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -134,6 +134,28 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
             attributes=[json.loads(row[2]) for row in rows],
             days=[row[1] for row in rows],
         )
+
+
+def split_store(store: Store, held_out: float) -> tuple[Store, Store]:
+    """A store's patients who are trained on, and the share `held_out` who are not.
+
+    A patient's side follows from the pseudonym alone, whose key is the site's: others may come or go.
+    """
+    apart = {name: hashlib.sha256(f"held out/{name}".encode()).digest() for name in store.pseudonyms}
+    out = [int.from_bytes(apart[name][:8]) < held_out * 2**64 for name in store.pseudonyms]
+    trained, others = ([row for row, own in enumerate(out) if own == side] for side in (False, True))
+    return _rows(store, trained), _rows(store, others)
+
+
+def _rows(store: Store, rows: list[int]) -> Store:
+    return replace(
+        store,
+        latents=store.latents[rows],
+        prompts=[store.prompts[row] for row in rows],
+        pseudonyms=[store.pseudonyms[row] for row in rows],
+        attributes=[store.attributes[row] for row in rows],
+        days=[store.days[row] for row in rows],
+    )
 
 
 def read_left_out(folder: Path) -> list[LeftOut]:
