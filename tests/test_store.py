@@ -4,6 +4,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -15,7 +16,7 @@ import typer
 from ld_client.cli import app
 from ld_client.left_out import Reason
 from ld_client.site import load_modality, load_site
-from ld_client.store import build_store, open_store, read_left_out
+from ld_client.store import build_store, open_store, read_left_out, split_store
 from ld_common.command import run_cli
 from ld_common.errors import LdError, StoreError
 from ld_common.images import read_scan, to_model
@@ -194,3 +195,29 @@ def test_other_exceptions_are_not_hidden() -> None:
 def test_help_needs_no_model_library() -> None:
     code = "import sys, ld_client.cli; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_held_out_patients_are_the_same_whoever_else_is_there_and_never_trained_on(site_yaml: Path) -> None:
+    site = load_site(site_yaml)
+    build_store(site)
+    store = open_store(site.store_path)
+    nobody, everybody = split_store(store, 0.0), split_store(store, 1 - 1e-12)
+    assert (len(nobody[0].prompts), len(nobody[1].prompts)) == (6, 0)
+    assert (len(everybody[0].prompts), len(everybody[1].prompts)) == (0, 6)
+    made_up = replace(store, pseudonyms=[f"p{row}" for row in range(6)])
+    trained, held_out = split_store(made_up, 0.5)
+    assert not set(trained.pseudonyms) & set(held_out.pseudonyms)
+    assert len(trained.latents) == len(trained.days) == len(trained.attributes) == len(trained.pseudonyms)
+    fewer = replace(
+        made_up,
+        **{key: getattr(made_up, key)[:4] for key in ("latents", "prompts", "pseudonyms", "attributes", "days")},
+    )
+    assert set(split_store(fewer, 0.5)[1].pseudonyms) == set(held_out.pseudonyms) & set(fewer.pseudonyms)
+    share = (
+        sum(
+            len(split_store(replace(made_up, pseudonyms=[f"{n}-{row}" for row in range(6)]), 0.2)[1].prompts)
+            for n in range(200)
+        )
+        / 1200
+    )
+    assert share == pytest.approx(0.2, abs=0.04)

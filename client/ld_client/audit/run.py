@@ -90,16 +90,14 @@ def audit_release(
     """
     tuned, base = load_release_base(release, site.base_model, site.device), load_denoiser(site.base_model, site.device)
     drift = training_drift(site, release)
-    sides = {
-        name: Scans(store.latents, store.prompts, store.pseudonyms, drift)
-        for name, store in (("members", members), ("held_out", held_out))
-    }
+    inside, outside = (Scans(store.latents, store.prompts, store.pseudonyms, drift) for store in (members, held_out))
     attack = AttackOptions(points=options.points, offset_noise=release.study.training.offset_noise, seed=options.seed)
     membership = audit_membership(
         base,
         tuned,
-        **sides,
-        options=attack,
+        inside,
+        outside,
+        attack,
         progress=lambda done, total: progress("membership", done, total),
     )
     generated = _draw(tuned, release, (members, held_out), options.generated, options.seed, progress)
