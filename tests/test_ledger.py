@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import random
-import signal
 import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -21,13 +18,10 @@ from ld_client.ledger import Ledger, Use, private_charges
 from ld_client.site import load_site
 from ld_client.store import build_store, open_store
 from ld_common import messages
-from ld_common.config import from_mapping, to_mapping
 from ld_common.errors import PolicyError, PrivacyError
 from ld_common.messages import TrainTask
-from ld_common.models import base_digest, load_denoiser
 from ld_common.privacy import Charge, epsilon
-from ld_common.schemes import attach, read_scheme
-from ld_common.study import StudyConfig
+from ld_simulations.privacy_benchmark.kills import kill_rounds, small_task
 from tests.conftest import BRAIN_MRI
 
 DELTA = 1e-5
@@ -90,26 +84,10 @@ def test_two_runs_at_once_cannot_both_spend_the_last_of_a_budget(tmp_path: Path)
 
 
 @pytest.fixture
-def private_task(site_yaml: Path, tiny_base: Path) -> TrainTask:
+def private_task(site_yaml: Path) -> TrainTask:
     site = load_site(site_yaml)
     build_store(site)
-    study = from_mapping(
-        StudyConfig,
-        {
-            "scheme": {"rank": 1, "targets": ["to_k"]},
-            "training": {"steps": 2},
-            "federation": {"weighting": "equal", "rounds": 2},
-            "privacy": {"enabled": True, "patients": 10, "batch_patients": 2, "delta": 1e-5, "draws": 1},
-        },
-    )
-    attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
-    return TrainTask(
-        attached.learned_state(),
-        1,
-        json.dumps(to_mapping(study)),
-        base_digest(str(tiny_base)),
-        open_store(site.store_path).modality_digest,
-    )
+    return small_task(site)
 
 
 def test_a_private_site_sends_noised_tensors_its_name_and_nothing_else(
@@ -154,61 +132,13 @@ def test_a_site_refuses_what_its_policy_or_budget_forbids(site_yaml: Path, priva
     assert Ledger(load_site(site_yaml).ledger_path).entries() == []
 
 
-def _answer(site_yaml: Path, task: TrainTask, sender: Connection) -> None:
-    """A site's process: runs rounds and sends until it is killed."""
-    while True:
-        sender.send_bytes(b"start")
-        app.run_task(load_site(site_yaml, ["policy.max_epsilon=1e9"]), task)
-        sender.send_bytes(b"sent")
-
-
-def kill_rounds(site_yaml: Path, task: TrainTask, kills: int, seed: int) -> tuple[int, int]:
-    """Kill a site's process at random moments: how often the ledger held less than was sent, and how much more."""
-    context, chance = multiprocessing.get_context("fork"), random.Random(seed)
-    ledger = Ledger(load_site(site_yaml).ledger_path)
-    site = load_site(site_yaml, ["policy.max_epsilon=1e9"])
-    app.run_task(site, task)  # solves the noise once for all forks
-    started = time.monotonic()
-    app.run_task(site, task)
-    round_seconds = time.monotonic() - started
-    step = from_mapping(StudyConfig, json.loads(task.study)).privacy_plan().step
-    sent, under_counts = 2, 0
-    for _ in range(kills):
-        receiver, sender = context.Pipe(duplex=False)
-        run = context.Process(target=_answer, args=(site_yaml, task, sender))
-        run.start()
-        sender.close()
-        receiver.recv_bytes()
-        time.sleep(chance.uniform(0, 2 * round_seconds))
-        assert run.pid is not None
-        os.kill(run.pid, signal.SIGKILL)
-        run.join(60)
-        while _message(receiver) == b"sent":
-            sent += 1
-        charged = [entry.charge for entry in ledger.entries() if entry.purpose == "training"]
-        under_counts += len(charged) < sent or any(
-            charge is None or charge.noise_multiplier > step.noise_multiplier or charge.steps < 2 for charge in charged
-        )
-    return under_counts, len(charged) - sent
-
-
-def _message(receiver: Connection) -> bytes:
-    """The next message that is no `start`, or nothing at the end."""
-    try:
-        while (message := receiver.recv_bytes()) == b"start":
-            pass
-        return message
-    except EOFError:
-        return b""
-
-
 @pytest.mark.slow
 def test_whenever_a_site_is_killed_the_ledger_holds_at_least_what_was_sent(
     site_yaml: Path, private_task: TrainTask
 ) -> None:
-    under_counts, lost = kill_rounds(site_yaml, private_task, kills=12, seed=0)
-    assert under_counts == 0
-    assert lost > 1  # else no kill fell between a charge and its sending
+    found = kill_rounds(load_site(site_yaml), private_task, kills=12, seed=0)
+    assert found.under_counts == 0
+    assert found.lost > 1  # else no kill fell between a charge and its sending
 
 
 def test_the_budget_says_what_is_spent_and_what_a_study_would_cost(

@@ -101,6 +101,23 @@ def audit_privacy(
         console.print(line, soft_wrap=True, highlight=False)
 
 
+@app.command("privacy-report")
+def privacy_report(
+    config: Path = CONFIG,
+    release: Path = typer.Option(..., help="Folder of a release that this site took part in."),
+    audit: Path | None = typer.Option(None, help="The audit.json that ld-client audit-privacy wrote of this release."),
+    out: Path = typer.Option(..., help="The HTML file to write; it names no patient and no file."),
+) -> None:
+    """Write what the data protection officer reads and signs: one page that needs nothing else."""
+    from ld_client.privacy_report import write_privacy_report
+
+    console = Console()
+    with console.status("composing the privacy loss"):
+        lines = write_privacy_report(load_site(config), release, audit, out)
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 @app.command("left-out")
 def left_out(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """List every file and table row that the last index run left out, tab-separated: name, files, reason, detail."""

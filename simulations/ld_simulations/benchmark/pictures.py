@@ -6,7 +6,7 @@ import hashlib
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ TRAINING, TEST, OTHERS = range(3)
 WORTH_A_POOL = 100
 """Patients below which starting processes takes longer than drawing."""
 ENCODED_TOGETHER = 64
+FORMAT = 2
+"""Of the kept files: another number draws them anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,8 @@ class Pictures:
     attributes: list[Attributes]
     hospitals: list[int]
     """Number of each picture's hospital."""
+    patients: list[int] = field(default_factory=list)
+    """Number of each picture's patient, over all hospitals."""
 
     def labels(self, attribute: str, value: str) -> Tensor:
         """Whether each picture's attribute has a value, `(N,)` of 0 and 1."""
@@ -53,7 +57,8 @@ def draw_pictures(
     Scans are rendered and seen by their hospital's device as in `write_hospitals`, but pass to the model's frame
     without a detour over files.
     """
-    key = json.dumps([_what_decides(config), to_mapping(modality), side, patients, part], sort_keys=True, default=str)
+    said = [FORMAT, _what_decides(config), to_mapping(modality), side, patients, part]
+    key = json.dumps(said, sort_keys=True, default=str)
     file = folder / f"pictures-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if not file.exists():
         tasks = [
@@ -69,7 +74,9 @@ def draw_pictures(
         images = torch.cat([images for images, _ in drawn])
         attributes = [own for _, several in drawn for own in several]
         numbers = [index // patients for index, (_, several) in enumerate(drawn) for _ in several]
-        words = {"attributes": json.dumps(attributes), "hospitals": json.dumps(numbers)}
+        whose = [index for index, (_, several) in enumerate(drawn) for _ in several]
+        lists = {"attributes": attributes, "hospitals": numbers, "patients": whose}
+        words = {key: json.dumps(values) for key, values in lists.items()}
         write_tensors(file, {"images": images.half()}, words)  # a step is a sixteenth of an 8-bit one
     return _read(file)
 
@@ -82,7 +89,8 @@ def _what_decides(config: HospitalsConfig) -> dict[str, Any]:
 def _read(file: Path) -> Pictures:
     with safe_open(file, framework="pt") as opened:
         words = opened.metadata()
-    return Pictures(load_file(file)["images"].float(), json.loads(words["attributes"]), json.loads(words["hospitals"]))
+    lists = (json.loads(words[key]) for key in ("attributes", "hospitals", "patients"))
+    return Pictures(load_file(file)["images"].float(), *lists)
 
 
 def _draw_patient(task: tuple[str, int, HospitalConfig, Modality, int, int, int]) -> tuple[Tensor, list[Attributes]]:

@@ -1,0 +1,1 @@
+"""`ld-evaluate-privacy`: what differential privacy, the ledger, secure sums and the audit cost and bring."""

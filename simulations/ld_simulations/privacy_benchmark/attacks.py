@@ -1,0 +1,83 @@
+"""The audit turned on a run that learned by heart and on a private one: can it see, and does it stay below ε?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from ld_client.audit.canaries import audit_canaries, make_canaries
+from ld_client.audit.membership import AttackOptions, Scans, audit_membership
+from ld_client.private import train_round_privately
+from ld_client.train import Lesson, train_round
+from ld_common.models import load_denoiser
+from ld_common.schemes import attach, read_scheme
+from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, Setting
+from ld_simulations.privacy_benchmark.quality import QualityRuns
+
+POINTS = 16
+
+
+def attack(
+    benchmark: PrivacyBenchmark, runs: QualityRuns, epsilon: float, seed: int, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Train on patients and canaries, with or (ε 0) without privacy, and attack with those who were left out."""
+    config, device = benchmark.config, benchmark.config.device
+    members = config.attacked_patients
+    everyone = runs.patients(runs.private, 2 * members)
+    inside = everyone.first(members)
+    rows = [row for row, name in enumerate(everyone.names) if name not in set(inside.names)]
+    outside = Scans(
+        everyone.lesson.latents[rows],
+        [everyone.lesson.prompts[row] for row in rows],
+        [everyone.names[row] for row in rows],
+    )
+    latents = inside.lesson.latents
+    moments = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    canaries = make_canaries(benchmark.modality, *moments, latents.shape[-1], config.canaries, seed, visits=3)
+    joining, _ = canaries.taking_part()
+    setting = Setting(
+        epsilon=epsilon, patients=members, sampling_rate=0.16, draws=2, rank=16, freeze_a=False, ema=0.0,
+        steps=config.attacked_steps, learning_rate=0.01, warm_start=False,
+    )  # fmt: skip
+    study = benchmark.study_of(setting, seed)
+    model = load_denoiser(benchmark.study.base_model, device)
+    attached = attach(model, read_scheme(study.scheme), seed)
+    lesson = Lesson(torch.cat([latents, joining.latents]), [*inside.lesson.prompts, *joining.prompts])
+    names, total = [*inside.names, *joining.pseudonyms], setting.steps
+
+    def note(step: int, *_: object) -> None:
+        progress("training", step, total)
+
+    if epsilon:
+        train_round_privately(attached, lesson, names, study, 1, study.privacy_plan().step.noise_multiplier, note)
+    else:
+        train_round(attached, lesson, replace(study), 1, "attack", on_step=note)
+    base = load_denoiser(benchmark.study.base_model, device)
+    options = AttackOptions(points=POINTS, offset_noise=study.training.offset_noise, seed=seed)
+    delta = study.privacy.delta if epsilon else 0.0
+    membership = audit_membership(
+        base,
+        attached.model,
+        Scans(latents, inside.lesson.prompts, inside.names),
+        outside,
+        options,
+        progress=lambda done, whole: progress("membership", done, whole),
+    )
+    bound = audit_canaries(
+        base,
+        attached.model,
+        canaries.scans,
+        canaries.included,
+        delta,
+        options=options,
+        progress=lambda done, whole: progress("canaries", done, whole),
+    )
+    return {
+        "epsilon": study.privacy_plan().epsilon if epsilon else None,
+        "seed": seed,
+        "membership": [asdict(report) for report in membership],
+        "canaries": asdict(bound),
+    }

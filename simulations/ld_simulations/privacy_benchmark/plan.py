@@ -1,0 +1,167 @@
+"""What the benchmark of privacy measures: its settings, each a run that is kept and can be gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ld_common.config import from_mapping, load_config, require
+from ld_common.modality import Modality
+from ld_common.study import StudyConfig, load_study
+from ld_simulations.hospitals import HospitalsConfig
+
+PARTS = ("cost", "kills", "sums", "attacks", "quality")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train at one hospital."""
+
+    epsilon: float = 8.0
+    """Target ε of the run at δ = 1 / (10 patients); 0 for training without differential privacy."""
+    patients: int = 3000
+    sampling_rate: float = 0.17
+    draws: int = 2
+    rank: int = 4
+    freeze_a: bool = True
+    ema: float = 0.9
+    steps: int = 110
+    learning_rate: float = 0.01
+    clip_norm: float = 1.0
+    warm_start: bool = True
+    """Start from an adapter that learned from a public hospital's patients, without noise."""
+
+    @property
+    def batch_patients(self) -> int:
+        """Expected number of patients in a step."""
+        return max(1, round(self.sampling_rate * self.patients))
+
+    @property
+    def name(self) -> str:
+        """Of its results' files."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass
+class PrivacyBenchmarkConfig:
+    """All parts of the benchmark."""
+
+    output: str = "runs/benchmark_privacy"
+    """Where every result is kept; a stopped run goes on from here."""
+    results: str = "docs/benchmarks"
+    study: str = "demo_study.yaml"
+    """YAML of the study whose base, layers, losses and edits are used, relative to the benchmark's file."""
+    hospitals: str = "hospitals.yaml"
+    """YAML of hospitals, relative to the benchmark's file: the first is the private one, the last the public one."""
+    device: str = "cpu"
+    parts: list[str] = field(default_factory=lambda: list(PARTS))
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    setting: dict[str, Any] = field(default_factory=dict)
+    """The default `Setting`, from which each table changes one thing."""
+    epsilons: list[float] = field(default_factory=lambda: [10.0, 8.0, 3.0, 1.0])
+    patients: list[int] = field(default_factory=lambda: [100, 300, 1000, 3000, 10000])
+    levers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is changed, in words -> fields of the setting."""
+    public_patients: int = 300
+    public_steps: int = 600
+    held_out: int = 48
+    """Patients whose true counterfactuals judge a run."""
+    samples: int = 512
+    """Pictures for the Fréchet distance, and real ones of other patients."""
+    kills: int = 300
+    sums: list[int] = field(default_factory=lambda: [3, 10, 50])
+    lengths: list[int] = field(default_factory=lambda: [25_000, 200_000])
+    attacked_patients: int = 100
+    """Members, and as many held out, of the overfitted run and of a private one."""
+    attacked_steps: int = 400
+    canaries: int = 100
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.parts) - set(PARTS))
+        require(not unknown, f"parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
+        counts = ("public_patients", "public_steps", "held_out", "samples", "kills", "attacked_patients", "canaries")
+        for name in counts:
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0")
+        require(bool(self.seeds), "name at least one seed")
+        self.base_setting()
+        for words, fields in self.levers.items():
+            _changed(self.base_setting(), fields, f"levers.{words}")
+
+    def base_setting(self) -> Setting:
+        """The default setting; raises `ConfigError`."""
+        return _changed(Setting(), self.setting, "setting")
+
+
+def _changed(setting: Setting, fields: dict[str, Any], where: str) -> Setting:
+    unknown = sorted(set(fields) - set(asdict(setting)))
+    require(not unknown, f"{where}: {', '.join(unknown)} is no field of a setting: {', '.join(asdict(setting))}")
+    return replace(setting, **fields)
+
+
+@dataclass(frozen=True)
+class PrivacyBenchmark:
+    """The config with the files that it names read."""
+
+    config: PrivacyBenchmarkConfig
+    study: StudyConfig
+    modality: Modality
+    hospitals: HospitalsConfig
+
+    @property
+    def output(self) -> Path:
+        """Where results are kept."""
+        return Path(self.config.output)
+
+    def tables(self) -> Iterator[tuple[str, str, Setting]]:
+        """Table, row's title, setting: no privacy first; the same setting may stand in several tables."""
+        base = self.config.base_setting()
+        yield "epsilon", "no privacy", replace(base, epsilon=0.0)
+        for epsilon in self.config.epsilons:
+            yield "epsilon", f"{epsilon:g}", replace(base, epsilon=epsilon)
+        for patients in self.config.patients:
+            yield "patients", f"{patients}", replace(base, patients=patients)
+        yield "levers", "default", base
+        for words, fields in self.config.levers.items():
+            yield "levers", words, replace(base, **fields)
+
+    def study_of(self, setting: Setting, seed: int) -> StudyConfig:
+        """The study of a setting at one hospital in one round."""
+        study = self.study
+        privacy = {
+            "enabled": setting.epsilon > 0,
+            "target_epsilon": setting.epsilon or 1.0,
+            "delta": 0.1 / setting.patients,
+            "patients": setting.patients,
+            "batch_patients": setting.batch_patients,
+            "draws": setting.draws,
+            "clip_norm": setting.clip_norm,
+            "ema": setting.ema,
+        }
+        batch = setting.batch_patients * setting.draws
+        return from_mapping(
+            StudyConfig,
+            {
+                "seed": seed,
+                "scheme": {**study.scheme, "rank": setting.rank, "freeze_a": setting.freeze_a},
+                "drift": {"mean": "none"},
+                "training": {
+                    **vars(study.training),
+                    "steps": setting.steps,
+                    "learning_rate": setting.learning_rate,
+                    "batch_size": batch,
+                },
+                "federation": {"rounds": 1, "weighting": "equal"},
+                "privacy": privacy,
+            },
+        )
+
+
+def load_privacy_benchmark(path: Path, overrides: list[str]) -> PrivacyBenchmark:
+    """Read the benchmark's config and the files that it names; raises `ConfigError`."""
+    config = load_config(PrivacyBenchmarkConfig, path, overrides)
+    study, modality = load_study(path.parent / config.study)
+    return PrivacyBenchmark(config, study, modality, load_config(HospitalsConfig, path.parent / config.hospitals))

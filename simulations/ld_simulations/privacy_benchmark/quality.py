@@ -1,0 +1,157 @@
+"""How good a generator is that learned from N patients with a given ε: counterfactuals against truth, and samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ld_common.offline  # noqa: F401  (before any model library)
+from ld_client.private import train_round_privately
+from ld_client.train import Lesson, train_round
+from ld_common.adapters import read_tensors, write_tensors
+from ld_common.distances import frechet_distance
+from ld_common.features import extract_features, load_extractor
+from ld_common.models import BaseModel, base_digest, load_base
+from ld_common.privacy import noise_over_signal
+from ld_common.sampling import make_sampler, sample
+from ld_common.schemes import Attached, State, attach, read_scheme
+from ld_common.seeding import torch_generator
+from ld_common.study import StudyConfig
+from ld_simulations.benchmark.pictures import OTHERS, TRAINING, Pictures, decode, draw_pictures, encode
+from ld_simulations.evaluation import evaluate
+from ld_simulations.hospitals import HospitalConfig, HospitalsConfig, write_hospitals
+from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, Setting
+
+SAMPLER, SAMPLER_STEPS = "dpm-solver++", 15
+DRAWN_TOGETHER = {"cpu": 32, "cuda": 512}
+FEATURES = "efficientnet_lite0"
+
+
+@dataclass(frozen=True, eq=False)
+class Patients:
+    """Scans of one hospital's patients as training sees them."""
+
+    lesson: Lesson
+    names: list[str]
+    """Whose each scan is."""
+
+    def first(self, count: int) -> Patients:
+        """The scans of the first `count` patients."""
+        known = set(list(dict.fromkeys(self.names))[:count])
+        rows = [row for row, name in enumerate(self.names) if name in known]
+        latents, prompts = self.lesson.latents[rows], [self.lesson.prompts[row] for row in rows]
+        return Patients(Lesson(latents, prompts), [self.names[row] for row in rows])
+
+
+class QualityRuns:
+    """Trains and judges settings; patients, the public start and real features are made once and kept."""
+
+    def __init__(self, benchmark: PrivacyBenchmark, processes: int) -> None:
+        self.benchmark, self.config, self.processes = benchmark, benchmark.config, processes
+        self.private, self.public = benchmark.hospitals.hospitals[0], benchmark.hospitals.hospitals[-1]
+        self._patients: dict[str, Patients] = {}
+
+    def run(self, setting: Setting, seed: int) -> dict[str, Any]:
+        """All metrics of one training."""
+        study, attached = self.trained(setting, seed)
+        base, delta = attached.model, None
+        parameters = sum(value.numel() for value in attached.learned.values())
+        metrics: dict[str, Any] = {"parameters": parameters}
+        if setting.epsilon:
+            planned = study.privacy_plan()
+            delta, noise = study.privacy.delta, planned.step.noise_multiplier
+            ratio = noise_over_signal(noise, parameters, study.privacy.batch_patients)
+            metrics |= {
+                "epsilon": planned.epsilon,
+                "delta": delta,
+                "noise_multiplier": noise,
+                "noise_over_signal": ratio,
+            }
+        for parameter in attached.parameters.values():
+            parameter.requires_grad_(False)
+        judged = evaluate(base, self.benchmark.modality, self._held_out(), self.benchmark.study.edit, 1.0).summary
+        kept = ("copy_gain_db", "growth_correlation", "growth_ratio", "edit_direction_rate", "identity_ratio")
+        return metrics | {key: judged[key] for key in kept} | {"frechet": self._frechet(base, seed)}
+
+    def trained(self, setting: Setting, seed: int) -> tuple[StudyConfig, Attached[BaseModel]]:
+        """A setting's study and its trained model."""
+        study = self.benchmark.study_of(setting, seed)
+        base = load_base(self.benchmark.study.base_model, self.config.device)
+        attached = attach(base, read_scheme(study.scheme), study.seed)
+        if setting.warm_start:
+            attached.load(self._public_start(setting, seed))
+        patients = self.patients(self.private, max([*self.config.patients, setting.patients])).first(setting.patients)
+        if setting.epsilon:
+            noise = study.privacy_plan().step.noise_multiplier
+            train_round_privately(attached, patients.lesson, patients.names, study, 1, noise)
+        else:
+            train_round(attached, patients.lesson, study, 1, "benchmark")
+        return study, attached
+
+    def patients(self, hospital: HospitalConfig, count: int) -> Patients:
+        """All visits of a hospital's patients, encoded."""
+        key = f"{hospital.name}-{count}"
+        if key not in self._patients:
+            pictures = self._pictures(hospital, count, TRAINING)
+            file = self.benchmark.output / f"latents-{key}.safetensors"
+            if not file.exists():
+                base = load_base(self.benchmark.study.base_model, self.config.device)
+                write_tensors(file, {"latents": encode(base, pictures.images)}, {})
+            prompts = [self.benchmark.modality.describe(own) for own in pictures.attributes]
+            names = [f"{hospital.name}-{number}" for number in pictures.patients]
+            self._patients[key] = Patients(Lesson(read_tensors(file)[0]["latents"], prompts), names)
+        return self._patients[key]
+
+    def _pictures(self, hospital: HospitalConfig, count: int, part: int) -> Pictures:
+        config = HospitalsConfig(
+            body=self.benchmark.hospitals.body, seed=self.benchmark.hospitals.seed, hospitals=[replace(hospital)]
+        )
+        side = load_base(self.benchmark.study.base_model).side
+        folder = self.benchmark.output / "pictures"
+        return draw_pictures(config, self.benchmark.modality, side, count, part, self.processes, folder)
+
+    def _public_start(self, setting: Setting, seed: int) -> State:
+        """An adapter of the setting's shape that learned from the public hospital, without noise."""
+        digest = base_digest(self.benchmark.study.base_model)[:8]
+        name = f"public-{digest}-{setting.rank}-{setting.freeze_a}-{seed}.safetensors"
+        file = self.benchmark.output / name
+        if not file.exists():
+            own = replace(setting, epsilon=0.0, steps=self.config.public_steps, learning_rate=0.02)
+            study = self.benchmark.study_of(own, seed)
+            study.training.batch_size = self.benchmark.study.training.batch_size
+            base = load_base(self.benchmark.study.base_model, self.config.device)
+            attached = attach(base, read_scheme(study.scheme), study.seed)
+            patients = self.patients(self.public, self.config.public_patients)
+            train_round(attached, patients.lesson, study, 1, "public")
+            write_tensors(file, attached.state(), {})
+        return read_tensors(file)[0]
+
+    def _held_out(self) -> Path:
+        """Held-out patients of the private hospital, with their true counterfactuals."""
+        folder = self.benchmark.output / "hospitals"
+        if not (folder / "held_out" / "held_out.json").exists():
+            own = replace(self.private, patients=1, held_out=self.config.held_out)
+            hospitals = replace(self.benchmark.hospitals, output=str(folder), hospitals=[own])
+            write_hospitals(hospitals)
+        return folder / "held_out"
+
+    @torch.no_grad()
+    def _frechet(self, base: BaseModel, seed: int) -> float:
+        """Fréchet distance of samples to pictures of other patients of the hospital as the VAE returns them."""
+        real, count = self._pictures(self.private, self.config.samples, OTHERS), self.config.samples
+        extractor = load_extractor(FEATURES, self.config.device)
+        file = self.benchmark.output / "real.safetensors"
+        if not file.exists():
+            write_tensors(file, {"features": extract_features(extractor, decode(base, real.images))}, {})
+        prompts = [self.benchmark.modality.describe(own) for own in real.attributes]
+        known = sorted(set(prompts))
+        context = torch.cat([base.embed(known[start : start + 64]) for start in range(0, len(known), 64)])
+        context = context[[known.index(prompt) for prompt in prompts]]
+        noise = torch.randn((count, *base.latent_shape), generator=torch_generator(seed, "privacy benchmark"))
+        sampler, size = make_sampler(base.scheduler, SAMPLER, SAMPLER_STEPS), DRAWN_TOGETHER[self.config.device]
+        latents = sample(base, context, noise, sampler, None, size)
+        images = torch.cat([base.decode(chunk) for chunk in latents.split(64)])
+        return frechet_distance(extract_features(extractor, images), read_tensors(file)[0]["features"])

@@ -1,0 +1,242 @@
+"""The benchmark's results as files: flat JSON, a page, a picture of how many patients it takes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ld_common.adapters import write_bytes
+from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, Setting
+
+NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
+SHOWN = {
+    "copy_gain_db": "copy gain, dB",
+    "growth_correlation": "growth correlation",
+    "growth_ratio": "growth ratio",
+    "edit_direction_rate": "right direction",
+    "frechet": "FD efficientnet_lite0",
+}
+
+
+class Results:
+    """Results that there are, each a JSON file under the benchmark's output."""
+
+    def __init__(self, benchmark: PrivacyBenchmark) -> None:
+        self.benchmark = benchmark
+
+    def path(self, part: str, name: str) -> Path:
+        """Where a result is kept."""
+        return self.benchmark.output / part / f"{name}.json"
+
+    def read(self, part: str, name: str) -> Any:
+        """A result, or None."""
+        file = self.path(part, name)
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def write(self, part: str, name: str, result: Any) -> None:
+        """Keep a result."""
+        write_bytes(self.path(part, name), (json.dumps(result, indent=1) + "\n").encode())
+
+    def quality(self, setting: Setting) -> list[dict[str, Any]]:
+        """A setting's runs, seed by seed, as far as they are there."""
+        found = [self.read("quality", f"{setting.name}-{seed}") for seed in self.benchmark.config.seeds]
+        return [run for run in found if run is not None]
+
+    def sums(self) -> list[dict[str, Any]]:
+        """The costs of secure sums that there are."""
+        config = self.benchmark.config
+        found = [self.read("sums", f"{sites}-{length}") for sites in config.sums for length in config.lengths]
+        return [row for row in found if row is not None]
+
+
+def write_results(benchmark: PrivacyBenchmark) -> list[Path]:
+    """Write what is there, however far the benchmark has come; returns the files."""
+    folder, results = Path(benchmark.config.results), Results(benchmark)
+    numbers = _numbers(benchmark, results)
+    write_bytes(folder / NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
+    files = [folder / NUMBERS, folder / PAGE]
+    if any(results.quality(setting) for table, _, setting in benchmark.tables() if table == "patients"):
+        write_bytes(folder / PLOT, _plot(benchmark, results))
+        files.append(folder / PLOT)
+    write_bytes(folder / PAGE, _page(benchmark, results, numbers, PLOT if len(files) > 2 else "").encode())
+    return files
+
+
+def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
+    numbers: dict[str, Any] = dict(results.read("cost", "step") or {})
+    kills = results.read("kills", "kills")
+    if kills:
+        numbers |= {"ledger_kills": kills["kills"], "ledger_under_counts": kills["under_counts"]}
+        numbers["ledger_lost_rounds"] = kills["lost"]
+    rows = _rows(benchmark, "epsilon")
+    gains = {title: _mean(results.quality(setting), "copy_gain_db") for _, title, setting in rows}
+    reference = gains.get("no privacy")
+    for title, gain in gains.items():
+        if gain is not None and reference is not None and title != "no privacy":
+            numbers[f"copy_gain_ratio_eps{title}"] = gain / reference
+    for row in results.sums():
+        name = f"secure_sum_{row['sites']}_sites_{row['numbers']}"
+        numbers[f"{name}_site_seconds"] = row["site_seconds"]
+        numbers[f"{name}_server_seconds"] = row["server_seconds"]
+        numbers[f"{name}_uplink_ratio"] = row["uplink_bytes"] / row["plain_uplink_bytes"]
+    for name, found in _attacked(benchmark, results).items():
+        loss = [run["membership"][0] for run in found]
+        numbers[f"{name}_membership_auc"] = float(np.mean([one["area"]["value"] for one in loss]))
+        rates = [one["operating_points"][0]["true_positive_rate"] for one in loss]
+        numbers[f"{name}_tpr_at_1_percent_fpr"] = [rate and rate["value"] for rate in rates]
+        numbers[f"{name}_epsilon_lower_bounds"] = [run["canaries"]["epsilon"] for run in found]
+    return numbers
+
+
+def _attacked(benchmark: PrivacyBenchmark, results: Results) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for name in ("overfitted", "private"):
+        runs = [results.read("attacks", f"{name}-{seed}") for seed in benchmark.config.seeds]
+        if any(runs):
+            found[name] = [run for run in runs if run]
+    return found
+
+
+def _rows(benchmark: PrivacyBenchmark, table: str) -> list[tuple[str, str, Setting]]:
+    return [row for row in benchmark.tables() if row[0] == table]
+
+
+def _mean(runs: Sequence[dict[str, Any]], key: str) -> float | None:
+    return float(np.mean([run[key] for run in runs])) if runs else None
+
+
+def _page(benchmark: PrivacyBenchmark, results: Results, numbers: dict[str, Any], plot: str) -> str:
+    lines = [
+        "# Privacy, measured",
+        "",
+        "`make benchmark-privacy` (`ld-evaluate-privacy --config configs/benchmark_privacy.yaml`) wrote this page. "
+        "Means ± standard deviation over the seeds. A part that has not run yet is not shown.",
+        "",
+        *_aims(numbers),
+        *_secure_sums(results.sums()),
+        *_attacks(_attacked(benchmark, results)),
+    ]
+    for table, title in TITLES.items():
+        rows = [(name, setting, results.quality(setting)) for _, name, setting in _rows(benchmark, table)]
+        lines += _quality(title, table, [row for row in rows if row[2]])
+        if table == "patients" and plot:
+            lines += [f"![copy gain by the number of patients]({plot})", ""]
+    return "\n".join(lines)
+
+
+TITLES = {"epsilon": "Quality at ε", "patients": "How many patients does it take?", "levers": "What each lever buys"}
+AIMS: tuple[tuple[str, str, str, Callable[[float], bool]], ...] = (
+    ("dp_step_ratio", "private step over plain step, same batch, paired, median", "<= 1.3", lambda value: value <= 1.3),
+    ("copy_gain_ratio_eps8", "copy gain at ε = 8 over that without privacy", ">= 0.8", lambda value: value >= 0.8),
+    ("ledger_under_counts", "ledger below what was sent, after {ledger_kills} kills", "0", lambda value: value == 0),
+)
+
+
+def _aims(numbers: dict[str, Any]) -> list[str]:
+    lines = ["| | measured | aim | |", "|---|---|---|---|"]
+    for key, words, aim, met in AIMS:
+        if key in numbers:
+            verdict = "held" if met(numbers[key]) else "**missed**"
+            lines.append(f"| {words.format(**numbers)} | {numbers[key]:.3g} | {aim} | {verdict} |")
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def _secure_sums(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [
+        "## Secure aggregation",
+        "",
+        "One round in one process, without network or drop-outs; bytes are a site's, all stages together.",
+        "",
+        "| sites | numbers | a site's seconds | server's seconds | plain average, seconds | uplink over plain | "
+        "error of the mean |",
+        "|---" * 7 + "|",
+    ]
+    for row in rows:
+        ratio = row["uplink_bytes"] / row["plain_uplink_bytes"]
+        lines.append(
+            f"| {row['sites']} | {row['numbers']:,} | {row['site_seconds']:.3f} | {row['server_seconds']:.2f} | "
+            f"{row['plain_server_seconds']:.4f} | {ratio:.3f} | {row['largest_error']:.1e} |"
+        )
+    return [*lines, ""]
+
+
+def _attacks(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    if not found:
+        return []
+    lines = [
+        "## Attacks",
+        "",
+        "Membership is by patient, TPR at 1 % false positives with its 95 % interval; canaries give a lower bound on ε "
+        "at 95 % confidence, beside the most that this many could show. Zero shows nothing.",
+        "",
+        "| run | ε | seed | AUC, loss | TPR at 1 %, loss | AUC, proximal | canaries: ε at least | could show |",
+        "|---" * 8 + "|",
+    ]
+    for name, runs in found.items():
+        for run in runs:
+            loss, proximal = run["membership"]
+            point = loss["operating_points"][0]
+            rate = point["true_positive_rate"]
+            shown = point["note"] if rate is None else f"{rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"
+            promised = "none" if run["epsilon"] is None else f"{run['epsilon']:.3g}"
+            lines.append(
+                f"| {name} | {promised} | {run['seed']} | {_area(loss)} | {shown} | {_area(proximal)} | "
+                f"{run['canaries']['epsilon']:.2f} | {run['canaries']['ceiling']:.2f} |"
+            )
+    return [*lines, ""]
+
+
+def _area(report: dict[str, Any]) -> str:
+    area = report["area"]
+    return f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"
+
+
+def _quality(title: str, table: str, rows: Sequence[tuple[str, Setting, list[dict[str, Any]]]]) -> list[str]:
+    if not rows:
+        return []
+    heads = " | ".join(SHOWN.values())
+    lines = [f"## {title}", "", f"| {table} | seeds | patients a step | numbers | noise over signal | {heads} |"]
+    lines.append("|---" * (5 + len(SHOWN)) + "|")
+    for name, setting, runs in rows:
+        cells = " | ".join(_cell([run[key] for run in runs]) for key in SHOWN)
+        noise = f"{runs[0]['noise_over_signal']:.2f}" if setting.epsilon else "none"
+        lines.append(
+            f"| {name} | {len(runs)} | {setting.batch_patients} | {runs[0]['parameters']:,} | {noise} | {cells} |"
+        )
+    return [*lines, ""]
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{spread}"
+
+
+def _plot(benchmark: PrivacyBenchmark, results: Results) -> bytes:
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    rows = [(setting.patients, results.quality(setting)) for _, _, setting in _rows(benchmark, "patients")]
+    rows = [row for row in rows if row[1]]
+    places = [patients for patients, _ in rows]
+    means = [float(np.mean([run["copy_gain_db"] for run in runs])) for _, runs in rows]
+    axes.plot(places, means, color="#1b6ca8", marker="o")
+    for patients, runs in rows:
+        axes.plot([patients] * len(runs), [run["copy_gain_db"] for run in runs], ".", color="#1b6ca8", alpha=0.5)
+    reference = _mean(results.quality(_rows(benchmark, "epsilon")[0][2]), "copy_gain_db")
+    if reference is not None:
+        axes.axhline(reference, color="#c8553d", lw=1)
+        axes.text(places[0], reference, " without privacy", color="#c8553d", va="bottom")
+    axes.set(xscale="log", xlabel="patients of the hospital", ylabel="gain over copying the scan, dB")
+    axes.set_xticks(places, [f"{place:,}" for place in places])
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()

@@ -1,0 +1,81 @@
+"""The benchmark of privacy: its plan, and a small run of what trains, attacks and sums."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ld_common.errors import ConfigError
+from ld_simulations.privacy_benchmark.attacks import attack
+from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, load_privacy_benchmark
+from ld_simulations.privacy_benchmark.quality import QualityRuns
+from ld_simulations.privacy_benchmark.report import Results, write_results
+from ld_simulations.privacy_benchmark.sums import measure_sum
+
+CONFIG = Path(__file__).parents[1] / "configs/benchmark_privacy.yaml"
+SMALL = [
+    "seeds=[0]", "epsilons=[8]", "patients=[4]", "public_patients=2", "public_steps=2", "held_out=2", "samples=4",
+    "attacked_patients=3", "attacked_steps=2", "canaries=4", "setting.patients=6", "setting.sampling_rate=0.5",
+    "setting.steps=2", "setting.rank=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def benchmark(tiny_base: Path, tmp_path: Path) -> PrivacyBenchmark:
+    overrides = [f"output={tmp_path / 'work'}", f"results={tmp_path / 'results'}", *SMALL]
+    loaded = load_privacy_benchmark(CONFIG, overrides)
+    loaded.config.levers = {"no public start": {"warm_start": False}}
+    scheme = {**loaded.study.scheme, "targets": ["to_k"]}
+    return replace(loaded, study=replace(loaded.study, base_model=str(tiny_base), scheme=scheme))
+
+
+def test_the_plan_asks_what_a_hospital_asks() -> None:
+    plan = load_privacy_benchmark(CONFIG, [])
+    tables = {table: [title for own, title, _ in plan.tables() if own == table] for table, _, _ in plan.tables()}
+    assert tables["epsilon"] == ["no privacy", "10", "8", "3", "1"]
+    assert tables["patients"] == ["100", "300", "1000", "3000", "10000"]
+    assert len(plan.config.seeds) >= 3
+    for _, title, setting in plan.tables():
+        study = plan.study_of(setting, 0)
+        assert study.privacy.enabled == (title != "no privacy")
+        assert study.privacy.delta * setting.patients <= 0.1 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("parts=[costs]", "costs"),
+        ("setting.ranc=1", "ranc"),
+        ("levers.x={ranc: 1}", r"levers\.x: ranc"),
+        ("seeds=[]", "seed"),
+    ],
+)
+def test_a_wrong_plan_is_named(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_privacy_benchmark(CONFIG, [override])
+
+
+@pytest.mark.slow
+def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None:
+    results, runs = Results(benchmark), QualityRuns(benchmark, 1)
+    for _, _, setting in benchmark.tables():
+        if results.read("quality", f"{setting.name}-0") is None:
+            results.write("quality", f"{setting.name}-0", runs.run(setting, 0))
+    for name, epsilon in (("overfitted", 0.0), ("private", 8.0)):
+        results.write("attacks", f"{name}-0", attack(benchmark, runs, epsilon, 0, lambda *_: None))
+    results.write("sums", "3-25000", measure_sum(3, 25_000))
+    files = write_results(benchmark)
+    assert [file.name for file in files] == ["privacy.json", "privacy.md", "privacy_patients.png"]
+    numbers = json.loads(files[0].read_text())
+    assert "copy_gain_ratio_eps8" in numbers
+    assert numbers["secure_sum_3_sites_25000_uplink_ratio"] < 1.02
+    assert results.sums()[0]["largest_error"] < 1e-6
+    page = files[1].read_text()
+    for title in ("## Quality at ε", "## How many patients does it take?", "## What each lever buys", "## Attacks"):
+        assert title in page
+    private = results.quality(next(setting for table, _, setting in benchmark.tables() if table == "levers"))[0]
+    assert private["epsilon"] <= 8.0
+    assert private["noise_over_signal"] > 0
