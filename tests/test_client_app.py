@@ -98,6 +98,8 @@ def test_half_precision_computes_so_and_learns_in_float32(site_yaml: Path, task:
         ({"modality_digest": "0" * 64}, "store"),
         ({"state": {"unet.a": torch.zeros(1)}}, "adapter"),
         ({"study": '{"surprise": 1}'}, "config"),
+        ({"round": 6}, "policy"),
+        ({"round": 0}, "policy"),
     ],
 )
 def test_a_study_that_does_not_fit_the_site_is_refused(

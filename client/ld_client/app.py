@@ -25,7 +25,7 @@ from ld_client.train import Lesson, train_round
 from ld_common import messages, offline
 from ld_common.adapters import check_state
 from ld_common.drift import Drift, entering
-from ld_common.errors import ConfigError, FederationError, LdError, ModelError
+from ld_common.errors import ConfigError, FederationError, LdError, ModelError, PolicyError
 from ld_common.messages import TrainNumbers, TrainResult, TrainTask
 from ld_common.models import base_digest, load_denoiser
 from ld_common.privacy import Charge
@@ -101,6 +101,8 @@ def run_task(site: SiteConfig, task: TrainTask, secure: SecureRound | None = Non
     started = time.monotonic()
     study = study_from_json(task.study)
     check_study(site.policy, study)
+    if not 1 <= task.round <= study.federation.rounds:
+        raise PolicyError(f"round {task.round} is none of the study's {study.federation.rounds}")
     if base_digest(site.base_model) != task.base_digest:
         raise ModelError(f"the study's base model is not '{site.base_model}': point base_model at the study's base")
     store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
