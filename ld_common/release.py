@@ -188,9 +188,11 @@ def _card(manifest: dict[str, Any]) -> str:
     for name in sites:
         seen = [record["sites"][name] for record in rounds if name in record["sites"]]
         drift = manifest["drift"]["sites"].get(name)
-        shift = "none" if drift is None else ", ".join(f"{value:+.3f}" for value in by_channel(torch.tensor(drift)))
+        shift = _shown_drift(drift, "none" if manifest["drift"]["mean"] is None else "hidden in the sum")
         patients, visits = (seen[-1][key] or "withheld" for key in ("patients", "visits"))
         rows.append(f"| {name} | {patients} | {visits} | {len(seen)} | {shift} |")
+    if not manifest["drift"]["sites"] and manifest["drift"]["mean"] is not None:
+        rows.append(f"| their mean | | | | {_shown_drift(manifest['drift']['mean'], '')} |")
     parameters = sum(math.prod(tensor["shape"]) for tensor in manifest["tensors"].values())
     software = ", ".join(f"{name} {number}" for name, number in sorted(manifest["software"].items()))
     return "\n".join(
@@ -208,12 +210,21 @@ def _card(manifest: dict[str, Any]) -> str:
             f"Drift: {study['drift']['formulation']}, found by {study['drift']['choice']}.",
             f"Images: {manifest['modality']['name']}; prompts: `{manifest['modality']['prompt']}`.",
             _privacy_sentence(manifest["privacy"]),
+            *(
+                ["Secure aggregation: the server learned the sum over each round's sites and no site's own update."]
+                if study["federation"]["secure_aggregation"]
+                else []
+            ),
             "For research. Counterfactual images are model output, not observations of a patient.",
             "",
             f"Software: {software}.",
             "",
         ]
     )
+
+
+def _shown_drift(drift: list[Any] | None, otherwise: str) -> str:
+    return otherwise if drift is None else ", ".join(f"{value:+.3f}" for value in by_channel(torch.tensor(drift)))
 
 
 def _privacy_sentence(statement: dict[str, Any]) -> str:

@@ -72,10 +72,14 @@ def _membership(report: MembershipReport) -> list[str]:
 
 
 def _canaries(bound: EpsilonBound) -> list[str]:
+    found = "nothing is shown of the rehearsal's ε"
+    if bound.epsilon > 0:
+        found = (
+            f"the rehearsal's ε at δ {bound.delta:g} is above {bound.epsilon:.2f}, at {bound.confidence:.0%} confidence"
+        )
     return [
-        f"canaries: a rehearsal with {bound.canaries} of them is not ({bound.epsilon:.2f}, {bound.delta:g})-DP or "
-        f"better, at {bound.confidence:.0%} confidence (0 shows nothing; the most this test could show is "
-        f"{bound.ceiling:.2f}); {bound.correct} of {bound.guesses} guesses were right"
+        f"canaries: {found}; {bound.correct} of {bound.guesses} guesses about {bound.canaries} of them were right, and "
+        f"this test could have shown at most {bound.ceiling:.2f}"
     ]
 
 

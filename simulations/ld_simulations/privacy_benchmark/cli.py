@@ -54,14 +54,15 @@ def _cost(benchmark: PrivacyBenchmark, results: Results, runs: QualityRuns, conf
 def _kills(benchmark: PrivacyBenchmark, results: Results, runs: QualityRuns, config: Path) -> None:
     if results.read("kills", "kills") is not None:
         return
+    torch.set_num_threads(1)  # a forked process must not wait for threads that it did not inherit
     output, patients = benchmark.output / "killed", f"hospital_overrides=[patients={PATIENTS_OF_KILLS},held_out=1]"
     demo = load_demo(config.parent / "demo.yaml", [f"output={output}", patients])
     prepare_sites(demo)
     site = load_site(sorted(demo.sites.glob("*.yaml"))[0])
-    torch.set_num_threads(1)  # a forked process must not wait for threads that it did not inherit
     with progress_bar(console, "killing rounds", benchmark.config.kills, transient=False) as advance:
         found = kill_rounds(site, small_task(site), benchmark.config.kills, 0, lambda done: advance(1))
     results.write("kills", "kills", asdict(found))
+    torch.set_num_threads(os.cpu_count() or 1)
 
 
 def _sums(benchmark: PrivacyBenchmark, results: Results, runs: QualityRuns, config: Path) -> None:

@@ -17,6 +17,7 @@ from ld_client.ledger import TRAINING, Ledger
 from ld_client.site import SiteConfig
 from ld_client.store import open_store
 from ld_common.config import from_mapping, to_mapping
+from ld_common.errors import FederationError
 from ld_common.messages import TrainTask
 from ld_common.models import base_digest, load_denoiser
 from ld_common.schemes import attach, read_scheme
@@ -62,7 +63,11 @@ def kill_rounds(
 ) -> Kills:
     """Start a site's process, kill it within two rounds, compare, again and again.
 
-    The process answers rounds until it dies; a round counts as sent once its answer is in the pipe.
+    The process answers rounds until it dies; a round counts as sent once its answer is in the pipe. It is forked, so
+    torch must have used one thread only in this process.
+
+    Raises:
+        FederationError: the process ended before it was killed.
     """
     context, chance = multiprocessing.get_context("fork"), random.Random(seed)
     site = replace(site, policy=replace(site.policy, max_epsilon=UNLIMITED))
@@ -84,6 +89,8 @@ def kill_rounds(
         if run.pid is not None:
             os.kill(run.pid, signal.SIGKILL)
         run.join()
+        if run.exitcode != -signal.SIGKILL:
+            raise FederationError(f"the site's process ended by itself, with code {run.exitcode}: nothing was tested")
         sent += _received(receiver)
         under_counts += _charged(ledger, least) - before < sent
         progress(done + 1)
