@@ -55,7 +55,7 @@ def write_report(
         summary=summary,
         hospitals=[_hospital(demo, name, base.side) for name in release.study.federation.sites],
         losses=_losses(release),
-        private=release.study.privacy.enabled,
+        withheld=release.study.withholds_numbers,
         drifts=_drifts(release),
         rounds=release.manifest["rounds"],
         samples=_samples(release, base),
