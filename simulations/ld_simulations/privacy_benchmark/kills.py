@@ -24,6 +24,9 @@ from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig
 
 UNLIMITED = 1e9
+POLL_SECONDS = 0.002
+SOON = 0.05
+"""Part of a round after its charge in which it is not yet sent."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,10 @@ def small_task(site: SiteConfig) -> TrainTask:
 def kill_rounds(
     site: SiteConfig, task: TrainTask, kills: int, seed: int, progress: Callable[[int], None] = lambda done: None
 ) -> Kills:
-    """Start a site's process, kill it within two rounds, compare, again and again.
+    """Start a site's process, kill it, compare, again and again.
 
-    The process answers rounds until it dies; a round counts as sent once its answer is in the pipe. It is forked, so
+    Every other time the moment is drawn from two rounds, the other times from just after the next charge, before the
+    round is sent. The process answers rounds until it dies; a round counts as sent once its answer is in the pipe. It is forked, so
     torch must have used one thread only in this process.
 
     Raises:
@@ -85,7 +89,11 @@ def kill_rounds(
         run.start()
         sender.close()
         receiver.recv_bytes()
-        time.sleep(chance.uniform(0, 2 * round_seconds))
+        if done % 2:
+            charged = _charged(ledger, least)
+            while _charged(ledger, least) == charged and run.is_alive():
+                time.sleep(POLL_SECONDS)
+        time.sleep(chance.uniform(0, (SOON if done % 2 else 2) * round_seconds))
         if run.pid is not None:
             os.kill(run.pid, signal.SIGKILL)
         run.join()
