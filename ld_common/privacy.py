@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ld_common.config import require
+from ld_common.drift import LARGEST_DRIFT
 from ld_common.errors import PrivacyError
 
 MAX_EPSILON = 100.0
@@ -49,6 +50,10 @@ class DpConfig:
     def __post_init__(self) -> None:
         for name in ("clip_norm", "drift_noise_multiplier", "drift_clip_norm"):
             require(getattr(self, name) > 0, f"privacy.{name} is {getattr(self, name)}: it must be above 0")
+        fits = self.drift_clip_norm <= LARGEST_DRIFT
+        require(
+            fits, f"privacy.drift_clip_norm is {self.drift_clip_norm}: use at most {LARGEST_DRIFT:g}, the largest drift"
+        )
         for name in ("patients", "batch_patients", "draws"):
             require(getattr(self, name) >= 1, f"privacy.{name} is {getattr(self, name)}: use 1 or more")
         fits = 0 < self.target_epsilon <= MAX_EPSILON

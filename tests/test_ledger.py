@@ -15,12 +15,16 @@ import torch
 from ld_client import app
 from ld_client.budget import budget_lines
 from ld_client.ledger import Ledger, Use, private_charges
-from ld_client.site import load_site
+from ld_client.site import load_modality, load_site
+from ld_client.site_drift import site_drift
 from ld_client.store import build_store, open_store
 from ld_common import messages
+from ld_common.config import from_mapping
 from ld_common.errors import PolicyError, PrivacyError
 from ld_common.messages import TrainTask
+from ld_common.models import load_denoiser
 from ld_common.privacy import Charge, epsilon
+from ld_common.study import StudyConfig
 from ld_simulations.privacy_benchmark.kills import kill_rounds, small_task
 from tests.conftest import BRAIN_MRI
 
@@ -117,6 +121,7 @@ def test_a_noised_drift_is_paid_for_once_and_then_the_same(site_yaml: Path, priv
     store = open_store(site.store_path)
     plain = store.latents.mean((0, 2, 3)) - store.base_latent_mean
     assert not torch.allclose(first.drift[:, 0, 0], plain, atol=1e-3)
+    assert float(first.drift.norm()) <= 4.0 + 1e-5  # so few patients leave nothing but noise, within the clip norm
 
 
 def test_a_site_refuses_what_its_policy_or_budget_forbids(site_yaml: Path, private_task: TrainTask) -> None:
@@ -156,3 +161,21 @@ def test_the_budget_says_what_is_spent_and_what_a_study_would_cost(
     assert "does not fit: the site will refuse a round of it" in said
     said = "\n".join(budget_lines(site, tmp_path / "study.yaml", ["privacy.enabled=false", "name=open"]))
     assert "study open: without differential privacy, no ε can be said" in said
+
+
+def test_with_many_patients_a_noised_drift_is_near_the_plain_one(site_yaml: Path, private_task: TrainTask) -> None:
+    site = load_site(site_yaml)
+    store = open_store(site.store_path)
+    study = from_mapping(StudyConfig, json.loads(private_task.study))
+    study.drift.mean = "channel"
+    study.privacy.drift_clip_norm = 20.0
+    rows = torch.arange(6).repeat(2000)
+    many = replace(
+        store, latents=store.latents[rows], prompts=[store.prompts[row] for row in rows],
+        pseudonyms=[f"{number}" for number in range(len(rows))],
+    )  # fmt: skip
+    found = site_drift(site, load_modality(site), many, load_denoiser(site.base_model), study)
+    plain = store.latents.mean((0, 2, 3)) - store.base_latent_mean
+    assert found is not None
+    # deviation 10 * sqrt(2) * 20 / 12,000 = 0.024 for each channel
+    assert float((found[:, 0, 0] - plain).abs().max()) < 0.15

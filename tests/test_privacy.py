@@ -64,6 +64,7 @@ def test_noise_over_signal_is_the_design_notes_arithmetic() -> None:
         ({"clip_norm": -1.0}, "clip_norm is -1"),
         ({"ema": 1.0}, "ema is 1"),
         ({"draws": 0}, "draws is 0"),
+        ({"drift_clip_norm": 30.0}, "drift_clip_norm is 30"),
     ],
 )
 def test_a_promise_that_cannot_be_kept_is_refused(privacy: dict[str, object], words: str) -> None:

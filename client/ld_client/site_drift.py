@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -65,13 +66,15 @@ def _private_drift(store: Store, study: StudyConfig) -> Tensor:
     """The mean drift over patients, noised once: `privacy.drift_noise_multiplier` over what one patient can change.
 
     Each patient gives the drift of the own mean latent, clipped to `privacy.drift_clip_norm` C, and a C that counts
-    the patient; both sums are noised, so one patient changes them by at most sqrt(2) C, and then divided.
+    the patient; both sums are noised, so one patient changes them by at most sqrt(2) C, and then divided. A mean of
+    clipped drifts is no longer than C, so a quotient that is longer, as few patients leave it, is shortened to C.
     """
-    privacy, owners = study.privacy, store.pseudonyms
+    privacy, rows = study.privacy, defaultdict(list)
+    for row, owner in enumerate(store.pseudonyms):
+        rows[owner].append(row)
     total, shape = torch.zeros(0, dtype=torch.float64), torch.Size()
-    for name in sorted(set(owners)):
-        own = store.latents[[owner == name for owner in owners]]
-        drift = drift_from_moments(own, store.base_latent_mean, study.drift.mean)
+    for own in rows.values():
+        drift = drift_from_moments(store.latents[own], store.base_latent_mean, study.drift.mean)
         if drift is None or not bool(drift.isfinite().all()):
             continue
         clip = min(1.0, privacy.drift_clip_norm / max(float(drift.norm()), 1e-12))
@@ -81,7 +84,8 @@ def _private_drift(store: Store, study: StudyConfig) -> Tensor:
     spread = privacy.drift_noise_multiplier * 2**0.5 * privacy.drift_clip_norm
     total = total + spread * torch.randn(total.shape, generator=generator, dtype=torch.float64)
     patients = max(1.0, float(total[-1]) / privacy.drift_clip_norm)
-    return (total[:-1] / patients).view(shape).float()
+    mean = total[:-1] / patients
+    return (mean * min(1.0, privacy.drift_clip_norm / float(mean.norm()))).view(shape).float()
 
 
 def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, seed: int) -> PriorExamples:

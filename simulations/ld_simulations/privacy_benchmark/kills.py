@@ -67,8 +67,8 @@ def kill_rounds(
     """Start a site's process, kill it, compare, again and again.
 
     Every other time the moment is drawn from two rounds, the other times from just after the next charge, before the
-    round is sent. The process answers rounds until it dies; a round counts as sent once its answer is in the pipe. It is forked, so
-    torch must have used one thread only in this process.
+    round is sent. The process answers rounds until it dies; a round counts as sent once its answer is in the pipe. It
+    is forked, so torch must have used one thread only in this process.
 
     Raises:
         FederationError: the process ended before it was killed.
