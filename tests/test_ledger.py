@@ -141,7 +141,7 @@ def test_a_site_refuses_what_its_policy_or_budget_forbids(site_yaml: Path, priva
 def test_whenever_a_site_is_killed_the_ledger_holds_at_least_what_was_sent(
     site_yaml: Path, private_task: TrainTask
 ) -> None:
-    found = kill_rounds(load_site(site_yaml), private_task, kills=12, seed=0)
+    found = kill_rounds(load_site(site_yaml), kills=12, seed=0)
     assert found.under_counts == 0
     assert found.lost > 1  # else no kill fell between a charge and its sending
 

@@ -6,7 +6,6 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 import typer
 from rich.console import Console
 
@@ -16,7 +15,7 @@ from ld_common.command import progress_bar, run_cli
 from ld_simulations.demo import load_demo, prepare_sites
 from ld_simulations.privacy_benchmark.attacks import attack
 from ld_simulations.privacy_benchmark.cost import step_ratio
-from ld_simulations.privacy_benchmark.kills import kill_rounds, small_task
+from ld_simulations.privacy_benchmark.kills import kill_rounds
 from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, load_privacy_benchmark
 from ld_simulations.privacy_benchmark.quality import QualityRuns
 from ld_simulations.privacy_benchmark.report import Results, write_results
@@ -54,15 +53,12 @@ def _cost(benchmark: PrivacyBenchmark, results: Results, runs: QualityRuns, conf
 def _kills(benchmark: PrivacyBenchmark, results: Results, runs: QualityRuns, config: Path) -> None:
     if results.read("kills", "kills") is not None:
         return
-    torch.set_num_threads(1)  # a forked process must not wait for threads that it did not inherit
     output, patients = benchmark.output / "killed", f"hospital_overrides=[patients={PATIENTS_OF_KILLS},held_out=1]"
     demo = load_demo(config.parent / "demo.yaml", [f"output={output}", patients])
     prepare_sites(demo)
     site = load_site(sorted(demo.sites.glob("*.yaml"))[0])
-    with progress_bar(console, "killing rounds", benchmark.config.kills, transient=False) as advance:
-        found = kill_rounds(site, small_task(site), benchmark.config.kills, 0, lambda done: advance(1))
-    results.write("kills", "kills", asdict(found))
-    torch.set_num_threads(os.cpu_count() or 1)
+    with console.status(f"killing {benchmark.config.kills} rounds"):
+        results.write("kills", "kills", asdict(kill_rounds(site, benchmark.config.kills, 0)))
 
 
 def _sums(benchmark: PrivacyBenchmark, results: Results, runs: QualityRuns, config: Path) -> None:

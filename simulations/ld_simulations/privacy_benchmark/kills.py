@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
@@ -61,18 +61,30 @@ def small_task(site: SiteConfig) -> TrainTask:
     )
 
 
-def kill_rounds(
-    site: SiteConfig, task: TrainTask, kills: int, seed: int, progress: Callable[[int], None] = lambda done: None
-) -> Kills:
+def kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
+    """Kill a site's process in the middle of `small_task`, many times.
+
+    Raises:
+        FederationError: a process ended before it was killed.
+    """
+    # forked processes cannot use threads of OpenMP that their parent has started, so the parent must never start any
+    kept = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_kill_rounds, site, kills, seed).result()
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        os.environ.update({} if kept is None else {"OMP_NUM_THREADS": kept})
+
+
+def _kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
     """Start a site's process, kill it, compare, again and again.
 
     Every other time the moment is drawn from two rounds, the other times from just after the next charge, before the
-    round is sent. The process answers rounds until it dies; a round counts as sent once its answer is in the pipe. It
-    is forked, so torch must have used one thread only in this process.
-
-    Raises:
-        FederationError: the process ended before it was killed.
+    round is sent. The process answers rounds until it dies; a round counts as sent once its answer is in the pipe.
     """
+    task = small_task(site)
     context, chance = multiprocessing.get_context("fork"), random.Random(seed)
     site = replace(site, policy=replace(site.policy, max_epsilon=UNLIMITED))
     ledger = Ledger(site.ledger_path)
@@ -94,14 +106,12 @@ def kill_rounds(
             while _charged(ledger, least) == charged and run.is_alive():
                 time.sleep(POLL_SECONDS)
         time.sleep(chance.uniform(0, (SOON if done % 2 else 2) * round_seconds))
-        if run.pid is not None:
-            os.kill(run.pid, signal.SIGKILL)
+        run.kill()
         run.join()
         if run.exitcode != -signal.SIGKILL:
             raise FederationError(f"the site's process ended by itself, with code {run.exitcode}: nothing was tested")
         sent += _received(receiver)
         under_counts += _charged(ledger, least) - before < sent
-        progress(done + 1)
     return Kills(kills, under_counts, _charged(ledger, least) - before - sent)
 
 
