@@ -16,7 +16,6 @@ from pathlib import Path
 from ld_common.errors import PrivacyError
 from ld_common.privacy import Charge, epsilon
 
-LEDGER = "ledger.sqlite"
 SCHEMA = """
     CREATE TABLE IF NOT EXISTS charges (
         id INTEGER PRIMARY KEY, time TEXT NOT NULL, study TEXT NOT NULL, study_digest TEXT NOT NULL,

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from ld_client.ledger import LEDGER
 from ld_common.config import load_config, nearest, require
 from ld_common.modality import Modality
 from ld_common.site_name import check_site_name
 
+LEDGER = "ledger.sqlite"
 FROM_HEADER = ("age", "sex")
 """Attributes that a DICOM header may supply where the table does not."""
 
