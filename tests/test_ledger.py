@@ -159,6 +159,7 @@ def test_the_budget_says_what_is_spent_and_what_a_study_would_cost(
     spent = epsilon(private_charges(Ledger(site.ledger_path).entries()), site.policy.delta)
     assert f"spent: ε {spent:.4g} of 8" in said
     assert "does not fit: the site will refuse a round of it" in said
+    assert "noise of deviation 5.7, where latents have about 1: set drift.mean to none" in said
     said = "\n".join(budget_lines(site, tmp_path / "study.yaml", ["privacy.enabled=false", "name=open"]))
     assert "study open: without differential privacy, no ε can be said" in said
 

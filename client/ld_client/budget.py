@@ -15,6 +15,9 @@ from ld_common.privacy import Charge, epsilon, epsilon_rdp, noise_over_signal
 from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig, load_study
 
+DRIFT_NOISE = 0.2
+"""Deviation of a drift's noise above which it says little."""
+
 
 def budget_lines(site: SiteConfig, study_file: Path | None, overrides: Sequence[str]) -> list[str]:
     """The report's lines.
@@ -77,4 +80,13 @@ def _asked(site: SiteConfig, study: StudyConfig, charges: list[Charge]) -> list[
         f"{after_all:.4g} of {limit:g}: {fits}",
         f"  {parameters:,} numbers learn; the noise of a step is at least {ratio:.2g} times its gradient's norm"
         + (": little will be learned; larger batches or fewer numbers help" if ratio > 1 else ""),
+        *([] if planned.drift is None else [_drift_noise(study)]),
     ]
+
+
+def _drift_noise(study: StudyConfig) -> str:
+    privacy = study.privacy
+    deviation = privacy.drift_noise_multiplier * 2**0.5 * privacy.drift_clip_norm / privacy.patients
+    return f"  each value of its drift has noise of deviation {deviation:.2g}, where latents have about 1" + (
+        ": set drift.mean to none, or more patients" if deviation > DRIFT_NOISE else ""
+    )
