@@ -156,7 +156,7 @@ def test_a_site_refuses_a_sum_over_fewer_sites_than_its_policy_says(
     assert "0 of 5 sites are left after stage 'keys'" in said
 
 
-def test_a_task_without_its_stage_is_refused(tiny_base: Path, files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_stage_out_of_turn_is_refused_with_a_code(tiny_base: Path, files: dict[str, Path], tmp_path: Path) -> None:
     study = from_mapping(StudyConfig, options(tiny_base, tmp_path))
     grid = Nodes(files)
     node = next(iter(grid.sites))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ld_client.ledger import DRIFT, TRAINING, Entry, Ledger, private_charges
+from ld_client.ledger import DRIFT, TRAINING, Entry, Ledger, by_study, private_charges
 from ld_client.site import SiteConfig
 from ld_client.site_drift import drift_is_free
 from ld_client.store import open_store, split_store
@@ -39,8 +39,7 @@ def budget_lines(site: SiteConfig, study_file: Path | None, overrides: Sequence[
 
 def _by_study(entries: Sequence[Entry]) -> list[str]:
     lines = []
-    for digest in dict.fromkeys(entry.study_digest for entry in entries):
-        own = [entry for entry in entries if entry.study_digest == digest]
+    for digest, own in by_study(entries).items():
         trained = [entry for entry in own if entry.purpose == TRAINING]
         words = f"  {own[0].study} ({digest[:12]}), {own[0].time} to {own[-1].time}: {len(trained)} rounds"
         drifts = sum(entry.purpose == DRIFT for entry in own)

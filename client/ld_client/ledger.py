@@ -134,3 +134,11 @@ def _entries(database: sqlite3.Connection) -> list[Entry]:
 def private_charges(entries: Sequence[Entry]) -> list[Charge]:
     """Those of which an ε can be said."""
     return [entry.charge for entry in entries if entry.charge]
+
+
+def by_study(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Entries by their study's digest, in the order of its first charge."""
+    studies: dict[str, list[Entry]] = {}
+    for entry in entries:
+        studies.setdefault(entry.study_digest, []).append(entry)
+    return studies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ def attack(
     if epsilon:
         train_round_privately(attached, lesson, names, study, 1, study.privacy_plan().step.noise_multiplier, note)
     else:
-        train_round(attached, lesson, replace(study), 1, "attack", on_step=note)
+        train_round(attached, lesson, study, 1, "attack", on_step=note)
     base = load_denoiser(benchmark.study.base_model, device)
     options = AttackOptions(points=POINTS, offset_noise=study.training.offset_noise, seed=seed)
     delta = study.privacy.delta if epsilon else 0.0

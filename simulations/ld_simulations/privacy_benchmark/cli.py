@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -87,7 +87,7 @@ def _quality(benchmark: PrivacyBenchmark, results: Results, runs: QualityRuns, c
     with progress_bar(console, "trainings", len(wanted), transient=False) as advance:
         for name, (setting, seed) in wanted.items():
             if results.read("quality", name) is None:
-                found = {"setting": asdict(replace(setting)), "seed": seed, **runs.run(setting, seed)}
+                found = {"setting": asdict(setting), "seed": seed, **runs.run(setting, seed)}
                 results.write("quality", name, found)
             advance(1)
 

@@ -57,12 +57,12 @@ class QualityRuns:
     def run(self, setting: Setting, seed: int) -> dict[str, Any]:
         """All metrics of one training."""
         study, attached = self.trained(setting, seed)
-        base, delta = attached.model, None
+        base = attached.model
         parameters = sum(value.numel() for value in attached.learned.values())
         metrics: dict[str, Any] = {"parameters": parameters}
         if setting.epsilon:
             planned = study.privacy_plan()
-            delta, noise = study.privacy.delta, planned.step.noise_multiplier
+            noise, delta = planned.step.noise_multiplier, study.privacy.delta
             ratio = noise_over_signal(noise, parameters, study.privacy.batch_patients)
             metrics |= {
                 "epsilon": planned.epsilon,
