@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-ld benchmark-cost benchmark-privacy test check install clean
+.PHONY: demo federation benchmark-ld benchmark-cost benchmark-privacy soak dist test check install clean
 
 install: .venv/.installed
 
@@ -29,6 +29,15 @@ benchmark-privacy: install
 
 benchmark-cost: install
 	$(BIN)/python -m ld_simulations.benchmark.cost
+
+SOAK_MINUTES ?= 10
+
+soak: install
+	$(BIN)/python -m ld_simulations.deployment.cli --config configs/soak.yaml minutes=$(SOAK_MINUTES)
+
+dist: install
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 check: install
 	$(BIN)/ruff format --check .

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ld_common.errors import AdapterError, CheckpointError
+from ld_common.errors import AdapterError
+from ld_common.files import write_bytes
 from ld_common.schemes import State
 
 
@@ -20,23 +20,6 @@ def write_tensors(path: Path, state: State, metadata: dict[str, str]) -> None:
         CheckpointError: the disk is full or not writable.
     """
     write_bytes(path, save(state, metadata))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step, flushed to disk; raises `CheckpointError`, the old file intact."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"cannot write '{path}' ({error.strerror or error}): free some space; what was there before is whole"
-        ) from error
 
 
 def read_tensors(path: Path) -> tuple[State, dict[str, str]]:

@@ -13,6 +13,9 @@ LdError                 exit 2, one line; `code` is all of it that may cross the
 ├── PrivacyError        a budget that is spent, or a study that cannot be private
 ├── CheckpointError     a checkpoint that cannot be written or read
 ├── FederationError     a federation that cannot start or go on
+├── SignatureError      a key that cannot be used, or a signature that does not hold
+├── DeploymentError     a study's or a site's folder, a kit, a certificate, a process of theirs
+├── ApprovalError       a study or its code that the site has not approved
 ├── AuditError          an audit that these scans cannot answer (in `ld_client.audit.statistics`)
 └── DivergedError       training whose loss is not finite (in `ld_client.train`)
 """
@@ -96,3 +99,21 @@ class FederationError(LdError):
     """A federation cannot start or go on."""
 
     code = "federation"
+
+
+class SignatureError(LdError):
+    """A key cannot be used, or a signature does not hold."""
+
+    code = "signature"
+
+
+class DeploymentError(LdError):
+    """A study's or a site's folder, a kit, a certificate or a process of theirs cannot be used."""
+
+    code = "deployment"
+
+
+class ApprovalError(LdError):
+    """A study or its code was not approved at the site."""
+
+    code = "approval"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from scipy.optimize import brentq
 
 from ld_common.config import require
 from ld_common.drift import LARGEST_DRIFT
@@ -113,21 +115,41 @@ def _plan(target: float, delta: float, rate: float, steps: int, drift_noise: flo
     drift = None if drift_noise is None else Charge(drift_noise, 1.0, 1)
     others = [] if drift is None else [drift]
 
+    @functools.cache
     def cost(noise: float) -> float:
         return epsilon([Charge(noise, rate, steps), *others], delta)
 
-    low, high = LEAST_NOISE, 1.0
-    while cost(high) > target:
-        low, high = high, high * 2
-        if high > MOST_NOISE:
-            raise PrivacyError(
-                f"no noise keeps the study within ε {target:g}: raise privacy.target_epsilon or "
-                "privacy.drift_noise_multiplier, or set drift.mean to none"
-            )
-    while high - low > NOISE_TOLERANCE * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) > target else (low, middle)
-    return PrivacyPlan(Charge(high, rate, steps), drift, cost(high))
+    def looser_cost(noise: float) -> float:
+        return epsilon_rdp([Charge(noise, rate, steps), *others], delta)
+
+    if looser_cost(MOST_NOISE) > target and cost(MOST_NOISE) > target:
+        raise PrivacyError(
+            f"no noise keeps the study within ε {target:g}: raise privacy.target_epsilon or "
+            "privacy.drift_noise_multiplier, or set drift.mean to none"
+        )
+    # the looser bound costs next to nothing and brackets the tight one, of which each value takes a second
+    high = _least(looser_cost, target, LEAST_NOISE, MOST_NOISE)
+    low = high / 2
+    while low > LEAST_NOISE and cost(low) <= target:
+        high, low = low, low / 2
+    noise = _least(cost, target, max(low, LEAST_NOISE), high)
+    return PrivacyPlan(Charge(noise, rate, steps), drift, cost(noise))
+
+
+def _least(cost: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """The least noise whose cost is at most the target, up to `NOISE_TOLERANCE` above it; cost falls with noise."""
+    if cost(low) <= target:
+        return low
+    if cost(high) > target:
+        return high
+
+    def over(log_noise: float) -> float:  # nearly straight, so few steps find its zero
+        return math.log(cost(math.exp(log_noise)) / target)
+
+    found = math.exp(brentq(over, math.log(low), math.log(high), xtol=NOISE_TOLERANCE / 2))
+    while cost(found) > target:
+        found *= 1 + NOISE_TOLERANCE / 2
+    return found
 
 
 def epsilon(charges: Sequence[Charge], delta: float) -> float:

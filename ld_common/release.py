@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,18 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ld_common.adapters import check_state, read_tensors, write_bytes, write_tensors
+from ld_common.adapters import check_state, read_tensors, write_tensors
 from ld_common.config import from_mapping, to_mapping
-from ld_common.drift import ConditionalDrift, Drift, by_channel, entering
+from ld_common.drift import ConditionalDrift, Drift, entering
 from ld_common.errors import AdapterError, ConfigError, ReleaseError
+from ld_common.files import file_digest, write_bytes
 from ld_common.modality import Modality
 from ld_common.models import BaseModel, base_digest, load_base
 from ld_common.privacy import epsilon_rdp
+from ld_common.release_card import release_card
 from ld_common.schemes import State, attach, read_scheme
 from ld_common.site_name import check_site_name
 from ld_common.study import StudyConfig
 
 ADAPTER, MANIFEST, CARD = "adapter.safetensors", "manifest.json", "README.md"
+SEALED = "adapter.sealed"
+"""Stands in place of the adapter where a release is encrypted (`ld_common.sealed`)."""
 FORMAT = 1
 LIBRARIES = ("torch", "diffusers", "peft", "opacus", "flwr", "safetensors")
 
@@ -43,6 +45,8 @@ class Release:
     """The sites' mean drift, or None."""
     site_drifts: dict[str, Drift | ConditionalDrift]
     manifest: dict[str, Any]
+    signed_by: str | None = None
+    """Fingerprint of the trusted key that signed it, where `trusted_keys` checked that."""
 
 
 def write_release(
@@ -69,31 +73,19 @@ def write_release(
         "tensors": {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in state.items()},
         "software": software(),
     }
-    card = _card(manifest)
-    write_bytes(folder / CARD, card.encode())
-    manifest["files"] = {name: _file_digest(folder / name) for name in (ADAPTER, CARD)}
-    write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+    write_manifest(folder, manifest)
     return folder
 
 
 def read_release(folder: Path) -> Release:
-    """Read and check a release folder.
+    """Read and check a release folder against its own hashes; who signed it is `release_signature`'s to say.
 
     Raises:
         ReleaseError: absent, of an unknown format, or a file that is not the one the manifest names.
     """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReleaseError(f"'{folder}' holds no release: give the folder with {MANIFEST} in it") from error
-    except ValueError as error:
-        raise ReleaseError(f"'{folder / MANIFEST}' is not JSON: copy the release again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ReleaseError(f"'{folder}' is no release of format {FORMAT}: use the software that wrote it")
-    try:
-        for name, expected in {ADAPTER: "", **manifest["files"]}.items():
-            if _file_digest(folder / Path(name).name) != expected:
-                raise ReleaseError(f"'{folder / name}' is not the file that was released: copy the release again")
         state, _ = read_tensors(folder / ADAPTER)
         study, drift = from_mapping(StudyConfig, manifest["study"]), manifest["drift"]
         for name in drift["sites"]:
@@ -112,6 +104,46 @@ def read_release(folder: Path) -> Release:
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, AdapterError, ConfigError) as error:
         raise ReleaseError(f"'{folder}' is not a whole release ({error}): copy it again") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A release's manifest; raises `ReleaseError` when there is none of this format."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReleaseError(f"'{folder}' holds no release: give the folder with {MANIFEST} in it") from error
+    except (ValueError, RecursionError) as error:
+        raise ReleaseError(f"'{folder / MANIFEST}' is not JSON: copy the release again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ReleaseError(f"'{folder}' is no release of format {FORMAT}: use the software that wrote it")
+    return manifest
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a folder whose files are not those of its manifest; raises `ReleaseError`."""
+    if (folder / SEALED).exists() and not (folder / ADAPTER).exists():
+        raise ReleaseError(f"'{folder}' is encrypted to named sites: each opens it with ld-client pull")
+    try:
+        for name, expected in {ADAPTER: "", **manifest["files"]}.items():
+            if file_digest(folder / Path(name).name) != expected:
+                raise ReleaseError(f"'{folder / name}' is not the file that was released: copy the release again")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ReleaseError(f"'{folder}' is not a whole release ({error}): copy it again") from error
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write card and manifest of a folder that has its adapter; the manifest comes last, with their hashes.
+
+    Raises:
+        ReleaseError: the manifest lacks what a card says, because other software wrote it.
+    """
+    try:
+        card = release_card(manifest, file_digest(folder / ADAPTER))
+    except KeyError as error:
+        raise ReleaseError(f"the manifest says nothing of {error}: it was written by another version") from error
+    write_bytes(folder / CARD, card.encode())
+    manifest["files"] = {name: file_digest(folder / name) for name in (ADAPTER, CARD)}
+    write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
 
 
 def load_release_base(
@@ -145,6 +177,16 @@ def edit_drift(release: Release) -> Drift | None:
     return release.drift if isinstance(release.drift, Drift) else None
 
 
+def release_record(release: Release) -> dict[str, Any]:
+    """Which release drew a picture, for the picture's record."""
+    return {
+        "study": release.study.name,
+        "files": release.manifest["files"],
+        "base": release.base_digest,
+        "signed_by": release.signed_by,
+    }
+
+
 def privacy_statement(study: StudyConfig) -> dict[str, Any]:
     """What a study promises of patients' privacy; there is no ε where none was kept."""
     if not study.privacy.enabled:
@@ -174,65 +216,3 @@ def software() -> dict[str, str]:
 
 def _listed(tensor: Tensor | None) -> list[Any] | None:
     return None if tensor is None else tensor.tolist()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _card(manifest: dict[str, Any]) -> str:
-    study, rounds = manifest["study"], manifest["rounds"]
-    sites = sorted({name for record in rounds for name in record["sites"]})
-    rows = []
-    for name in sites:
-        seen = [record["sites"][name] for record in rounds if name in record["sites"]]
-        drift = manifest["drift"]["sites"].get(name)
-        shift = _shown_drift(drift, "none" if manifest["drift"]["mean"] is None else "hidden in the sum")
-        patients, visits = (seen[-1][key] or "withheld" for key in ("patients", "visits"))
-        rows.append(f"| {name} | {patients} | {visits} | {len(seen)} | {shift} |")
-    if not manifest["drift"]["sites"] and manifest["drift"]["mean"] is not None:
-        rows.append(f"| their mean | | | | {_shown_drift(manifest['drift']['mean'], '')} |")
-    parameters = sum(math.prod(tensor["shape"]) for tensor in manifest["tensors"].values())
-    software = ", ".join(f"{name} {number}" for name, number in sorted(manifest["software"].items()))
-    return "\n".join(
-        [
-            f"# {study['name']}: a shared counterfactual generator",
-            "",
-            f"A {study['scheme']['name'].replace('_', ' ')} adapter ({parameters:,} numbers) of the base model "
-            f"`{manifest['base_model']['name']}` (sha256 `{manifest['base_model']['sha256'][:16]}`), trained by "
-            f"{len(sites)} sites in {len(rounds)} rounds. No scan left a site.",
-            "",
-            "| site | patients | visits | rounds | drift μ by latent channel (mean) |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            f"Drift: {study['drift']['formulation']}, found by {study['drift']['choice']}.",
-            f"Images: {manifest['modality']['name']}; prompts: `{manifest['modality']['prompt']}`.",
-            _privacy_sentence(manifest["privacy"]),
-            *(
-                ["Secure aggregation: the server learned the sum over each round's sites and no site's own update."]
-                if study["federation"]["secure_aggregation"]
-                else []
-            ),
-            "For research. Counterfactual images are model output, not observations of a patient.",
-            "",
-            f"Software: {software}.",
-            "",
-        ]
-    )
-
-
-def _shown_drift(drift: list[Any] | None, otherwise: str) -> str:
-    return otherwise if drift is None else ", ".join(f"{value:+.3f}" for value in by_channel(torch.tensor(drift)))
-
-
-def _privacy_sentence(statement: dict[str, Any]) -> str:
-    if not statement["differential_privacy"]:
-        return "Trained without differential privacy: no ε is claimed, and images may reveal training patients."
-    return (
-        f"Differential privacy: ε = {statement['epsilon']:.3g} at δ = {statement['delta']:g} for {statement['unit']}, "
-        f"over {statement['horizon']} (noise multiplier {statement['noise_multiplier']:.3g}, sampling rate "
-        f"{statement['sampling_rate']:.3g}, {statement['steps']} steps, clip norm {statement['clip_norm']:g}; "
-        f"{statement['accountant']}; {statement['epsilon_by_renyi']:.3g} by Rényi DP)."
-    )

@@ -19,6 +19,9 @@ from ld_common.schemes import complete
 from ld_common.site_name import check_site_name
 
 CHOICES = ("moments", "grid")
+AGGREGATES = ("mean", "median", "trimmed_mean")
+PLACES = ("output", "base_model", "modality", "start")
+"""Fields that say where files lie."""
 
 
 @dataclass
@@ -84,7 +87,15 @@ class FederationConfig:
     """How long a round waits for absent sites before it goes on without them."""
     round_timeout_seconds: float = 3600.0
     weighting: str = "visits"
-    """Weight of a site in the average: its number of `visits`, or `equal`."""
+    """Weight of a site in the average: its number of `visits`, for which there is only its own word, or `equal`."""
+    aggregate: str = "mean"
+    """How the sites' adapters become one, number by number: `mean`; `median`; or `trimmed_mean`, without the highest
+    and the lowest sites. The last two bear with a minority of sites that lie."""
+    trim_share: float = 0.2
+    """Share of the round's sites that `trimmed_mean` leaves out at each end, rounded up; two sites remain at least, of
+    an odd number one."""
+    clip_update_norm: float = 0.0
+    """A site's change of the adapter is scaled down to this L2 norm before the average; 0 is off. Drifts are not."""
     max_update_norm: float = 100.0
     """A reply whose change of the adapter has a larger L2 norm is left out; under secure aggregation, a round whose
     mean change has."""
@@ -107,6 +118,7 @@ class FederationConfig:
         )
         require(self.weighting in ("visits", "equal"), "federation.weighting: use visits or equal")
         require(self.max_update_norm > 0, "federation.max_update_norm must be above 0")
+        self._check_aggregate()
         require(self.secure_clip > 0, f"federation.secure_clip is {self.secure_clip}: it must be above 0")
         fits = 0 <= self.secure_threshold <= len(self.sites)
         require(fits, f"federation.secure_threshold is {self.secure_threshold}, of {len(self.sites)} sites")
@@ -114,6 +126,20 @@ class FederationConfig:
             equal = self.weighting == "equal"
             require(equal, "federation.secure_aggregation hides the number of visits: set weighting to equal")
             require(len(self.sites) >= 3, "federation.secure_aggregation needs 3 sites or more")
+
+    def _check_aggregate(self) -> None:
+        known, clip, most = AGGREGATES, self.clip_update_norm, self.max_update_norm
+        require(self.aggregate in known, f"federation.aggregate is '{self.aggregate}': known: {', '.join(known)}")
+        require(0 < self.trim_share < 0.5, f"federation.trim_share is {self.trim_share:g}: use a share below 0.5")
+        require(0 <= clip <= most, f"federation.clip_update_norm is {clip:g}: use 0 to max_update_norm, {most:g}")
+        hidden = "federation.secure_aggregation shows the server only the sum, each site clips to secure_clip: "
+        require(not (self.secure_aggregation and clip), hidden + "set clip_update_norm to 0")
+        if self.aggregate != "mean":
+            name = f"federation.aggregate {self.aggregate}"
+            require(not self.secure_aggregation, hidden + f"set aggregate to mean, not {self.aggregate}")
+            require(self.weighting == "equal", f"{name} counts every site the same: set weighting to equal")
+            enough = self.min_sites >= 3
+            require(enough, f"{name} cannot tell which of two sites lies: set min_sites to 3 or more")
 
 
 @dataclass
@@ -167,9 +193,9 @@ class StudyConfig:
         return plan(self.privacy, self.federation.rounds, self.training.steps, self.drift.mean != "none")
 
     def digest(self) -> str:
-        """SHA-256 of the study's content, where its results lie left out."""
-        content = to_mapping(self)
-        content.pop("output")
+        """SHA-256 of the study's content. Where files lie on one machine is no part of it: base and modality have
+        digests of their own."""
+        content = {key: value for key, value in to_mapping(self).items() if key not in PLACES}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime, time, timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 
 from ld_client import app
-from ld_client.site import load_site
+from ld_client.approvals import approve, withdraw
+from ld_client.audit_log import parse_line
+from ld_client.audit_verify import verify_home
+from ld_client.ledger import Ledger
+from ld_client.policy import check_hours, within_memory
+from ld_client.site import PolicyConfig, load_site
+from ld_client.site_home import SiteHome
 from ld_client.store import build_store, open_store
 from ld_client.train import DivergedError, Lesson, train_round
 from ld_common import messages
@@ -21,6 +28,7 @@ from ld_common.messages import TrainTask
 from ld_common.models import base_digest, load_denoiser
 from ld_common.schemes import Attached, attach, read_scheme
 from ld_common.study import StudyConfig
+from tests.site_homes import asked, make_home, node_of
 
 
 @pytest.fixture
@@ -119,27 +127,6 @@ def test_a_loss_that_is_not_finite_ends_the_round(site_yaml: Path, task: TrainTa
         adapted.load({"unet.none": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError, LdError, KeyError, OSError])
-def test_no_exceptions_text_leaves_the_site(
-    site_yaml: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise error("PLANTED-ANNA, /secret/path")
-
-    monkeypatch.setattr(app, "run_task", fail)
-    monkeypatch.setattr(app.messages, "unpack_task", lambda content: None)
-    context = Context(
-        run_id=1, node_id=1, node_config={"site-config": str(site_yaml)}, state=RecordDict(), run_config={}
-    )
-    incoming = Message(RecordDict(), dst_node_id=1, message_type="train")
-    incoming.metadata.__dict__["_message_id"] = "x"
-    reply = app.app(incoming, context)
-    assert not reply.has_error()
-    assert "PLANTED" not in str(reply.content)
-    assert "secret" not in str(reply.content)
-    assert messages.unpack_error(reply.content) == messages.ERROR_SENTENCES["error"]
-
-
 @pytest.fixture(autouse=True)
 def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.supercore.task_identity import TaskIdentity
@@ -156,6 +143,8 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_parameters": 100}, "this site allows 100"),
         ({"drift": ["none"]}, "drift.mean=channel"),
         ({"min_patients": 4}, "min_patients 4"),
+        ({"max_rounds": 4}, "federation.rounds=5"),
+        ({"max_memory_gb": 0.01}, "the process holds"),
     ],
 )
 def test_a_study_that_asks_for_more_than_the_site_allows_is_refused(
@@ -196,3 +185,138 @@ def test_the_server_cannot_name_the_sites_config() -> None:
     )
     with pytest.raises(ConfigError, match="no site"):
         app.own_site(context)
+
+
+def test_a_node_with_a_home_is_the_site_that_lies_there(tmp_path: Path) -> None:
+    context = Context(run_id=1, node_id=1, node_config={"home": str(tmp_path)}, state=RecordDict(), run_config={})
+    assert app.own_home(context) == SiteHome(tmp_path)
+    assert app.own_site(context) == tmp_path / "site.yaml"
+
+
+@pytest.fixture
+def home(site_yaml: Path, task: TrainTask, tmp_path: Path) -> SiteHome:
+    return make_home(tmp_path, site_yaml, from_mapping(StudyConfig, json.loads(task.study)))
+
+
+def events(home: SiteHome) -> list[str]:
+    return [parse_line(line).event for line in home.audit_log.read_bytes().splitlines()]
+
+
+def answered(home: SiteHome, task: TrainTask) -> RecordDict:
+    return app.app(asked(messages.pack_task(task), "train"), node_of(home)).content
+
+
+def test_nothing_is_trained_that_was_not_approved(home: SiteHome, task: TrainTask) -> None:
+    refused = answered(home, task)
+    assert messages.unpack_error(refused) == messages.ERROR_SENTENCES["approval"]
+    assert Ledger(home.site().ledger_path).entries() == []
+    approve(home)
+    assert messages.unpack_result(answered(home, task)).attestation is not None
+    study = json.loads(task.study)
+    study["training"]["steps"] += 1
+    for other in (replace(task, study=json.dumps(study)), replace(task, base_digest="0" * 64)):
+        assert messages.unpack_error(answered(home, other)) == messages.ERROR_SENTENCES["approval"]
+    withdraw(home)
+    assert messages.unpack_error(answered(home, task)) == messages.ERROR_SENTENCES["approval"]
+    assert len(Ledger(home.site().ledger_path).entries()) == 1
+    told, ran = ["asked", "task"], ["training", "left", "head"]
+    assert events(home) == [
+        "opened",
+        *told,
+        "refused",
+        *told,
+        *ran,
+        *told,
+        "refused",
+        *told,
+        "refused",
+        *told,
+        "refused",
+    ]
+    entries = [parse_line(line) for line in home.audit_log.read_bytes().splitlines()]
+    (first, *_) = [entry.details for entry in entries if entry.event == "refused"]
+    assert (first["code"], first["error"], first["round"]) == ("approval", "ApprovalError", 1)
+    assert "is not approved here" in first["reason"]
+
+
+def test_a_study_that_cannot_be_read_is_written_down_and_refused(home: SiteHome, task: TrainTask) -> None:
+    approve(home)
+    for study in ("not JSON", '{"surprise": 1}', '{"name": "\\ud800"}'):
+        assert messages.unpack_error(answered(home, replace(task, study=study))) is not None
+    assert messages.unpack_error(answered(home, replace(task, nonce="Anna"))) == messages.ERROR_SENTENCES["federation"]
+    reply = app.app(asked(RecordDict(), "train"), node_of(home))
+    assert messages.unpack_error(reply.content) == messages.ERROR_SENTENCES["error"]
+    assert events(home).count("refused") == 5
+    assert verify_home(home).problems == []
+    assert Ledger(home.site().ledger_path).entries() == []
+
+
+def test_without_a_log_nothing_is_answered(home: SiteHome, task: TrainTask) -> None:
+    approve(home)
+    home.audit_log.mkdir()
+    assert messages.unpack_error(answered(home, task)) == messages.ERROR_SENTENCES["deployment"]
+    reply = app.app(asked(RecordDict(), f"query.{messages.JOIN}"), node_of(home))
+    assert messages.unpack_name(reply.content) is None
+    assert Ledger(home.site().ledger_path).entries() == []
+    home.audit_log.rmdir()
+    home.key_file.chmod(0o644)
+    assert messages.unpack_error(answered(home, task)) == messages.ERROR_SENTENCES["signature"]
+
+
+def test_a_join_is_answered_and_written_down(home: SiteHome) -> None:
+    reply = app.app(asked(RecordDict(), f"query.{messages.JOIN}"), node_of(home))
+    assert messages.unpack_name(reply.content) == "aster"
+    assert events(home) == ["opened", "asked", "left"]
+
+
+@pytest.mark.parametrize(
+    ("hours", "now", "within"),
+    [
+        ("", "12:00", True),
+        ("20:00-06:00", "19:59", False),
+        ("20:00-06:00", "20:00", True),
+        ("20:00-06:00", "00:00", True),
+        ("20:00-06:00", "05:59", True),
+        ("20:00-06:00", "06:00", False),
+        ("08:00-12:00", "08:00", True),
+        ("08:00-12:00", "12:00", False),
+        ("08:00-12:00", "23:00", False),
+        ("00:00-00:00", "13:00", True),
+    ],
+)
+def test_rounds_begin_within_the_sites_hours_alone(hours: str, now: str, within: bool) -> None:
+    policy = PolicyConfig(hours=hours)
+    if within:
+        check_hours(policy, time.fromisoformat(now))
+    else:
+        with pytest.raises(PolicyError, match=f"it is {now} here: .*{hours}"):
+            check_hours(policy, time.fromisoformat(now))
+
+
+def test_a_task_outside_the_hours_is_refused(site_yaml: Path, task: TrainTask) -> None:
+    now = datetime.now()
+    hours = f"{now + timedelta(hours=2):%H:%M}-{now + timedelta(hours=3):%H:%M}"
+    with pytest.raises(PolicyError, match="begins rounds from"):
+        app.run_task(load_site(site_yaml, [f"policy.hours='{hours}'"]), task)
+
+
+@pytest.mark.parametrize("hours", ["20-6", "24:00-06:00", "20:00", "20:00-06:60", "20:00-06:00 "])
+def test_hours_that_are_none_are_refused(site_yaml: Path, hours: str) -> None:
+    with pytest.raises(ConfigError, match=r"policy\.hours"):
+        load_site(site_yaml, [f"policy.hours='{hours}'"])
+
+
+def test_a_process_is_held_to_its_memory_and_let_go_again() -> None:
+    def private_gb() -> float:
+        (line,) = [one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmData:")]
+        return int(line.split()[1]) / 2**20
+
+    policy = PolicyConfig(max_memory_gb=private_gb() + 0.25)
+    with within_memory(policy):
+        assert torch.ones(2**24).sum() == 2**24  # 64 MiB
+    for ask_too_much in (lambda: torch.ones(2**28), lambda: bytearray(2**30)):
+        with pytest.raises(PolicyError, match="the round needs more"), within_memory(policy):
+            ask_too_much()
+    with pytest.raises(RuntimeError, match="another reason"), within_memory(policy):
+        raise RuntimeError("another reason")
+    assert torch.ones(2**28).numel() == 2**28

@@ -45,7 +45,7 @@ def scan(tmp_path: Path) -> Path:
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     """Exit code and what was said, both streams."""
     with pytest.raises(SystemExit) as ended:
-        run_cli(cli, [*map(str, arguments), "steps=4"])
+        run_cli(cli, ["--allow-unsigned", *map(str, arguments), "steps=4"])
     said = capsys.readouterr()
     code = ended.value.code
     return int(code or 0), said.out + said.err

@@ -18,6 +18,7 @@ from ld_client.ledger import Ledger, Use, private_charges
 from ld_client.site import load_modality, load_site
 from ld_client.site_drift import site_drift
 from ld_client.store import build_store, open_store
+from ld_client.witness import Witness
 from ld_common import messages
 from ld_common.config import from_mapping
 from ld_common.errors import PolicyError, PrivacyError
@@ -27,6 +28,7 @@ from ld_common.privacy import Charge, epsilon
 from ld_common.study import StudyConfig
 from ld_simulations.privacy_benchmark.kills import kill_rounds, small_task
 from tests.conftest import BRAIN_MRI
+from tests.site_homes import approved, make_home
 
 DELTA = 1e-5
 STEP = Charge(2.0, 0.1, 10)
@@ -104,10 +106,42 @@ def test_a_private_site_sends_noised_tensors_its_name_and_nothing_else(
     }
     assert sent == {"site/name", "site/round"}  # a new field must be withheld, paid for, or said to be public here
     assert set(content) == {"state", "drift", "numbers", "site"}
-    assert set(content.array_records["state"]) == set(private_task.state)
-    assert list(content.array_records["drift"]) == ["drift"]
+    assert set(messages.unpack_tensors(content.array_records["state"])) == set(private_task.state)
+    assert list(messages.unpack_tensors(content.array_records["drift"])) == ["drift"]
     charged = Ledger(site.ledger_path).entries()
     assert {entry.purpose for entry in charged} == {"training", "drift"}
+
+
+def test_a_deployed_private_site_adds_a_signature_and_its_logs_head(
+    site_yaml: Path, private_task: TrainTask, tmp_path: Path
+) -> None:
+    home = approved(make_home(tmp_path, site_yaml, from_mapping(StudyConfig, json.loads(private_task.study))))
+    witness = Witness(home, "train", 1)
+    witness.task(private_task)
+    result = app.run_task(home.site(), private_task, None, witness.training)
+    content = messages.pack_result(witness.signed(private_task, result))
+    sent = {
+        f"{record}/{key}" for record, values in content.items() for key in values if record not in ("state", "drift")
+    }
+    head = {f"attestation/head-{name}" for name in ("site", "study", "sequence", "hash", "time", "signature")}
+    # the head's hash is salted, so it says nothing of the counts in the log; its number counts what the server asked
+    # and what the data manager did (approvals, dry runs), its time is the answer's; signatures are over what is sent
+    assert sent == {"site/name", "site/round", "attestation/signature", *head}
+    first, second = (witness.signed(private_task, result).attestation for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.head.hash != second.head.hash
+
+
+def test_no_more_rounds_of_a_study_are_trained_than_the_site_allows(site_yaml: Path, private_task: TrainTask) -> None:
+    site = load_site(site_yaml, ["policy.max_rounds=2", "policy.max_epsilon=1e6"])
+    for _ in range(2):
+        app.run_task(site, private_task)
+    with pytest.raises(PolicyError, match="has trained 2 rounds here, this site allows 2"):
+        app.run_task(site, private_task)
+    assert len([entry for entry in Ledger(site.ledger_path).entries() if entry.purpose == "training"]) == 2
+    other = json.dumps({**json.loads(private_task.study), "name": "another"})
+    app.run_task(site, replace(private_task, study=other))
 
 
 def test_a_noised_drift_is_paid_for_once_and_then_the_same(site_yaml: Path, private_task: TrainTask) -> None:

@@ -11,23 +11,27 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_client.left_out import LeftOut
 from ld_client.site import load_site
 from ld_common.command import run_cli
-from ld_common.errors import StoreError
+from ld_common.errors import ApprovalError, DeploymentError, StoreError
 
 SHOWN = 20
 CONFIG = typer.Option(..., "--config", help="The site's YAML file.")
+HOME = typer.Option(..., help="The study's folder here, made by ld-client init.")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace values of the YAML file.")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+audit_app = typer.Typer(no_args_is_help=True, help="The site's log of what ran and what left.")
+app.add_typer(audit_app, name="audit")
 
 
 @app.callback()
 def describe() -> None:
-    """A hospital's side of a federation. Nothing here sends anything anywhere."""
+    """A hospital's side of a federation. Only start, check and pull speak to the study's server."""
 
 
 @app.command()
@@ -118,6 +122,117 @@ def privacy_report(
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+@app.command()
+def init(
+    kit: Path = typer.Argument(..., help="The kit that the study sent."),
+    home: Path = typer.Option(..., help="Folder for the study here; it will hold the site's private key."),
+    fingerprint: str = typer.Option("", help="The study's fingerprint, as its people said it: SHA256:..."),
+) -> None:
+    """Join a study: check its kit, make the site's key, write a config to fill in."""
+    from ld_client.join import join
+
+    _say(*join(kit, home, fingerprint))
+
+
+@app.command()
+def enroll(home: Path = HOME) -> None:
+    """Print the site's public key, for the study's ld-server admit."""
+    from ld_client.join import enrolment
+    from ld_client.site_home import SiteHome
+
+    print(enrolment(SiteHome(home.resolve())))
+
+
+@app.command()
+def approve(
+    home: Path = HOME,
+    yes: bool = typer.Option(False, "--yes", help="Approve without asking."),
+    withdraw: bool = typer.Option(False, "--withdraw", help="Take every approval back."),
+) -> None:
+    """Show what the study would run here and what would leave, and allow it."""
+    from ld_client import approvals
+    from ld_client.audit_log import AuditLog
+    from ld_client.site_home import SiteHome
+
+    site = SiteHome(home.resolve())
+    if withdraw:
+        approvals.withdraw(site)
+        AuditLog.of(site).append("withdrawn", {})
+        return _say("every approval is withdrawn: nothing runs here")
+    from ld_client.approve import describe  # loads torch
+
+    _say(*describe(site))
+    if not yes and not typer.confirm("Approve?"):
+        raise ApprovalError("nothing was approved")
+    made = approvals.approve(site)
+    AuditLog.of(site).append("approved", vars(made).copy())
+    return _say(f"approved: code {made.bundle[:16]}, study {made.study[:16]}")
+
+
+@app.command()
+def start(home: Path = HOME) -> None:
+    """Take part in the study until told to end."""
+    from ld_client.node import run_node
+    from ld_client.site_home import SiteHome
+
+    run_node(SiteHome(home.resolve()))
+
+
+@app.command()
+def pull(
+    home: Path = HOME,
+    release: str = typer.Option("", help="The release's name; by default the newest."),
+    out: Path | None = typer.Option(None, help="Folder to make; by default HOME/releases/NAME."),
+) -> None:
+    """Fetch a release of the study, check its signature, and open it if it is encrypted to this site."""
+    from ld_client.pull import pull as fetch
+    from ld_client.site_home import SiteHome
+
+    with progress_bar(Console()) as progress:
+        lines = fetch(SiteHome(home.resolve()), release, out, progress)
+    _say(*lines)
+
+
+@app.command()
+def check(home: Path = HOME) -> None:
+    """Say whether this site is ready for its study, and what to mend; exit code 1 when something failed."""
+    from ld_client.check import check_home
+    from ld_client.site_home import SiteHome
+
+    console = Console()
+    with console.status("checking"):
+        findings = check_home(SiteHome(home.resolve()))
+    table = Table("check", "", "found", "remedy")
+    for one in findings:
+        table.add_row(one.name, one.standing.value, Text(one.said), Text(one.remedy))
+    console.print(table)
+    if any(one.standing == "failed" for one in findings):
+        raise typer.Exit(1)
+
+
+@app.command("dry-run")
+def dry_run(home: Path = HOME) -> None:
+    """Run the study's first round on the site's own data and show what would leave; nothing is sent or charged."""
+    from ld_client.dry_run import dry_run as rehearse
+    from ld_client.site_home import SiteHome
+
+    with Console().status("training"):
+        lines = rehearse(SiteHome(home.resolve()))
+    _say(*lines)
+
+
+@audit_app.command("verify")
+def verify(home: Path = HOME) -> None:
+    """Check that the audit log is whole: its chain, its signatures, and the heads that the server acknowledged."""
+    from ld_client.audit_verify import verdict_lines, verify_home
+    from ld_client.site_home import SiteHome
+
+    verdict = verify_home(SiteHome(home.resolve()))
+    _say(*verdict_lines(verdict))
+    if verdict.problems:
+        raise DeploymentError(f"the audit log does not hold: {len(verdict.problems)} problems")
+
+
 @app.command("left-out")
 def left_out(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """List every file and table row that the last index run left out, tab-separated: name, files, reason, detail."""
@@ -139,6 +254,11 @@ def show_left_out(console: Console, entries: Sequence[LeftOut], full_list: str) 
         console.print(f"  {one.name}: {one.reason.value}: {one.detail}", soft_wrap=True, highlight=False, markup=False)
     if len(entries) > SHOWN:
         console.print(f"  and {len(entries) - SHOWN} more: {full_list}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager

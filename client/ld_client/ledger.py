@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ld_common.errors import PrivacyError
+from ld_common.errors import PolicyError, PrivacyError
 from ld_common.privacy import Charge, epsilon
 
 SCHEMA = """
@@ -66,7 +66,7 @@ class Ledger:
         with self._open() as database:
             return _entries(database)
 
-    def charge(self, use: Use, limit: float, delta: float) -> float:
+    def charge(self, use: Use, limit: float, delta: float, max_rounds: int | None = None) -> float:
         """Commit a use's charges; returns ε at δ of everything that the ledger then holds.
 
         The check and the entry are one transaction under the file's write lock, so of two runs that ask for the last
@@ -76,14 +76,24 @@ class Ledger:
             use: what is about to be done.
             limit: the most ε at `delta` that the data set may lose over its lifetime.
             delta: the site's δ.
+            max_rounds: the most rounds of one study, None for any number.
 
         Raises:
+            PolicyError: one round too many; nothing is written.
             PrivacyError: it would pass the limit; nothing is written. Or the ledger cannot be read or written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as database:
             database.execute("BEGIN IMMEDIATE")
-            held = [entry.charge for entry in _entries(database) if entry.charge]
+            entries = _entries(database)
+            done = sum((one.study_digest, one.purpose) == (use.study_digest, TRAINING) for one in entries)
+            if max_rounds is not None and done >= max_rounds:
+                database.execute("ROLLBACK")
+                raise PolicyError(
+                    f"study '{use.study}' has trained {done} rounds here, this site allows {max_rounds} "
+                    "(policy.max_rounds)"
+                )
+            held = [entry.charge for entry in entries if entry.charge]
             asked = [charge for charge in use.charges.values() if charge]
             total = epsilon([*held, *asked], delta)
             if asked and total > limit:
@@ -104,6 +114,11 @@ class Ledger:
                 )
             database.execute("COMMIT")
             return total
+
+    def copy(self, path: Path) -> None:
+        """Write what the ledger holds now into a new file; raises `PrivacyError`."""
+        with self._open() as database, closing(sqlite3.connect(path)) as other:
+            database.backup(other)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, time
+from pathlib import Path
 from typing import Any
 
 from ld_client.site import PolicyConfig
@@ -17,6 +22,7 @@ def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
         ("training.steps", study.training.steps, policy.max_steps),
         ("visits in a step", _visits_in_a_step(study), policy.max_batch_size),
         ("network evaluations before training", _evaluations(study), policy.max_evaluations),
+        ("federation.rounds", study.federation.rounds, policy.max_rounds),
     ):
         if asked > most:
             raise PolicyError(f"the study asks for {key}={asked}, this site allows {most}")
@@ -24,6 +30,53 @@ def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
         raise PolicyError(f"the study asks for drift.mean={study.drift.mean}, this site allows {policy.drift}")
     if policy.private_only and not study.privacy.enabled:
         raise PolicyError("this site trains under differential privacy only: set privacy.enabled")
+
+
+def check_hours(policy: PolicyConfig, now: time | None = None) -> None:
+    """Refuse to begin anything outside the site's hours; `now` is the local time. Raises `PolicyError`."""
+    if not policy.hours:
+        return
+    now = now or datetime.now().time()
+    begin, end = (time.fromisoformat(part) for part in policy.hours.split("-"))
+    over_night = end <= begin
+    within = (now >= begin or now < end) if over_night else begin <= now < end
+    if not within:
+        raise PolicyError(f"it is {now:%H:%M} here: this site begins rounds from {policy.hours} alone (policy.hours)")
+
+
+@contextmanager
+def within_memory(policy: PolicyConfig) -> Iterator[None]:
+    """Let this process have no more than `policy.max_memory_gb` while the block runs.
+
+    Raises:
+        PolicyError: it has more already, or asked for more.
+    """
+    if not policy.max_memory_gb:
+        yield
+        return
+    most, held = int(policy.max_memory_gb * 2**30), _private_bytes()
+    said = f"policy.max_memory_gb is {policy.max_memory_gb:g}"
+    if held >= most:
+        raise PolicyError(f"{said}: the process holds {held / 2**30:.2f} GiB before it has begun")
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bounds = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([most, *bounds]), hard))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise PolicyError(f"{said}: the round needs more") from error
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _private_bytes() -> int:
+    """What RLIMIT_DATA counts of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    raise PolicyError("policy.max_memory_gb needs Linux, where a process can be held to it: set it to 0")
 
 
 def check_store(policy: PolicyConfig, store: Store, study: StudyConfig) -> None:

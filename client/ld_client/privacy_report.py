@@ -31,7 +31,7 @@ from ld_client.privacy_facts import (
     study_uses,
 )
 from ld_client.site import SiteConfig
-from ld_common.adapters import write_bytes
+from ld_common.files import write_bytes
 from ld_common.release import MANIFEST, read_release
 from ld_common.secure_aggregation import default_threshold
 

@@ -6,6 +6,7 @@ Paths in the YAML file (and in `key=value` overrides) are relative to the folder
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from ld_common.modality import Modality
 from ld_common.site_name import check_site_name
 
 LEDGER = "ledger.sqlite"
+HOURS = re.compile(r"(?:(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d)?")
 FROM_HEADER = ("age", "sex")
 """Attributes that a DICOM header may supply where the table does not."""
 
@@ -85,6 +87,15 @@ class PolicyConfig:
     """The most ε that all studies together may take from this data set, for one patient, over its lifetime."""
     delta: float = 1e-5
     """The δ of that ε; below one over the number of patients."""
+    max_rounds: int = 1000
+    """Most rounds that one study may train here; one that is run again counts again."""
+    hours: str = ""
+    """When a round may begin, in the machine's local time (`20:00-06:00`); empty for always. One that has begun may
+    go on past the end."""
+    max_memory_gb: float = 0.0
+    """Most private memory of the process that trains, in GiB, while it does (Linux's RLIMIT_DATA: heap and anonymous
+    mappings; files that are read through a mapping and the memory of a GPU do not count); 0 for no limit. A round
+    that needs more is refused at the moment when it does."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -94,10 +105,14 @@ class PolicyConfig:
             "max_evaluations",
             "min_patients",
             "min_summed_sites",
+            "max_rounds",
         ):
             require(getattr(self, name) > 0, f"policy.{name} is {getattr(self, name)}: use 1 or more")
         require(self.max_epsilon >= 0, f"policy.max_epsilon is {self.max_epsilon}: use 0 or more")
         require(0 < self.delta < 1, f"policy.delta is {self.delta}: it must lie between 0 and 1")
+        fits = HOURS.fullmatch(self.hours) is not None
+        require(fits, f"policy.hours is '{self.hours}': write two times, such as 20:00-06:00, or nothing")
+        require(self.max_memory_gb >= 0, f"policy.max_memory_gb is {self.max_memory_gb}: use 0 or more")
 
 
 @dataclass

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ld_common.adapters import check_state, update_norm
-from ld_common.drift import LARGEST_DRIFT
+from ld_common.drift import LARGEST_DRIFT, mean_drift
 from ld_common.errors import AdapterError
 from ld_common.messages import TrainNumbers, TrainResult
 from ld_common.schemes import State
+from ld_common.study import FederationConfig
 
 
 def check_result(result: TrainResult, reference: State, drift_shape: torch.Size | None, max_norm: float) -> float:
@@ -50,6 +51,55 @@ def _check_numbers(numbers: TrainNumbers) -> None:
         raise AdapterError("its losses hold NaN or infinite values")
     if numbers.visits < 1 or not 1 <= numbers.patients <= numbers.visits:
         raise AdapterError(f"it counts {numbers.visits} visits of {numbers.patients} patients")
+
+
+def clip_update(state: State, reference: State, limit: float) -> tuple[State, bool]:
+    """The state with its change scaled down to an L2 norm of `limit`, and whether it was above; 0 is no limit."""
+    norm = update_norm(state, reference)
+    if limit == 0 or norm <= limit:
+        return state, False
+    scale = limit / norm
+    clipped = {
+        name: (reference[name].double() + (value.double() - reference[name].double()) * scale).float()
+        for name, value in state.items()
+    }
+    return clipped, True
+
+
+def aggregate_states(states: Mapping[str, State], weights: Mapping[str, float], rule: FederationConfig) -> State:
+    """The sites' states as one, by the study's rule; the same for every order of sites.
+
+    Each tensor is taken by itself: a LoRA's factors A and B are aggregated apart, and mean(B)·mean(A) is not the mean
+    of the products B·A (nor is it with medians). `scheme.freeze_a` has one A for all, and the mean is then exact.
+    """
+    if rule.aggregate == "mean":
+        return average_states(states, weights)
+    names, cut = sorted(states), trimmed_sites(len(states), rule)
+    return {key: trimmed_mean([states[name][key] for name in names], cut) for key in sorted(states[names[0]])}
+
+
+def aggregate_drifts(
+    drifts: Mapping[str, Tensor], weights: Mapping[str, float], rule: FederationConfig
+) -> Tensor | None:
+    """The sites' drifts as one, by the same rule; None without drifts."""
+    names = sorted(drifts)
+    if rule.aggregate == "mean" or not names:
+        return mean_drift([drifts[name] for name in names], [weights[name] for name in names])
+    return trimmed_mean([drifts[name] for name in names], trimmed_sites(len(names), rule))
+
+
+def trimmed_sites(sites: int, rule: FederationConfig) -> int:
+    """How many sites are left out at each end: so many that lie cannot move a number past the honest sites' range."""
+    most = (sites - 1) // 2
+    if rule.aggregate == "median":
+        return most
+    return min(most, math.ceil(rule.trim_share * sites - 1e-9))  # 0.1 * 30 is a little above 3
+
+
+def trimmed_mean(values: Sequence[Tensor], cut: int) -> Tensor:
+    """The mean, number by number, without the `cut` highest and lowest; with all but one or two cut, the median."""
+    ordered = torch.stack(list(values)).sort(dim=0).values
+    return ordered[cut : len(values) - cut].double().mean(0).float()
 
 
 def average_states(states: Mapping[str, State], weights: Mapping[str, float]) -> State:

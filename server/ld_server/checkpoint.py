@@ -1,44 +1,154 @@
-"""The study's state after a round, in one file that is either the old one or the new one, never half of either."""
+"""The study's state after a round, in one file that is either the old one or the new one, never half of either.
+
+checkpoint.safetensors           after the last round
+checkpoint.previous.safetensors  after the one before, for the day on which the newest cannot be read
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ld_common.adapters import read_tensors, write_tensors
 from ld_common.errors import AdapterError, CheckpointError
 from ld_common.schemes import State
 
-NAME = "checkpoint.safetensors"
+NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+_NEXT = "checkpoint.next.safetensors"
+"""The newest, in the instant between its writing and its renaming."""
+_NEWEST_FIRST = (NAME, _NEXT, PREVIOUS)
+_STATE, _DRIFT, _MEAN_DRIFT = "state/", "drift/", "mean-drift"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The learned state after `round` rounds of the study with this digest, and the record of each round."""
+    """All that a study needs to go on after `round` rounds."""
 
     study_digest: str
+    base_digest: str
+    modality_digest: str
     round: int
     state: State
+    """The learned tensors."""
     records: list[dict[str, Any]]
+    """One for each round."""
+    site_drifts: dict[str, Tensor] = field(default_factory=dict)
+    site_weights: dict[str, float] = field(default_factory=dict)
+    """Each site's weight in the last average that it was in."""
+    mean_drift: Tensor | None = None
+    """Of a secure sum, where no site's own drift is known."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint of a folder."""
+
+    checkpoint: Checkpoint
+    damage: str = ""
+    """What is wrong with a newer one, in a sentence."""
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Replace the folder's checkpoint; raises `CheckpointError` with the last one still whole."""
-    metadata = {
-        "study": checkpoint.study_digest,
-        "round": str(checkpoint.round),
-        "records": json.dumps(checkpoint.records),
-    }
-    write_tensors(folder / NAME, checkpoint.state, metadata)
-    return folder / NAME
+    """Replace the folder's checkpoint and keep the last one; raises `CheckpointError` with the last one still whole."""
+    tensors = {_STATE + name: value for name, value in checkpoint.state.items()}
+    tensors |= {_DRIFT + name: value for name, value in checkpoint.site_drifts.items()}
+    if checkpoint.mean_drift is not None:
+        tensors[_MEAN_DRIFT] = checkpoint.mean_drift
+    words = json.dumps(
+        {
+            "study": checkpoint.study_digest,
+            "base": checkpoint.base_digest,
+            "modality": checkpoint.modality_digest,
+            "round": checkpoint.round,
+            "weights": checkpoint.site_weights,
+            "records": checkpoint.records,
+        }
+    )
+    write_tensors(folder / _NEXT, tensors, {"content": words, "sha256": _digest(tensors, words)})
+    try:
+        if (folder / NAME).exists():
+            (folder / NAME).replace(folder / PREVIOUS)
+        return (folder / _NEXT).replace(folder / NAME)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot replace '{folder / NAME}' ({error.strerror}): make '{folder}' writable"
+        ) from error
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds one, whole or not."""
+    return any((folder / name).exists() for name in _NEWEST_FIRST)
+
+
+def find_checkpoint(folder: Path) -> Found | None:
+    """The newest whole checkpoint, or None where there never was one.
+
+    Raises:
+        CheckpointError: none of those that are there can be read.
+    """
+    damage: list[str] = []
+    for name in _NEWEST_FIRST:
+        if (folder / name).exists():
+            try:
+                return Found(_read(folder / name), "; ".join(damage))
+            except CheckpointError as error:
+                damage.append(str(error))
+    if not damage:
+        return None
+    raise CheckpointError(f"{'; '.join(damage)}: restore it from a backup, or move '{folder}' away to begin anew")
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """The folder's checkpoint; raises `CheckpointError` when there is none or it cannot be read."""
+    """The folder's newest whole checkpoint; raises `CheckpointError` when there is none."""
+    found = find_checkpoint(folder)
+    if found is None:
+        raise CheckpointError(f"'{folder}' holds no checkpoint: no round has ended there")
+    return found.checkpoint
+
+
+def drop_checkpoint(folder: Path, names: Sequence[str] = _NEWEST_FIRST) -> None:
+    """Delete a folder's checkpoints, or those of these names."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Checkpoint:
     try:
-        state, metadata = read_tensors(folder / NAME)
-        return Checkpoint(metadata["study"], int(metadata["round"]), state, json.loads(metadata["records"]))
-    except (AdapterError, KeyError, ValueError) as error:
-        raise CheckpointError(f"cannot read the checkpoint in '{folder}': {error}") from error
+        tensors, metadata = read_tensors(path)
+        words = metadata["content"]
+        if _digest(tensors, words) != metadata["sha256"]:
+            raise CheckpointError(f"'{path}' is damaged: its content is not what was written")
+        content = json.loads(words)
+        return Checkpoint(
+            study_digest=content["study"],
+            base_digest=content["base"],
+            modality_digest=content["modality"],
+            round=content["round"],
+            state=_under(_STATE, tensors),
+            records=content["records"],
+            site_drifts=_under(_DRIFT, tensors),
+            site_weights=content["weights"],
+            mean_drift=tensors.get(_MEAN_DRIFT),
+        )
+    except (AdapterError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot read the checkpoint '{path}': {error}") from error
+
+
+def _under(prefix: str, tensors: State) -> State:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(tensors: State, words: str) -> str:
+    """SHA-256 over names, shapes, types and bytes of all tensors, and the words."""
+    whole = hashlib.sha256(words.encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        whole.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
+        whole.update(value.numpy().tobytes())
+    return whole.hexdigest()

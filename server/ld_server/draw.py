@@ -14,7 +14,7 @@ from ld_common.errors import RequestError
 from ld_common.images import Frame, write_png
 from ld_common.modality import Attributes
 from ld_common.models import BaseModel
-from ld_common.release import Release, software
+from ld_common.release import Release, release_record, software
 from ld_common.sampling import make_sampler, sample
 from ld_common.seeding import torch_generator
 from ld_server.drift_choice import DriftChoice
@@ -66,7 +66,7 @@ def draw_samples(
         "drifts": [choice.name for choice in choices],
         "sampler": {"name": sampler, "steps": steps},
         "seed": release.study.seed,
-        "release": {"study": release.study.name, "files": release.manifest["files"], "base": release.base_digest},
+        "release": release_record(release),
         "software": software(),
     }
     files = [

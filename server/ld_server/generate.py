@@ -23,8 +23,9 @@ from ld_common.errors import RequestError
 from ld_common.images import Frame, Scan, from_model, read_scan, to_model, write_difference_png, write_nifti, write_png
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
-from ld_common.release import Release, edit_drift, load_release_base, read_release, software
+from ld_common.release import Release, edit_drift, load_release_base, release_record, software
 from ld_common.synthetic import write_synthetic_dicom
+from ld_common.trusted_keys import read_trusted_release
 from ld_server.draw import RECORD, STRIP, SYNTHETIC, draw_samples, write_strip
 from ld_server.drift_choice import AUTO, RELEASE, DriftChoice, choose_drifts
 
@@ -68,6 +69,12 @@ def generate(
     slice_index: int | None = typer.Option(None, "--slice", help="Slice of a volume; by default the trained one."),
     out: Path = typer.Option(Path("counterfactuals"), help="Folder for the results."),
     base: str | None = typer.Option(None, help="Base model, if not where the release says."),
+    trust: str = typer.Option(
+        "", help="The study's public key, or a file or kit.json with it; remembered once a release of it held."
+    ),
+    allow_unsigned: bool = typer.Option(
+        False, "--allow-unsigned", help="Take a release that nobody signed, such as a simulation's."
+    ),
     released: bool = typer.Option(False, help="A person has checked the inputs for burned-in text (DERIVED images)."),
     strength: float | None = typer.Option(
         None, help="How strongly to edit; 0 changes nothing. By default as the release says."
@@ -85,7 +92,7 @@ def generate(
     """
     named = {"strength": strength, "depth": depth}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
-    loaded = read_release(release)
+    loaded, notes = read_trusted_release(release, trust, allow_unsigned)
     config = load_config(EditConfig, None, [*(overrides or []), *extra], start=loaded.study.edit)
     known = loaded.modality.parse_all(given)
     model = load_release_base(loaded, base, device, precision)
@@ -100,6 +107,8 @@ def generate(
         _make_folders(questions)
         deltas += [_search(model, loaded, questions, config)] if AUTO in drift else []
         files = _edit(model, loaded, questions, config, list(dict.fromkeys(deltas)))
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     for folder in sorted({file.parent for file in files}):
         console.print(f"wrote {folder}: {len([file for file in files if file.parent == folder])} files")
 
@@ -277,7 +286,7 @@ def write_answer(
             "slice": question.slice_index,
             "attributes": question.factual,
         },
-        "release": {"study": release.study.name, "files": release.manifest["files"], "base": release.base_digest},
+        "release": release_record(release),
         "edit": to_mapping(config),
         "seed": release.study.seed,
         "counterfactuals": answers,

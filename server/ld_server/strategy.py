@@ -1,50 +1,35 @@
-"""The round as a Flower strategy: picks sites by name, checks every answer, averages, checkpoints."""
+"""The round as a Flower strategy: picks sites by name, checks every answer, aggregates, checkpoints."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from ld_common import messages
 from ld_common.config import to_mapping
-from ld_common.drift import by_channel, mean_drift
-from ld_common.errors import AdapterError, FederationError, LdError
+from ld_common.errors import FederationError, LdError
 from ld_common.messages import TrainResult, TrainTask
 from ld_common.schemes import State
 from ld_common.study import StudyConfig
-from ld_server.aggregate import average_states, check_result
+from ld_server.aggregate import aggregate_drifts, aggregate_states, check_result, clip_update
 from ld_server.checkpoint import Checkpoint, write_checkpoint
+from ld_server.records import RoundRecord
+from ld_server.replies import read_reply, reason, summary
 from ld_server.secure_round import SecureRound
+from ld_server.sites import Admission, Present
 
 POLL_SECONDS = 1.0
-JOIN_TIMEOUT_SECONDS = 60.0
-
-
-@dataclass
-class RoundRecord:
-    """What happened in one round, as checkpoint, release and report keep it."""
-
-    round: int
-    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Site -> why its answer did not count."""
-    counted: bool = False
-    """Whether enough answers passed the checks for the round to change the adapter."""
-    failure: str = ""
-    """Why a secure sum could not be made; it has no one site to blame."""
-    mean_update_norm: float | None = None
-    """L2 norm of the sites' mean update, where it is all that the server knows."""
-    seconds: float = 0.0
 
 
 class DriftFederation(Strategy):
@@ -62,58 +47,116 @@ class DriftFederation(Strategy):
         drift_shape: torch.Size | None,
         output: Path,
         on_round: Callable[[RoundRecord], None] = lambda record: None,
+        admission: Admission | None = None,
     ) -> None:
         self.study = study
         self.base_digest, self.modality_digest = base_digest, modality_digest
         self.drift_shape = drift_shape
         self.output = output
         self.on_round = on_round
+        self.admission = admission or Admission()
         self.records: list[RoundRecord] = []
         self.site_drifts: dict[str, Tensor] = {}
         self.site_weights: dict[str, float] = {}
         self.state: State = {}
-        self._secure: SecureRound | None = None
+        self._rounds_before = 0
+        """Rounds of the study that earlier runs held; Flower counts from 1 in each run."""
         self._mean_drift: Tensor | None = None
+        self._secure: SecureRound | None = None
         self._failure = ""
-        self._nodes: dict[str, int] = {}
+        self._present = Present({})
+        self._tasks: dict[str, TrainTask] = {}
         self._asked: dict[str, Message] = {}
         self._started = 0.0
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on after a checkpoint's round; the caller has checked that it is of this study."""
+        self._rounds_before, self.state = checkpoint.round, checkpoint.state
+        self.records = [RoundRecord(**record) for record in checkpoint.records]
+        self.site_drifts, self.site_weights = dict(checkpoint.site_drifts), dict(checkpoint.site_weights)
+        self._mean_drift = checkpoint.mean_drift
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One task for each site of the study that is here, in the order of their names."""
         self._started = time.monotonic()
+        self._failure, self._secure = "", None
         self.state = dict(arrays.to_torch_state_dict())
-        self._find_sites(grid)
-        task = TrainTask(
-            self.state, server_round, json.dumps(to_mapping(self.study)), self.base_digest, self.modality_digest
-        )
-        present = sorted(set(self._nodes) & set(self.study.federation.sites))
-        tasks = dict.fromkeys(present, task)
-        if self.study.federation.secure_aggregation:
-            tasks = self._secured(task, {name: self._nodes[name] for name in present}, grid)
+        number = self._rounds_before + server_round
+        self._present = Present({})
+        try:
+            self._present = self._wait_for_sites(grid, number)
+            self._require_enough(self._present)
+        except LdError as error:
+            if not any(record.counted for record in self.records[self._rounds_before :]):
+                raise  # nothing of this run is lost yet
+            self._failure = str(error)
+        self._tasks = {} if self._failure else self._make_tasks(number, grid)
+        # a task that was not done by the round's deadline is not worth starting: a node that comes back drops it
+        lifetime = self.study.federation.round_timeout_seconds
         self._asked = {
-            name: Message(messages.pack_task(own), dst_node_id=self._nodes[name], message_type=MessageType.TRAIN)
-            for name, own in tasks.items()
+            name: Message(
+                messages.pack_task(task),
+                dst_node_id=self._present.nodes[name],
+                message_type=MessageType.TRAIN,
+                ttl=lifetime,
+            )
+            for name, task in self._tasks.items()
         }
         return list(self._asked.values())
 
-    def _secured(self, task: TrainTask, nodes: dict[str, int], grid: Grid) -> dict[str, TrainTask]:
-        """Each site's task with its part in the round's secure aggregation; none when too few sites take part."""
-        self._failure = ""
-        self._secure = SecureRound(self.study, task.round, self.state, self.drift_shape, grid)
-        try:
-            return {name: replace(task, secure=request) for name, request in self._secure.begin(nodes).items()}
-        except FederationError as error:
-            self._failure = str(error)
-            return {}
+    def _make_tasks(self, number: int, grid: Grid) -> dict[str, TrainTask]:
+        """Each site's task, in the order of their names; none when the round cannot count."""
+        common = TrainTask(
+            self.state, number, json.dumps(to_mapping(self.study)), self.base_digest, self.modality_digest
+        )
+        here = sorted(self._present.nodes)
+        tasks = dict.fromkeys(here, common)
+        if self.study.federation.secure_aggregation:
+            self._secure = SecureRound(self.study, number, self.state, self.drift_shape, grid)
+            try:
+                secured = self._secure.begin({name: self._present.nodes[name] for name in here})
+            except FederationError as error:
+                self._failure = str(error)
+                return {}
+            tasks = {name: replace(common, secure=request) for name, request in secured.items()}
+        return {name: self.admission.prepare(name, task, self._last_entry(name)) for name, task in tasks.items()}
+
+    def _last_entry(self, site: str) -> dict[str, Any] | None:
+        return next((record.sites[site] for record in reversed(self.records) if site in record.sites), None)
+
+    def _wait_for_sites(self, grid: Grid, number: int) -> Present:
+        """The study's sites that are here once all are or the wait is over; raises `LdError`."""
+        federation, told = self.study.federation, False
+        deadline = time.monotonic() + federation.wait_seconds
+        while True:
+            found = self.admission.identify(grid)
+            nodes = {name: found.nodes[name] for name in sorted(federation.sites) if name in found.nodes}
+            absent = sorted(set(federation.sites) - set(nodes))
+            left = deadline - time.monotonic()
+            if not absent or left <= 0:
+                break
+            if not told:
+                print(f"round {number}: waits up to {left:.0f} s for {', '.join(absent)}", flush=True)
+                told = True
+            time.sleep(min(POLL_SECONDS, left))
+        return Present(nodes, found.strangers)
+
+    def _require_enough(self, present: Present) -> None:
+        federation = self.study.federation
+        if len(present.nodes) < federation.min_sites:
+            absent = sorted(set(federation.sites) - set(present.nodes))
+            raise FederationError(
+                f"only {len(present.nodes)} of {federation.min_sites} sites came within "
+                f"{federation.wait_seconds:g} s; missing: {', '.join(absent)}"
+            )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the answers, average the good ones, write the checkpoint."""
-        record = RoundRecord(server_round)
+        """Check the answers, aggregate the good ones, write the checkpoint."""
+        record = RoundRecord(self._rounds_before + server_round, strangers=self._present.strangers)
         results: dict[str, TrainResult] = {}
         # by message, not by source: the answer for a node that died comes from the SuperLink
         waiting = {message.metadata.message_id: name for name, message in self._asked.items()}
@@ -122,48 +165,63 @@ class DriftFederation(Strategy):
             if name is None:
                 continue
             try:
-                result = self._read(reply, name, server_round)
-                norm = None
-                if result.secure is None:
-                    norm = check_result(result, self.state, self.drift_shape, self.study.federation.max_update_norm)
+                results[name], record.sites[name] = self._accept(reply, name)
             except LdError as error:
-                record.left_out[name] = str(error)
-                continue
-            results[name] = result
-            record.sites[name] = _summary(result, norm)
+                record.left_out[name] = reason(error)
+            except Exception as error:  # whatever a foreign node put into a message, the run goes on
+                record.left_out[name] = f"its answer cannot be read ({type(error).__name__})"
+        for name in set(self.study.federation.sites) - set(self._asked):
+            here = name in self._present.nodes
+            record.left_out[name] = "it was not asked to train" if here else "it was not connected"
         record.left_out |= {name: "it did not answer before the round's deadline" for name in waiting.values()}
-        absent = set(self.study.federation.sites) - set(self._asked)
-        record.left_out |= {name: "it was not connected" for name in absent}
-        if self._secure is not None:
+        if self._failure:
+            record.failure, record.sites = self._failure, {}
+        elif self._secure is not None:
             self._sum(record, results, self._secure)
         else:
-            record.counted = len(results) >= self.study.federation.min_sites
-            if record.counted:
-                self._average(results)
+            self._average(record, results)
+        if self._secure is not None:
+            record.left_out |= self._secure.left_out
         return self._finish(record)
+
+    def _accept(self, reply: Message, name: str) -> tuple[TrainResult, dict[str, Any]]:
+        """A site's checked answer, clipped, and what the record keeps of it; raises `LdError`."""
+        federation, task = self.study.federation, self._tasks[name]
+        result = read_reply(reply, name, task, self.study, self.drift_shape)
+        norm, clipped, accepted = None, None, result
+        if result.secure is None:
+            norm = check_result(result, self.state, self.drift_shape, federation.max_update_norm)
+            state, clipped = clip_update(result.state, self.state, federation.clip_update_norm)
+            accepted = replace(result, state=state)
+        entry = summary(result, norm, clipped)
+        for check in self.admission.checks:
+            entry |= check(name, task, result)
+        return accepted, entry
 
     def _sum(self, record: RoundRecord, results: dict[str, TrainResult], secure: SecureRound) -> None:
         """Take over the secure mean of the sites that are in it."""
         try:
-            if self._failure:
-                raise FederationError(self._failure)
             found = secure.finish({name: result.secure for name, result in results.items() if result.secure})
         except FederationError as error:
             record.failure, record.sites = str(error), {}
-        else:
-            record.counted = True
-            record.mean_update_norm = found.norm
-            self.state, self._mean_drift = found.state, found.drift
-            record.sites = {name: record.sites[name] for name in found.sites}
-        record.left_out |= secure.left_out
+            return
+        record.counted = True
+        record.mean_update_norm = found.norm
+        self.state, self._mean_drift = found.state, found.drift
+        record.sites = {name: record.sites[name] for name in found.sites}
 
-    def _average(self, results: dict[str, TrainResult]) -> None:
-        equal = self.study.federation.weighting == "equal"
+    def _average(self, record: RoundRecord, results: dict[str, TrainResult]) -> None:
+        federation = self.study.federation
+        if len(results) < federation.min_sites:
+            record.failure = f"{len(results)} good answers came, federation.min_sites is {federation.min_sites}"
+            return
+        record.counted = True
+        equal = federation.weighting == "equal"
         weights = {
             name: 1.0 if equal or result.numbers is None else float(result.numbers.visits)
             for name, result in results.items()
         }
-        self.state = average_states({name: result.state for name, result in results.items()}, weights)
+        self.state = aggregate_states({name: result.state for name, result in results.items()}, weights, federation)
         for name, result in results.items():
             self.site_weights[name] = weights[name]
             if result.drift is not None:
@@ -172,12 +230,21 @@ class DriftFederation(Strategy):
     def _finish(self, record: RoundRecord) -> tuple[ArrayRecord | None, MetricRecord | None]:
         record.sites = dict(sorted(record.sites.items()))
         record.left_out = dict(sorted(record.left_out.items()))
+        record.ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record.seconds = time.monotonic() - self._started
         self.records.append(record)
-        write_checkpoint(
-            self.output,
-            Checkpoint(self.study.digest(), record.round, self.state, [vars(kept) for kept in self.records]),
+        checkpoint = Checkpoint(
+            study_digest=self.study.digest(),
+            base_digest=self.base_digest,
+            modality_digest=self.modality_digest,
+            round=record.round,
+            state=self.state,
+            records=[vars(kept) for kept in self.records],
+            site_drifts=self.site_drifts,
+            site_weights=self.site_weights,
+            mean_drift=self._mean_drift,
         )
+        write_checkpoint(self.output, checkpoint)
         self.on_round(record)
         if not record.counted:
             return None, None
@@ -187,11 +254,10 @@ class DriftFederation(Strategy):
 
     @property
     def drift(self) -> Tensor | None:
-        """Mean drift μ over the sites that released one, by their weights in the average, or of the secure sum."""
-        if self._secure is not None:
+        """Drift μ of the sites that released one, aggregated as the adapter is, or the mean of the secure sum."""
+        if self.study.federation.secure_aggregation:
             return self._mean_drift
-        names = sorted(self.site_drifts)
-        return mean_drift([self.site_drifts[name] for name in names], [self.site_weights[name] for name in names])
+        return aggregate_drifts(self.site_drifts, self.site_weights, self.study.federation)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -205,63 +271,8 @@ class DriftFederation(Strategy):
 
     def summary(self) -> None:
         """Say what will run, once."""
-        federation = self.study.federation
-        print(f"study {self.study.name}: {federation.rounds} rounds at {', '.join(federation.sites)}", flush=True)
-
-    def _find_sites(self, grid: Grid) -> None:
-        """Ask every new node for its site's name until all sites are here or the wait is over.
-
-        Raises:
-            FederationError: too few sites came and there is nothing yet to lose; later rounds go on without.
-        """
-        wanted, federation = set(self.study.federation.sites), self.study.federation
-        deadline = time.monotonic() + federation.wait_seconds
-        known: set[int] = set()
-        while True:
-            nodes = set(grid.get_node_ids())
-            self._nodes = {name: node for name, node in self._nodes.items() if node in nodes}
-            new = sorted(nodes - known - set(self._nodes.values()))
-            asked = [Message(RecordDict(), dst_node_id=node, message_type=f"query.{messages.JOIN}") for node in new]
-            for reply in grid.send_and_receive(asked, timeout=JOIN_TIMEOUT_SECONDS) if asked else []:
-                name = messages.unpack_name(reply.content) if reply.has_content() else None
-                if name is not None:
-                    known.add(reply.metadata.src_node_id)
-                if name in wanted:
-                    self._nodes.setdefault(name, reply.metadata.src_node_id)
-            absent = sorted(wanted - set(self._nodes))
-            if not absent:
-                return
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(POLL_SECONDS)
-        if len(self._nodes) < federation.min_sites and not any(record.counted for record in self.records):
-            raise FederationError(
-                f"only {len(self._nodes)} of {federation.min_sites} sites came within "
-                f"{federation.wait_seconds:g} s; missing: {', '.join(absent)}"
-            )
-
-    def _read(self, reply: Message, name: str, server_round: int) -> TrainResult:
-        if reply.has_error():
-            raise AdapterError(f"its node failed with code {reply.error.code}")
-        if (sentence := messages.unpack_error(reply.content)) is not None:
-            raise AdapterError(sentence)
-        try:
-            result = messages.unpack_result(reply.content)
-        except Exception as error:  # whatever a foreign node put into a message, the run goes on
-            raise AdapterError(f"its answer cannot be read ({type(error).__name__})") from error
-        if (result.site, result.round) != (name, server_round):
-            raise AdapterError(f"its answer is of site '{result.site}' and round {result.round}")
-        withheld = result.numbers is None, result.secure is not None
-        if withheld != (self.study.withholds_numbers, self.study.federation.secure_aggregation):
-            raise AdapterError("it does not hold just what the study lets leave")
-        return result
-
-
-def _summary(result: TrainResult, norm: float | None) -> dict[str, Any]:
-    withheld = dict.fromkeys(("visits", "patients", "loss_first", "loss_last", "seconds"))
-    return {
-        **(withheld if result.numbers is None else vars(result.numbers)),
-        "update_norm": norm,
-        "uplink_bytes": result.uplink_bytes,
-        "drift": None if result.drift is None else by_channel(result.drift),
-    }
+        federation, done = self.study.federation, self._rounds_before
+        after = f", {done} of them done" if done else ""
+        print(
+            f"study {self.study.name}: {federation.rounds} rounds{after} at {', '.join(federation.sites)}", flush=True
+        )

@@ -11,7 +11,7 @@ from ld_client.audit.run import Audit, AuditOptions, Progress, audit_release
 from ld_client.audit.statistics import AuditError, Share
 from ld_client.site import SiteConfig, load_modality
 from ld_client.store import open_store, split_store
-from ld_common.adapters import write_bytes
+from ld_common.files import write_bytes
 from ld_common.models import base_digest
 from ld_common.release import read_release
 

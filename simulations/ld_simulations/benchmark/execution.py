@@ -13,9 +13,10 @@ from torch import Tensor
 
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_client.train import Lesson, train_round
-from ld_common.adapters import read_tensors, write_bytes, write_tensors
+from ld_common.adapters import read_tensors, write_tensors
 from ld_common.config import from_mapping
 from ld_common.drift import ConditionalDrift, Drift, drift_from_attributes, drift_from_moments
+from ld_common.files import write_bytes
 from ld_common.models import BaseModel, load_base
 from ld_common.picture_statistics import match_grey_levels
 from ld_common.prior_preservation import draw_prior

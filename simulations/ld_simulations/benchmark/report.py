@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from ld_common.adapters import write_bytes
+from ld_common.files import write_bytes
 from ld_simulations.benchmark.execution import SHOWN
 from ld_simulations.benchmark.plan import (
     CONDITIONAL,

@@ -12,8 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
-from ld_client.app import run_task
 from ld_client.ledger import TRAINING, Ledger
+from ld_client.local_round import run_task
 from ld_client.site import SiteConfig
 from ld_client.store import open_store
 from ld_common.config import from_mapping, to_mapping

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ld_common.adapters import write_bytes
+from ld_common.files import write_bytes
 from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, Setting
 
 NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"

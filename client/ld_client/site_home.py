@@ -1,0 +1,92 @@
+"""A hospital's folder of one study: the study's kit, the site's key, its config, what it approved, what left.
+
+kit/             what the study sent, as its signature covers it
+site.key         the site's private key, mode 0600; made here, and never leaves
+site.crt         its certificate for the release service, fetched from the study's gate
+site.yaml        the site's config (SiteConfig), which the data manager writes
+approvals.json   which code and which study may run, and who said so
+approved/        the code bundles that were approved
+audit.jsonl      what ran and what left, as a chain of hashes; audit.head is its signed last entry
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ld_client.site import SiteConfig, load_site
+from ld_common.errors import DeploymentError
+from ld_common.signing import PrivateKey, read_private_key
+from ld_common.site_kit import FILES, MANIFEST, SIGNATURE, KitManifest, check_manifest
+
+if TYPE_CHECKING:
+    from ld_common.study import StudyConfig
+
+
+@dataclass(frozen=True)
+class SiteHome:
+    """The folder that `ld-client init` made."""
+
+    path: Path
+
+    @property
+    def kit_folder(self) -> Path:
+        """The unpacked kit."""
+        return self.path / "kit"
+
+    @property
+    def key_file(self) -> Path:
+        """The site's private key."""
+        return self.path / "site.key"
+
+    @property
+    def certificate(self) -> Path:
+        """The site's certificate."""
+        return self.path / "site.crt"
+
+    @property
+    def config_file(self) -> Path:
+        """The site's config."""
+        return self.path / "site.yaml"
+
+    @property
+    def approvals(self) -> Path:
+        """What was approved."""
+        return self.path / "approvals.json"
+
+    @property
+    def audit_log(self) -> Path:
+        """What ran and what left."""
+        return self.path / "audit.jsonl"
+
+    def kit(self) -> KitManifest:
+        """The kit's manifest, checked against its signature and the files that lie there.
+
+        Raises:
+            DeploymentError: nobody ran `ld-client init` here, or a file of the kit was altered.
+        """
+        try:
+            manifest = (self.kit_folder / MANIFEST).read_bytes()
+            signature = (self.kit_folder / SIGNATURE).read_text()
+            files = {name: (self.kit_folder / name).read_bytes() for name in FILES}
+        except OSError as error:
+            raise DeploymentError(f"'{self.path}' holds no study's kit: make it with ld-client init KIT") from error
+        return check_manifest(manifest, signature, files)
+
+    def key(self) -> PrivateKey:
+        """The site's key; raises `SignatureError`."""
+        return read_private_key(self.key_file)
+
+    def study(self) -> StudyConfig:
+        """The kit's study."""
+        from ld_common.study import load_study  # torch takes seconds to import; most commands need no study
+
+        return load_study(self.kit_folder / "study.yaml")[0]
+
+    def site(self) -> SiteConfig:
+        """The site's config; raises `DeploymentError` when it names another site than the kit."""
+        site, kit = load_site(self.config_file), self.kit()
+        if site.site != kit.site:
+            raise DeploymentError(f"'{self.config_file}' is of site '{site.site}', the kit is for '{kit.site}'")
+        return site

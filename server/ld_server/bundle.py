@@ -1,0 +1,90 @@
+"""The code bundle of a study (Flower's FAB): all that runs at a site, in one file with one hash.
+
+It holds the sources of `ld_common` and `ld_client` as they are installed at the server, and a few lines that start the
+server's side, whose code stays there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from flwr.cli.build import build_fab_from_files
+
+from ld_common.errors import DeploymentError
+
+DISTRIBUTION = "latent-drift-federation"
+PACKAGES = ("ld_common", "ld_client")
+PROJECT = """\
+[project]
+name = "latent-drift-study"
+version = "{version}"
+license = "Apache-2.0"
+description = "What a site of a latent drift federation runs"
+
+[tool.flwr.app]
+publisher = "latent-drift"
+fab-include = ["ld_common/**/*.py", "ld_client/**/*.py", "study_server.py"]
+
+[tool.flwr.app.components]
+serverapp = "study_server:app"
+clientapp = "ld_client.app:app"
+
+[tool.flwr.app.config]
+home = ""
+study = ""
+overrides = ""
+resume = false
+"""
+SERVER = '''\
+"""Starts the server's side, which is installed at the server and is no part of this bundle."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study."""
+    from ld_server.app import main as run
+
+    run(grid, context)
+'''
+
+
+def build_bundle() -> bytes:
+    """The bundle of the software that is installed here; the same bytes each time.
+
+    Raises:
+        DeploymentError: the client's code is not installed, or Flower refuses the bundle.
+    """
+    return pack(bundle_files())
+
+
+def bundle_files() -> dict[str, bytes]:
+    """What is in the bundle, by name; raises `DeploymentError`."""
+    files = {
+        "pyproject.toml": PROJECT.format(version=version(DISTRIBUTION)).encode(),
+        "study_server.py": SERVER.encode(),
+    }
+    for package in PACKAGES:
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise DeploymentError(f"{package} is not installed here: install {DISTRIBUTION}")
+        root = Path(next(iter(found.submodule_search_locations)))
+        for source in sorted(root.rglob("*.py")):
+            files[f"{package}/{source.relative_to(root).as_posix()}"] = source.read_bytes()
+    return files
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """Files as a bundle; raises `DeploymentError`."""
+    try:
+        content, _ = build_fab_from_files(dict(files))
+    except ValueError as error:
+        raise DeploymentError(f"the code bundle cannot be built: {error}") from error
+    return content

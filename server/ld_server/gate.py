@@ -1,0 +1,90 @@
+"""The study's gate: what hospitals reach. Flower's fleet API passes; its control and runtime APIs do not exist here.
+
+Flower serves all its APIs on one port, and the control API knows no password (2026, 1.41): it must stay on loopback.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from ld_server.link import link_address
+from ld_server.study_home import StudyHome
+
+FLEET = re.compile(r"/v1/fleet/[a-z0-9-]+")
+MAX_REQUEST_BYTES = 1 << 30
+TIMEOUT_SECONDS = 300.0
+PER_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer", "host", "content-length"}
+
+
+def gate_app(home: StudyHome) -> Starlette:
+    """The gate as an ASGI app: `POST /v1/fleet/*`, `GET /health`, `GET /certificates/SITE`, and 404."""
+    upstream = f"https://{link_address(home)}"
+    context = ssl.create_default_context(cafile=str(home.certificate("authority")))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, httpx.AsyncClient]]:
+        async with httpx.AsyncClient(verify=context, timeout=TIMEOUT_SECONDS) as client:
+            yield {"client": client}
+
+    async def fleet(request: Request) -> Response:
+        if not FLEET.fullmatch(request.url.path):
+            return PlainTextResponse("not found", 404)
+        if int(request.headers.get("content-length", MAX_REQUEST_BYTES + 1)) > MAX_REQUEST_BYTES:
+            return PlainTextResponse("too large, or of unknown length", 413)
+        client: httpx.AsyncClient = request.state.client
+        outgoing = client.build_request(
+            "POST",
+            upstream + request.url.path,
+            headers=[(name, value) for name, value in request.headers.items() if name not in PER_HOP],
+            content=await request.body(),
+        )
+        try:
+            answer = await client.send(outgoing, stream=True)
+        except httpx.RequestError:
+            return PlainTextResponse("the study's server is not running", 503)
+        kept = {name: value for name, value in answer.headers.items() if name not in PER_HOP}
+        return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose))
+
+    async def health(request: Request) -> Response:
+        return PlainTextResponse("the gate is open")
+
+    async def certificate(request: Request) -> Response:
+        name = request.path_params["site"]
+        known = name in home.sites() and home.certificate(name).exists()
+        return Response(home.certificate(name).read_bytes() if known else b"", 200 if known else 404)
+
+    return Starlette(
+        routes=[
+            Route("/v1/fleet/{call}", fleet, methods=["POST"]),
+            Route("/health", health),
+            Route("/certificates/{site}", certificate),
+        ],
+        lifespan=lifespan,
+    )
+
+
+def gate_server(home: StudyHome) -> uvicorn.Server:
+    """The gate on its port, with the study's server certificate; `run()` serves until it is told to end."""
+    server = home.server()
+    return uvicorn.Server(
+        uvicorn.Config(
+            gate_app(home),
+            host=server.bind,
+            port=server.gate_port,
+            ssl_certfile=home.certificate("server"),
+            ssl_keyfile=home.keys / "server.key",
+            log_level="warning",
+            server_header=False,
+        )
+    )

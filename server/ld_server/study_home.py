@@ -1,0 +1,158 @@
+"""A deployed study's folder at the server: its keys, its sites, its bundle, its run.
+
+server.yaml              addresses (ServerConfig)
+study.yaml modality.yaml the study
+bundle.fab               the code that every site runs
+keys/                    authority.key server.key study.key, mode 0600
+certificates/            authority.crt server.crt and one for each admitted site
+kits/                    SITE.kit, to be sent to the sites; nothing in them is secret
+sites.json               who was admitted with which key, and who was revoked
+run/                     checkpoint, record of the rounds, release
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ld_common.config import load_config, require
+from ld_common.errors import DeploymentError
+from ld_common.files import write_bytes
+from ld_common.modality import Modality
+from ld_common.signing import PrivateKey, PublicKey, read_private_key, read_public_line
+from ld_common.study import StudyConfig, load_study
+
+
+@dataclass
+class ServerConfig:
+    """Where a study's server listens."""
+
+    hosts: list[str] = field(default_factory=lambda: ["localhost", "127.0.0.1"])
+    """Names and addresses under which sites reach it, the first one is written into kits."""
+    bind: str = "0.0.0.0"
+    """Address on which the gate and the release service listen."""
+    gate_port: int = 9092
+    """Where sites' nodes come in: Flower's fleet API and nothing else."""
+    release_port: int = 9093
+    """The gRPC release service."""
+    link_port: int = 9091
+    """Flower's SuperLink, on loopback only."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.hosts), "hosts is empty: name the server as sites reach it")
+        ports = (self.gate_port, self.release_port, self.link_port)
+        require(all(0 < port < 65536 for port in ports), f"ports are {ports}: use 1 to 65535")
+        require(len(set(ports)) == 3, f"ports are {ports}: each must be its own")
+
+
+@dataclass(frozen=True)
+class AdmittedSite:
+    """A site of the allow-list."""
+
+    name: str
+    public_key: str
+    """One line of OpenSSH's format."""
+    admitted: str
+    """ISO 8601, UTC."""
+    revoked: str | None = None
+    """When it was revoked, or None."""
+
+    @property
+    def key(self) -> PublicKey:
+        """Its key."""
+        return read_public_line(self.public_key)
+
+
+@dataclass(frozen=True)
+class StudyHome:
+    """The folder of a provisioned study."""
+
+    path: Path
+
+    @property
+    def keys(self) -> Path:
+        """Folder of private keys."""
+        return self.path / "keys"
+
+    @property
+    def certificates(self) -> Path:
+        """Folder of certificates."""
+        return self.path / "certificates"
+
+    @property
+    def kits(self) -> Path:
+        """Folder of site kits."""
+        return self.path / "kits"
+
+    @property
+    def bundle(self) -> Path:
+        """The code bundle."""
+        return self.path / "bundle.fab"
+
+    @property
+    def run(self) -> Path:
+        """Folder of checkpoint, rounds and release."""
+        return self.path / "run"
+
+    @property
+    def registry(self) -> Path:
+        """The list of sites."""
+        return self.path / "sites.json"
+
+    def check(self) -> StudyHome:
+        """This home; raises `DeploymentError` when nobody provisioned it."""
+        if not self.registry.exists():
+            raise DeploymentError(f"'{self.path}' is no study's home: make it with ld-server provision")
+        return self
+
+    def study(self) -> tuple[StudyConfig, Modality]:
+        """The study, whose output is this home's run folder, and its modality."""
+        study, modality = load_study(self.path / "study.yaml")
+        return dataclasses.replace(study, output=str(self.run)), modality
+
+    def server(self) -> ServerConfig:
+        """Where it listens."""
+        return load_config(ServerConfig, self.path / "server.yaml")
+
+    def key(self, name: str) -> PrivateKey:
+        """`authority`, `server` or `study`; raises `SignatureError`."""
+        return read_private_key(self.keys / f"{name}.key")
+
+    def certificate(self, name: str) -> Path:
+        """The file of `authority`'s, `server`'s or a site's certificate."""
+        return self.certificates / f"{name}.crt"
+
+    def sites(self) -> dict[str, AdmittedSite]:
+        """Every site that was ever admitted, by name; raises `DeploymentError`."""
+        try:
+            content = json.loads(self.registry.read_text())
+            return {name: AdmittedSite(name=name, **entry) for name, entry in sorted(content.items())}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise DeploymentError(f"cannot read the list of sites '{self.registry}': restore it") from error
+
+    @contextmanager
+    def editing(self) -> Iterator[dict[str, AdmittedSite]]:
+        """The sites, written back when the block ends without an error; one editor at a time."""
+        with (self.path / "sites.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sites = self.sites()
+            yield sites
+            self.write_sites(sites)
+
+    def write_sites(self, sites: dict[str, AdmittedSite]) -> None:
+        """Replace the list of sites."""
+        content = {name: dataclasses.asdict(site) for name, site in sorted(sites.items())}
+        for entry in content.values():
+            entry.pop("name")
+        write_bytes(self.registry, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def now() -> str:
+    """The time as the home writes it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""A deployed study on one machine: real processes, real keys, loopback."""
