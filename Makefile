@@ -38,6 +38,7 @@ soak: install
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build client/build
 
 check: install
 	$(BIN)/ruff format --check .
