@@ -7,15 +7,21 @@ or rewritten no longer holds a head that somebody else has seen.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
 from ld_common.errors import SignatureError
-from ld_common.signing import PrivateKey, PublicKey, Purpose, canonical, sign, verify
+from ld_common.signing import PrivateKey, PublicKey, Purpose, canonical, is_digest, is_line, sign, verify
+
+MAX_SIGNATURE = 200
+"""Characters of base64; one on NIST P-384 has 140 at most."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +134,17 @@ def head_record(head: AuditHead) -> dict[str, str | int]:
 
 
 def head_from_record(record: Mapping[str, Any]) -> AuditHead:
-    """The head of `head_record`; raises `KeyError` or `ValueError` when it is none."""
-    words = {name: record[name] for name in ("site", "study", "hash", "time", "signature")}
-    if not all(isinstance(word, str) for word in words.values()) or type(record["sequence"]) is not int:
+    """The head of `head_record`, each part as our software writes it: it goes into records that others read.
+
+    Raises:
+        KeyError, ValueError: it is none.
+    """
+    head = AuditHead(**{name: record[name] for name in ("site", "study", "sequence", "hash", "time", "signature")})
+    numbered = type(head.sequence) is int and 1 <= head.sequence < 2**53  # what JSON's readers hold exactly
+    named = is_line(head.site) and is_line(head.study) and is_digest(head.hash)
+    if not (numbered and named and _is_time(head.time) and _is_signature(head.signature)):
         raise ValueError("not the head of an audit log")
-    return AuditHead(sequence=record["sequence"], **words)
+    return head
 
 
 def plain(value: object) -> Any:
@@ -150,6 +162,26 @@ def content_digest(content: Any) -> str:
         return hashlib.sha256(canonical(content)).hexdigest()
     except (ValueError, TypeError) as error:
         raise SignatureError("an answer with a number that is not finite, or of an unknown type") from error
+
+
+def _is_time(value: object) -> bool:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9TZ:.+-]{1,40}", value):
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_signature(value: object) -> bool:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_SIGNATURE:
+        return False
+    try:
+        base64.b64decode(value, validate=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _unsigned(head: AuditHead) -> dict[str, Any]:

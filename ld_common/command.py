@@ -24,6 +24,11 @@ def progress_bar(console: Console, title: str, total: int, transient: bool = Tru
         yield lambda done: progress.advance(bar, done)
 
 
+def visible(line: str) -> str:
+    """A line in which each character that is not printable stands as its escape: others' words cannot move a cursor."""
+    return "".join(sign if sign.isprintable() or sign == "\t" else repr(sign)[1:-1] for sign in line)
+
+
 def run_cli(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `app` on `arguments` (the process's own by default) and leave the process.
 
@@ -34,6 +39,6 @@ def run_cli(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=True)
     except LdError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         code = 2
     sys.exit(code)

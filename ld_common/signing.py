@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import json
 import os
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from ld_common.errors import SignatureError
 PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 PublicKey = Ed25519PublicKey | ec.EllipticCurvePublicKey
 DOMAIN = b"latent-drift-federation/1/"
+MAX_LINE = 200
+"""Characters of a name or an address in what is signed."""
 
 
 class Purpose(Enum):
@@ -40,6 +43,16 @@ class Purpose(Enum):
 def canonical(content: Any) -> bytes:
     """JSON with sorted keys and no spaces, UTF-8; raises `ValueError` for NaN and infinite numbers."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def is_digest(value: object) -> bool:
+    """Whether this is a SHA-256 as we write it: 64 digits of lower-case hex."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{64}", value))
+
+
+def is_line(value: object) -> bool:
+    """Whether this is one line of 1 to `MAX_LINE` printable characters, safe to show and to write into a record."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_LINE and value.isprintable()
 
 
 def sign(key: PrivateKey, purpose: Purpose, content: Any) -> str:
@@ -57,7 +70,7 @@ def verify(key: PublicKey, purpose: Purpose, content: Any, signature: str) -> No
             key.verify(raw, _message(purpose, content))
         else:
             key.verify(raw, _message(purpose, content), _ecdsa())
-    except (InvalidSignature, binascii.Error, ValueError, TypeError) as error:
+    except (InvalidSignature, binascii.Error, ValueError, TypeError, RecursionError) as error:
         raise SignatureError(
             f"the signature of this {purpose.value} does not hold: it was altered, or signed by another"
         ) from error

@@ -11,7 +11,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,31 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ld_common.errors import DeploymentError, LdError
 from ld_common.files import write_bytes
-from ld_common.signing import Purpose, public_line, read_public_line, sign, verify
+from ld_common.signing import MAX_LINE, Purpose, is_digest, is_line, public_line, read_public_line, sign, verify
 from ld_common.site_name import check_site_name
 
 FORMAT = 1
 MANIFEST, SIGNATURE = "kit.json", "kit.sig"
 STUDY, MODALITY, AUTHORITY, BUNDLE = "study.yaml", "modality.yaml", "authority.crt", "bundle.fab"
 FILES = (STUDY, MODALITY, AUTHORITY, BUNDLE)
+LINES = ("study", "site", "server", "release_service", "software")
+DIGESTS = ("study_digest", "base_digest", "modality_digest")
 MAX_BYTES = 32_000_000
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Of others, `zipfile` unpacks more than an entry says that it holds."""
+DAMAGE = (
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    OverflowError,
+    RuntimeError,  # an encrypted entry
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+"""What `zipfile` raises for archives that are damaged or made to be so."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +90,14 @@ class Kit:
 
 
 def write_kit(path: Path, manifest: KitManifest, files: dict[str, bytes], key: Ed25519PrivateKey) -> None:
-    """Sign and write a kit; `files` holds those of `FILES`, whose hashes are put into the manifest."""
+    """Sign and write a kit; `files` holds those of `FILES`, whose hashes are put into the manifest.
+
+    Raises:
+        DeploymentError: the manifest says what no reader takes, such as a study's name of several lines.
+    """
     digests = {name: hashlib.sha256(files[name]).hexdigest() for name in FILES}
     manifest = dataclasses.replace(manifest, files=digests, public_key=public_line(key.public_key()))
+    _check_fields(manifest)
     content = dataclasses.asdict(manifest)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -94,10 +118,12 @@ def read_kit(path: Path) -> Kit:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
                 raise DeploymentError(f"'{path}' unpacks to more than {MAX_BYTES} bytes: this is no kit")
+            if any(entry.compress_type not in METHODS for entry in archive.infolist()):
+                raise DeploymentError(f"'{path}' is compressed in a way that no kit is: ask the study for it again")
             manifest = archive.read(MANIFEST)
             signature = archive.read(SIGNATURE).decode()
             files = {name: archive.read(name) for name in FILES}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except DAMAGE as error:
         raise DeploymentError(f"'{path}' is no site kit ({error}): ask the study for it again") from error
     return Kit(check_manifest(manifest, signature, files), manifest, signature, files)
 
@@ -107,11 +133,12 @@ def check_manifest(manifest: bytes, signature: str, files: dict[str, bytes]) -> 
     try:
         content: dict[str, Any] = json.loads(manifest)
         if content["format"] != FORMAT:
-            raise DeploymentError(f"the kit is of format {content['format']}, this software reads {FORMAT}: update it")
+            raise DeploymentError(f"the kit is of another format than {FORMAT}, which this software reads: update it")
         kit = KitManifest(**content)
+        _check_fields(kit)
         verify(read_public_line(kit.public_key), Purpose.KIT, content, signature)
         check_site_name(kit.site)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DeploymentError(
             f"the kit's manifest cannot be read ({type(error).__name__}): ask for it again"
         ) from error
@@ -123,3 +150,18 @@ def check_manifest(manifest: bytes, signature: str, files: dict[str, bytes]) -> 
         if hashlib.sha256(files[name]).hexdigest() != kit.files.get(name):
             raise DeploymentError(f"'{name}' is not the file that the kit's manifest names: ask for the kit again")
     return kit
+
+
+def _check_fields(kit: KitManifest) -> None:
+    """Refuse what is not as `write_kit` writes it: parts of it are shown, and go into configs and command lines."""
+    wrong = [name for name in LINES if not is_line(getattr(kit, name))]
+    wrong += [name for name in DIGESTS if not is_digest(getattr(kit, name))]
+    if not isinstance(kit.files, dict) or set(kit.files) != set(FILES) or not all(map(is_digest, kit.files.values())):
+        wrong.append("files")
+    if wrong:
+        raise DeploymentError(
+            f"the kit's manifest is not in order ({', '.join(wrong)}): names and addresses are one line of 1 to "
+            f"{MAX_LINE} printable characters, digests are SHA-256 in hex; ask the study for it again"
+        )
+    if not isinstance(kit.public_key, str) or public_line(read_public_line(kit.public_key)) != kit.public_key:
+        raise DeploymentError("the kit's manifest names no public key as this software writes one: ask for it again")

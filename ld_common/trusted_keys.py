@@ -9,13 +9,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from ld_common.errors import CheckpointError, ConfigError, ReleaseError, SignatureError
 from ld_common.files import write_bytes
 from ld_common.release import Release, read_manifest, read_release
 from ld_common.release_signature import check_manifest, read_signature
-from ld_common.signing import PublicKey, fingerprint, public_line, read_public_line
+from ld_common.signing import PublicKey, fingerprint, is_line, public_line, read_public_line
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a user gave as trusted."""
+
+    key: PublicKey
+    study: str | None
+    """The one study that a kit.json names beside its key; None for a bare key."""
 
 
 def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = False) -> tuple[Release, list[str]]:
@@ -32,7 +42,7 @@ def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = F
     """
     if trust and allow_unsigned:
         raise ConfigError("--trust and --allow-unsigned exclude each other: is the release signed or not?")
-    given = read_trust(trust) if trust else None
+    asked = read_trust(trust) if trust else None
     manifest, signature = read_manifest(folder), read_signature(folder)
     if signature is None:
         if not allow_unsigned:
@@ -42,6 +52,12 @@ def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = F
             )
         return read_release(folder), ["this release is not signed: nobody vouches for it"]
     study, key = _study_name(manifest, folder), signature.key
+    if asked is not None and asked.study not in (None, study):
+        raise SignatureError(
+            f"the release is of study '{study}', the kit that --trust names is of '{asked.study}', whose key says "
+            f"nothing about it: give the kit.json of '{study}'"
+        )
+    given = None if asked is None else asked.key
     trusted = [given] if given is not None else remembered(study)
     if public_line(key) not in {public_line(one) for one in trusted}:
         raise SignatureError(_untrusted(study, key, given))
@@ -52,14 +68,14 @@ def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = F
     return release, [] if given is None else remember(study, given)
 
 
-def read_trust(text: str) -> PublicKey:
-    """A public key: one line of OpenSSH's format, a file that holds one, or a kit.json that names its study's.
+def read_trust(text: str) -> Trust:
+    """A public key: one line of OpenSSH's format, a file that holds one, or a kit.json, which names its study, too.
 
     Raises:
         SignatureError: none of these.
     """
     if text.startswith(("ssh-", "ecdsa-")):
-        return read_public_line(text)
+        return Trust(read_public_line(text), None)
     path = Path(text)
     try:
         content = path.read_text(encoding="utf-8").strip()
@@ -67,12 +83,16 @@ def read_trust(text: str) -> PublicKey:
         raise SignatureError(
             f"'{text[:100]}' is neither a public key (ssh-ed25519 ...) nor a file that holds one"
         ) from error
-    if content.startswith("{"):
-        try:
-            content = str(json.loads(content)["public_key"])
-        except (ValueError, KeyError, RecursionError) as error:
-            raise SignatureError(f"'{path}' names no public_key: give the kit.json of a site's kit") from error
-    return read_public_line(content)
+    if not content.startswith("{"):
+        return Trust(read_public_line(content), None)
+    try:
+        kit = json.loads(content)
+        line, study = str(kit["public_key"]), kit["study"]
+    except (ValueError, KeyError, RecursionError) as error:
+        raise SignatureError(f"'{path}' names no public_key and study: give the kit.json of a site's kit") from error
+    if not is_line(study):
+        raise SignatureError(f"'{path}' names its study by no plain line: give the kit.json of a site's kit")
+    return Trust(read_public_line(line), _one_spaced(study))
 
 
 def trusted_keys_file() -> Path:
@@ -99,7 +119,15 @@ def remember(study: str, key: PublicKey) -> list[str]:
         write_bytes(path, (text + f"{public_line(key)} {study}\n").encode())
     except CheckpointError:  # a home that is read-only; the key was given, so the work can go on
         return [f"{fingerprint(key)} cannot be remembered in {path}: give --trust next time, too"]
-    return [f"from now on {fingerprint(key)} is trusted for releases of '{study}': remembered in {path}"]
+    others = [fingerprint(one) for one, name in entries if name == study]
+    return [
+        f"from now on {fingerprint(key)} is trusted for releases of '{study}': remembered in {path}",
+        *(
+            f"note: '{study}' has another trusted key already, {other}: unless its people say that they have both, "
+            "remove the line of the wrong one"
+            for other in others
+        ),
+    ]
 
 
 def _entries() -> list[tuple[PublicKey, str]]:
@@ -123,8 +151,12 @@ def _entries() -> list[tuple[PublicKey, str]]:
 def _study_name(manifest: dict[str, object], folder: Path) -> str:
     study = manifest.get("study")
     name = study.get("name") if isinstance(study, dict) else None
-    if not isinstance(name, str):
+    if not is_line(name) or not _one_spaced(str(name)):
         raise ReleaseError(f"'{folder}' is not a whole release (no study's name): copy it again")
+    return _one_spaced(str(name))
+
+
+def _one_spaced(name: str) -> str:
     return " ".join(name.split())
 
 

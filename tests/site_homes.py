@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,6 +25,7 @@ from ld_common.schemes import attach, read_scheme
 from ld_common.signing import new_study_key
 from ld_common.site_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
 from ld_common.study import StudyConfig
+from ld_server.bundle import build_bundle
 from ld_server.certificates import make_authority, pem
 
 
@@ -41,7 +40,7 @@ def make_home(
         STUDY: yaml.safe_dump(to_mapping(dataclasses.replace(study, modality=MODALITY))).encode(),
         MODALITY: Path(site.modality).read_bytes(),
         AUTHORITY: authority or pem(make_authority(study.name)[1]),
-        BUNDLE: _bundle(),
+        BUNDLE: build_bundle(),
     }
     digests = study.digest(), base_digest(site.base_model), load_modality(site).digest()
     manifest = KitManifest(study.name, site.site, server, server, *digests, "", {}, "this version")
@@ -53,14 +52,6 @@ def make_home(
     content["data"] |= {"root": site.data.root, "table": site.data.table}
     home.config_file.write_text(yaml.safe_dump(content))
     return home
-
-
-def _bundle() -> bytes:
-    """An archive as a code bundle is one; nothing here runs it."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("study.py", "pass\n")
-    return buffer.getvalue()
 
 
 def approved(home: SiteHome) -> SiteHome:

@@ -21,7 +21,9 @@ from ld_common.attestation import (
     Statement,
     attest,
     check_attestation,
+    head_from_record,
     head_problems,
+    head_record,
     new_nonce,
     sign_head,
 )
@@ -128,6 +130,34 @@ def test_the_head_belongs_to_the_answer_and_to_the_site() -> None:
     elsewhere = sign_head(KEY, replace(HEAD, study="another"))
     with pytest.raises(SignatureError, match="study 'another'"):
         check(replace(RESULT, attestation=attest(KEY, statement(RESULT), elsewhere)))
+
+
+HOSTILE: dict[str, list[object]] = {
+    "site": ["", "a\nb", "a" * 201, 7, None, "\x1b[31m"],
+    "study": ["", "a\nb", "a" * 201, 7, None],
+    "sequence": [0, -1, 2**53, True, 1.0, "1"],
+    "hash": ["<script>alert(1)</script>", "a" * 63, "A" * 64, "a" * 64 + "\n", "a" * 65, b"a" * 64],
+    "time": ["9" * 6_000_000, "today", "", "2026-13-01", "2026-01-01<00:00", "2026-01-01T00:00:00+00:00\n", 2026],
+    "signature": ["", "no base64!", "A" * 201, "AAA", "ä", 7, "QUFB" * 1_000_000],
+}
+
+
+def test_a_head_is_read_only_as_our_software_writes_it() -> None:
+    record = head_record(HEAD)
+    assert head_from_record(record) == HEAD
+    assert head_from_record(record | {"sequence": 2**53 - 1, "salt": "of a log's entry"}).sequence == 2**53 - 1
+    for name, values in HOSTILE.items():
+        for value in values:
+            with pytest.raises(ValueError, match="not the head"):
+                head_from_record(record | {name: value})
+        with pytest.raises(KeyError):
+            head_from_record({key: value for key, value in record.items() if key != name})
+
+
+def test_an_answer_with_a_hostile_head_is_no_answer() -> None:
+    attestation = attest(KEY, statement(RESULT), sign_head(KEY, replace(HEAD, time="9" * 1000)))
+    with pytest.raises(ValueError, match="not the head"):
+        messages.unpack_result(messages.pack_result(replace(RESULT, attestation=attestation)))
 
 
 def test_a_number_that_is_not_finite_cannot_be_signed() -> None:

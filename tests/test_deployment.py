@@ -68,6 +68,9 @@ def test_a_study_is_deployed_killed_resumed_released_and_pulled(stage: Deploymen
         trained = [entry.round for entry in Ledger(site.site().ledger_path).entries()]
         assert {1, 2} <= set(trained)  # a round that was under way when the server died is charged again
         events = [json.loads(line) for line in site.audit_log.read_text().splitlines()]
+        assert {event["details"]["bundle"] for event in events if event["event"] == "asked"} == {
+            site.kit().bundle_digest
+        }
         left = [event["details"] for event in events if event["event"] == "left"]
         assert {1, 2} <= {details["round"] for details in left}
 

@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -18,23 +19,25 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from ld_common.config import to_mapping
-from ld_common.processes import free_port
+from ld_common.processes import free_ports
 from ld_common.signing import new_site_key, public_line, write_private_key
 from ld_server.certificates import certify_server, certify_site, make_authority, pem
-from ld_server.gate import gate_server
+from ld_server.gate import MAX_CONNECTIONS, MAX_REQUEST_BYTES, SMALL_REQUEST_BYTES, gate_server
 from ld_server.study_home import AdmittedSite, ServerConfig, StudyHome, now
 
 ASKED: list[tuple[str, bytes]] = []
+HEAD = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
 
 
 async def record(request: Request) -> Response:
     """What stands in for Flower's SuperLink: everything is allowed there."""
-    ASKED.append((request.url.path, await request.body()))
+    with contextlib.suppress(ClientDisconnect):
+        ASKED.append((request.url.path, await request.body()))
     return Response(b"\x00answer", 207, {"x-flower": request.headers.get("x-flower", "")})
 
 
@@ -62,11 +65,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> StudyHome:
     home.certificate("authority").write_bytes(pem(authority))
     certificate = certify_server(authority_key, authority, key.public_key(), ["localhost", "127.0.0.1"])
     home.certificate("server").write_bytes(pem(certificate))
-    config = ServerConfig(["localhost"], "127.0.0.1", free_port(), free_port(), free_port())
+    config = ServerConfig(["localhost"], "127.0.0.1", *free_ports(3))
     (home.path / "server.yaml").write_text(yaml.safe_dump(to_mapping(config)))
     site = new_site_key()
     home.write_sites({"aster": AdmittedSite("aster", public_line(site.public_key()), now())})
-    home.certificate("aster").write_bytes(pem(certify_site(authority_key, authority, site.public_key(), "aster")))
+    home.site_certificate("aster").parent.mkdir()
+    home.site_certificate("aster").write_bytes(pem(certify_site(authority_key, authority, site.public_key(), "aster")))
     return home
 
 
@@ -125,16 +129,24 @@ def test_nothing_else_reaches_flower(gate: httpx.Client, home: StudyHome, path: 
 
 def raw_post(home: StudyHome, path: str) -> None:
     """POST a path as it stands: clients would tidy it."""
+    with raw(home) as tls:
+        tls.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+        )
+        assert tls.recv(4096).startswith(b"HTTP/1.1 ")
+
+
+@contextlib.contextmanager
+def raw(home: StudyHome) -> Iterator[ssl.SSLSocket]:
+    """A connection to the gate that no client library tidies."""
     context = ssl.create_default_context(cafile=str(home.certificate("authority")))
     port = home.server().gate_port
     with (
         socket.create_connection(("localhost", port)) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as tls,
     ):
-        tls.sendall(
-            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
-        )
-        assert tls.recv(4096).startswith(b"HTTP/1.1 ")
+        tls.settimeout(20)
+        yield tls
 
 
 def test_reading_a_fleet_path_is_not_posting_it(gate: httpx.Client) -> None:
@@ -143,10 +155,59 @@ def test_reading_a_fleet_path_is_not_posting_it(gate: httpx.Client) -> None:
     assert ASKED == []
 
 
-def test_a_body_of_unknown_or_excessive_length_is_refused(gate: httpx.Client) -> None:
+def test_a_body_of_unknown_or_excessive_length_is_refused(gate: httpx.Client, home: StudyHome) -> None:
     ASKED.clear()
     assert gate.post("/v1/fleet/pull-messages", content=iter([b"chunk"])).status_code == 413
+    with raw(home) as tls:
+        tls.sendall(HEAD.replace(b"5", str(MAX_REQUEST_BYTES + 1).encode()) + b"\r\n")
+        assert tls.recv(4096).startswith(b"HTTP/1.1 413")
     assert ASKED == []
+
+
+@pytest.mark.usefixtures("gate")
+def test_more_than_the_announced_length_is_not_passed_on(home: StudyHome) -> None:
+    ASKED.clear()
+    with raw(home) as tls:
+        tls.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n20\r\n" + b"x" * 32 + b"\r\n0\r\n\r\n")
+        assert tls.recv(4096).startswith(b"HTTP/1.1 400")
+    assert ASKED == []
+
+
+@pytest.mark.usefixtures("gate")
+def test_a_body_that_does_not_come_is_not_waited_for(home: StudyHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    ASKED.clear()
+    monkeypatch.setattr("ld_server.gate.TIMEOUT_SECONDS", 0.5)
+    with raw(home) as tls:
+        tls.sendall(HEAD + b"\r\nhal")
+        answer = b"".join(iter(lambda: tls.recv(4096), b""))  # until the gate hangs up
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert ASKED == []
+
+
+def test_whoever_leaves_half_way_leaves_no_trace(
+    gate: httpx.Client, home: StudyHome, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ASKED.clear()
+    with raw(home) as tls:
+        tls.sendall(HEAD + b"\r\nhal")
+        time.sleep(0.2)
+    time.sleep(0.5)
+    assert gate.get("/health").status_code == 200
+    assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+    assert [(path, body) for path, body in ASKED if body] == []
+
+
+def test_large_requests_wait_for_one_another(gate: httpx.Client) -> None:
+    ASKED.clear()
+    body = bytes(SMALL_REQUEST_BYTES + 1)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: gate.post("/v1/fleet/push-object", content=body), range(12)))
+    assert [answer.status_code for answer in answers] == [207] * 12
+    assert all(len(received) == len(body) for _, received in ASKED)
+
+
+def test_connections_are_limited(home: StudyHome) -> None:
+    assert gate_server(home).config.limit_concurrency == MAX_CONNECTIONS
 
 
 def test_certificates_are_of_sites_alone(gate: httpx.Client, home: StudyHome) -> None:
@@ -157,7 +218,8 @@ def test_certificates_are_of_sites_alone(gate: httpx.Client, home: StudyHome) ->
 
 
 def test_the_gate_says_when_flower_is_not_there(home: StudyHome, tmp_path: Path) -> None:
-    config = dataclasses.replace(home.server(), gate_port=free_port(), link_port=free_port())
+    gate_port, link_port = free_ports(2)
+    config = dataclasses.replace(home.server(), gate_port=gate_port, link_port=link_port)
     other = StudyHome(tmp_path)
     for name in ("keys", "certificates", "sites.json"):
         (other.path / name).symlink_to(home.path / name)

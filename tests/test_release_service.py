@@ -662,6 +662,7 @@ def test_an_oversized_message_is_one_clear_line(
         listing([Listed("demo-1", -1, {})]).SerializeToString(),
         listing([Listed("demo-1", 1, {"adapter.safetensors": -5})]).SerializeToString(),
     ],
+    ids=["bytes", "empty", "parents", "root", "hidden", "escape", "number", "size"],  # protobuf's own order varies
 )
 def test_an_answer_that_is_none_is_one_clear_line(
     hostile: Hostile, aster: SiteHome, capsys: pytest.CaptureFixture[str], answer: bytes

@@ -155,6 +155,35 @@ def test_a_key_is_trusted_for_its_study_alone(signed: Path, tmp_path: Path, brai
     assert read_trusted_release(signed)[0].signed_by == read_trusted_release(other)[0].signed_by is not None
 
 
+def test_a_kit_vouches_for_releases_of_its_own_study_alone(signed: Path, tmp_path: Path) -> None:
+    kit = tmp_path / "kit.json"
+    kit.write_text(json.dumps({"public_key": public_line(KEY.public_key()), "study": "foo"}))
+    with pytest.raises(SignatureError, match="is of study 'demo', the kit that --trust names is of 'foo'"):
+        read_trusted_release(signed, trust=str(kit))
+    assert not trusted_keys_file().exists()
+    kit.write_text(json.dumps({"public_key": public_line(KEY.public_key()), "study": "demo"}))
+    assert read_trusted_release(signed, trust=str(kit))[0].signed_by == fingerprint(KEY.public_key())
+
+
+def test_a_second_key_of_a_study_is_remarked_upon(signed: Path) -> None:
+    _, said = read_trusted_release(signed, trust=public_line(KEY.public_key()))
+    assert len(said) == 1
+    sign_release(signed, OTHER)
+    _, (_, note) = read_trusted_release(signed, trust=public_line(OTHER.public_key()))
+    assert note.startswith("note: 'demo' has another trusted key already")
+    assert fingerprint(KEY.public_key()) in note
+    assert read_trusted_release(signed, trust=public_line(OTHER.public_key()))[1] == []
+
+
+@pytest.mark.parametrize("name", ["", " ", "de\nmo", "\x1b[31mdemo", "d" * 201])
+def test_a_study_whose_name_is_no_plain_line_is_not_trusted(signed: Path, name: str) -> None:
+    edit(signed, study={"name": name})
+    sign_release(signed, KEY)
+    with pytest.raises(ReleaseError, match="no study's name"):
+        read_trusted_release(signed, trust=public_line(KEY.public_key()))
+    assert not trusted_keys_file().exists()
+
+
 def test_unsigned_is_refused_unless_allowed_and_says_so(released: Path) -> None:
     with pytest.raises(SignatureError, match="--allow-unsigned"):
         read_trusted_release(released)
@@ -173,12 +202,15 @@ def test_allowing_unsigned_does_not_allow_a_signature_that_fails(signed: Path) -
 def test_a_key_is_given_as_line_file_or_kit(tmp_path: Path) -> None:
     line = public_line(KEY.public_key())
     (tmp_path / "study.pub").write_text(line + " the study\n")
-    (tmp_path / "kit.json").write_text(json.dumps({"public_key": line}))
+    (tmp_path / "kit.json").write_text(json.dumps({"public_key": line, "study": "demo"}))
     for given in (line, line + " comment", str(tmp_path / "study.pub"), str(tmp_path / "kit.json")):
-        assert public_line(read_trust(given)) == line
+        trust = read_trust(given)
+        assert (public_line(trust.key), trust.study) == (line, "demo" if given.endswith(".json") else None)
     write_private_key(tmp_path / "study.key", KEY)
-    (tmp_path / "empty.json").write_text("{}")
-    for wrong in ("", "ssh-ed25519", "nowhere", "x" * 9_000, str(tmp_path / "study.key"), str(tmp_path / "empty.json")):
+    broken = [tmp_path / f"{number}.json" for number in range(4)]
+    for file, study in zip(broken, ({}, {"study": ["demo"]}, {"study": "a\nb"}, {"study": ""}), strict=True):
+        file.write_text(json.dumps({"public_key": line} | study))
+    for wrong in ("", "ssh-ed25519", "nowhere", "x" * 9_000, str(tmp_path / "study.key"), *map(str, broken)):
         with pytest.raises(SignatureError) as caught:
             read_trust(wrong)
         assert "PRIVATE" not in str(caught.value)
@@ -201,8 +233,8 @@ def test_a_home_that_cannot_be_written_does_not_stop_a_trusted_key(signed: Path,
     with pytest.raises(SignatureError, match="cannot read the trusted keys"):
         read_trusted_release(signed)
     config_home.unlink()
-    (config_home / "latent-drift").mkdir(parents=True)
-    (config_home / "latent-drift" / "trusted_keys.part").mkdir()
+    config_home.mkdir()
+    (config_home / "latent-drift").symlink_to("nowhere")
     release, said = read_trusted_release(signed, trust=public_line(KEY.public_key()))
     assert release.signed_by is not None
     assert "cannot be remembered" in said[0]

@@ -13,6 +13,8 @@ from ld_common.signing import (
     Purpose,
     canonical,
     fingerprint,
+    is_digest,
+    is_line,
     new_site_key,
     new_study_key,
     public_line,
@@ -46,6 +48,21 @@ def test_signature_of_other_content_purpose_or_key_is_refused(key: PrivateKey) -
     for broken in ("", "no base64!", signature[:-4], "ä"):
         with pytest.raises(SignatureError, match="does not hold"):
             verify(public, Purpose.KIT, CONTENT, broken)
+
+
+def test_what_is_nested_too_deep_to_be_signed_does_not_hold() -> None:
+    content: list[object] = []
+    for _ in range(100_000):
+        content = [content]
+    with pytest.raises(SignatureError, match="does not hold"):
+        verify(KEYS[0].public_key(), Purpose.KIT, content, sign(KEYS[0], Purpose.KIT, []))
+
+
+def test_digests_and_lines_are_told_from_anything_else() -> None:
+    assert is_digest("0123456789abcdef" * 4)
+    assert not any(map(is_digest, ["a" * 63, "A" * 64, "a" * 64 + "\n", "g" * 64, "", None, 7, b"a" * 64]))
+    assert all(map(is_line, ["a", "Uniklinik Köln, 3", "a" * 200]))
+    assert not any(map(is_line, ["", "a\nb", "a\tb", "\x1b[31m", "\u202e", "a" * 201, None, 7, b"a"]))
 
 
 def test_canonical_json_refuses_what_json_has_no_word_for() -> None:

@@ -115,6 +115,8 @@ def train_once(site: SiteConfig, witness: Witness, message: Message, context: Co
     if witness.home is not None:
         check_approved(witness.home, study_from_json(task.study).digest(), task.base_digest, task.modality_digest)
     result = run_task(site, task, SecureRound(context.state), witness.training)
+    if witness.home is not None:  # whoever withdrew it meanwhile
+        check_approved(witness.home, study_from_json(task.study).digest(), task.base_digest, task.modality_digest)
     return messages.pack_result(witness.signed(task, result))
 
 

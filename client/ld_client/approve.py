@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
-import io
-import zipfile
-from pathlib import Path
+from collections.abc import Mapping
 
-from ld_client.approvals import Approval, approvals, kept_copy
+from ld_client.approvals import Approval, approvals, check_kit, kept_copy
+from ld_client.bundle import difference, differing, installed_sources, packages_of, read_bundle
 from ld_client.policy import check_study
 from ld_client.site_home import SiteHome
-from ld_common.errors import DeploymentError
+from ld_common.command import visible
+from ld_common.files import write_bytes
 from ld_common.site_kit import BUNDLE, STUDY, KitManifest
 from ld_common.study import StudyConfig
 
-PACKAGES = ("ld_common", "ld_client")
-MAX_DIFFERENCE_LINES = 400
+SHOWN_LINES = 400
 
 
 def describe(home: SiteHome) -> list[str]:
     """What would run and what would leave, and what differs from what was approved before."""
     kit, study, known = home.kit(), home.study(), approvals(home)
+    check_kit(home, kit)
     lines = [f"study {kit.study} for site {kit.site}, from {kit.server}", ""]
     lines += ["What would run", *_running(home, kit, known), ""]
     lines += ["What it asks", *_asking(home, study, known, kit), ""]
-    return [*lines, "What would leave", *_leaving(study)]
+    lines += ["What would leave", *_leaving(study)]
+    return [visible(line) for line in lines]
 
 
 def _running(home: SiteHome, kit: KitManifest, known: list[Approval]) -> list[str]:
-    bundle = _sources((home.kit_folder / BUNDLE).read_bytes())
-    installed = _difference(_installed(), {name: text for name, text in bundle.items() if _is_package(name)})
-    lines = [f"  code bundle {kit.bundle_digest[:16]}, {len(bundle)} files of {kit.software}"]
-    if installed:
-        lines += ["  it DIFFERS from the ld-client that is installed here:", *installed]
+    bundle = read_bundle((home.kit_folder / BUNDLE).read_bytes())
+    ours, theirs = installed_sources(), packages_of(bundle)
+    lines = [f"  code bundle {kit.bundle_digest[:16]}, {len(theirs)} source files of {kit.software}"]
+    if differing(ours, theirs):
+        lines.append("  it DIFFERS from the ld-client that is installed here, in:")
+        lines += _shown(home, "installed", ours, theirs)
     else:
-        lines.append("  its ld_common and ld_client are, byte for byte, what is installed here")
+        lines.append("  byte for byte what is installed here")
     if known:
-        before = kept_copy(home, known[-1].bundle, "fab")
-        changed = _difference(_sources(before.read_bytes()), bundle) if before.exists() else ["  (no copy was kept)"]
-        lines.append(f"  against what was approved on {known[-1].approved}:" + ("" if changed else " the same"))
-        lines += changed
+        kept = kept_copy(home, known[-1].bundle, "fab")
+        before = read_bundle(kept.read_bytes()) if kept.exists() else {}
+        same = before == bundle
+        lines.append(f"  against what was approved on {known[-1].approved}:" + (" the same" if same else ""))
+        lines += [] if same else _shown(home, "bundle", before, bundle)
     return lines
 
 
@@ -55,8 +56,8 @@ def _asking(home: SiteHome, study: StudyConfig, known: list[Approval], kit: KitM
     lines.append("  all of it within this site's policy")
     before = None if not known else kept_copy(home, known[-1].study, "yaml")
     if before is not None and before.exists():
-        text = (home.kit_folder / STUDY).read_text()
-        changed = _difference({STUDY: before.read_text()}, {STUDY: text})
+        text = (home.kit_folder / STUDY).read_bytes()
+        changed = _shown(home, "study", {STUDY: before.read_bytes()}, {STUDY: text})
         lines.append(f"  against what was approved on {known[-1].approved}:" + ("" if changed else " the same"))
         lines += changed
     return lines
@@ -86,38 +87,13 @@ def _leaving(study: StudyConfig) -> list[str]:
     return [*lines, "  never: a scan, a patient's identifier, a path, an error's text"]
 
 
-def _sources(bundle: bytes) -> dict[str, str]:
-    """The files of a bundle, as text; raises `DeploymentError`."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-            names = [name for name in archive.namelist() if not name.startswith(".info/")]
-            return {name: archive.read(name).decode(errors="replace") for name in sorted(names)}
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise DeploymentError("the kit's code bundle is no archive: ask the study for the kit again") from error
-
-
-def _installed() -> dict[str, str]:
-    files = {}
-    for package in PACKAGES:
-        found = importlib.util.find_spec(package)
-        for place in [] if found is None else found.submodule_search_locations or []:
-            for source in sorted(Path(place).rglob("*.py")):
-                files[f"{package}/{source.relative_to(place).as_posix()}"] = source.read_text()
-    return files
-
-
-def _is_package(name: str) -> bool:
-    return name.split("/")[0] in PACKAGES
-
-
-def _difference(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    lines: list[str] = []
-    for name in sorted(before.keys() | after.keys()):
-        old, new = before.get(name, ""), after.get(name, "")
-        if old != new:
-            lines += difflib.unified_diff(
-                old.splitlines(), new.splitlines(), f"before/{name}", f"now/{name}", lineterm=""
-            )
-    shown = [f"    {line}" for line in lines[:MAX_DIFFERENCE_LINES]]
-    more = len(lines) - len(shown)
-    return [*shown, f"    ... and {more} lines more: unpack both bundles to see them"] if more else shown
+def _shown(home: SiteHome, title: str, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
+    """The files that differ, all of them, and their lines as far as a screen bears; the rest is in a file."""
+    names, lines = differing(before, after), difference(before, after)
+    listed = [f"    {name}" for name in names]
+    shown = [f"      {line}" for line in lines[:SHOWN_LINES]]
+    if len(lines) > SHOWN_LINES:
+        path = home.path / "approved" / f"{title}.diff"
+        write_bytes(path, "\n".join([*lines, ""]).encode())
+        shown.append(f"      ... and {len(lines) - SHOWN_LINES} lines more: read them all in {path}")
+    return [*listed, *shown]

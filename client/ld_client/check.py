@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 
-from ld_client.approvals import check_approved
+from ld_client.approvals import check_approved, check_bundle
 from ld_client.audit_verify import verify_home
 from ld_client.check_data import Checked, check_data, guarded
 from ld_client.check_server import check_server, dated
@@ -82,10 +82,11 @@ def _load(path: Path) -> x509.Certificate:
 
 def _approval(home: SiteHome, kit: KitManifest) -> list[Finding]:
     try:
+        check_bundle(home, kit.bundle_digest)
         check_approved(home, kit.study_digest, kit.base_digest, kit.modality_digest)
     except ApprovalError as error:
         return [failed("approval", str(error), f"read and allow it with ld-client approve --home {home.path}")]
-    return [good("approval", f"study {kit.study_digest[:16]} is approved")]
+    return [good("approval", f"code {kit.bundle_digest[:16]} and study {kit.study_digest[:16]} are approved")]
 
 
 def _audit(home: SiteHome) -> list[Finding]:

@@ -37,6 +37,7 @@ def check_server(address: str, authority: Path) -> list[Finding]:
         authority: the kit's `authority.crt`.
     """
     host, _, port = address.rpartition(":")
+    host = host.strip("[]")  # of an IPv6 address
     try:
         within(lambda: socket.create_connection((host, int(port)), STEP_SECONDS).close())
     except (OSError, ValueError) as error:

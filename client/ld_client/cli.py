@@ -10,13 +10,13 @@ from pathlib import Path
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_client.left_out import LeftOut
 from ld_client.site import load_site
-from ld_common.command import run_cli
+from ld_common.command import run_cli, visible
 from ld_common.errors import ApprovalError, DeploymentError, StoreError
 
 SHOWN = 20
@@ -161,10 +161,11 @@ def approve(
         return _say("every approval is withdrawn: nothing runs here")
     from ld_client.approve import describe  # loads torch
 
+    seen = site.kit()
     _say(*describe(site))
     if not yes and not typer.confirm("Approve?"):
         raise ApprovalError("nothing was approved")
-    made = approvals.approve(site)
+    made = approvals.approve(site, seen)
     AuditLog.of(site).append("approved", vars(made).copy())
     return _say(f"approved: code {made.bundle[:16]}, study {made.study[:16]}")
 
@@ -202,7 +203,7 @@ def check(home: Path = HOME) -> None:
     console = Console()
     with console.status("checking"):
         findings = check_home(SiteHome(home.resolve()))
-    table = Table("check", "", "found", "remedy")
+    table = Table("check", "", Column("found", overflow="fold"), Column("remedy", overflow="fold"))
     for one in findings:
         table.add_row(one.name, one.standing.value, Text(one.said), Text(one.remedy))
     console.print(table)
@@ -258,7 +259,7 @@ def show_left_out(console: Console, entries: Sequence[LeftOut], full_list: str) 
 
 def _say(*lines: str) -> None:
     for line in lines:
-        Console().print(line, soft_wrap=True, highlight=False, markup=False)
+        Console().print(visible(line), soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager

@@ -8,7 +8,10 @@ from the installed package, never from a bundle.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.proto.task_pb2 import Task
@@ -19,14 +22,23 @@ from flwr.supercore.superexec.plugin import AutoExecPlugin
 
 import ld_common.offline  # noqa: F401  (before Flower)
 from ld_client.approvals import check_bundle
+from ld_client.launcher import TOKEN
 from ld_client.site_home import SiteHome
 from ld_common.errors import LdError
 
 CLIENT_APP = "flwr-clientapp"
 
 
-def approved_only(home: SiteHome) -> type[AutoExecPlugin]:
-    """Flower's way to launch a task, behind the site's approvals."""
+Launch = Callable[[list[str], dict[str, str]], object]
+
+
+def start_process(command: list[str], surroundings: dict[str, str]) -> object:
+    """Start a task's process and leave it to itself; it ends with this one."""
+    return subprocess.Popen(command, env=surroundings)
+
+
+def approved_only(home: SiteHome, launch: Launch = start_process) -> type[AutoExecPlugin]:
+    """Flower's way to launch a task, behind the site's approvals, through `ld_client.launcher`."""
 
     class ApprovedOnly(AutoExecPlugin):
         """Launches nothing but client code whose bundle was approved here."""
@@ -39,7 +51,11 @@ def approved_only(home: SiteHome) -> type[AutoExecPlugin]:
                 check_bundle(home, task.fab_hash)
             except LdError as error:
                 return LaunchResult.failed(str(error))
-            return super().launch_task(token, task)
+            command = [sys.executable, "-m", "ld_client.launcher", str(home.path)]
+            command += ["--runtime-api-address", self.runtime_api_address, "--insecure"]
+            command += ["--parent-pid", str(os.getpid())]
+            launch(command, os.environ | {TOKEN: token})
+            return LaunchResult.accepted()
 
     return ApprovedOnly
 

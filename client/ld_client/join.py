@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import shutil
 import ssl
 from pathlib import Path
 
@@ -14,12 +17,12 @@ from ld_common.errors import DeploymentError
 from ld_common.files import write_bytes
 from ld_common.modality import Modality
 from ld_common.signing import fingerprint, new_site_key, public_line, read_public_line, write_private_key
-from ld_common.site_kit import MANIFEST, MODALITY, SIGNATURE, Kit, read_kit
+from ld_common.site_kit import MANIFEST, MODALITY, SIGNATURE, Kit, KitManifest, read_kit
 
 TIMEOUT_SECONDS = 10.0
+RENEWAL = datetime.timedelta(days=30)
 TEMPLATE = """\
-# {site}'s side of the study {study}. Paths are relative to this folder.
-#   ld-client check --home {home}       says what is still missing
+# This site's side of a study. Paths are relative to this folder; ld-client check --home HERE says what is missing.
 site: {site}
 modality: kit/modality.yaml
 base_model: /path/of/the/base/model     # the study's, compared by hash: sha256 {base}...
@@ -56,7 +59,7 @@ def join(kit_file: Path, path: Path, expected: str = "") -> list[str]:
         raise DeploymentError(f"this kit was signed by {found}, not by {expected}: do not use it")
     known = (home.kit_folder / MANIFEST).exists()
     if known:
-        before = home.kit()
+        before = _before(home)
         for key in ("public_key", "site", "study"):
             if getattr(before, key) != getattr(kit.manifest, key):
                 raise DeploymentError(
@@ -75,6 +78,15 @@ def join(kit_file: Path, path: Path, expected: str = "") -> list[str]:
         f"wrote {home.path}" + (": a new kit, to be approved again" if known else ""),
         f"next: fill in {home.config_file}, and send the study what ld-client enroll --home {path} prints",
     ]
+
+
+def _before(home: SiteHome) -> KitManifest:
+    """The manifest of the kit that lies in the home, whose other files may be half written."""
+    try:
+        content = json.loads((home.kit_folder / MANIFEST).read_bytes())
+        return KitManifest(**content)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DeploymentError(f"'{home.kit_folder}' is damaged: remove it, and open the kit again") from error
 
 
 def enrolment(home: SiteHome) -> str:
@@ -107,16 +119,30 @@ def fetch_certificate(home: SiteHome) -> None:
     write_bytes(home.certificate, answer.content)
 
 
+def runs_out(home: SiteHome) -> bool:
+    """Whether the site's certificate ends within `RENEWAL`; raises `DeploymentError` for a file that is none."""
+    try:
+        certificate = x509.load_pem_x509_certificate(home.certificate.read_bytes())
+    except ValueError as error:
+        raise DeploymentError(f"'{home.certificate}' is no certificate: remove it, and it is fetched again") from error
+    return certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC) + RENEWAL
+
+
 def _authority(home: SiteHome) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(home.kit_folder / "authority.crt"))
 
 
 def _unpack(home: SiteHome, kit: Kit) -> None:
-    """Write the kit's files; the manifest last."""
-    for name, content in kit.files.items():
-        write_bytes(home.kit_folder / name, content)
-    write_bytes(home.kit_folder / SIGNATURE, kit.signature.encode())
-    write_bytes(home.kit_folder / MANIFEST, kit.raw_manifest)
+    """Put the kit in the place of the one before: a folder beside it that takes its name when it is whole."""
+    fresh, old = home.path / "kit.new", home.path / "kit.old"
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name, content in {**kit.files, SIGNATURE: kit.signature.encode(), MANIFEST: kit.raw_manifest}.items():
+        write_bytes(fresh / name, content)
+    if home.kit_folder.exists():
+        home.kit_folder.rename(old)
+    fresh.rename(home.kit_folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _template(home: SiteHome, kit: Kit) -> str:
@@ -124,8 +150,6 @@ def _template(home: SiteHome, kit: Kit) -> str:
     attributes = ", ".join(f"{name}: {name}" for name in modality.attributes)
     return TEMPLATE.format(
         site=kit.manifest.site,
-        study=kit.manifest.study,
-        home=home.path,
         base=kit.manifest.base_digest[:16],
         attributes=attributes,
     )

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ld_client.approvals import check_approved
-from ld_client.join import fetch_certificate
+from ld_client.approvals import check_approved, check_bundle
+from ld_client.join import fetch_certificate, runs_out
 from ld_client.site_home import SiteHome
 from ld_common.errors import DeploymentError
 from ld_common.processes import environment, free_port, stop_family, stop_holders, tool
@@ -32,8 +32,9 @@ def run_node(home: SiteHome) -> None:
     """
     kit = home.kit()
     home.site()
+    check_bundle(home, kit.bundle_digest)
     check_approved(home, kit.study_digest, kit.base_digest, kit.modality_digest)
-    if not home.certificate.exists():
+    if not home.certificate.exists() or runs_out(home):
         fetch_certificate(home)
     with _only_node(home), _secret(home) as secret:
         port = free_port()
@@ -41,7 +42,8 @@ def run_node(home: SiteHome) -> None:
         node = [tool("flower-supernode"), "--superlink", kit.server, "--isolation", "process", *runtime]
         node += ["--root-certificates", str(home.kit_folder / "authority.crt")]
         node += ["--auth-supernode-private-key", str(home.key_file)]
-        node += ["--node-config", f"home={json.dumps(str(home.path))}", "--host", "127.0.0.1", "--port", str(port)]
+        place = json.dumps(str(home.path), ensure_ascii=False)
+        node += ["--node-config", f"home={place}", "--host", "127.0.0.1", "--port", str(port)]
         executor = [sys.executable, "-m", "ld_client.executor", str(home.path), "--insecure", *runtime]
         executor += ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(os.getpid())]
         _watch(home, [node, executor])
@@ -71,7 +73,7 @@ def _only_node(home: SiteHome) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DeploymentError(f"a node of '{home.path}' runs already") from error
-        stop_holders(str(home.key_file))
+        stop_holders("flower-supernode", str(home.key_file))
         yield
 
 

@@ -70,7 +70,7 @@ class SiteHome:
             manifest = (self.kit_folder / MANIFEST).read_bytes()
             signature = (self.kit_folder / SIGNATURE).read_text()
             files = {name: (self.kit_folder / name).read_bytes() for name in FILES}
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise DeploymentError(f"'{self.path}' holds no study's kit: make it with ld-client init KIT") from error
         return check_manifest(manifest, signature, files)
 

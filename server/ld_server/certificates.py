@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS, SERVER_DAYS, SITE_DAYS = 3650, 825, 825
+MOST_NAME_BYTES = 64
+"""Of a common name (X.520), in UTF-8."""
 BACKDATED = datetime.timedelta(minutes=10)
 """Certificates begin this much earlier, for clocks that differ."""
 
@@ -19,7 +21,8 @@ BACKDATED = datetime.timedelta(minutes=10)
 def make_authority(study: str, days: float = CA_DAYS) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     """A certificate authority of one study alone."""
     key = ec.generate_private_key(ec.SECP384R1())
-    name = _name(f"{study} certificate authority")
+    ending = " certificate authority"
+    name = _name(_cut(study, MOST_NAME_BYTES - len(ending)) + ending)
     builder = _builder(name, name, key.public_key(), days)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
@@ -33,9 +36,11 @@ def certify_server(
     hosts: Sequence[str],
     days: float = SERVER_DAYS,
 ) -> x509.Certificate:
-    """A server certificate for host names and IP addresses."""
+    """A server certificate for host names (ASCII) and IP addresses."""
     alternatives = [_alternative(host) for host in dict.fromkeys(hosts)]
-    builder = _leaf(authority_key, authority, key, hosts[0], days, ExtendedKeyUsageOID.SERVER_AUTH)
+    builder = _leaf(
+        authority_key, authority, key, _cut(hosts[0], MOST_NAME_BYTES), days, ExtendedKeyUsageOID.SERVER_AUTH
+    )
     builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     return builder.sign(authority_key, hashes.SHA384())
 
@@ -89,6 +94,11 @@ def _builder(
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
+
+
+def _cut(text: str, most: int) -> str:
+    """As much of a text as fits `most` bytes of UTF-8: of an authority or a server, the name is for people only."""
+    return text.encode()[:most].decode(errors="ignore")
 
 
 def _name(common_name: str) -> x509.Name:

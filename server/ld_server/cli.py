@@ -40,12 +40,13 @@ def provision(
 
 @app.command()
 def update(home: Path = HOME) -> None:
-    """Build the bundle and the kits anew, after study.yaml was edited or this software was updated."""
+    """Make bundle, kits and the server's certificate anew, after study.yaml or hosts was edited or this was updated."""
     from ld_server.provision import update as renew
     from ld_server.study_home import StudyHome
 
     renew(StudyHome(home.resolve()))
     _say(f"wrote {home / 'kits'}: each site runs ld-client init with its new kit, and approves it")
+    _say("and restart ld-server start: it serves the new certificate from then on")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,12 +23,13 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
+from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from ld_common.errors import DeploymentError
-from ld_common.processes import environment, tool
+from ld_common.processes import environment, no_proxy, tool
 from ld_common.signing import PublicKey
 from ld_server.study_home import StudyHome
 
@@ -35,6 +37,9 @@ LOOPBACK = "127.0.0.1"
 STARTUP_SECONDS = 60.0
 POLL_SECONDS = 0.2
 FINISHED = "finished"
+REVOKED_KEY = (
+    "a revoked key cannot come back: the site makes a new one (remove site.key, ld-client init KIT, ld-client enroll)"
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,13 @@ class Node:
     public_key: bytes
     """PEM."""
     status: str
+    """One of Flower's `NodeStatus`."""
     last_activated: str
+
+    @property
+    def registered(self) -> bool:
+        """Whether Flower would let it in."""
+        return self.status != NodeStatus.UNREGISTERED
 
 
 def link_address(home: StudyHome) -> str:
@@ -73,7 +84,7 @@ def start_link(home: StudyHome) -> subprocess.Popen[bytes]:
     with log.open("ab") as stream:
         process = subprocess.Popen(command, env=environment(home.path / "flower"), stdout=stream, stderr=stream)
     deadline = time.monotonic() + STARTUP_SECONDS
-    with httpx.Client(verify=str(home.certificate("authority"))) as client:
+    with httpx.Client(verify=str(home.certificate("authority")), trust_env=False) as client:
         while time.monotonic() < deadline and process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
                 if client.get(f"https://{link_address(home)}/health", timeout=1).is_success:
@@ -91,6 +102,7 @@ def control(home: StudyHome) -> Iterator[ControlHttpClient]:
     Raises:
         DeploymentError: it does not answer, or refuses.
     """
+    os.environ.update(no_proxy())  # Flower's client believes the environment, and this is loopback
     try:
         client = ControlHttpClient.from_server_address(
             server_address=link_address(home),
@@ -107,24 +119,34 @@ def control(home: StudyHome) -> Iterator[ControlHttpClient]:
 
 
 def nodes(client: ControlHttpClient) -> list[Node]:
-    """Every node that is registered."""
+    """Every node that was ever registered: Flower keeps those that are no longer, as `unregistered`."""
     found = client.ListNodes(ListNodesRequest()).nodes_info
     return [Node(node.node_id, node.public_key, node.status, node.last_activated_at) for node in found]
 
 
 def register_node(client: ControlHttpClient, key: PublicKey) -> None:
-    """Let a key in; nothing when it is in already."""
-    public = pem(key)
-    if not any(node.public_key == public for node in nodes(client)):
-        client.RegisterNode(RegisterNodeRequest(public_key=public))
+    """Let a key in; nothing when it is in already. Raises `DeploymentError` as `check_not_revoked` does."""
+    check_not_revoked(client, key)
+    if not any(node.public_key == pem(key) for node in nodes(client)):
+        client.RegisterNode(RegisterNodeRequest(public_key=pem(key)))
+
+
+def check_not_revoked(client: ControlHttpClient, key: PublicKey) -> None:
+    """Raise `DeploymentError` for a key that was shut out once: Flower's database never takes it again."""
+    if any(node.public_key == pem(key) and not node.registered for node in nodes(client)):
+        raise DeploymentError(REVOKED_KEY)
 
 
 def unregister_node(client: ControlHttpClient, key: PublicKey) -> None:
-    """Shut a key out at once; nothing when it never was in."""
-    public = pem(key)
+    """Shut a key out at once, for good; nothing when it is not in."""
     for node in nodes(client):
-        if node.public_key == public:
-            client.UnregisterNode(UnregisterNodeRequest(node_id=node.id))
+        if node.registered and node.public_key == pem(key):
+            unregister(client, node)
+
+
+def unregister(client: ControlHttpClient, node: Node) -> None:
+    """Shut a registered node out."""
+    client.UnregisterNode(UnregisterNodeRequest(node_id=node.id))
 
 
 def start_run(client: ControlHttpClient, home: StudyHome, resume: bool) -> int:

@@ -23,7 +23,7 @@ from ld_common.study import load_study
 from ld_server import link
 from ld_server.bundle import DISTRIBUTION, build_bundle
 from ld_server.certificates import certify_server, certify_site, make_authority, pem
-from ld_server.study_home import AdmittedSite, ServerConfig, StudyHome, now
+from ld_server.study_home import AdmittedSite, ServerConfig, StudyHome, address, now
 
 LOCAL = ("localhost", link.LOOPBACK)
 
@@ -48,14 +48,13 @@ def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Seq
         modality=MODALITY,
         output="run",
     )
+    authority_key, authority = make_authority(study.name)
+    server_key = ec.generate_private_key(ec.SECP384R1())
+    certificate = certify_server(authority_key, authority, server_key.public_key(), [*server.hosts, *LOCAL])
+    keys: dict[str, PrivateKey] = {"authority": authority_key, "server": server_key, "study": new_study_key()}
     _write_yaml(home.path / "study.yaml", to_mapping(placed))
     _write_yaml(home.path / "modality.yaml", to_mapping(modality))
     _write_yaml(home.path / "server.yaml", to_mapping(server))
-    authority_key, authority = make_authority(study.name)
-    server_key = ec.generate_private_key(ec.SECP384R1())
-    hosts = list(dict.fromkeys([*server.hosts, *LOCAL]))
-    certificate = certify_server(authority_key, authority, server_key.public_key(), hosts)
-    keys: dict[str, PrivateKey] = {"authority": authority_key, "server": server_key, "study": new_study_key()}
     for name, key in keys.items():
         write_private_key(home.keys / f"{name}.key", key)
     write_bytes(home.certificate("authority"), pem(authority))
@@ -66,8 +65,16 @@ def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Seq
 
 
 def update(home: StudyHome) -> None:
-    """Build the bundle and the kits anew: after `study.yaml` was edited or this software was updated."""
+    """Make bundle, kits and the server's certificate anew.
+
+    After `study.yaml` or `hosts` in `server.yaml` was edited, this software was updated, or the certificate ran out.
+    """
     study, _ = home.check().study()
+    authority_key, authority = _authority(home)
+    key = home.key("server")
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    certificate = certify_server(authority_key, authority, key.public_key(), [*home.server().hosts, *LOCAL])
+    write_bytes(home.certificate("server"), pem(certificate))
     _write_kits(home, base_digest(study.base_model))
 
 
@@ -84,7 +91,7 @@ def admit(home: StudyHome, name: str, line: str) -> AdmittedSite:
     """Let a site in with the public key that `ld-client enroll` printed; makes its certificate.
 
     Raises:
-        DeploymentError: no site of the study, another site's key, or a key that is not on P-384.
+        DeploymentError: no site of the study, another site's key, a revoked key, or one that is not on P-384.
         SignatureError: no key.
     """
     study, _ = home.check().study()
@@ -93,9 +100,7 @@ def admit(home: StudyHome, name: str, line: str) -> AdmittedSite:
     key = read_public_line(line)
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise DeploymentError("this is a study's key, not a site's: give the line that ld-client enroll printed")
-    authority = x509.load_pem_x509_certificate(home.certificate("authority").read_bytes())
-    authority_key = home.key("authority")
-    assert isinstance(authority_key, ec.EllipticCurvePrivateKey)
+    certificate = certify_site(*_authority(home), key, name)
     with home.editing() as sites, link.control(home) as client:
         other = next(
             (site for site in sites.values() if site.name != name and site.public_key == public_line(key)), None
@@ -103,11 +108,15 @@ def admit(home: StudyHome, name: str, line: str) -> AdmittedSite:
         if other is not None:
             raise DeploymentError(f"this is the key of site '{other.name}'")
         before = sites.get(name)
+        if before is not None and before.public_key == public_line(key) and before.revoked is not None:
+            raise DeploymentError(link.REVOKED_KEY)
+        link.check_not_revoked(client, key)
+        write_bytes(home.site_certificate(name), pem(certificate))
+        sites[name] = AdmittedSite(name, public_line(key), now())
+        home.write_sites(sites)  # before Flower is told: it must never let in a key that is not on the list
+        link.register_node(client, key)
         if before is not None and before.public_key != public_line(key):
             link.unregister_node(client, before.key)
-        link.register_node(client, key)
-        write_bytes(home.certificate(name), pem(certify_site(authority_key, authority, key, name)))
-        sites[name] = AdmittedSite(name, public_line(key), now())
         return sites[name]
 
 
@@ -125,20 +134,28 @@ def revoke(home: StudyHome, name: str) -> None:
 
 def synchronize(home: StudyHome) -> None:
     """Make the SuperLink's list of keys the home's: all that are admitted, and no other."""
-    with link.control(home) as client:
-        wanted = {link.pem(site.key): site for site in home.sites().values() if site.revoked is None}
-        known = {node.public_key: node.id for node in link.nodes(client)}
+    with home.editing() as sites, link.control(home) as client:
+        wanted = {link.pem(site.key): site for site in sites.values() if site.revoked is None}
+        known = {node.public_key: node for node in link.nodes(client)}
+        for key, node in known.items():
+            if node.registered and key not in wanted:
+                link.unregister(client, node)
         for key, site in wanted.items():
-            if key not in known:
+            if key in known and not known[key].registered:  # of a list that was restored; the other sites go on
+                print(f"Flower refuses site '{site.name}': {link.REVOKED_KEY}", flush=True)
+            else:
                 link.register_node(client, site.key)
-        for site in home.sites().values():
-            if site.revoked is not None and link.pem(site.key) in known:
-                link.unregister_node(client, site.key)
 
 
 def study_fingerprint(home: StudyHome) -> str:
     """The fingerprint that sites compare before they trust a kit."""
     return fingerprint(home.key("study").public_key())
+
+
+def _authority(home: StudyHome) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = home.key("authority")
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key, x509.load_pem_x509_certificate(home.certificate("authority").read_bytes())
 
 
 def _write_kits(home: StudyHome, digest: str) -> None:
@@ -159,8 +176,8 @@ def _write_kits(home: StudyHome, digest: str) -> None:
         manifest = KitManifest(
             study=study.name,
             site=site,
-            server=f"{server.hosts[0]}:{server.gate_port}",
-            release_service=f"{server.hosts[0]}:{server.release_port}",
+            server=address(server.hosts[0], server.gate_port),
+            release_service=address(server.hosts[0], server.release_port),
             study_digest=study.digest(),
             base_digest=digest,
             modality_digest=modality.digest(),

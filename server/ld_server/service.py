@@ -16,7 +16,7 @@ from ld_server import link
 from ld_server.gate import gate_server
 from ld_server.provision import synchronize
 from ld_server.release_service import start_release_service
-from ld_server.study_home import StudyHome
+from ld_server.study_home import StudyHome, address
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 2.0
@@ -41,7 +41,7 @@ def _only_server(home: StudyHome) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DeploymentError(f"a server of '{home.path}' runs already") from error
-        stop_holders(str(link.database(home)))
+        stop_holders("flower-superlink", str(link.database(home)))
         yield
 
 
@@ -75,7 +75,7 @@ def _keep_alive(home: StudyHome, process: subprocess.Popen[bytes], stopped: thre
 @contextlib.contextmanager
 def _release_service(home: StudyHome) -> Iterator[None]:
     server = home.server()
-    service = start_release_service(home, f"{server.bind}:{server.release_port}")
+    service = start_release_service(home, address(server.bind, server.release_port))
     try:
         yield
     finally:

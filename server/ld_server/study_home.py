@@ -4,7 +4,7 @@ server.yaml              addresses (ServerConfig)
 study.yaml modality.yaml the study
 bundle.fab               the code that every site runs
 keys/                    authority.key server.key study.key, mode 0600
-certificates/            authority.crt server.crt and one for each admitted site
+certificates/            authority.crt server.crt, and sites/SITE.crt for each admitted site
 kits/                    SITE.kit, to be sent to the sites; nothing in them is secret
 sites.json               who was admitted with which key, and who was revoked
 run/                     checkpoint, record of the rounds, release
@@ -15,9 +15,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import fcntl
+import ipaddress
 import json
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,13 +30,18 @@ from ld_common.modality import Modality
 from ld_common.signing import PrivateKey, PublicKey, read_private_key, read_public_line
 from ld_common.study import StudyConfig, load_study
 
+HOST_NAME = re.compile(
+    r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*(?!\d+$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+)
+"""In lower case and ASCII; the last label is no number: that would be half an IP address."""
+
 
 @dataclass
 class ServerConfig:
     """Where a study's server listens."""
 
     hosts: list[str] = field(default_factory=lambda: ["localhost", "127.0.0.1"])
-    """Names and addresses under which sites reach it, the first one is written into kits."""
+    """Names and IP addresses under which sites reach it, without a port; the first one is written into kits."""
     bind: str = "0.0.0.0"
     """Address on which the gate and the release service listen."""
     gate_port: int = 9092
@@ -46,6 +53,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.hosts), "hosts is empty: name the server as sites reach it")
+        self.hosts = [host_in_ascii(host) for host in self.hosts]
         ports = (self.gate_port, self.release_port, self.link_port)
         require(all(0 < port < 65536 for port in ports), f"ports are {ports}: use 1 to 65535")
         require(len(set(ports)) == 3, f"ports are {ports}: each must be its own")
@@ -125,8 +133,12 @@ class StudyHome:
         return read_private_key(self.keys / f"{name}.key")
 
     def certificate(self, name: str) -> Path:
-        """The file of `authority`'s, `server`'s or a site's certificate."""
+        """The file of `authority`'s or `server`'s certificate."""
         return self.certificates / f"{name}.crt"
+
+    def site_certificate(self, name: str) -> Path:
+        """The file of a site's certificate, in a folder of their own: a site may be called `authority`."""
+        return self.certificates / "sites" / f"{name}.crt"
 
     def sites(self) -> dict[str, AdmittedSite]:
         """Every site that was ever admitted, by name; raises `DeploymentError`."""
@@ -151,6 +163,33 @@ class StudyHome:
         for entry in content.values():
             entry.pop("name")
         write_bytes(self.registry, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def host_in_ascii(host: str) -> str:
+    """A host as certificates and kits hold it: an IP address, or a name with its labels in IDNA's ASCII form.
+
+    Raises:
+        ConfigError: neither of them; one with a port, a scheme or a path, for instance.
+    """
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(host))
+    name = host.lower() if host.isascii() else ""
+    with suppress(UnicodeError):
+        encoded = host.encode("idna")
+        # Python's IDNA is that of 2003, which makes ss of ß: that would be somebody else's name
+        if not name and encoded.decode("idna") == host.lower():
+            name = encoded.decode()
+    hint = "" if host.isascii() else ", in its ASCII form (xn--...)"
+    require(
+        HOST_NAME.fullmatch(name) is not None,
+        f"hosts has '{host}': write a host's name{hint} or an IP address, without a port or anything else",
+    )
+    return name
+
+
+def address(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def now() -> str:

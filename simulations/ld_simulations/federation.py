@@ -129,7 +129,7 @@ def _wait_until_healthy(superlink: subprocess.Popen[bytes], port: int, log: Path
     deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline and superlink.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1).is_success:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1, trust_env=False).is_success:
                 return
         time.sleep(POLL_SECONDS)
     raise FederationError(f"Flower's SuperLink did not start within {STARTUP_SECONDS:g} s (log: {log})")

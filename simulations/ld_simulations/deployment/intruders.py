@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -21,7 +20,6 @@ from flwr.supercore.fab import Fab
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct
 
-from ld_client.join import enrolment
 from ld_client.site_home import SiteHome
 from ld_common.errors import DeploymentError
 from ld_common.processes import environment, free_port, stop_family, tool
@@ -30,7 +28,7 @@ from ld_common.signing import PrivateKey, new_site_key, private_pem, write_priva
 from ld_server import link
 from ld_server.bundle import bundle_files, pack
 from ld_server.certificates import certify_site, make_authority, pem
-from ld_server.provision import admit, revoke
+from ld_server.provision import revoke
 from ld_simulations.deployment.stage import Deployment
 
 NODE_SECONDS = 20.0
@@ -39,11 +37,10 @@ BUNDLE_SECONDS = 150.0
 
 
 def try_intruders(deployment: Deployment) -> dict[str, bool]:
-    """Try each; attempt -> whether it was refused. The last site is revoked on the way, and admitted again."""
+    """Try each; attempt -> whether it was refused. The last site is revoked at the end, and stays out."""
     attempts: dict[str, Callable[[Deployment], bool]] = {
         "node without a key": lambda stage: _node_refused(stage, None, "authority"),
         "node with a foreign key": _foreign_node,
-        "node of a revoked site": _revoked_node,
         "node that meets another authority's server": _wrong_server,
         "control API through the gate": _control_api,
         "runtime API through the gate": _runtime_api,
@@ -51,9 +48,11 @@ def try_intruders(deployment: Deployment) -> dict[str, bool]:
         "releases with a foreign key": _foreign_pull,
         "releases with another authority's certificate": _wrong_authority_pull,
         "releases with an expired certificate": _expired_pull,
-        "releases as a revoked site": _revoked_pull,
         "releases under another site's name": _other_name_pull,
         "bundle that no site approved": _unapproved_bundle,
+        # a revoked key cannot come back: nothing that needs every site may follow
+        "node of a revoked site": _revoked_node,
+        "releases as a revoked site": _revoked_pull,
     }
     return {name: attempt(deployment) for name, attempt in attempts.items()}
 
@@ -92,8 +91,7 @@ def _foreign_node(stage: Deployment) -> bool:
 
 
 def _revoked_node(stage: Deployment) -> bool:
-    with _revoked(stage) as site:
-        return _node_refused(stage, site.key_file, "authority")
+    return _node_refused(stage, _revoked(stage).key_file, "authority")
 
 
 def _wrong_server(stage: Deployment) -> bool:
@@ -119,13 +117,15 @@ def _runtime_api(stage: Deployment) -> bool:
 def _gate_refuses(stage: Deployment, paths: list[str]) -> bool:
     url = f"https://localhost:{stage.home.server().gate_port}"
     headers = {"content-type": "application/x-protobuf"}
-    with httpx.Client(verify=str(stage.home.certificate("authority"))) as client:
+    with httpx.Client(verify=str(stage.home.certificate("authority")), trust_env=False) as client:
         return all(client.post(url + path, content=b"", headers=headers).status_code == 404 for path in paths)
 
 
 def _plain_control(stage: Deployment) -> bool:
     try:
-        httpx.post(f"http://localhost:{stage.home.server().gate_port}/v1/control/list-runs", content=b"")
+        httpx.post(
+            f"http://localhost:{stage.home.server().gate_port}/v1/control/list-runs", content=b"", trust_env=False
+        )
     except httpx.HTTPError:
         return True
     return False
@@ -134,7 +134,7 @@ def _plain_control(stage: Deployment) -> bool:
 def _service_refuses(stage: Deployment, key: PrivateKey, certificate: x509.Certificate) -> bool:
     """Whether the release service lists nothing for this key and certificate, and does for a site's own."""
     site = stage.sites[sorted(stage.sites)[0]]
-    if not _lists(stage, site.key(), stage.home.certificate(site.path.name).read_bytes()):
+    if not _lists(stage, site.key(), stage.home.site_certificate(site.path.name).read_bytes()):
         raise DeploymentError("the site itself gets no list: an intruder's failing shows nothing")
     return not _lists(stage, key, pem(certificate))
 
@@ -181,8 +181,8 @@ def _other_name_pull(stage: Deployment) -> bool:
 
 
 def _revoked_pull(stage: Deployment) -> bool:
-    with _revoked(stage) as site:
-        return not _lists(stage, site.key(), stage.home.certificate(site.path.name).read_bytes())
+    site = _revoked(stage)
+    return not _lists(stage, site.key(), stage.home.site_certificate(site.path.name).read_bytes())
 
 
 def _first(stage: Deployment) -> tuple[str, ec.EllipticCurvePrivateKey]:
@@ -192,16 +192,13 @@ def _first(stage: Deployment) -> tuple[str, ec.EllipticCurvePrivateKey]:
     return name, key
 
 
-@contextlib.contextmanager
-def _revoked(stage: Deployment) -> Iterator[SiteHome]:
-    """The last site, revoked for a while and its node stopped."""
+def _revoked(stage: Deployment) -> SiteHome:
+    """The last site, revoked for good and its node stopped."""
     name = sorted(stage.sites)[-1]
-    site = stage.sites[name]
-    stage.stop([name])
-    revoke(stage.home, name)
-    yield site
-    admit(stage.home, name, enrolment(site))
-    stage.start(name)
+    if stage.home.sites()[name].revoked is None:
+        stage.stop([name])
+        revoke(stage.home, name)
+    return stage.sites[name]
 
 
 def _unapproved_bundle(stage: Deployment) -> bool:

@@ -15,7 +15,7 @@ from ld_server.checkpoint import Checkpoint, find_checkpoint
 from ld_simulations.deployment.stage import RUN, SERVER, Deployment
 
 POLL_SECONDS = 0.25
-QUIET_SECONDS = (4.0, 20.0)
+QUIET_SECONDS = (10.0, 40.0)
 """Shortest and longest time between two kills."""
 SETTLE_SECONDS = 300.0
 """How long the study may take for one more round after the last kill."""
@@ -112,7 +112,7 @@ class Soak:
         deployment = self.deployment
         sites = sorted(deployment.sites)
         site = self.random.choice(sites)
-        what = self.random.choice([SERVER, LINK, RUN, SERVER_APP, "site", "sites", NODE, CLIENT_APP, CLIENT_APP])
+        what = self.random.choice([SERVER, LINK, RUN, SERVER_APP, "site", "sites", NODE, CLIENT_APP])
         if what in (SERVER, RUN):
             deployment.kill(what)
             done = 1
@@ -133,9 +133,11 @@ class Soak:
         """Every answer that counted must be in its site's ledger, as often as it counted."""
         checkpoint = self._checkpoint()
         records: list[dict[str, Any]] = [] if checkpoint is None else checkpoint.records
+        digest = self.deployment.home.study()[0].digest()
         for name, site in self.deployment.sites.items():
             entries = Ledger(site.site().ledger_path).entries()
-            held = Counter(entry.round for entry in entries if entry.purpose == TRAINING)
+            own = [entry for entry in entries if (entry.study_digest, entry.purpose) == (digest, TRAINING)]
+            held = Counter(entry.round for entry in own)
             used = Counter(record["round"] for record in records if record["counted"] and name in record["sites"])
             self.seen.charges += held.total()
             self.seen.used_updates += used.total()

@@ -19,7 +19,7 @@ from ld_client.approvals import approve
 from ld_client.join import enrolment, join
 from ld_client.site_home import SiteHome
 from ld_common.errors import DeploymentError
-from ld_common.processes import environment, free_port, stop_family, stop_holders, tool
+from ld_common.processes import environment, free_ports, stop_family, stop_holders, tool
 from ld_server.link import control, nodes
 from ld_server.provision import admit, provision, server_config, study_fingerprint
 from ld_server.study_home import StudyHome
@@ -44,7 +44,8 @@ class Deployment:
         self.folder = folder.resolve()
         self.sites: dict[str, SiteHome] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        ports = [f"{name}_port={free_port()}" for name in ("gate", "release", "link")]
+        names = ("gate", "release", "link")
+        ports = [f"{name}_port={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
         settings = server_config(["hosts=[localhost]", "bind=127.0.0.1", *ports])
         self.home: StudyHome = provision(study_file, self.folder / "server", settings, overrides)
         for name in self.home.study()[0].federation.sites:
@@ -92,7 +93,7 @@ class Deployment:
         while time.monotonic() < deadline and self.ended(SERVER) is None:
             if authority.exists():
                 with contextlib.suppress(httpx.HTTPError):
-                    if httpx.get(url, verify=str(authority), timeout=2).is_success:
+                    if httpx.get(url, verify=str(authority), timeout=2, trust_env=False).is_success:
                         return
             time.sleep(POLL_SECONDS)
         raise DeploymentError(f"the server did not start: see '{self.folder / 'server.log'}'")
@@ -140,9 +141,9 @@ class Deployment:
             if name in self.processes:
                 stop_family(self.processes.pop(name).pid)
         if not names:
-            stop_holders(str(self.home.path / "link.db"))
+            stop_holders("flower-superlink", str(self.home.path / "link.db"))
             for site in self.sites.values():
-                stop_holders(str(site.key_file))
+                stop_holders("flower-supernode", str(site.key_file))
 
     def log(self, name: str) -> str:
         """What a process wrote."""

@@ -1,0 +1,90 @@
+"""A study's code bundle, looked at before any of it runs: what may be in one, and where two differ."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import io
+import re
+import tomllib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from ld_common.command import visible
+from ld_common.errors import ApprovalError
+
+PACKAGES = ("ld_common", "ld_client")
+SOURCE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:/[a-z_][a-z0-9_]*)*/[a-z_][a-z0-9_]*\.py")
+OTHERS = ("pyproject.toml", "study_server.py", ".info/CONTENT")
+"""The bundle's description, the few lines that start the server's side (nothing at a site runs them), Flower's list."""
+CLIENT_APP = "ld_client.app:app"
+MAX_BYTES = 32_000_000
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, ValueError, RuntimeError)
+
+
+def read_bundle(content: bytes) -> dict[str, bytes]:
+    """The files of a bundle, by name.
+
+    Flower puts the bundle's folder first on Python's path, so a file of another name could stand in for any module.
+
+    Raises:
+        ApprovalError: no archive, or one with anything but the sources of `PACKAGES` and what comes with them.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > MAX_BYTES:
+                raise ApprovalError(f"the code bundle unpacks to more than {MAX_BYTES} bytes: it is not approved")
+            names = [entry.filename for entry in entries]
+            strange = [name for name in names if not (SOURCE.fullmatch(name) or name in OTHERS)]
+            if strange or len(set(names)) != len(names):
+                raise ApprovalError(
+                    f"the code bundle holds {strange[0]!r}, which is no source file of {' or '.join(PACKAGES)}: refused"
+                    if strange
+                    else "the code bundle holds a file twice: refused"
+                )
+            files = {name: archive.read(name) for name in sorted(names)}
+        components = tomllib.loads(files["pyproject.toml"].decode())["tool"]["flwr"]["app"]["components"]
+        if components["clientapp"] != CLIENT_APP:
+            raise ApprovalError(f"the code bundle starts {components['clientapp']!r} here, not '{CLIENT_APP}': refused")
+    except UNREADABLE as error:
+        raise ApprovalError(
+            f"the code bundle cannot be read ({type(error).__name__}): ask for the kit again"
+        ) from error
+    return files
+
+
+def installed_sources() -> dict[str, bytes]:
+    """The same packages as they are installed here, by the names that a bundle gives them."""
+    files = {}
+    for package in PACKAGES:
+        found = importlib.util.find_spec(package)
+        for place in [] if found is None else found.submodule_search_locations or []:
+            for source in sorted(Path(place).rglob("*.py")):
+                files[f"{package}/{source.relative_to(place).as_posix()}"] = source.read_bytes()
+    return files
+
+
+def packages_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The sources of `PACKAGES` among the files of a bundle."""
+    return {name: content for name, content in files.items() if SOURCE.fullmatch(name)}
+
+
+def differing(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
+    """Names of the files that are not the same bytes in both."""
+    return [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+
+
+def difference(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
+    """Where they differ, as `diff -u` shows it; whatever a terminal would not show is spelled out."""
+    lines: list[str] = []
+    for name in differing(before, after):
+        old, new = (_lines(files.get(name, b"")) for files in (before, after))
+        lines += difflib.unified_diff(old, new, f"before/{name}", f"now/{name}", lineterm="")
+    return lines
+
+
+def _lines(content: bytes) -> list[str]:
+    return [visible(line) for line in content.decode(errors="backslashreplace").split("\n")]
