@@ -29,7 +29,7 @@ from ld_server import link
 from ld_server.bundle import bundle_files, pack
 from ld_server.certificates import certify_site, make_authority, pem
 from ld_server.provision import revoke
-from ld_simulations.deployment.stage import Deployment
+from ld_simulations.deployment.stage import STARTUP_SECONDS, Deployment
 
 NODE_SECONDS = 20.0
 """A node that is let in is in well before this."""
@@ -54,7 +54,17 @@ def try_intruders(deployment: Deployment) -> dict[str, bool]:
         "node of a revoked site": _revoked_node,
         "releases as a revoked site": _revoked_pull,
     }
+    _wait_for_sites(deployment)
     return {name: attempt(deployment) for name, attempt in attempts.items()}
+
+
+def _wait_for_sites(stage: Deployment) -> None:
+    """Until every site's node is in: one that comes later would look like an intruder."""
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while len(_online(stage)) < len(stage.sites):
+        if time.monotonic() > deadline:
+            raise DeploymentError(f"only {len(_online(stage))} of {len(stage.sites)} sites came: see their node.log")
+        time.sleep(1.0)
 
 
 def _node_refused(stage: Deployment, key: Path | None, authority: str, root: Path | None = None) -> bool:
@@ -103,6 +113,7 @@ def _wrong_server(stage: Deployment) -> bool:
     stage.stop([site.path.name])
     refused = _node_refused(stage, site.key_file, "", root)
     stage.start(site.path.name)
+    _wait_for_sites(stage)
     return refused
 
 
