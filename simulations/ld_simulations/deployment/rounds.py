@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ld_client.site import load_site
 from ld_client.store import open_store
 from ld_client.train import Lesson, train_round
@@ -67,6 +69,7 @@ def overhead(demo: Demo, rounds: list[dict[str, Any]]) -> dict[str, float]:
     rest: Flower's polling and transport, and a new process for each task.
     """
     later = rounds[1:] or rounds
+    torch.set_num_threads(1)  # as the sites' processes have
     bare = sum(_bare_loop(demo, file) for file in sorted(prepare_sites(demo).glob("*.yaml")))
     inside = [max(site["seconds"] for site in record["sites"].values()) for record in later]
     whole = [record["seconds"] for record in later]
