@@ -146,7 +146,7 @@ def unpack_tensors(record: ArrayRecord) -> State:
     if content.dtype != np.uint8 or content.ndim != 1 or len(record) != 1:
         raise ValueError("not one array of bytes")
     try:
-        return dict(load(content.tobytes()))
+        return dict(sorted(load(content.tobytes()).items()))  # safetensors keeps no order
     except SafetensorError as error:
         raise ValueError("these bytes are no tensors") from error
 

@@ -22,6 +22,8 @@ MAX_EPSILON = 100.0
 LEAST_NOISE, MOST_NOISE = 0.2, 1000.0
 """Noise multipliers between which a study's is looked for."""
 NOISE_TOLERANCE = 1e-3
+SMALLEST = 1e-9
+"""An ε to take the logarithm of where there is none."""
 
 
 @dataclass
@@ -144,7 +146,7 @@ def _least(cost: Callable[[float], float], target: float, low: float, high: floa
         return high
 
     def over(log_noise: float) -> float:  # nearly straight, so few steps find its zero
-        return math.log(cost(math.exp(log_noise)) / target)
+        return math.log(max(cost(math.exp(log_noise)), SMALLEST) / target)
 
     found = math.exp(brentq(over, math.log(low), math.log(high), xtol=NOISE_TOLERANCE / 2))
     while cost(found) > target:
