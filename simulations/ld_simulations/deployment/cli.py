@@ -1,4 +1,4 @@
-"""`make soak`: run what is not there yet of each part, then write the page."""
+"""`make soak`: run each part, then write the page of all parts that have run."""
 
 from __future__ import annotations
 

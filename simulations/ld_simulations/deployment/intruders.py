@@ -33,6 +33,8 @@ from ld_simulations.deployment.stage import STARTUP_SECONDS, Deployment
 
 NODE_SECONDS = 20.0
 """A node that is let in is in well before this."""
+GOT_IN = "SuperNode ID"
+"""What Flower's node writes once the server has let it in."""
 BUNDLE_SECONDS = 150.0
 
 
@@ -68,22 +70,26 @@ def _wait_for_sites(stage: Deployment) -> None:
 
 
 def _node_refused(stage: Deployment, key: Path | None, authority: str, root: Path | None = None) -> bool:
-    """Whether Flower's own SuperNode, started like a site's, fails to get in."""
+    """Whether Flower's own SuperNode, started like a site's, fails to get in.
+
+    By the server's list and by the node's own word: one that stands in for a site which was there a moment ago is no
+    new name on the list.
+    """
     known = _online(stage)
     command = [tool("flower-supernode"), "--superlink", f"localhost:{stage.home.server().gate_port}"]
     command += ["--root-certificates", str(root or stage.home.certificate(authority))]
     command += ["--host", "127.0.0.1", "--port", str(free_port())]
     command += [] if key is None else ["--auth-supernode-private-key", str(key)]
     log = stage.folder / "intruder.log"
-    with log.open("ab") as stream:
+    with log.open("wb") as stream:
         process = subprocess.Popen(command, env=environment(stage.folder / "flower"), stdout=stream, stderr=stream)
     deadline = time.monotonic() + NODE_SECONDS
     try:
         while time.monotonic() < deadline and process.poll() is None:
-            if not _online(stage) <= known:
+            if not _online(stage) <= known or GOT_IN in log.read_text(errors="replace"):
                 return False
             time.sleep(0.5)
-        return _online(stage) <= known
+        return _online(stage) <= known and GOT_IN not in log.read_text(errors="replace")
     finally:
         stop_family(process.pid)
 
@@ -225,9 +231,12 @@ def _unapproved_bundle(stage: Deployment) -> bool:
     with link.control(stage.home) as client:
         run = client.StartRun(StartRunRequest(fab=fab_to_proto(fab), override_config=config)).run_id
         deadline = time.monotonic() + BUNDLE_SECONDS
-        log = ""
-        while time.monotonic() < deadline and "is not approved here" not in log and not mark.exists():
-            log = "".join((site.path / "node.log").read_text(errors="replace") for site in stage.sites.values())
+        while time.monotonic() < deadline and not _all_refused(stage) and not mark.exists():
             time.sleep(1)
         link.stop_run(client, run)
-    return "is not approved here" in log and not mark.exists()
+    return _all_refused(stage) and not mark.exists()
+
+
+def _all_refused(stage: Deployment) -> bool:
+    logs = [(site.path / "node.log").read_text(errors="replace") for site in stage.sites.values()]
+    return all("is not approved here" in log for log in logs)

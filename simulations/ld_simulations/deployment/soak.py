@@ -19,7 +19,7 @@ QUIET_SECONDS = (10.0, 40.0)
 """Shortest and longest time between two kills."""
 SETTLE_SECONDS = 300.0
 """How long the study may take for one more round after the last kill."""
-LINK, SERVER_APP, NODE, CLIENT_APP = "flower-superlink", "flwr-serverapp", "flower-supernode", "flwr-clientapp"
+LINK, SERVER_APP, NODE, TASK = "flower-superlink", "flwr-serverapp", "flower-supernode", "ld_client.launcher"
 
 
 @dataclass
@@ -112,22 +112,19 @@ class Soak:
         deployment = self.deployment
         sites = sorted(deployment.sites)
         site = self.random.choice(sites)
-        what = self.random.choice([SERVER, LINK, RUN, SERVER_APP, "site", "sites", NODE, CLIENT_APP])
+        what = self.random.choice([SERVER, LINK, RUN, SERVER_APP, "site", "sites", NODE, TASK])
         if what in (SERVER, RUN):
-            deployment.kill(what)
-            done = 1
+            done = int(deployment.kill(what))
         elif what in (LINK, SERVER_APP):
             done = int(deployment.kill_below(SERVER, what))
         elif what in ("site", "sites"):
             hit = [site] if what == "site" else self.random.sample(sites, 2)
-            for name in hit:
-                deployment.kill(name)
-            done = len(hit)
+            done = sum(deployment.kill(name) for name in hit)
         else:
             done = int(deployment.kill_below(site, what))
         if done:
             self.seen.kills[what] += done
-            self.say(f"{elapsed:4.0f} s: killed {what}" + (f" of {site}" if what in (NODE, CLIENT_APP) else ""))
+            self.say(f"{elapsed:4.0f} s: killed {what}" + (f" of {site}" if what in (NODE, TASK) else ""))
 
     def _account(self) -> None:
         """Every answer that counted must be in its site's ledger, as often as it counted."""

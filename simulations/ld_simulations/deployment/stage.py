@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import time
@@ -115,19 +114,23 @@ class Deployment:
         except subprocess.TimeoutExpired as error:
             raise DeploymentError(f"'{name}' still runs after {seconds:g} s: see its log") from error
 
-    def kill(self, name: str) -> None:
-        """SIGKILL the process that we started, and only it: what it started is left as an orphan."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.processes[name].pid, signal.SIGKILL)
-        self.processes[name].wait()
+    def kill(self, name: str) -> bool:
+        """SIGKILL the process that we started, and only it: what it started is left as an orphan.
+
+        Says whether it was that which ended it.
+        """
+        self.processes[name].kill()
+        return self.processes[name].wait() == -signal.SIGKILL
 
     def kill_below(self, name: str, command: str) -> bool:
         """SIGKILL the processes of that command which a process of ours started; says whether there was one."""
         found = [one for one in self.family(name) if command in " ".join(cmdline(one))]
+        killed = 0
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        return bool(found)
+                killed += 1
+        return killed > 0
 
     def family(self, name: str) -> list[psutil.Process]:
         """What a process of ours started, and what that started."""
