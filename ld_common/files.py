@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
-from ld_common.errors import CheckpointError
+from ld_common.errors import CheckpointError, LdError
 
 
 def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
@@ -39,6 +41,17 @@ def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def held(path: Path, refusal: LdError) -> Iterator[None]:
+    """Hold a lock file, as long as this process lives at most; raises `refusal` when another process holds it."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise refusal from error
+        yield
 
 
 def file_digest(path: Path) -> str:

@@ -130,6 +130,22 @@ def read_private_key(path: Path) -> PrivateKey:
     return key
 
 
+def read_elliptic_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The same for a site's, a server's or an authority's key; raises `SignatureError` for a study's."""
+    key = read_private_key(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise SignatureError(f"'{path}' is a study's key, not one on an elliptic curve: restore it from a backup")
+    return key
+
+
+def read_study_key(path: Path) -> Ed25519PrivateKey:
+    """The same for a study's key; raises `SignatureError` for another one."""
+    key = read_private_key(path)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SignatureError(f"'{path}' is no study's key: restore it from a backup")
+    return key
+
+
 def public_line(key: PublicKey) -> str:
     """A public key as one line of OpenSSH's format, without a comment."""
     return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
@@ -143,13 +159,11 @@ def read_public_line(line: str) -> PublicKey:
         raise SignatureError(
             "this is no public key: give the whole line that was printed, ssh-ed25519 or ecdsa-..."
         ) from error
-    fits = isinstance(key, Ed25519PublicKey) or (
-        isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
-    )
-    if not fits:
-        raise SignatureError("this public key is neither Ed25519 nor on NIST P-384")
-    assert isinstance(key, Ed25519PublicKey | ec.EllipticCurvePublicKey)
-    return key
+    if isinstance(key, Ed25519PublicKey):
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
+        return key
+    raise SignatureError("this public key is neither Ed25519 nor on NIST P-384")
 
 
 def fingerprint(key: PublicKey) -> str:

@@ -21,6 +21,7 @@ from ld_client.site_home import SiteHome
 from ld_client.witness import Witness
 from ld_common import messages, offline
 from ld_common.errors import ConfigError
+from ld_common.messages import TrainTask
 from ld_common.secure_aggregation import Stage
 from ld_common.study import study_from_json
 
@@ -108,15 +109,19 @@ def say_name(site: SiteConfig, witness: Witness, message: Message, context: Cont
     return messages.pack_name(site.site)
 
 
+def require_approval(home: SiteHome | None, task: TrainTask) -> None:
+    """Raise `ApprovalError` unless a deployed site has approved the task's study."""
+    if home is not None:
+        check_approved(home, study_from_json(task.study).digest(), task.base_digest, task.modality_digest)
+
+
 def train_once(site: SiteConfig, witness: Witness, message: Message, context: Context) -> RecordDict:
     """Answer `train`."""
     task = messages.unpack_task(message.content)
     witness.task(task)
-    if witness.home is not None:
-        check_approved(witness.home, study_from_json(task.study).digest(), task.base_digest, task.modality_digest)
+    require_approval(witness.home, task)
     result = run_task(site, task, SecureRound(context.state), witness.training)
-    if witness.home is not None:  # whoever withdrew it meanwhile
-        check_approved(witness.home, study_from_json(task.study).digest(), task.base_digest, task.modality_digest)
+    require_approval(witness.home, task)  # somebody may have withdrawn it meanwhile
     return messages.pack_result(witness.signed(task, result))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ld_client.approvals import Approval, approvals, check_kit, kept_copy
-from ld_client.bundle import difference, differing, installed_sources, packages_of, read_bundle
+from ld_client.bundle import difference, differing, packages_of, read_bundle
 from ld_client.policy import check_study
 from ld_client.site_home import SiteHome
+from ld_common.code_bundle import installed_sources
 from ld_common.command import visible
 from ld_common.files import write_bytes
 from ld_common.site_kit import BUNDLE, STUDY, KitManifest

@@ -123,7 +123,6 @@ class AuditLog:
 
     def _keep_head(self, entry: Entry) -> None:
         write_bytes(head_file(self.path), canonical(head_record(self._head(entry))))
-        _sync_folder(self.path.parent)
 
     def _head(self, entry: Entry) -> AuditHead:
         return sign_head(self.key, AuditHead(self.site, self.study, entry.sequence, entry.hash, entry.time))
@@ -224,12 +223,3 @@ def _tail(stream: IO[bytes]) -> tuple[Entry | None, int]:
             "and move it away before the site goes on"
         ) from error
     return entry, torn
-
-
-def _sync_folder(folder: Path) -> None:
-    """A file that was replaced stays so when the power fails."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

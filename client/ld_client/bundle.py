@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import io
 import re
 import tomllib
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 
+from ld_common.code_bundle import PACKAGES
 from ld_common.command import visible
 from ld_common.errors import ApprovalError
 
-PACKAGES = ("ld_common", "ld_client")
 SOURCE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:/[a-z_][a-z0-9_]*)*/[a-z_][a-z0-9_]*\.py")
 OTHERS = ("pyproject.toml", "study_server.py", ".info/CONTENT")
 """The bundle's description, the few lines that start the server's side (nothing at a site runs them), Flower's list."""
@@ -53,17 +51,6 @@ def read_bundle(content: bytes) -> dict[str, bytes]:
         raise ApprovalError(
             f"the code bundle cannot be read ({type(error).__name__}): ask for the kit again"
         ) from error
-    return files
-
-
-def installed_sources() -> dict[str, bytes]:
-    """The same packages as they are installed here, by the names that a bundle gives them."""
-    files = {}
-    for package in PACKAGES:
-        found = importlib.util.find_spec(package)
-        for place in [] if found is None else found.submodule_search_locations or []:
-            for source in sorted(Path(place).rglob("*.py")):
-                files[f"{package}/{source.relative_to(place).as_posix()}"] = source.read_bytes()
     return files
 
 

@@ -24,8 +24,8 @@ from flwr.supernode.runtime import run_clientapp
 
 import ld_common.offline  # noqa: F401  (before Flower)
 from ld_client.approvals import check_bundle
-from ld_client.bundle import PACKAGES
 from ld_client.site_home import SiteHome
+from ld_common.code_bundle import PACKAGES
 
 TOKEN = "LD_TASK_TOKEN"
 SILENT = "the site failed for a reason that stays at the site"

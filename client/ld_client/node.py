@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -17,6 +16,7 @@ from ld_client.approvals import check_approved, check_bundle
 from ld_client.join import fetch_certificate, runs_out
 from ld_client.site_home import SiteHome
 from ld_common.errors import DeploymentError
+from ld_common.files import held
 from ld_common.processes import environment, free_port, stop_family, stop_holders, tool
 
 POLL_SECONDS = 0.5
@@ -68,11 +68,7 @@ def _watch(home: SiteHome, commands: list[list[str]]) -> None:
 @contextlib.contextmanager
 def _only_node(home: SiteHome) -> Iterator[None]:
     """Hold the home's lock; what a killed node left running is ended first: it holds the site's key."""
-    with (home.path / "node.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DeploymentError(f"a node of '{home.path}' runs already") from error
+    with held(home.path / "node.lock", DeploymentError(f"a node of '{home.path}' runs already")):
         stop_holders("flower-supernode", str(home.key_file))
         yield
 

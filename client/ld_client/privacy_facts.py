@@ -193,6 +193,7 @@ def _composed(charges: tuple[Charge, ...], delta: float) -> float:
 
 
 def holdings_of(site: SiteConfig, release: Release) -> Holdings:
+    """What the site's store holds and what of it the release was trained on."""
     store, entries = open_store(site.store_path), read_left_out(site.store_path)
     trained, held_out = (len(set(side.pseudonyms)) for side in split_store(store, site.held_out))
     reasons = Counter(one.reason for one in entries)

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
 from ld_client.site import SiteConfig, load_site
 from ld_common.errors import DeploymentError
-from ld_common.signing import PrivateKey, read_private_key
+from ld_common.signing import read_elliptic_key
 from ld_common.site_kit import FILES, MANIFEST, SIGNATURE, KitManifest, check_manifest
 
 if TYPE_CHECKING:
@@ -74,9 +76,9 @@ class SiteHome:
             raise DeploymentError(f"'{self.path}' holds no study's kit: make it with ld-client init KIT") from error
         return check_manifest(manifest, signature, files)
 
-    def key(self) -> PrivateKey:
+    def key(self) -> EllipticCurvePrivateKey:
         """The site's key; raises `SignatureError`."""
-        return read_private_key(self.key_file)
+        return read_elliptic_key(self.key_file)
 
     def study(self) -> StudyConfig:
         """The kit's study."""

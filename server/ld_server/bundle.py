@@ -6,17 +6,15 @@ server's side, whose code stays there.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 
 from flwr.cli.build import build_fab_from_files
 
+from ld_common.code_bundle import PACKAGES, installed_sources
 from ld_common.errors import DeploymentError
 
 DISTRIBUTION = "latent-drift-federation"
-PACKAGES = ("ld_common", "ld_client")
 PROJECT = """\
 [project]
 name = "latent-drift-study"
@@ -67,18 +65,12 @@ def build_bundle() -> bytes:
 
 def bundle_files() -> dict[str, bytes]:
     """What is in the bundle, by name; raises `DeploymentError`."""
-    files = {
-        "pyproject.toml": PROJECT.format(version=version(DISTRIBUTION)).encode(),
-        "study_server.py": SERVER.encode(),
-    }
+    sources = installed_sources()
     for package in PACKAGES:
-        found = importlib.util.find_spec(package)
-        if found is None or not found.submodule_search_locations:
+        if not any(name.startswith(f"{package}/") for name in sources):
             raise DeploymentError(f"{package} is not installed here: install {DISTRIBUTION}")
-        root = Path(next(iter(found.submodule_search_locations)))
-        for source in sorted(root.rglob("*.py")):
-            files[f"{package}/{source.relative_to(root).as_posix()}"] = source.read_bytes()
-    return files
+    project = PROJECT.format(version=version(DISTRIBUTION))
+    return {"pyproject.toml": project.encode(), "study_server.py": SERVER.encode(), **sources}
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:

@@ -53,6 +53,7 @@ def gate_app(home: StudyHome) -> Starlette:
             yield {"client": client}
 
     async def fleet(request: Request) -> Response:
+        """Pass a call on, its body as it comes in."""
         if not FLEET.fullmatch(request.url.path):
             return PlainTextResponse("not found", 404)
         length = int(request.headers.get("content-length", MAX_REQUEST_BYTES + 1))

@@ -51,7 +51,6 @@ class Node:
     """PEM."""
     status: str
     """One of Flower's `NodeStatus`."""
-    last_activated: str
 
     @property
     def registered(self) -> bool:
@@ -121,7 +120,7 @@ def control(home: StudyHome) -> Iterator[ControlHttpClient]:
 def nodes(client: ControlHttpClient) -> list[Node]:
     """Every node that was ever registered: Flower keeps those that are no longer, as `unregistered`."""
     found = client.ListNodes(ListNodesRequest()).nodes_info
-    return [Node(node.node_id, node.public_key, node.status, node.last_activated_at) for node in found]
+    return [Node(node.node_id, node.public_key, node.status) for node in found]
 
 
 def register_node(client: ControlHttpClient, key: PublicKey) -> None:

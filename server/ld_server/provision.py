@@ -9,15 +9,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ld_common.config import load_config, to_mapping
 from ld_common.errors import DeploymentError
 from ld_common.files import write_bytes
 from ld_common.models import base_digest
-from ld_common.signing import PrivateKey, fingerprint, new_study_key, public_line, read_public_line, write_private_key
+from ld_common.signing import (
+    PrivateKey,
+    fingerprint,
+    new_study_key,
+    public_line,
+    read_elliptic_key,
+    read_public_line,
+    write_private_key,
+)
 from ld_common.site_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
 from ld_common.study import load_study
 from ld_server import link
@@ -70,10 +76,8 @@ def update(home: StudyHome) -> None:
     After `study.yaml` or `hosts` in `server.yaml` was edited, this software was updated, or the certificate ran out.
     """
     study, _ = home.check().study()
-    authority_key, authority = _authority(home)
-    key = home.key("server")
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    certificate = certify_server(authority_key, authority, key.public_key(), [*home.server().hosts, *LOCAL])
+    key = read_elliptic_key(home.keys / "server.key")
+    certificate = certify_server(*home.authority(), key.public_key(), [*home.server().hosts, *LOCAL])
     write_bytes(home.certificate("server"), pem(certificate))
     _write_kits(home, base_digest(study.base_model))
 
@@ -100,7 +104,7 @@ def admit(home: StudyHome, name: str, line: str) -> AdmittedSite:
     key = read_public_line(line)
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise DeploymentError("this is a study's key, not a site's: give the line that ld-client enroll printed")
-    certificate = certify_site(*_authority(home), key, name)
+    certificate = certify_site(*home.authority(), key, name)
     with home.editing() as sites, link.control(home) as client:
         other = next(
             (site for site in sites.values() if site.name != name and site.public_key == public_line(key)), None
@@ -149,19 +153,12 @@ def synchronize(home: StudyHome) -> None:
 
 def study_fingerprint(home: StudyHome) -> str:
     """The fingerprint that sites compare before they trust a kit."""
-    return fingerprint(home.key("study").public_key())
-
-
-def _authority(home: StudyHome) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    key = home.key("authority")
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return key, x509.load_pem_x509_certificate(home.certificate("authority").read_bytes())
+    return fingerprint(home.study_key().public_key())
 
 
 def _write_kits(home: StudyHome, digest: str) -> None:
     study, modality = load_study(home.path / "study.yaml")
-    server, key = home.server(), home.key("study")
-    assert isinstance(key, Ed25519PrivateKey)
+    server, key = home.server(), home.study_key()
     write_bytes(home.bundle, build_bundle())
     # the server's own folders are nobody else's business
     shared = dataclasses.replace(study, base_model=Path(study.base_model).name, start="", output="run")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ld_common.errors import CheckpointError, FederationError
-from ld_common.files import write_bytes
+from ld_common.files import held, write_bytes
 
 RELEASE, ROUNDS, FAILURE, LOCK = "release", "rounds.jsonl", "failure.txt", "run.lock"
 
@@ -68,11 +68,8 @@ def read_rounds(folder: Path) -> list[RoundRecord]:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder, as long as the process lives at most; raises `FederationError` when another run holds it."""
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FederationError(f"another run is under way in '{folder}': end it first, or wait for it") from error
+    refusal = FederationError(f"another run is under way in '{folder}': end it first, or wait for it")
+    with held(folder / LOCK, refusal):
         yield
 
 

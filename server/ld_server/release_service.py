@@ -201,6 +201,7 @@ def _releases(home: StudyHome) -> grpc.GenericRpcHandler:
         return BytesValue(value=_find(home, request.value, MANIFEST).read_bytes())
 
     def fetch(request: Struct, context: Any) -> Iterator[BytesValue]:
+        """A file in parts, from the byte that was asked for."""
         try:
             asked = read_file_request(request)
         except ValueError as error:

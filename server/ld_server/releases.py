@@ -36,9 +36,7 @@ def run_release(home: Path, to: list[str], evaluation: Path | None) -> list[str]
     """
     study_home = StudyHome(home).check()
     recipients = {site: _recipient(study_home, site) for site in to}
-    key = study_home.key("study")
-    if not isinstance(key, Ed25519PrivateKey):
-        raise DeploymentError(f"'{study_home.keys / 'study.key'}' is no Ed25519 key: restore it from a backup")
+    key = study_home.study_key()
     manifest = _manifest(study_home, evaluation)
     manifest["release"] = {
         "number": max((one.number for one in list_releases(study_home)), default=0) + 1,

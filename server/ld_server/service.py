@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import threading
 from collections.abc import Iterator
 
 from ld_common.errors import DeploymentError
+from ld_common.files import held
 from ld_common.processes import stop_family, stop_holders
 from ld_server import link
 from ld_server.gate import gate_server
@@ -36,11 +36,7 @@ def serve(home: StudyHome) -> None:
 @contextlib.contextmanager
 def _only_server(home: StudyHome) -> Iterator[None]:
     """Hold the home's lock. What a killed server left running is ended first: it listens on our ports."""
-    with (home.path / "server.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DeploymentError(f"a server of '{home.path}' runs already") from error
+    with held(home.path / "server.lock", DeploymentError(f"a server of '{home.path}' runs already")):
         stop_holders("flower-superlink", str(link.database(home)))
         yield
 

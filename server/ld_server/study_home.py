@@ -23,11 +23,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from ld_common.config import load_config, require
 from ld_common.errors import DeploymentError
 from ld_common.files import write_bytes
 from ld_common.modality import Modality
-from ld_common.signing import PrivateKey, PublicKey, read_private_key, read_public_line
+from ld_common.signing import (
+    PrivateKey,
+    PublicKey,
+    read_elliptic_key,
+    read_private_key,
+    read_public_line,
+    read_study_key,
+)
 from ld_common.study import StudyConfig, load_study
 
 HOST_NAME = re.compile(
@@ -131,6 +142,15 @@ class StudyHome:
     def key(self, name: str) -> PrivateKey:
         """`authority`, `server` or `study`; raises `SignatureError`."""
         return read_private_key(self.keys / f"{name}.key")
+
+    def study_key(self) -> Ed25519PrivateKey:
+        """The key that signs kits and releases; raises `SignatureError`."""
+        return read_study_key(self.keys / "study.key")
+
+    def authority(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+        """The certificate authority; raises `SignatureError`."""
+        key = read_elliptic_key(self.keys / "authority.key")
+        return key, x509.load_pem_x509_certificate(self.certificate("authority").read_bytes())
 
     def certificate(self, name: str) -> Path:
         """The file of `authority`'s or `server`'s certificate."""

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 import ld_simulations
 from ld_common.errors import FederationError
-from ld_common.offline import DEFAULTS
+from ld_common.processes import environment, free_port, stop_family, tool
 from ld_common.study import StudyConfig
-from ld_server.app import FAILURE, RELEASE, ROUNDS
+from ld_server.records import FAILURE, RELEASE, ROUNDS
 
 PROJECT = Path(ld_simulations.__file__).resolve().parents[2]
 STARTUP_SECONDS = 60.0
 POLL_SECONDS = 0.5
-STOP_SECONDS = 10.0
 
 
 def run_federation(
@@ -61,19 +56,19 @@ def run_federation(
         stale.unlink(missing_ok=True)
     shutil.rmtree(output / RELEASE, ignore_errors=True)
     log = output / "flower.log"
-    with _superlink(output / "flower", log) as (environment, connection), log.open("ab") as stream:
-        command = [_tool("flwr"), "run", str(PROJECT), connection, "--stream"]
+    with _superlink(output / "flower", log) as (surroundings, connection), log.open("ab") as stream:
+        command = [tool("flwr"), "run", str(PROJECT), connection, "--stream"]
         run_config = {"study": str(study_file.resolve()), "sites": str(sites.resolve()), "prepare": ""}
         run_config["overrides"] = shlex.join([*overrides, f"output={output}"])
         command += ["--run-config", " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())]
         nodes = len(list(sites.glob("*.yaml")))
         command += ["--federation-config", f"num-supernodes={nodes} client-resources-num-cpus={cpus_per_site}"]
-        run = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, cwd=output)
+        run = subprocess.Popen(command, env=surroundings, stdout=stream, stderr=stream, cwd=output)
         try:
             _follow(run, output / ROUNDS, on_round)
         finally:
             if run.returncode is None:
-                _stop(run.pid)
+                stop_family(run.pid)
     if not (output / RELEASE / "manifest.json").exists():
         failure = output / FAILURE
         reason = failure.read_text() if failure.exists() else "Flower ended early"
@@ -99,7 +94,7 @@ def _superlink(home: Path, log: Path) -> Iterator[tuple[dict[str, str], str]]:
     """A SuperLink in simulation mode; yields the environment and the connection's name for `flwr run`."""
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    port = _free_port()
+    port = free_port()
     connection = "simulation"
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "{connection}"\n\n'
@@ -107,21 +102,16 @@ def _superlink(home: Path, log: Path) -> Iterator[tuple[dict[str, str], str]]:
     )
     # Ray's sockets must have short paths, so its files cannot lie in the study's folder
     ray_files = tempfile.mkdtemp(prefix="ld-")
-    environment = os.environ | {
-        "FLWR_HOME": str(home),
-        **DEFAULTS,
-        "RAY_TMPDIR": ray_files,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }
-    command = [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    surroundings = environment(home) | {"RAY_TMPDIR": ray_files}
+    command = [tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--database", str(home / "state.db"), "--disable-runtime-dependency-installation"]
     with log.open("wb") as stream:
-        superlink = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
+        superlink = subprocess.Popen(command, env=surroundings, stdout=stream, stderr=stream)
     try:
         _wait_until_healthy(superlink, port, log)
-        yield environment, connection
+        yield surroundings, connection
     finally:
-        _stop(superlink.pid)
+        stop_family(superlink.pid)
         shutil.rmtree(ray_files, ignore_errors=True)
 
 
@@ -133,27 +123,3 @@ def _wait_until_healthy(superlink: subprocess.Popen[bytes], port: int, log: Path
                 return
         time.sleep(POLL_SECONDS)
     raise FederationError(f"Flower's SuperLink did not start within {STARTUP_SECONDS:g} s (log: {log})")
-
-
-def _stop(pid: int) -> None:
-    """End a process that we started and all that it started, gently first."""
-    try:
-        parent = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return
-    family = [*parent.children(recursive=True), parent]
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                end(process)
-        _, family = psutil.wait_procs(family, timeout=STOP_SECONDS)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _tool(name: str) -> str:
-    return str(Path(sys.executable).parent / name)

@@ -169,16 +169,10 @@ def _lists(stage: Deployment, key: PrivateKey, certificate: bytes) -> bool:
         return True
 
 
-def _authority(stage: Deployment) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    key = stage.home.key("authority")
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return key, x509.load_pem_x509_certificate(stage.home.certificate("authority").read_bytes())
-
-
 def _foreign_pull(stage: Deployment) -> bool:
     """The study's own authority vouches for the key, and nobody admitted it."""
     key = new_site_key()
-    return _service_refuses(stage, key, certify_site(*_authority(stage), key.public_key(), sorted(stage.sites)[0]))
+    return _service_refuses(stage, key, certify_site(*stage.home.authority(), key.public_key(), sorted(stage.sites)[0]))
 
 
 def _wrong_authority_pull(stage: Deployment) -> bool:
@@ -188,13 +182,13 @@ def _wrong_authority_pull(stage: Deployment) -> bool:
 
 def _expired_pull(stage: Deployment) -> bool:
     name, key = _first(stage)
-    return _service_refuses(stage, key, certify_site(*_authority(stage), key.public_key(), name, days=-1))
+    return _service_refuses(stage, key, certify_site(*stage.home.authority(), key.public_key(), name, days=-1))
 
 
 def _other_name_pull(stage: Deployment) -> bool:
     """An admitted key under the name of another site."""
     _, key = _first(stage)
-    return _service_refuses(stage, key, certify_site(*_authority(stage), key.public_key(), sorted(stage.sites)[1]))
+    return _service_refuses(stage, key, certify_site(*stage.home.authority(), key.public_key(), sorted(stage.sites)[1]))
 
 
 def _revoked_pull(stage: Deployment) -> bool:
@@ -204,9 +198,7 @@ def _revoked_pull(stage: Deployment) -> bool:
 
 def _first(stage: Deployment) -> tuple[str, ec.EllipticCurvePrivateKey]:
     name = sorted(stage.sites)[0]
-    key = stage.sites[name].key()
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return name, key
+    return name, stage.sites[name].key()
 
 
 def _revoked(stage: Deployment) -> SiteHome:
