@@ -16,7 +16,7 @@ LdError                 exit 2, one line; `code` is all of it that may cross the
 ├── SignatureError      a key that cannot be used, or a signature that does not hold
 ├── DeploymentError     a study's or a site's folder, a kit, a certificate, a process of theirs
 ├── ApprovalError       a study or its code that the site has not approved
-├── AuditError          an audit that these scans cannot answer (in `ld_client.audit.statistics`)
+├── AuditError          an audit that these scans cannot answer (in `ld_client.privacy.audit.statistics`)
 └── DivergedError       training whose loss is not finite (in `ld_client.train`)
 """
 

@@ -15,15 +15,15 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ld_client.site_home import SiteHome
+from ld_client.deployment.site_home import SiteHome
 from ld_common.config import from_mapping
 from ld_common.modality import Modality
 from ld_common.release import write_release
 from ld_common.signing import new_site_key, new_study_key, public_line, write_private_key
 from ld_common.site_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
 from ld_common.study import StudyConfig
-from ld_server.certificates import certify_server, certify_site, make_authority, pem
-from ld_server.study_home import AdmittedSite, StudyHome, now
+from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
+from ld_server.deployment.study_home import AdmittedSite, StudyHome, now
 
 NUMBERS = 300_000
 """Of the adapter: several chunks on the wire, two segments of its encryption."""

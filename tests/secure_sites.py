@@ -10,7 +10,14 @@ import numpy as np
 from flwr.app import ConfigRecord
 from numpy.typing import NDArray
 
-from ld_client.secure_aggregation import SiteState, deal_shares, mask_update, offer_keys, open_shares, reveal_shares
+from ld_client.privacy.secure_aggregation import (
+    SiteState,
+    deal_shares,
+    mask_update,
+    offer_keys,
+    open_shares,
+    reveal_shares,
+)
 from ld_common.secure_aggregation import (
     Payload,
     Roster,

@@ -12,11 +12,11 @@ import yaml
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from ld_client.approvals import approve
-from ld_client.join import join
+from ld_client.data.store import build_store
+from ld_client.deployment.approvals import approve
+from ld_client.deployment.join import join
+from ld_client.deployment.site_home import SiteHome
 from ld_client.site import load_modality, load_site
-from ld_client.site_home import SiteHome
-from ld_client.store import build_store
 from ld_common.attestation import new_nonce
 from ld_common.config import to_mapping
 from ld_common.messages import TrainTask
@@ -25,8 +25,8 @@ from ld_common.schemes import attach, read_scheme
 from ld_common.signing import new_study_key
 from ld_common.site_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
 from ld_common.study import StudyConfig
-from ld_server.bundle import build_bundle
-from ld_server.certificates import make_authority, pem
+from ld_server.deployment.bundle import build_bundle
+from ld_server.deployment.certificates import make_authority, pem
 
 
 def make_home(

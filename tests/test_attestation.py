@@ -11,10 +11,10 @@ import torch
 from flwr.supercore.task_identity import TaskIdentity
 
 from ld_client.app import app
-from ld_client.audit_log import AuditLog, parse_line
-from ld_client.audit_verify import verify_home
-from ld_client.ledger import Ledger
-from ld_client.site_home import SiteHome
+from ld_client.deployment.audit_log import AuditLog, parse_line
+from ld_client.deployment.audit_verify import verify_home
+from ld_client.deployment.site_home import SiteHome
+from ld_client.privacy.ledger import Ledger
 from ld_common import messages
 from ld_common.attestation import (
     AuditHead,

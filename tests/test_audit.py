@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ld_client.audit.canaries import Canaries, audit_canaries, make_canaries
-from ld_client.audit.membership import (
+from ld_client.privacy.audit.canaries import Canaries, audit_canaries, make_canaries
+from ld_client.privacy.audit.membership import (
     LOSS_THRESHOLD,
     PROXIMAL_INITIALISATION,
     AttackOptions,
@@ -21,7 +21,7 @@ from ld_client.audit.membership import (
     mean_by_patient,
     patient_scores,
 )
-from ld_client.audit.statistics import AuditError
+from ld_client.privacy.audit.statistics import AuditError
 from ld_common.drift import FORMULATIONS, Drift
 from ld_common.modality import Modality
 from ld_common.models import Denoiser, load_denoiser

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from ld_client.audit.command import run_audit
-from ld_client.audit.run import AuditOptions
-from ld_client.audit.statistics import AuditError
-from ld_client.identity import write_key
+from ld_client.data.identity import write_key
+from ld_client.data.store import build_store, open_store, split_store
+from ld_client.privacy.audit.command import run_audit
+from ld_client.privacy.audit.run import AuditOptions
+from ld_client.privacy.audit.statistics import AuditError
 from ld_client.site import load_modality, load_site
-from ld_client.store import build_store, open_store, split_store
 from ld_common.config import from_mapping
 from ld_common.release import read_release
 from ld_common.study import StudyConfig

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ld_client.audit.copies import Reference, find_copies
-from ld_client.audit.statistics import AuditError
+from ld_client.privacy.audit.copies import Reference, find_copies
+from ld_client.privacy.audit.statistics import AuditError
 
 
 def references(seed: int, sizes: tuple[int, int] = (30, 20), visits: int = 2) -> tuple[Reference, Reference]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ld_client.audit_log import AuditLog, entry_hash, head_file, make_entry, parse_line, read_head
-from ld_client.audit_verify import Verdict, verify_home, verify_log
 from ld_client.cli import app as client
-from ld_client.site_home import SiteHome
+from ld_client.deployment.audit_log import AuditLog, entry_hash, head_file, make_entry, parse_line, read_head
+from ld_client.deployment.audit_verify import Verdict, verify_home, verify_log
+from ld_client.deployment.site_home import SiteHome
 from ld_common.attestation import AuditHead, head_record
 from ld_common.errors import DeploymentError
 from ld_common.signing import new_site_key, write_private_key

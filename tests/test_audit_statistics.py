@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from ld_client.audit.one_run import audit_epsilon, chance_of_guesses, epsilon_bound
-from ld_client.audit.statistics import AuditError, area_under_curve, operating_point, share
+from ld_client.privacy.audit.one_run import audit_epsilon, chance_of_guesses, epsilon_bound
+from ld_client.privacy.audit.statistics import AuditError, area_under_curve, operating_point, share
 
 
 def test_shares_have_exact_intervals() -> None:

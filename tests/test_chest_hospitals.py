@@ -14,8 +14,8 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from ld_client.ingest import read_visits, survey
-from ld_client.left_out import LeftOut
+from ld_client.data.ingest import read_visits, survey
+from ld_client.data.left_out import LeftOut
 from ld_client.site import load_site
 from ld_common.config import load_config
 from ld_common.errors import ConfigError

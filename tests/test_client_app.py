@@ -12,14 +12,14 @@ import torch
 from flwr.app import Context, RecordDict
 
 from ld_client import app
-from ld_client.approvals import approve, withdraw
-from ld_client.audit_log import parse_line
-from ld_client.audit_verify import verify_home
-from ld_client.ledger import Ledger
+from ld_client.data.store import build_store, open_store
+from ld_client.deployment.approvals import approve, withdraw
+from ld_client.deployment.audit_log import parse_line
+from ld_client.deployment.audit_verify import verify_home
+from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_hours, within_memory
+from ld_client.privacy.ledger import Ledger
 from ld_client.site import PolicyConfig, load_site
-from ld_client.site_home import SiteHome
-from ld_client.store import build_store, open_store
 from ld_client.train import DivergedError, Lesson, train_round
 from ld_common import messages
 from ld_common.config import from_mapping, to_mapping

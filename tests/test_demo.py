@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from ld_client.store import open_store
+from ld_client.data.store import open_store
 from ld_common.release import load_release_base, read_release
 from ld_simulations.cli import cli
 from ld_simulations.demo import load_demo, prepare_sites

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ld_client.audit_verify import verify_home
-from ld_client.ledger import Ledger
-from ld_client.pull import pull
+from ld_client.data.store import build_store
+from ld_client.deployment.audit_verify import verify_home
+from ld_client.deployment.pull import pull
+from ld_client.privacy.ledger import Ledger
 from ld_client.site import load_site
-from ld_client.store import build_store
 from ld_common.errors import DeploymentError
 from ld_common.release_signature import check_release
-from ld_server.provision import revoke
+from ld_server.deployment.provision import revoke
+from ld_server.deployment.releases import run_release
 from ld_server.records import read_rounds
-from ld_server.releases import run_release
 from ld_simulations.deployment.rounds import run_to_release
 from ld_simulations.deployment.stage import Deployment
 

@@ -8,9 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 from ld_client.cli import app
+from ld_client.data.store import build_store, open_store
 from ld_client.site import load_modality, load_site
 from ld_client.site_drift import ask, site_drift
-from ld_client.store import build_store, open_store
 from ld_common.config import from_mapping
 from ld_common.counterfactual import Edit, EditConfig
 from ld_common.drift import Drift, shift_of

@@ -12,8 +12,8 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from ld_client.app import run_task
+from ld_client.data.store import build_store
 from ld_client.site import SiteConfig, load_modality, load_site
-from ld_client.store import build_store
 from ld_common import messages as wire
 from ld_common.config import from_mapping
 from ld_common.drift import ConditionalDrift

@@ -26,9 +26,9 @@ from starlette.routing import Route
 from ld_common.config import to_mapping
 from ld_common.processes import free_ports
 from ld_common.signing import new_site_key, public_line, write_private_key
-from ld_server.certificates import certify_server, certify_site, make_authority, pem
-from ld_server.gate import MAX_CONNECTIONS, MAX_REQUEST_BYTES, SMALL_REQUEST_BYTES, gate_server
-from ld_server.study_home import AdmittedSite, ServerConfig, StudyHome, now
+from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
+from ld_server.deployment.gate import MAX_CONNECTIONS, MAX_REQUEST_BYTES, SMALL_REQUEST_BYTES, gate_server
+from ld_server.deployment.study_home import AdmittedSite, ServerConfig, StudyHome, now
 
 ASKED: list[tuple[str, bytes]] = []
 HEAD = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
@@ -176,7 +176,7 @@ def test_more_than_the_announced_length_is_not_passed_on(home: StudyHome) -> Non
 @pytest.mark.usefixtures("gate")
 def test_a_body_that_does_not_come_is_not_waited_for(home: StudyHome, monkeypatch: pytest.MonkeyPatch) -> None:
     ASKED.clear()
-    monkeypatch.setattr("ld_server.gate.TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("ld_server.deployment.gate.TIMEOUT_SECONDS", 0.5)
     with raw(home) as tls:
         tls.sendall(HEAD + b"\r\nhal")
         answer = b"".join(iter(lambda: tls.recv(4096), b""))  # until the gate hangs up

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ld_client.identity import load_key, pseudonym
-from ld_client.ingest import Visit, read_visits, survey
-from ld_client.left_out import LeftOut, Reason
+from ld_client.data.identity import load_key, pseudonym
+from ld_client.data.ingest import Visit, read_visits, survey
+from ld_client.data.left_out import LeftOut, Reason
 from ld_client.site import load_modality, load_site
 from ld_common.errors import ConfigError, StoreError, TableError
 from ld_common.refusal import Refusal

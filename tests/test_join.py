@@ -19,24 +19,32 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import LaunchResultStatus
 from typer.testing import CliRunner
 
-from ld_client.approvals import approvals, approve, check_approved, check_bundle, withdraw
-from ld_client.approve import describe
-from ld_client.bundle import read_bundle
 from ld_client.cli import app as client
-from ld_client.executor import approved_only
-from ld_client.join import enrolment, join
-from ld_client.launcher import TOKEN, approved_install, silent_error
-from ld_client.site_home import SiteHome
+from ld_client.deployment.approvals import approvals, approve, check_approved, check_bundle, withdraw
+from ld_client.deployment.approve import describe
+from ld_client.deployment.bundle import read_bundle
+from ld_client.deployment.executor import approved_only
+from ld_client.deployment.join import enrolment, join
+from ld_client.deployment.launcher import TOKEN, approved_install, silent_error
+from ld_client.deployment.site_home import SiteHome
 from ld_common.errors import ApprovalError, ConfigError, DeploymentError, SignatureError
 from ld_common.processes import free_port, stop_family
 from ld_common.signing import new_site_key, new_study_key, public_line
 from ld_common.site_kit import BUNDLE, FILES, MANIFEST, SIGNATURE, read_kit, write_kit
 from ld_common.site_name import check_site_name
-from ld_server import link
-from ld_server.bundle import build_bundle
-from ld_server.provision import admit, provision, revoke, server_config, study_fingerprint, synchronize, update
-from ld_server.provision import check_bundle as check_installed
-from ld_server.study_home import AdmittedSite, StudyHome
+from ld_server.deployment import link
+from ld_server.deployment.bundle import build_bundle
+from ld_server.deployment.provision import (
+    admit,
+    provision,
+    revoke,
+    server_config,
+    study_fingerprint,
+    synchronize,
+    update,
+)
+from ld_server.deployment.provision import check_bundle as check_installed
+from ld_server.deployment.study_home import AdmittedSite, StudyHome
 
 PORTS = ["hosts=[localhost]", "gate_port=19492", "release_port=19493", "link_port=19491"]
 

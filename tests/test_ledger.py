@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from ld_client import app
-from ld_client.budget import budget_lines
-from ld_client.ledger import Ledger, Use, private_charges
+from ld_client.data.store import build_store, open_store
+from ld_client.deployment.witness import Witness
+from ld_client.privacy.budget import budget_lines
+from ld_client.privacy.ledger import Ledger, Use, private_charges
 from ld_client.site import load_modality, load_site
 from ld_client.site_drift import site_drift
-from ld_client.store import build_store, open_store
-from ld_client.witness import Witness
 from ld_common import messages
 from ld_common.config import from_mapping
 from ld_common.errors import PolicyError, PrivacyError

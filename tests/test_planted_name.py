@@ -12,16 +12,16 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-import ld_client.audit.statistics
+import ld_client.privacy.audit.statistics
 import ld_client.train
 from ld_client import app
-from ld_client.audit_log import parse_line
-from ld_client.audit_verify import verify_home
-from ld_client.secure_round import SecureRound
+from ld_client.data.store import INDEX
+from ld_client.deployment.audit_log import parse_line
+from ld_client.deployment.audit_verify import verify_home
+from ld_client.deployment.site_home import SiteHome
+from ld_client.deployment.witness import Witness
+from ld_client.privacy.secure_round import SecureRound
 from ld_client.site import load_modality, load_site
-from ld_client.site_home import SiteHome
-from ld_client.store import INDEX
-from ld_client.witness import Witness
 from ld_common import messages
 from ld_common.config import from_mapping
 from ld_common.errors import LdError
@@ -187,7 +187,7 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
 
 def test_every_error_of_ours_is_tried() -> None:
     assert {"StoreError", "PrivacyError", "ApprovalError", "DivergedError", "AuditError", "ScanRefused"} <= set(ERRORS)
-    assert {ld_client.train.DivergedError, ld_client.audit.statistics.AuditError} <= set(_subclasses(LdError))
+    assert {ld_client.train.DivergedError, ld_client.privacy.audit.statistics.AuditError} <= set(_subclasses(LdError))
     assert set(PLACES) == set(KINDS)
 
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from ld_client.audit.copies import CopyPair, CopyReport
-from ld_client.audit.membership import LOSS_THRESHOLD, MembershipReport
-from ld_client.audit.one_run import EpsilonBound, audit_epsilon
-from ld_client.audit.run import Audit, AuditOptions
-from ld_client.audit.statistics import AuditError, area_under_curve, operating_point, share
 from ld_client.cli import app
-from ld_client.ledger import DRIFT, TRAINING, Ledger, Use
-from ld_client.privacy_report import write_privacy_report
+from ld_client.data.store import build_store, open_store
+from ld_client.privacy.audit.copies import CopyPair, CopyReport
+from ld_client.privacy.audit.membership import LOSS_THRESHOLD, MembershipReport
+from ld_client.privacy.audit.one_run import EpsilonBound, audit_epsilon
+from ld_client.privacy.audit.run import Audit, AuditOptions
+from ld_client.privacy.audit.statistics import AuditError, area_under_curve, operating_point, share
+from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, Use
+from ld_client.privacy.report import write_privacy_report
 from ld_client.site import PolicyConfig, SiteConfig, load_modality, load_site
-from ld_client.store import build_store, open_store
 from ld_common.config import from_mapping
 from ld_common.errors import ReleaseError
 from ld_common.models import base_digest, load_denoiser

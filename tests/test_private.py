@@ -12,8 +12,8 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
-from ld_client import private
-from ld_client.private import Patients, accumulate_gradient, check_trainable, train_round_privately
+from ld_client.privacy import private
+from ld_client.privacy.private import Patients, accumulate_gradient, check_trainable, train_round_privately
 from ld_client.train import Examples, Lesson
 from ld_common.config import from_mapping
 from ld_common.errors import PrivacyError

@@ -19,10 +19,16 @@ PACKAGES = ("ld_common", "server/ld_server", "client/ld_client", "simulations/ld
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_tree_names_every_module_and_no_other(package: str) -> None:
-    section = README.split(f"\n{package}/ ", 1)[1]
-    named = {match[1] for match in re.finditer(r"^  (\w+\.py) ", section.split("\n```")[0].split("/ ")[0], re.M)}
-    modules = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
-    assert named == modules
+    section = re.split(r"\n(?! )", README.split(f"\n{package}/ ", 1)[1], maxsplit=1)[0]
+    folder, named = Path(), {Path(): set[str]()}
+    for indent, name in re.findall(r"^( {2}|  {2}  )(\S+) ", section, re.M):
+        folder = folder if len(indent) == 4 else Path()
+        if name.endswith("/") and len(indent) == 2:
+            folder = Path(name)
+        elif name.endswith(".py"):
+            named.setdefault(folder, set()).add(name)
+    for place, names in named.items():
+        assert names == {path.name for path in (ROOT / package / place).glob("*.py")} - {"__init__.py"}
 
 
 def test_the_numbers_are_those_of_the_recorded_run() -> None:

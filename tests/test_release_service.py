@@ -25,8 +25,8 @@ from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ld_client.cli import app
-from ld_client.pull import pull
-from ld_client.site_home import SiteHome
+from ld_client.deployment.pull import pull
+from ld_client.deployment.site_home import SiteHome
 from ld_common.command import run_cli
 from ld_common.errors import DeploymentError, LdError, ReleaseError, SignatureError
 from ld_common.release import ADAPTER, CARD, MANIFEST, SEALED, read_release, write_manifest
@@ -46,10 +46,10 @@ from ld_common.release_messages import (
 from ld_common.release_signature import SIGNATURE, check_release, sign_release
 from ld_common.sealed import ENVELOPE
 from ld_common.signing import new_site_key, new_study_key
-from ld_server.certificates import certify_site, make_authority, pem
-from ld_server.release_service import CALLS_OF_A_SITE, start_release_service
-from ld_server.releases import run_release
-from ld_server.study_home import StudyHome
+from ld_server.deployment.certificates import certify_site, make_authority, pem
+from ld_server.deployment.release_service import CALLS_OF_A_SITE, start_release_service
+from ld_server.deployment.releases import run_release
+from ld_server.deployment.study_home import StudyHome
 from tests.conftest import BRAIN_MRI
 from tests.deployed_study import DeployedStudy, free_port
 

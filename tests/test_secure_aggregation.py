@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ld_client.secure_aggregation import SiteState
+from ld_client.privacy.secure_aggregation import SiteState
 from ld_common.errors import FederationError
 from ld_common.masks import crowd_digest, masking_key, pair_mask, self_mask
 from ld_common.secure_aggregation import (

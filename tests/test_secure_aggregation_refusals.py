@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from ld_client.secure_aggregation import (
+from ld_client.privacy.secure_aggregation import (
     Progress,
     SiteState,
     deal_shares,

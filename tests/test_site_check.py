@@ -20,20 +20,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner
 
-from ld_client.approvals import withdraw
-from ld_client.audit_log import AuditLog, parse_line
-from ld_client.audit_verify import verify_home
-from ld_client.check import check_home
 from ld_client.cli import app as client
-from ld_client.finding import Finding
-from ld_client.ledger import TRAINING, Ledger, Use
-from ld_client.site_home import SiteHome
+from ld_client.deployment.approvals import withdraw
+from ld_client.deployment.audit_log import AuditLog, parse_line
+from ld_client.deployment.audit_verify import verify_home
+from ld_client.deployment.check import check_home
+from ld_client.deployment.finding import Finding
+from ld_client.deployment.site_home import SiteHome
+from ld_client.privacy.ledger import TRAINING, Ledger, Use
 from ld_common.config import from_mapping
 from ld_common.errors import PolicyError, PrivacyError
 from ld_common.privacy import Charge
 from ld_common.signing import new_site_key
 from ld_common.study import StudyConfig
-from ld_server.certificates import certify_server, certify_site, make_authority, pem
+from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
 from tests.site_homes import approved, make_home
 
 AUTHORITY_KEY, AUTHORITY_CERTIFICATE = make_authority("demo")

@@ -26,9 +26,9 @@ from ld_common.release import read_release
 from ld_common.signing import fingerprint, new_site_key, new_study_key, public_line
 from ld_common.study import study_from_json
 from ld_server.app import main, run_study
+from ld_server.deployment.study_home import AdmittedSite, StudyHome
 from ld_server.sites import Admission, AllowedKeys, AskedNames
 from ld_server.steady_grid import SteadyGrid
-from ld_server.study_home import AdmittedSite, StudyHome
 from tests.test_strategy import MODALITY, Behaviour, LocalGrid, honest, load_channels, study
 
 PRIVATE_KEYS = {name: new_site_key() for name in ("p", "q", "r", "stranger")}

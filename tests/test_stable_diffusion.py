@@ -14,8 +14,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditi
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ld_client.app import run_task
+from ld_client.data.store import build_store, open_store
 from ld_client.site import load_modality, load_site
-from ld_client.store import build_store, open_store
 from ld_common.command import run_cli
 from ld_common.config import from_mapping, to_mapping
 from ld_common.messages import TrainTask

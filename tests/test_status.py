@@ -13,8 +13,8 @@ from ld_common.errors import CheckpointError, FederationError
 from ld_common.messages import TrainResult
 from ld_server.app import run_study
 from ld_server.checkpoint import NAME, PREVIOUS
+from ld_server.deployment.status import status_lines
 from ld_server.records import ROUNDS
-from ld_server.status import status_lines
 from tests.test_strategy import MODALITY, LocalGrid, honest, load_channels, study
 
 SITES = ["p", "q", "z"]

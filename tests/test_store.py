@@ -14,9 +14,9 @@ import torch
 import typer
 
 from ld_client.cli import app
-from ld_client.left_out import Reason
+from ld_client.data.left_out import Reason
+from ld_client.data.store import build_store, open_store, read_left_out, split_store
 from ld_client.site import load_modality, load_site
-from ld_client.store import build_store, open_store, read_left_out, split_store
 from ld_common.command import run_cli
 from ld_common.errors import LdError, StoreError
 from ld_common.images import read_scan, to_model
@@ -80,7 +80,7 @@ def test_a_stopped_run_leaves_the_old_store_whole(site_yaml: Path, monkeypatch: 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ld_client.store._write_index", stop)
+    monkeypatch.setattr("ld_client.data.store._write_index", stop)
     with pytest.raises(KeyboardInterrupt):
         build_store(load_site(site_yaml))
     assert len(open_store(store).days) == 6

@@ -12,13 +12,13 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ld_client.approvals import check_approved
+from ld_client.deployment.approvals import check_approved
+from ld_client.deployment.site_home import SiteHome
+from ld_client.deployment.witness import Witness
 from ld_client.local_round import run_task
 from ld_client.policy import check_hours
-from ld_client.secure_round import SecureRound
+from ld_client.privacy.secure_round import SecureRound
 from ld_client.site import SiteConfig, load_site
-from ld_client.site_home import SiteHome
-from ld_client.witness import Witness
 from ld_common import messages, offline
 from ld_common.errors import ConfigError
 from ld_common.messages import TrainTask

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 import ld_common.offline  # noqa: F401  (before any model library)
-from ld_client.left_out import LeftOut
+from ld_client.data.left_out import LeftOut
 from ld_client.site import load_site
 from ld_common.command import run_cli, visible
 from ld_common.errors import ApprovalError, DeploymentError, StoreError
@@ -37,7 +37,7 @@ def describe() -> None:
 @app.command()
 def index(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """Read the site's scans and table and cache what training needs."""
-    from ld_client.store import build_store  # torch and diffusers take seconds to import; --help needs neither
+    from ld_client.data.store import build_store  # torch and diffusers take seconds to import; --help needs neither
 
     site = load_site(config, overrides or [])
     console = Console()
@@ -76,7 +76,7 @@ def budget(
     overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace values of the study."),
 ) -> None:
     """Show what the data set's privacy was spent on, what is left, and what a study would cost."""
-    from ld_client.budget import budget_lines
+    from ld_client.privacy.budget import budget_lines
 
     console = Console()
     with console.status("composing the privacy loss"):
@@ -95,8 +95,8 @@ def audit_privacy(
     canaries: int = typer.Option(100, help="Made-up patients of a rehearsal of the study; 0 leaves it out."),
 ) -> None:
     """Attack a release with this site's own patients: membership, copies, an empirical lower bound on ε."""
-    from ld_client.audit.command import run_audit
-    from ld_client.audit.run import AuditOptions
+    from ld_client.privacy.audit.command import run_audit
+    from ld_client.privacy.audit.run import AuditOptions
 
     console = Console()
     with progress_bar(console) as progress:
@@ -113,7 +113,7 @@ def privacy_report(
     out: Path = typer.Option(..., help="The HTML file to write; it names no patient and no file."),
 ) -> None:
     """Write what the data protection officer reads and signs: one page that needs nothing else."""
-    from ld_client.privacy_report import write_privacy_report
+    from ld_client.privacy.report import write_privacy_report
 
     console = Console()
     with console.status("composing the privacy loss"):
@@ -129,7 +129,7 @@ def init(
     fingerprint: str = typer.Option("", help="The study's fingerprint, as its people said it: SHA256:..."),
 ) -> None:
     """Join a study: check its kit, make the site's key, write a config to fill in."""
-    from ld_client.join import join
+    from ld_client.deployment.join import join
 
     _say(*join(kit, home, fingerprint))
 
@@ -137,8 +137,8 @@ def init(
 @app.command()
 def enroll(home: Path = HOME) -> None:
     """Print the site's public key, for the study's ld-server admit."""
-    from ld_client.join import enrolment
-    from ld_client.site_home import SiteHome
+    from ld_client.deployment.join import enrolment
+    from ld_client.deployment.site_home import SiteHome
 
     print(enrolment(SiteHome(home.resolve())))
 
@@ -150,16 +150,16 @@ def approve(
     withdraw: bool = typer.Option(False, "--withdraw", help="Take every approval back."),
 ) -> None:
     """Show what the study would run here and what would leave, and allow it."""
-    from ld_client import approvals
-    from ld_client.audit_log import AuditLog
-    from ld_client.site_home import SiteHome
+    from ld_client.deployment import approvals
+    from ld_client.deployment.audit_log import AuditLog
+    from ld_client.deployment.site_home import SiteHome
 
     site = SiteHome(home.resolve())
     if withdraw:
         approvals.withdraw(site)
         AuditLog.of(site).append("withdrawn", {})
         return _say("every approval is withdrawn: nothing runs here")
-    from ld_client.approve import describe  # loads torch
+    from ld_client.deployment.approve import describe  # loads torch
 
     seen = site.kit()
     _say(*describe(site))
@@ -173,8 +173,8 @@ def approve(
 @app.command()
 def start(home: Path = HOME) -> None:
     """Take part in the study until told to end."""
-    from ld_client.node import run_node
-    from ld_client.site_home import SiteHome
+    from ld_client.deployment.node import run_node
+    from ld_client.deployment.site_home import SiteHome
 
     run_node(SiteHome(home.resolve()))
 
@@ -186,8 +186,8 @@ def pull(
     out: Path | None = typer.Option(None, help="Folder to make; by default HOME/releases/NAME."),
 ) -> None:
     """Fetch a release of the study, check its signature, and open it if it is encrypted to this site."""
-    from ld_client.pull import pull as fetch
-    from ld_client.site_home import SiteHome
+    from ld_client.deployment.pull import pull as fetch
+    from ld_client.deployment.site_home import SiteHome
 
     with progress_bar(Console()) as progress:
         lines = fetch(SiteHome(home.resolve()), release, out, progress)
@@ -197,8 +197,8 @@ def pull(
 @app.command()
 def check(home: Path = HOME) -> None:
     """Say whether this site is ready for its study, and what to mend; exit code 1 when something failed."""
-    from ld_client.check import check_home
-    from ld_client.site_home import SiteHome
+    from ld_client.deployment.check import check_home
+    from ld_client.deployment.site_home import SiteHome
 
     console = Console()
     with console.status("checking"):
@@ -214,8 +214,8 @@ def check(home: Path = HOME) -> None:
 @app.command("dry-run")
 def dry_run(home: Path = HOME) -> None:
     """Run the study's first round on the site's own data and show what would leave; nothing is sent or charged."""
-    from ld_client.dry_run import dry_run as rehearse
-    from ld_client.site_home import SiteHome
+    from ld_client.deployment.dry_run import dry_run as rehearse
+    from ld_client.deployment.site_home import SiteHome
 
     with Console().status("training"):
         lines = rehearse(SiteHome(home.resolve()))
@@ -225,8 +225,8 @@ def dry_run(home: Path = HOME) -> None:
 @audit_app.command("verify")
 def verify(home: Path = HOME) -> None:
     """Check that the audit log is whole: its chain, its signatures, and the heads that the server acknowledged."""
-    from ld_client.audit_verify import verdict_lines, verify_home
-    from ld_client.site_home import SiteHome
+    from ld_client.deployment.audit_verify import verdict_lines, verify_home
+    from ld_client.deployment.site_home import SiteHome
 
     verdict = verify_home(SiteHome(home.resolve()))
     _say(*verdict_lines(verdict))
@@ -237,7 +237,7 @@ def verify(home: Path = HOME) -> None:
 @app.command("left-out")
 def left_out(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """List every file and table row that the last index run left out, tab-separated: name, files, reason, detail."""
-    from ld_client.store import read_left_out
+    from ld_client.data.store import read_left_out
 
     for one in read_left_out(load_site(config, overrides or []).store_path):
         print(one.name, one.files, one.reason.value, one.detail, sep="\t")

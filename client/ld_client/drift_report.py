@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.table import Table
 
+from ld_client.data.store import Store, open_store, split_store
 from ld_client.policy import check_store, check_study
 from ld_client.site import SiteConfig, load_modality
 from ld_client.site_drift import ask, search_delta, site_drift
-from ld_client.store import Store, open_store, split_store
 from ld_common.config import require
 from ld_common.drift import Drift, by_channel
 from ld_common.drift_search import best, search_counterfactual

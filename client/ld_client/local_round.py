@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ld_client.ledger import DRIFT, TRAINING, Ledger, Use
+from ld_client.data.store import INDEX, Store, open_store, split_store
 from ld_client.policy import check_hours, check_size, check_store, check_study, within_memory
-from ld_client.private import check_trainable, train_round_privately
-from ld_client.secure_round import SecureRound
+from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, Use
+from ld_client.privacy.private import check_trainable, train_round_privately
+from ld_client.privacy.secure_round import SecureRound
 from ld_client.site import SiteConfig, load_modality
 from ld_client.site_drift import drift_is_free, site_drift, site_prior
-from ld_client.store import INDEX, Store, open_store, split_store
 from ld_client.train import Lesson, train_round
 from ld_common.adapters import check_state
 from ld_common.drift import Drift, entering

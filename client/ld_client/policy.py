@@ -9,8 +9,8 @@ from datetime import datetime, time
 from pathlib import Path
 from typing import Any
 
+from ld_client.data.store import Store
 from ld_client.site import PolicyConfig
-from ld_client.store import Store
 from ld_common.errors import PolicyError, PrivacyError
 from ld_common.schemes import Attached, read_scheme
 from ld_common.study import StudyConfig

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ld_client.data.store import Store
 from ld_client.site import SiteConfig
-from ld_client.store import Store
 from ld_common.adapters import read_tensors, write_tensors
 from ld_common.config import to_mapping
 from ld_common.counterfactual import Edit

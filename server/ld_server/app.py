@@ -25,11 +25,12 @@ from ld_common.release import Release, read_release, write_release
 from ld_common.schemes import Attached, attach, read_scheme
 from ld_common.study import StudyConfig, load_study
 from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpoint, has_checkpoint
+from ld_server.deployment.admission import deployed_admission
+from ld_server.deployment.study_home import StudyHome
 from ld_server.records import FAILURE, RELEASE, append_round, locked, write_rounds
-from ld_server.sites import Admission, deployed_admission
+from ld_server.sites import Admission
 from ld_server.steady_grid import SteadyGrid
 from ld_server.strategy import DriftFederation
-from ld_server.study_home import StudyHome
 
 offline.configure()
 app = ServerApp()

@@ -30,8 +30,8 @@ def provision(
     ),
 ) -> None:
     """Make a study's home: keys, certificates, code bundle, and a kit for each site."""
-    from ld_server.provision import provision as make
-    from ld_server.provision import server_config, study_fingerprint
+    from ld_server.deployment.provision import provision as make
+    from ld_server.deployment.provision import server_config, study_fingerprint
 
     made = make(study, home, server_config(settings or []))
     _say(f"wrote {made.path}", f"send each site its file of {made.kits}: nothing in it is secret")
@@ -41,8 +41,8 @@ def provision(
 @app.command()
 def update(home: Path = HOME) -> None:
     """Make bundle, kits and the server's certificate anew, after study.yaml or hosts was edited or this was updated."""
-    from ld_server.provision import update as renew
-    from ld_server.study_home import StudyHome
+    from ld_server.deployment.provision import update as renew
+    from ld_server.deployment.study_home import StudyHome
 
     renew(StudyHome(home.resolve()))
     _say(f"wrote {home / 'kits'}: each site runs ld-client init with its new kit, and approves it")
@@ -56,8 +56,8 @@ def admit(
     key: str = typer.Argument(..., help="The line that ld-client enroll printed there."),
 ) -> None:
     """Let a site in."""
-    from ld_server.provision import admit as let_in
-    from ld_server.study_home import StudyHome
+    from ld_server.deployment.provision import admit as let_in
+    from ld_server.deployment.study_home import StudyHome
 
     let_in(StudyHome(home.resolve()), site, key)
     _say(f"{site} is admitted")
@@ -66,8 +66,8 @@ def admit(
 @app.command()
 def revoke(home: Path = HOME, site: str = typer.Argument(..., help="The site's name in the study.")) -> None:
     """Shut a site out at once."""
-    from ld_server.provision import revoke as shut_out
-    from ld_server.study_home import StudyHome
+    from ld_server.deployment.provision import revoke as shut_out
+    from ld_server.deployment.study_home import StudyHome
 
     shut_out(StudyHome(home.resolve()), site)
     _say(f"{site} is revoked: its node, its replies and its certificate are refused from now on")
@@ -76,8 +76,8 @@ def revoke(home: Path = HOME, site: str = typer.Argument(..., help="The site's n
 @app.command()
 def start(home: Path = HOME) -> None:
     """Serve the study until told to end: Flower's SuperLink, the gate in front of it, the release service."""
-    from ld_server.service import serve
-    from ld_server.study_home import StudyHome
+    from ld_server.deployment.service import serve
+    from ld_server.deployment.study_home import StudyHome
 
     serve(StudyHome(home.resolve()))
 
@@ -87,9 +87,9 @@ def run(
     home: Path = HOME, resume: bool = typer.Option(False, "--resume", help="Go on from the last round's checkpoint.")
 ) -> None:
     """Run the study at the hospitals that are connected, to its release."""
+    from ld_server.deployment.run import run_deployed
+    from ld_server.deployment.study_home import StudyHome
     from ld_server.records import RoundRecord
-    from ld_server.run import run_deployed
-    from ld_server.study_home import StudyHome
 
     def show(record: RoundRecord) -> None:
         left = "".join(f"; left out {name}: {why}" for name, why in record.left_out.items())
@@ -104,8 +104,8 @@ def run(
 @app.command()
 def status(home: Path = HOME) -> None:
     """Show how far the study is, when each site was last heard of, what each sent, and what was refused."""
-    from ld_server.status import status_lines
-    from ld_server.study_home import StudyHome
+    from ld_server.deployment.status import status_lines
+    from ld_server.deployment.study_home import StudyHome
 
     study = StudyHome(home.resolve()).check()
     _say(*status_lines(study.run, study.study()[0]))
@@ -118,7 +118,7 @@ def release(
     evaluation: Path | None = typer.Option(None, help="A JSON file of numbers that the release is to carry."),
 ) -> None:
     """Sign what the study made, and offer it to its sites."""
-    from ld_server.releases import run_release
+    from ld_server.deployment.releases import run_release
 
     _say(*run_release(home.resolve(), to, evaluation))
 

@@ -7,7 +7,7 @@ node has proved itself to Flower's SuperLink, and asks nobody.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -17,12 +17,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ld_common import messages
-from ld_common.attestation import Statement, check_attestation, head_from_record, head_record, new_nonce
-from ld_common.errors import AdapterError
 from ld_common.messages import TrainResult, TrainTask
 from ld_common.signing import fingerprint, public_line, read_public_line
-from ld_common.study import StudyConfig
-from ld_server.study_home import StudyHome
 
 JOIN_TIMEOUT_SECONDS = 60.0
 AUDIT_HEAD = "audit_head"
@@ -103,32 +99,6 @@ class Admission:
     identify: Identify = field(default_factory=AskedNames)
     prepare: Prepare = lambda site, task, last: task
     checks: Sequence[Check] = ()
-
-
-def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:
-    """The sites that a study's home has admitted and not revoked, at each round and again at each answer.
-
-    Each task asks with a nonce of its own, and an answer counts only with the site's signature over both. The heads of
-    the sites' audit logs that come with it stand in the record, and go with each site's next task.
-    """
-    digest = study.digest()
-
-    def allowed() -> dict[str, str]:
-        return {name: site.public_key for name, site in home.sites().items() if site.revoked is None}
-
-    def prepare(site: str, task: TrainTask, last: Entry | None) -> TrainTask:
-        head = last and last.get(AUDIT_HEAD)
-        return replace(task, nonce=new_nonce(), audit_head=head_from_record(head) if head else None)
-
-    def check(site: str, task: TrainTask, result: TrainResult) -> Entry:
-        line = allowed().get(site)
-        if line is None:
-            raise AdapterError("it was revoked during the round")
-        expected = Statement(digest, site, task.round, task.nonce, result.content_digest())
-        head = check_attestation(read_public_line(line), expected, result.attestation, study.name)
-        return {AUDIT_HEAD: head_record(head)}
-
-    return Admission(AllowedKeys(allowed), prepare, [check])
 
 
 def _node_key(pem: bytes) -> EllipticCurvePublicKey | None:

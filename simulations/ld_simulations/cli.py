@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 import ld_common.offline  # noqa: F401  (before any model library)
-from ld_client.store import open_store
+from ld_client.data.store import open_store
 from ld_common.command import run_cli
 from ld_common.errors import ConfigError
 from ld_common.models import BaseModel

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from ld_client.identity import KEY_FILE, write_key
+from ld_client.data.identity import KEY_FILE, write_key
+from ld_client.data.store import build_store, open_store
 from ld_client.site import load_site
-from ld_client.store import build_store, open_store
 from ld_common.config import load_config, require
 from ld_common.errors import StoreError
 from ld_common.modality import Modality

@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from ld_client.data.store import open_store
 from ld_client.site import load_modality, load_site
-from ld_client.store import open_store
 from ld_common.drift import ConditionalDrift, Drift, at_designs, by_channel
 from ld_common.images import read_scan, to_model
 from ld_common.modality import Attributes, Modality

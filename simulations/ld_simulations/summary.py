@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ld_client.store import Store
+from ld_client.data.store import Store
 from ld_common.models import load_denoiser
 from ld_common.release import Release
 from ld_simulations.demo import Demo

@@ -20,15 +20,15 @@ from flwr.supercore.fab import Fab
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct
 
-from ld_client.site_home import SiteHome
+from ld_client.deployment.site_home import SiteHome
 from ld_common.errors import DeploymentError
 from ld_common.processes import environment, free_port, stop_family, tool
 from ld_common.release_messages import LIST, method, parser, serialize
 from ld_common.signing import PrivateKey, new_site_key, private_pem, write_private_key
-from ld_server import link
-from ld_server.bundle import bundle_files, pack
-from ld_server.certificates import certify_site, make_authority, pem
-from ld_server.provision import revoke
+from ld_server.deployment import link
+from ld_server.deployment.bundle import bundle_files, pack
+from ld_server.deployment.certificates import certify_site, make_authority, pem
+from ld_server.deployment.provision import revoke
 from ld_simulations.deployment.stage import STARTUP_SECONDS, Deployment
 
 NODE_SECONDS = 20.0

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from ld_client.data.store import open_store
 from ld_client.site import load_site
-from ld_client.store import open_store
 from ld_client.train import Lesson, train_round
 from ld_common.errors import DeploymentError
 from ld_common.models import load_denoiser

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ld_client.ledger import TRAINING, Ledger
+from ld_client.privacy.ledger import TRAINING, Ledger
 from ld_common.errors import CheckpointError
 from ld_server.checkpoint import Checkpoint, find_checkpoint
 from ld_simulations.deployment.stage import RUN, SERVER, Deployment
@@ -19,7 +19,7 @@ QUIET_SECONDS = (10.0, 40.0)
 """Shortest and longest time between two kills."""
 SETTLE_SECONDS = 300.0
 """How long the study may take for one more round after the last kill."""
-LINK, SERVER_APP, NODE, TASK = "flower-superlink", "flwr-serverapp", "flower-supernode", "ld_client.launcher"
+LINK, SERVER_APP, NODE, TASK = "flower-superlink", "flwr-serverapp", "flower-supernode", "ld_client.deployment.launcher"
 
 
 @dataclass

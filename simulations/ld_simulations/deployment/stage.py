@@ -14,14 +14,14 @@ import httpx
 import psutil
 import yaml
 
-from ld_client.approvals import approve
-from ld_client.join import enrolment, join
-from ld_client.site_home import SiteHome
+from ld_client.deployment.approvals import approve
+from ld_client.deployment.join import enrolment, join
+from ld_client.deployment.site_home import SiteHome
 from ld_common.errors import DeploymentError
 from ld_common.processes import environment, free_ports, stop_family, stop_holders, tool
-from ld_server.link import control, nodes
-from ld_server.provision import admit, provision, server_config, study_fingerprint
-from ld_server.study_home import StudyHome
+from ld_server.deployment.link import control, nodes
+from ld_server.deployment.provision import admit, provision, server_config, study_fingerprint
+from ld_server.deployment.study_home import StudyHome
 
 STARTUP_SECONDS = 120.0
 POLL_SECONDS = 0.5

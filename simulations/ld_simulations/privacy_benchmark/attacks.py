@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ld_client.audit.canaries import audit_canaries, make_canaries
-from ld_client.audit.membership import AttackOptions, Scans, audit_membership
-from ld_client.private import train_round_privately
+from ld_client.privacy.audit.canaries import audit_canaries, make_canaries
+from ld_client.privacy.audit.membership import AttackOptions, Scans, audit_membership
+from ld_client.privacy.private import train_round_privately
 from ld_client.train import Lesson, train_round
 from ld_common.models import load_denoiser
 from ld_common.schemes import attach, read_scheme

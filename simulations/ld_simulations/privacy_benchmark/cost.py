@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ld_client.private import train_round_privately
+from ld_client.privacy.private import train_round_privately
 from ld_client.train import Lesson, train_round
 from ld_common.models import load_denoiser
 from ld_common.schemes import attach, read_scheme

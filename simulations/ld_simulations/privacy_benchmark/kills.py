@@ -12,10 +12,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
-from ld_client.ledger import TRAINING, Ledger
+from ld_client.data.store import open_store
 from ld_client.local_round import run_task
+from ld_client.privacy.ledger import TRAINING, Ledger
 from ld_client.site import SiteConfig
-from ld_client.store import open_store
 from ld_common.config import from_mapping, to_mapping
 from ld_common.errors import FederationError
 from ld_common.messages import TrainTask

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import ld_common.offline  # noqa: F401  (before any model library)
-from ld_client.private import train_round_privately
+from ld_client.privacy.private import train_round_privately
 from ld_client.train import Lesson, train_round
 from ld_common.adapters import read_tensors, write_tensors
 from ld_common.distances import frechet_distance

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ld_client.secure_aggregation import SiteState, deal_shares, mask_update, offer_keys, open_shares, reveal_shares
+from ld_client.privacy.secure_aggregation import (
+    SiteState,
+    deal_shares,
+    mask_update,
+    offer_keys,
+    open_shares,
+    reveal_shares,
+)
 from ld_common.secure_aggregation import (
     Payload,
     Roster,

@@ -1,0 +1,260 @@
+"""From a site's files and table to visits without identity; a bad file is one line of the report.
+
+`survey` reads headers and joins them with the table; `read_visits` then reads the pixels, patient by patient.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ld_client.data.identity import pseudonym
+from ld_client.data.left_out import LeftOut, Reason
+from ld_client.data.table import Row, Table, read_table
+from ld_client.site import SiteConfig
+from ld_common.config import is_number
+from ld_common.dicom import DicomHeader, choose_slice, read_header
+from ld_common.errors import RequestError, ScanError, TableError
+from ld_common.frames import Scan, value_range
+from ld_common.images import read_scan
+from ld_common.modality import Attributes, Modality
+from ld_common.refusal import ScanRefused
+
+FOUND_BY_NAME = (".nii", ".nii.gz", ".png")
+"""Kinds of files that say neither patient nor date, and are found through the table's file column."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done and how many there are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """One scan of one patient, without identity."""
+
+    pseudonym: str
+    days_since_baseline: int
+    """Days since the patient's first visit that could be used."""
+    attributes: Attributes
+    scan: Scan
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A scan that fits a row of the table; its pixels are not read yet. It names files of the site."""
+
+    source: Path
+    """The file that holds the slice."""
+    name: str
+    files: int
+    series_number: int
+    attributes: Attributes
+
+
+@dataclass
+class Survey:
+    """What the headers and the table give: candidates by pseudonym and date, and what was left out."""
+
+    site: SiteConfig
+    modality: Modality
+    patients: dict[str, dict[datetime.date, list[Candidate]]] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def scans(self) -> int:
+        """How many visits there are to read."""
+        return sum(len(dates) for dates in self.patients.values())
+
+
+def survey(site: SiteConfig, modality: Modality, key: bytes, progress: Progress) -> Survey:
+    """Read the table and every file's header and join them; `key` makes the pseudonyms.
+
+    Raises:
+        TableError: the root is no folder, or the table does not fit the config.
+    """
+    table, root = read_table(site.data), Path(site.data.root)
+    if not root.is_dir():
+        raise TableError(f"data.root '{root}' is not a folder: set it to the folder that holds the scans")
+    joiner = _Joiner(Survey(site, modality, left_out=list(table.left_out)), table, key)
+    files = _files(site)
+    for done, path in enumerate(files, start=1):
+        joiner.add_file(path)
+        progress("reading headers", done, len(files))
+    joiner.join_series()
+    return joiner.found
+
+
+def read_visits(found: Survey) -> Iterator[Visit | LeftOut]:
+    """Every visit in the order (pseudonym, day), and whatever is left out on the way.
+
+    Of several series of one patient and date the first that can be read is taken, in the order of their numbers.
+    """
+    for patient in sorted(found.patients):
+        read: list[tuple[datetime.date, Candidate, Scan]] = []
+        for date in sorted(found.patients[patient]):
+            taken = None
+            for candidate in sorted(found.patients[patient][date], key=lambda one: (one.series_number, one.name)):
+                if taken is not None:
+                    detail = f"the visit's scan is {taken.name}"
+                    yield LeftOut(candidate.name, candidate.files, Reason.OTHER_SERIES, detail)
+                    continue
+                scan = _read(candidate, found)
+                if isinstance(scan, LeftOut):
+                    yield scan
+                else:
+                    taken = candidate
+                    read.append((date, candidate, scan))
+        for date, candidate, scan in read:
+            yield Visit(patient, (date - read[0][0]).days, candidate.attributes, scan)
+
+
+def _read(candidate: Candidate, found: Survey) -> Scan | LeftOut:
+    try:
+        scan = read_scan(candidate.source, found.modality, released=_released(candidate.source, found.site))
+        value_range(scan, found.modality.image)
+    except ScanRefused as error:
+        return LeftOut(candidate.name, candidate.files, Reason(error.refusal.value), error.detail)
+    except ScanError as error:
+        return LeftOut(candidate.name, candidate.files, Reason.NO_CONTRAST, str(error))
+    return scan
+
+
+def _files(site: SiteConfig) -> list[Path]:
+    """Every file under the root but the table, the store and hidden ones, in a fixed order."""
+    own = {Path(site.data.table).resolve(), Path(site.store).resolve()}
+    found: list[Path] = []
+    for folder, folders, names in os.walk(site.data.root):
+        folders[:] = [one for one in folders if not one.startswith(".") and (Path(folder) / one).resolve() not in own]
+        paths = [Path(folder) / name for name in names if not name.startswith(".")]
+        found += [path for path in paths if path.resolve() not in own]
+    return sorted(found)
+
+
+def _name(path: Path, site: SiteConfig) -> str:
+    return path.relative_to(site.data.root).as_posix()
+
+
+def _released(path: Path, site: SiteConfig) -> bool:
+    return any(fnmatch.fnmatchcase(_name(path, site), pattern) for pattern in site.data.released)
+
+
+@dataclass
+class _Joiner:
+    """Files on one side, rows on the other; what fits becomes a candidate, the rest is left out."""
+
+    found: Survey
+    table: Table
+    key: bytes
+    series: dict[str, dict[str, DicomHeader]] = field(default_factory=dict)
+    """Series -> SOP Instance UID (or name) -> header."""
+    used: set[int] = field(default_factory=set)
+    """Lines of the rows that a file has fitted."""
+
+    def add_file(self, path: Path) -> None:
+        """Sort one file: a candidate by its row, a slice of a series, or left out with its reason."""
+        name = _name(path, self.found.site)
+        row = self.table.by_file.get(name)
+        if row is not None:
+            self.used.add(row.line)
+        if name.lower().endswith(FOUND_BY_NAME):
+            if row is not None:
+                self._add(row.patient, row.date, row, None, Candidate(path, name, 1, 0, {}))
+            else:
+                column = self.found.site.data.columns.file
+                detail = "no row names this file" if column else "set data.columns.file to find its row"
+                self._leave_out(name, 1, Reason.NO_TABLE_ROW, detail)
+            return
+        released = _released(path, self.found.site)
+        try:
+            header = read_header(path, self.found.modality.dicom_modalities, released)
+        except ScanRefused as error:
+            self._leave_out(name, 1, Reason(error.refusal.value), error.detail)
+            return
+        if row is not None:
+            self._add(row.patient, row.date, row, header, Candidate(path, name, 1, _number(header), {}))
+        else:
+            self._add_slice(name, header)
+
+    def join_series(self) -> None:
+        """Join every series with its row, then leave out the rows that no file fits."""
+        for group in sorted(self.series):
+            headers = list(self.series[group].values())
+            name = _name(headers[0].path, self.found.site)
+            try:
+                self._join(name, headers)
+            except ScanRefused as error:
+                self._leave_out(name, len(headers), Reason(error.refusal.value), error.detail)
+        for row in self.table.rows():
+            if row.line not in self.used:
+                self._leave_out(f"row {row.line}", 0, Reason.NO_SCAN, "no file fits this row")
+
+    def _add_slice(self, name: str, header: DicomHeader) -> None:
+        pattern = self.found.site.data.series_description.lower()
+        if pattern and not fnmatch.fnmatchcase(header.series_description.lower(), pattern):
+            self._leave_out(name, 1, Reason.NOT_SELECTED, "see data.series_description")
+            return
+        # two-dimensional images stand alone; the slices of a volume belong together
+        single = self.found.modality.image.plane == "none" or not header.series_uid
+        group = header.sop_uid or name if single else f"{header.series_uid} {header.patient_id}"
+        slices = self.series.setdefault(group, {})
+        if header.sop_uid in slices:
+            detail = f"the same DICOM object as {_name(slices[header.sop_uid].path, self.found.site)}"
+            self._leave_out(name, 1, Reason.DUPLICATE, detail)
+        else:
+            slices[header.sop_uid or name] = header
+
+    def _join(self, name: str, headers: list[DicomHeader]) -> None:
+        patient, date = headers[0].patient_id, headers[0].study_date
+        if not patient or date is None:
+            detail = "the header has no PatientID or no StudyDate"
+            self._leave_out(name, len(headers), Reason.NO_PATIENT_OR_DATE, detail)
+            return
+        row, days = self.table.nearest(patient, date)
+        if row is None or days > self.found.site.data.date_tolerance_days:
+            detail = f"the nearest row is {days} days away; see data.date_tolerance_days"
+            detail = "the table has no row of this patient" if row is None else detail
+            self._leave_out(name, len(headers), Reason.NO_TABLE_ROW, detail)
+            return
+        self.used.add(row.line)
+        chosen = choose_slice(headers, self.found.modality.image.slice_position)
+        self._add(patient, date, row, chosen, Candidate(chosen.path, name, len(headers), _number(chosen), {}))
+
+    def _add(
+        self, patient: str, date: datetime.date, row: Row, header: DicomHeader | None, candidate: Candidate
+    ) -> None:
+        for name in self.found.modality.attributes:
+            problem = self._add_attribute(name, row, header, candidate.attributes)
+            if problem is not None:
+                self._leave_out(candidate.name, candidate.files, *problem)
+                return
+        dates = self.found.patients.setdefault(pseudonym(self.key, patient), {})
+        dates.setdefault(date, []).append(candidate)
+
+    def _add_attribute(
+        self, name: str, row: Row, header: DicomHeader | None, attributes: Attributes
+    ) -> tuple[Reason, str] | None:
+        """Put the attribute's value, from the table or else from the header, into `attributes`, or say why not."""
+        text = row.cells.get(name, "")
+        text = self.found.site.data.values.get(name, {}).get(text, text)
+        if not text and header is not None:
+            in_header = {"age": "" if header.age_years is None else str(header.age_years), "sex": header.sex}
+            text = in_header.get(name, "")
+        if not text:
+            return Reason.MISSING_VALUE, f"no {name} in row {row.line} or in the header"
+        try:
+            attributes[name] = self.found.modality.parse(name, text)
+        except RequestError as error:
+            number = not self.found.modality.attributes[name].words and is_number(text)
+            return (Reason.OUT_OF_RANGE if number else Reason.UNKNOWN_VALUE), f"row {row.line}: {error}"
+        return None
+
+    def _leave_out(self, name: str, files: int, reason: Reason, detail: str) -> None:
+        self.found.left_out.append(LeftOut(name, files, reason, detail))
+
+
+def _number(header: DicomHeader) -> int:
+    """The series number, unnumbered series last."""
+    return 2**31 if header.series_number is None else header.series_number

@@ -1,0 +1,164 @@
+"""A site's table of visits: rows by patient and date or by file, and the rows that cannot be used."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ld_client.data.left_out import LeftOut, Reason
+from ld_client.site import ColumnsConfig, DataConfig
+from ld_common.config import nearest
+from ld_common.errors import TableError
+
+BLANK = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable row; it names the patient and stays in memory."""
+
+    line: int
+    """The row's place in the table; the header line is row 1."""
+    patient: str
+    date: datetime.date
+    file: str
+    """Path relative to the data's root, POSIX form; empty where the table has no file column."""
+    cells: dict[str, str]
+    """Attribute -> the cell as the site wrote it; "" for a blank one."""
+
+
+@dataclass
+class Table:
+    """The rows of a table by what finds them."""
+
+    by_file: dict[str, Row] = field(default_factory=dict)
+    by_patient: dict[str, dict[datetime.date, Row]] = field(default_factory=dict)
+    """Rows without a file: patient -> date -> row."""
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def rows(self) -> list[Row]:
+        """All usable rows in the table's order."""
+        dated = (row for visits in self.by_patient.values() for row in visits.values())
+        return sorted([*self.by_file.values(), *dated], key=lambda row: row.line)
+
+    def nearest(self, patient: str, date: datetime.date) -> tuple[Row | None, int]:
+        """The patient's row nearest in time, the earlier of two, and the days between; (None, 0) without one."""
+        visits = self.by_patient.get(patient, {})
+        if not visits:
+            return None, 0
+        found = min(visits, key=lambda day: (abs((day - date).days), day))
+        return visits[found], abs((found - date).days)
+
+
+def read_table(data: DataConfig) -> Table:
+    """Read the table; rows that cannot be used are in its `left_out`.
+
+    Raises:
+        TableError: no such file, not UTF-8 CSV or TSV, or a configured column that it lacks.
+    """
+    path = Path(data.table)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        lines = [[cell.strip() for cell in line] for line in reader]
+    except OSError as error:
+        raise TableError(f"cannot read the table '{path}': {error.strerror or error}; see data.table") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"cannot read the table '{path}': {error}; save it as UTF-8 CSV or TSV") from error
+    header = lines[0] if lines else []
+    _check_columns(path, header, data.columns)
+    table = Table()
+    conflicting: set[tuple[str, datetime.date | str]] = set()
+    for number, line in enumerate(lines[1:], start=2):
+        if any(line):
+            cells = dict(zip(header, [*line, *[""] * len(header)], strict=False))
+            row = _row(number, cells, data)
+            if isinstance(row, LeftOut):
+                table.left_out.append(row)
+            else:
+                _add(table, row, conflicting)
+    return table
+
+
+def _delimiter(text: str) -> str:
+    first = text.partition("\n")[0]
+    return max(",;\t", key=first.count)
+
+
+def _check_columns(path: Path, header: Sequence[str], columns: ColumnsConfig) -> None:
+    wanted = {"columns.patient": columns.patient, "columns.date": columns.date}
+    if columns.file:
+        wanted["columns.file"] = columns.file
+    wanted |= {f"columns.attributes.{name}": column for name, column in columns.attributes.items()}
+    problems = [
+        f"no column '{column}' (data.{key}): {nearest(column, [name for name in header if name])}"
+        for key, column in wanted.items()
+        if column not in header
+    ]
+    twice = sorted({column for column in wanted.values() if header.count(column) > 1})
+    problems += [f"column '{column}' occurs more than once" for column in twice]
+    if problems:
+        raise TableError(f"the table '{path}' does not fit the site's config: {'; '.join(problems)}")
+
+
+def _row(number: int, cells: dict[str, str], data: DataConfig) -> Row | LeftOut:
+    columns, name = data.columns, f"row {number}"
+    patient, date = cells[columns.patient], parse_date(cells[columns.date], data.date_format)
+    if _blank(patient) or date is None:
+        shape = data.date_format or "YYYY-MM-DD"
+        detail = "no patient" if _blank(patient) else f"no date of the form {shape}; see data.date_format"
+        return LeftOut(name, 0, Reason.NO_PATIENT_OR_DATE, detail)
+    file = cells[columns.file] if columns.file else ""
+    file = "" if _blank(file) else PurePosixPath(file.replace("\\", "/")).as_posix()
+    found = {
+        # a word that the site's config knows is no blank: "none" may be a diagnosis
+        name: "" if _blank(cells[column]) and cells[column] not in data.values.get(name, {}) else cells[column]
+        for name, column in columns.attributes.items()
+    }
+    return Row(number, patient, date, file, found)
+
+
+def _add(table: Table, row: Row, conflicting: set[tuple[str, datetime.date | str]]) -> None:
+    """File the row; of two equal ones the first stays, of two that disagree none."""
+    key: tuple[str, datetime.date | str] = ("", row.file) if row.file else (row.patient, row.date)
+    dated = table.by_patient.setdefault(row.patient, {})
+    known = table.by_file.get(row.file) if row.file else dated.get(row.date)
+    if key in conflicting:
+        table.left_out.append(_conflict(row))
+    elif known is None:
+        if row.file:
+            table.by_file[row.file] = row
+        else:
+            dated[row.date] = row
+    elif (known.patient, known.date, known.cells) == (row.patient, row.date, row.cells):
+        table.left_out.append(LeftOut(f"row {row.line}", 0, Reason.DUPLICATE, f"the same as row {known.line}"))
+    else:
+        conflicting.add(key)
+        table.left_out += [_conflict(known), _conflict(row)]
+        if row.file:
+            del table.by_file[row.file]
+        else:
+            del dated[row.date]
+
+
+def _conflict(row: Row) -> LeftOut:
+    detail = "rows of one scan that disagree: keep the right one"
+    return LeftOut(f"row {row.line}", 0, Reason.CONFLICTING_ROWS, detail)
+
+
+def parse_date(text: str, date_format: str) -> datetime.date | None:
+    """A cell's date, None where it is not one."""
+    try:
+        if date_format:
+            return datetime.datetime.strptime(text, date_format).date()
+        return datetime.datetime.fromisoformat(text).date()
+    except ValueError:
+        return None
+
+
+def _blank(cell: str) -> bool:
+    return cell.lower() in BLANK

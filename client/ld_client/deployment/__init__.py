@@ -1,0 +1,1 @@
+"""A site in a deployed study: kit, keys, approvals, node, audit log, releases."""

@@ -1,0 +1,134 @@
+"""`ld-client dry-run`: one round on the site's own data, as the study would ask for it; nothing of it is sent or kept.
+
+It runs on a copy: a temporary folder with links to the store's files and a copy of the ledger, so that neither is
+charged nor written to. What a round may not spend, the copy refuses as the ledger would.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ld_client.deployment.audit_log import AuditLog
+from ld_client.deployment.site_home import SiteHome
+from ld_client.local_round import run_task
+from ld_client.privacy.ledger import Ledger
+from ld_client.site import LEDGER, SiteConfig
+from ld_common.config import to_mapping
+from ld_common.messages import TrainResult, TrainTask, tensor_record
+from ld_common.models import base_digest, load_denoiser
+from ld_common.schemes import attach, read_scheme
+from ld_common.secure_aggregation import CHECK_WORDS
+from ld_common.study import StudyConfig
+
+SHOWN = 12
+"""Tensors that are listed one by one."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What came of it."""
+
+    study: StudyConfig
+    result: TrainResult
+    """As if the study had no secure aggregation."""
+    seconds: float
+    peak_bytes: int
+    """Most memory of this process, or of the GPU that it used."""
+
+
+def dry_run(home: SiteHome) -> list[str]:
+    """Run the round and write it into the audit log; returns what to print.
+
+    Raises:
+        LdError: what a round would be refused for, but for approval and hours.
+    """
+    kit, site, study = home.kit(), home.site(), home.study()
+    log = AuditLog.of(home)
+    log.append("dry-run", {"study": kit.study, "study_digest": study.digest(), "sent": False, "charged": False})
+    return report(rehearse(site, study, kit.modality_digest), site)
+
+
+def rehearse(site: SiteConfig, study: StudyConfig, modality_digest: str) -> DryRun:
+    """Round 1 of a study at a site, on a copy of its store; raises `LdError`."""
+    # there are no other sites to mask towards; what is computed is the same
+    alone = replace(study, federation=replace(study.federation, secure_aggregation=False))
+    state = attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed).learned_state()
+    task = TrainTask(state, 1, json.dumps(to_mapping(alone)), base_digest(site.base_model), modality_digest)
+    with _copy(site) as copied:
+        started = time.monotonic()
+        result = run_task(copied, task)
+        seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if site.device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    return DryRun(study, result, seconds, peak)
+
+
+@contextmanager
+def _copy(site: SiteConfig) -> Iterator[SiteConfig]:
+    """The site with a store and a ledger that vanish."""
+    with tempfile.TemporaryDirectory(prefix="ld-client-dry-run-") as name:
+        folder = Path(name)
+        for file in site.store_path.iterdir() if site.store_path.is_dir() else ():
+            if file.is_file() and not file.name.startswith(LEDGER):
+                (folder / file.name).symlink_to(file.resolve())
+        if site.ledger_path.exists():
+            Ledger(site.ledger_path).copy(folder / LEDGER)
+        policy = replace(site.policy, hours="")
+        yield replace(site, store=str(folder), ledger=str(folder / LEDGER), policy=policy)
+
+
+def report(run: DryRun, site: SiteConfig) -> list[str]:
+    """What to print of it."""
+    study = run.study
+    where = "of the GPU" if site.device == "cuda" else "of this process"
+    return [
+        f"study {study.name}, round 1 of {study.federation.rounds} at {site.site}: {study.training.steps} steps in "
+        f"{run.seconds:.1f} s, at most {run.peak_bytes / 2**30:.2f} GiB {where}",
+        _losses(run),
+        "Would have left:",
+        *_leaving(run),
+        "Nothing was sent, and nothing was charged to the privacy ledger, because nothing left. What was trained is "
+        "gone; the store is as it was.",
+    ]
+
+
+def _losses(run: DryRun) -> str:
+    numbers = run.result.numbers
+    if numbers is None:
+        return "loss: not computed: under differential privacy nobody may be told an exact one"
+    kept = "; it stays here, the study withholds it" if run.study.withholds_numbers else ""
+    return f"loss: {numbers.loss_first:.4f} in the first fifth, {numbers.loss_last:.4f} in the last{kept}"
+
+
+def _leaving(run: DryRun) -> list[str]:
+    study, result = run.study, run.result
+    drift = [] if result.drift is None else [tensor_record("drift", result.drift)]
+    tensors = [tensor_record(name, result.state[name]) for name in sorted(result.state)] + drift
+    if study.federation.secure_aggregation:
+        count = sum(record["bytes"] // 4 for record in tensors)
+        size = 4 * (count + CHECK_WORDS)
+        lines = [f"  one masked vector of {count:,} numbers, {size:,} bytes: the sum of all sites alone can be read"]
+        return [*lines, "  made of:", *_listed(tensors)]
+    lines = _listed(tensors)
+    if result.numbers is not None and not study.withholds_numbers:
+        numbers = result.numbers
+        lines.append(f"  {numbers.visits} visits, {numbers.patients} patients, both losses, the seconds")
+    return [*lines, f"  {result.uplink_bytes:,} bytes, the site's name, and a signature with the audit log's head"]
+
+
+def _listed(tensors: list[dict[str, Any]]) -> list[str]:
+    shown = tensors if len(tensors) <= SHOWN else tensors[: SHOWN - 1] + tensors[-1:]
+    lines = [f"  {one['name']} {one['type']} {one['shape']}, {one['bytes']:,} bytes" for one in shown]
+    hidden = len(tensors) - len(shown)
+    return lines if not hidden else [*lines[:-1], f"  and {hidden} tensors more", lines[-1]]

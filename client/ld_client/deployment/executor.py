@@ -1,0 +1,73 @@
+"""Runs the study's code at a site, if it was approved: a Flower SuperExec that looks at the bundle's hash first.
+
+    python -m ld_client.deployment.executor HOME --runtime-api-address ... (the rest as flower-superexec)
+
+The study chooses the code and Flower would run whatever comes (1.41). This process is the site's own: it is started
+from the installed package, never from a bundle.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.proto.task_pb2 import Task
+from flwr.supercore.cli.flower_superexec import flower_superexec
+from flwr.supercore.superexec import run_superexec
+from flwr.supercore.superexec.executor import LaunchResult
+from flwr.supercore.superexec.plugin import AutoExecPlugin
+
+import ld_common.offline  # noqa: F401  (before Flower)
+from ld_client.deployment.approvals import check_bundle
+from ld_client.deployment.launcher import TOKEN
+from ld_client.deployment.site_home import SiteHome
+from ld_common.errors import LdError
+
+CLIENT_APP = "flwr-clientapp"
+
+
+Launch = Callable[[list[str], dict[str, str]], object]
+
+
+def start_process(command: list[str], surroundings: dict[str, str]) -> object:
+    """Start a task's process and leave it to itself; it ends with this one."""
+    return subprocess.Popen(command, env=surroundings)
+
+
+def approved_only(home: SiteHome, launch: Launch = start_process) -> type[AutoExecPlugin]:
+    """Flower's way to launch a task, behind the site's approvals, through `ld_client.deployment.launcher`."""
+
+    class ApprovedOnly(AutoExecPlugin):
+        """Launches nothing but client code whose bundle was approved here."""
+
+        def launch_task(self, token: str, task: Task) -> LaunchResult:
+            """Launch a task, or refuse it before a line of it runs."""
+            try:
+                if task.type != CLIENT_APP:
+                    return LaunchResult.failed(f"a site runs client code alone, not '{task.type}'")
+                check_bundle(home, task.fab_hash)
+            except LdError as error:
+                return LaunchResult.failed(str(error))
+            command = [sys.executable, "-m", "ld_client.deployment.launcher", str(home.path)]
+            command += ["--runtime-api-address", self.runtime_api_address, "--insecure"]
+            command += ["--parent-pid", str(os.getpid())]
+            launch(command, os.environ | {TOKEN: token})
+            return LaunchResult.accepted()
+
+    return ApprovedOnly
+
+
+def main() -> None:
+    """The site's executor; ends with the node that started it."""
+    home = SiteHome(Path(sys.argv.pop(1)))
+    if run_superexec.AutoExecPlugin is not AutoExecPlugin:
+        raise SystemExit("this version of Flower launches tasks in another way: approvals would not hold")
+    run_superexec.AutoExecPlugin = approved_only(home)
+    flower_superexec()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""A hospital joins a study: opens its kit, makes its key, says its public key to the study."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import ssl
+from pathlib import Path
+
+import httpx
+from cryptography import x509
+
+from ld_client.deployment.site_home import SiteHome
+from ld_common.config import load_config
+from ld_common.errors import DeploymentError
+from ld_common.files import write_bytes
+from ld_common.modality import Modality
+from ld_common.signing import fingerprint, new_site_key, public_line, read_public_line, write_private_key
+from ld_common.site_kit import MANIFEST, MODALITY, SIGNATURE, Kit, KitManifest, read_kit
+
+TIMEOUT_SECONDS = 10.0
+RENEWAL = datetime.timedelta(days=30)
+TEMPLATE = """\
+# This site's side of a study. Paths are relative to this folder; ld-client check --home HERE says what is missing.
+site: {site}
+modality: kit/modality.yaml
+base_model: /path/of/the/base/model     # the study's, compared by hash: sha256 {base}...
+store: store                            # index, latents, pseudonym key, privacy ledger: never leaves
+data:
+  root: /path/of/the/scans
+  table: /path/of/visits.csv            # one row a visit
+  columns:
+    patient: patient
+    date: date
+    file: ""                            # column with a scan's path; empty when all scans are DICOM series
+    attributes: {{{attributes}}}
+policy:                                 # the most that a study may ask of this site
+  min_patients: 10
+  private_only: false                   # true: only studies under differential privacy
+  max_epsilon: 10.0                     # of all studies together
+"""
+
+
+def join(kit_file: Path, path: Path, expected: str = "") -> list[str]:
+    """Open a kit in a site's home, new or of the same study; returns lines for the data manager.
+
+    Args:
+        kit_file: what the study sent.
+        path: the home; what is in it already stays, but for the kit.
+        expected: the study's fingerprint as its people said it; empty leaves the comparing to the reader.
+
+    Raises:
+        DeploymentError: a kit that was altered, or of another study or site than the home's.
+    """
+    kit, home = read_kit(kit_file), SiteHome(path.resolve())
+    found = fingerprint(read_public_line(kit.manifest.public_key))
+    if expected and expected != found:
+        raise DeploymentError(f"this kit was signed by {found}, not by {expected}: do not use it")
+    known = (home.kit_folder / MANIFEST).exists()
+    if known:
+        before = _before(home)
+        for key in ("public_key", "site", "study"):
+            if getattr(before, key) != getattr(kit.manifest, key):
+                raise DeploymentError(
+                    f"'{path}' is of another {key.replace('_', ' ')}: open this kit in another folder"
+                )
+    _unpack(home, kit)
+    if not home.key_file.exists():
+        write_private_key(home.key_file, new_site_key(), openssh=True)
+    if not home.config_file.exists():
+        write_bytes(home.config_file, _template(home, kit).encode())
+    lines = [f"study {kit.manifest.study}, site {kit.manifest.site}, server {kit.manifest.server}"]
+    if not expected:
+        lines.append(f"compare with what the study's people say on another channel: {found}")
+    return [
+        *lines,
+        f"wrote {home.path}" + (": a new kit, to be approved again" if known else ""),
+        f"next: fill in {home.config_file}, and send the study what ld-client enroll --home {path} prints",
+    ]
+
+
+def _before(home: SiteHome) -> KitManifest:
+    """The manifest of the kit that lies in the home, whose other files may be half written."""
+    try:
+        content = json.loads((home.kit_folder / MANIFEST).read_bytes())
+        return KitManifest(**content)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DeploymentError(f"'{home.kit_folder}' is damaged: remove it, and open the kit again") from error
+
+
+def enrolment(home: SiteHome) -> str:
+    """The site's public key, as `ld-server admit` takes it."""
+    return public_line(home.key().public_key())
+
+
+def fetch_certificate(home: SiteHome) -> None:
+    """Fetch the site's certificate from the study's gate, where it lies after `ld-server admit`.
+
+    Raises:
+        DeploymentError: no answer, not admitted yet, or a certificate of another key.
+    """
+    kit = home.kit()
+    url = f"https://{kit.server}/certificates/{kit.site}"
+    try:
+        answer = httpx.get(url, verify=_authority(home), timeout=TIMEOUT_SECONDS)
+    except httpx.HTTPError as error:
+        raise DeploymentError(f"the study's server {kit.server} cannot be reached: {error}") from error
+    if answer.status_code == 404:
+        raise DeploymentError(f"site '{kit.site}' is not admitted yet: send the study what ld-client enroll prints")
+    try:
+        certificate = x509.load_pem_x509_certificate(answer.content)
+    except ValueError as error:
+        raise DeploymentError(f"the study's server {kit.server} sent no certificate") from error
+    if certificate.public_key() != home.key().public_key():
+        raise DeploymentError(
+            "the study admitted another key for this site: send it again what ld-client enroll prints"
+        )
+    write_bytes(home.certificate, answer.content)
+
+
+def runs_out(home: SiteHome) -> bool:
+    """Whether the site's certificate ends within `RENEWAL`; raises `DeploymentError` for a file that is none."""
+    try:
+        certificate = x509.load_pem_x509_certificate(home.certificate.read_bytes())
+    except ValueError as error:
+        raise DeploymentError(f"'{home.certificate}' is no certificate: remove it, and it is fetched again") from error
+    return certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC) + RENEWAL
+
+
+def _authority(home: SiteHome) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(home.kit_folder / "authority.crt"))
+
+
+def _unpack(home: SiteHome, kit: Kit) -> None:
+    """Put the kit in the place of the one before: a folder beside it that takes its name when it is whole."""
+    fresh, old = home.path / "kit.new", home.path / "kit.old"
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name, content in {**kit.files, SIGNATURE: kit.signature.encode(), MANIFEST: kit.raw_manifest}.items():
+        write_bytes(fresh / name, content)
+    if home.kit_folder.exists():
+        home.kit_folder.rename(old)
+    fresh.rename(home.kit_folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _template(home: SiteHome, kit: Kit) -> str:
+    modality = load_config(Modality, home.kit_folder / MODALITY)
+    attributes = ", ".join(f"{name}: {name}" for name in modality.attributes)
+    return TEMPLATE.format(
+        site=kit.manifest.site,
+        base=kit.manifest.base_digest[:16],
+        attributes=attributes,
+    )

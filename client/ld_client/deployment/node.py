@@ -1,0 +1,86 @@
+"""`ld-client start`: the node, which fetches the study's work, and the executor, which runs what was approved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ld_client.deployment.approvals import check_approved, check_bundle
+from ld_client.deployment.join import fetch_certificate, runs_out
+from ld_client.deployment.site_home import SiteHome
+from ld_common.errors import DeploymentError
+from ld_common.files import held
+from ld_common.processes import environment, free_port, stop_family, stop_holders, tool
+
+POLL_SECONDS = 0.5
+
+
+def run_node(home: SiteHome) -> None:
+    """Take part in the study until told to end.
+
+    Raises:
+        DeploymentError: not admitted, another node of this home runs, or one of the two processes ended.
+        ApprovalError: the kit was not approved.
+        LdError: the home, its config or its key cannot be used.
+    """
+    kit = home.kit()
+    home.site()
+    check_bundle(home, kit.bundle_digest)
+    check_approved(home, kit.study_digest, kit.base_digest, kit.modality_digest)
+    if not home.certificate.exists() or runs_out(home):
+        fetch_certificate(home)
+    with _only_node(home), _secret(home) as secret:
+        port = free_port()
+        runtime = ["--superexec-auth-secret-file", str(secret)]
+        node = [tool("flower-supernode"), "--superlink", kit.server, "--isolation", "process", *runtime]
+        node += ["--root-certificates", str(home.kit_folder / "authority.crt")]
+        node += ["--auth-supernode-private-key", str(home.key_file)]
+        place = json.dumps(str(home.path), ensure_ascii=False)
+        node += ["--node-config", f"home={place}", "--host", "127.0.0.1", "--port", str(port)]
+        executor = [sys.executable, "-m", "ld_client.deployment.executor", str(home.path), "--insecure", *runtime]
+        executor += ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(os.getpid())]
+        _watch(home, [node, executor])
+
+
+def _watch(home: SiteHome, commands: list[list[str]]) -> None:
+    # the folder in which somebody happens to stand is not searched for code
+    surroundings = environment(home.path / "flower") | {"PYTHONSAFEPATH": "1"}
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        with (home.path / "node.log").open("ab") as log:
+            for command in commands:
+                started.append(subprocess.Popen(command, env=surroundings, stdout=log, stderr=log, cwd=home.path))
+        while all(process.poll() is None for process in started):
+            time.sleep(POLL_SECONDS)
+        raise DeploymentError(f"the site's node ended: see '{home.path / 'node.log'}'")
+    finally:
+        for process in started:
+            stop_family(process.pid)
+
+
+@contextlib.contextmanager
+def _only_node(home: SiteHome) -> Iterator[None]:
+    """Hold the home's lock; what a killed node left running is ended first: it holds the site's key."""
+    with held(home.path / "node.lock", DeploymentError(f"a node of '{home.path}' runs already")):
+        stop_holders("flower-supernode", str(home.key_file))
+        yield
+
+
+@contextlib.contextmanager
+def _secret(home: SiteHome) -> Iterator[Path]:
+    """What the executor proves itself to the node with; other accounts of the machine cannot read it."""
+    path = home.path / "executor.secret"
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(secrets.token_bytes(32))
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""A site's connection to the study's release service: mutual TLS, and one sentence for whatever fails."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.x509.oid import NameOID
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+
+from ld_client.deployment.site_home import SiteHome
+from ld_common.errors import DeploymentError, LdError, ReleaseError
+from ld_common.release_messages import (
+    FETCH,
+    LIST,
+    MANIFEST_OF,
+    MAX_MESSAGE_BYTES,
+    MAX_REQUEST_BYTES,
+    FileRequest,
+    Listed,
+    file_request,
+    method,
+    parser,
+    read_listing,
+    serialize,
+)
+from ld_common.signing import private_pem
+from ld_common.site_kit import AUTHORITY, KitManifest
+
+ANSWER_SECONDS, FILE_SECONDS = 30.0, 3600.0
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_REQUEST_BYTES),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class ReleaseClient:
+    """A site's connection to the release service; every failure is one `DeploymentError` or `ReleaseError`."""
+
+    def __init__(self, home: SiteHome, kit: KitManifest) -> None:
+        self._home, self._kit = home, kit
+        self._channel: Any = None
+
+    @contextmanager
+    def connected(self) -> Iterator[ReleaseClient]:
+        """Open the connection; raises `DeploymentError` when the site's certificate cannot be used."""
+        certificate = _check_certificate(self._home, self._kit)
+        key = private_pem(self._home.key())
+        authority = (self._home.kit_folder / AUTHORITY).read_bytes()
+        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+        with grpc.secure_channel(self._kit.release_service, credentials, options=OPTIONS) as self._channel:
+            yield self
+
+    def list(self) -> list[Listed]:
+        """What the server offers."""
+        answer = self._ask(LIST, Empty(), Struct)
+        try:
+            return read_listing(answer)
+        except ValueError as error:
+            raise self._strange() from error
+
+    def manifest(self, name: str) -> bytes:
+        """A release's manifest, as the server has it."""
+        return bytes(self._ask(MANIFEST_OF, StringValue(value=name), BytesValue).value)
+
+    def fetch(self, release: str, file: str, offset: int) -> Iterator[bytes]:
+        """A file from a byte on, in parts."""
+        call = self._channel.unary_stream(method(FETCH), serialize, parser(BytesValue))
+        stream = call(file_request(FileRequest(release, file, offset)), timeout=FILE_SECONDS)
+        try:
+            for part in stream:
+                yield part.value
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        finally:
+            stream.cancel()
+
+    def _ask(self, name: str, request: Message, answer: type[Any]) -> Any:
+        call = self._channel.unary_unary(method(name), serialize, parser(answer))
+        try:
+            return call(request, timeout=ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    def _strange(self) -> DeploymentError:
+        return DeploymentError(
+            f"{self._kit.release_service} answers what is no answer of a release service: is it another version?"
+        )
+
+    def _failure(self, error: Any) -> LdError:
+        """A failed call as one sentence; only what our own service words itself is passed on."""
+        code, where = error.code(), self._kit.release_service
+        said = " ".join(str(error.details() or "").split())[:200]
+        said = "".join(letter for letter in said if letter.isprintable())
+        refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+        if code in refused:
+            return DeploymentError(f"the study's server refuses this site: {said}")
+        if code == grpc.StatusCode.NOT_FOUND:
+            return ReleaseError(f"the study's server does not have it: {said}")
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return DeploymentError(f"a message is too large, or the study's server too busy: {said}")
+        if code == grpc.StatusCode.UNAVAILABLE and "handshake failed" in said.lower():
+            return DeploymentError(
+                f"{where} is not this study's server: the study's authority did not sign its certificate, or not for "
+                "that name. Ask the study's people"
+            )
+        if code == grpc.StatusCode.UNAVAILABLE:
+            return DeploymentError(
+                f"no connection to {where}, or it broke: the server is down, or does not take this site's certificate. "
+                "Pull again later, what came stays"
+            )
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeploymentError(f"{where} took too long: try again later, what came stays")
+        if code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE):
+            return self._strange()
+        return DeploymentError(f"{where} failed ({code.name.lower()}): tell the study's people")
+
+
+def _check_certificate(home: SiteHome, kit: KitManifest) -> bytes:
+    """The site's certificate as PEM, when the server could accept it; raises `DeploymentError`."""
+    path = home.certificate
+    try:
+        content = path.read_bytes()
+        certificate = x509.load_pem_x509_certificate(content)
+        authority = x509.load_pem_x509_certificate((home.kit_folder / AUTHORITY).read_bytes())
+        certificate.verify_directly_issued_by(authority)
+    except OSError as error:
+        raise DeploymentError(f"cannot read the site's certificate '{path}': {error.strerror or error}") from error
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise DeploymentError(
+            f"'{path}' is no certificate of this study: remove it, and it is fetched again"
+        ) from error
+    names = [str(one.value) for one in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if names != [kit.site]:
+        raise DeploymentError(f"'{path}' is the certificate of '{', '.join(names)}', the kit is for '{kit.site}'")
+    if certificate.public_key() != home.key().public_key():
+        raise DeploymentError(
+            f"'{path}' is not of this site's key '{home.key_file}': remove it, and it is fetched again"
+        )
+    now = datetime.datetime.now(datetime.UTC)
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise DeploymentError(
+            f"the site's certificate '{path}' is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d}, not now: ask the study for a new one"
+        )
+    return content

@@ -1,0 +1,1 @@
+"""A study in deployment: provisioning, the gate, the services, releases."""

@@ -1,0 +1,39 @@
+"""Who takes part in a deployed study: the sites that its home admitted, by key, each answer signed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ld_common.attestation import Statement, check_attestation, head_from_record, head_record, new_nonce
+from ld_common.errors import AdapterError
+from ld_common.messages import TrainResult, TrainTask
+from ld_common.signing import read_public_line
+from ld_common.study import StudyConfig
+from ld_server.deployment.study_home import StudyHome
+from ld_server.sites import AUDIT_HEAD, Admission, AllowedKeys, Entry
+
+
+def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:
+    """The sites that a study's home has admitted and not revoked, at each round and again at each answer.
+
+    Each task asks with a nonce of its own, and an answer counts only with the site's signature over both. The heads of
+    the sites' audit logs that come with it stand in the record, and go with each site's next task.
+    """
+    digest = study.digest()
+
+    def allowed() -> dict[str, str]:
+        return {name: site.public_key for name, site in home.sites().items() if site.revoked is None}
+
+    def prepare(site: str, task: TrainTask, last: Entry | None) -> TrainTask:
+        head = last and last.get(AUDIT_HEAD)
+        return replace(task, nonce=new_nonce(), audit_head=head_from_record(head) if head else None)
+
+    def check(site: str, task: TrainTask, result: TrainResult) -> Entry:
+        line = allowed().get(site)
+        if line is None:
+            raise AdapterError("it was revoked during the round")
+        expected = Statement(digest, site, task.round, task.nonce, result.content_digest())
+        head = check_attestation(read_public_line(line), expected, result.attestation, study.name)
+        return {AUDIT_HEAD: head_record(head)}
+
+    return Admission(AllowedKeys(allowed), prepare, [check])

@@ -1,0 +1,198 @@
+"""Make a study's home, let sites in, and shut them out."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ld_common.config import load_config, to_mapping
+from ld_common.errors import DeploymentError
+from ld_common.files import write_bytes
+from ld_common.models import base_digest
+from ld_common.signing import (
+    PrivateKey,
+    fingerprint,
+    new_study_key,
+    public_line,
+    read_elliptic_key,
+    read_public_line,
+    write_private_key,
+)
+from ld_common.site_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
+from ld_common.study import load_study
+from ld_server.deployment import link
+from ld_server.deployment.bundle import DISTRIBUTION, build_bundle
+from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
+from ld_server.deployment.study_home import AdmittedSite, ServerConfig, StudyHome, address, now
+
+LOCAL = ("localhost", link.LOOPBACK)
+
+
+def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Sequence[str] = ()) -> StudyHome:
+    """Make the home of a study: keys, certificates, bundle, one kit a site.
+
+    Raises:
+        DeploymentError: there is a study already.
+        LdError: the study, its modality or its base cannot be read.
+    """
+    home = StudyHome(path.resolve())
+    if home.registry.exists():
+        raise DeploymentError(f"'{path}' is a study's home already: renew its kits with ld-server update")
+    study, modality = load_study(study_file, list(overrides))
+    digest = base_digest(study.base_model)
+    base = Path(study.base_model)
+    placed = dataclasses.replace(
+        study,
+        base_model=str(base.resolve()) if base.exists() else study.base_model,
+        start=str(Path(study.start).resolve()) if study.start else "",
+        modality=MODALITY,
+        output="run",
+    )
+    authority_key, authority = make_authority(study.name)
+    server_key = ec.generate_private_key(ec.SECP384R1())
+    certificate = certify_server(authority_key, authority, server_key.public_key(), [*server.hosts, *LOCAL])
+    keys: dict[str, PrivateKey] = {"authority": authority_key, "server": server_key, "study": new_study_key()}
+    _write_yaml(home.path / "study.yaml", to_mapping(placed))
+    _write_yaml(home.path / "modality.yaml", to_mapping(modality))
+    _write_yaml(home.path / "server.yaml", to_mapping(server))
+    for name, key in keys.items():
+        write_private_key(home.keys / f"{name}.key", key)
+    write_bytes(home.certificate("authority"), pem(authority))
+    write_bytes(home.certificate("server"), pem(certificate))
+    _write_kits(home, digest)
+    home.write_sites({})  # last: a folder with it is whole
+    return home
+
+
+def update(home: StudyHome) -> None:
+    """Make bundle, kits and the server's certificate anew.
+
+    After `study.yaml` or `hosts` in `server.yaml` was edited, this software was updated, or the certificate ran out.
+    """
+    study, _ = home.check().study()
+    key = read_elliptic_key(home.keys / "server.key")
+    certificate = certify_server(*home.authority(), key.public_key(), [*home.server().hosts, *LOCAL])
+    write_bytes(home.certificate("server"), pem(certificate))
+    _write_kits(home, base_digest(study.base_model))
+
+
+def check_bundle(home: StudyHome) -> None:
+    """Raise `DeploymentError` when the bundle that sites approved is not the software that is installed here."""
+    if home.bundle.read_bytes() != build_bundle():
+        raise DeploymentError(
+            f"the software here is not what '{home.bundle}' holds: run ld-server update and send the sites their new "
+            "kits to approve, or install the version again that made it"
+        )
+
+
+def admit(home: StudyHome, name: str, line: str) -> AdmittedSite:
+    """Let a site in with the public key that `ld-client enroll` printed; makes its certificate.
+
+    Raises:
+        DeploymentError: no site of the study, another site's key, a revoked key, or one that is not on P-384.
+        SignatureError: no key.
+    """
+    study, _ = home.check().study()
+    if name not in study.federation.sites:
+        raise DeploymentError(f"'{name}' is no site of the study: it has {', '.join(study.federation.sites)}")
+    key = read_public_line(line)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise DeploymentError("this is a study's key, not a site's: give the line that ld-client enroll printed")
+    certificate = certify_site(*home.authority(), key, name)
+    with home.editing() as sites, link.control(home) as client:
+        other = next(
+            (site for site in sites.values() if site.name != name and site.public_key == public_line(key)), None
+        )
+        if other is not None:
+            raise DeploymentError(f"this is the key of site '{other.name}'")
+        before = sites.get(name)
+        if before is not None and before.public_key == public_line(key) and before.revoked is not None:
+            raise DeploymentError(link.REVOKED_KEY)
+        link.check_not_revoked(client, key)
+        write_bytes(home.site_certificate(name), pem(certificate))
+        sites[name] = AdmittedSite(name, public_line(key), now())
+        home.write_sites(sites)  # before Flower is told: it must never let in a key that is not on the list
+        link.register_node(client, key)
+        if before is not None and before.public_key != public_line(key):
+            link.unregister_node(client, before.key)
+        return sites[name]
+
+
+def revoke(home: StudyHome, name: str) -> None:
+    """Shut a site out, at once: its node, its certificate, its replies; raises `DeploymentError`."""
+    with home.check().editing() as sites:
+        site = sites.get(name)
+        if site is None:
+            raise DeploymentError(f"no site '{name}' was ever admitted")
+        sites[name] = dataclasses.replace(site, revoked=site.revoked or now())
+        home.write_sites(sites)  # before Flower is told: its being down must not keep a site in
+        with link.control(home) as client:
+            link.unregister_node(client, site.key)
+
+
+def synchronize(home: StudyHome) -> None:
+    """Make the SuperLink's list of keys the home's: all that are admitted, and no other."""
+    with home.editing() as sites, link.control(home) as client:
+        wanted = {link.pem(site.key): site for site in sites.values() if site.revoked is None}
+        known = {node.public_key: node for node in link.nodes(client)}
+        for key, node in known.items():
+            if node.registered and key not in wanted:
+                link.unregister(client, node)
+        for key, site in wanted.items():
+            if key in known and not known[key].registered:  # of a list that was restored; the other sites go on
+                print(f"Flower refuses site '{site.name}': {link.REVOKED_KEY}", flush=True)
+            else:
+                link.register_node(client, site.key)
+
+
+def study_fingerprint(home: StudyHome) -> str:
+    """The fingerprint that sites compare before they trust a kit."""
+    return fingerprint(home.study_key().public_key())
+
+
+def _write_kits(home: StudyHome, digest: str) -> None:
+    study, modality = load_study(home.path / "study.yaml")
+    server, key = home.server(), home.study_key()
+    write_bytes(home.bundle, build_bundle())
+    # the server's own folders are nobody else's business
+    shared = dataclasses.replace(study, base_model=Path(study.base_model).name, start="", output="run")
+    files = {
+        STUDY: _yaml(to_mapping(shared)),
+        MODALITY: (home.path / "modality.yaml").read_bytes(),
+        AUTHORITY: home.certificate("authority").read_bytes(),
+        BUNDLE: home.bundle.read_bytes(),
+    }
+    shutil.rmtree(home.kits, ignore_errors=True)
+    for site in study.federation.sites:
+        manifest = KitManifest(
+            study=study.name,
+            site=site,
+            server=address(server.hosts[0], server.gate_port),
+            release_service=address(server.hosts[0], server.release_port),
+            study_digest=study.digest(),
+            base_digest=digest,
+            modality_digest=modality.digest(),
+            public_key="",
+            files={},
+            software=f"{DISTRIBUTION} {version(DISTRIBUTION)}",
+        )
+        write_kit(home.kits / f"{site}.kit", manifest, files, key)
+
+
+def _yaml(content: object) -> bytes:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+
+
+def _write_yaml(path: Path, content: object) -> None:
+    write_bytes(path, _yaml(content))
+
+
+def server_config(overrides: Sequence[str]) -> ServerConfig:
+    """Addresses from `key=value`; raises `ConfigError`."""
+    return load_config(ServerConfig, None, overrides)

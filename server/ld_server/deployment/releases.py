@@ -1,0 +1,140 @@
+"""The releases that a study issued: `HOME/releases/<study>-<number>/`, each written once and never changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ld_common.errors import CheckpointError, DeploymentError, LdError, ReleaseError
+from ld_common.files import file_digest
+from ld_common.release import ADAPTER, SEALED, read_manifest, read_release, write_manifest
+from ld_common.release_messages import FILES, MAX_MESSAGE_BYTES, Listed
+from ld_common.release_signature import SIGNATURE, manifest_digest, release_name, sign_release
+from ld_common.sealed import seal_release
+from ld_common.signing import PublicKey, canonical, fingerprint, public_line
+from ld_server.deployment.study_home import StudyHome
+
+MAX_EVALUATION_BYTES = 200_000
+
+
+def run_release(home: Path, to: list[str], evaluation: Path | None) -> list[str]:
+    """Sign the release of a home's run and issue it; returns lines to print.
+
+    Args:
+        home: the study's home.
+        to: admitted sites that alone can open it; empty for a release in the clear.
+        evaluation: JSON file whose numbers the manifest takes up.
+
+    Raises:
+        ReleaseError: no release in `run`, of another study, or altered.
+        DeploymentError: a name of `to` that is no admitted site.
+    """
+    study_home = StudyHome(home).check()
+    recipients = {site: _recipient(study_home, site) for site in to}
+    key = study_home.study_key()
+    manifest = _manifest(study_home, evaluation)
+    manifest["release"] = {
+        "number": max((one.number for one in list_releases(study_home)), default=0) + 1,
+        "released": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    folder = releases_folder(study_home) / release_name(manifest)
+    _issue(study_home.run / "release" / ADAPTER, folder, manifest, recipients, key)
+    return [
+        f"wrote {folder}, signed by {fingerprint(key.public_key())}",
+        f"encrypted to {', '.join(recipients)}: nobody else can open it"
+        if recipients
+        else "not encrypted: every admitted site can pull it with ld-client pull",
+        f"researchers trust it with: ld-generate --trust '{public_line(key.public_key())}'",
+    ]
+
+
+def releases_folder(home: StudyHome) -> Path:
+    """Where a home's releases lie."""
+    return home.path / "releases"
+
+
+def list_releases(home: StudyHome) -> list[Listed]:
+    """The issued releases, by number; what is half written or damaged is not among them."""
+    folder = releases_folder(home)
+    found = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
+    return sorted((one for path in found if (one := _listed(path)) is not None), key=lambda one: one.number)
+
+
+def _listed(folder: Path) -> Listed | None:
+    try:
+        manifest = read_manifest(folder)
+        sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
+        if release_name(manifest) != folder.name or SIGNATURE not in sizes or not sizes.keys() & {ADAPTER, SEALED}:
+            return None
+        return Listed(folder.name, int(manifest["release"]["number"]), sizes)
+    except (LdError, OSError, KeyError, TypeError):
+        return None
+
+
+def _manifest(home: StudyHome, evaluation: Path | None) -> dict[str, Any]:
+    """The manifest of the home's run, with an evaluation; raises `ReleaseError`."""
+    run, (study, _) = home.run / "release", home.study()
+    release = read_release(run)
+    if release.study.name != study.name:
+        raise ReleaseError(f"'{run}' is of study '{release.study.name}', this home is of '{study.name}'")
+    manifest = release.manifest
+    if evaluation is not None:
+        manifest["evaluation"] = _read_evaluation(evaluation)
+    manifest_digest(manifest)  # refuses numbers that are not finite before anything is written
+    if len(json.dumps(manifest, indent=2).encode()) > MAX_MESSAGE_BYTES - 100_000:
+        raise ReleaseError(f"the manifest of '{run}' is too large to be served: share the drift as a smaller shape")
+    return manifest
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_EVALUATION_BYTES:
+            raise ReleaseError(f"'{path}' is larger than {MAX_EVALUATION_BYTES} bytes: give the summary alone")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        canonical(content)
+    except OSError as error:
+        raise ReleaseError(f"cannot read the evaluation '{path}': {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ReleaseError(f"the evaluation '{path}' is not JSON of finite numbers: {error}") from error
+    if not isinstance(content, dict):
+        raise ReleaseError(f"the evaluation '{path}' must be a JSON object, name by name")
+    return content
+
+
+def _recipient(home: StudyHome, name: str) -> PublicKey:
+    site = home.sites().get(name)
+    if site is None or site.revoked is not None:
+        known = ", ".join(one.name for one in home.sites().values() if one.revoked is None) or "none"
+        raise DeploymentError(f"'{name}' is no admitted site: {known}")
+    return site.key
+
+
+def _issue(
+    adapter: Path,
+    folder: Path,
+    manifest: dict[str, Any],
+    recipients: dict[str, PublicKey],
+    key: Ed25519PrivateKey,
+) -> None:
+    """Write a release folder whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        shutil.copyfile(adapter, partial / ADAPTER)
+        if file_digest(partial / ADAPTER) != manifest["files"][ADAPTER]:
+            raise ReleaseError("the run wrote another release meanwhile: try again when it has ended")
+        write_manifest(partial, manifest)
+        sign_release(partial, key)
+        if recipients:
+            seal_release(partial, manifest, recipients)
+        partial.rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write '{folder}' ({error.strerror or error}): nothing was released") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
