@@ -108,24 +108,18 @@ def check_head(key: PublicKey, head: AuditHead, site: str, study_name: str) -> N
     verify(key, Purpose.AUDIT_HEAD, _unsigned(head), head.signature)
 
 
-def head_problems(key: PublicKey, heads: Sequence[AuditHead], site: str, study_name: str) -> list[str]:
-    """What is wrong with the heads that somebody holds of one site's log, in the order in which they came.
+def shrinkages(heads: Sequence[AuditHead]) -> list[str]:
+    """Where one site's audit log was cut short or rewritten, by the checked heads that somebody holds of it, in order.
 
-    A log only grows: a later head with the same or a smaller number was made on a log that was cut short or rewritten.
+    A log only grows: a later head with the same or a smaller number is of another log. One that was rewritten and has
+    grown past the older head is found by the site's own `ld-client audit verify`, which knows the heads that came back.
     """
-    problems = []
-    for number, head in enumerate(heads, start=1):
-        try:
-            check_head(key, head, site, study_name)
-        except SignatureError as error:
-            problems.append(f"head {number} (entry {head.sequence}): {error}")
-    for number, (before, after) in enumerate(pairwise(heads), start=2):
-        if after.sequence <= before.sequence:
-            problems.append(
-                f"head {number} is of entry {after.sequence}, the one before it of entry {before.sequence}: "
-                f"the audit log of site '{site}' was cut short or rewritten in between"
-            )
-    return problems
+    return [
+        f"its audit log had {before.sequence} entries on {before.time} and {after.sequence} on {after.time}: "
+        "it was cut short or rewritten in between"
+        for before, after in pairwise(heads)
+        if after.sequence <= before.sequence
+    ]
 
 
 def head_record(head: AuditHead) -> dict[str, str | int]:

@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ld_common.errors import LdError
 
+TRUST_HELP = "The study's public key, or a file or kit.json with it; remembered once a release of it held."
+UNSIGNED_HELP = "Take a release that nobody signed, such as a simulation's."
+
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int, transient: bool = True) -> Iterator[Callable[[int], None]]:

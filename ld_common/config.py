@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ld_common.errors import ConfigError
@@ -72,7 +73,7 @@ def from_mapping(schema: type[T], *layers: Any) -> T:
     if "${" in json.dumps(layers, default=str):
         raise ConfigError("a config value holds '${': interpolation is not supported, write the value itself")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), *layers)
+        merged = OmegaConf.merge(_defaults(typing.cast(Any, schema)), *layers)
         return typing.cast(T, OmegaConf.to_object(merged))
     except ConfigError:
         raise
@@ -81,9 +82,15 @@ def from_mapping(schema: type[T], *layers: Any) -> T:
         raise cause if isinstance(cause, ConfigError) else ConfigError(_one_line(error)) from error
 
 
+@functools.cache
+def _defaults(schema: Any) -> DictConfig:
+    """A schema's defaults; `merge` copies them. Making them anew costs more than all the rest of `from_mapping`."""
+    return typing.cast(DictConfig, OmegaConf.structured(schema))
+
+
 def to_mapping(config: Any) -> dict[str, Any]:
     """A config dataclass as nested plain dicts and lists, ready for JSON or a message."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    return dataclasses.asdict(config)
 
 
 def require(condition: bool, message: str) -> None:

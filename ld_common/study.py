@@ -16,6 +16,7 @@ from ld_common.errors import ConfigError
 from ld_common.modality import Modality
 from ld_common.privacy import DpConfig, PrivacyPlan, plan
 from ld_common.schemes import complete
+from ld_common.signing import MAX_LINE, is_line
 from ld_common.site_name import check_site_name
 
 CHOICES = ("moments", "grid")
@@ -168,6 +169,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "name is empty: a study needs a name")
+        require(is_line(self.name), f"name: give one line of at most {MAX_LINE} printable characters")
         self.scheme = complete(self.scheme, self.privacy.enabled)
         if self.privacy.enabled:
             self._check_private()

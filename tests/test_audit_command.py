@@ -60,7 +60,7 @@ def test_an_audit_compares_members_with_those_held_out(audited: tuple[Path, Path
     release = read_release(audited[1])
     assert release.manifest["rounds"][0]["sites"]["p"]["patients"] == len(set(members.pseudonyms)) < len(PATIENTS)
     stages: dict[str, tuple[int, int]] = {}
-    lines = run_audit(site, audited[1], tmp_path / "audit", OPTIONS, lambda *now: stages.update({now[0]: now[1:]}))
+    lines = run_audit(site, release, tmp_path / "audit", OPTIONS, lambda *now: stages.update({now[0]: now[1:]}))
     assert set(stages) == {"membership", "drawing", "rehearsal", "canaries"}
     assert all(done == total for done, total in stages.values())
     said = "\n".join(lines)
@@ -78,4 +78,4 @@ def test_an_audit_compares_members_with_those_held_out(audited: tuple[Path, Path
 
 def test_a_site_that_holds_nobody_back_is_told_to(audited: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(AuditError, match=r"held_out is 0.*before a study, not after"):
-        run_audit(load_site(audited[0]), audited[1], tmp_path / "audit", OPTIONS, lambda *_: None)
+        run_audit(load_site(audited[0]), read_release(audited[1]), tmp_path / "audit", OPTIONS, lambda *_: None)

@@ -224,12 +224,14 @@ def test_nothing_is_trained_that_was_not_approved(home: SiteHome, task: TrainTas
         "opened",
         *told,
         "refused",
+        "approved",
         *told,
         *ran,
         *told,
         "refused",
         *told,
         "refused",
+        "withdrawn",
         *told,
         "refused",
     ]
@@ -253,6 +255,7 @@ def test_a_study_that_cannot_be_read_is_written_down_and_refused(home: SiteHome,
 
 def test_without_a_log_nothing_is_answered(home: SiteHome, task: TrainTask) -> None:
     approve(home)
+    home.audit_log.unlink()
     home.audit_log.mkdir()
     assert messages.unpack_error(answered(home, task)) == messages.ERROR_SENTENCES["deployment"]
     reply = app.app(asked(RecordDict(), f"query.{messages.JOIN}"), node_of(home))

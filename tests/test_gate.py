@@ -206,6 +206,27 @@ def test_large_requests_wait_for_one_another(gate: httpx.Client) -> None:
     assert all(len(received) == len(body) for _, received in ASKED)
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"])
+@pytest.mark.usefixtures("gate")
+def test_a_silent_connection_is_closed(home: StudyHome, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr("ld_server.deployment.gate.SILENT_SECONDS", 0.3)
+    with raw(home) as tls:
+        tls.sendall(sent)
+        answer = b"".join(iter(lambda: tls.recv(4096), b""))  # until the gate hangs up
+    assert answer.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+
+
+def test_a_slow_body_is_no_silence(home: StudyHome, gate: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ld_server.deployment.gate.SILENT_SECONDS", 0.1)
+
+    def drops() -> Iterator[bytes]:
+        for letter in b"hello":
+            time.sleep(0.15)
+            yield bytes([letter])
+
+    assert gate.post("/v1/fleet/pull-messages", content=drops(), headers={"content-length": "5"}).status_code == 207
+
+
 def test_connections_are_limited(home: StudyHome) -> None:
     assert gate_server(home).config.limit_concurrency == MAX_CONNECTIONS
 

@@ -23,7 +23,7 @@ from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, Use
 from ld_client.privacy.report import write_privacy_report
 from ld_client.site import PolicyConfig, SiteConfig, load_modality, load_site
 from ld_common.config import from_mapping
-from ld_common.errors import ReleaseError
+from ld_common.errors import ReleaseError, SignatureError
 from ld_common.models import base_digest, load_denoiser
 from ld_common.privacy import Charge, epsilon
 from ld_common.release import read_release, write_release
@@ -95,7 +95,7 @@ class Hospital:
     def report(self, release: Path, audit: Path | None = None, site: SiteConfig | None = None) -> str:
         """The page's text."""
         out = self.folder / "report.html"
-        write_privacy_report(site or self.site, release, audit, out)
+        write_privacy_report(site or self.site, read_release(release), release, audit, out)
         return out.read_text(encoding="utf-8")
 
 
@@ -257,6 +257,9 @@ def test_the_command_writes_the_page_and_says_where(
     hospital: Hospital, site_yaml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     release, out = hospital.release(hospital.study(name="open")), hospital.folder / "new/report.html"
-    app(["privacy-report", f"--config={site_yaml}", f"--release={release}", f"--out={out}"], standalone_mode=False)
+    command = ["privacy-report", f"--config={site_yaml}", f"--release={release}", f"--out={out}"]
+    with pytest.raises(SignatureError, match="not signed"):
+        app(command, standalone_mode=False)
+    app([*command, "--allow-unsigned"], standalone_mode=False)
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert f"wrote {out}: 3 points to weigh" in capsys.readouterr().out

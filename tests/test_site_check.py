@@ -175,17 +175,17 @@ SPOILED: dict[str, tuple[Callable[[SiteHome], object], str, str]] = {
     "foreign certificate": (
         lambda home: certify(home, home.key().public_key(), own=False),
         "certificate",
-        "the study's authority did not issue it",
+        "is no certificate of this study",
     ),
     "certificate of another key": (
         lambda home: certify(home, new_site_key().public_key()),
         "certificate",
-        "of another key",
+        "not of this site's key",
     ),
     "certificate of another site": (
         lambda home: certify(home, home.key().public_key(), "birch"),
         "certificate",
-        "of birch",
+        "the certificate of 'birch'",
     ),
     "certificate run out": (
         lambda home: certify(home, home.key().public_key(), days=-2),
@@ -351,7 +351,7 @@ def test_who_approves_or_withdraws_is_in_the_log(site_yaml: Path, tmp_path: Path
     runner = CliRunner()
     for option in ("--yes", "--withdraw"):
         assert runner.invoke(client, ["approve", "--home", str(home.path), option]).exit_code == 0
-    _, allowed, ended = [parse_line(line) for line in home.audit_log.read_bytes().splitlines()]
+    *_, allowed, ended = [parse_line(line) for line in home.audit_log.read_bytes().splitlines()]
     assert (allowed.event, ended.event) == ("approved", "withdrawn")
     assert allowed.details["study"] == home.study().digest()
     assert allowed.details["bundle"] == home.kit().bundle_digest

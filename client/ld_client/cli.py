@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -16,12 +17,17 @@ from rich.text import Text
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_client.data.left_out import LeftOut
 from ld_client.site import load_site
-from ld_common.command import run_cli, visible
+from ld_common.command import TRUST_HELP, UNSIGNED_HELP, run_cli, visible
 from ld_common.errors import ApprovalError, DeploymentError, StoreError
+
+if TYPE_CHECKING:
+    from ld_common.release import Release
 
 SHOWN = 20
 CONFIG = typer.Option(..., "--config", help="The site's YAML file.")
 HOME = typer.Option(..., help="The study's folder here, made by ld-client init.")
+TRUST = typer.Option("", help=TRUST_HELP)
+UNSIGNED = typer.Option(False, "--allow-unsigned", help=UNSIGNED_HELP)
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace values of the YAML file.")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -58,13 +64,16 @@ def drift(
     study: Path = typer.Option(..., help="The study's YAML file."),
     choice: str = typer.Option("", help="moments, grid or counterfactual; by default the study's."),
     release: Path | None = typer.Option(None, help="Try with this release's adapter, not the plain base."),
+    trust: str = TRUST,
+    allow_unsigned: bool = UNSIGNED,
     overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace values of the study."),
 ) -> None:
     """Show the drift that a study would give this site, and the loss of each δ where it searches for one."""
     from ld_client.drift_report import show_drift
 
+    trained = None if release is None else _trusted(release, trust, allow_unsigned)
     with progress_bar(Console()) as progress:
-        lines = show_drift(load_site(config), study, choice, release, overrides or [], progress)
+        lines = show_drift(load_site(config), study, choice, trained, overrides or [], progress)
     for line in lines:
         Console().print(line, soft_wrap=True)
 
@@ -93,14 +102,16 @@ def audit_privacy(
     points: int = typer.Option(32, help="Timesteps and noises at which each scan's loss is taken."),
     generated: int = typer.Option(200, help="Pictures drawn and searched for copies."),
     canaries: int = typer.Option(100, help="Made-up patients of a rehearsal of the study; 0 leaves it out."),
+    trust: str = TRUST,
+    allow_unsigned: bool = UNSIGNED,
 ) -> None:
     """Attack a release with this site's own patients: membership, copies, an empirical lower bound on ε."""
     from ld_client.privacy.audit.command import run_audit
     from ld_client.privacy.audit.run import AuditOptions
 
-    console = Console()
+    console, trusted = Console(), _trusted(release, trust, allow_unsigned)
     with progress_bar(console) as progress:
-        lines = run_audit(load_site(config), release, out, AuditOptions(points, generated, canaries), progress)
+        lines = run_audit(load_site(config), trusted, out, AuditOptions(points, generated, canaries), progress)
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
 
@@ -111,13 +122,15 @@ def privacy_report(
     release: Path = typer.Option(..., help="Folder of a release that this site took part in."),
     audit: Path | None = typer.Option(None, help="The audit.json that ld-client audit-privacy wrote of this release."),
     out: Path = typer.Option(..., help="The HTML file to write; it names no patient and no file."),
+    trust: str = TRUST,
+    allow_unsigned: bool = UNSIGNED,
 ) -> None:
     """Write what the data protection officer reads and signs: one page that needs nothing else."""
     from ld_client.privacy.report import write_privacy_report
 
-    console = Console()
+    console, trusted = Console(), _trusted(release, trust, allow_unsigned)
     with console.status("composing the privacy loss"):
-        lines = write_privacy_report(load_site(config), release, audit, out)
+        lines = write_privacy_report(load_site(config), trusted, release, audit, out)
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
@@ -151,13 +164,11 @@ def approve(
 ) -> None:
     """Show what the study would run here and what would leave, and allow it."""
     from ld_client.deployment import approvals
-    from ld_client.deployment.audit_log import AuditLog
     from ld_client.deployment.site_home import SiteHome
 
     site = SiteHome(home.resolve())
     if withdraw:
         approvals.withdraw(site)
-        AuditLog.of(site).append("withdrawn", {})
         return _say("every approval is withdrawn: nothing runs here")
     from ld_client.deployment.approve import describe  # loads torch
 
@@ -166,7 +177,6 @@ def approve(
     if not yes and not typer.confirm("Approve?"):
         raise ApprovalError("nothing was approved")
     made = approvals.approve(site, seen)
-    AuditLog.of(site).append("approved", vars(made).copy())
     return _say(f"approved: code {made.bundle[:16]}, study {made.study[:16]}")
 
 
@@ -255,6 +265,14 @@ def show_left_out(console: Console, entries: Sequence[LeftOut], full_list: str) 
         console.print(f"  {one.name}: {one.reason.value}: {one.detail}", soft_wrap=True, highlight=False, markup=False)
     if len(entries) > SHOWN:
         console.print(f"  and {len(entries) - SHOWN} more: {full_list}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _trusted(folder: Path, trust: str, allow_unsigned: bool) -> Release:
+    from ld_common.trusted_keys import read_trusted_release  # loads torch
+
+    release, notes = read_trusted_release(folder, trust, allow_unsigned)
+    _say(*notes)
+    return release
 
 
 def _say(*lines: str) -> None:

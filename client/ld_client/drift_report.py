@@ -18,7 +18,7 @@ from ld_common.drift import Drift, by_channel
 from ld_common.drift_search import best, search_counterfactual
 from ld_common.modality import Modality
 from ld_common.models import Denoiser, base_digest, load_denoiser
-from ld_common.release import load_release_base, read_release
+from ld_common.release import Release, load_release_base
 from ld_common.study import CHOICES as STUDY_CHOICES
 from ld_common.study import StudyConfig, load_study
 
@@ -29,7 +29,7 @@ def show_drift(
     site: SiteConfig,
     study_file: Path,
     choice: str,
-    release: Path | None,
+    release: Release | None,
     overrides: Sequence[str],
     progress: Callable[[str, int, int], None],
 ) -> list[RenderableType]:
@@ -50,11 +50,10 @@ def show_drift(
     store = open_store(site.store_path, base_digest=base_digest(site.base_model), modality_digest=modality.digest())
     store, _ = split_store(store, site.held_out)
     check_store(site.policy, store, study)
-    trained = None if release is None else read_release(release)
     model: Denoiser = (
         load_denoiser(site.base_model, site.device)
-        if trained is None
-        else load_release_base(trained, site.base_model, site.device)
+        if release is None
+        else load_release_base(release, site.base_model, site.device)
     )
     if choice == "moments":
         return [_moments(site, modality, store, model, study)]
@@ -66,7 +65,7 @@ def show_drift(
         trials = search_delta(store, model, study, advance)
     else:
         edits, search = ask(modality, store, study.drift.search), study.drift.search
-        drift = trained.drift if trained is not None and isinstance(trained.drift, Drift) else None
+        drift = release.drift if release is not None and isinstance(release.drift, Drift) else None
         trials = search_counterfactual(
             model, store.latents, store.prompts, edits, search, study.edit, study.seed, drift, advance
         )

@@ -21,9 +21,10 @@ from ld_common.adapters import check_state
 from ld_common.errors import AdapterError, ConfigError, FederationError, LdError, ReleaseError
 from ld_common.modality import Modality
 from ld_common.models import base_digest, load_denoiser
-from ld_common.release import Release, read_release, write_release
+from ld_common.release import Release, write_release
 from ld_common.schemes import Attached, attach, read_scheme
 from ld_common.study import StudyConfig, load_study
+from ld_common.trusted_keys import read_trusted_release
 from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpoint, has_checkpoint
 from ld_server.deployment.admission import deployed_admission
 from ld_server.deployment.study_home import StudyHome
@@ -121,7 +122,8 @@ def _run(
     if checkpoint is None:
         drop_checkpoint(output)
         if study.start:
-            start_from(attached, read_release(Path(study.start)), study, digest)
+            start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # a simulation's, often
+            start_from(attached, start, study, digest)
     else:
         check_state(checkpoint.state, attached.learned_state())
         attached.load(checkpoint.state)

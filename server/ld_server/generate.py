@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 import ld_common.offline  # noqa: F401  (before any model library)
-from ld_common.command import progress_bar, run_cli
+from ld_common.command import TRUST_HELP, UNSIGNED_HELP, progress_bar, run_cli
 from ld_common.config import load_config, to_mapping
 from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
 from ld_common.drift_search import best, search_counterfactual
@@ -69,12 +69,8 @@ def generate(
     slice_index: int | None = typer.Option(None, "--slice", help="Slice of a volume; by default the trained one."),
     out: Path = typer.Option(Path("counterfactuals"), help="Folder for the results."),
     base: str | None = typer.Option(None, help="Base model, if not where the release says."),
-    trust: str = typer.Option(
-        "", help="The study's public key, or a file or kit.json with it; remembered once a release of it held."
-    ),
-    allow_unsigned: bool = typer.Option(
-        False, "--allow-unsigned", help="Take a release that nobody signed, such as a simulation's."
-    ),
+    trust: str = typer.Option("", help=TRUST_HELP),
+    allow_unsigned: bool = typer.Option(False, "--allow-unsigned", help=UNSIGNED_HELP),
     released: bool = typer.Option(False, help="A person has checked the inputs for burned-in text (DERIVED images)."),
     strength: float | None = typer.Option(
         None, help="How strongly to edit; 0 changes nothing. By default as the release says."

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.bundle import read_bundle
 from ld_client.deployment.site_home import SiteHome
 from ld_common.config import load_config
@@ -46,7 +47,7 @@ def approvals(home: SiteHome) -> list[Approval]:
 
 
 def approve(home: SiteHome, seen: KitManifest | None = None) -> Approval:
-    """Allow the kit that lies in the home; the bundle is kept, for the next comparison.
+    """Allow the kit that lies in the home, and log it; the bundle is kept, for the next comparison.
 
     Args:
         home: the site's.
@@ -70,6 +71,7 @@ def approve(home: SiteHome, seen: KitManifest | None = None) -> Approval:
     )
     write_bytes(kept_copy(home, kit.bundle_digest, "fab"), (home.kit_folder / BUNDLE).read_bytes())
     write_bytes(kept_copy(home, kit.study_digest, "yaml"), (home.kit_folder / STUDY).read_bytes())
+    AuditLog.of(home).append("approved", dataclasses.asdict(approval))
     _write(home, [*approvals(home), approval])
     return approval
 
@@ -87,8 +89,9 @@ def check_kit(home: SiteHome, kit: KitManifest) -> None:
 
 
 def withdraw(home: SiteHome) -> None:
-    """Take every approval back: nothing runs from now on."""
+    """Take every approval back, and log it: nothing runs from now on."""
     _write(home, [])
+    AuditLog.of(home).append("withdrawn", {})
 
 
 def check_bundle(home: SiteHome, bundle_digest: str) -> None:

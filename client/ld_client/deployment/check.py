@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.x509.oid import NameOID
-
 from ld_client.deployment.approvals import check_approved, check_bundle
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.check_data import Checked, check_data, guarded
 from ld_client.deployment.check_server import check_server, dated
 from ld_client.deployment.finding import Finding, failed, good, warning
+from ld_client.deployment.site_certificate import read_certificate
 from ld_client.deployment.site_home import SiteHome
 from ld_common.errors import ApprovalError
 from ld_common.signing import fingerprint, read_public_line
@@ -60,24 +55,8 @@ def _certificate(home: SiteHome, kit: KitManifest) -> list[Finding]:
     if not home.certificate.exists():
         remedy = "ld-client start fetches it, once the study has admitted what ld-client enroll prints"
         return [warning("certificate", "there is none yet", remedy)]
-    certificate = _load(home.certificate)
-    if certificate.public_key() != home.key().public_key():
-        return [failed("certificate", "it is of another key", "delete site.crt, and enrol this key")]
-    try:
-        certificate.verify_directly_issued_by(_load(home.kit_folder / AUTHORITY))
-    except (ValueError, TypeError, InvalidSignature):
-        return [failed("certificate", "the study's authority did not issue it", "delete site.crt: start fetches it")]
-    names = [str(one.value) for one in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if names != [kit.site]:
-        return [failed("certificate", f"it is of {', '.join(names)}, not of {kit.site}", "ask the study")]
+    certificate = read_certificate(home)
     return [dated("certificate", certificate, f"of {kit.site}", "ask the study to admit this site again")]
-
-
-def _load(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except ValueError as error:
-        raise OSError(f"'{path}' is no certificate") from error
 
 
 def _approval(home: SiteHome, kit: KitManifest) -> list[Finding]:

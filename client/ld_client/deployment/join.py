@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import shutil
-import ssl
 from pathlib import Path
-
-import httpx
-from cryptography import x509
 
 from ld_client.deployment.site_home import SiteHome
 from ld_common.config import load_config
@@ -19,8 +14,6 @@ from ld_common.modality import Modality
 from ld_common.signing import fingerprint, new_site_key, public_line, read_public_line, write_private_key
 from ld_common.site_kit import MANIFEST, MODALITY, SIGNATURE, Kit, KitManifest, read_kit
 
-TIMEOUT_SECONDS = 10.0
-RENEWAL = datetime.timedelta(days=30)
 TEMPLATE = """\
 # This site's side of a study. Paths are relative to this folder; ld-client check --home HERE says what is missing.
 site: {site}
@@ -92,44 +85,6 @@ def _before(home: SiteHome) -> KitManifest:
 def enrolment(home: SiteHome) -> str:
     """The site's public key, as `ld-server admit` takes it."""
     return public_line(home.key().public_key())
-
-
-def fetch_certificate(home: SiteHome) -> None:
-    """Fetch the site's certificate from the study's gate, where it lies after `ld-server admit`.
-
-    Raises:
-        DeploymentError: no answer, not admitted yet, or a certificate of another key.
-    """
-    kit = home.kit()
-    url = f"https://{kit.server}/certificates/{kit.site}"
-    try:
-        answer = httpx.get(url, verify=_authority(home), timeout=TIMEOUT_SECONDS)
-    except httpx.HTTPError as error:
-        raise DeploymentError(f"the study's server {kit.server} cannot be reached: {error}") from error
-    if answer.status_code == 404:
-        raise DeploymentError(f"site '{kit.site}' is not admitted yet: send the study what ld-client enroll prints")
-    try:
-        certificate = x509.load_pem_x509_certificate(answer.content)
-    except ValueError as error:
-        raise DeploymentError(f"the study's server {kit.server} sent no certificate") from error
-    if certificate.public_key() != home.key().public_key():
-        raise DeploymentError(
-            "the study admitted another key for this site: send it again what ld-client enroll prints"
-        )
-    write_bytes(home.certificate, answer.content)
-
-
-def runs_out(home: SiteHome) -> bool:
-    """Whether the site's certificate ends within `RENEWAL`; raises `DeploymentError` for a file that is none."""
-    try:
-        certificate = x509.load_pem_x509_certificate(home.certificate.read_bytes())
-    except ValueError as error:
-        raise DeploymentError(f"'{home.certificate}' is no certificate: remove it, and it is fetched again") from error
-    return certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC) + RENEWAL
-
-
-def _authority(home: SiteHome) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(home.kit_folder / "authority.crt"))
 
 
 def _unpack(home: SiteHome, kit: Kit) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ld_client.deployment.approvals import check_approved, check_bundle
-from ld_client.deployment.join import fetch_certificate, runs_out
+from ld_client.deployment.site_certificate import ensure_certificate
 from ld_client.deployment.site_home import SiteHome
 from ld_common.errors import DeploymentError
 from ld_common.files import held
@@ -34,8 +34,7 @@ def run_node(home: SiteHome) -> None:
     home.site()
     check_bundle(home, kit.bundle_digest)
     check_approved(home, kit.study_digest, kit.base_digest, kit.modality_digest)
-    if not home.certificate.exists() or runs_out(home):
-        fetch_certificate(home)
+    ensure_certificate(home)
     with _only_node(home), _secret(home) as secret:
         port = free_port()
         runtime = ["--superexec-auth-secret-file", str(secret)]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ld_client.deployment.join import fetch_certificate
 from ld_client.deployment.release_client import ReleaseClient
+from ld_client.deployment.site_certificate import fetch_certificate
 from ld_client.deployment.site_home import SiteHome
 from ld_common.errors import CheckpointError, LdError, ReleaseError
 from ld_common.files import file_digest, write_bytes

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 
+from ld_client.deployment.site_certificate import check_valid_now, read_certificate
 from ld_client.deployment.site_home import SiteHome
 from ld_common.errors import DeploymentError, LdError, ReleaseError
 from ld_common.release_messages import (
@@ -55,10 +53,11 @@ class ReleaseClient:
     @contextmanager
     def connected(self) -> Iterator[ReleaseClient]:
         """Open the connection; raises `DeploymentError` when the site's certificate cannot be used."""
-        certificate = _check_certificate(self._home, self._kit)
+        certificate = read_certificate(self._home)
+        check_valid_now(self._home, certificate)
         key = private_pem(self._home.key())
         authority = (self._home.kit_folder / AUTHORITY).read_bytes()
-        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+        credentials = grpc.ssl_channel_credentials(authority, key, certificate.public_bytes(Encoding.PEM))
         with grpc.secure_channel(self._kit.release_service, credentials, options=OPTIONS) as self._channel:
             yield self
 
@@ -125,33 +124,3 @@ class ReleaseClient:
         if code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE):
             return self._strange()
         return DeploymentError(f"{where} failed ({code.name.lower()}): tell the study's people")
-
-
-def _check_certificate(home: SiteHome, kit: KitManifest) -> bytes:
-    """The site's certificate as PEM, when the server could accept it; raises `DeploymentError`."""
-    path = home.certificate
-    try:
-        content = path.read_bytes()
-        certificate = x509.load_pem_x509_certificate(content)
-        authority = x509.load_pem_x509_certificate((home.kit_folder / AUTHORITY).read_bytes())
-        certificate.verify_directly_issued_by(authority)
-    except OSError as error:
-        raise DeploymentError(f"cannot read the site's certificate '{path}': {error.strerror or error}") from error
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise DeploymentError(
-            f"'{path}' is no certificate of this study: remove it, and it is fetched again"
-        ) from error
-    names = [str(one.value) for one in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if names != [kit.site]:
-        raise DeploymentError(f"'{path}' is the certificate of '{', '.join(names)}', the kit is for '{kit.site}'")
-    if certificate.public_key() != home.key().public_key():
-        raise DeploymentError(
-            f"'{path}' is not of this site's key '{home.key_file}': remove it, and it is fetched again"
-        )
-    now = datetime.datetime.now(datetime.UTC)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise DeploymentError(
-            f"the site's certificate '{path}' is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d}, not now: ask the study for a new one"
-        )
-    return content

@@ -32,7 +32,7 @@ from ld_client.privacy.facts import (
 from ld_client.privacy.ledger import Entry, Ledger
 from ld_client.site import SiteConfig
 from ld_common.files import write_bytes
-from ld_common.release import MANIFEST, read_release
+from ld_common.release import MANIFEST, Release
 from ld_common.secure_aggregation import default_threshold
 
 TEMPLATE = "report.html.j2"
@@ -40,14 +40,15 @@ TOLERANCE = 1e-3
 """Relative difference up to which two computations of an ε agree."""
 
 
-def write_privacy_report(site: SiteConfig, release_folder: Path, audit_file: Path | None, out: Path) -> list[str]:
+def write_privacy_report(
+    site: SiteConfig, release: Release, release_folder: Path, audit_file: Path | None, out: Path
+) -> list[str]:
     """Write the page, one HTML file that needs nothing else, and return what to say.
 
     Raises:
-        LdError: the release, the ledger, the store or the audit cannot be read; this site took no part in the release;
+        LdError: the ledger, the store or the audit cannot be read; this site took no part in the release;
             the audit is of another release or site.
     """
-    release = read_release(release_folder)
     promise = read_promise(release)
     entries = Ledger(site.ledger_path).entries()
     digest = str(release.manifest["study_digest"])

@@ -19,6 +19,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ld_server.deployment.link import link_address
 from ld_server.deployment.study_home import StudyHome
@@ -35,6 +36,8 @@ MAX_CONNECTIONS = 256
 """A site's node holds about four."""
 TIMEOUT_SECONDS = 300.0
 """For a request to come in and its answer to begin: `MAX_REQUEST_BYTES` at 4 Mbit/s."""
+SILENT_SECONDS = 30.0
+"""A connection with no request under way is closed after once to twice this time: silent ones do not fill the gate."""
 PER_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer", "host", "content-length"}
 CLOSE = {"connection": "close"}
 """For a request that was not read to its end."""
@@ -101,6 +104,29 @@ def gate_app(home: StudyHome) -> Starlette:
     )
 
 
+class _Prompt(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, which alone would wait without end for the first request, or for the rest of its head."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._look_again(None)
+
+    def _look_again(self, before: object) -> None:
+        self._watch = self.loop.call_later(SILENT_SECONDS, self._look, before)
+
+    def _look(self, before: object) -> None:
+        """Close unless a request is under way, or one began since the last look."""
+        under_way = self.cycle is not None and not self.cycle.response_complete
+        if not under_way and (self.cycle is None or self.cycle is before):
+            self.transport.close()
+        else:
+            self._look_again(self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.cancel()
+        super().connection_lost(exc)
+
+
 def gate_server(home: StudyHome) -> uvicorn.Server:
     """The gate on its port, with the study's server certificate; `run()` serves until it is told to end."""
     server = home.server()
@@ -109,6 +135,7 @@ def gate_server(home: StudyHome) -> uvicorn.Server:
             gate_app(home),
             host=server.bind,
             port=server.gate_port,
+            http=_Prompt,
             ssl_certfile=home.certificate("server"),
             ssl_keyfile=home.keys / "server.key",
             log_level="warning",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ld_common.attestation import head_from_record, shrinkages
 from ld_common.errors import CheckpointError
 from ld_common.release import MANIFEST
 from ld_common.study import StudyConfig
 from ld_server.checkpoint import find_checkpoint
 from ld_server.records import FAILURE, RELEASE, RoundRecord, is_locked, read_rounds
+from ld_server.sites import AUDIT_HEAD
 
 
 def status_lines(folder: Path, study: StudyConfig) -> list[str]:
@@ -31,7 +33,8 @@ def status_lines(folder: Path, study: StudyConfig) -> list[str]:
         lines.append(f"round {last.round} ended {last.ended}, after {last.seconds:.0f} s, and {counted}")
         if last.strangers:
             lines.append(f"nodes of no admitted site were there: {', '.join(last.strangers)}")
-    lines += [_site_line(name, records) for name in study.federation.sites]
+    for name in study.federation.sites:
+        lines += [_site_line(name, records), *(f"    {doubt}" for doubt in _log_doubts(name, records))]
     refusals = _refusals(records)
     return [*lines, "left out:", *refusals] if refusals else lines
 
@@ -71,6 +74,12 @@ def _site_line(name: str, records: Sequence[RoundRecord]) -> str:
     facts += ["clipped"] if sent.get("clipped") else []
     facts.append("counts withheld" if visits is None else f"{visits} visits of {patients} patients")
     return f"  {name}: last in round {last.round}, {last.ended}: {', '.join(facts)}"
+
+
+def _log_doubts(name: str, records: Sequence[RoundRecord]) -> list[str]:
+    """What the heads of a site's audit log, which came with its answers, say against it."""
+    heads = [record.sites[name].get(AUDIT_HEAD) for record in records if name in record.sites]
+    return shrinkages([head_from_record(head) for head in heads if head is not None])
 
 
 def _refusals(records: Sequence[RoundRecord]) -> list[str]:

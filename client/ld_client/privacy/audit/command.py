@@ -13,20 +13,18 @@ from ld_client.privacy.audit.statistics import AuditError, Share
 from ld_client.site import SiteConfig, load_modality
 from ld_common.files import write_bytes
 from ld_common.models import base_digest
-from ld_common.release import read_release
+from ld_common.release import Release
 
 AUDIT = "audit.json"
 
 
-def run_audit(
-    site: SiteConfig, release_folder: Path, out: Path, options: AuditOptions, progress: Progress
-) -> list[str]:
+def run_audit(site: SiteConfig, release: Release, out: Path, options: AuditOptions, progress: Progress) -> list[str]:
     """Audit a release, write `audit.json` for the site's eyes, and return what to say.
 
     Raises:
-        LdError: no patients are held out, or a release, store or base that does not fit.
+        LdError: no patients are held out, or a store or base that does not fit the release.
     """
-    release, modality = read_release(release_folder), load_modality(site)
+    modality = load_modality(site)
     store = open_store(site.store_path, base_digest=base_digest(site.base_model), modality_digest=modality.digest())
     members, held_out = split_store(store, site.held_out)
     if not held_out.prompts or not members.prompts:
