@@ -47,7 +47,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: install
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf runs build dist

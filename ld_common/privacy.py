@@ -21,7 +21,7 @@ from ld_common.errors import PrivacyError
 MAX_EPSILON = 100.0
 LEAST_NOISE, MOST_NOISE = 0.2, 1000.0
 """Noise multipliers between which a study's is looked for."""
-NOISE_TOLERANCE = 1e-3
+NOISE_TOLERANCE, BRACKET_TOLERANCE = 1e-3, 0.05
 SMALLEST = 1e-9
 """An ε to take the logarithm of where there is none."""
 
@@ -129,8 +129,8 @@ def _plan(target: float, delta: float, rate: float, steps: int, drift_noise: flo
             f"no noise keeps the study within ε {target:g}: raise privacy.target_epsilon or "
             "privacy.drift_noise_multiplier, or set drift.mean to none"
         )
-    # the looser bound costs next to nothing and brackets the tight one, of which each value takes a second
-    high = _least(looser_cost, target, LEAST_NOISE, MOST_NOISE)
+    # the looser bound is several times as quick, and brackets the tight one
+    high = _least(looser_cost, target, LEAST_NOISE, MOST_NOISE, BRACKET_TOLERANCE)
     low = high / 2
     while low > LEAST_NOISE and cost(low) <= target:
         high, low = low, low / 2
@@ -138,8 +138,10 @@ def _plan(target: float, delta: float, rate: float, steps: int, drift_noise: flo
     return PrivacyPlan(Charge(noise, rate, steps), drift, cost(noise))
 
 
-def _least(cost: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """The least noise whose cost is at most the target, up to `NOISE_TOLERANCE` above it; cost falls with noise."""
+def _least(
+    cost: Callable[[float], float], target: float, low: float, high: float, tolerance: float = NOISE_TOLERANCE
+) -> float:
+    """The least noise whose cost is at most the target, up to a share of `tolerance` above it; cost falls with noise."""
     if cost(low) <= target:
         return low
     if cost(high) > target:
@@ -148,9 +150,9 @@ def _least(cost: Callable[[float], float], target: float, low: float, high: floa
     def over(log_noise: float) -> float:  # nearly straight, so few steps find its zero
         return math.log(max(cost(math.exp(log_noise)), SMALLEST) / target)
 
-    found = math.exp(brentq(over, math.log(low), math.log(high), xtol=NOISE_TOLERANCE / 2))
+    found = math.exp(brentq(over, math.log(low), math.log(high), xtol=tolerance / 2))
     while cost(found) > target:
-        found *= 1 + NOISE_TOLERANCE / 2
+        found *= 1 + tolerance / 2
     return found
 
 

@@ -35,7 +35,9 @@ from tests.site_homes import asked, make_home, node_of
 def task(site_yaml: Path, tiny_base: Path) -> TrainTask:
     site = load_site(site_yaml)
     build_store(site)
-    study = from_mapping(StudyConfig, {"scheme": {"rank": 2}, "training": {"steps": 3, "batch_size": 2}})
+    study = from_mapping(
+        StudyConfig, {"scheme": {"rank": 2, "targets": ["to_k", "to_v"]}, "training": {"steps": 3, "batch_size": 2}}
+    )
     store = open_store(site.store_path)
     return TrainTask(
         attached(tiny_base, study).learned_state(),

@@ -42,7 +42,7 @@ def test_a_small_demo_runs_and_leaves_nothing_running(
         "federation.rounds=2",
         "edit.steps=4",
     ]
-    arguments = ["--config", str(CONFIGS / "demo.yaml"), f"output={output}", "cpus_per_site=1"]
+    arguments = ["--config", str(CONFIGS / "demo.yaml"), f"output={output}"]
     arguments += ["hospital_overrides=[patients=2,held_out=1]", f"overrides=[{','.join([*study, 'scheme.rank=2'])}]"]
     cli(arguments, standalone_mode=False)
     said = capsys.readouterr().out

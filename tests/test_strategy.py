@@ -100,7 +100,13 @@ def study(base: Path, output: Path, sites: list[str], **federation: object) -> S
     settings = {"rounds": 2, "sites": sites, "min_sites": 2, "wait_seconds": 0.1, "max_update_norm": 50.0, **federation}
     return from_mapping(
         StudyConfig,
-        {"name": "test", "base_model": str(base), "output": str(output), "scheme": {"rank": 2}, "federation": settings},
+        {
+            "name": "test",
+            "base_model": str(base),
+            "output": str(output),
+            "scheme": {"rank": 2, "targets": ["to_k", "to_v"]},
+            "federation": settings,
+        },
     )
 
 
