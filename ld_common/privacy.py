@@ -141,7 +141,7 @@ def _plan(target: float, delta: float, rate: float, steps: int, drift_noise: flo
 def _least(
     cost: Callable[[float], float], target: float, low: float, high: float, tolerance: float = NOISE_TOLERANCE
 ) -> float:
-    """The least noise whose cost is at most the target, up to a share of `tolerance` above it; cost falls with noise."""
+    """The least noise whose cost is at most the target, up to a share `tolerance` above it; cost falls with noise."""
     if cost(low) <= target:
         return low
     if cost(high) > target:
