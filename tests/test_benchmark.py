@@ -126,7 +126,8 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
     forms = {"none", "prior", "prior-map", "prior-conditional", "prior-scalar", "prior-local"}
     assert {run["formulation"] for run in runs} == forms | {"centred", "noise", "per-step", "per-step-literal"}
     assert {run["control"] for run in runs} == {None, "histogram_matching", "offset_noise"}
-    wanted = {"frechet_gabor", "kernel_gabor", "background_error", "sharpness_ratio", "size_slope", "auc_synthetic"}
+    wanted = {"frechet_gabor", "kernel_gabor", "background_error", "sharpness_ratio", "auc_synthetic"}
+    wanted |= {"size_slope", "size_in_range"}
     assert all(wanted <= set(run["metrics"]) for run in runs)
     page = (results / "latent_drift.md").read_text()
     assert "## Brain" in page

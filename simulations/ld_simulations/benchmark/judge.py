@@ -32,6 +32,8 @@ from ld_simulations.benchmark.plan import BenchmarkConfig
 from ld_simulations.body import Body
 
 Metrics = dict[str, float]
+SIZE_RANGE = (0.01, 0.99)
+"""Between these quantiles of real pictures lies what counts as an anatomy that occurs."""
 
 
 class Judge:
@@ -58,6 +60,7 @@ class Judge:
         self.mask = background_mask(test.images)
         sizes = self._kept("sizes", lambda: {"sizes": self._sizes(test.images)})["sizes"]
         self.expected = condition_regression(sizes, self._design(test))
+        self.size_range = torch.quantile(self._beside_expected(sizes, test), torch.tensor(SIZE_RANGE).double())
         self._real_classifiers: dict[int, Any] = {}
 
     def _kept(self, name: str, compute: Callable[[], State]) -> State:
@@ -83,11 +86,21 @@ class Judge:
         metrics["background_error"] = float(background_error(samples.images, self.test.images, self.mask).mean())
         metrics["sharpness_ratio"] = float(sharpness(samples.images).mean() / sharpness(self.test.images).mean())
         predicted = self.expected.predict(self._design(samples))
-        metrics["size_slope"] = size_slope(self._sizes(samples.images), predicted)
+        sizes = self._sizes(samples.images)
+        metrics["size_slope"] = size_slope(sizes, predicted)
+        metrics["size_in_range"] = self._in_range(sizes, samples)
         metrics["condition_auc"] = auc(score(self._classifier(seed), samples.images), self._ill(samples))
         metrics["auc_real"] = auc(score(self._classifier(seed), self.test.images), self._ill(self.test))
         metrics |= self._usefulness(samples, seed)
         return metrics
+
+    def _beside_expected(self, sizes: Tensor, pictures: Pictures) -> Tensor:
+        return sizes.double().cpu() - self.expected.predict(self._design(pictures))
+
+    def _in_range(self, sizes: Tensor, samples: Pictures) -> float:
+        """Share of samples whose size a real picture of that condition could have."""
+        (low, high), beside = self.size_range, self._beside_expected(sizes, samples)
+        return float(((beside >= low) & (beside <= high)).double().mean())
 
     def _distances(self, images: Tensor, real: dict[str, Tensor], real_matched: dict[str, Tensor]) -> Metrics:
         metrics: Metrics = {}

@@ -79,9 +79,10 @@ def page(benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run]) -
         "FD is a Fréchet, KD a kernel distance (squared MMD) on the features named; neither is the FID or KID of the "
         "literature, which are of Inception's. *Grey levels matched*: both sets, real and drawn, are first given one "
         "histogram picture by picture, so this distance cannot see brightness or contrast. *Size slope*: how the "
-        "measured size of the ventricles or the heart follows the prompt, 1 as in real scans, 0 not at all. *AUC on "
-        "samples*: a classifier of the disease trained on real scans, asked about samples. *AUC, trained on samples*: "
-        "one trained on samples, asked about real scans.",
+        "measured size of the ventricles or the heart follows the prompt, 1 as in real scans, 0 not at all. *Size "
+        "in range*: the share of samples whose size lies where that of 98 % of real scans of the same condition does. "
+        "*AUC on samples*: a classifier of the disease trained on real scans, asked about samples. *AUC, trained on "
+        "samples*: one trained on samples, asked about real scans.",
         "",
     ]
     for modality in benchmark.modalities:

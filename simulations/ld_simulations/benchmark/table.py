@@ -51,6 +51,7 @@ def metrics_of(runs: Sequence[Run]) -> dict[str, Metric]:
     known["background_error"] = Metric("background error", _from_zero)
     known["sharpness_ratio"] = Metric("sharpness (real 1)", _from_one, True)
     known["size_slope"] = Metric("size slope (real 1)", _from_one, True)
+    known["size_in_range"] = Metric("size in range (real 0.98)", _high, True)
     known["condition_auc"] = Metric("AUC on samples", _high, True)
     known["auc_synthetic"] = Metric("AUC, trained on samples", _high, True)
     known["auc_real_and_synthetic"] = Metric("AUC, on samples and real", _high, True)
