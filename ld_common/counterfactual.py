@@ -1,8 +1,6 @@
-"""Counterfactuals of a scan: abduction by inversion, action by another prompt, prediction by denoising.
+"""Counterfactuals of a scan: abduction of what is the patient's own, action by another prompt, prediction by denoising.
 
-Inversion under the factual prompt finds the patient's own noise; denoising it under the target prompt keeps the
-patient and changes what the prompt changed (Diff-SCM, arXiv 2202.10166). Difference guidance
-ε = ε_factual + w (ε_target - ε_factual) needs no unconditional model and returns the image at w = 0.
+How, a method says (`ld_common.methods`): the default, `invert`, finds the noise from which the scan is drawn.
 """
 
 from __future__ import annotations
@@ -14,16 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ld_common.config import require
+from ld_common.config import nearest, require
 from ld_common.drift import Drift, centre, restore, step_shift
-from ld_common.inversion import Prediction, Predictor, denoise, invert, predictor, trajectory
+from ld_common.inversion import trajectory
+from ld_common.methods import METHODS, Setting
 from ld_common.models import BaseModel, Denoiser
+from ld_common.seeding import torch_generator
 
 
 @dataclass
 class EditConfig:
     """How strongly and how deeply a scan is edited."""
 
+    method: str = "invert"
+    """invert, belm or sdedit: see `ld_common.methods`."""
     steps: int = 50
     """Steps of the whole DDIM trajectory."""
     depth: float = 0.7
@@ -39,6 +41,7 @@ class EditConfig:
     """Counterfactuals that are denoised together."""
 
     def __post_init__(self) -> None:
+        require(self.method in METHODS, f"method is '{self.method}': {nearest(self.method, list(METHODS))}")
         require(self.steps > 0, f"steps is {self.steps}: it must be above 0")
         require(0 < self.depth <= 1, f"depth is {self.depth}: it must lie above 0 and up to 1")
         require(0 <= self.strength < math.inf, f"strength is {self.strength}: it must be a number, 0 or above")
@@ -75,8 +78,9 @@ def draw_counterfactuals(
     config: EditConfig,
     progress: Callable[[int], None] = lambda done: None,
     drift: Drift | None = None,
+    seed: int = 0,
 ) -> Counterfactuals:
-    """Answer `edits` about `images`; each scan is inverted once however many edits it has.
+    """Answer `edits` about `images`; each scan is abducted once however many edits it has.
 
     Args:
         base: the base with the release's adapter.
@@ -85,81 +89,81 @@ def draw_counterfactuals(
         edits: what is asked.
         progress: called with the number of images and edits finished since the last call.
         drift: the drift that the adapter was trained with. As z_T comes from the image, `prior` plays no part here.
+        seed: decides the noise of methods that draw any.
     """
     latents = torch.cat([base.encode(chunk) for chunk in images.split(config.batch_size)])
-    editor = LatentEditor(base, sorted({*factual, *(edit.target for edit in edits)}), config, drift)
-    noisy, restored = editor.abduct(latents, factual, progress)
-    answers = editor.answer(noisy, factual, edits, progress)
+    editor = LatentEditor(base, sorted({*factual, *(edit.target for edit in edits)}), config, drift, seed)
+    states, restored = editor.abduct(latents, factual, progress)
+    answers = editor.answer(states, factual, edits, progress)
     return Counterfactuals(*(_decode(base, part, config.batch_size) for part in (latents, restored, answers)))
 
 
 class LatentEditor:
     """Abduction and prediction in latents; `draw_counterfactuals` adds the VAE on both sides."""
 
-    def __init__(self, model: Denoiser, prompts: Sequence[str], config: EditConfig, drift: Drift | None) -> None:
-        self.model, self.config, self.drift = model, config, drift
-        self.path = trajectory(model.scheduler, config.steps)
-        steps = len(self.path.timesteps)
-        self.start = steps - max(1, round(config.depth * steps))
-        self.shift = step_shift(drift, steps, model.scheduler.alphas_cumprod)
+    def __init__(
+        self, model: Denoiser, prompts: Sequence[str], config: EditConfig, drift: Drift | None, seed: int = 0
+    ) -> None:
+        self.config, self.drift, self.method = config, drift, METHODS[config.method]()
+        path = trajectory(model.scheduler, config.steps)
+        steps = len(path.timesteps)
+        start, shift = (
+            steps - max(1, round(config.depth * steps)),
+            step_shift(drift, steps, model.scheduler.alphas_cumprod),
+        )
+        self.setting = Setting(model, path, start, config.strength, config.refinements, drift, shift)
+        self._generator = torch_generator(seed, "edit")
         with torch.no_grad():
             self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))
 
     def abduct(
         self, latents: Tensor, factual: Sequence[str], progress: Callable[[int], None] = lambda done: None
     ) -> tuple[Tensor, Tensor]:
-        """Image latents `(N,C,h,w)` -> their noise and what denoising it under the same prompts returns, both alike."""
-        noisy, restored = torch.empty_like(latents), torch.empty_like(latents)
+        """Image latents `(N,C,h,w)` -> the method's states `(N,...)`, and the reconstructions `(N,C,h,w)` from them."""
+        states, restored = [], [latents[:0]]
+        noise = torch.randn(latents.shape, generator=self._generator).to(latents)
         for rows in torch.arange(len(latents)).split(self.config.batch_size):
-            predict = predictor(self.model, self._context([factual[row] for row in rows]), self.drift)
-            inner = centre(latents[rows], self.drift)
-            noisy[rows] = invert(inner, predict, self.path, self.start, self.config.refinements, self.shift)
-            restored[rows] = restore(denoise(noisy[rows], predict, self.path, self.start, self.shift), self.drift)
+            context = self._context([factual[row] for row in rows])
+            state = self.method.abduct(self.setting, centre(latents[rows], self.drift), context, noise[rows])
+            found = self.method.answer(self.setting, state, context, None, self.setting.shift)
+            states.append(state)
+            restored.append(restore(found, self.drift))
             progress(len(rows))
-        return noisy, restored
+        return torch.cat(states), torch.cat(restored)
 
     def answer(
         self,
-        noisy: Tensor,
+        states: Tensor,
         factual: Sequence[str],
         edits: Sequence[Edit],
         progress: Callable[[int], None] = lambda done: None,
     ) -> Tensor:
-        """The abducted noise `(N,C,h,w)` under other prompts: latents `(M,C,h,w)` in the order of the edits."""
-        drawn = [noisy[:0]]
+        """Scans' states `(N,...)` under other prompts: latents `(M,C,h,w)` in the order of the edits."""
+        drawn = []
         for first in range(0, len(edits), self.config.batch_size):
             batch = edits[first : first + self.config.batch_size]
-            contexts = self._context([factual[edit.scan] for edit in batch] + [edit.target for edit in batch])
-            predict = difference_guidance(predictor(self.model, contexts, self.drift), self.config.strength)
-            own = denoise(noisy[[edit.scan for edit in batch]], predict, self.path, self.start, self._shifts(batch))
-            drawn.append(restore(own, self.drift))
+            shown, wanted = (
+                self._context([factual[edit.scan] for edit in batch]),
+                self._context([e.target for e in batch]),
+            )
+            own = states[[edit.scan for edit in batch]]
+            found = self.method.answer(self.setting, own, shown, wanted, self._shifts(batch))
+            drawn.append(restore(found, self.drift))
             progress(len(batch))
-        return torch.cat(drawn)
+        shape = self.setting.model.latent_shape
+        return torch.cat(drawn) if drawn else torch.empty((0, *shape))
 
     def _shifts(self, edits: Sequence[Edit]) -> Tensor | None:
         """What is added after each step: the drift's own, and each edit's `(M,1,1,1)`; None for nothing at all."""
+        own = self.setting.shift
         if not any(edit.delta for edit in edits):
-            return self.shift
-        added = torch.tensor([edit.delta / len(self.path.timesteps) for edit in edits]).view(-1, 1, 1, 1)
-        return added if self.shift is None else self.shift + added
+            return own
+        steps = len(self.setting.path.timesteps)
+        added = torch.tensor([edit.delta / steps for edit in edits]).view(-1, 1, 1, 1)
+        return added if own is None else own + added
 
     def _context(self, prompts: Sequence[str]) -> Tensor:
         return torch.stack([self._embedded[prompt] for prompt in prompts])
-
-
-def difference_guidance(both: Predictor, scale: float) -> Predictor:
-    """factual + scale · (target - factual), of a predictor whose batch holds the factual prompts, then the target's."""
-
-    def predict(latents: Tensor, timestep: int) -> Prediction:
-        found = both(torch.cat([latents, latents]), timestep)
-        return Prediction(_guided(found.clean, scale), _guided(found.noise, scale))
-
-    return predict
-
-
-def _guided(pair: Tensor, scale: float) -> Tensor:
-    factual, target = pair.chunk(2)
-    return factual + scale * (target - factual)
 
 
 def _decode(base: BaseModel, latents: Tensor, batch_size: int) -> Tensor:

@@ -72,6 +72,9 @@ def generate(
     trust: str = typer.Option("", help=TRUST_HELP),
     allow_unsigned: bool = typer.Option(False, "--allow-unsigned", help=UNSIGNED_HELP),
     released: bool = typer.Option(False, help="A person has checked the inputs for burned-in text (DERIVED images)."),
+    method: str = typer.Option(
+        "", help="invert, belm or sdedit: how a scan is edited. By default as the release says."
+    ),
     strength: float | None = typer.Option(
         None, help="How strongly to edit; 0 changes nothing. By default as the release says."
     ),
@@ -86,7 +89,7 @@ def generate(
 
     Without --input, draw pictures of no patient with the attributes of --given.
     """
-    named = {"strength": strength, "depth": depth}
+    named = {"method": method or None, "strength": strength, "depth": depth}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     loaded, notes = read_trusted_release(release, trust, allow_unsigned)
     config = load_config(EditConfig, None, [*(overrides or []), *extra], start=loaded.study.edit)
@@ -213,7 +216,8 @@ def answer(
     """Draw all questions under each δ in shared batches and write their files; returns what was written."""
     edits, factual = _edits(release.modality, questions, deltas), _factual_prompts(release.modality, questions)
     images = torch.stack([question.image for question in questions])
-    drawn = draw_counterfactuals(base, images, factual, edits, config, progress, edit_drift(release))
+    drift, seed = edit_drift(release), release.study.seed
+    drawn = draw_counterfactuals(base, images, factual, edits, config, progress, drift, seed)
     files: list[Path] = []
     for index, question in enumerate(questions):
         own = [row for row, edit in enumerate(edits) if edit.scan == index]

@@ -1,0 +1,12 @@
+"""Ways to edit a scan. A new one is a file with a subclass of `Method` and a line in `METHODS`."""
+
+from __future__ import annotations
+
+from ld_common.methods.belm import Belm
+from ld_common.methods.invert import Invert
+from ld_common.methods.method import Method, Setting
+from ld_common.methods.sdedit import SdEdit
+
+__all__ = ["METHODS", "Method", "Setting"]
+
+METHODS: dict[str, type[Method]] = {"invert": Invert, "belm": Belm, "sdedit": SdEdit}

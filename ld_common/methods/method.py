@@ -1,0 +1,85 @@
+"""What every way of editing is: a scan's latents become a state, and the state an answer under another prompt."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ld_common.drift import Drift
+from ld_common.inversion import Prediction, Predictor, Trajectory, predictor
+from ld_common.models import Denoiser
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """How one edit is drawn, whatever the method."""
+
+    model: Denoiser
+    path: Trajectory
+    start: int
+    """Level of the trajectory from which an answer is denoised; 0 is the noisiest."""
+    strength: float
+    """w of the difference guidance."""
+    refinements: int
+    """Fixed-point iterations where a method inverts a step that has no inverse."""
+    drift: Drift | None
+    shift: Tensor | None
+    """Added after each step, or None."""
+
+    def predictor(self, factual: Tensor, target: Tensor | None = None) -> Predictor:
+        """The network under prompt embeddings `(B,T,D)`, guided from the first towards the second where there is one.
+
+        ε = ε_factual + w (ε_target - ε_factual) needs no unconditional model and asks for nothing at w = 0.
+        """
+        if target is None:
+            return predictor(self.model, factual, self.drift)
+        both = predictor(self.model, torch.cat([factual, target]), self.drift)
+
+        def guided(latents: Tensor, timestep: int) -> Prediction:
+            found = both(torch.cat([latents, latents]), timestep)
+            return Prediction(_between(found.clean, self.strength), _between(found.noise, self.strength))
+
+        return guided
+
+
+class Method(ABC):
+    """One way to edit; it holds nothing of a scan."""
+
+    uses_noise = False
+    """Whether answers depend on the seed."""
+
+    @abstractmethod
+    def abduct(self, setting: Setting, latents: Tensor, factual: Tensor, noise: Tensor) -> Tensor:
+        """What `answer` starts from.
+
+        Args:
+            setting: how.
+            latents: of the scans, centred where the drift is, `(B,C,h,w)`.
+            factual: embeddings of what they show, `(B,T,D)`.
+            noise: `(B,C,h,w)`, by the seed; for methods that draw.
+
+        Returns:
+            A state, `(B,...)`.
+        """
+
+    @abstractmethod
+    def answer(
+        self, setting: Setting, state: Tensor, factual: Tensor, target: Tensor | None, shift: Tensor | None
+    ) -> Tensor:
+        """The latents `(B,C,h,w)` of a state under another prompt.
+
+        Args:
+            setting: how.
+            state: of `abduct`.
+            factual: embeddings of what the scans show, `(B,T,D)`.
+            target: of what the answers shall show; None for the reconstruction.
+            shift: added after each step, in place of the setting's.
+        """
+
+
+def _between(pair: Tensor, strength: float) -> Tensor:
+    factual, target = pair.chunk(2)
+    return factual + strength * (target - factual)

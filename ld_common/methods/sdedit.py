@@ -1,0 +1,24 @@
+"""SDEdit (arXiv 2108.01073): noise of the seed's is added to the scan, and taken away under the target."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ld_common.inversion import Prediction, denoise, mixture
+from ld_common.methods.method import Method, Setting
+
+
+class SdEdit(Method):
+    """The baseline: what the noise covers is drawn anew, so a scan comes back only in its coarse features."""
+
+    uses_noise = True
+
+    def abduct(self, setting: Setting, latents: Tensor, factual: Tensor, noise: Tensor) -> Tensor:
+        """The scan under noise at level `start`, `(B,C,h,w)`."""
+        return mixture(Prediction(latents, noise), setting.path.levels[setting.start])
+
+    def answer(
+        self, setting: Setting, state: Tensor, factual: Tensor, target: Tensor | None, shift: Tensor | None
+    ) -> Tensor:
+        """Denoised from there."""
+        return denoise(state, setting.predictor(factual, target), setting.path, setting.start, shift)

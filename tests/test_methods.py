@@ -1,0 +1,90 @@
+"""Each way of editing: what comes back when nothing is asked, what when something is, and what the seed decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ld_common.config import from_mapping
+from ld_common.counterfactual import Edit, EditConfig, LatentEditor
+from ld_common.drift import Drift
+from ld_common.errors import ConfigError
+from ld_common.methods import METHODS
+from ld_common.models import BaseModel, load_base
+
+HEALTHY, ILL = "axial T1 brain MRI, woman, 70 years, healthy", "axial T1 brain MRI, man, 80 years, Alzheimer's disease"
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> BaseModel:
+    return load_base(str(tiny_base))
+
+
+@pytest.fixture
+def latents(base: BaseModel) -> torch.Tensor:
+    return torch.randn(3, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+
+
+def editor(base: BaseModel, seed: int = 0, drift: Drift | None = None, **options: object) -> LatentEditor:
+    return LatentEditor(base, [HEALTHY, ILL], EditConfig(**{"steps": 12, **options}), drift, seed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_strength_and_an_unchanged_prompt_return_the_reconstruction(
+    base: BaseModel, latents: torch.Tensor, method: str
+) -> None:
+    for strength, target in ((0.0, ILL), (3.0, HEALTHY)):
+        own = editor(base, method=method, strength=strength)
+        states, restored = own.abduct(latents, [HEALTHY] * 3)
+        drawn = own.answer(states, [HEALTHY] * 3, [Edit(1, target)])
+        assert torch.allclose(drawn[0], restored[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_prompt_changes_the_answer_and_the_batch_size_does_not(
+    base: BaseModel, latents: torch.Tensor, method: str
+) -> None:
+    answers = []
+    for size in (1, 3):
+        own = editor(base, method=method, strength=3.0, batch_size=size)
+        states, restored = own.abduct(latents, [HEALTHY] * 3)
+        answers.append(own.answer(states, [HEALTHY] * 3, [Edit(1, ILL), Edit(0, ILL)]))
+        assert float((answers[-1][0] - restored[1]).abs().max()) > 1e-2
+    assert torch.allclose(answers[0], answers[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_methods_that_draw_depend_on_the_seed(base: BaseModel, latents: torch.Tensor, method: str) -> None:
+    restored = [editor(base, seed, method=method).abduct(latents, [HEALTHY] * 3)[1] for seed in (1, 1, 2)]
+    assert torch.equal(restored[0], restored[1])
+    assert torch.equal(restored[0], restored[2]) is not METHODS[method].uses_noise
+
+
+@pytest.mark.parametrize("depth", [0.3, 1.0])
+@pytest.mark.parametrize("formulation", [None, "prior", "centred", "per-step"])
+def test_belm_returns_every_scan_by_algebra(
+    base: BaseModel, latents: torch.Tensor, formulation: str | None, depth: float
+) -> None:
+    drift = None if formulation is None else Drift(torch.full((4, 1, 1), 0.3), formulation)
+    restored = editor(base, drift=drift, method="belm", depth=depth).abduct(latents, [HEALTHY, ILL, HEALTHY])[1]
+    assert float((restored - latents).abs().max()) < 1e-4
+    inverted = editor(base, drift=drift, method="invert", depth=depth).abduct(latents, [HEALTHY, ILL, HEALTHY])[1]
+    assert float((inverted - latents).abs().max()) > 1e-3
+
+
+def test_belm_starts_below_a_level_without_signal(base: BaseModel, latents: torch.Tensor) -> None:
+    own = editor(base, method="belm")
+    own.setting.path.levels[0] = 0.0
+    assert float((own.abduct(latents, [HEALTHY] * 3)[1] - latents).abs().max()) < 1e-4
+
+
+def test_belm_says_that_it_needs_steps(base: BaseModel, latents: torch.Tensor) -> None:
+    with pytest.raises(ConfigError, match="two levels at a time"):
+        editor(base, method="belm", steps=1).abduct(latents, [HEALTHY] * 3)
+
+
+def test_a_method_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'invert'"):
+        from_mapping(EditConfig, {"method": "inverse"})
