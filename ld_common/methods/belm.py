@@ -1,8 +1,8 @@
 """BELM (arXiv 2410.07273), an inversion that is exact by algebra: a step from two levels to the next can be undone.
 
 With u = z/√ᾱ and s = √((1-ᾱ)/ᾱ), and h_i = s_i - s_{i+1} the length of the step from level i to i+1, its optimal
-form of second order (O-BELM) is u_{i+1} = r² u_{i-1} + (1 - r²) u_i - h_i (1 + r) ε(z_i) with r = h_i / h_{i-1}. The network is
-asked at the level in the middle both ways, so the way back asks just what the way there asked.
+form of second order (O-BELM) is u_{i+1} = r² u_{i-1} + (1 - r²) u_i - h_i (1 + r) ε(z_i) with r = h_i / h_{i-1}. The
+network is asked at the level in the middle both ways, so the way back asks just what the way there asked.
 """
 
 from __future__ import annotations
