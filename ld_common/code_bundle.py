@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("ld_common", "ld_client")
+DISTRIBUTIONS = ("latent-drift-federation", "latent-drift-client")
+"""What holds them: all of this software, or a hospital's wheel."""
 
 
 def installed_sources() -> dict[str, bytes]:
@@ -17,3 +21,11 @@ def installed_sources() -> dict[str, bytes]:
             for source in sorted(Path(place).rglob("*.py")):
                 files[f"{package}/{source.relative_to(place).as_posix()}"] = source.read_bytes()
     return files
+
+
+def installed_version() -> str:
+    """This software's version, whether all of it is installed or a hospital's wheel."""
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return "of no installed package"

@@ -123,6 +123,8 @@ def read_kit(path: Path) -> Kit:
             manifest = archive.read(MANIFEST)
             signature = archive.read(SIGNATURE).decode()
             files = {name: archive.read(name) for name in FILES}
+    except FileNotFoundError as error:
+        raise DeploymentError(f"there is no file '{path}': give the kit that the study sent") from error
     except DAMAGE as error:
         raise DeploymentError(f"'{path}' is no site kit ({error}): ask the study for it again") from error
     return Kit(check_manifest(manifest, signature, files), manifest, signature, files)

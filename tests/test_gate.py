@@ -236,6 +236,10 @@ def test_certificates_are_of_sites_alone(gate: httpx.Client, home: StudyHome) ->
     assert x509.load_pem_x509_certificate(answer.content).subject.rfc4514_string() == "CN=aster"
     for name in ("authority", "server", "birch", "..%2fkeys%2fserver", "aster%00"):
         assert gate.get(f"/certificates/{name}").status_code == 404
+    sites = home.sites()
+    home.write_sites({"aster": dataclasses.replace(sites["aster"], revoked=now())})
+    assert gate.get("/certificates/aster").status_code == 410
+    home.write_sites(sites)
 
 
 def test_the_gate_says_when_flower_is_not_there(home: StudyHome, tmp_path: Path) -> None:

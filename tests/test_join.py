@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 from ld_client.cli import app as client
 from ld_client.deployment.approvals import approvals, approve, check_approved, check_bundle, withdraw
 from ld_client.deployment.approve import describe
+from ld_client.deployment.audit_log import AuditLog
+from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.bundle import read_bundle
 from ld_client.deployment.executor import approved_only
 from ld_client.deployment.join import enrolment, join
@@ -65,7 +67,7 @@ def study(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(study: Path, tmp_path: Path) -> StudyHome:
-    return provision(study, tmp_path / "server", server_config(PORTS))
+    return provision(study, tmp_path / "server", server_config(PORTS)[0])
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_a_home_holds_what_it_needs_and_keeps_its_keys_to_itself(home: StudyHome
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in home.keys.iterdir())
     assert home.sites() == {}
     with pytest.raises(DeploymentError, match="already"):
-        provision(study, home.path, server_config(PORTS))
+        provision(study, home.path, server_config(PORTS)[0])
     with pytest.raises(DeploymentError, match="ld-server provision"):
         StudyHome(home.path / "elsewhere").check()
 
@@ -137,7 +139,7 @@ def test_what_is_no_kit_is_refused(home: StudyHome, tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(DeploymentError, match="no site kit"):
             join(file, tmp_path / "home")
-    with pytest.raises(DeploymentError, match="no site kit"):
+    with pytest.raises(DeploymentError, match="there is no file"):
         join(tmp_path / "absent.kit", tmp_path / "home")
 
 
@@ -155,6 +157,7 @@ def test_joining_makes_a_key_of_its_own_and_a_config_to_fill_in(home: StudyHome,
     assert site.key_file.stat().st_mode & 0o777 == 0o600
     assert enrolment(site).startswith("ecdsa-sha2-nistp384 ")
     assert "\n" not in enrolment(site)
+    assert enrolment(site).endswith(" birch")
     assert site.kit() == read_kit(home.kits / "birch.kit").manifest
     assert site.site().site == "birch"
     assert site.study().digest() == site.kit().study_digest
@@ -167,7 +170,7 @@ def test_a_second_kit_keeps_key_and_config(home: StudyHome, site: SiteHome, stud
     assert (site.key_file.read_bytes(), site.config_file.read_bytes()) == (key, config)
     with pytest.raises(DeploymentError, match="another site"):
         join(home.kits / "birch.kit", site.path)
-    other = provision(study, tmp_path / "other", server_config(PORTS))
+    other = provision(study, tmp_path / "other", server_config(PORTS)[0])
     with pytest.raises(DeploymentError, match="another public key"):
         join(other.kits / "aster.kit", site.path)
 
@@ -397,9 +400,15 @@ def test_the_commands_say_one_line_for_a_mistake(home: StudyHome, tmp_path: Path
 
 
 def test_addresses_are_checked() -> None:
-    for wrong in (["gate_port=0"], ["gate_port=9093"], ["hosts=[]"], ["port=1"]):
+    for wrong in (["gate_port=0"], ["gate_port=9093"], ["hosts=[]"]):
         with pytest.raises(ConfigError):
             server_config(wrong)
+
+
+def test_a_setting_of_neither_server_nor_study_is_named(study: Path, tmp_path: Path) -> None:
+    server, overrides = server_config(["port=1"])
+    with pytest.raises(ConfigError, match="'port'"):
+        provision(study, tmp_path / "server", server, overrides)
 
 
 @pytest.mark.parametrize(
@@ -428,14 +437,14 @@ def test_what_is_no_host_is_refused(host: str) -> None:
 
 def test_names_of_any_length_and_hosts_of_any_kind_can_be_provisioned(study: Path, tmp_path: Path) -> None:
     long = ".".join(["label"] * 20)
-    settings = server_config([f"hosts=['::1',Klinik-Köln.de,{long},10.0.0.7]"])
+    settings = server_config([f"hosts=['::1',Klinik-Köln.de,{long},10.0.0.7]"])[0]
     assert settings.hosts == ["::1", "xn--klinik-kln-lcb.de", long, "10.0.0.7"]
     home = provision(study, tmp_path / "server", settings, [f"name={'ü' * 100}"])
     names, addresses = alternatives(home)
     assert {"xn--klinik-kln-lcb.de", long, "localhost"} == set(names)
     assert {"::1", "10.0.0.7", "127.0.0.1"} == addresses
     assert read_kit(home.kits / "aster.kit").manifest.server == "[::1]:9092"
-    provision(study, tmp_path / "other", server_config([f"hosts=[{long}]"]))
+    provision(study, tmp_path / "other", server_config([f"hosts=[{long}]"])[0])
 
 
 def alternatives(home: StudyHome) -> tuple[set[str], set[str]]:
@@ -499,7 +508,7 @@ def fake_link(monkeypatch: pytest.MonkeyPatch) -> FakeLink:
 @pytest.mark.parametrize("name", ["authority", "server"])
 @pytest.mark.usefixtures("fake_link")
 def test_a_site_may_be_called_as_the_studys_own_certificates(study: Path, tmp_path: Path, name: str) -> None:
-    home = provision(study, tmp_path / "server", server_config(PORTS), [f"federation.sites=[{name},birch]"])
+    home = provision(study, tmp_path / "server", server_config(PORTS)[0], [f"federation.sites=[{name},birch]"])
     before = {file: file.read_bytes() for file in (home.certificate("authority"), home.certificate("server"))}
     key = new_site_key().public_key()
     admit(home, name, public_line(key))
@@ -517,7 +526,9 @@ def test_no_key_is_at_flower_that_is_not_on_the_list(home: StudyHome, fake_link:
     fake_link.refuses = False
     synchronize(home)
     assert fake_link.let_in() == {link.pem(first)}
-    admit(home, "aster", public_line(second))
+    with pytest.raises(DeploymentError, match="admitted with another key"):
+        admit(home, "aster", public_line(second))
+    admit(home, "aster", public_line(second), replace=True)
     assert fake_link.let_in() == {link.pem(second)}
     stray = new_site_key().public_key()
     link.register_node(fake_link, stray)  # type: ignore[arg-type]
@@ -540,7 +551,7 @@ def test_a_revoked_key_cannot_come_back(
 
 @pytest.mark.slow
 def test_flower_itself_does_not_take_a_revoked_key_back(study: Path, tmp_path: Path) -> None:
-    home = provision(study, tmp_path / "server", server_config([f"link_port={free_port()}"]))
+    home = provision(study, tmp_path / "server", server_config([f"link_port={free_port()}"])[0])
     process = link.start_link(home)
     try:
         revoked_key_stays_out(home)
@@ -564,6 +575,36 @@ def revoked_key_stays_out(home: StudyHome) -> None:
     assert (site.public_key, site.revoked) == (second, None)
     with link.control(home) as client:
         assert [node.status for node in link.nodes(client)] == ["unregistered", "registered"]
+
+
+@pytest.mark.usefixtures("fake_link")
+def test_a_line_of_another_site_is_not_taken(home: StudyHome, tmp_path: Path) -> None:
+    join(home.kits / "birch.kit", tmp_path / "birch")
+    line = enrolment(SiteHome(tmp_path / "birch"))
+    with pytest.raises(DeploymentError, match="printed by site 'birch'"):
+        admit(home, "aster", line)
+    assert admit(home, "birch", line).name == "birch"
+
+
+def test_a_new_key_begins_a_log_of_its_own(home: StudyHome, tmp_path: Path) -> None:
+    site = SiteHome(tmp_path / "aster")
+    join(home.kits / "aster.kit", site.path)
+    head = AuditLog.of(site).append("asked", {})
+    written = site.audit_log.read_bytes()
+    site.key_file.unlink()
+    lines = join(home.kits / "aster.kit", site.path)
+    (former,) = site.path.glob("audit-until-*.jsonl")
+    assert former.read_bytes() == written
+    assert any(former.name in line for line in lines)
+    assert AuditLog.of(site).append("asked", {}).sequence == head.sequence
+    assert verify_home(site).problems == []
+
+
+def test_settings_are_of_the_server_or_of_the_study(study: Path, tmp_path: Path) -> None:
+    server, overrides = server_config([*PORTS, "hosts=study.example.org", "federation.rounds=7"])
+    assert (server.hosts, server.is_local, overrides) == (["study.example.org"], False, ["federation.rounds=7"])
+    assert provision(study, tmp_path / "other", server, overrides).study()[0].federation.rounds == 7
+    assert server_config([])[0].is_local
 
 
 def test_the_list_of_sites_is_whole_or_refused(home: StudyHome) -> None:

@@ -153,6 +153,17 @@ def test_an_ingest_without_visits_still_tells_why(site_yaml: Path, capsys: pytes
         open_store(folder)
 
 
+def test_a_store_that_has_visits_outlives_a_table_that_has_none(
+    site_yaml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("index", "--config", str(site_yaml)) == 0
+    before = open_store(site_yaml.parent / "store")
+    write_table(site_yaml, [])
+    assert run("index", "--config", str(site_yaml)) == 2
+    assert "stays as it was" in capsys.readouterr().err
+    assert open_store(site_yaml.parent / "store").pseudonyms == before.pseudonyms
+
+
 def test_the_command_counts_lists_and_says_where(site_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(25):
         (site_yaml.parent / f"scans/note{number:02}.txt").write_text("no scan")

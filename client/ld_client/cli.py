@@ -53,9 +53,9 @@ def index(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     counts.add_row(*map(str, (summary.patients, summary.visits, summary.pairs, len(summary.left_out))))
     console.print(counts)
     show_left_out(console, summary.left_out, f"ld-client left-out --config {config}")
-    console.print(f"wrote {site.store}", soft_wrap=True, highlight=False)
     if not summary.visits:
         raise StoreError("no visit could be used: see the reasons above")
+    console.print(f"wrote {site.store}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -153,7 +153,9 @@ def enroll(home: Path = HOME) -> None:
     from ld_client.deployment.join import enrolment
     from ld_client.deployment.site_home import SiteHome
 
-    print(enrolment(SiteHome(home.resolve())))
+    site = SiteHome(home.resolve())
+    site.kit()  # says what to do where there is none
+    print(enrolment(site))
 
 
 @app.command()

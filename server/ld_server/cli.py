@@ -26,14 +26,19 @@ def provision(
     study: Path = typer.Argument(..., help="The study's YAML file."),
     home: Path = typer.Option(..., help="Folder to make; its keys/ must stay secret."),
     settings: list[str] = typer.Argument(
-        None, metavar="[KEY=VALUE]...", help="Addresses, as hosts=[study.example.org] gate_port=9092."
+        None,
+        metavar="[KEY=VALUE]...",
+        help="Addresses, as hosts=[study.example.org] gate_port=9092, and values of the study's file to replace.",
     ),
 ) -> None:
     """Make a study's home: keys, certificates, code bundle, and a kit for each site."""
     from ld_server.deployment.provision import provision as make
     from ld_server.deployment.provision import server_config, study_fingerprint
 
-    made = make(study, home, server_config(settings or []))
+    server, overrides = server_config(settings or [])
+    made = make(study, home, server, overrides)
+    if server.is_local:
+        _say("hosts is not said: these kits are of use on this machine alone")
     _say(f"wrote {made.path}", f"send each site its file of {made.kits}: nothing in it is secret")
     _say(f"and tell it on another channel the study's fingerprint: {study_fingerprint(made)}")
 
@@ -54,13 +59,15 @@ def admit(
     home: Path = HOME,
     site: str = typer.Argument(..., help="The site's name in the study."),
     key: str = typer.Argument(..., help="The line that ld-client enroll printed there."),
+    replace: bool = typer.Option(False, "--replace", help="In place of the site's former key, for good."),
 ) -> None:
     """Let a site in."""
+    from ld_common.signing import fingerprint
     from ld_server.deployment.provision import admit as let_in
     from ld_server.deployment.study_home import StudyHome
 
-    let_in(StudyHome(home.resolve()), site, key)
-    _say(f"{site} is admitted")
+    admitted = let_in(StudyHome(home.resolve()), site, key, replace)
+    _say(f"{site} is admitted with key {fingerprint(admitted.key)}")
 
 
 @app.command()
@@ -108,7 +115,7 @@ def status(home: Path = HOME) -> None:
     from ld_server.deployment.study_home import StudyHome
 
     study = StudyHome(home.resolve()).check()
-    _say(*status_lines(study.run, study.study()[0]))
+    _say(*status_lines(study.run, study.study()[0], study.sites()))
 
 
 @app.command()

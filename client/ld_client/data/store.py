@@ -85,16 +85,21 @@ class _Entry:
 def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> IndexSummary:
     """Ingest the site's scans, encode them and their prompts once, and replace the store.
 
-    A store without visits is written as well, so that what was left out can be read; `open_store` refuses it.
+    A first store without visits is written as well, so that what was left out can be read; `open_store` refuses it.
 
     Raises:
         LdError: the site's config, table, key, base model or store folder cannot be used.
+        StoreError: no visit could be used, and there is a store that has some, which stays as it is.
     """
     modality, base = load_modality(site), load_base(site.base_model)
     found = survey(site, modality, load_key(site.store_path), progress)
     entries, latents, left_out = _encode_scans(found, base, progress)
     tensors = {"latents": latents, "base_latent_mean": base.latent_mean.float().contiguous()}
     meta = {"schema": SCHEMA_VERSION, "base": base.digest, "modality": modality.digest()}
+    if not entries and _has_visits(site.store_path):
+        reasons = Counter(one.reason.value for one in left_out).most_common(3)
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons) or "no scan found"
+        raise StoreError(f"no visit could be used ({why}): the store '{site.store_path}' stays as it was")
     with _writing(site.store_path):
         meta["cache"] = _write_cache(site.store_path, tensors)
         _write_index(site.store_path, meta, entries, left_out)
@@ -104,6 +109,14 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
     patients = Counter(entry.pseudonym for entry in entries)
     pairs = sum(count * (count - 1) for count in patients.values())
     return IndexSummary(len(patients), len(entries), pairs, left_out)
+
+
+def _has_visits(folder: Path) -> bool:
+    try:
+        open_store(folder)
+    except StoreError:
+        return False
+    return True
 
 
 def open_store(folder: Path, *, base_digest: str | None = None, modality_digest: str | None = None) -> Store:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
+from ld_client.deployment.audit_log import head_file
 from ld_client.deployment.site_home import SiteHome
 from ld_common.config import load_config
 from ld_common.errors import DeploymentError
@@ -20,14 +22,17 @@ site: {site}
 modality: kit/modality.yaml
 base_model: /path/of/the/base/model     # the study's, compared by hash: sha256 {base}...
 store: store                            # index, latents, pseudonym key, privacy ledger: never leaves
+held_out: 0.2                           # share of patients never trained on, for ld-client audit-privacy
+device: cpu                             # or cuda
 data:
   root: /path/of/the/scans
-  table: /path/of/visits.csv            # one row a visit
+  table: /path/of/visits.csv            # one row a visit, UTF-8; dates as 2026-11-23, or say date_format: "%d.%m.%Y"
   columns:
     patient: patient
     date: date
     file: ""                            # column with a scan's path; empty when all scans are DICOM series
-    attributes: {{{attributes}}}
+    attributes: {{{attributes}}}        # the study's name: this table's column
+  values: {{}}                            # words that are not the study's, as sex: {{Male: M, Female: F}}
 policy:                                 # the most that a study may ask of this site
   min_patients: 10
   private_only: false                   # true: only studies under differential privacy
@@ -58,19 +63,33 @@ def join(kit_file: Path, path: Path, expected: str = "") -> list[str]:
                 raise DeploymentError(
                     f"'{path}' is of another {key.replace('_', ' ')}: open this kit in another folder"
                 )
+    renewed = known and _before(home) != kit.manifest
     _unpack(home, kit)
+    lines = [f"study {kit.manifest.study}, site {kit.manifest.site}, server {kit.manifest.server}"]
     if not home.key_file.exists():
+        lines += _set_aside(home)
         write_private_key(home.key_file, new_site_key(), openssh=True)
     if not home.config_file.exists():
         write_bytes(home.config_file, _template(home, kit).encode())
-    lines = [f"study {kit.manifest.study}, site {kit.manifest.site}, server {kit.manifest.server}"]
     if not expected:
         lines.append(f"compare with what the study's people say on another channel: {found}")
     return [
         *lines,
-        f"wrote {home.path}" + (": a new kit, to be approved again" if known else ""),
+        f"wrote {home.path}" + (": a new kit, to be approved" if renewed else ": the kit that was there" * known),
         f"next: fill in {home.config_file}, and send the study what ld-client enroll --home {path} prints",
     ]
+
+
+def _set_aside(home: SiteHome) -> list[str]:
+    """Give the log of a key that is gone another name: one log is one key's. Returns a line where there was one."""
+    if not home.audit_log.exists():
+        return []
+    until = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
+    former = home.audit_log.with_name(f"audit-until-{until}.jsonl")
+    home.audit_log.rename(former)
+    if head_file(home.audit_log).exists():
+        head_file(home.audit_log).rename(head_file(former))
+    return [f"the log of the former key is kept as {former.name}: the new key begins a log of its own"]
 
 
 def _before(home: SiteHome) -> KitManifest:
@@ -83,8 +102,8 @@ def _before(home: SiteHome) -> KitManifest:
 
 
 def enrolment(home: SiteHome) -> str:
-    """The site's public key, as `ld-server admit` takes it."""
-    return public_line(home.key().public_key())
+    """The site's public key with its name, as `ld-server admit` takes it."""
+    return f"{public_line(home.key().public_key())} {home.kit().site}"
 
 
 def _unpack(home: SiteHome, kit: Kit) -> None:

@@ -13,20 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ld_client.deployment.approvals import check_approved, check_bundle
-from ld_client.deployment.site_certificate import ensure_certificate
+from ld_client.deployment.site_certificate import ensure_certificate, fetch_certificate
 from ld_client.deployment.site_home import SiteHome
 from ld_common.errors import DeploymentError
 from ld_common.files import held
 from ld_common.processes import environment, free_port, stop_family, stop_holders, tool
 
-POLL_SECONDS = 0.5
+POLL_SECONDS, RETRY_SECONDS, FORMER_NODE_SECONDS = 0.5, 5.0, 120.0
+REFUSED = "Failed to activate SuperNode"
+"""What Flower says of a node that it counts already, and of one whose key it no longer takes."""
 
 
 def run_node(home: SiteHome) -> None:
     """Take part in the study until told to end.
 
+    A node that was killed counts as connected at the server until it has missed two heartbeats, about a minute; until
+    then a new one is refused, and tried again.
+
     Raises:
-        DeploymentError: not admitted, another node of this home runs, or one of the two processes ended.
+        DeploymentError: not admitted, revoked, another node of this home runs, or one of the two processes ended.
         ApprovalError: the kit was not approved.
         LdError: the home, its config or its key cannot be used.
     """
@@ -45,20 +50,33 @@ def run_node(home: SiteHome) -> None:
         node += ["--node-config", f"home={place}", "--host", "127.0.0.1", "--port", str(port)]
         executor = [sys.executable, "-m", "ld_client.deployment.executor", str(home.path), "--insecure", *runtime]
         executor += ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(os.getpid())]
-        _watch(home, [node, executor])
+        print(
+            f"site {kit.site} of study '{kit.study}' works for {kit.server}; end it with Ctrl-C or SIGTERM", flush=True
+        )
+        deadline = time.monotonic() + FORMER_NODE_SECONDS
+        while REFUSED in _watch(home, [node, executor]) and time.monotonic() < deadline:
+            fetch_certificate(home)  # says so where the study has revoked the site, or has another key of it
+            print("the server still counts this site's former node: trying again", flush=True)
+            time.sleep(RETRY_SECONDS)
+        raise DeploymentError(f"the site's node ended: see '{home.path / 'node.log'}'")
 
 
-def _watch(home: SiteHome, commands: list[list[str]]) -> None:
+def _watch(home: SiteHome, commands: list[list[str]]) -> str:
+    """Run the commands until one of them ends; returns what the log says since."""
     # the folder in which somebody happens to stand is not searched for code
     surroundings = environment(home.path / "flower") | {"PYTHONSAFEPATH": "1"}
     started: list[subprocess.Popen[bytes]] = []
     try:
-        with (home.path / "node.log").open("ab") as log:
+        path = home.path / "node.log"
+        with path.open("ab") as log:
+            before = log.tell()
             for command in commands:
                 started.append(subprocess.Popen(command, env=surroundings, stdout=log, stderr=log, cwd=home.path))
         while all(process.poll() is None for process in started):
             time.sleep(POLL_SECONDS)
-        raise DeploymentError(f"the site's node ended: see '{home.path / 'node.log'}'")
+        with path.open("rb") as written:
+            written.seek(before)
+            return written.read().decode(errors="replace")
     finally:
         for process in started:
             stop_family(process.pid)

@@ -70,7 +70,7 @@ def fetch_certificate(home: SiteHome) -> None:
     """Fetch the site's certificate from the study's gate, where it lies after `ld-server admit`.
 
     Raises:
-        DeploymentError: no answer, not admitted yet, or a certificate of another key.
+        DeploymentError: no answer, not admitted yet, revoked, or a certificate of another key.
     """
     kit = home.kit()
     authority = ssl.create_default_context(cafile=str(home.kit_folder / AUTHORITY))
@@ -79,6 +79,11 @@ def fetch_certificate(home: SiteHome) -> None:
         answer = httpx.get(url, verify=authority, timeout=TIMEOUT_SECONDS)
     except httpx.HTTPError as error:
         raise DeploymentError(f"the study's server {kit.server} cannot be reached: {error}") from error
+    if answer.status_code == 410:
+        raise DeploymentError(
+            f"the study has revoked site '{kit.site}': talk to its people; a new key begins with removing "
+            f"'{home.key_file}' and ld-client init"
+        )
     if answer.status_code == 404:
         raise DeploymentError(f"site '{kit.site}' is not admitted yet: send the study what ld-client enroll prints")
     try:

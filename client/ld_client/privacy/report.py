@@ -10,7 +10,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
@@ -31,6 +30,7 @@ from ld_client.privacy.facts import (
 )
 from ld_client.privacy.ledger import Entry, Ledger
 from ld_client.site import SiteConfig
+from ld_common.code_bundle import installed_version
 from ld_common.files import write_bytes
 from ld_common.release import MANIFEST, Release
 from ld_common.secure_aggregation import default_threshold
@@ -81,7 +81,7 @@ def write_privacy_report(
         manifest=release.manifest,
         base_name=Path(release.base_name).name if Path(release.base_name).is_absolute() else release.base_name,
         hashes=_hashes(release_folder, audit_file),
-        version=version("latent-drift-federation"),
+        version=installed_version(),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         parameters=sum(math.prod(tensor["shape"]) for tensor in release.manifest["tensors"].values()),
         promise=promise,

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ld_common.attestation import Statement, check_attestation, head_from_record, head_record, new_nonce
-from ld_common.errors import AdapterError
+from ld_common.attestation import (
+    AuditHead,
+    Statement,
+    check_attestation,
+    check_head,
+    head_from_record,
+    head_record,
+    new_nonce,
+)
+from ld_common.errors import AdapterError, SignatureError
 from ld_common.messages import TrainResult, TrainTask
 from ld_common.signing import read_public_line
 from ld_common.study import StudyConfig
@@ -25,8 +33,11 @@ def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:
         return {name: site.public_key for name, site in home.sites().items() if site.revoked is None}
 
     def prepare(site: str, task: TrainTask, last: Entry | None) -> TrainTask:
-        head = last and last.get(AUDIT_HEAD)
-        return replace(task, nonce=new_nonce(), audit_head=head_from_record(head) if head else None)
+        found = last and last.get(AUDIT_HEAD)
+        head = head_from_record(found) if found else None
+        if head is not None and not _is_signed(head, allowed().get(site), study.name):
+            head = None  # the site has another key since, and another log
+        return replace(task, nonce=new_nonce(), audit_head=head)
 
     def check(site: str, task: TrainTask, result: TrainResult) -> Entry:
         line = allowed().get(site)
@@ -37,3 +48,12 @@ def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:
         return {AUDIT_HEAD: head_record(head)}
 
     return Admission(AllowedKeys(allowed), prepare, [check])
+
+
+def _is_signed(head: AuditHead, line: str | None, study_name: str) -> bool:
+    """Whether a head is of the key that a site has now."""
+    try:
+        check_head(read_public_line(line or ""), head, head.site, study_name)
+    except SignatureError:
+        return False
+    return True

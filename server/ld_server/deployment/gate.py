@@ -90,9 +90,12 @@ def gate_app(home: StudyHome) -> Starlette:
         return PlainTextResponse("the gate is open")
 
     async def certificate(request: Request) -> Response:
-        name = request.path_params["site"]
-        known = name in home.sites() and home.site_certificate(name).exists()
-        return Response(home.site_certificate(name).read_bytes() if known else b"", 200 if known else 404)
+        name, sites = request.path_params["site"], home.sites()
+        if name not in sites or not home.site_certificate(name).exists():
+            return Response(status_code=404)
+        if sites[name].revoked is not None:
+            return Response(status_code=410)
+        return Response(home.site_certificate(name).read_bytes())
 
     return Starlette(
         routes=[

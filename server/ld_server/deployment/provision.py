@@ -91,17 +91,26 @@ def check_bundle(home: StudyHome) -> None:
         )
 
 
-def admit(home: StudyHome, name: str, line: str) -> AdmittedSite:
+def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> AdmittedSite:
     """Let a site in with the public key that `ld-client enroll` printed; makes its certificate.
 
+    Args:
+        home: the study's.
+        name: the site.
+        line: what was printed: a key and, where it is said, whose.
+        replace: take it in place of another key that the site was admitted with, which is shut out for good.
+
     Raises:
-        DeploymentError: no site of the study, another site's key, a revoked key, or one that is not on P-384.
+        DeploymentError: no site of the study, another site's key, a revoked key, one that is not on P-384, or a second
+            one without `replace`.
         SignatureError: no key.
     """
     study, _ = home.check().study()
     if name not in study.federation.sites:
         raise DeploymentError(f"'{name}' is no site of the study: it has {', '.join(study.federation.sites)}")
-    key = read_public_line(line)
+    key, (*_, said) = read_public_line(line), ["", *line.split()[2:]]
+    if said not in ("", name):
+        raise DeploymentError(f"this line was printed by site '{said}', not by '{name}'")
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise DeploymentError("this is a study's key, not a site's: give the line that ld-client enroll printed")
     certificate = certify_site(*home.authority(), key, name)
@@ -115,6 +124,11 @@ def admit(home: StudyHome, name: str, line: str) -> AdmittedSite:
         if before is not None and before.public_key == public_line(key) and before.revoked is not None:
             raise DeploymentError(link.REVOKED_KEY)
         link.check_not_revoked(client, key)
+        if before is not None and not replace and before.revoked is None and before.public_key != public_line(key):
+            raise DeploymentError(
+                f"'{name}' was admitted with another key, {fingerprint(before.key)}: if the site made a new one, "
+                "--replace takes it and shuts the former out for good"
+            )
         write_bytes(home.site_certificate(name), pem(certificate))
         sites[name] = AdmittedSite(name, public_line(key), now())
         home.write_sites(sites)  # before Flower is told: it must never let in a key that is not on the list
@@ -193,6 +207,12 @@ def _write_yaml(path: Path, content: object) -> None:
     write_bytes(path, _yaml(content))
 
 
-def server_config(overrides: Sequence[str]) -> ServerConfig:
-    """Addresses from `key=value`; raises `ConfigError`."""
-    return load_config(ServerConfig, None, overrides)
+def server_config(settings: Sequence[str]) -> tuple[ServerConfig, list[str]]:
+    """Addresses from `key=value`, and what of it is not of the server but of the study; raises `ConfigError`."""
+    ours = {one.name for one in dataclasses.fields(ServerConfig)}
+    own = [text for text in settings if text.split("=")[0] in ours]
+    own = [
+        f"hosts=[{text.removeprefix('hosts=')}]" if text.startswith("hosts=") and "[" not in text else text
+        for text in own
+    ]
+    return load_config(ServerConfig, None, own), [text for text in settings if text.split("=")[0] not in ours]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from flwr.supercore.control import ControlHttpClient
 
 from ld_common.errors import DeploymentError, FederationError
+from ld_common.files import held
+from ld_server.checkpoint import has_checkpoint
 from ld_server.deployment import link
 from ld_server.deployment.provision import check_bundle
 from ld_server.deployment.study_home import StudyHome
@@ -28,24 +31,48 @@ def run_deployed(home: StudyHome, resume: bool, on_round: Callable[[RoundRecord]
     """
     check_bundle(home.check())
     with link.control(home) as client:
-        going_on = link.active_run(client)
-        if going_on is not None and not resume:
-            raise DeploymentError("a run of this study is going on: follow it with ld-server run --resume")
         shown = len(read_rounds(home.run)) if resume else 0
-        if going_on is not None:
-            if _is_alive(home):
-                ended, shown = _follow(client, home, going_on, shown, on_round)
-                if ended == COMPLETED:
-                    return
-            else:
-                link.stop_run(client, going_on)
-        _wait_for_the_last(home)
-        (home.run / FAILURE).unlink(missing_ok=True)
-        ended, _ = _follow(client, home, link.start_run(client, home, resume), shown, on_round)
+        with _only_starter(home):
+            run = _going_on(client, home, resume)
+            started = run is None
+            if run is None:
+                run = _start(client, home, resume)
+        ended, shown = _follow(client, home, run, shown, on_round)
+        if ended != COMPLETED and not started:  # its server died under it
+            with _only_starter(home):
+                run = _start(client, home, resume)
+            ended, _ = _follow(client, home, run, shown, on_round)
     failure = home.run / FAILURE
     if ended != COMPLETED or not (home.run / RELEASE).exists():
-        reason = failure.read_text() if failure.exists() else f"Flower says '{ended}', see '{home.path / 'link.log'}'"
-        raise FederationError(f"the study ended without a release: {reason}; go on with ld-server run --resume")
+        said = f"Flower says '{ended}', see '{home.path / 'link.log'}'; go on with ld-server run --resume"
+        raise FederationError(f"the study ended without a release: {failure.read_text() if failure.exists() else said}")
+
+
+def _only_starter(home: StudyHome) -> AbstractContextManager[None]:
+    """Keep two commands from starting a run each, where both see none."""
+    return held(
+        home.path / "starting.lock",
+        DeploymentError("another ld-server run starts this study just now: follow it with --resume in a minute"),
+    )
+
+
+def _going_on(client: ControlHttpClient, home: StudyHome, resume: bool) -> int | None:
+    """The run that goes on; one that only seems to is ended, and None is returned."""
+    found = link.active_run(client)
+    if found is None or _is_alive(home):
+        if found is not None and not resume:
+            raise DeploymentError("a run of this study is going on: follow it with ld-server run --resume")
+        return found
+    link.stop_run(client, found)
+    if not resume and has_checkpoint(home.run):
+        raise DeploymentError("the study's run was killed: go on with ld-server run --resume")
+    return None
+
+
+def _start(client: ControlHttpClient, home: StudyHome, resume: bool) -> int:
+    _wait_for_the_last(home)
+    (home.run / FAILURE).unlink(missing_ok=True)
+    return link.start_run(client, home, resume)
 
 
 def _follow(

@@ -30,6 +30,11 @@ def serve(home: StudyHome) -> None:
     """
     with _only_server(home.check()), _link_kept_alive(home), _release_service(home):
         synchronize(home)
+        own = home.server()
+        print(
+            f"sites reach the study at {address(own.hosts[0], own.gate_port)}; end it with Ctrl-C or SIGTERM",
+            flush=True,
+        )
         gate_server(home).run()  # returns on SIGTERM and SIGINT
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ld_common.attestation import head_from_record, shrinkages
@@ -10,16 +10,18 @@ from ld_common.errors import CheckpointError
 from ld_common.release import MANIFEST
 from ld_common.study import StudyConfig
 from ld_server.checkpoint import find_checkpoint
+from ld_server.deployment.study_home import AdmittedSite
 from ld_server.records import FAILURE, RELEASE, RoundRecord, is_locked, read_rounds
 from ld_server.sites import AUDIT_HEAD
 
 
-def status_lines(folder: Path, study: StudyConfig) -> list[str]:
+def status_lines(folder: Path, study: StudyConfig, admitted: Mapping[str, AdmittedSite]) -> list[str]:
     """The state of the run in `folder`, in lines: how far it is, each site's last answer, and who was left out why.
 
     Args:
         folder: the run's folder, the study's output.
         study: the study that is to run there.
+        admitted: the study's list of sites.
 
     Raises:
         CheckpointError: neither a checkpoint nor the record of the rounds can be read.
@@ -34,7 +36,8 @@ def status_lines(folder: Path, study: StudyConfig) -> list[str]:
         if last.strangers:
             lines.append(f"nodes of no admitted site were there: {', '.join(last.strangers)}")
     for name in study.federation.sites:
-        lines += [_site_line(name, records), *(f"    {doubt}" for doubt in _log_doubts(name, records))]
+        lines += [f"{_site_line(name, records)}{_standing(admitted.get(name))}"]
+        lines += [*(f"    {doubt}" for doubt in _log_doubts(name, records))]
     refusals = _refusals(records)
     return [*lines, "left out:", *refusals] if refusals else lines
 
@@ -74,6 +77,12 @@ def _site_line(name: str, records: Sequence[RoundRecord]) -> str:
     facts += ["clipped"] if sent.get("clipped") else []
     facts.append("counts withheld" if visits is None else f"{visits} visits of {patients} patients")
     return f"  {name}: last in round {last.round}, {last.ended}: {', '.join(facts)}"
+
+
+def _standing(site: AdmittedSite | None) -> str:
+    if site is None:
+        return "; not admitted yet"
+    return "" if site.revoked is None else f"; revoked {site.revoked}"
 
 
 def _log_doubts(name: str, records: Sequence[RoundRecord]) -> list[str]:

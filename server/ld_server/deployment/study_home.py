@@ -69,6 +69,11 @@ class ServerConfig:
         require(all(0 < port < 65536 for port in ports), f"ports are {ports}: use 1 to 65535")
         require(len(set(ports)) == 3, f"ports are {ports}: each must be its own")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether no host but this machine is named."""
+        return set(self.hosts) <= {"localhost", "127.0.0.1", "::1"}
+
 
 @dataclass(frozen=True)
 class AdmittedSite:

@@ -45,7 +45,7 @@ class Deployment:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         names = ("gate", "release", "link")
         ports = [f"{name}_port={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
-        settings = server_config(["hosts=[localhost]", "bind=127.0.0.1", *ports])
+        settings, _ = server_config(["hosts=[localhost]", "bind=127.0.0.1", *ports])
         self.home: StudyHome = provision(study_file, self.folder / "server", settings, overrides)
         for name in self.home.study()[0].federation.sites:
             path = self.folder / name
