@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -96,6 +98,13 @@ def heart_areas_mm2(images: Tensor, pixel_mm: float) -> Tensor:
     contrast, scale and a uniform haze over a lung do not matter.
     """
     return torch.tensor([_heart_area(((image[0] + 1) / 2).double().numpy(), pixel_mm) for image in images])
+
+
+MEASURES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "ventricles": ventricle_areas_mm2,
+    "heart": heart_areas_mm2,
+}
+"""What a modality may name in `measures`: images `(N,1,S,S)` and the side of a pixel in mm to areas `(N,)` in mm2."""
 
 
 def _heart_area(values: Array, pixel_mm: float) -> float:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from ld_common.config import nearest, require, to_mapping
 from ld_common.errors import RequestError
 
+MEASURES = ("ventricles", "heart")
+"""What `metrics.MEASURES` holds, which takes seconds to import."""
 Value = float | str
 Attributes = dict[str, Value]
 """One visit's attributes by name, for example `{"age": 74.0, "sex": "F", "diagnosis": "AD"}`."""
@@ -74,8 +76,12 @@ class Modality:
     prompt: str = "axial T1 brain MRI, {sex}, {age} years, {diagnosis}"
     attributes: dict[str, AttributeConfig] = field(default_factory=dict)
     image: ImageConfig = field(default_factory=ImageConfig)
+    measures: list[str] = field(default_factory=list)
+    """What is measured on its pictures: areas by name, as `ld_common.metrics` knows them."""
 
     def __post_init__(self) -> None:
+        for name in self.measures:
+            require(name in MEASURES, f"measures: unknown '{name}': {nearest(name, MEASURES)}")
         named = {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name}
         for name in sorted(named ^ set(self.attributes)):
             where = "attributes" if name in named else "prompt"

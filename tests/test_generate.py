@@ -20,7 +20,8 @@ from ld_common.models import base_digest, load_denoiser
 from ld_common.release import write_release
 from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig
-from ld_server.generate import cli, folder_names
+from ld_server.generate import cli
+from ld_server.questions import folder_names
 from tests.conftest import write_mr_slice
 
 GIVEN = "age=74,sex=F,diagnosis=CN"

@@ -18,7 +18,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 
 from ld_common import messages as wire
-from ld_common.attestation import AuditHead, Statement, attest, sign_head
+from ld_common.attestation import AuditHead, Statement, attest, head_record, sign_head
 from ld_common.config import to_mapping
 from ld_common.errors import AdapterError, ConfigError, DeploymentError, FederationError
 from ld_common.messages import TrainResult, TrainTask
@@ -26,8 +26,9 @@ from ld_common.release import read_release
 from ld_common.signing import fingerprint, new_site_key, new_study_key, public_line
 from ld_common.study import study_from_json
 from ld_server.app import main, run_study
+from ld_server.deployment.admission import deployed_admission
 from ld_server.deployment.study_home import AdmittedSite, StudyHome
-from ld_server.sites import Admission, AllowedKeys, AskedNames
+from ld_server.sites import AUDIT_HEAD, Admission, AllowedKeys, AskedNames
 from ld_server.steady_grid import SteadyGrid
 from tests.test_strategy import MODALITY, Behaviour, LocalGrid, honest, load_channels, study
 
@@ -336,3 +337,16 @@ def test_a_connection_that_fails_is_not_taken_for_a_silent_site() -> None:
         SteadyGrid(grid).send_and_receive(
             [Message(wire.pack_task(task), dst_node_id=11, message_type="train")], timeout=0.5
         )
+
+
+def test_a_site_is_told_the_head_of_its_present_log_alone(tmp_path: Path) -> None:
+    home, own = StudyHome(tmp_path), study(tmp_path, tmp_path, SITES)
+    home.write_sites({"p": AdmittedSite("p", public_line(KEYS["p"]), "2026-01-01T00:00:00+00:00")})
+    prepare = deployed_admission(home, own).prepare
+    task = TrainTask(study="", round=2, state={}, base_digest="", modality_digest="")
+    for signer, told in (("p", True), ("q", False)):  # q's stands for the key that p had before
+        head = sign_head(PRIVATE_KEYS[signer], AuditHead("p", own.name, 7, "0" * 64, "2026-01-01T00:00:00+00:00"))
+        asked = prepare("p", task, {AUDIT_HEAD: head_record(head)})
+        assert asked.audit_head == (head if told else None)
+        assert asked.nonce
+    assert prepare("p", task, None).audit_head is None

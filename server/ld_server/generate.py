@@ -2,57 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_common.command import TRUST_HELP, UNSIGNED_HELP, progress_bar, run_cli
-from ld_common.config import load_config, to_mapping
-from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
+from ld_common.config import load_config
+from ld_common.counterfactual import EditConfig
 from ld_common.drift_search import best, search_counterfactual
 from ld_common.errors import RequestError
-from ld_common.images import Frame, Scan, from_model, read_scan, to_model, write_difference_png, write_nifti, write_png
-from ld_common.modality import Attributes, Modality
+from ld_common.modality import Attributes
 from ld_common.models import BaseModel
-from ld_common.release import Release, edit_drift, load_release_base, release_record, software
-from ld_common.synthetic import write_synthetic_dicom
+from ld_common.release import Release, edit_drift, load_release_base
 from ld_common.trusted_keys import read_trusted_release
-from ld_server.draw import RECORD, STRIP, SYNTHETIC, draw_samples, write_strip
+from ld_server.answers import answer, edits_of, factual_prompts
+from ld_server.batch import DRAWN, OUTCOMES, draw_batch, read_rows
+from ld_server.draw import draw_samples
 from ld_server.drift_choice import AUTO, RELEASE, DriftChoice, choose_drifts
-
-NIFTI = (".nii", ".nii.gz")
-SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png")
-DIFFERENCE_LIMIT = 1.0
-"""Difference, in the model's range of 2, that is drawn in full colour, in every map alike."""
+from ld_server.questions import Question, make_folders, read_questions, read_target
+from ld_server.trajectory import read_trajectory
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
-
-
-@dataclass(frozen=True)
-class Question:
-    """One input: its scan in the model's frame, what it shows, and what is asked of it."""
-
-    path: Path
-    scan: Scan
-    frame: Frame
-    image: Tensor
-    """`(1,S,S)` in [-1, 1]."""
-    factual: Attributes
-    targets: list[Attributes]
-    """The changed attributes of each `--set`."""
-    slice_index: int | None
-    """The slice that was asked for; None is the one that training used."""
-    folder: Path
 
 
 @cli.command()
@@ -60,6 +36,8 @@ def generate(
     release: Path = typer.Option(..., help="Folder of a release."),
     inputs: list[Path] = typer.Option([], "--input", help="DICOM file or series folder, NIfTI or PNG; repeatable."),
     sets: list[str] = typer.Option([], "--set", help="attribute=value,... of one counterfactual; repeatable."),
+    batch: Path | None = typer.Option(None, help="In place of --input and --set: a CSV with a row a scan."),
+    trajectory: str = typer.Option("", help="attribute=first:last:step: a strip, an animation and a table."),
     drift: list[str] = typer.Option(
         [RELEASE], help="release, a site's name, auto, or a shift of z_T such as -0.1; repeatable: a strip."
     ),
@@ -95,21 +73,57 @@ def generate(
     config = load_config(EditConfig, None, [*(overrides or []), *extra], start=loaded.study.edit)
     known = loaded.modality.parse_all(given)
     model = load_release_base(loaded, base, device, precision)
-    if not inputs:
+    if batch is not None:
+        if inputs or sets or trajectory or drift != [RELEASE]:
+            raise RequestError(
+                "--batch names scans and edits itself: leave --input, --set, --trajectory and --drift out"
+            )
+        _draw_rows(model, loaded, batch, known, released, config, out)
+        files = [out / OUTCOMES]
+    elif not inputs:
+        if trajectory:
+            raise RequestError("--trajectory changes a scan: name one with --input")
         files = _draw(model, loaded, known, sets, drift, samples, config.steps, sampler, out)
     else:
-        targets = [_target(loaded.modality, text) for text in sets]
-        if not targets:
+        targets = [read_target(loaded.modality, text) for text in sets]
+        along = read_trajectory(loaded.modality, trajectory) if trajectory else None
+        if along is not None and len(drift) > 1:
+            raise RequestError("--trajectory is drawn under one drift: give --drift once, or --set for each value")
+        if not targets and along is None:
             raise RequestError("--set is missing: say what should be different, for example --set age=84")
-        questions = read_questions(loaded.modality, model.side, inputs, targets, known, slice_index, released, out)
+        questions = read_questions(
+            loaded.modality, model.side, inputs, targets, known, slice_index, released, out, along
+        )
         deltas = _deltas(choose_drifts(loaded, [word for word in drift if word != AUTO]), config.delta)
-        _make_folders(questions)
+        make_folders(questions)
         deltas += [_search(model, loaded, questions, config)] if AUTO in drift else []
         files = _edit(model, loaded, questions, config, list(dict.fromkeys(deltas)))
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     for folder in sorted({file.parent for file in files}):
         console.print(f"wrote {folder}: {len([file for file in files if file.parent == folder])} files")
+
+
+def _draw_rows(
+    model: BaseModel, release: Release, table: Path, given: Attributes, released: bool, config: EditConfig, out: Path
+) -> None:
+    """A table's scans, with a bar; exit code 1 when a row was not drawn."""
+    rows = len(read_rows(table))
+    with progress_bar(console, "drawing", rows) as advance:
+        done = 0
+
+        def show(now: int, _: int) -> None:
+            nonlocal done
+            advance(now - done)
+            done = now
+
+        outcomes = draw_batch(model, release, table, given, released, config, out, show)
+    failed = [one for one in outcomes if one.outcome != DRAWN]
+    for one in failed:
+        console.print(f"row {one.row}, {one.input}: {one.outcome}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"drew {rows - len(failed)} of {rows} rows: see {out / OUTCOMES}", soft_wrap=True, highlight=False)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _draw(
@@ -153,7 +167,7 @@ def _edit(
 
 def _search(model: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig) -> float:
     """The δ at which these edits reach their target and stay near the reconstruction (arXiv 2412.20651, Eq. 5)."""
-    edits, factual = _edits(release.modality, questions, [0.0]), _factual_prompts(release.modality, questions)
+    edits, factual = edits_of(release.modality, questions, [0.0]), factual_prompts(release.modality, questions)
     images = torch.stack([question.image for question in questions])
     latents = torch.cat([model.encode(chunk) for chunk in images.split(config.batch_size)])
     search = release.study.drift.search
@@ -169,174 +183,6 @@ def _search(model: BaseModel, release: Release, questions: Sequence[Question], c
     found = best(trials)
     console.print(f"δ = {found.delta:+g}")
     return found.delta
-
-
-def read_questions(
-    modality: Modality,
-    side: int,
-    inputs: Sequence[Path],
-    targets: list[Attributes],
-    given: Attributes,
-    slice_index: int | None,
-    released: bool,
-    out: Path,
-) -> list[Question]:
-    """Read the inputs and settle what each shows; raises `ScanError` or `RequestError`."""
-    questions = []
-    for path, name in zip(inputs, folder_names(inputs), strict=True):
-        scan = read_scan(path, modality, slice_index, released)
-        image, frame = to_model(scan, side, modality.image)
-        factual = _factual(modality, path, scan.attributes_in_file, given)
-        questions.append(Question(path, scan, frame, image, factual, targets, slice_index, out / name))
-    return questions
-
-
-def folder_names(inputs: Sequence[Path]) -> list[str]:
-    """A name of its own for each input's results; `series` of many patients are told apart by the folder above."""
-    own = [
-        next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.name) for path in inputs
-    ]
-    names: list[str] = []
-    for path, name in zip(inputs, own, strict=True):
-        name = f"{path.resolve().parent.name}_{name}" if own.count(name) > 1 else name
-        while name in names:
-            name += "_"
-        names.append(name)
-    return names
-
-
-def answer(
-    base: BaseModel,
-    release: Release,
-    questions: Sequence[Question],
-    config: EditConfig,
-    deltas: Sequence[float],
-    progress: Callable[[int], None],
-) -> list[Path]:
-    """Draw all questions under each δ in shared batches and write their files; returns what was written."""
-    edits, factual = _edits(release.modality, questions, deltas), _factual_prompts(release.modality, questions)
-    images = torch.stack([question.image for question in questions])
-    drift, seed = edit_drift(release), release.study.seed
-    drawn = draw_counterfactuals(base, images, factual, edits, config, progress, drift, seed)
-    files: list[Path] = []
-    for index, question in enumerate(questions):
-        own = [row for row, edit in enumerate(edits) if edit.scan == index]
-        single = Counterfactuals(drawn.autoencoded[index], drawn.reconstructions[index], drawn.images[own])
-        files += write_answer(release, question, single, config, deltas)
-    return files
-
-
-def _edits(modality: Modality, questions: Sequence[Question], deltas: Sequence[float]) -> list[Edit]:
-    """Every target of every question under every δ, in that order."""
-    return [
-        Edit(index, modality.describe(question.factual | target), delta)
-        for index, question in enumerate(questions)
-        for target in question.targets
-        for delta in deltas
-    ]
-
-
-def _factual_prompts(modality: Modality, questions: Sequence[Question]) -> list[str]:
-    return [modality.describe(question.factual) for question in questions]
-
-
-def write_answer(
-    release: Release, question: Question, drawn: Counterfactuals, config: EditConfig, deltas: Sequence[float]
-) -> list[Path]:
-    """One input's folder: images in the input's geometry, difference maps, the record; a strip of several δ."""
-    folder, frame = question.folder, question.frame
-    files = [folder / "input.png", folder / "reconstruction.png"]
-    write_png(files[0], from_model(question.image, frame), frame, {})
-    write_png(files[1], from_model(drawn.reconstructions, frame), frame, SYNTHETIC)
-    restored, scale = from_model(drawn.reconstructions, frame), (frame.high - frame.low) / 2
-    answers = []
-    asked = [(target, delta) for target in question.targets for delta in deltas]
-    for (target, delta), image in zip(asked, drawn.images, strict=True):
-        name = "_".join(f"{key}-{_shown(value)}" for key, value in target.items())
-        name += f"_drift{delta:+g}" if delta else ""
-        values = from_model(image, frame)
-        description = release.modality.describe(question.factual | target)
-        written = [folder / f"{name}.png", folder / f"{name}_difference.png", folder / f"{name}.dcm"]
-        write_png(written[0], values, frame, SYNTHETIC | {"Description": description})
-        write_difference_png(written[1], (values - restored) / scale, SYNTHETIC, limit=DIFFERENCE_LIMIT)
-        write_synthetic_dicom(
-            written[2],
-            values,
-            question.scan.spacing_mm,
-            description,
-            release.manifest["files"]["adapter.safetensors"],
-            model_name=release.study.name,
-            seed=release.study.seed,
-            request=_request(question, target, config, delta),
-            orientation=question.scan.orientation,
-        )
-        if question.path.name.endswith(NIFTI):
-            written.append(folder / f"{name}.nii.gz")
-            write_nifti(written[-1], values, question.scan)
-        files += written
-        answers.append({"set": target, "prompt": description, "drift": delta, "files": [file.name for file in written]})
-    if len(deltas) > 1:
-        columns = {"reconstruction": [drawn.reconstructions] * len(question.targets)}
-        columns |= {f"δ {delta:+g}": list(drawn.images[row :: len(deltas)]) for row, delta in enumerate(deltas)}
-        files.append(write_strip(folder / STRIP, columns, " / ".join(map(_named, question.targets))))
-    record = {
-        "input": {
-            "name": question.path.name,
-            "sha256_of_pixels": hashlib.sha256(question.scan.pixels.tobytes()).hexdigest(),
-            "slice": question.slice_index,
-            "attributes": question.factual,
-        },
-        "release": release_record(release),
-        "edit": to_mapping(config),
-        "seed": release.study.seed,
-        "counterfactuals": answers,
-        "software": software(),
-    }
-    (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    return [*files, folder / RECORD]
-
-
-def _named(target: Attributes) -> str:
-    return ", ".join(f"{key} {_shown(value)}" for key, value in target.items())
-
-
-def _request(question: Question, target: Attributes, config: EditConfig, delta: float) -> str:
-    """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
-    words = json.dumps([question.factual, target, to_mapping(config), delta], sort_keys=True)
-    return hashlib.sha256(question.scan.pixels.tobytes() + words.encode()).hexdigest()
-
-
-def _make_folders(questions: Sequence[Question]) -> None:
-    """Make the folders before anything is drawn; raises `RequestError` when one cannot be."""
-    for question in questions:
-        try:
-            question.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(
-                f"cannot write to '{question.folder}' ({error.strerror}): choose another --out"
-            ) from error
-
-
-def _target(modality: Modality, text: str) -> Attributes:
-    target = modality.parse_all(text)
-    if not target:
-        raise RequestError(f"--set '{text}' changes nothing: give attribute=value")
-    return target
-
-
-def _factual(modality: Modality, path: Path, in_file: Attributes, given: Attributes) -> Attributes:
-    for name in sorted(set(in_file) & set(given)):
-        if _shown(in_file[name]) != _shown(given[name]):
-            raise RequestError(f"{name} is {_shown(in_file[name])} in '{path}' and {_shown(given[name])} in --given")
-    factual = {name: value for name, value in (in_file | given).items() if name in modality.attributes}
-    missing = [name for name in modality.attributes if name not in factual]
-    if missing:
-        raise RequestError(f"'{path}' does not say {', '.join(missing)}: add --given {'=...,'.join(missing)}=...")
-    return factual
-
-
-def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def main() -> None:

@@ -1,0 +1,131 @@
+"""What `ld-generate` answers: counterfactuals of scans, and the files they become."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ld_common.config import to_mapping
+from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
+from ld_common.images import from_model, write_difference_png, write_nifti, write_png
+from ld_common.modality import Attributes, Modality
+from ld_common.models import BaseModel
+from ld_common.release import Release, edit_drift, release_record, software
+from ld_common.synthetic import write_synthetic_dicom
+from ld_server.draw import RECORD, STRIP, SYNTHETIC, write_strip
+from ld_server.questions import Question, shown
+from ld_server.trajectory import write_trajectory
+
+NIFTI = (".nii", ".nii.gz")
+DIFFERENCE_LIMIT = 1.0
+"""Difference, in the model's range of 2, that is drawn in full colour, in every map alike."""
+
+
+def answer(
+    base: BaseModel,
+    release: Release,
+    questions: Sequence[Question],
+    config: EditConfig,
+    deltas: Sequence[float],
+    progress: Callable[[int], None],
+) -> list[Path]:
+    """Draw all questions under each δ in shared batches and write their files; returns what was written."""
+    edits, factual = edits_of(release.modality, questions, deltas), factual_prompts(release.modality, questions)
+    images = torch.stack([question.image for question in questions])
+    drift, seed = edit_drift(release), release.study.seed
+    drawn = draw_counterfactuals(base, images, factual, edits, config, progress, drift, seed)
+    files: list[Path] = []
+    for index, question in enumerate(questions):
+        own = [row for row, edit in enumerate(edits) if edit.scan == index]
+        single = Counterfactuals(drawn.autoencoded[index], drawn.reconstructions[index], drawn.images[own])
+        files += write_answer(release, question, single, config, deltas)
+    return files
+
+
+def edits_of(modality: Modality, questions: Sequence[Question], deltas: Sequence[float]) -> list[Edit]:
+    """Every target of every question under every δ, in that order."""
+    return [
+        Edit(index, modality.describe(question.factual | target), delta)
+        for index, question in enumerate(questions)
+        for target in question.targets
+        for delta in deltas
+    ]
+
+
+def factual_prompts(modality: Modality, questions: Sequence[Question]) -> list[str]:
+    """What each question's scan shows, in words."""
+    return [modality.describe(question.factual) for question in questions]
+
+
+def write_answer(
+    release: Release, question: Question, drawn: Counterfactuals, config: EditConfig, deltas: Sequence[float]
+) -> list[Path]:
+    """One input's folder: images in the input's geometry, difference maps, the record; a strip of several δ."""
+    folder, frame = question.folder, question.frame
+    files = [folder / "input.png", folder / "reconstruction.png"]
+    write_png(files[0], from_model(question.image, frame), frame, {})
+    write_png(files[1], from_model(drawn.reconstructions, frame), frame, SYNTHETIC)
+    restored, scale = from_model(drawn.reconstructions, frame), (frame.high - frame.low) / 2
+    answers = []
+    asked = [(target, delta) for target in question.targets for delta in deltas]
+    for (target, delta), image in zip(asked, drawn.images, strict=True):
+        name = "_".join(f"{key}-{shown(value)}" for key, value in target.items())
+        name += f"_drift{delta:+g}" if delta else ""
+        values = from_model(image, frame)
+        description = release.modality.describe(question.factual | target)
+        written = [folder / f"{name}.png", folder / f"{name}_difference.png", folder / f"{name}.dcm"]
+        write_png(written[0], values, frame, SYNTHETIC | {"Description": description})
+        write_difference_png(written[1], (values - restored) / scale, SYNTHETIC, limit=DIFFERENCE_LIMIT)
+        write_synthetic_dicom(
+            written[2],
+            values,
+            question.scan.spacing_mm,
+            description,
+            release.manifest["files"]["adapter.safetensors"],
+            model_name=release.study.name,
+            seed=release.study.seed,
+            request=_request(question, target, config, delta),
+            orientation=question.scan.orientation,
+        )
+        if question.path.name.endswith(NIFTI):
+            written.append(folder / f"{name}.nii.gz")
+            write_nifti(written[-1], values, question.scan)
+        files += written
+        answers.append({"set": target, "prompt": description, "drift": delta, "files": [file.name for file in written]})
+    if len(deltas) > 1:
+        columns = {"reconstruction": [drawn.reconstructions] * len(question.targets)}
+        columns |= {f"δ {delta:+g}": list(drawn.images[row :: len(deltas)]) for row, delta in enumerate(deltas)}
+        files.append(write_strip(folder / STRIP, columns, " / ".join(map(_named, question.targets))))
+    if question.trajectory is not None:
+        images = drawn.images[-len(question.trajectory.values) :]
+        own = question.image, drawn.reconstructions, list(images)
+        files += write_trajectory(folder, release.modality, question.trajectory, frame, question.factual, *own)
+    record = {
+        "input": {
+            "name": question.path.name,
+            "sha256_of_pixels": hashlib.sha256(question.scan.pixels.tobytes()).hexdigest(),
+            "slice": question.slice_index,
+            "attributes": question.factual,
+        },
+        "release": release_record(release),
+        "edit": to_mapping(config),
+        "seed": release.study.seed,
+        "counterfactuals": answers,
+        "software": software(),
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    return [*files, folder / RECORD]
+
+
+def _named(target: Attributes) -> str:
+    return ", ".join(f"{key} {shown(value)}" for key, value in target.items())
+
+
+def _request(question: Question, target: Attributes, config: EditConfig, delta: float) -> str:
+    """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
+    words = json.dumps([question.factual, target, to_mapping(config), delta], sort_keys=True)
+    return hashlib.sha256(question.scan.pixels.tobytes() + words.encode()).hexdigest()

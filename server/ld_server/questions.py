@@ -1,0 +1,105 @@
+"""What `ld-generate` is asked: inputs, what they show, and what should be different."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ld_common.errors import RequestError
+from ld_common.images import Frame, Scan, read_scan, to_model
+from ld_common.modality import Attributes, Modality
+from ld_server.trajectory import Trajectory
+
+SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One input: its scan in the model's frame, what it shows, and what is asked of it."""
+
+    path: Path
+    scan: Scan
+    frame: Frame
+    image: Tensor
+    """`(1,S,S)` in [-1, 1]."""
+    factual: Attributes
+    targets: list[Attributes]
+    """The changed attributes of each `--set`."""
+    slice_index: int | None
+    """The slice that was asked for; None is the one that training used."""
+    folder: Path
+    trajectory: Trajectory | None = None
+    """Its targets are the last of `targets`."""
+
+
+def read_questions(
+    modality: Modality,
+    side: int,
+    inputs: Sequence[Path],
+    targets: list[Attributes],
+    given: Attributes,
+    slice_index: int | None,
+    released: bool,
+    out: Path,
+    trajectory: Trajectory | None = None,
+) -> list[Question]:
+    """Read the inputs and settle what each shows; raises `ScanError` or `RequestError`."""
+    asked, questions = [*targets, *(trajectory.targets if trajectory else [])], []
+    for path, name in zip(inputs, folder_names(inputs), strict=True):
+        scan = read_scan(path, modality, slice_index, released)
+        image, frame = to_model(scan, side, modality.image)
+        factual = _factual(modality, path, scan.attributes_in_file, given)
+        questions.append(Question(path, scan, frame, image, factual, asked, slice_index, out / name, trajectory))
+    return questions
+
+
+def folder_names(inputs: Sequence[Path]) -> list[str]:
+    """A name of its own for each input's results; `series` of many patients are told apart by the folder above."""
+    own = [
+        next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.name) for path in inputs
+    ]
+    names: list[str] = []
+    for path, name in zip(inputs, own, strict=True):
+        name = f"{path.resolve().parent.name}_{name}" if own.count(name) > 1 else name
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def make_folders(questions: Sequence[Question]) -> None:
+    """Make the folders before anything is drawn; raises `RequestError` when one cannot be."""
+    for question in questions:
+        try:
+            question.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(
+                f"cannot write to '{question.folder}' ({error.strerror}): choose another --out"
+            ) from error
+
+
+def read_target(modality: Modality, text: str) -> Attributes:
+    """What one `--set` changes; raises `RequestError`."""
+    target = modality.parse_all(text)
+    if not target:
+        raise RequestError(f"--set '{text}' changes nothing: give attribute=value")
+    return target
+
+
+def _factual(modality: Modality, path: Path, in_file: Attributes, given: Attributes) -> Attributes:
+    for name in sorted(set(in_file) & set(given)):
+        if shown(in_file[name]) != shown(given[name]):
+            raise RequestError(f"{name} is {shown(in_file[name])} in '{path}' and {shown(given[name])} in --given")
+    factual = {name: value for name, value in (in_file | given).items() if name in modality.attributes}
+    missing = [name for name in modality.attributes if name not in factual]
+    if missing:
+        raise RequestError(f"'{path}' does not say {', '.join(missing)}: add --given {'=...,'.join(missing)}=...")
+    return factual
+
+
+def shown(value: float | str) -> str:
+    """An attribute's value as people write it."""
+    return value if isinstance(value, str) else f"{value:g}"
