@@ -25,7 +25,7 @@ class EditConfig:
     """How strongly and how deeply a scan is edited."""
 
     method: str = "invert"
-    """invert, belm or sdedit: see `ld_common.methods`."""
+    """invert, belm, pix2pix-zero or sdedit: see `ld_common.methods`."""
     steps: int = 50
     """Steps of the whole DDIM trajectory."""
     depth: float = 0.7
@@ -34,6 +34,8 @@ class EditConfig:
     """w of the difference guidance (its guidance scale); 0 returns the reconstruction."""
     refinements: int = 1
     """Fixed-point iterations for each inversion step."""
+    attention: float = 0.1
+    """pix2pix-zero: how far each step moves towards where the scan's own prompt looked."""
     delta: float = 0.0
     """A shift of every answer's reverse steps, δ in the paper's units; `ld-client drift --choice counterfactual` and
     `ld-generate --drift auto` look for one."""
@@ -46,6 +48,7 @@ class EditConfig:
         require(0 < self.depth <= 1, f"depth is {self.depth}: it must lie above 0 and up to 1")
         require(0 <= self.strength < math.inf, f"strength is {self.strength}: it must be a number, 0 or above")
         require(self.refinements >= 0, f"refinements is {self.refinements}: it must not be negative")
+        require(0 <= self.attention < math.inf, f"attention is {self.attention}: it must be a number, 0 or above")
         require(math.isfinite(self.delta), f"delta is {self.delta}: it must be a number")
         require(self.batch_size > 0, f"batch_size is {self.batch_size}: it must be above 0")
 
@@ -111,7 +114,7 @@ class LatentEditor:
             steps - max(1, round(config.depth * steps)),
             step_shift(drift, steps, model.scheduler.alphas_cumprod),
         )
-        self.setting = Setting(model, path, start, config.strength, config.refinements, drift, shift)
+        self.setting = Setting(model, path, start, config.strength, config.refinements, drift, shift, config.attention)
         self._generator = torch_generator(seed, "edit")
         with torch.no_grad():
             self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))

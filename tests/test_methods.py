@@ -11,7 +11,9 @@ from ld_common.config import from_mapping
 from ld_common.counterfactual import Edit, EditConfig, LatentEditor
 from ld_common.drift import Drift
 from ld_common.errors import ConfigError
+from ld_common.inversion import predictor
 from ld_common.methods import METHODS
+from ld_common.methods.pix2pix_zero import watched
 from ld_common.models import BaseModel, load_base
 
 HEALTHY, ILL = "axial T1 brain MRI, woman, 70 years, healthy", "axial T1 brain MRI, man, 80 years, Alzheimer's disease"
@@ -88,3 +90,30 @@ def test_belm_says_that_it_needs_steps(base: BaseModel, latents: torch.Tensor) -
 def test_a_method_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="did you mean 'invert'"):
         from_mapping(EditConfig, {"method": "inverse"})
+
+
+def test_pix2pix_zero_holds_the_edit_to_where_the_scan_s_prompt_looked(base: BaseModel, latents: torch.Tensor) -> None:
+    moved = []
+    for attention in (0.0, 20.0):
+        own = editor(base, method="pix2pix-zero", strength=3.0, attention=attention)
+        states, restored = own.abduct(latents, [HEALTHY] * 3)
+        drawn = own.answer(states, [HEALTHY] * 3, [Edit(row, ILL) for row in range(3)])
+        moved.append(_attention_moved(base, restored, drawn))
+    inverted = editor(base, method="invert", strength=3.0)
+    states, _ = inverted.abduct(latents, [HEALTHY] * 3)
+    plain = inverted.answer(states, [HEALTHY] * 3, [Edit(row, ILL) for row in range(3)])
+    unheld = editor(base, method="pix2pix-zero", strength=3.0, attention=0.0)
+    states, _ = unheld.abduct(latents, [HEALTHY] * 3)
+    assert torch.allclose(unheld.answer(states, [HEALTHY] * 3, [Edit(row, ILL) for row in range(3)]), plain, atol=1e-4)
+    assert moved[1] < moved[0]
+
+
+@torch.no_grad()
+def _attention_moved(base: BaseModel, first: torch.Tensor, second: torch.Tensor) -> float:
+    """Distance between the maps of two sets of latents, the first under its own prompt, the second under its target."""
+    found = []
+    with watched(base.unet) as maps:
+        for latents, prompt in ((first, HEALTHY), (second, ILL)):
+            predictor(base, base.embed([prompt] * len(latents)))(latents, 0)
+            found.append([own.clone() for own in maps()])
+    return sum(float((one - other).square().sum()) for one, other in zip(*found, strict=True))

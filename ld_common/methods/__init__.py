@@ -5,8 +5,14 @@ from __future__ import annotations
 from ld_common.methods.belm import Belm
 from ld_common.methods.invert import Invert
 from ld_common.methods.method import Method, Setting
+from ld_common.methods.pix2pix_zero import Pix2PixZero
 from ld_common.methods.sdedit import SdEdit
 
 __all__ = ["METHODS", "Method", "Setting"]
 
-METHODS: dict[str, type[Method]] = {"invert": Invert, "belm": Belm, "sdedit": SdEdit}
+METHODS: dict[str, type[Method]] = {
+    "invert": Invert,
+    "belm": Belm,
+    "pix2pix-zero": Pix2PixZero,
+    "sdedit": SdEdit,
+}

@@ -28,6 +28,8 @@ class Setting:
     drift: Drift | None
     shift: Tensor | None
     """Added after each step, or None."""
+    attention: float
+    """How far a step of pix2pix-zero moves towards the scan's cross-attention."""
 
     def predictor(self, factual: Tensor, target: Tensor | None = None) -> Predictor:
         """The network under prompt embeddings `(B,T,D)`, guided from the first towards the second where there is one.
