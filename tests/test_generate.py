@@ -201,3 +201,36 @@ def test_what_the_file_says_and_what_is_given_must_agree(
     aged = write_mr_slice(tmp_path / "aged.dcm", pixels, PatientAge="060Y", PatientSex="M")
     code, said = run(capsys, "--release", release, "--input", aged, "--set", "age=80", "--given", GIVEN)
     assert (code, "age is 60" in said) == (2, True)
+
+
+def test_what_the_mask_keeps_stays_as_it_is(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = np.zeros((110, 100), np.uint8)
+    kept[20:60] = 255
+    Image.fromarray(kept).save(tmp_path / "mask.png")
+    asked = ["--release", release, "--input", scan, "--given", GIVEN, "--strength", 4]
+    masked = [*asked, "--mask", tmp_path / "mask.png", "--trajectory", "age=60:90:30", "--out", tmp_path / "masked"]
+    code, said = run(capsys, *masked)
+    assert code == 0, said
+    assert run(capsys, *asked, "--set", "age=90", "--out", tmp_path / "free")[0] == 0
+    own = pydicom.dcmread(scan).pixel_array[20:60]
+    held, free = (pydicom.dcmread(tmp_path / name / "scan" / "age-90.dcm") for name in ("masked", "free"))
+    values = [one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept) for one in (held, free)]
+    step = max(float(one.RescaleSlope) for one in (held, free))
+    assert np.abs(values[0][20:60] - own).max() <= step
+    assert np.abs(values[1][20:60] - own).max() > 20 * step
+    assert np.abs(values[0][75:] - values[1][75:]).max() <= 2 * step
+    assert held.SOPInstanceUID != free.SOPInstanceUID
+    changes = [row.split(",")[-1] for row in (tmp_path / "masked/scan/trajectory_age.csv").read_text().splitlines()[3:]]
+    assert all(float(change) > 0 for change in changes)
+
+
+def test_a_mask_that_does_not_fit_is_named(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shape, fill, words in (((50, 50), 255, "the mask"), ((110, 100), 0, "keeps nothing")):
+        Image.fromarray(np.full(shape, fill, np.uint8)).save(tmp_path / "mask.png")
+        asked = ["--input", scan, "--set", "age=80", "--given", GIVEN, "--mask", tmp_path / "mask.png"]
+        code, said = run(capsys, "--release", release, *asked, "--out", tmp_path / "out")
+        assert (code, words in said) == (2, True)

@@ -17,6 +17,7 @@ from ld_common.models import BaseModel
 from ld_common.release import Release, edit_drift, release_record, software
 from ld_common.synthetic import write_synthetic_dicom
 from ld_server.draw import RECORD, STRIP, SYNTHETIC, write_strip
+from ld_server.mask import keep, keep_in_picture
 from ld_server.questions import Question, shown
 from ld_server.trajectory import write_trajectory
 
@@ -75,7 +76,7 @@ def write_answer(
     for (target, delta), image in zip(asked, drawn.images, strict=True):
         name = "_".join(f"{key}-{shown(value)}" for key, value in target.items())
         name += f"_drift{delta:+g}" if delta else ""
-        values = from_model(image, frame)
+        values = keep(question.kept, question.scan, from_model(image, frame))
         description = release.modality.describe(question.factual | target)
         written = [folder / f"{name}.png", folder / f"{name}_difference.png", folder / f"{name}.dcm"]
         write_png(written[0], values, frame, SYNTHETIC | {"Description": description})
@@ -101,7 +102,13 @@ def write_answer(
         columns |= {f"δ {delta:+g}": list(drawn.images[row :: len(deltas)]) for row, delta in enumerate(deltas)}
         files.append(write_strip(folder / STRIP, columns, " / ".join(map(_named, question.targets))))
     if question.trajectory is not None:
-        images = drawn.images[-len(question.trajectory.values) :]
+        images = keep_in_picture(
+            question.kept,
+            question.scan,
+            question.image,
+            drawn.images[-len(question.trajectory.values) :],
+            release.modality,
+        )
         own = question.image, drawn.reconstructions, list(images)
         files += write_trajectory(folder, release.modality, question.trajectory, frame, question.factual, *own)
     record = {
@@ -110,6 +117,7 @@ def write_answer(
             "sha256_of_pixels": hashlib.sha256(question.scan.pixels.tobytes()).hexdigest(),
             "slice": question.slice_index,
             "attributes": question.factual,
+            "sha256_of_mask": None if question.kept is None else hashlib.sha256(question.kept.tobytes()).hexdigest(),
         },
         "release": release_record(release),
         "edit": to_mapping(config),
@@ -128,4 +136,5 @@ def _named(target: Attributes) -> str:
 def _request(question: Question, target: Attributes, config: EditConfig, delta: float) -> str:
     """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
     words = json.dumps([question.factual, target, to_mapping(config), delta], sort_keys=True)
-    return hashlib.sha256(question.scan.pixels.tobytes() + words.encode()).hexdigest()
+    kept = b"" if question.kept is None else question.kept.tobytes()
+    return hashlib.sha256(question.scan.pixels.tobytes() + kept + words.encode()).hexdigest()

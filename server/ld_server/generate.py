@@ -38,6 +38,7 @@ def generate(
     sets: list[str] = typer.Option([], "--set", help="attribute=value,... of one counterfactual; repeatable."),
     batch: Path | None = typer.Option(None, help="In place of --input and --set: a CSV with a row a scan."),
     trajectory: str = typer.Option("", help="attribute=first:last:step: a strip, an animation and a table."),
+    mask: Path | None = typer.Option(None, help="An image of the scan's size: what is not 0 in it stays as it is."),
     drift: list[str] = typer.Option(
         [RELEASE], help="release, a site's name, auto, or a shift of z_T such as -0.1; repeatable: a strip."
     ),
@@ -72,15 +73,13 @@ def generate(
     known = loaded.modality.parse_all(given)
     model = load_release_base(loaded, base, device, precision)
     if batch is not None:
-        if inputs or sets or trajectory or drift != [RELEASE]:
-            raise RequestError(
-                "--batch names scans and edits itself: leave --input, --set, --trajectory and --drift out"
-            )
+        if inputs or sets or trajectory or mask or drift != [RELEASE]:
+            raise RequestError("--batch names scans and edits itself: of what says which, give nothing but --given")
         _draw_rows(model, loaded, batch, known, released, config, out)
         files = [out / OUTCOMES]
     elif not inputs:
-        if trajectory:
-            raise RequestError("--trajectory changes a scan: name one with --input")
+        if trajectory or mask:
+            raise RequestError("--trajectory and --mask are of a scan: name one with --input")
         files = _draw(model, loaded, known, sets, drift, samples, config.steps, sampler, out)
     else:
         targets = [read_target(loaded.modality, text) for text in sets]
@@ -90,7 +89,7 @@ def generate(
         if not targets and along is None:
             raise RequestError("--set is missing: say what should be different, for example --set age=84")
         questions = read_questions(
-            loaded.modality, model.side, inputs, targets, known, slice_index, released, out, along
+            loaded.modality, model.side, inputs, targets, known, slice_index, released, out, along, mask
         )
         deltas = _deltas(choose_drifts(loaded, [word for word in drift if word != AUTO]), config.delta)
         make_folders(questions)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from ld_common.errors import RequestError
 from ld_common.images import Frame, Scan, read_scan, to_model
 from ld_common.modality import Attributes, Modality
+from ld_server.mask import read_mask
 from ld_server.trajectory import Trajectory
 
 SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png")
@@ -33,6 +35,8 @@ class Question:
     folder: Path
     trajectory: Trajectory | None = None
     """Its targets are the last of `targets`."""
+    kept: np.ndarray | None = None
+    """How much of each pixel `(H,W)` stays the scan's, from 0 to 1; None edits all of it."""
 
 
 def read_questions(
@@ -45,6 +49,7 @@ def read_questions(
     released: bool,
     out: Path,
     trajectory: Trajectory | None = None,
+    mask: Path | None = None,
 ) -> list[Question]:
     """Read the inputs and settle what each shows; raises `ScanError` or `RequestError`."""
     asked, questions = [*targets, *(trajectory.targets if trajectory else [])], []
@@ -52,7 +57,8 @@ def read_questions(
         scan = read_scan(path, modality, slice_index, released)
         image, frame = to_model(scan, side, modality.image)
         factual = _factual(modality, path, scan.attributes_in_file, given)
-        questions.append(Question(path, scan, frame, image, factual, asked, slice_index, out / name, trajectory))
+        kept = None if mask is None else read_mask(mask, modality, slice_index, scan, frame, side)
+        questions.append(Question(path, scan, frame, image, factual, asked, slice_index, out / name, trajectory, kept))
     return questions
 
 
