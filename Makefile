@@ -46,8 +46,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One worker more than there are processors: the longest tests mostly wait for processes of their own.
 test: install
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf runs build dist
