@@ -25,7 +25,7 @@ class EditConfig:
     """How strongly and how deeply a scan is edited."""
 
     method: str = "invert"
-    """invert, belm, pix2pix-zero or sdedit: see `ld_common.methods`."""
+    """invert, belm, ddpm, pix2pix-zero or sdedit: see `ld_common.methods`."""
     steps: int = 50
     """Steps of the whole DDIM trajectory."""
     depth: float = 0.7
@@ -124,7 +124,8 @@ class LatentEditor:
     ) -> tuple[Tensor, Tensor]:
         """Image latents `(N,C,h,w)` -> the method's states `(N,...)`, and the reconstructions `(N,C,h,w)` from them."""
         states, restored = [], [latents[:0]]
-        noise = torch.randn(latents.shape, generator=self._generator).to(latents)
+        shape = (len(latents), self.method.draws(self.setting), *latents.shape[1:])
+        noise = torch.randn(shape, generator=self._generator).to(latents)
         for rows in torch.arange(len(latents)).split(self.config.batch_size):
             context = self._context([factual[row] for row in rows])
             state = self.method.abduct(self.setting, centre(latents[rows], self.drift), context, noise[rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ld_common.methods.belm import Belm
+from ld_common.methods.ddpm import Ddpm
 from ld_common.methods.invert import Invert
 from ld_common.methods.method import Method, Setting
 from ld_common.methods.pix2pix_zero import Pix2PixZero
@@ -13,6 +14,7 @@ __all__ = ["METHODS", "Method", "Setting"]
 METHODS: dict[str, type[Method]] = {
     "invert": Invert,
     "belm": Belm,
+    "ddpm": Ddpm,
     "pix2pix-zero": Pix2PixZero,
     "sdedit": SdEdit,
 }

@@ -50,8 +50,9 @@ class Setting:
 class Method(ABC):
     """One way to edit; it holds nothing of a scan."""
 
-    uses_noise = False
-    """Whether answers depend on the seed."""
+    def draws(self, setting: Setting) -> int:
+        """How many latents of noise it draws for a scan; answers depend on the seed where it is not 0."""
+        return 0
 
     @abstractmethod
     def abduct(self, setting: Setting, latents: Tensor, factual: Tensor, noise: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class Method(ABC):
             setting: how.
             latents: of the scans, centred where the drift is, `(B,C,h,w)`.
             factual: embeddings of what they show, `(B,T,D)`.
-            noise: `(B,C,h,w)`, by the seed; for methods that draw.
+            noise: `(B,draws,C,h,w)`, by the seed.
 
         Returns:
             A state, `(B,...)`.

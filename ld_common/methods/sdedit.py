@@ -11,11 +11,13 @@ from ld_common.methods.method import Method, Setting
 class SdEdit(Method):
     """The baseline: what the noise covers is drawn anew, so a scan comes back only in its coarse features."""
 
-    uses_noise = True
+    def draws(self, setting: Setting) -> int:
+        """One."""
+        return 1
 
     def abduct(self, setting: Setting, latents: Tensor, factual: Tensor, noise: Tensor) -> Tensor:
         """The scan under noise at level `start`, `(B,C,h,w)`."""
-        return mixture(Prediction(latents, noise), setting.path.levels[setting.start])
+        return mixture(Prediction(latents, noise[:, 0]), setting.path.levels[setting.start])
 
     def answer(
         self, setting: Setting, state: Tensor, factual: Tensor, target: Tensor | None, shift: Tensor | None

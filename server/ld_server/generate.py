@@ -51,7 +51,7 @@ def generate(
     trust: str = typer.Option("", help=TRUST_HELP),
     allow_unsigned: bool = typer.Option(False, "--allow-unsigned", help=UNSIGNED_HELP),
     released: bool = typer.Option(False, help="A person has checked the inputs for burned-in text (DERIVED images)."),
-    method: str = typer.Option("", help="invert, belm, pix2pix-zero or sdedit. By default as the release says."),
+    method: str = typer.Option("", help="invert, belm, ddpm, pix2pix-zero or sdedit. By default as the release says."),
     strength: float | None = typer.Option(
         None, help="How strongly to edit; 0 changes nothing. By default as the release says."
     ),
