@@ -234,3 +234,21 @@ def test_a_mask_that_does_not_fit_is_named(
         asked = ["--input", scan, "--set", "age=80", "--given", GIVEN, "--mask", tmp_path / "mask.png"]
         code, said = run(capsys, "--release", release, *asked, "--out", tmp_path / "out")
         assert (code, words in said) == (2, True)
+
+
+def test_several_seeds_give_their_mean_each_of_them_and_their_deviation(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--release", release, "--input", scan, "--set", "age=80", "--given", GIVEN, "--strength", 3]
+    code, said = run(capsys, *asked, "--method", "ddpm", "--seeds", 3, "--out", tmp_path / "out")
+    assert code == 0, said
+    folder = tmp_path / "out" / "scan"
+    each = [np.asarray(Image.open(folder / f"age-80_seed-{seed}.png")).astype(float) for seed in range(3)]
+    assert not (each[0] == each[1]).all()
+    mean = np.asarray(Image.open(folder / "age-80.png")).astype(float)
+    inside = np.all([(one > 0) & (one < 255) for one in each], axis=0)  # where no picture was clipped
+    assert np.abs(np.mean(each, axis=0) - mean)[inside].max() <= 1
+    assert (folder / "age-80_uncertainty.png").exists()
+    assert json.loads((folder / "record.json").read_text())["seeds"] == [0, 1, 2]
+    code, said = run(capsys, *asked, "--method", "invert", "--seeds", 3, "--out", tmp_path / "none")
+    assert (code, "a --method that draws noise: ddpm, sdedit" in " ".join(said.split())) == (2, True)

@@ -50,8 +50,13 @@ class Setting:
 class Method(ABC):
     """One way to edit; it holds nothing of a scan."""
 
+    @property
+    def uses_noise(self) -> bool:
+        """Whether answers depend on the seed."""
+        return type(self).draws is not Method.draws
+
     def draws(self, setting: Setting) -> int:
-        """How many latents of noise it draws for a scan; answers depend on the seed where it is not 0."""
+        """How many latents of noise it draws for a scan."""
         return 0
 
     @abstractmethod

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ld_common.config import to_mapping
 from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
@@ -24,6 +27,8 @@ from ld_server.trajectory import write_trajectory
 NIFTI = (".nii", ".nii.gz")
 DIFFERENCE_LIMIT = 1.0
 """Difference, in the model's range of 2, that is drawn in full colour, in every map alike."""
+UNCERTAINTY_LIMIT = 0.25
+"""The same of the deviation between seeds."""
 
 
 def answer(
@@ -33,17 +38,26 @@ def answer(
     config: EditConfig,
     deltas: Sequence[float],
     progress: Callable[[int], None],
+    seeds: int = 1,
 ) -> list[Path]:
-    """Draw all questions under each δ in shared batches and write their files; returns what was written."""
+    """Draw all questions under each δ in shared batches and write their files; returns what was written.
+
+    Of several seeds, the answer is their mean, and each of them and their deviation by pixel are written as well.
+    """
     edits, factual = edits_of(release.modality, questions, deltas), factual_prompts(release.modality, questions)
     images = torch.stack([question.image for question in questions])
-    drift, seed = edit_drift(release), release.study.seed
-    drawn = draw_counterfactuals(base, images, factual, edits, config, progress, drift, seed)
+    drift, first = edit_drift(release), release.study.seed
+    several = [
+        draw_counterfactuals(base, images, factual, edits, config, progress, drift, first + number)
+        for number in range(seeds)
+    ]
+    each = torch.stack([one.images for one in several], 1)
+    drawn = replace(several[0], images=each.mean(1))
     files: list[Path] = []
     for index, question in enumerate(questions):
         own = [row for row, edit in enumerate(edits) if edit.scan == index]
         single = Counterfactuals(drawn.autoencoded[index], drawn.reconstructions[index], drawn.images[own])
-        files += write_answer(release, question, single, config, deltas)
+        files += write_answer(release, question, single, config, deltas, each[own])
     return files
 
 
@@ -63,9 +77,17 @@ def factual_prompts(modality: Modality, questions: Sequence[Question]) -> list[s
 
 
 def write_answer(
-    release: Release, question: Question, drawn: Counterfactuals, config: EditConfig, deltas: Sequence[float]
+    release: Release,
+    question: Question,
+    drawn: Counterfactuals,
+    config: EditConfig,
+    deltas: Sequence[float],
+    each: Tensor,
 ) -> list[Path]:
-    """One input's folder: images in the input's geometry, difference maps, the record; a strip of several δ."""
+    """One input's folder: images in the input's geometry, difference maps, the record; a strip of several δ.
+
+    `each` `(M,K,1,S,S)` are the answers of the K seeds, whose means `drawn` holds.
+    """
     folder, frame = question.folder, question.frame
     files = [folder / "input.png", folder / "reconstruction.png"]
     write_png(files[0], from_model(question.image, frame), frame, {})
@@ -73,7 +95,7 @@ def write_answer(
     restored, scale = from_model(drawn.reconstructions, frame), (frame.high - frame.low) / 2
     answers = []
     asked = [(target, delta) for target in question.targets for delta in deltas]
-    for (target, delta), image in zip(asked, drawn.images, strict=True):
+    for (target, delta), image, own in zip(asked, drawn.images, each, strict=True):
         name = "_".join(f"{key}-{shown(value)}" for key, value in target.items())
         name += f"_drift{delta:+g}" if delta else ""
         values = keep(question.kept, question.scan, from_model(image, frame))
@@ -95,6 +117,8 @@ def write_answer(
         if question.path.name.endswith(NIFTI):
             written.append(folder / f"{name}.nii.gz")
             write_nifti(written[-1], values, question.scan)
+        if len(own) > 1:
+            written += _write_seeds(folder, name, question, release.study.seed, own, description)
         files += written
         answers.append({"set": target, "prompt": description, "drift": delta, "files": [file.name for file in written]})
     if len(deltas) > 1:
@@ -109,8 +133,8 @@ def write_answer(
             drawn.images[-len(question.trajectory.values) :],
             release.modality,
         )
-        own = question.image, drawn.reconstructions, list(images)
-        files += write_trajectory(folder, release.modality, question.trajectory, frame, question.factual, *own)
+        pictures = question.image, drawn.reconstructions, list(images)
+        files += write_trajectory(folder, release.modality, question.trajectory, frame, question.factual, *pictures)
     record = {
         "input": {
             "name": question.path.name,
@@ -121,12 +145,24 @@ def write_answer(
         },
         "release": release_record(release),
         "edit": to_mapping(config),
-        "seed": release.study.seed,
+        "seeds": [release.study.seed + number for number in range(each.shape[1])],
         "counterfactuals": answers,
         "software": software(),
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     return [*files, folder / RECORD]
+
+
+def _write_seeds(folder: Path, name: str, question: Question, first: int, own: Tensor, description: str) -> list[Path]:
+    """Each seed's answer `(K,1,S,S)` and the deviation by pixel."""
+    frame, scale, written, values = question.frame, (question.frame.high - question.frame.low) / 2, [], []
+    for number, image in enumerate(own):
+        values.append(keep(question.kept, question.scan, from_model(image, frame)))
+        written.append(folder / f"{name}_seed-{first + number}.png")
+        write_png(written[-1], values[-1], frame, SYNTHETIC | {"Description": description})
+    written.append(folder / f"{name}_uncertainty.png")
+    write_difference_png(written[-1], np.std(values, axis=0, ddof=1) / scale, SYNTHETIC, limit=UNCERTAINTY_LIMIT)
+    return written
 
 
 def _named(target: Attributes) -> str:

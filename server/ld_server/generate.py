@@ -16,6 +16,7 @@ from ld_common.config import load_config
 from ld_common.counterfactual import EditConfig
 from ld_common.drift_search import best, search_counterfactual
 from ld_common.errors import RequestError
+from ld_common.methods import METHODS
 from ld_common.modality import Attributes
 from ld_common.models import BaseModel
 from ld_common.release import Release, edit_drift, load_release_base
@@ -38,6 +39,7 @@ def generate(
     sets: list[str] = typer.Option([], "--set", help="attribute=value,... of one counterfactual; repeatable."),
     batch: Path | None = typer.Option(None, help="In place of --input and --set: a CSV with a row a scan."),
     trajectory: str = typer.Option("", help="attribute=first:last:step: a strip, an animation and a table."),
+    seeds: int = typer.Option(1, help="Draw each answer so often: their mean, their deviation, and all of them."),
     mask: Path | None = typer.Option(None, help="An image of the scan's size: what is not 0 in it stays as it is."),
     drift: list[str] = typer.Option(
         [RELEASE], help="release, a site's name, auto, or a shift of z_T such as -0.1; repeatable: a strip."
@@ -86,6 +88,9 @@ def generate(
         along = read_trajectory(loaded.modality, trajectory) if trajectory else None
         if along is not None and len(drift) > 1:
             raise RequestError("--trajectory is drawn under one drift: give --drift once, or --set for each value")
+        if seeds < 1 or (seeds > 1 and not METHODS[config.method]().uses_noise):
+            drawing = ", ".join(name for name, method in METHODS.items() if method().uses_noise)
+            raise RequestError(f"--seeds {seeds}: give 1, or more with a --method that draws noise: {drawing}")
         if not targets and along is None:
             raise RequestError("--set is missing: say what should be different, for example --set age=84")
         questions = read_questions(
@@ -94,7 +99,7 @@ def generate(
         deltas = _deltas(choose_drifts(loaded, [word for word in drift if word != AUTO]), config.delta)
         make_folders(questions)
         deltas += [_search(model, loaded, questions, config)] if AUTO in drift else []
-        files = _edit(model, loaded, questions, config, list(dict.fromkeys(deltas)))
+        files = _edit(model, loaded, questions, config, list(dict.fromkeys(deltas)), seeds)
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     for folder in sorted({file.parent for file in files}):
@@ -154,12 +159,17 @@ def _deltas(choices: Sequence[DriftChoice], release_delta: float) -> list[float]
 
 
 def _edit(
-    model: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig, deltas: Sequence[float]
+    model: BaseModel,
+    release: Release,
+    questions: Sequence[Question],
+    config: EditConfig,
+    deltas: Sequence[float],
+    seeds: int,
 ) -> list[Path]:
     """Counterfactuals of scans under each δ, with a bar."""
     total = len(questions) + len(deltas) * sum(len(question.targets) for question in questions)
-    with progress_bar(console, "drawing", total) as advance:
-        return answer(model, release, questions, config, deltas, advance)
+    with progress_bar(console, "drawing", total * seeds) as advance:
+        return answer(model, release, questions, config, deltas, advance, seeds)
 
 
 def _search(model: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig) -> float:
