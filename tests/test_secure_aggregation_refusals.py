@@ -233,7 +233,7 @@ def test_a_number_that_no_levels_sum_to_is_noticed() -> None:
 
     def shift(vector: bytes) -> bytes:
         shifted = np.frombuffer(vector, "<u4").copy()
-        shifted[0] += np.uint32(2**31)
+        shifted[:1] += np.uint32(2**31)  # an array wraps around, a scalar warns
         return shifted.tobytes()
 
     sites.tamper = alter(Stage.VECTOR, "s01", vector=shift)
