@@ -346,6 +346,15 @@ def test_a_dry_run_refuses_what_a_round_would(site_yaml: Path, tmp_path: Path) -
     assert len(Ledger(site.ledger_path).entries()) == 1
 
 
+def test_what_needs_the_base_does_not_repeat_that_there_is_none(site_yaml: Path, tmp_path: Path) -> None:
+    home = home_at(tmp_path, site_yaml, "localhost:1")
+    change(home, base_model="/nowhere")
+    found = by_name(check_home(home))
+    assert found["base model"].standing == "failed"
+    for name in ("memory", "policy"):
+        assert (found[name].standing, found[name].said) == ("warning", "not checked: it needs the base model")
+
+
 def test_who_approves_or_withdraws_is_in_the_log(site_yaml: Path, tmp_path: Path) -> None:
     home = home_at(tmp_path, site_yaml, "localhost:1")
     runner = CliRunner()

@@ -25,7 +25,7 @@ def check_home(home: SiteHome) -> list[Finding]:
     kit = home.kit()
     findings += guarded("certificate", "delete site.crt: ld-client start fetches it", lambda: _certificate(home, kit))
     findings += check_server(kit.server, home.kit_folder / AUTHORITY)
-    findings += guarded("config", f"write {home.config_file}", lambda: _config(home))
+    findings += guarded("config", f"mend {home.config_file}", lambda: _config(home))
     if any(one.name == "config" and one.standing == "failed" for one in findings):
         findings.append(warning("data", "not checked: it needs the config", "mend the config first"))
     else:

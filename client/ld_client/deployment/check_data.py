@@ -54,11 +54,17 @@ def check_data(checked: Checked) -> list[Finding]:
         ("base model", "point base_model at the study's base", _base),
         ("memory", "use a machine that can hold the base", _memory),
         ("modality", "point modality at kit/modality.yaml", _modality),
-        ("index", "run ld-client index --config SITE.yaml", _index),
+        ("index", "run ld-client index with this home's site.yaml", _index),
         ("policy", "talk to the study, or change the site's policy", _policy),
         ("budget", "talk to the study, or change policy.max_epsilon", _budget),
     ]
-    return [finding for name, remedy, check in checks for finding in guarded(name, remedy, partial(check, checked))]
+    findings: list[Finding] = []
+    for name, remedy, check in checks:
+        found = guarded(name, remedy, partial(check, checked))
+        if any(one.name == "base model" and one.said == found[0].said for one in findings):  # it is told already
+            found = [warning(name, "not checked: it needs the base model", "mend the base model first")]
+        findings += found
+    return findings
 
 
 def guarded(name: str, remedy: str, check: Callable[[], list[Finding]]) -> list[Finding]:
