@@ -53,10 +53,12 @@ def run_node(home: SiteHome) -> None:
         print(
             f"site {kit.site} of study '{kit.study}' works for {kit.server}; end it with Ctrl-C or SIGTERM", flush=True
         )
-        deadline = time.monotonic() + FORMER_NODE_SECONDS
+        deadline, told = time.monotonic() + FORMER_NODE_SECONDS, False
         while REFUSED in _watch(home, [node, executor]) and time.monotonic() < deadline:
             fetch_certificate(home)  # says so where the study has revoked the site, or has another key of it
-            print("the server still counts this site's former node: trying again", flush=True)
+            if not told:
+                print("the server still counts this site's former node: trying until it does not", flush=True)
+            told = True
             time.sleep(RETRY_SECONDS)
         raise DeploymentError(f"the site's node ended: see '{home.path / 'node.log'}'")
 
