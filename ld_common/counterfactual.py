@@ -110,10 +110,8 @@ class LatentEditor:
         self.config, self.drift, self.method = config, drift, METHODS[config.method]()
         path = trajectory(model.scheduler, config.steps)
         steps = len(path.timesteps)
-        start, shift = (
-            steps - max(1, round(config.depth * steps)),
-            step_shift(drift, steps, model.scheduler.alphas_cumprod),
-        )
+        start = steps - max(1, round(config.depth * steps))
+        shift = step_shift(drift, steps, model.scheduler.alphas_cumprod)
         self.setting = Setting(model, path, start, config.strength, config.refinements, drift, shift, config.attention)
         self._generator = torch_generator(seed, "edit")
         with torch.no_grad():
@@ -146,10 +144,8 @@ class LatentEditor:
         drawn = []
         for first in range(0, len(edits), self.config.batch_size):
             batch = edits[first : first + self.config.batch_size]
-            shown, wanted = (
-                self._context([factual[edit.scan] for edit in batch]),
-                self._context([e.target for e in batch]),
-            )
+            shown = self._context([factual[edit.scan] for edit in batch])
+            wanted = self._context([edit.target for edit in batch])
             own = states[[edit.scan for edit in batch]]
             found = self.method.answer(self.setting, own, shown, wanted, self._shifts(batch))
             drawn.append(restore(found, self.drift))

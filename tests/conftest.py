@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from ld_simulations.base_networks import (
 BRAIN_MRI = Path(__file__).parent.parent / "configs/modalities/brain_mri.yaml"
 
 torch.set_num_threads(1)
-gc.collect()
-gc.freeze()  # what was imported, a million objects, is not looked through again and again
 
 
 @pytest.fixture(scope="session")

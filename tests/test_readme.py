@@ -20,6 +20,8 @@ PACKAGES = ("ld_common", "server/ld_server", "client/ld_client", "simulations/ld
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_tree_names_every_module_and_no_other(package: str) -> None:
     section = re.split(r"\n(?! )", README.split(f"\n{package}/ ", 1)[1], maxsplit=1)[0]
+    rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert rooms <= {name.rstrip("/") for name in re.findall(r"^  (\w+/) ", section, re.M)}
     folder, named = Path(), {Path(): set[str]()}
     for indent, name in re.findall(r"^( {2}|  {2}  )(\S+) ", section, re.M):
         folder = folder if len(indent) == 4 else Path()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ld_common.config import to_mapping
 from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
-from ld_common.images import from_model, write_difference_png, write_nifti, write_png
+from ld_common.images import Frame, from_model, write_difference_png, write_nifti, write_png
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
 from ld_common.release import Release, edit_drift, release_record, software
@@ -92,34 +92,15 @@ def write_answer(
     files = [folder / "input.png", folder / "reconstruction.png"]
     write_png(files[0], from_model(question.image, frame), frame, {})
     write_png(files[1], from_model(drawn.reconstructions, frame), frame, SYNTHETIC)
-    restored, scale = from_model(drawn.reconstructions, frame), (frame.high - frame.low) / 2
-    answers = []
+    restored, answers = from_model(drawn.reconstructions, frame), []
     asked = [(target, delta) for target in question.targets for delta in deltas]
     for (target, delta), image, own in zip(asked, drawn.images, each, strict=True):
-        name = "_".join(f"{key}-{shown(value)}" for key, value in target.items())
-        name += f"_drift{delta:+g}" if delta else ""
-        values = keep(question.kept, question.scan, from_model(image, frame))
-        description = release.modality.describe(question.factual | target)
-        written = [folder / f"{name}.png", folder / f"{name}_difference.png", folder / f"{name}.dcm"]
-        write_png(written[0], values, frame, SYNTHETIC | {"Description": description})
-        write_difference_png(written[1], (values - restored) / scale, SYNTHETIC, limit=DIFFERENCE_LIMIT)
-        write_synthetic_dicom(
-            written[2],
-            values,
-            question.scan.spacing_mm,
-            description,
-            release.manifest["files"]["adapter.safetensors"],
-            model_name=release.study.name,
-            seed=release.study.seed,
-            request=_request(question, target, config, delta),
-            orientation=question.scan.orientation,
-        )
-        if question.path.name.endswith(NIFTI):
-            written.append(folder / f"{name}.nii.gz")
-            write_nifti(written[-1], values, question.scan)
+        request = _request(question, target, config, delta)
+        written = _write_edit(release, question, target, delta, image, restored, request)
         if len(own) > 1:
-            written += _write_seeds(folder, name, question, release.study.seed, own, description)
+            written += _write_seeds(release, question, target, delta, own)
         files += written
+        description = release.modality.describe(question.factual | target)
         answers.append({"set": target, "prompt": description, "drift": delta, "files": [file.name for file in written]})
     if len(deltas) > 1:
         columns = {"reconstruction": [drawn.reconstructions] * len(question.targets)}
@@ -153,16 +134,65 @@ def write_answer(
     return [*files, folder / RECORD]
 
 
-def _write_seeds(folder: Path, name: str, question: Question, first: int, own: Tensor, description: str) -> list[Path]:
-    """Each seed's answer `(K,1,S,S)` and the deviation by pixel."""
-    frame, scale, written, values = question.frame, (question.frame.high - question.frame.low) / 2, [], []
-    for number, image in enumerate(own):
-        values.append(keep(question.kept, question.scan, from_model(image, frame)))
-        written.append(folder / f"{name}_seed-{first + number}.png")
-        write_png(written[-1], values[-1], frame, SYNTHETIC | {"Description": description})
-    written.append(folder / f"{name}_uncertainty.png")
-    write_difference_png(written[-1], np.std(values, axis=0, ddof=1) / scale, SYNTHETIC, limit=UNCERTAINTY_LIMIT)
+def _write_edit(
+    release: Release,
+    question: Question,
+    target: Attributes,
+    delta: float,
+    image: Tensor,
+    restored: np.ndarray,
+    request: str,
+) -> list[Path]:
+    """One answer `(1,S,S)` in each format, and its difference from the reconstruction's real values `(H,W)`."""
+    frame, name = question.frame, _name(target, delta)
+    values = keep(question.kept, question.scan, from_model(image, frame))
+    description = release.modality.describe(question.factual | target)
+    written = [question.folder / f"{name}{ending}" for ending in (".png", "_difference.png", ".dcm")]
+    write_png(written[0], values, frame, SYNTHETIC | {"Description": description})
+    write_difference_png(written[1], (values - restored) / _unit(frame), SYNTHETIC, limit=DIFFERENCE_LIMIT)
+    write_synthetic_dicom(
+        written[2],
+        values,
+        question.scan.spacing_mm,
+        description,
+        release.manifest["files"]["adapter.safetensors"],
+        model_name=release.study.name,
+        seed=release.study.seed,
+        request=request,
+        orientation=question.scan.orientation,
+    )
+    if question.path.name.endswith(NIFTI):
+        written.append(question.folder / f"{name}.nii.gz")
+        write_nifti(written[-1], values, question.scan)
     return written
+
+
+def _write_seeds(release: Release, question: Question, target: Attributes, delta: float, own: Tensor) -> list[Path]:
+    """Each seed's answer `(K,1,S,S)` and the deviation by pixel."""
+    frame, name, description = (
+        question.frame,
+        _name(target, delta),
+        release.modality.describe(question.factual | target),
+    )
+    written, values = [], []
+    for seed, image in enumerate(own, start=release.study.seed):
+        values.append(keep(question.kept, question.scan, from_model(image, frame)))
+        written.append(question.folder / f"{name}_seed-{seed}.png")
+        write_png(written[-1], values[-1], frame, SYNTHETIC | {"Description": description})
+    written.append(question.folder / f"{name}_uncertainty.png")
+    write_difference_png(written[-1], np.std(values, axis=0, ddof=1) / _unit(frame), SYNTHETIC, limit=UNCERTAINTY_LIMIT)
+    return written
+
+
+def _name(target: Attributes, delta: float) -> str:
+    """Of an answer's files."""
+    name = "_".join(f"{key}-{shown(value)}" for key, value in target.items())
+    return name + (f"_drift{delta:+g}" if delta else "")
+
+
+def _unit(frame: Frame) -> float:
+    """Real values that are 1 in the model's range of 2."""
+    return (frame.high - frame.low) / 2
 
 
 def _named(target: Attributes) -> str:

@@ -172,9 +172,7 @@ def _question(
     if row.slice and not row.slice.isdecimal():
         raise RequestError(f"slice is '{row.slice}': give the number of a slice, from 0")
     index = int(row.slice) if row.slice else None
-    (question,) = read_questions(
-        release.modality, model.side, [place / row.input], targets, own, index, released, out / row.folder
-    )
+    (question,) = read_questions(release.modality, model.side, [place / row.input], targets, own, index, released, out)
     question = dataclasses.replace(question, folder=out / row.folder)
     make_folders([question])
     return question

@@ -75,13 +75,13 @@ def generate(
     known = loaded.modality.parse_all(given)
     model = load_release_base(loaded, base, device, precision)
     if batch is not None:
-        if inputs or sets or trajectory or mask or drift != [RELEASE]:
-            raise RequestError("--batch names scans and edits itself: of what says which, give nothing but --given")
+        if inputs or sets or trajectory or mask or drift != [RELEASE] or seeds != 1 or slice_index is not None:
+            raise RequestError("--batch says itself which scans and edits: beside it, --given alone does")
         _draw_rows(model, loaded, batch, known, released, config, out)
         files = [out / OUTCOMES]
     elif not inputs:
-        if trajectory or mask:
-            raise RequestError("--trajectory and --mask are of a scan: name one with --input")
+        if trajectory or mask or seeds != 1 or slice_index is not None:
+            raise RequestError("--trajectory, --mask, --seeds and --slice are of a scan: name one with --input")
         files = _draw(model, loaded, known, sets, drift, samples, config.steps, sampler, out)
     else:
         targets = [read_target(loaded.modality, text) for text in sets]
