@@ -132,3 +132,15 @@ def test_a_table_that_is_none_is_named(tmp_path: Path, content: str, words: str)
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="cannot read the table"):
         read_rows(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("option", [["--seeds", 2], ["--slice", 0], ["--set", "age=80"], ["--drift", "0"]])
+def test_what_a_batch_would_not_heed_is_refused(
+    release: Path,  # noqa: F811
+    scans: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: list[object],
+) -> None:
+    rows = table(scans, f"scan0.dcm,age=84,{GIVEN}")
+    code, said = run(capsys, "--release", release, "--batch", rows, "--out", scans / "out", *option)
+    assert (code, "--batch says itself" in said) == (2, True)

@@ -169,12 +169,8 @@ def _write_edit(
 
 def _write_seeds(release: Release, question: Question, target: Attributes, delta: float, own: Tensor) -> list[Path]:
     """Each seed's answer `(K,1,S,S)` and the deviation by pixel."""
-    frame, name, description = (
-        question.frame,
-        _name(target, delta),
-        release.modality.describe(question.factual | target),
-    )
-    written, values = [], []
+    description = release.modality.describe(question.factual | target)
+    frame, name, written, values = question.frame, _name(target, delta), [], []
     for seed, image in enumerate(own, start=release.study.seed):
         values.append(keep(question.kept, question.scan, from_model(image, frame)))
         written.append(question.folder / f"{name}_seed-{seed}.png")
