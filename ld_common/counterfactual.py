@@ -16,7 +16,7 @@ from ld_common.config import nearest, require
 from ld_common.drift import Drift, centre, restore, step_shift
 from ld_common.inversion import trajectory
 from ld_common.methods import METHODS, Setting
-from ld_common.models import BaseModel, Denoiser
+from ld_common.models import BaseModel, Condition, Denoiser
 from ld_common.seeding import torch_generator
 
 
@@ -25,7 +25,7 @@ class EditConfig:
     """How strongly and how deeply a scan is edited."""
 
     method: str = "invert"
-    """invert, belm, ddpm, pix2pix-zero or sdedit: see `ld_common.methods`."""
+    """invert, belm, ddpm, pix2pix-zero, sdedit or instruct: see `ld_common.methods`."""
     steps: int = 50
     """Steps of the whole DDIM trajectory."""
     depth: float = 0.7
@@ -82,6 +82,7 @@ def draw_counterfactuals(
     progress: Callable[[int], None] = lambda done: None,
     drift: Drift | None = None,
     seed: int = 0,
+    shared_noise: bool = False,
 ) -> Counterfactuals:
     """Answer `edits` about `images`; each scan is abducted once however many edits it has.
 
@@ -93,12 +94,28 @@ def draw_counterfactuals(
         progress: called with the number of images and edits finished since the last call.
         drift: the drift that the adapter was trained with. As z_T comes from the image, `prior` plays no part here.
         seed: decides the noise of methods that draw any.
+        shared_noise: give all images the same noise, as the slices of one volume need it.
     """
     latents = torch.cat([base.encode(chunk) for chunk in images.split(config.batch_size)])
     editor = LatentEditor(base, sorted({*factual, *(edit.target for edit in edits)}), config, drift, seed)
-    states, restored = editor.abduct(latents, factual, progress)
-    answers = editor.answer(states, factual, edits, progress)
-    return Counterfactuals(*(_decode(base, part, config.batch_size) for part in (latents, restored, answers)))
+    abducted = editor.abduct(latents, factual, progress, shared_noise)
+    answers = editor.answer(abducted, edits, progress)
+    found = latents, abducted.reconstructions, answers
+    return Counterfactuals(*(_decode(base, part, config.batch_size) for part in found))
+
+
+@dataclass(frozen=True, eq=False)
+class Abducted:
+    """What was found of N scans, in latents."""
+
+    scans: Tensor
+    """`(N,C,h,w)`, centred where the drift is."""
+    factual: list[str]
+    """What each shows."""
+    states: Tensor
+    """The method's, `(N,...)`."""
+    reconstructions: Tensor
+    """`(N,C,h,w)`: what a question that changes nothing returns."""
 
 
 class LatentEditor:
@@ -118,36 +135,36 @@ class LatentEditor:
             self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))
 
     def abduct(
-        self, latents: Tensor, factual: Sequence[str], progress: Callable[[int], None] = lambda done: None
-    ) -> tuple[Tensor, Tensor]:
-        """Image latents `(N,C,h,w)` -> the method's states `(N,...)`, and the reconstructions `(N,C,h,w)` from them."""
-        states, restored = [], [latents[:0]]
-        shape = (len(latents), self.method.draws(self.setting), *latents.shape[1:])
-        noise = torch.randn(shape, generator=self._generator).to(latents)
+        self,
+        latents: Tensor,
+        factual: Sequence[str],
+        progress: Callable[[int], None] = lambda done: None,
+        shared_noise: bool = False,
+    ) -> Abducted:
+        """What is the patient's own in image latents `(N,C,h,w)` that show `factual`."""
+        states, restored, scans = [], [latents[:0]], centre(latents, self.drift)
+        shape = (1 if shared_noise else len(latents), self.method.draws(self.setting), *latents.shape[1:])
+        noise = torch.randn(shape, generator=self._generator).to(latents).expand(len(latents), *shape[1:])
         for rows in torch.arange(len(latents)).split(self.config.batch_size):
-            context = self._context([factual[row] for row in rows])
-            state = self.method.abduct(self.setting, centre(latents[rows], self.drift), context, noise[rows])
-            found = self.method.answer(self.setting, state, context, None, self.setting.shift)
+            shown = self._condition([factual[row] for row in rows], scans[rows])
+            state = self.method.abduct(self.setting, scans[rows], shown, noise[rows])
+            found = self.method.answer(self.setting, state, shown, None, self.setting.shift)
             states.append(state)
             restored.append(restore(found, self.drift))
             progress(len(rows))
-        return torch.cat(states), torch.cat(restored)
+        return Abducted(scans, list(factual), torch.cat(states), torch.cat(restored))
 
     def answer(
-        self,
-        states: Tensor,
-        factual: Sequence[str],
-        edits: Sequence[Edit],
-        progress: Callable[[int], None] = lambda done: None,
+        self, abducted: Abducted, edits: Sequence[Edit], progress: Callable[[int], None] = lambda done: None
     ) -> Tensor:
-        """Scans' states `(N,...)` under other prompts: latents `(M,C,h,w)` in the order of the edits."""
+        """The scans under other prompts: latents `(M,C,h,w)` in the order of the edits."""
         drawn = []
         for first in range(0, len(edits), self.config.batch_size):
             batch = edits[first : first + self.config.batch_size]
-            shown = self._context([factual[edit.scan] for edit in batch])
-            wanted = self._context([edit.target for edit in batch])
-            own = states[[edit.scan for edit in batch]]
-            found = self.method.answer(self.setting, own, shown, wanted, self._shifts(batch))
+            scans = [edit.scan for edit in batch]
+            shown = self._condition([abducted.factual[scan] for scan in scans], abducted.scans[scans])
+            wanted = self._condition([edit.target for edit in batch], abducted.scans[scans])
+            found = self.method.answer(self.setting, abducted.states[scans], shown, wanted, self._shifts(batch))
             drawn.append(restore(found, self.drift))
             progress(len(batch))
         shape = self.setting.model.latent_shape
@@ -162,8 +179,9 @@ class LatentEditor:
         added = torch.tensor([edit.delta / steps for edit in edits]).view(-1, 1, 1, 1)
         return added if own is None else own + added
 
-    def _context(self, prompts: Sequence[str]) -> Tensor:
-        return torch.stack([self._embedded[prompt] for prompt in prompts])
+    def _condition(self, prompts: Sequence[str], scans: Tensor) -> Condition:
+        context = torch.stack([self._embedded[prompt] for prompt in prompts])
+        return Condition(context, scans if self.setting.model.sees_baseline else None)
 
 
 def _decode(base: BaseModel, latents: Tensor, batch_size: int) -> Tensor:

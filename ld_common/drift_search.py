@@ -22,7 +22,7 @@ from ld_common.config import require
 from ld_common.counterfactual import Edit, EditConfig, LatentEditor
 from ld_common.drift import Drift, centre, drift_from_shift
 from ld_common.inversion import predictor
-from ld_common.models import Denoiser
+from ld_common.models import Condition, Denoiser
 from ld_common.sampling import make_sampler, sample
 from ld_common.seeding import torch_generator
 
@@ -158,12 +158,12 @@ def search_counterfactual(
     chosen = [Edit(scans.index(edits[index].scan), edits[index].target) for index in kept]
     own, shown = latents[scans].to(model.device, model.dtype), [factual[scan] for scan in scans]
     editor = LatentEditor(model, sorted({*shown, *(one.target for one in chosen)}), edit, drift)
-    noisy, restored = editor.abduct(own, shown)
-    before = restored[[one.scan for one in chosen]]
+    abducted = editor.abduct(own, shown)
+    before = abducted.reconstructions[[one.scan for one in chosen]]
     noise = torch.randn((len(CLASSIFIER_TIMESTEPS), *model.latent_shape), generator=generator)
     trials = []
     for done, delta in enumerate(config.deltas):
-        drawn = editor.answer(noisy, shown, [replace(one, delta=delta) for one in chosen])
+        drawn = editor.answer(abducted, [replace(one, delta=delta) for one in chosen])
         inner = float((drawn - before).float().abs().mean())
         outer = _not_reached(
             model, drawn, [shown[one.scan] for one in chosen], [one.target for one in chosen], noise, edit, drift
@@ -194,7 +194,7 @@ def _not_reached(
             signal = float(levels[timestep])
             for rows in torch.arange(len(latents)).split(edit.batch_size):
                 noisy = signal**0.5 * centre(latents[rows], drift) + (1 - signal) ** 0.5 * one
-                found = predictor(model, context[rows], drift)(noisy, timestep).noise
+                found = predictor(model, Condition(context[rows]), drift)(noisy, timestep).noise
                 total[rows] += (found - one).float().square().mean((1, 2, 3))
         errors.append(total)
     both = torch.stack(errors, 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ld_common.drift import Drift, shift_output
 from ld_common.errors import ConfigError, ModelError
-from ld_common.models import Denoiser
+from ld_common.models import Condition, Denoiser
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +59,14 @@ def check_steps(scheduler: DDIMScheduler, steps: int) -> None:
         raise ConfigError(f"steps is {steps}: this base allows 1 to {most}")
 
 
-def predictor(model: Denoiser, context: Tensor, drift: Drift | None = None) -> Predictor:
-    """The network under prompt embeddings `(B,T,D)`, whatever it was trained to predict, under the drift it learned."""
+def predictor(model: Denoiser, condition: Condition, drift: Drift | None = None) -> Predictor:
+    """The network under a condition, whatever it was trained to predict, under the drift it learned."""
     kind, levels = model.scheduler.config["prediction_type"], model.scheduler.alphas_cumprod
 
     def predict(latents: Tensor, timestep: int) -> Prediction:
         signal = float(levels[timestep])
-        output = shift_output(model.unet(latents, timestep, context).sample, drift, kind, signal**0.5, levels)
+        said = model.unet(condition.seen(latents), timestep, condition.context).sample
+        output = shift_output(said, drift, kind, signal**0.5, levels)
         if kind == "epsilon":
             return Prediction((latents - (1 - signal) ** 0.5 * output) / signal**0.5, output)
         if kind == "v_prediction":

@@ -29,6 +29,25 @@ STATISTICS = "latent_statistics.json"
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the network is told beside noisy latents and their timestep."""
+
+    context: Tensor
+    """Prompt embeddings `(B,T,D)`."""
+    baseline: Tensor | None = None
+    """Another scan's latents `(B,C,h,w)`, where a scheme lets the network see one."""
+
+    def beside(self, other: Condition) -> Condition:
+        """Both as one batch; they have a baseline both, or neither."""
+        pairs = zip((self.context, self.baseline), (other.context, other.baseline), strict=True)
+        return Condition(*(None if one is None or two is None else torch.cat([one, two]) for one, two in pairs))  # type: ignore[arg-type]
+
+    def seen(self, latents: Tensor) -> Tensor:
+        """The network's input `(B,C or 2C,h,w)`: noisy latents with the baseline behind their channels."""
+        return latents if self.baseline is None else torch.cat([latents, self.baseline.to(latents)], 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """What training needs of a base: UNet, text encoder, tokenizer and scheduler; all frozen and in eval mode."""
@@ -39,6 +58,8 @@ class Denoiser:
     scheduler: DDIMScheduler
     decorate: Callable[[str], str] = str
     """What a fine-tuning scheme does to a prompt before it is read; the empty prompt stays empty."""
+    sees_baseline: bool = False
+    """Whether the UNet also takes a baseline scan's latents, behind its own channels."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

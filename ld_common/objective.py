@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ld_common.errors import ModelError
+from ld_common.models import Condition
 
 
 def denoising_loss(
@@ -14,7 +15,7 @@ def denoising_loss(
     alphas_cumprod: Tensor,
     prediction_type: str,
     latents: Tensor,
-    context: Tensor,
+    condition: Condition,
     timesteps: Tensor,
     noise: Tensor,
     mixed: Tensor | None = None,
@@ -23,11 +24,11 @@ def denoising_loss(
     """Mean squared error of the network's prediction (arXiv 2006.11239, Eq. 14; v: 2202.00512, Eq. 11).
 
     Args:
-        unet: called as `unet(noisy, timesteps, context).sample`.
+        unet: called as `unet(latents, timesteps, context).sample`.
         alphas_cumprod: ᾱ by timestep `(T,)`.
         prediction_type: the scheduler's: `epsilon`, `v_prediction` or `sample`.
         latents: scaled latents `(B,C,h,w)`.
-        context: prompt embeddings `(B,L,D)`.
+        condition: what the network is told.
         timesteps: `(B,)`, int64.
         noise: `(B,C,h,w)`, what the network shall find.
         mixed: `(B,C,h,w)`, the noise that is mixed into the latents where a drift makes it another.
@@ -40,7 +41,8 @@ def denoising_loss(
     targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
     if prediction_type not in targets:
         raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
-    loss = F.mse_loss(unet(noisy, timesteps, context).sample.float(), targets[prediction_type])
+    said = unet(condition.seen(noisy), timesteps, condition.context).sample
+    loss = F.mse_loss(said.float(), targets[prediction_type])
     return loss if reduction == "mean" else loss * len(latents)
 
 

@@ -24,7 +24,7 @@ from ld_client.privacy.audit.membership import (
 from ld_client.privacy.audit.statistics import AuditError
 from ld_common.drift import FORMULATIONS, Drift
 from ld_common.modality import Modality
-from ld_common.models import Denoiser, load_denoiser
+from ld_common.models import Condition, Denoiser, load_denoiser
 from ld_common.objective import denoising_loss
 
 CANARIES = 32
@@ -64,7 +64,8 @@ def learn_by_heart(model: Denoiser, scans: Scans, steps: int) -> None:
         rows = torch.randint(len(scans), (16,), generator=generator)
         timesteps = torch.randint(len(levels), (16,), generator=generator)
         noise = torch.randn((16, *scans.latents.shape[1:]), generator=generator)
-        loss = denoising_loss(model.unet, levels, "epsilon", scans.latents[rows], contexts[rows], timesteps, noise)
+        told = Condition(contexts[rows])
+        loss = denoising_loss(model.unet, levels, "epsilon", scans.latents[rows], told, timesteps, noise)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -147,7 +148,7 @@ def test_the_grid_is_the_training_loss(overfitted: Overfitted) -> None:
         context = overfitted.tuned.embed([scans.prompts[0]]).expand(200, -1, -1)
         drawn = torch.randint(1000, (200,), generator=generator), torch.randn((200, 4, 8, 8), generator=generator)
         latents = scans.latents[:1].expand(200, -1, -1, -1)
-        trained = denoising_loss(overfitted.tuned.unet, levels, "epsilon", latents, context, *drawn)
+        trained = denoising_loss(overfitted.tuned.unet, levels, "epsilon", latents, Condition(context), *drawn)
     assert float(measured[0]) == pytest.approx(float(trained), rel=0.15)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ld_common.drift import Drift, step_shift
 from ld_common.inversion import denoise, invert, predictor, trajectory
-from ld_common.models import Denoiser, load_base
+from ld_common.models import Condition, Denoiser, load_base
 from ld_common.objective import denoising_loss, training_noise, training_timesteps
 from ld_simulations.base_networks import make_scheduler
 from tests.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
@@ -18,7 +18,7 @@ from tests.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, uni
 @pytest.mark.parametrize("start", [0, 9, 24])
 def test_refined_inversion_then_denoising_returns_the_image(start: int) -> None:
     latents, path = DATA_MEAN + unit_noise(3, seed=2), trajectory(SCHEDULER, 30)
-    predict = predictor(gaussian_model(), NO_CONTEXT)
+    predict = predictor(gaussian_model(), Condition(NO_CONTEXT))
 
     def error(refinements: int) -> float:
         noisy = invert(latents, predict, path, start, refinements)
@@ -32,7 +32,7 @@ def test_refined_inversion_then_denoising_returns_the_image(start: int) -> None:
 def test_inversion_under_a_drift_is_the_inverse_of_denoising_under_it(formulation: str) -> None:
     drift = Drift(torch.full((1, 1, 1), 0.5), formulation)
     latents, path = DATA_MEAN + unit_noise(3, seed=2), trajectory(SCHEDULER, 30)
-    predict = predictor(gaussian_model(), NO_CONTEXT, drift)
+    predict = predictor(gaussian_model(), Condition(NO_CONTEXT), drift)
     shift = step_shift(drift, 30, SCHEDULER.alphas_cumprod)
     noisy = invert(latents, predict, path, 0, 8, shift)
     assert torch.allclose(denoise(noisy, predict, path, 0, shift), latents, atol=1e-4)
@@ -44,13 +44,13 @@ def test_denoising_is_the_plain_ddim_scheduler() -> None:
     scheduler.set_timesteps(20)
     for timestep in scheduler.timesteps:
         plain = scheduler.step(model.unet(plain, timestep).sample, int(timestep), plain).prev_sample
-    ours = denoise(noise, predictor(model, NO_CONTEXT), trajectory(SCHEDULER, 20))
+    ours = denoise(noise, predictor(model, Condition(NO_CONTEXT)), trajectory(SCHEDULER, 20))
     assert torch.allclose(ours, plain, rtol=0, atol=1e-6)
 
 
 def test_a_schedule_that_ends_without_signal_stays_finite_both_ways() -> None:
     scheduler = make_scheduler(zero_terminal_snr=True)
-    path, predict = trajectory(scheduler, 20), predictor(gaussian_model(scheduler), NO_CONTEXT)
+    path, predict = trajectory(scheduler, 20), predictor(gaussian_model(scheduler), Condition(NO_CONTEXT))
     assert path.levels[0] == 0
     latents = DATA_MEAN + unit_noise(4)
     assert torch.isfinite(invert(latents, predict, path, 0, 1)).all()
@@ -84,11 +84,11 @@ def test_every_prediction_type_gives_the_noise_that_was_added(kind: str) -> None
             return type("Output", (), {"sample": answers[kind]})
 
     perfect = Denoiser(unet=Perfect(), text_encoder=None, tokenizer=None, scheduler=scheduler)  # type: ignore[arg-type]
-    predicted = predictor(perfect, torch.zeros(1))(noisy, 300)
+    predicted = predictor(perfect, Condition(torch.zeros(1)))(noisy, 300)
     assert torch.allclose(predicted.noise, noise, atol=1e-5)
     assert torch.allclose(predicted.clean, clean, atol=1e-5)
     loss = denoising_loss(
-        Perfect(), scheduler.alphas_cumprod, kind, clean, torch.zeros(1), torch.tensor([300, 300]), noise
+        Perfect(), scheduler.alphas_cumprod, kind, clean, Condition(torch.zeros(1)), torch.tensor([300, 300]), noise
     )
     assert float(loss) < 1e-10
 

@@ -14,7 +14,8 @@ from ld_common.errors import ConfigError
 from ld_common.inversion import predictor
 from ld_common.methods import METHODS
 from ld_common.methods.pix2pix_zero import watched
-from ld_common.models import BaseModel, load_base
+from ld_common.models import BaseModel, Condition, load_base
+from ld_common.schemes import attach, read_scheme
 
 HEALTHY, ILL = "axial T1 brain MRI, woman, 70 years, healthy", "axial T1 brain MRI, man, 80 years, Alzheimer's disease"
 
@@ -29,62 +30,78 @@ def latents(base: BaseModel) -> torch.Tensor:
     return torch.randn(3, *base.latent_shape, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(scope="module")
+def seeing(tiny_base: Path) -> BaseModel:
+    """A base that also sees the scan, as method instruct needs it."""
+    attached = attach(load_base(str(tiny_base)), read_scheme({"name": "instruct", "rank": 2}), 0)
+    generator = torch.Generator().manual_seed(0)
+    attached.load({name: 0.1 * torch.randn(own.shape, generator=generator) for name, own in attached.state().items()})
+    return attached.model
+
+
 def editor(base: BaseModel, seed: int = 0, drift: Drift | None = None, **options: object) -> LatentEditor:
     return LatentEditor(base, [HEALTHY, ILL], EditConfig(**{"steps": 12, **options}), drift, seed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_strength_and_an_unchanged_prompt_return_the_reconstruction(
-    base: BaseModel, latents: torch.Tensor, method: str
+    seeing: BaseModel, latents: torch.Tensor, method: str
 ) -> None:
     for strength, target in ((0.0, ILL), (3.0, HEALTHY)):
-        own = editor(base, method=method, strength=strength)
-        states, restored = own.abduct(latents, [HEALTHY] * 3)
-        drawn = own.answer(states, [HEALTHY] * 3, [Edit(1, target)])
-        assert torch.allclose(drawn[0], restored[1], atol=1e-3)
+        own = editor(seeing, method=method, strength=strength)
+        abducted = own.abduct(latents, [HEALTHY] * 3)
+        drawn = own.answer(abducted, [Edit(1, target)])
+        assert torch.allclose(drawn[0], abducted.reconstructions[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_another_prompt_changes_the_answer_and_the_batch_size_does_not(
-    base: BaseModel, latents: torch.Tensor, method: str
+    seeing: BaseModel, latents: torch.Tensor, method: str
 ) -> None:
     answers = []
     for size in (1, 3):
-        own = editor(base, method=method, strength=3.0, batch_size=size)
-        states, restored = own.abduct(latents, [HEALTHY] * 3)
-        answers.append(own.answer(states, [HEALTHY] * 3, [Edit(1, ILL), Edit(0, ILL)]))
-        assert float((answers[-1][0] - restored[1]).abs().max()) > 1e-2
+        own = editor(seeing, method=method, strength=3.0, batch_size=size)
+        abducted = own.abduct(latents, [HEALTHY] * 3)
+        answers.append(own.answer(abducted, [Edit(1, ILL), Edit(0, ILL)]))
+        assert float((answers[-1][0] - abducted.reconstructions[1]).abs().max()) > 1e-2
     assert torch.allclose(answers[0], answers[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_methods_that_draw_depend_on_the_seed(base: BaseModel, latents: torch.Tensor, method: str) -> None:
+def test_only_methods_that_draw_depend_on_the_seed(seeing: BaseModel, latents: torch.Tensor, method: str) -> None:
     answers = []
     for seed in (1, 1, 2):
-        own = editor(base, seed, method=method)
-        states, _ = own.abduct(latents, [HEALTHY] * 3)
-        answers.append(own.answer(states, [HEALTHY] * 3, [Edit(0, ILL)]))
+        own = editor(seeing, seed, method=method)
+        answers.append(own.answer(own.abduct(latents, [HEALTHY] * 3), [Edit(0, ILL)]))
     assert torch.equal(answers[0], answers[1])
     assert torch.equal(answers[0], answers[2]) is not METHODS[method]().uses_noise
 
 
 @pytest.mark.parametrize("depth", [0.3, 1.0])
 @pytest.mark.parametrize("formulation", [None, "prior", "centred", "per-step"])
+@pytest.mark.parametrize("seen", [False, True])
 @pytest.mark.parametrize("method", ["belm", "ddpm"])
 def test_an_exact_method_returns_every_scan(
-    base: BaseModel, latents: torch.Tensor, method: str, formulation: str | None, depth: float
+    base: BaseModel,
+    seeing: BaseModel,
+    latents: torch.Tensor,
+    method: str,
+    formulation: str | None,
+    depth: float,
+    seen: bool,
 ) -> None:
+    model, prompts = seeing if seen else base, [HEALTHY, ILL, HEALTHY]
     drift = None if formulation is None else Drift(torch.full((4, 1, 1), 0.3), formulation)
-    restored = editor(base, drift=drift, method=method, depth=depth).abduct(latents, [HEALTHY, ILL, HEALTHY])[1]
+    restored = editor(model, drift=drift, method=method, depth=depth).abduct(latents, prompts).reconstructions
     assert float((restored - latents).abs().max()) < 1e-4
-    inverted = editor(base, drift=drift, method="invert", depth=depth).abduct(latents, [HEALTHY, ILL, HEALTHY])[1]
+    inverted = editor(model, drift=drift, method="invert", depth=depth).abduct(latents, prompts).reconstructions
     assert float((inverted - latents).abs().max()) > 1e-3
 
 
 def test_belm_starts_below_a_level_without_signal(base: BaseModel, latents: torch.Tensor) -> None:
     own = editor(base, method="belm")
     own.setting.path.levels[0] = 0.0
-    assert float((own.abduct(latents, [HEALTHY] * 3)[1] - latents).abs().max()) < 1e-4
+    assert float((own.abduct(latents, [HEALTHY] * 3).reconstructions - latents).abs().max()) < 1e-4
 
 
 def test_belm_says_that_it_needs_steps(base: BaseModel, latents: torch.Tensor) -> None:
@@ -101,15 +118,14 @@ def test_pix2pix_zero_holds_the_edit_to_where_the_scan_s_prompt_looked(base: Bas
     moved = []
     for attention in (0.0, 20.0):
         own = editor(base, method="pix2pix-zero", strength=3.0, attention=attention)
-        states, restored = own.abduct(latents, [HEALTHY] * 3)
-        drawn = own.answer(states, [HEALTHY] * 3, [Edit(row, ILL) for row in range(3)])
-        moved.append(_attention_moved(base, restored, drawn))
+        abducted = own.abduct(latents, [HEALTHY] * 3)
+        drawn = own.answer(abducted, [Edit(row, ILL) for row in range(3)])
+        moved.append(_attention_moved(base, abducted.reconstructions, drawn))
     inverted = editor(base, method="invert", strength=3.0)
-    states, _ = inverted.abduct(latents, [HEALTHY] * 3)
-    plain = inverted.answer(states, [HEALTHY] * 3, [Edit(row, ILL) for row in range(3)])
+    plain = inverted.answer(inverted.abduct(latents, [HEALTHY] * 3), [Edit(row, ILL) for row in range(3)])
     unheld = editor(base, method="pix2pix-zero", strength=3.0, attention=0.0)
-    states, _ = unheld.abduct(latents, [HEALTHY] * 3)
-    assert torch.allclose(unheld.answer(states, [HEALTHY] * 3, [Edit(row, ILL) for row in range(3)]), plain, atol=1e-4)
+    drawn = unheld.answer(unheld.abduct(latents, [HEALTHY] * 3), [Edit(row, ILL) for row in range(3)])
+    assert torch.allclose(drawn, plain, atol=1e-4)
     assert moved[1] < moved[0]
 
 
@@ -119,6 +135,6 @@ def _attention_moved(base: BaseModel, first: torch.Tensor, second: torch.Tensor)
     found = []
     with watched(base.unet) as maps:
         for latents, prompt in ((first, HEALTHY), (second, ILL)):
-            predictor(base, base.embed([prompt] * len(latents)))(latents, 0)
+            predictor(base, Condition(base.embed([prompt] * len(latents))))(latents, 0)
             found.append([own.clone() for own in maps()])
     return sum(float((one - other).square().sum()) for one, other in zip(*found, strict=True))

@@ -46,7 +46,7 @@ def attached_of(tiny_base: Path, study: StudyConfig) -> Attached:
 
 def lesson() -> Lesson:
     latents = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    return Lesson(latents, ["woman", "woman", "man", "man", "woman", "man"])
+    return Lesson(latents, ["woman", "woman", "man", "man", "woman", "man"], patients=PATIENTS)
 
 
 def noised_gradient(attached: Attached, study: StudyConfig, rows: Tensor, noise: float, seed: int = 5) -> list[Tensor]:
@@ -88,7 +88,10 @@ def reference_gradient(attached: Attached, study: StudyConfig, rows: Tensor) -> 
     return [own / study.privacy.batch_patients for own in total]
 
 
-@pytest.mark.parametrize("scheme", [{"name": "lora", "rank": 2}, {"name": "custom_diffusion"}, {"name": "basic"}])
+@pytest.mark.parametrize(
+    "scheme",
+    [{"name": "lora", "rank": 2}, {"name": "custom_diffusion"}, {"name": "basic"}, {"name": "instruct", "rank": 2}],
+)
 @pytest.mark.parametrize("clip", [1e-3, 1e3])
 def test_one_gradient_a_patient_is_clipped(tiny_base: Path, scheme: dict[str, object], clip: float) -> None:
     study = study_of(scheme, clip_norm=clip)
@@ -156,14 +159,14 @@ def test_each_patient_is_drawn_with_the_public_rate() -> None:
     assert set(rows[1].tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("scheme", ["lora", "basic", "custom_diffusion", "dreambooth"])
+@pytest.mark.parametrize("scheme", ["lora", "basic", "custom_diffusion", "dreambooth", "instruct"])
 def test_a_private_round_moves_the_adapter_and_nothing_else(tiny_base: Path, scheme: str) -> None:
     study = study_of({"name": scheme}, ema=0.5)
     attached = attached_of(tiny_base, study)
     learned = set(attached.learned)
     before = {name: value.clone() for name, value in attached.model.unet.state_dict().items()}
     start = attached.learned_state()
-    train_round_privately(attached, lesson(), PATIENTS, study, 1, 1.0)
+    train_round_privately(attached, lesson(), study, 1, 1.0)
     after = attached.model.unet.state_dict()
     moved = {
         "unet." + name.replace(".default.", ".")
@@ -173,7 +176,7 @@ def test_a_private_round_moves_the_adapter_and_nothing_else(tiny_base: Path, sch
     assert moved == learned
     again = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
     again.load(start)
-    train_round_privately(again, lesson(), PATIENTS, study, 1, 1.0)
+    train_round_privately(again, lesson(), study, 1, 1.0)
     first, second = attached.learned_state(), again.learned_state()
     assert any(not torch.equal(first[name], second[name]) for name in first)  # its noise cannot be repeated
     assert not any(getattr(module, "activations", []) for module in attached.model.unet.modules())

@@ -21,8 +21,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "textual_inversion": {"vectors": 2, "words": ["woman", "man", "Alzheimer's disease"]},
     "dreambooth": {"prior_samples": 3, "prior_steps": 2},
     "custom_diffusion": {},
+    "instruct": {"rank": 2},
 }
-CHANGES_NOTHING = ("lora", "basic", "custom_diffusion")
+CHANGES_NOTHING = ("lora", "basic", "custom_diffusion", "instruct")
 """Schemes whose untrained form is the base itself; the others read another prompt from the start."""
 
 

@@ -90,10 +90,11 @@ def _run_task(
     prior = None if scheme.prior is None else site_prior(site, store, model, scheme.prior, study.seed)
     attached.load(task.state)
     entered = None if drift is None else entering(drift, study.drift.formulation)
-    lesson = Lesson(store.latents, store.prompts, entered if isinstance(entered, Drift) else None, prior)
+    own = entered if isinstance(entered, Drift) else None
+    lesson = Lesson(store.latents, store.prompts, own, prior, store.pseudonyms)
     numbers = None
     if noise_multiplier is not None:
-        train_round_privately(attached, lesson, store.pseudonyms, study, task.round, noise_multiplier)
+        train_round_privately(attached, lesson, study, task.round, noise_multiplier)
     else:
         losses = train_round(attached, lesson, study, task.round, site.site, site.precision)
         if not study.withholds_numbers:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ld_common.drift import Drift, centre, shift_noise
 from ld_common.errors import LdError
+from ld_common.models import Condition
 from ld_common.objective import denoising_loss, training_noise, training_timesteps
 from ld_common.prior_preservation import PriorExamples
 from ld_common.schemes import Attached
@@ -58,6 +60,8 @@ class Lesson:
     """The site's own."""
     prior: PriorExamples | None = None
     """The base's own pictures, where the scheme preserves its prior."""
+    patients: list[str] = field(default_factory=list)
+    """Whose each is: what differential privacy and schemes that see a baseline go by."""
 
 
 def train_round(
@@ -121,6 +125,7 @@ class Examples:
         # words that learn are read anew at each step, frozen ones once
         learns_words = any(name.startswith("text_encoder.") for name in attached.learned)
         self.contexts = None if learns_words else self.model.embed(known)
+        self.visits = _visits(lesson.patients) if self.model.sees_baseline else []
 
     def loss(self) -> Tensor:
         """The loss of a new batch, with that of a batch of the preserved prior."""
@@ -134,7 +139,8 @@ class Examples:
         dropped = torch.rand(len(rows), generator=self.generator) < self.training.prompt_dropout
         which = torch.where(dropped, 0, self.rows[rows])
         latents = self.latents[rows.to(self.latents.device)]
-        return self._loss(latents, self._context(which), self.lesson.drift, reduction)
+        condition = Condition(self._context(which), self._baseline(rows))
+        return self._loss(latents, condition, self.lesson.drift, reduction)
 
     def prior_loss(self) -> Tensor | None:
         """The weighted loss of a batch of the preserved prior, which holds nothing of the scans, or None."""
@@ -142,23 +148,41 @@ class Examples:
         if prior is None:
             return None
         rows = torch.randint(len(prior.latents), (size,), generator=self.generator)
-        context = prior.context.expand(size, -1, -1)
-        return prior.weight * self._loss(prior.latents[rows.to(prior.latents.device)], context, None)
+        condition = Condition(prior.context.expand(size, -1, -1))
+        return prior.weight * self._loss(prior.latents[rows.to(prior.latents.device)], condition, None)
 
-    def _loss(self, latents: Tensor, context: Tensor, drift: Drift | None, reduction: str = "mean") -> Tensor:
+    def _loss(self, latents: Tensor, condition: Condition, drift: Drift | None, reduction: str = "mean") -> Tensor:
         count, model = len(latents), self.model
         timesteps = training_timesteps(count, len(self.levels), self.training.timestep_power, self.generator)
         noise = training_noise(latents.shape, self.training.offset_noise, self.generator)
         mixed = shift_noise(noise, drift, self.levels)
         kind, device = model.scheduler.config["prediction_type"], latents.device
         parts = timesteps.to(device), noise.to(device), mixed.to(device)
-        return denoising_loss(model.unet, self.levels, kind, latents, context, *parts, reduction)
+        return denoising_loss(model.unet, self.levels, kind, latents, condition, *parts, reduction)
+
+    def _baseline(self, rows: Tensor) -> Tensor | None:
+        """For each visit any visit of its patient `(B,C,h,w)`, at times none, which is zeros; None if none is seen."""
+        if not self.model.sees_baseline:
+            return None
+        picked = torch.rand(len(rows), generator=self.generator)
+        kept = torch.rand(len(rows), generator=self.generator) >= self.training.prompt_dropout
+        own = [self.visits[row] for row in rows.tolist()]
+        chosen = [visits[int(share * len(visits))] for visits, share in zip(own, picked.tolist(), strict=True)]
+        return self.latents[chosen] * kept.view(-1, 1, 1, 1).to(self.latents)
 
     def _context(self, which: Tensor) -> Tensor:
         if self.contexts is not None:
             return self.contexts[which.to(self.contexts.device)]
         used, places = which.unique(return_inverse=True)
         return self.model.embed([self.known[row] for row in used])[places.to(self.model.device)]
+
+
+def _visits(patients: Sequence[str]) -> list[list[int]]:
+    """For each visit the rows of all visits of its patient."""
+    rows = defaultdict(list)
+    for row, patient in enumerate(patients):
+        rows[patient].append(row)
+    return [rows[patient] for patient in patients]
 
 
 def learning_rate(study: StudyConfig, round_number: int, step: int) -> float:

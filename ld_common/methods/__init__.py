@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ld_common.methods.belm import Belm
 from ld_common.methods.ddpm import Ddpm
+from ld_common.methods.instruct import Instruct
 from ld_common.methods.invert import Invert
 from ld_common.methods.method import Method, Setting
 from ld_common.methods.pix2pix_zero import Pix2PixZero
@@ -17,4 +18,5 @@ METHODS: dict[str, type[Method]] = {
     "ddpm": Ddpm,
     "pix2pix-zero": Pix2PixZero,
     "sdedit": SdEdit,
+    "instruct": Instruct,
 }

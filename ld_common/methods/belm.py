@@ -13,13 +13,14 @@ from torch import Tensor
 from ld_common.errors import ConfigError
 from ld_common.inversion import Trajectory
 from ld_common.methods.method import Method, Setting
+from ld_common.models import Condition
 
 
 class Belm(Method):
     """The state is the scan at two neighbouring levels, `(B,2,C,h,w)`, float64: a null edit returns it by algebra."""
 
     @torch.no_grad()
-    def abduct(self, setting: Setting, latents: Tensor, factual: Tensor, noise: Tensor) -> Tensor:
+    def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
         """The scan's u at levels `start` and `start + 1`, `(B,2,C,h,w)`."""
         steps, start, predict = _Steps(setting.path), _start(setting), setting.predictor(factual)
         last = len(setting.path.timesteps)
@@ -39,17 +40,17 @@ class Belm(Method):
 
     @torch.no_grad()
     def answer(
-        self, setting: Setting, state: Tensor, factual: Tensor, target: Tensor | None, shift: Tensor | None
+        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
         """The same steps down again; the first of them, which both levels hold, is the scan's."""
         steps, start, predict = _Steps(setting.path), _start(setting), setting.predictor(factual, target)
         upper, lower = state[:, 0], state[:, 1]
         for level in range(start + 1, len(setting.path.timesteps)):
-            inner = (lower * steps.signal[level]).to(factual)
+            inner = (lower * steps.signal[level]).to(factual.context)
             found, ratio = predict(inner, setting.path.timesteps[level]).noise.double(), steps.ratio(level)
             below = ratio**2 * upper + (1 - ratio**2) * lower - steps.length(level) * (1 + ratio) * found
             upper, lower = lower, below if shift is None else below + shift.double() / steps.signal[level + 1]
-        return (lower * steps.signal[len(setting.path.timesteps)]).to(factual)
+        return (lower * steps.signal[len(setting.path.timesteps)]).to(factual.context)
 
 
 class _Steps:

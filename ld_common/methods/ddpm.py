@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ld_common.inversion import Prediction, mixture
 from ld_common.methods.method import Method, Setting
+from ld_common.models import Condition
 
 
 class Ddpm(Method):
@@ -22,7 +23,7 @@ class Ddpm(Method):
         return len(setting.path.timesteps) - setting.start
 
     @torch.no_grad()
-    def abduct(self, setting: Setting, latents: Tensor, factual: Tensor, noise: Tensor) -> Tensor:
+    def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
         """Draw the levels, and find what lies between them."""
         path, predict, maps = setting.path, setting.predictor(factual), []
         drawn = [
@@ -40,7 +41,7 @@ class Ddpm(Method):
 
     @torch.no_grad()
     def answer(
-        self, setting: Setting, state: Tensor, factual: Tensor, target: Tensor | None, shift: Tensor | None
+        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
         """The same steps with the same maps."""
         path, predict, latents = setting.path, setting.predictor(factual, target), state[:, 0]

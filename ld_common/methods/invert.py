@@ -6,18 +6,19 @@ from torch import Tensor
 
 from ld_common.inversion import denoise, invert
 from ld_common.methods.method import Method, Setting
+from ld_common.models import Condition
 
 
 class Invert(Method):
     """The state is the scan's own noise; it comes back as nearly as the refinements find it."""
 
-    def abduct(self, setting: Setting, latents: Tensor, factual: Tensor, noise: Tensor) -> Tensor:
+    def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
         """The latents at level `start`, `(B,C,h,w)`."""
         predict = setting.predictor(factual)
         return invert(latents, predict, setting.path, setting.start, setting.refinements, setting.shift)
 
     def answer(
-        self, setting: Setting, state: Tensor, factual: Tensor, target: Tensor | None, shift: Tensor | None
+        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
         """Denoised from there."""
         return denoise(state, setting.predictor(factual, target), setting.path, setting.start, shift)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ld_common.drift import Drift
 from ld_common.inversion import Prediction, Predictor, Trajectory, predictor
-from ld_common.models import Denoiser
+from ld_common.models import Condition, Denoiser
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +31,14 @@ class Setting:
     attention: float
     """How far a step of pix2pix-zero moves towards the scan's cross-attention."""
 
-    def predictor(self, factual: Tensor, target: Tensor | None = None) -> Predictor:
-        """The network under prompt embeddings `(B,T,D)`, guided from the first towards the second where there is one.
+    def predictor(self, factual: Condition, target: Condition | None = None) -> Predictor:
+        """The network under the first condition, guided from there towards the second where there is one.
 
         ε = ε_factual + w (ε_target - ε_factual) needs no unconditional model and asks for nothing at w = 0.
         """
         if target is None:
             return predictor(self.model, factual, self.drift)
-        both = predictor(self.model, torch.cat([factual, target]), self.drift)
+        both = predictor(self.model, factual.beside(target), self.drift)
 
         def guided(latents: Tensor, timestep: int) -> Prediction:
             found = both(torch.cat([latents, latents]), timestep)
@@ -60,13 +60,13 @@ class Method(ABC):
         return 0
 
     @abstractmethod
-    def abduct(self, setting: Setting, latents: Tensor, factual: Tensor, noise: Tensor) -> Tensor:
+    def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
         """What `answer` starts from.
 
         Args:
             setting: how.
             latents: of the scans, centred where the drift is, `(B,C,h,w)`.
-            factual: embeddings of what they show, `(B,T,D)`.
+            factual: what they show.
             noise: `(B,draws,C,h,w)`, by the seed.
 
         Returns:
@@ -75,15 +75,15 @@ class Method(ABC):
 
     @abstractmethod
     def answer(
-        self, setting: Setting, state: Tensor, factual: Tensor, target: Tensor | None, shift: Tensor | None
+        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
         """The latents `(B,C,h,w)` of a state under another prompt.
 
         Args:
             setting: how.
             state: of `abduct`.
-            factual: embeddings of what the scans show, `(B,T,D)`.
-            target: of what the answers shall show; None for the reconstruction.
+            factual: what the scans show.
+            target: what the answers shall show; None for the reconstruction.
             shift: added after each step, in place of the setting's.
         """
 

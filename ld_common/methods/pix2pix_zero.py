@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ld_common.inversion import Prediction, mixture
 from ld_common.methods.invert import Invert
 from ld_common.methods.method import Setting
+from ld_common.models import Condition
 
 CROSS_ATTENTION = "attn2"
 """How diffusers calls the layers that listen to the prompt."""
@@ -25,7 +26,7 @@ class Pix2PixZero(Invert):
     """The state is that of `invert`; answers cost four passes and a gradient a step."""
 
     def answer(
-        self, setting: Setting, state: Tensor, factual: Tensor, target: Tensor | None, shift: Tensor | None
+        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
         """Denoised from there, beside the reconstruction."""
         if target is None or setting.strength == 0:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ld_common.inversion import Prediction, denoise, mixture
 from ld_common.methods.method import Method, Setting
+from ld_common.models import Condition
 
 
 class SdEdit(Method):
@@ -15,12 +16,12 @@ class SdEdit(Method):
         """One."""
         return 1
 
-    def abduct(self, setting: Setting, latents: Tensor, factual: Tensor, noise: Tensor) -> Tensor:
+    def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
         """The scan under noise at level `start`, `(B,C,h,w)`."""
         return mixture(Prediction(latents, noise[:, 0]), setting.path.levels[setting.start])
 
     def answer(
-        self, setting: Setting, state: Tensor, factual: Tensor, target: Tensor | None, shift: Tensor | None
+        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
         """Denoised from there."""
         return denoise(state, setting.predictor(factual, target), setting.path, setting.start, shift)

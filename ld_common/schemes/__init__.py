@@ -19,6 +19,7 @@ from ld_common.models import Denoiser
 from ld_common.schemes.basic import Basic
 from ld_common.schemes.custom_diffusion import CustomDiffusion
 from ld_common.schemes.dreambooth import DreamBooth
+from ld_common.schemes.instruct import Instruct
 from ld_common.schemes.lora import Lora
 from ld_common.schemes.scheme import Prior, Scheme, State
 from ld_common.schemes.textual_inversion import TextualInversion
@@ -31,6 +32,7 @@ SCHEMES: dict[str, type[Scheme]] = {
     "textual_inversion": TextualInversion,
     "dreambooth": DreamBooth,
     "custom_diffusion": CustomDiffusion,
+    "instruct": Instruct,
 }
 
 M = TypeVar("M", bound=Denoiser)
@@ -78,7 +80,7 @@ def attach(model: M, scheme: Scheme, seed: int) -> Attached[M]:
     parameters = dict(sorted(scheme.attach(model, seed)))
     if not parameters:
         raise AdapterError("the scheme finds nothing in this base that could learn")
-    return Attached(replace(model, decorate=scheme.decorate), parameters)
+    return Attached(replace(model, decorate=scheme.decorate, sees_baseline=scheme.sees_baseline), parameters)
 
 
 def read_scheme(options: Mapping[str, Any]) -> Scheme:

@@ -41,6 +41,11 @@ class Scheme(ABC):
         """The prior that training preserves, if any."""
         return None
 
+    @property
+    def sees_baseline(self) -> bool:
+        """Whether the network also takes another visit of the same patient, from which it draws a visit."""
+        return False
+
     @abstractmethod
     def attach(self, model: Denoiser, seed: int) -> Iterable[Named]:
         """Make the scheme's parameters in `model` and name them as they travel; those that learn require a gradient.

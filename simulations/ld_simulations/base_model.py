@@ -30,7 +30,7 @@ from transformers import CLIPTokenizer
 
 from ld_common.command import run_cli
 from ld_common.config import load_config, to_mapping
-from ld_common.models import load_base, load_denoiser
+from ld_common.models import Condition, load_base, load_denoiser
 from ld_common.objective import denoising_loss
 from ld_common.seeding import derive_seed, numpy_generator, torch_generator
 from ld_simulations.base_networks import (
@@ -127,7 +127,7 @@ def train_unet(
         prompts = torch.where(dropped[:, None], empty, tokens[rows % len(tokens)])
         with torch.autocast(device, torch.bfloat16):
             context = network["text_encoder"](prompts).last_hidden_state
-            return denoising_loss(network["unet"], alphas_cumprod, kind, clean, context, timesteps, epsilon)
+            return denoising_loss(network["unet"], alphas_cumprod, kind, clean, Condition(context), timesteps, epsilon)
 
     train_stage("unet", config.unet, network, loss, [draws], work)
     return network

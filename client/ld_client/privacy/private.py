@@ -32,7 +32,6 @@ MOST_GRADIENTS = 2**26
 def train_round_privately(
     attached: Attached[Any],
     lesson: Lesson,
-    patients: Sequence[str],
     study: StudyConfig,
     round_number: int,
     noise_multiplier: float,
@@ -46,8 +45,7 @@ def train_round_privately(
 
     Args:
         attached: the model with the scheme's parameters at the start of the round.
-        lesson: what it learns from.
-        patients: whose each of the lesson's scans is.
+        lesson: what it learns from, and whose it is.
         study: how; `privacy` decides the batch, `training.batch_size` that of a preserved prior alone.
         round_number: counted from 1.
         noise_multiplier: of the study's plan.
@@ -59,7 +57,7 @@ def train_round_privately(
     check_trainable(attached)
     privacy, training = study.privacy, study.training
     generator = _secret_generator()
-    examples, sampled = Examples(attached, lesson, study, generator), Patients(patients, generator)
+    examples, sampled = Examples(attached, lesson, study, generator), Patients(lesson.patients, generator)
     learned = list(attached.learned.values())
     optimizer = DPOptimizer(
         torch.optim.AdamW(learned, lr=training.learning_rate, weight_decay=0.0),

@@ -86,7 +86,7 @@ def _bare_loop(demo: Demo, file: Path) -> float:
     site, study = load_site(file), demo.study
     store = open_store(site.store_path)
     attached = attach(load_denoiser(site.base_model, site.device), read_scheme(study.scheme), study.seed)
-    lesson = Lesson(store.latents, store.prompts)
+    lesson = Lesson(store.latents, store.prompts, patients=store.pseudonyms)
     train_round(attached, lesson, study, 1, site.site, site.precision)  # the first step allocates
     started = time.perf_counter()
     train_round(attached, lesson, study, 1, site.site, site.precision)

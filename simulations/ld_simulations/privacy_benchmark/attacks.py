@@ -15,7 +15,7 @@ from ld_client.train import Lesson, train_round
 from ld_common.models import load_denoiser
 from ld_common.schemes import attach, read_scheme
 from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, Setting
-from ld_simulations.privacy_benchmark.quality import QualityRuns
+from ld_simulations.privacy_benchmark.quality import QualityRuns, first_patients, lesson_of
 
 POINTS = 16
 
@@ -26,15 +26,10 @@ def attack(
     """Train on patients and canaries, with or (ε 0) without privacy, and attack with those who were left out."""
     config, device = benchmark.config, benchmark.config.device
     members = config.attacked_patients
-    everyone = runs.patients(runs.private, 2 * members)
-    inside = everyone.first(members)
-    rows = [row for row, name in enumerate(everyone.names) if name not in set(inside.names)]
-    outside = Scans(
-        everyone.lesson.latents[rows],
-        [everyone.lesson.prompts[row] for row in rows],
-        [everyone.names[row] for row in rows],
-    )
-    latents = inside.lesson.latents
+    everyone = runs.lesson(runs.private, 2 * members)
+    inside = first_patients(everyone, members)
+    rows = [row for row, name in enumerate(everyone.patients) if name not in set(inside.patients)]
+    outside, latents = lesson_of(everyone, rows), inside.latents
     moments = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     canaries = make_canaries(benchmark.modality, *moments, latents.shape[-1], config.canaries, seed, visits=3)
     joining, _ = canaries.taking_part()
@@ -45,14 +40,14 @@ def attack(
     study = benchmark.study_of(setting, seed)
     model = load_denoiser(benchmark.study.base_model, device)
     attached = attach(model, read_scheme(study.scheme), seed)
-    lesson = Lesson(torch.cat([latents, joining.latents]), [*inside.lesson.prompts, *joining.prompts])
-    names, total = [*inside.names, *joining.pseudonyms], setting.steps
+    prompts, names = [*inside.prompts, *joining.prompts], [*inside.patients, *joining.pseudonyms]
+    lesson, total = Lesson(torch.cat([latents, joining.latents]), prompts, patients=names), setting.steps
 
     def note(step: int, *_: object) -> None:
         progress("training", step, total)
 
     if epsilon:
-        train_round_privately(attached, lesson, names, study, 1, study.privacy_plan().step.noise_multiplier, note)
+        train_round_privately(attached, lesson, study, 1, study.privacy_plan().step.noise_multiplier, note)
     else:
         train_round(attached, lesson, study, 1, "attack", on_step=note)
     base = load_denoiser(benchmark.study.base_model, device)
@@ -61,8 +56,8 @@ def attack(
     membership = audit_membership(
         base,
         attached.model,
-        Scans(latents, inside.lesson.prompts, inside.names),
-        outside,
+        Scans(latents, inside.prompts, inside.patients),
+        Scans(outside.latents, outside.prompts, outside.patients),
         options,
         progress=lambda done, whole: progress("membership", done, whole),
     )

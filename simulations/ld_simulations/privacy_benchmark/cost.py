@@ -34,7 +34,7 @@ def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
     model = load_denoiser(benchmark.study.base_model, benchmark.config.device)
     attached = attach(model, read_scheme(private.scheme), 0)
     latents = torch.randn((BATCH, *model.latent_shape), generator=torch.Generator().manual_seed(0))
-    lesson, names = Lesson(latents, ["scan"] * BATCH), [str(number) for number in range(BATCH)]
+    lesson = Lesson(latents, ["scan"] * BATCH, patients=[str(number) for number in range(BATCH)])
 
     def timed(train: Callable[[Callable[..., None]], object]) -> float:
         moments: list[float] = []
@@ -51,7 +51,7 @@ def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
     ratios, seconds = [], []
     for _ in range(TURNS):
         without = timed(lambda note: train_round(attached, lesson, plain, 1, "cost", on_step=note))
-        with_it = timed(lambda note: train_round_privately(attached, lesson, names, private, 1, 1.0, note))
+        with_it = timed(lambda note: train_round_privately(attached, lesson, private, 1, 1.0, note))
         ratios.append(with_it / without)
         seconds.append((without, with_it))
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,16 @@ DRAWN_TOGETHER = {"cpu": 32, "cuda": 512}
 FEATURES = "efficientnet_lite0"
 
 
-@dataclass(frozen=True, eq=False)
-class Patients:
-    """Scans of one hospital's patients as training sees them."""
+def first_patients(lesson: Lesson, count: int) -> Lesson:
+    """The scans of the first `count` patients."""
+    known = set(list(dict.fromkeys(lesson.patients))[:count])
+    return lesson_of(lesson, [row for row, name in enumerate(lesson.patients) if name in known])
 
-    lesson: Lesson
-    names: list[str]
-    """Whose each scan is."""
 
-    def first(self, count: int) -> Patients:
-        """The scans of the first `count` patients."""
-        known = set(list(dict.fromkeys(self.names))[:count])
-        rows = [row for row, name in enumerate(self.names) if name in known]
-        latents, prompts = self.lesson.latents[rows], [self.lesson.prompts[row] for row in rows]
-        return Patients(Lesson(latents, prompts), [self.names[row] for row in rows])
+def lesson_of(lesson: Lesson, rows: list[int]) -> Lesson:
+    """Some of its scans."""
+    prompts, patients = ([words[row] for row in rows] for words in (lesson.prompts, lesson.patients))
+    return Lesson(lesson.latents[rows], prompts, patients=patients)
 
 
 class QualityRuns:
@@ -52,7 +48,7 @@ class QualityRuns:
     def __init__(self, benchmark: PrivacyBenchmark, processes: int) -> None:
         self.benchmark, self.config, self.processes = benchmark, benchmark.config, processes
         self.private, self.public = benchmark.hospitals.hospitals[0], benchmark.hospitals.hospitals[-1]
-        self._patients: dict[str, Patients] = {}
+        self._lessons: dict[str, Lesson] = {}
 
     def run(self, setting: Setting, seed: int) -> dict[str, Any]:
         """All metrics of one training."""
@@ -83,18 +79,19 @@ class QualityRuns:
         attached = attach(base, read_scheme(study.scheme), study.seed)
         if setting.warm_start:
             attached.load(self._public_start(setting, seed))
-        patients = self.patients(self.private, max([*self.config.patients, setting.patients])).first(setting.patients)
+        everyone = self.lesson(self.private, max([*self.config.patients, setting.patients]))
+        lesson = first_patients(everyone, setting.patients)
         if setting.epsilon:
             noise = study.privacy_plan().step.noise_multiplier
-            train_round_privately(attached, patients.lesson, patients.names, study, 1, noise)
+            train_round_privately(attached, lesson, study, 1, noise)
         else:
-            train_round(attached, patients.lesson, study, 1, "benchmark")
+            train_round(attached, lesson, study, 1, "benchmark")
         return study, attached
 
-    def patients(self, hospital: HospitalConfig, count: int) -> Patients:
+    def lesson(self, hospital: HospitalConfig, count: int) -> Lesson:
         """All visits of a hospital's patients, encoded."""
         key = f"{hospital.name}-{count}"
-        if key not in self._patients:
+        if key not in self._lessons:
             pictures = self._pictures(hospital, count, TRAINING)
             file = self.benchmark.output / f"latents-{key}.safetensors"
             if not file.exists():
@@ -102,8 +99,8 @@ class QualityRuns:
                 write_tensors(file, {"latents": encode(base, pictures.images)}, {})
             prompts = [self.benchmark.modality.describe(own) for own in pictures.attributes]
             names = [f"{hospital.name}-{number}" for number in pictures.patients]
-            self._patients[key] = Patients(Lesson(read_tensors(file)[0]["latents"], prompts), names)
-        return self._patients[key]
+            self._lessons[key] = Lesson(read_tensors(file)[0]["latents"], prompts, patients=names)
+        return self._lessons[key]
 
     def _pictures(self, hospital: HospitalConfig, count: int, part: int) -> Pictures:
         config = HospitalsConfig(
@@ -124,8 +121,8 @@ class QualityRuns:
             study.training.batch_size = self.benchmark.study.training.batch_size
             base = load_base(self.benchmark.study.base_model, self.config.device)
             attached = attach(base, read_scheme(study.scheme), study.seed)
-            patients = self.patients(self.public, self.config.public_patients)
-            train_round(attached, patients.lesson, study, 1, "public")
+            lesson = self.lesson(self.public, self.config.public_patients)
+            train_round(attached, lesson, study, 1, "public")
             write_tensors(file, attached.state(), {})
         return read_tensors(file)[0]
 

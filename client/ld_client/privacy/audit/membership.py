@@ -17,7 +17,7 @@ from torch import Tensor
 from ld_client.privacy.audit.statistics import Area, AuditError, OperatingPoint, area_under_curve, operating_point
 from ld_common.drift import Drift, centre, shift_noise
 from ld_common.inversion import predictor
-from ld_common.models import Denoiser
+from ld_common.models import Condition, Denoiser
 from ld_common.objective import denoising_loss, training_noise
 from ld_common.seeding import torch_generator
 
@@ -180,7 +180,7 @@ def grid_losses(
         for points in torch.arange(options.points).split(options.batch_size):
             count, chosen = len(points), noise[points]
             mixed = shift_noise(chosen, own, levels).to(model.device)
-            repeated = latent.expand(count, -1, -1, -1), context.expand(count, -1, -1)
+            repeated = latent.expand(count, -1, -1, -1), Condition(context.expand(count, -1, -1))
             drawn = timesteps[points].to(model.device), chosen.to(model.device), mixed
             loss += count * float(denoising_loss(model.unet, levels, kind, *repeated, *drawn))
         losses.append(loss / options.points)
@@ -196,7 +196,7 @@ def proximal_errors(model: Denoiser, latents: Tensor, prompts: Sequence[str], dr
     """
     levels = model.scheduler.alphas_cumprod
     forward = None if drift is None or drift.formulation in ("prior", "centred") else Drift(drift.mean, "noise")
-    predict = predictor(model, model.embed(prompts), forward)
+    predict = predictor(model, Condition(model.embed(prompts)), forward)
     clean, timestep = centre(latents, drift).to(model.device), round(PROXIMAL_TIME * len(levels))
     proximal, signal = predict(clean, 0).noise, float(levels[timestep])
     noisy = signal**0.5 * clean + (1 - signal) ** 0.5 * proximal

@@ -177,7 +177,7 @@ def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Pro
     model, scheme = load_denoiser(site.base_model, site.device), read_scheme(study.scheme)
     prior = None if scheme.prior is None else draw_prior(model, scheme.prior, study.seed)
     attached = attach(model, scheme, study.seed)
-    lesson = Lesson(scans.latents, scans.prompts, scans.drift, prior)
+    lesson = Lesson(scans.latents, scans.prompts, scans.drift, prior, scans.pseudonyms)
     total, done = study.federation.rounds * study.training.steps, 0
 
     def advance(*_: object) -> None:
@@ -188,7 +188,7 @@ def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Pro
     for number in range(1, study.federation.rounds + 1):
         if study.privacy.enabled:
             noise = study.privacy_plan().step.noise_multiplier
-            train_round_privately(attached, lesson, scans.pseudonyms, study, number, noise, advance)
+            train_round_privately(attached, lesson, study, number, noise, advance)
         else:
             train_round(attached, lesson, study, number, site.site, site.precision, advance)
     return attached.model

@@ -1,0 +1,56 @@
+"""InstructPix2Pix (arXiv 2211.09800) on longitudinal scans: a LoRA of a UNet that also sees another visit's latents.
+
+A visit is drawn from its prompt and from a visit of the same patient, earlier or later, so what learns is how a patient
+changes between the two; with no visit beside it the network draws as it does without. The paper ages faces and brains
+so (arXiv 2412.20651). How many years lie between them, the prompt's age and the seen visit say together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ld_common.models import Denoiser
+from ld_common.schemes.lora import Lora
+from ld_common.schemes.scheme import Named
+
+
+@dataclass
+class Instruct(Lora):
+    """A LoRA, and a first convolution for the seen visit, which starts at zero."""
+
+    @property
+    def sees_baseline(self) -> bool:
+        """Always."""
+        return True
+
+    def attach(self, model: Denoiser, seed: int) -> Iterator[Named]:
+        """Widen `conv_in`, and add A and B.
+
+        Raises:
+            AdapterError: no layer of this UNet matches the targets.
+        """
+        yield from super().attach(model, seed)
+        widened = _BaselineConv(model.unet.conv_in)
+        model.unet.conv_in = widened
+        yield "unet.conv_in.baseline.weight", widened.baseline.weight
+
+
+class _BaselineConv(nn.Module):
+    """A first convolution `(B,C,h,w)` that takes twice the channels as well: noisy latents, then a baseline's."""
+
+    def __init__(self, own: nn.Conv2d) -> None:
+        super().__init__()
+        self.own = own
+        like = {"device": own.weight.device, "dtype": own.weight.dtype}
+        sizes = own.kernel_size, own.stride, own.padding
+        self.baseline = nn.Conv2d(own.in_channels, own.out_channels, *sizes, bias=False, **like)  # type: ignore[arg-type]
+        nn.init.zeros_(self.baseline.weight)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """The features `(B,F,h,w)` of latents, and of a baseline's where there are more channels."""
+        noisy, seen = latents.tensor_split([self.own.in_channels], 1)
+        found: Tensor = self.own(noisy)
+        return found + self.baseline(seen) if seen.shape[1] else found
