@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ld_server.answers import answer, edits_of, factual_prompts
 from ld_server.batch import DRAWN, OUTCOMES, draw_batch, read_rows
 from ld_server.draw import draw_samples
 from ld_server.drift_choice import AUTO, RELEASE, DriftChoice, choose_drifts
+from ld_server.page.cli import cli as page
 from ld_server.questions import Question, make_folders, read_questions, read_target
 from ld_server.trajectory import read_trajectory
 
@@ -32,7 +34,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 
 
-@cli.command()
+@cli.command(epilog="A local web page of a release, in place of all this: ld-generate serve --help")
 def generate(
     release: Path = typer.Option(..., help="Folder of a release."),
     inputs: list[Path] = typer.Option([], "--input", help="DICOM file or series folder, NIfTI or PNG; repeatable."),
@@ -193,5 +195,5 @@ def _search(model: BaseModel, release: Release, questions: Sequence[Question], c
 
 
 def main() -> None:
-    """Entry point of `ld-generate`."""
-    run_cli(cli)
+    """Entry point of `ld-generate`, and of `ld-generate serve`."""
+    run_cli(page if sys.argv[1:2] == ["serve"] else cli)

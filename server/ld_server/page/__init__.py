@@ -1,0 +1,1 @@
+"""`ld-generate serve`: a local web page that asks one release about one scan at a time."""

@@ -1,0 +1,58 @@
+"""`ld-generate serve`: a local page for one release."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+import ld_common.offline  # noqa: F401  (before any model library)
+from ld_common.command import TRUST_HELP, UNSIGNED_HELP
+from ld_common.errors import ConfigError
+from ld_common.release import load_release_base
+from ld_common.trusted_keys import read_trusted_release
+from ld_server.page.scans import find_examples
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+
+@cli.callback()
+def generate() -> None:
+    """Counterfactuals of scans."""
+
+
+@cli.command()
+def serve(
+    release: Path = typer.Option(..., help="Folder of a release."),
+    examples: Path | None = typer.Option(None, help="Folder of scans to pick from."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on. Any but loopback lets others in."),
+    port: int = typer.Option(7860, min=1, max=65535, help="Port to listen on."),
+    base: str | None = typer.Option(None, help="Base model, if not where the release says."),
+    trust: str = typer.Option("", help=TRUST_HELP),
+    allow_unsigned: bool = typer.Option(False, "--allow-unsigned", help=UNSIGNED_HELP),
+    device: str = typer.Option("cpu", help="cpu or cuda."),
+    precision: str = typer.Option("float32", help="float32, bfloat16 or float16."),
+) -> None:
+    """Serve a local web page: drop a scan, say what should be different, see and download the answer.
+
+    Nothing is fetched from the network, and what was dropped or drawn is deleted half an hour after its last use.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError("the page needs gradio: pip install 'latent-drift-federation[page]'")
+    loaded, notes = read_trusted_release(release, trust, allow_unsigned)
+    found = {} if examples is None else find_examples(examples, loaded.modality)
+    model = load_release_base(loaded, base, device, precision)
+    from ld_server.page.server import is_loopback, serving  # an extra, which the rest of ld-generate does without
+
+    if not is_loopback(host):
+        notes.append(
+            f"warning: whoever reaches {host} can use this page and see their answers; it asks for no password"
+        )
+    with serving(model, loaded, found, host, port) as address:
+        for line in (*notes, f"the page is at {address} until Ctrl-C"):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        threading.Event().wait()
