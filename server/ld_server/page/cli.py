@@ -49,9 +49,7 @@ def serve(
     from ld_server.page.server import is_loopback, serving  # an extra, which the rest of ld-generate does without
 
     if not is_loopback(host):
-        notes.append(
-            f"warning: whoever reaches {host} can use this page and see their answers; it asks for no password"
-        )
+        notes.append(f"warning: on {host} others can reach this page: it asks for no password and encrypts nothing")
     with serving(model, loaded, found, host, port) as address:
         for line in (*notes, f"the page is at {address} until Ctrl-C"):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
