@@ -21,7 +21,16 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from ld_common.refusal import MAX_FILE_BYTES, MAX_PIXELS, Refusal, ScanRefused, check_file, refusing, slice_number
+from ld_common.refusal import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    Refusal,
+    ScanRefused,
+    check_file,
+    check_slice_size,
+    refusing,
+    slice_number,
+)
 
 MAX_DEFLATED_BYTES = MAX_FILE_BYTES // 1032  # deflate expands 1032-fold at most
 MAX_NESTING = 16
@@ -137,6 +146,7 @@ def _check_header(path: Path, dataset: Dataset, modalities: Sequence[str], relea
         raise ScanRefused(path, Refusal.WRONG_MODALITY, f"DICOM Modality is not {' or '.join(modalities)}")
     if str(dataset.get("SyntheticData", "")).upper() == "YES":
         raise ScanRefused(path, Refusal.SYNTHETIC, "SyntheticData is YES: only real scans are read")
+    check_slice_size(path, int(dataset.Rows), int(dataset.Columns))
     frames = int(dataset.get("NumberOfFrames") or 1)
     if int(dataset.Rows) * int(dataset.Columns) * frames > MAX_PIXELS:
         detail = f"{dataset.Rows} x {dataset.Columns} x {frames} pixels, at most {MAX_PIXELS} are read"

@@ -1,7 +1,7 @@
 """Scans from files and pictures to files; `ld_common.frames` relates the two and is offered here as well.
 
-Read: DICOM file, folder of one DICOM series, NIfTI, grey PNG. Written: PNG, difference map, NIfTI; synthetic DICOM
-is `ld_common.synthetic`.
+Read: DICOM file, folder of one DICOM series, NIfTI, grey PNG. Written: PNG, difference map, and what `ld_common.nifti`
+has; synthetic DICOM is `ld_common.synthetic`, and all slices at once are `ld_common.volumes`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from pathlib import Path
 import matplotlib
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
-from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -24,11 +22,19 @@ from ld_common.dicom import DicomHeader, choose_slice, read_dicom, read_header
 from ld_common.errors import RequestError, ScanError
 from ld_common.frames import Frame, Scan, from_model, to_model
 from ld_common.modality import Attributes, Modality
-from ld_common.refusal import MAX_PIXELS, Refusal, ScanRefused, check_file, refusing, slice_number
+from ld_common.nifti import NIFTI, affine_mm, read_nifti, write_nifti
+from ld_common.refusal import (
+    MAX_SLICE_PIXELS,
+    Refusal,
+    ScanRefused,
+    check_file,
+    check_slice_size,
+    check_spacing,
+    refusing,
+    slice_number,
+)
 
 __all__ = ["Frame", "Scan", "from_model", "read_scan", "to_model", "write_difference_png", "write_nifti", "write_png"]
-
-SYNTHETIC_NIFTI = b"synthetic"
 
 
 def read_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
@@ -44,10 +50,12 @@ def read_scan(path: Path, modality: Modality, slice_index: int | None = None, re
     Raises:
         ScanRefused: whatever keeps the file from being used; a `ScanError` that also holds the kind of reason.
     """
-    if path.is_dir():
-        headers = _series_headers(path, modality, released)
+    with refusing(path):
+        folder = path.is_dir()
+    if folder:
+        headers = series_headers(path, modality, released)
         return _dicom_scan(choose_slice(headers, modality.image.slice_position, slice_index).path, modality, released)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
+    if path.name.lower().endswith(NIFTI):
         return _nifti_scan(path, modality, slice_index)
     slice_number(path, 1, 0.0, slice_index)
     if path.suffix.lower() == ".png":
@@ -81,24 +89,12 @@ def write_difference_png(
     _save_png(path, colours, {**(text or {}), "DifferenceLimit": f"{limit:.6g}"})
 
 
-def write_nifti(path: Path, pixels: np.ndarray, frame: Frame | Scan) -> None:
-    """Write real values `(H,W)` as a canonical volume of one slice that lies where the input's slice lay.
-
-    Raises:
-        ScanError: the input had no position in space, or the file cannot be written.
-    """
-    if frame.affine is None:
-        raise ScanError(f"cannot write '{path}': the input says no position in space; write .png or .dcm instead")
-    volume = nibabel.as_closest_canonical(Nifti1Image(pixels.astype(np.float32).T[..., None], frame.affine))
-    volume.header["descrip"] = SYNTHETIC_NIFTI
-    volume.header.set_xyzt_units("mm")
-    with _writing(path):
-        nibabel.save(volume, path)
-
-
-def _series_headers(folder: Path, modality: Modality, released: bool) -> list[DicomHeader]:
+def series_headers(folder: Path, modality: Modality, released: bool) -> list[DicomHeader]:
+    """The headers of a folder's one series, by file name; other files are passed over. Raises `ScanRefused`."""
     headers = []
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+    with refusing(folder):
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    for file in files:
         try:
             headers.append(read_header(file, modality.dicom_modalities, released))
         except ScanRefused as error:
@@ -114,7 +110,8 @@ def _series_headers(folder: Path, modality: Modality, released: bool) -> list[Di
 
 def _dicom_scan(path: Path, modality: Modality, released: bool) -> Scan:
     header, pixels = read_dicom(path, modality.dicom_modalities, released)
-    attributes = _known_attributes(header, modality)
+    check_spacing(path, header.spacing_mm or ())
+    attributes = known_attributes(header, modality)
     if modality.image.plane == "none":
         views = modality.image.view_positions
         if views and header.view_position and header.view_position not in views:
@@ -141,7 +138,8 @@ def _upright_scan(pixels: np.ndarray, header: DicomHeader, attributes: Attribute
     return Scan(np.ascontiguousarray(pixels), spacing, attributes, None, orientation)
 
 
-def _known_attributes(header: DicomHeader, modality: Modality) -> Attributes:
+def known_attributes(header: DicomHeader, modality: Modality) -> Attributes:
+    """What a header says of the modality's attributes, as far as the modality has the value."""
     found: Attributes = {}
     said = {"age": "" if header.age_years is None else str(header.age_years), "sex": header.sex}
     for name, text in said.items():
@@ -153,36 +151,21 @@ def _known_attributes(header: DicomHeader, modality: Modality) -> Attributes:
 
 
 def _nifti_scan(path: Path, modality: Modality, slice_index: int | None) -> Scan:
-    check_file(path)
-    with refusing(path, ImageFileError, HeaderDataError, HeaderTypeError):
-        volume = nibabel.load(path)
-        if not isinstance(volume, Nifti1Image):
-            raise ScanRefused(path, Refusal.UNSUPPORTED, "not a NIfTI image")
-        _check_nifti(path, volume)
-        volume = volume.slicer[(..., *[0] * (volume.ndim - 3))] if volume.ndim > 3 else volume
-        axes = nibabel.io_orientation(volume.affine)
+    volume = read_nifti(path)
+    with refusing(path):
+        placed = Nifti1Image(volume.dataobj, affine_mm(volume))
+        placed = placed.slicer[(..., *[0] * (placed.ndim - 3))] if placed.ndim > 3 else placed
+        axes = nibabel.io_orientation(placed.affine)
         across = int(np.flatnonzero(axes[:, 0] == 2)[0])
-        slices = volume.shape[across]
+        slices = placed.shape[across]
         if modality.image.plane == "none" and slices > 1:
             raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "a volume, where a two-dimensional image is expected")
+        check_slice_size(path, *(length for axis, length in enumerate(placed.shape) if axis != across))
         chosen = slice_number(path, slices, modality.image.slice_position, slice_index)
         chosen = chosen if axes[across, 1] > 0 else slices - 1 - chosen
         place = [slice(None)] * 3
         place[across] = slice(chosen, chosen + 1)
-        return _axial_scan(path, volume.slicer[tuple(place)], {})
-
-
-def _check_nifti(path: Path, volume: Nifti1Image) -> None:
-    if volume.ndim < 3 or max(volume.shape[3:], default=1) > 1:
-        raise ScanRefused(path, Refusal.UNSUPPORTED, f"its shape is {volume.shape}: one volume is expected")
-    if np.prod(volume.shape, dtype=np.float64) > MAX_PIXELS:
-        raise ScanRefused(path, Refusal.TOO_LARGE, f"its shape is {volume.shape}, at most {MAX_PIXELS} voxels are read")
-    if min(volume.shape) < 1 or volume.get_data_dtype().kind not in "iuf":
-        raise ScanRefused(path, Refusal.UNSUPPORTED, f"voxels of type {volume.get_data_dtype()}: grey is expected")
-    if not np.isfinite(volume.affine).all() or np.linalg.matrix_rank(volume.affine) < 4:
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "its affine is singular: write it with a valid one")
-    if bytes(volume.header["descrip"].item()).startswith(SYNTHETIC_NIFTI):
-        raise ScanRefused(path, Refusal.SYNTHETIC, "its description says synthetic: only real scans are read")
+        return _axial_scan(path, placed.slicer[tuple(place)], {})
 
 
 def _axial_scan(path: Path, image: Nifti1Image, attributes: Attributes) -> Scan:
@@ -204,15 +187,22 @@ def _axial_scan(path: Path, image: Nifti1Image, attributes: Attributes) -> Scan:
 
 def _png_scan(path: Path, modality: Modality) -> Scan:
     check_file(path)
-    with refusing(path, Image.DecompressionBombError, SyntaxError), Image.open(path, formats=["PNG"]) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ScanRefused(path, Refusal.TOO_LARGE, f"{image.width} x {image.height} pixels")
+    with refusing(path, SyntaxError), _png(path) as image:
+        check_slice_size(path, image.height, image.width)
         if image.mode not in ("L", "I", "I;16"):
             raise ScanRefused(path, Refusal.UNSUPPORTED, f"PNG of mode {image.mode}: 8 or 16 bit grey is expected")
         if image.info.get("SyntheticData") == "YES":
             raise ScanRefused(path, Refusal.SYNTHETIC, "its text says SyntheticData=YES: only real scans are read")
         orientation = None if modality.image.plane == "none" else ("L", "P")
         return Scan(np.asarray(image, np.float32), None, {}, None, orientation)
+
+
+def _png(path: Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=["PNG"])
+    except Image.DecompressionBombError as error:
+        detail = f"more pixels than the {MAX_SLICE_PIXELS} that are read"
+        raise ScanRefused(path, Refusal.TOO_LARGE, detail) from error
 
 
 def _save_png(path: Path, pixels: np.ndarray, text: Mapping[str, str]) -> None:

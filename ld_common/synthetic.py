@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,22 @@ TIMES_OF_WRITING = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where one slice of a series lies."""
+
+    number: int
+    """Its Instance Number, from 1."""
+    affine: np.ndarray
+    """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up."""
+    distance_mm: float
+    """To the next slice."""
+    values: tuple[float, float]
+    """Lowest and highest value of the whole series: all slices are stored, and shown, on one scale."""
+    origin: str
+    """Where its pixels come from, for the derivation's description."""
+
+
 def write_synthetic_dicom(
     path: Path,
     pixels: np.ndarray,
@@ -39,6 +56,8 @@ def write_synthetic_dicom(
     seed: int,
     request: str,
     orientation: tuple[str, str] | None = ("L", "P"),
+    marked: bool = False,
+    place: Place | None = None,
 ) -> None:
     """Write real values `(H,W)` as a 16-bit secondary capture; they come back to within half a stored step.
 
@@ -52,6 +71,9 @@ def write_synthetic_dicom(
         seed: the seed of the sampling.
         orientation: where rows and columns run to, as in `Scan`; None where not known.
         request: names what was asked for; its hash goes into the UIDs, so no patient identifier may be in it.
+        marked: words are burned into the pixels.
+        place: where it lies as a slice of a series. All of one request share a frame of reference, and all of one
+            request and description a series.
 
     Raises:
         ScanError: values that are no numbers, or a file that cannot be written.
@@ -59,14 +81,21 @@ def write_synthetic_dicom(
     if not np.isfinite(pixels).all():
         raise ScanError(f"cannot write '{path}': some pixels are no numbers")
     study = hashlib.sha256("\n".join([request, str(seed), model_name, model_digest]).encode()).hexdigest()
-    content = hashlib.sha256(pixels.astype("<f4").tobytes() + f"{pixels.shape}{spacing_mm}".encode()).hexdigest()
-    stored, slope, intercept = _quantise(pixels.astype(np.float64))
-    image = _secondary_capture(stored, spacing_mm, study, content, description, model_name)
+    low, high = (float(pixels.min()), float(pixels.max())) if place is None else place.values
+    number = 1 if place is None else place.number
+    what = f"{pixels.shape}{spacing_mm}" + ("" if place is None else f" slice {number}")
+    content = hashlib.sha256(pixels.astype("<f4").tobytes() + what.encode()).hexdigest()
+    stored, slope, intercept = _quantise(pixels.astype(np.float64), low, high)
+    image = _secondary_capture(stored, spacing_mm, study, content, description, model_name, number)
     # type 2C: written empty where it is not known, which highdicom does not offer
     image.PatientOrientation = list(orientation or ())
     image.ContributingEquipmentSequence.insert(0, _equipment(model_name, model_digest))
-    _declare_synthetic(image, f"{description}; synthesised by {model_name}, SHA-256 {model_digest}, seed {seed}")
-    _set_values(image, pixels, slope, intercept)
+    made = description if place is None else f"{description}; {place.origin}"
+    _declare_synthetic(image, f"{made}; synthesised by {model_name}, SHA-256 {model_digest}, seed {seed}")
+    image.BurnedInAnnotation = "YES" if marked else "NO"
+    _set_values(image, low, high, slope, intercept)
+    if place is not None:
+        _set_place(image, place, _uid("frame of reference", study))
     try:
         image.save_as(path, enforce_file_format=True)
     except OSError as error:
@@ -80,6 +109,7 @@ def _secondary_capture(
     content: str,
     description: str,
     model_name: str,
+    number: int,
 ) -> SCImage:
     return SCImage(
         stored,
@@ -90,7 +120,7 @@ def _secondary_capture(
         series_instance_uid=_uid("series", study, description),
         series_number=1,
         sop_instance_uid=_uid("instance", study, description, content),
-        instance_number=1,
+        instance_number=number,
         manufacturer=MANUFACTURER,
         patient_id=f"SYNTHETIC-{study[:16]}",
         patient_name=f"SYNTHETIC^{study[:16]}",
@@ -105,9 +135,8 @@ def _secondary_capture(
     )
 
 
-def _quantise(pixels: np.ndarray) -> tuple[np.ndarray, str, str]:
+def _quantise(pixels: np.ndarray, low: float, high: float) -> tuple[np.ndarray, str, str]:
     """Stored uint16 values and the slope and intercept, as DICOM will write them, that bring the real ones back."""
-    low, high = float(pixels.min()), float(pixels.max())
     slope = format_number_as_ds((high - low) / LEVELS if high > low else 1.0)
     # room at both ends: neither number survives its 16 characters exactly
     intercept = format_number_as_ds(low - 100 * float(slope))
@@ -118,7 +147,6 @@ def _quantise(pixels: np.ndarray) -> tuple[np.ndarray, str, str]:
 def _declare_synthetic(image: SCImage, derivation: str) -> None:
     image.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     image.SyntheticData = "YES"
-    image.BurnedInAnnotation = "NO"
     image.ContentQualification = "RESEARCH"
     image.DerivationDescription = derivation[:1024]
     image.Laterality = ""  # type 2C: the standard wants it written, though a picture of both sides has none
@@ -130,11 +158,20 @@ def _declare_synthetic(image: SCImage, derivation: str) -> None:
         equipment.pop("ContributionDateTime", None)
 
 
-def _set_values(image: SCImage, pixels: np.ndarray, slope: str, intercept: str) -> None:
-    low, high = float(pixels.min()), float(pixels.max())
+def _set_values(image: SCImage, low: float, high: float, slope: str, intercept: str) -> None:
     image.RescaleSlope, image.RescaleIntercept, image.RescaleType = slope, intercept, "US"
     image.WindowCenter = format_number_as_ds((low + high) / 2)
     image.WindowWidth = format_number_as_ds(max(high - low, 1.0))
+
+
+def _set_place(image: SCImage, place: Place, frame_of_reference: UID) -> None:
+    """Elements of the image plane and the frame of reference, which a secondary capture may have beside its own."""
+    directions = place.affine[:3, :2] / np.linalg.norm(place.affine[:3, :2], axis=0)
+    away = np.array([-1.0, -1.0, 1.0])  # DICOM counts to the left and to the back
+    image.FrameOfReferenceUID, image.PositionReferenceIndicator = frame_of_reference, ""
+    image.ImagePositionPatient = [format_number_as_ds(float(value)) for value in away * place.affine[:3, 3]]
+    image.ImageOrientationPatient = [format_number_as_ds(float(value)) for value in (away * directions.T).ravel()]
+    image.SpacingBetweenSlices = image.SliceThickness = format_number_as_ds(place.distance_mm)
 
 
 def _equipment(model_name: str, model_digest: str) -> ContributingEquipment:

@@ -170,6 +170,29 @@ def test_voxels_that_are_no_numbers_become_the_lowest(brain_mri: Modality, tmp_p
     assert read_scan(tmp_path / "a.nii", brain_mri).pixels[-1, -1] == 1
 
 
+@pytest.mark.parametrize(("unit", "scale"), [("mm", 1.0), ("unknown", 1.0), ("meter", 0.001), ("micron", 1000.0)])
+def test_a_nifti_in_another_unit_is_the_same_scan(unit: str, scale: float, brain_mri: Modality, tmp_path: Path) -> None:
+    data = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    volume = nibabel.Nifti1Image(data, np.diag([2.0 * scale, 3.0 * scale, 4.0 * scale, 1]))
+    volume.header.set_xyzt_units(unit)
+    nibabel.save(volume, tmp_path / "a.nii")
+    scan = read_scan(tmp_path / "a.nii", brain_mri)
+    assert scan.spacing_mm == pytest.approx((3.0, 2.0))
+    np.testing.assert_allclose(scan.affine[:3, 3], [4, 9, 8], rtol=1e-5)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, -2, 1), (1, 1, np.nan)])
+def test_voxel_sizes_that_are_none_are_refused_in_one_line(
+    sizes: tuple[float, ...], brain_mri: Modality, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray(nibabel.Nifti1Image(np.zeros((3, 3, 3), np.int16), np.eye(4)).to_bytes())
+    content[80:92] = np.array(sizes, np.float32).tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(ScanRefused, match="its voxel sizes are"):
+        read_scan(tmp_path / "a.nii", brain_mri)
+    assert capfd.readouterr().err == ""  # nibabel would say how it mends them
+
+
 def test_niftis_that_cannot_be_used_are_refused(brain_mri: Modality, tmp_path: Path) -> None:
     series = nibabel.Nifti1Image(np.zeros((3, 3, 3, 2), np.int16), np.eye(4))
     complex_values = nibabel.Nifti1Image(np.zeros((3, 3, 3), np.complex64), np.eye(4))

@@ -13,7 +13,7 @@ from pydicom.pixels import apply_modality_lut
 from ld_common.dicom import read_header
 from ld_common.errors import ScanError
 from ld_common.refusal import Refusal, ScanRefused
-from ld_common.synthetic import write_synthetic_dicom
+from ld_common.synthetic import Place, write_synthetic_dicom
 
 PIXELS = np.random.default_rng(0).normal(300, 100, (20, 30)).astype(np.float32)
 
@@ -97,10 +97,35 @@ def test_what_cannot_be_written_is_one_error(tmp_path: Path) -> None:
         write(tmp_path / "absent" / "a.dcm")
 
 
+def test_a_slice_lies_where_it_is_placed_on_the_scale_of_its_series(tmp_path: Path) -> None:
+    written = [write(tmp_path / f"{number}.dcm", place=placed(number)) for number in (1, 2)]
+    first, second = written
+    assert first.SOPInstanceUID != second.SOPInstanceUID  # though their pixels are the same
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "RescaleSlope", "WindowWidth"):
+        assert first[name].value == second[name].value
+    assert list(first.ImagePositionPatient) == [-10, -20, 30]
+    assert list(second.ImagePositionPatient) == [-10, -20, 34]
+    assert list(first.ImageOrientationPatient) == pytest.approx([1, 0, 0, 0, 0.6, 0.8])
+    assert (first.SpacingBetweenSlices, second.InstanceNumber) == (4, 2)
+    assert "; of the input; synthesised by" in first.DerivationDescription
+    values = apply_modality_lut(second.pixel_array, second)
+    assert np.abs(values - PIXELS).max() <= float(second.RescaleSlope) * 0.5001
+    assert float(second.RescaleSlope) == pytest.approx(2000 / 65000)
+
+
+def placed(number: int) -> Place:
+    affine = np.array([[-2.0, 0, 0, 10], [0, -0.9, 0, 20], [0, 1.2, 1, 26 + 4 * number], [0, 0, 0, 1]])
+    return Place(number, affine, 4.0, (-1000.0, 1000.0), "of the input")
+
+
+def test_what_is_burned_in_is_said(tmp_path: Path) -> None:
+    assert write(tmp_path / "a.dcm", marked=True).BurnedInAnnotation == "YES"
+
+
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
-@pytest.mark.parametrize("spacing", [(1.5, 2.0), None])
-def test_dciodvfy_finds_no_error(spacing: tuple[float, float] | None, tmp_path: Path) -> None:
-    write(tmp_path / "a.dcm", spacing_mm=spacing)
+@pytest.mark.parametrize("changes", [{}, {"spacing_mm": None}, {"marked": True}, {"place": placed(1)}])
+def test_dciodvfy_finds_no_error(changes: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "a.dcm", **changes)
     done = subprocess.run(["dciodvfy", tmp_path / "a.dcm"], capture_output=True, text=True, check=False)
     errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
     # Debian's version is older than SyntheticData (0008,001C), a standard attribute since 2023

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +18,15 @@ from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_cou
 from ld_common.images import Frame, from_model, write_difference_png, write_nifti, write_png
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
+from ld_common.nifti import NIFTI
 from ld_common.release import Release, edit_drift, release_record, software
 from ld_common.synthetic import write_synthetic_dicom
 from ld_server.draw import RECORD, STRIP, SYNTHETIC, write_strip
+from ld_server.mark import mark
 from ld_server.mask import keep, keep_in_picture
 from ld_server.questions import Question, shown
 from ld_server.trajectory import write_trajectory
 
-NIFTI = (".nii", ".nii.gz")
 DIFFERENCE_LIMIT = 1.0
 """Difference, in the model's range of 2, that is drawn in full colour, in every map alike."""
 UNCERTAINTY_LIMIT = 0.25
@@ -91,8 +93,8 @@ def write_answer(
     folder, frame = question.folder, question.frame
     files = [folder / "input.png", folder / "reconstruction.png"]
     write_png(files[0], from_model(question.image, frame), frame, {})
-    write_png(files[1], from_model(drawn.reconstructions, frame), frame, SYNTHETIC)
     restored, answers = from_model(drawn.reconstructions, frame), []
+    write_png(files[1], _marked(question, restored), frame, SYNTHETIC)
     asked = [(target, delta) for target in question.targets for delta in deltas]
     for (target, delta), image, own in zip(asked, drawn.images, each, strict=True):
         request = _request(question, target, config, delta)
@@ -116,22 +118,36 @@ def write_answer(
         )
         pictures = question.image, drawn.reconstructions, list(images)
         files += write_trajectory(folder, release.modality, question.trajectory, frame, question.factual, *pictures)
+    about = {
+        "name": question.path.name,
+        "sha256_of_pixels": hashlib.sha256(question.scan.pixels.tobytes()).hexdigest(),
+        "slice": question.slice_index,
+        "attributes": question.factual,
+        "sha256_of_mask": None if question.kept is None else hashlib.sha256(question.kept.tobytes()).hexdigest(),
+    }
+    seeds = [release.study.seed + number for number in range(each.shape[1])]
+    return [*files, write_record(folder, release, config, about, answers, {"seeds": seeds, "marked": question.mark})]
+
+
+def write_record(
+    folder: Path,
+    release: Release,
+    config: EditConfig,
+    about: dict[str, Any],
+    answers: list[dict[str, Any]],
+    more: dict[str, Any],
+) -> Path:
+    """Write what is needed to draw it again: of the input, of each answer, and `more`."""
     record = {
-        "input": {
-            "name": question.path.name,
-            "sha256_of_pixels": hashlib.sha256(question.scan.pixels.tobytes()).hexdigest(),
-            "slice": question.slice_index,
-            "attributes": question.factual,
-            "sha256_of_mask": None if question.kept is None else hashlib.sha256(question.kept.tobytes()).hexdigest(),
-        },
+        "input": about,
         "release": release_record(release),
         "edit": to_mapping(config),
-        "seeds": [release.study.seed + number for number in range(each.shape[1])],
         "counterfactuals": answers,
         "software": software(),
+        **more,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    return [*files, folder / RECORD]
+    return folder / RECORD
 
 
 def _write_edit(
@@ -144,15 +160,16 @@ def _write_edit(
     request: str,
 ) -> list[Path]:
     """One answer `(1,S,S)` in each format, and its difference from the reconstruction's real values `(H,W)`."""
-    frame, name = question.frame, _name(target, delta)
+    frame, name = question.frame, name_of(target, delta)
     values = keep(question.kept, question.scan, from_model(image, frame))
+    pixels = _marked(question, values)
     description = release.modality.describe(question.factual | target)
     written = [question.folder / f"{name}{ending}" for ending in (".png", "_difference.png", ".dcm")]
-    write_png(written[0], values, frame, SYNTHETIC | {"Description": description})
-    write_difference_png(written[1], (values - restored) / _unit(frame), SYNTHETIC, limit=DIFFERENCE_LIMIT)
+    write_png(written[0], pixels, frame, SYNTHETIC | {"Description": description})
+    _write_map(question, written[1], values - restored, DIFFERENCE_LIMIT)
     write_synthetic_dicom(
         written[2],
-        values,
+        pixels,
         question.scan.spacing_mm,
         description,
         release.manifest["files"]["adapter.safetensors"],
@@ -160,27 +177,38 @@ def _write_edit(
         seed=release.study.seed,
         request=request,
         orientation=question.scan.orientation,
+        marked=question.mark,
     )
-    if question.path.name.endswith(NIFTI):
+    if question.path.name.lower().endswith(NIFTI):
         written.append(question.folder / f"{name}.nii.gz")
-        write_nifti(written[-1], values, question.scan)
+        write_nifti(written[-1], pixels, question.scan)
     return written
 
 
 def _write_seeds(release: Release, question: Question, target: Attributes, delta: float, own: Tensor) -> list[Path]:
     """Each seed's answer `(K,1,S,S)` and the deviation by pixel."""
     description = release.modality.describe(question.factual | target)
-    frame, name, written, values = question.frame, _name(target, delta), [], []
+    frame, name, written, values = question.frame, name_of(target, delta), [], []
     for seed, image in enumerate(own, start=release.study.seed):
         values.append(keep(question.kept, question.scan, from_model(image, frame)))
         written.append(question.folder / f"{name}_seed-{seed}.png")
-        write_png(written[-1], values[-1], frame, SYNTHETIC | {"Description": description})
+        write_png(written[-1], _marked(question, values[-1]), frame, SYNTHETIC | {"Description": description})
     written.append(question.folder / f"{name}_uncertainty.png")
-    write_difference_png(written[-1], np.std(values, axis=0, ddof=1) / _unit(frame), SYNTHETIC, limit=UNCERTAINTY_LIMIT)
+    _write_map(question, written[-1], np.std(values, axis=0, ddof=1), UNCERTAINTY_LIMIT)
     return written
 
 
-def _name(target: Attributes, delta: float) -> str:
+def _write_map(question: Question, path: Path, values: np.ndarray, limit: float) -> None:
+    """Real values `(H,W)` in colour, the fullest at `limit` of the model's range."""
+    shares = values / _unit(question.frame)
+    write_difference_png(path, mark(shares, 0.0, limit) if question.mark else shares, SYNTHETIC, limit=limit)
+
+
+def _marked(question: Question, values: np.ndarray) -> np.ndarray:
+    return mark(values, question.frame.low, question.frame.high) if question.mark else values
+
+
+def name_of(target: Attributes, delta: float) -> str:
     """Of an answer's files."""
     name = "_".join(f"{key}-{shown(value)}" for key, value in target.items())
     return name + (f"_drift{delta:+g}" if delta else "")
@@ -197,6 +225,6 @@ def _named(target: Attributes) -> str:
 
 def _request(question: Question, target: Attributes, config: EditConfig, delta: float) -> str:
     """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
-    words = json.dumps([question.factual, target, to_mapping(config), delta], sort_keys=True)
+    words = json.dumps([question.factual, target, to_mapping(config), delta, question.mark], sort_keys=True)
     kept = b"" if question.kept is None else question.kept.tobytes()
     return hashlib.sha256(question.scan.pixels.tobytes() + kept + words.encode()).hexdigest()

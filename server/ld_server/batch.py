@@ -92,6 +92,7 @@ def draw_batch(
     config: EditConfig,
     out: Path,
     progress: Callable[[int, int], None],
+    mark: bool = False,
 ) -> list[Outcome]:
     """Draw every row that was not drawn yet; returns what became of all, in their order.
 
@@ -104,12 +105,13 @@ def draw_batch(
         config: how edits are drawn; `batch_size` scans are read and drawn together.
         out: folder of the results, one folder a row.
         progress: told the rows that are done and all of them.
+        mark: as in `read_questions`.
 
     Raises:
         RequestError: the table cannot be read, or the folder not be written.
     """
     rows = read_rows(table)
-    known = {row.number: _request(row, release, given, config) for row in rows}
+    known = {row.number: _request(row, release, given, config, mark) for row in rows}
     done = {
         one.row: one
         for one in _read_outcomes(out / OUTCOMES)
@@ -119,7 +121,7 @@ def draw_batch(
     progress(len(done), len(rows))
     for first in range(0, len(left), config.batch_size):
         group = left[first : first + config.batch_size]
-        for row, said in _draw(model, release, table.parent, group, given, released, config, out).items():
+        for row, said in _draw(model, release, table.parent, group, given, released, config, out, mark).items():
             done[row.number] = Outcome(row.number, row.input, row.folder, said, known[row.number])
         _write_outcomes(out / OUTCOMES, [done[number] for number in sorted(done)])
         progress(len(done), len(rows))
@@ -135,13 +137,14 @@ def _draw(
     released: bool,
     config: EditConfig,
     out: Path,
+    mark: bool,
 ) -> dict[Row, str]:
     """Draw a group together; where that fails, its rows one by one, so that each says what ails it."""
     questions: dict[Row, Question] = {}
     said: dict[Row, str] = {}
     for row in group:
         try:
-            questions[row] = _question(model, release, place, row, given, released, out)
+            questions[row] = _question(model, release, place, row, given, released, out, mark)
         except LdError as error:
             said[row] = _one_line(error)
     together = [list(questions)] if questions else []
@@ -163,7 +166,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _question(
-    model: BaseModel, release: Release, place: Path, row: Row, given: Attributes, released: bool, out: Path
+    model: BaseModel, release: Release, place: Path, row: Row, given: Attributes, released: bool, out: Path, mark: bool
 ) -> Question:
     targets = [read_target(release.modality, text) for text in row.set.split(";") if text.strip()]
     if not row.input or not targets:
@@ -172,15 +175,17 @@ def _question(
     if row.slice and not row.slice.isdecimal():
         raise RequestError(f"slice is '{row.slice}': give the number of a slice, from 0")
     index = int(row.slice) if row.slice else None
-    (question,) = read_questions(release.modality, model.side, [place / row.input], targets, own, index, released, out)
+    (question,) = read_questions(
+        release.modality, model.side, [place / row.input], targets, own, index, released, out, mark=mark
+    )
     question = dataclasses.replace(question, folder=out / row.folder)
     make_folders([question])
     return question
 
 
-def _request(row: Row, release: Release, given: Attributes, config: EditConfig) -> str:
+def _request(row: Row, release: Release, given: Attributes, config: EditConfig, mark: bool) -> str:
     adapter = release.manifest["files"]["adapter.safetensors"]
-    said = [dataclasses.asdict(row), adapter, given, to_mapping(config), release.study.seed]
+    said = [dataclasses.asdict(row), adapter, given, to_mapping(config), release.study.seed, mark]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

@@ -18,6 +18,7 @@ from ld_common.release import Release, release_record, software
 from ld_common.sampling import make_sampler, sample
 from ld_common.seeding import torch_generator
 from ld_server.drift_choice import DriftChoice
+from ld_server.mark import check_room, mark
 
 SYNTHETIC = {"SyntheticData": "YES", "Software": "latent-drift-federation"}
 STRIP, RECORD = "strip.png", "record.json"
@@ -36,18 +37,18 @@ def draw_samples(
     sampler: str,
     folder: Path,
     progress: Callable[[int], None] = lambda done: None,
+    marked: bool = False,
 ) -> list[Path]:
     """Draw `count` pictures with each drift, all from the same noise, and write them, a strip and a record.
 
     Raises:
-        RequestError: an attribute is missing, or the folder cannot be written.
+        RequestError: an attribute is missing, the folder cannot be written, or the pictures are too small to be marked.
         ConfigError: an unknown sampler or too many steps.
     """
     prompt = release.modality.describe(attributes)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"cannot write to '{folder}' ({error.strerror}): choose another --out") from error
+    if marked:
+        check_room(base.side, base.side)
+    make_folder(folder)
     with torch.no_grad():
         context = base.embed([prompt]).expand(count, -1, -1)
     noise = torch.randn((count, *base.latent_shape), generator=torch_generator(release.study.seed, "draw"))
@@ -66,11 +67,12 @@ def draw_samples(
         "drifts": [choice.name for choice in choices],
         "sampler": {"name": sampler, "steps": steps},
         "seed": release.study.seed,
+        "marked": marked,
         "release": release_record(release),
         "software": software(),
     }
     files = [
-        write_picture(folder / f"sample-{number}_drift-{name}.png", picture, prompt)
+        write_picture(folder / f"sample-{number}_drift-{name}.png", picture, prompt, marked)
         for name, pictures in columns.items()
         for number, picture in enumerate(pictures, start=1)
     ]
@@ -79,9 +81,17 @@ def draw_samples(
     return [*files, folder / RECORD]
 
 
-def write_picture(path: Path, picture: Tensor, description: str) -> Path:
-    """Write a picture `(1,S,S)` in [-1, 1] as a PNG that says it is synthetic."""
-    pixels = picture[0].numpy()
+def make_folder(folder: Path) -> None:
+    """Make a folder for results; raises `RequestError` when it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"cannot write to '{folder}' ({error.strerror}): choose another --out") from error
+
+
+def write_picture(path: Path, picture: Tensor, description: str, marked: bool = False) -> Path:
+    """Write a picture `(1,S,S)` in [-1, 1] as a PNG that says it is synthetic, in its pixels as well where `marked`."""
+    pixels = mark(picture[0].numpy(), -1.0, 1.0) if marked else picture[0].numpy()
     frame = Frame(-1.0, 1.0, pixels.shape, None, len(pixels), None)
     write_png(path, pixels, frame, SYNTHETIC | {"Description": description})
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,17 +19,19 @@ from ld_common.counterfactual import EditConfig
 from ld_common.drift_search import best, search_counterfactual
 from ld_common.errors import RequestError
 from ld_common.methods import METHODS
-from ld_common.modality import Attributes
+from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
 from ld_common.release import Release, edit_drift, load_release_base
 from ld_common.trusted_keys import read_trusted_release
 from ld_server.answers import answer, edits_of, factual_prompts
 from ld_server.batch import DRAWN, OUTCOMES, draw_batch, read_rows
-from ld_server.draw import draw_samples
+from ld_server.draw import draw_samples, make_folder
 from ld_server.drift_choice import AUTO, RELEASE, DriftChoice, choose_drifts
 from ld_server.page.cli import cli as page
 from ld_server.questions import Question, make_folders, read_questions, read_target
 from ld_server.trajectory import read_trajectory
+from ld_server.volume import VolumeQuestion, draw_volume, read_volume_questions
+from ld_server.volume_files import write_volumes
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -40,9 +43,14 @@ def generate(
     inputs: list[Path] = typer.Option([], "--input", help="DICOM file or series folder, NIfTI or PNG; repeatable."),
     sets: list[str] = typer.Option([], "--set", help="attribute=value,... of one counterfactual; repeatable."),
     batch: Path | None = typer.Option(None, help="In place of --input and --set: a CSV with a row a scan."),
+    volume: bool = typer.Option(False, "--volume", help="Edit volumes whole: NIfTI files, folders of a DICOM series."),
+    slices: str = typer.Option(
+        "", help="With --volume, first:last, from 0: what is edited. By default a twentieth of all."
+    ),
     trajectory: str = typer.Option("", help="attribute=first:last:step: a strip, an animation and a table."),
     seeds: int = typer.Option(1, help="Draw each answer so often: their mean, their deviation, and all of them."),
     mask: Path | None = typer.Option(None, help="An image of the scan's size: what is not 0 in it stays as it is."),
+    mark: bool = typer.Option(False, "--mark", help="Write the word synthetic into the pixels of what is drawn."),
     drift: list[str] = typer.Option(
         [RELEASE], help="release, a site's name, auto, or a shift of z_T such as -0.1; repeatable: a strip."
     ),
@@ -55,7 +63,7 @@ def generate(
     trust: str = typer.Option("", help=TRUST_HELP),
     allow_unsigned: bool = typer.Option(False, "--allow-unsigned", help=UNSIGNED_HELP),
     released: bool = typer.Option(False, help="A person has checked the inputs for burned-in text (DERIVED images)."),
-    method: str = typer.Option("", help="invert, belm, ddpm, pix2pix-zero or sdedit. By default as the release says."),
+    method: str = typer.Option("", help=f"{', '.join(METHODS)}. By default as the release says."),
     strength: float | None = typer.Option(
         None, help="How strongly to edit; 0 changes nothing. By default as the release says."
     ),
@@ -68,6 +76,9 @@ def generate(
 ) -> None:
     """Draw counterfactuals of scans: PNG and synthetic DICOM, the reconstruction, difference maps, a record.
 
+    With --volume, volumes of the input's geometry: the slices near the one that the release was trained on are edited,
+    all others stay the input's.
+
     Without --input, draw pictures of no patient with the attributes of --given.
     """
     named = {"method": method or None, "strength": strength, "depth": depth}
@@ -76,27 +87,38 @@ def generate(
     config = load_config(EditConfig, None, [*(overrides or []), *extra], start=loaded.study.edit)
     known = loaded.modality.parse_all(given)
     model = load_release_base(loaded, base, device, precision)
+    if volume and (batch is not None or not inputs or trajectory or slice_index is not None or seeds != 1):
+        raise RequestError("--volume is of --input and --set, without --batch, --trajectory, --slice and --seeds")
+    if slices and not volume:
+        raise RequestError("--slices says which slices of a --volume are edited: give that as well, or one --slice")
     if batch is not None:
         if inputs or sets or trajectory or mask or drift != [RELEASE] or seeds != 1 or slice_index is not None:
             raise RequestError("--batch says itself which scans and edits: beside it, --given alone does")
-        _draw_rows(model, loaded, batch, known, released, config, out)
+        _draw_rows(model, loaded, batch, known, released, config, out, mark)
         files = [out / OUTCOMES]
     elif not inputs:
         if trajectory or mask or seeds != 1 or slice_index is not None:
             raise RequestError("--trajectory, --mask, --seeds and --slice are of a scan: name one with --input")
-        files = _draw(model, loaded, known, sets, drift, samples, config.steps, sampler, out)
+        files = _draw(model, loaded, known, sets, drift, samples, config.steps, sampler, out, mark)
+    elif volume:
+        if AUTO in drift or len(drift) != 1:
+            raise RequestError("--volume is drawn under one drift: give --drift once, and not auto")
+        (delta,) = _deltas(choose_drifts(loaded, drift), config.delta)
+        targets = _targets(loaded.modality, sets)
+        volumes = read_volume_questions(
+            loaded.modality, model.side, inputs, targets, known, slices, released, out, mask, mark
+        )
+        files = _edit_volumes(model, loaded, volumes, dataclasses.replace(config, delta=delta))
     else:
-        targets = [read_target(loaded.modality, text) for text in sets]
+        targets = _targets(loaded.modality, sets, needed=not trajectory)
         along = read_trajectory(loaded.modality, trajectory) if trajectory else None
         if along is not None and len(drift) > 1:
             raise RequestError("--trajectory is drawn under one drift: give --drift once, or --set for each value")
         if seeds < 1 or (seeds > 1 and not METHODS[config.method]().uses_noise):
             drawing = ", ".join(name for name, method in METHODS.items() if method().uses_noise)
             raise RequestError(f"--seeds {seeds}: give 1, or more with a --method that draws noise: {drawing}")
-        if not targets and along is None:
-            raise RequestError("--set is missing: say what should be different, for example --set age=84")
         questions = read_questions(
-            loaded.modality, model.side, inputs, targets, known, slice_index, released, out, along, mask
+            loaded.modality, model.side, inputs, targets, known, slice_index, released, out, along, mask, mark
         )
         deltas = _deltas(choose_drifts(loaded, [word for word in drift if word != AUTO]), config.delta)
         make_folders(questions)
@@ -108,8 +130,22 @@ def generate(
         console.print(f"wrote {folder}: {len([file for file in files if file.parent == folder])} files")
 
 
+def _targets(modality: Modality, sets: Sequence[str], needed: bool = True) -> list[Attributes]:
+    """What each --set changes; raises `RequestError` for none where one is `needed`."""
+    if needed and not sets:
+        raise RequestError("--set is missing: say what should be different, for example --set age=84")
+    return [read_target(modality, text) for text in sets]
+
+
 def _draw_rows(
-    model: BaseModel, release: Release, table: Path, given: Attributes, released: bool, config: EditConfig, out: Path
+    model: BaseModel,
+    release: Release,
+    table: Path,
+    given: Attributes,
+    released: bool,
+    config: EditConfig,
+    out: Path,
+    mark: bool,
 ) -> None:
     """A table's scans, with a bar; exit code 1 when a row was not drawn."""
     rows = len(read_rows(table))
@@ -121,7 +157,7 @@ def _draw_rows(
             advance(now - done)
             done = now
 
-        outcomes = draw_batch(model, release, table, given, released, config, out, show)
+        outcomes = draw_batch(model, release, table, given, released, config, out, show, mark)
     failed = [one for one in outcomes if one.outcome != DRAWN]
     for one in failed:
         console.print(f"row {one.row}, {one.input}: {one.outcome}", soft_wrap=True, highlight=False, markup=False)
@@ -140,6 +176,7 @@ def _draw(
     steps: int,
     sampler: str,
     out: Path,
+    mark: bool,
 ) -> list[Path]:
     """Pictures from noise, with a bar."""
     if sets:
@@ -150,7 +187,7 @@ def _draw(
         raise RequestError(f"--samples is {samples}: use 1 or more")
     choices = choose_drifts(release, drift)
     with progress_bar(console, "drawing", samples * len(choices)) as advance:
-        return draw_samples(model, release, attributes, choices, samples, steps, sampler, out, advance)
+        return draw_samples(model, release, attributes, choices, samples, steps, sampler, out, advance, mark)
 
 
 def _deltas(choices: Sequence[DriftChoice], release_delta: float) -> list[float]:
@@ -172,6 +209,21 @@ def _edit(
     total = len(questions) + len(deltas) * sum(len(question.targets) for question in questions)
     with progress_bar(console, "drawing", total * seeds) as advance:
         return answer(model, release, questions, config, deltas, advance, seeds)
+
+
+def _edit_volumes(
+    model: BaseModel, release: Release, questions: Sequence[VolumeQuestion], config: EditConfig
+) -> list[Path]:
+    """Counterfactuals of volumes, with a bar that counts slices."""
+    for question in questions:
+        make_folder(question.folder)
+    total = sum(len(question.edited) * (1 + len(question.targets)) for question in questions)
+    with progress_bar(console, "drawing", total) as advance:
+        return [
+            file
+            for question in questions
+            for file in write_volumes(release, question, draw_volume(model, release, question, config, advance), config)
+        ]
 
 
 def _search(model: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig) -> float:

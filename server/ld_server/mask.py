@@ -12,6 +12,7 @@ from torch import Tensor
 from ld_common.errors import RequestError
 from ld_common.images import Frame, Scan, read_scan, to_model
 from ld_common.modality import Modality
+from ld_common.volumes import Volume, check_same_grid, read_volume
 
 FEATHER = 2.0
 """Pixels of the model's picture over which an edit fades in outside the region."""
@@ -42,6 +43,30 @@ def read_mask(
         )
     if not kept.any():
         raise RequestError(f"the mask '{path}' keeps nothing: it is 0 everywhere")
+    return _faded(kept, scan, frame, side)
+
+
+def read_mask_volume(
+    path: Path, modality: Modality, volume: Volume, edited: range, frame: Frame, side: int
+) -> list[np.ndarray]:
+    """The same for each edited slice of a volume, whose voxels the mask's are.
+
+    Raises:
+        ScanError: it cannot be read, or has other voxels.
+        RequestError: it keeps nothing of these slices.
+    """
+    mask = read_volume(path, modality)
+    check_same_grid(path, mask, volume)
+    slices = [mask.upright[index] != 0 for index in edited]
+    if not any(kept.any() for kept in slices):
+        raise RequestError(f"the mask '{path}' keeps nothing: it is 0 in all slices that are edited")
+    return [_faded(kept, volume.scan(index), frame, side) for index, kept in zip(edited, slices, strict=True)]
+
+
+def _faded(kept: np.ndarray, scan: Scan, frame: Frame, side: int) -> np.ndarray:
+    """1 in the region `(H,W)`, falling to 0 outside it."""
+    if not kept.any():
+        return np.zeros(kept.shape, np.float32)
     apart = ndimage.distance_transform_edt(~kept, sampling=scan.spacing_mm or (1.0, 1.0))
     return np.clip(1 - apart / (FEATHER * frame.field_of_view / side), 0, 1).astype(np.float32)
 

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ld_common.errors import RequestError
+from ld_common.errors import RequestError, ScanError
 from ld_common.images import Frame, Scan, read_scan, to_model
 from ld_common.modality import Attributes, Modality
+from ld_server.draw import make_folder
+from ld_server.mark import check_room
 from ld_server.mask import read_mask
 from ld_server.trajectory import Trajectory
 
 SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png")
+MIN_SIDE = 16
+"""Fewest rows and columns of a scan: below, it is an icon."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Question:
     """Its targets are the last of `targets`."""
     kept: np.ndarray | None = None
     """How much of each pixel `(H,W)` stays the scan's, from 0 to 1; None edits all of it."""
+    mark: bool = False
+    """Whether the word synthetic is written into the pixels of the answers."""
 
 
 def read_questions(
@@ -50,16 +56,33 @@ def read_questions(
     out: Path,
     trajectory: Trajectory | None = None,
     mask: Path | None = None,
+    mark: bool = False,
 ) -> list[Question]:
     """Read the inputs and settle what each shows; raises `ScanError` or `RequestError`."""
     asked, questions = [*targets, *(trajectory.targets if trajectory else [])], []
     for path, name in zip(inputs, folder_names(inputs), strict=True):
         scan = read_scan(path, modality, slice_index, released)
-        image, frame = to_model(scan, side, modality.image)
-        factual = _factual(modality, path, scan.attributes_in_file, given)
+        if mark:
+            check_room(*scan.pixels.shape)
+        image, frame = picture_of(path, scan, side, modality)
+        factual = factual_of(modality, path, scan.attributes_in_file, given)
         kept = None if mask is None else read_mask(mask, modality, slice_index, scan, frame, side)
-        questions.append(Question(path, scan, frame, image, factual, asked, slice_index, out / name, trajectory, kept))
+        folder = out / name
+        questions.append(
+            Question(path, scan, frame, image, factual, asked, slice_index, folder, trajectory, kept, mark)
+        )
     return questions
+
+
+def picture_of(path: Path, scan: Scan, side: int, modality: Modality) -> tuple[Tensor, Frame]:
+    """The model's picture of a scan, as `to_model`; raises `ScanError` for one that shows nothing."""
+    height, width = scan.pixels.shape
+    if min(height, width) < MIN_SIDE:
+        raise ScanError(f"cannot use '{path}': {height} x {width} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
+    try:
+        return to_model(scan, side, modality.image)
+    except ScanError as error:
+        raise ScanError(f"cannot use '{path}': {error}") from error
 
 
 def folder_names(inputs: Sequence[Path]) -> list[str]:
@@ -79,12 +102,7 @@ def folder_names(inputs: Sequence[Path]) -> list[str]:
 def make_folders(questions: Sequence[Question]) -> None:
     """Make the folders before anything is drawn; raises `RequestError` when one cannot be."""
     for question in questions:
-        try:
-            question.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(
-                f"cannot write to '{question.folder}' ({error.strerror}): choose another --out"
-            ) from error
+        make_folder(question.folder)
 
 
 def read_target(modality: Modality, text: str) -> Attributes:
@@ -95,7 +113,8 @@ def read_target(modality: Modality, text: str) -> Attributes:
     return target
 
 
-def _factual(modality: Modality, path: Path, in_file: Attributes, given: Attributes) -> Attributes:
+def factual_of(modality: Modality, path: Path, in_file: Attributes, given: Attributes) -> Attributes:
+    """What a scan shows, by its file and by `--given`; raises `RequestError` where they differ or say too little."""
     for name in sorted(set(in_file) & set(given)):
         if shown(in_file[name]) != shown(given[name]):
             raise RequestError(f"{name} is {shown(in_file[name])} in '{path}' and {shown(given[name])} in --given")
