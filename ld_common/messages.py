@@ -4,7 +4,7 @@ join    -> site's name
 train   -> adapter, round, study and hashes          server to site
         -> nonce, the site's last audit head         only in a deployment
         <- learned tensors, drift                    site to server
-        <- losses, counts                            only without privacy or secure aggregation
+        <- losses, counts, what scans there are of   only without privacy or secure aggregation
         <- signature, audit head                     only in a deployment, where sites have keys
 keys, shares, unmask: secure aggregation's stages; its `vector` rides on train, in place of tensors and drift
         <- an error code                             never an exception's text
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,8 @@ class TrainNumbers:
     loss_last: float
     """Mean over the last fifth."""
     seconds: float
+    coverage: list[float] = field(default_factory=list)
+    """What the site has scans of, in groups of patients (`ld_common.coverage`)."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,7 @@ def _numbers(record: dict[str, Any]) -> TrainNumbers:
         loss_first=float(record["loss_first"]),
         loss_last=float(record["loss_last"]),
         seconds=float(record["seconds"]),
+        coverage=[float(one) for one in record["coverage"]],
     )
 
 

@@ -16,6 +16,7 @@ from ld_client.site import SiteConfig, load_modality
 from ld_client.site_drift import drift_is_free, site_drift, site_prior
 from ld_client.train import Lesson, train_round
 from ld_common.adapters import check_state
+from ld_common.coverage import site_coverage
 from ld_common.drift import Drift, entering
 from ld_common.errors import FederationError, ModelError, PolicyError
 from ld_common.files import file_digest
@@ -98,7 +99,9 @@ def _run_task(
     else:
         losses = train_round(attached, lesson, study, task.round, site.site, site.precision)
         if not study.withholds_numbers:
-            numbers = TrainNumbers(visits, patients, losses.first, losses.last, time.monotonic() - started)
+            covered = site_coverage(load_modality(site), store.pseudonyms, store.attributes, site.policy.min_patients)
+            seconds = time.monotonic() - started
+            numbers = TrainNumbers(visits, patients, losses.first, losses.last, seconds, covered)
     state = attached.learned_state()
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}

@@ -78,7 +78,8 @@ class PolicyConfig:
     """Shapes of the drift that may leave. A `map` is a mean image and `conditional` are several: with few visits they
     show a patient's scan."""
     min_patients: int = 10
-    """Fewest patients in the store for anything to leave: means over few tell of each."""
+    """Fewest patients in the store for anything to leave, means over few tell of each; and at each end of an attribute,
+    or with a word, for the site to say that it has such scans."""
     min_summed_sites: int = 3
     """Fewest sites of a secure sum that this site lets the server learn."""
     private_only: bool = False

@@ -47,8 +47,8 @@ def check_result(result: TrainResult, reference: State, drift_shape: torch.Size 
 
 
 def _check_numbers(numbers: TrainNumbers) -> None:
-    if not all(map(math.isfinite, (numbers.loss_first, numbers.loss_last, numbers.seconds))):
-        raise AdapterError("its losses hold NaN or infinite values")
+    if not all(map(math.isfinite, (numbers.loss_first, numbers.loss_last, numbers.seconds, *numbers.coverage))):
+        raise AdapterError("its losses or coverage hold NaN or infinite values")
     if numbers.visits < 1 or not 1 <= numbers.patients <= numbers.visits:
         raise AdapterError(f"it counts {numbers.visits} visits of {numbers.patients} patients")
 

@@ -76,7 +76,7 @@ def reason(error: LdError) -> str:
 
 def summary(result: TrainResult, norm: float | None, clipped: bool | None) -> dict[str, Any]:
     """What the round's record keeps of a site's answer; None is what the site withheld."""
-    withheld = dict.fromkeys(("visits", "patients", "loss_first", "loss_last", "seconds"))
+    withheld = dict.fromkeys(("visits", "patients", "loss_first", "loss_last", "seconds", "coverage"))
     return {
         **(withheld if result.numbers is None else vars(result.numbers)),
         "update_norm": norm,

@@ -77,6 +77,9 @@ def _leaving(study: StudyConfig) -> list[str]:
         lines.append("  no count of visits or patients, no loss")
     else:
         lines.append("  each round: the number of visits and patients, first and last loss, seconds")
+        lines.append(
+            "  each round: the ends of numbers (age) and the words (sex) that policy.min_patients patients share"
+        )
     if study.privacy.enabled:
         planned = study.privacy_plan()
         lines.append(

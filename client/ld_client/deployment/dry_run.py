@@ -124,6 +124,7 @@ def _leaving(run: DryRun) -> list[str]:
     if result.numbers is not None and not study.withholds_numbers:
         numbers = result.numbers
         lines.append(f"  {numbers.visits} visits, {numbers.patients} patients, both losses, the seconds")
+        lines.append(f"  ends of each attribute, and words, that patients in number show: {numbers.coverage}")
     return [*lines, f"  {result.uplink_bytes:,} bytes, the site's name, and a signature with the audit log's head"]
 
 
