@@ -37,7 +37,7 @@ def test_a_visit_beside_the_latents_is_heard_once_something_was_learned(attached
     conditions = [Condition(context), Condition(context, torch.ones_like(latents))]
     plain, seeing = (model.unet(one.seen(latents), 10, one.context).sample for one in conditions)
     assert torch.equal(plain, seeing)
-    attached.parameters["unet.conv_in.baseline.weight"].add_(0.1)
+    attached.parameters["unet.conv_in.baseline.weight"].add_(1.0)
     after, changed = (model.unet(one.seen(latents), 10, one.context).sample for one in conditions)
     assert torch.equal(plain, after)
     assert not torch.allclose(plain, changed, atol=1e-2)

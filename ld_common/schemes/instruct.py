@@ -16,6 +16,9 @@ from ld_common.models import Denoiser
 from ld_common.schemes.lora import Lora
 from ld_common.schemes.scheme import Named
 
+SCALE = 0.2
+"""Of the first convolution for the seen visit: one learning rate serves it and the LoRA, which bears a higher one."""
+
 
 @dataclass
 class Instruct(Lora):
@@ -53,4 +56,4 @@ class _BaselineConv(nn.Module):
         """The features `(B,F,h,w)` of latents, and of a baseline's where there are more channels."""
         noisy, seen = latents.tensor_split([self.own.in_channels], 1)
         found: Tensor = self.own(noisy)
-        return found + self.baseline(seen) if seen.shape[1] else found
+        return found + SCALE * self.baseline(seen) if seen.shape[1] else found
