@@ -54,7 +54,7 @@ def trained_on(modality: Modality, rounds: Sequence[dict[str, Any]]) -> dict[str
         modality: the attributes, in their order.
         rounds: records of the rounds, as a manifest holds them.
     """
-    counted = [one["sites"].values() for one in rounds if one["counted"]]
+    counted = [one["sites"].values() for one in rounds if one.get("counted")]
     size = sum(len(known.words) or 2 for known in modality.attributes.values())
     told = [site.get("coverage") or [] for site in (counted[-1] if counted else [])]
     told = [one for one in told if len(one) == size]

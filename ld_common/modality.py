@@ -30,13 +30,14 @@ class AttributeConfig:
     maximum: float = 0.0
     unit: str = ""
     words: dict[str, str] = field(default_factory=dict)
-    """Value -> the words that the prompt uses; empty for a number."""
+    """Value -> the words that the prompt uses, in the order of the values; empty for a number."""
 
     def __post_init__(self) -> None:
         require(
             bool(self.words) or self.minimum < self.maximum,
             "an attribute needs either words or a minimum below its maximum",
         )
+        self.words = dict(sorted(self.words.items()))
 
 
 @dataclass
@@ -75,11 +76,13 @@ class Modality:
     """DICOM Modalities (0008,0060) of which a site's files must have one."""
     prompt: str = "axial T1 brain MRI, {sex}, {age} years, {diagnosis}"
     attributes: dict[str, AttributeConfig] = field(default_factory=dict)
+    """In the order of their names, whatever a file's: what counts on an order is then the same on every side."""
     image: ImageConfig = field(default_factory=ImageConfig)
     measures: list[str] = field(default_factory=list)
     """What is measured on its pictures: areas by name, as `ld_common.metrics` knows them."""
 
     def __post_init__(self) -> None:
+        self.attributes = dict(sorted(self.attributes.items()))
         for name in self.measures:
             require(name in MEASURES, f"measures: unknown '{name}': {nearest(name, MEASURES)}")
         named = {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name}

@@ -15,9 +15,10 @@ from PIL import Image
 
 from ld_common.command import run_cli
 from ld_common.config import from_mapping
+from ld_common.drift import Drift
 from ld_common.modality import Modality
 from ld_common.models import base_digest, load_denoiser
-from ld_common.release import write_release
+from ld_common.release import read_release, write_release
 from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig
 from ld_server.generate import cli
@@ -252,3 +253,27 @@ def test_several_seeds_give_their_mean_each_of_them_and_their_deviation(
     assert json.loads((folder / "record.json").read_text())["seeds"] == [0, 1, 2]
     code, said = run(capsys, *asked, "--method", "invert", "--seeds", 3, "--out", tmp_path / "none")
     assert (code, "a --method that draws noise: ddpm, sdedit" in " ".join(said.split())) == (2, True)
+
+
+def test_what_no_site_had_scans_of_is_warned_of_and_areas_are_in_the_record(
+    release: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = read_release(release)
+    site = {"visits": 9, "patients": 4, "coverage": [55.0, 80.0, 0.0, 1.0, 1.0, 1.0]}
+    rounds = [{"round": 1, "counted": True, "sites": {"aster": site}, "left_out": {}}]
+    folder = tmp_path / "covered"
+    state, drift = told.state, told.drift.mean if isinstance(told.drift, Drift) else None
+    write_release(folder, told.study, told.modality, told.base_digest, state, drift, {}, rounds)
+    asked = ("--set", "age=75", "--set", "age=90,diagnosis=AD", "--given", "age=70,sex=F,diagnosis=CN")
+    code, said = run(capsys, "--release", folder, "--input", scan, *asked, "--out", tmp_path / "out")
+    assert code == 0
+    assert "warning: age 90: the sites had scans of 55 to 80 years" in said
+    record = json.loads((tmp_path / "out" / "scan" / "record.json").read_text())
+    assert [line.partition(":")[0] for line in record["warnings"]] == ["age 90", "diagnosis AD"]
+    areas = [record["areas_mm2"]["reconstruction"], *(one["areas_mm2"] for one in record["counterfactuals"])]
+    assert all(set(one) == {"ventricles"} for one in areas)
+    code, said = run(capsys, "--release", folder, "--given", "age=90,sex=F,diagnosis=CN", "--out", tmp_path / "drawn")
+    assert code == 0
+    assert "warning: age 90" in said
+    code, said = run(capsys, "--release", release, "--input", scan, *asked, "--out", tmp_path / "unknown")
+    assert (code, "warning" in said) == (0, False)

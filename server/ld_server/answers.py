@@ -21,11 +21,11 @@ from ld_common.models import BaseModel
 from ld_common.nifti import NIFTI
 from ld_common.release import Release, edit_drift, release_record, software
 from ld_common.synthetic import write_synthetic_dicom
-from ld_server.draw import RECORD, STRIP, SYNTHETIC, write_strip
+from ld_server.draw import RECORD, STRIP, SYNTHETIC, extrapolated, write_strip
 from ld_server.mark import mark
 from ld_server.mask import keep, keep_in_picture
 from ld_server.questions import Question, shown
-from ld_server.trajectory import write_trajectory
+from ld_server.trajectory import areas_mm2, write_trajectory
 
 DIFFERENCE_LIMIT = 1.0
 """Difference, in the model's range of 2, that is drawn in full colour, in every map alike."""
@@ -96,27 +96,26 @@ def write_answer(
     restored, answers = from_model(drawn.reconstructions, frame), []
     write_png(files[1], _marked(question, restored), frame, SYNTHETIC)
     asked = [(target, delta) for target in question.targets for delta in deltas]
-    for (target, delta), image, own in zip(asked, drawn.images, each, strict=True):
+    shown = keep_in_picture(question.kept, question.scan, question.image, drawn.images, release.modality)
+    scan, restoration, *areas = areas_mm2(
+        release.modality, frame, torch.stack([question.image, drawn.reconstructions, *shown])
+    )
+    for (target, delta), image, own, area in zip(asked, drawn.images, each, areas, strict=True):
         request = _request(question, target, config, delta)
         written = _write_edit(release, question, target, delta, image, restored, request)
         if len(own) > 1:
             written += _write_seeds(release, question, target, delta, own)
         files += written
         description = release.modality.describe(question.factual | target)
-        answers.append({"set": target, "prompt": description, "drift": delta, "files": [file.name for file in written]})
+        names = [file.name for file in written]
+        said = {"set": target, "prompt": description, "drift": delta, "files": names, "areas_mm2": area}
+        answers.append(said)
     if len(deltas) > 1:
         columns = {"reconstruction": [drawn.reconstructions] * len(question.targets)}
         columns |= {f"δ {delta:+g}": list(drawn.images[row :: len(deltas)]) for row, delta in enumerate(deltas)}
         files.append(write_strip(folder / STRIP, columns, " / ".join(map(_named, question.targets))))
     if question.trajectory is not None:
-        images = keep_in_picture(
-            question.kept,
-            question.scan,
-            question.image,
-            drawn.images[-len(question.trajectory.values) :],
-            release.modality,
-        )
-        pictures = question.image, drawn.reconstructions, list(images)
+        pictures = question.image, drawn.reconstructions, list(shown[-len(question.trajectory.values) :])
         files += write_trajectory(folder, release.modality, question.trajectory, frame, question.factual, *pictures)
     about = {
         "name": question.path.name,
@@ -126,7 +125,8 @@ def write_answer(
         "sha256_of_mask": None if question.kept is None else hashlib.sha256(question.kept.tobytes()).hexdigest(),
     }
     seeds = [release.study.seed + number for number in range(each.shape[1])]
-    return [*files, write_record(folder, release, config, about, answers, {"seeds": seeds, "marked": question.mark})]
+    more = {"seeds": seeds, "marked": question.mark, "areas_mm2": {"scan": scan, "reconstruction": restoration}}
+    return [*files, write_record(folder, release, config, about, answers, more)]
 
 
 def write_record(
@@ -137,13 +137,15 @@ def write_record(
     answers: list[dict[str, Any]],
     more: dict[str, Any],
 ) -> Path:
-    """Write what is needed to draw it again: of the input, of each answer, and `more`."""
+    """Write what is needed to draw it again: of the input, of each answer, and `more`; and what was extrapolated."""
+    asked = [about["attributes"], *(answer["set"] for answer in answers)]
     record = {
         "input": about,
         "release": release_record(release),
         "edit": to_mapping(config),
         "counterfactuals": answers,
         "software": software(),
+        "warnings": extrapolated(release, asked),
         **more,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ld_common.coverage import beyond, trained_on
 from ld_common.errors import RequestError
 from ld_common.images import Frame, write_png
 from ld_common.modality import Attributes
@@ -70,6 +71,7 @@ def draw_samples(
         "marked": marked,
         "release": release_record(release),
         "software": software(),
+        "warnings": extrapolated(release, [attributes]),
     }
     files = [
         write_picture(folder / f"sample-{number}_drift-{name}.png", picture, prompt, marked)
@@ -79,6 +81,12 @@ def draw_samples(
     files.append(write_strip(folder / STRIP, {titles[name]: list(shown) for name, shown in columns.items()}, prompt))
     (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     return [*files, folder / RECORD]
+
+
+def extrapolated(release: Release, shown: Iterable[Attributes]) -> list[str]:
+    """A sentence for each value that lies outside what the release's sites had scans of."""
+    known = trained_on(release.modality, release.manifest["rounds"])
+    return list(dict.fromkeys(line for one in shown for line in beyond(release.modality, known, one)))
 
 
 def make_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from ld_common.release import Release, edit_drift, load_release_base
 from ld_common.trusted_keys import read_trusted_release
 from ld_server.answers import answer, edits_of, factual_prompts
 from ld_server.batch import DRAWN, OUTCOMES, draw_batch, read_rows
-from ld_server.draw import draw_samples, make_folder
+from ld_server.draw import RECORD, draw_samples, make_folder
 from ld_server.drift_choice import AUTO, RELEASE, DriftChoice, choose_drifts
 from ld_server.page.cli import cli as page
 from ld_server.questions import Question, make_folders, read_questions, read_target
@@ -124,10 +125,16 @@ def generate(
         make_folders(questions)
         deltas += [_search(model, loaded, questions, config)] if AUTO in drift else []
         files = _edit(model, loaded, questions, config, list(dict.fromkeys(deltas)), seeds)
-    for note in notes:
+    for note in [*notes, *_warnings(files)]:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     for folder in sorted({file.parent for file in files}):
         console.print(f"wrote {folder}: {len([file for file in files if file.parent == folder])} files")
+
+
+def _warnings(files: Sequence[Path]) -> list[str]:
+    """What the records among these files warn of."""
+    records = [json.loads(file.read_text()) for file in files if file.name == RECORD]
+    return list(dict.fromkeys(f"warning: {line}" for record in records for line in record["warnings"]))
 
 
 def _targets(modality: Modality, sets: Sequence[str], needed: bool = True) -> list[Attributes]:

@@ -99,6 +99,15 @@ def write_trajectory(
     return [strip, animation, table]
 
 
+def areas_mm2(modality: Modality, frame: Frame, pictures: Tensor) -> list[dict[str, float]]:
+    """What the modality measures on the model's pictures `(N,1,S,S)`, in mm2; nothing where the scan says no scale."""
+    if frame.spacing_mm is None:
+        return [{} for _ in pictures]
+    pixel_mm = frame.field_of_view / pictures.shape[-1]
+    found = {name: MEASURES[name](pictures.float(), pixel_mm).tolist() for name in modality.measures}
+    return [{name: values[row] for name, values in found.items()} for row in range(len(pictures))]
+
+
 def _table(
     modality: Modality,
     attribute: str,
@@ -108,10 +117,8 @@ def _table(
 ) -> str:
     """One row a picture: its value, the areas in mm2 where the scan says its scale, the change as a share of white."""
     pictures = torch.stack([image for _, _, image in shown]).float()
-    columns: dict[str, list[float]] = {}
-    if frame.spacing_mm is not None:
-        pixel_mm = frame.field_of_view / pictures.shape[-1]
-        columns = {f"{name}_mm2": MEASURES[name](pictures, pixel_mm).tolist() for name in modality.measures}
+    areas = areas_mm2(modality, frame, pictures)
+    columns = {f"{name}_mm2": [own[name] for own in areas] for name in areas[0]}
     columns["mean_change"] = ((pictures - reconstruction).abs().mean((1, 2, 3)) / 2).tolist()
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -130,7 +130,7 @@ def areas(measured: Mapping[str, Sequence[float]]) -> str:
         [what, *(f"{column[row]:{'+,.0f' if what == CHANGE else ',.0f'}}" for column in columns)]
         for row, what in enumerate((*MEASURED, CHANGE))
     ]
-    note = "Measured on the pictures as written. The edit's change: from the reconstruction to the counterfactual."
+    note = "The edit's change: from the reconstruction to the counterfactual."
     return _table(["", *(f"{name}, mm²" for name in measured)], rows, note)
 
 
@@ -139,11 +139,11 @@ def trajectory(rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
     rounded = [[what, *(f"{float(value):,.4g}" for value in values)] for what, *values in rows[1:]]
-    return _table(rows[0], rounded, "Measured on the pictures as the model drew them, before they were resampled.")
+    return _table(rows[0], rounded, "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     table = f'<table class="measured"><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>'
-    return f'{table}<div class="note">{note}</div>'
+    return f'{table}<div class="note">{note}</div>' if note else table

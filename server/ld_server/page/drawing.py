@@ -10,18 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from ld_common.errors import RequestError
-from ld_common.images import Scan, from_model, read_scan, to_model
-from ld_common.metrics import MEASURES
+from ld_common.images import from_model, read_scan, to_model
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
 from ld_common.release import Release
 from ld_server.answers import answer
 from ld_server.draw import RECORD
-from ld_server.questions import Question, make_folders, read_questions, shown
+from ld_server.questions import make_folders, read_questions, shown
 from ld_server.trajectory import read_trajectory
 
 MEASURED = ("scan", "reconstruction", "counterfactual")
@@ -124,6 +121,8 @@ def draw(
     own = record["counterfactuals"][0 if target else -1]
     own_files = [question.folder / name for name in own["files"]]
     pictures = _pictures(question.folder, own_files)
+    measured = [*(record["areas_mm2"][name] for name in MEASURED[:2]), own["areas_mm2"]]
+    areas = {name: [one[name] for one in measured] for name in measured[0]}
     return Drawn(
         title=_difference(modality, question.factual, own["set"]),
         settings=_settings(wish),
@@ -132,8 +131,8 @@ def draw(
         nifti=next((file for file in own_files if file.name.endswith(".nii.gz")), None),
         record=question.folder / RECORD,
         archive=Path(shutil.make_archive(str(out / question.folder.name), "zip", question.folder)),
-        areas=_areas(modality, question, model.side, pictures),
-        warnings=record.get("warnings", []),
+        areas=areas,
+        warnings=record["warnings"],
         animation=next((file for file in files if file.suffix == ".gif"), None),
         trajectory=next(
             (list(csv.reader(file.read_text().splitlines())) for file in files if file.suffix == ".csv"), []
@@ -182,17 +181,3 @@ def _pictures(folder: Path, files: list[Path]) -> dict[str, Path]:
     counterfactual = next(file for file in files if file.suffix == ".png" and file != difference)
     own = {"counterfactual": counterfactual, "difference": difference}
     return {"scan": folder / "input.png", "reconstruction": folder / "reconstruction.png", **own}
-
-
-def _areas(modality: Modality, question: Question, side: int, pictures: dict[str, Path]) -> dict[str, list[float]]:
-    """What the modality measures, in mm2, on the pictures as written; nothing where the scale is not known."""
-    frame = question.frame
-    if frame.spacing_mm is None or not modality.measures:
-        return {}
-    measured = []
-    for what in MEASURED:
-        with Image.open(pictures[what]) as picture:
-            values = frame.low + np.asarray(picture, np.float32) / 255 * (frame.high - frame.low)
-        measured.append(to_model(Scan(values, frame.spacing_mm, {}), side, modality.image, frame)[0])
-    pixel_mm = frame.field_of_view / side
-    return {name: MEASURES[name](torch.stack(measured), pixel_mm).tolist() for name in modality.measures}
