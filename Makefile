@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-ld benchmark-cost benchmark-privacy soak dist test check install clean
+.PHONY: demo federation benchmark-ld benchmark-counterfactuals benchmark-cost benchmark-privacy soak dist test check install clean
 
 install: .venv/.installed
 
@@ -23,6 +23,9 @@ federation: install
 
 benchmark-ld: install
 	$(BIN)/ld-evaluate --config configs/benchmark_ld.yaml
+
+benchmark-counterfactuals: install
+	$(BIN)/python -m ld_simulations.counterfactuals.cli --config configs/benchmark_counterfactuals.yaml
 
 benchmark-privacy: install
 	$(BIN)/ld-evaluate-privacy --config configs/benchmark_privacy.yaml

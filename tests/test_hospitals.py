@@ -94,6 +94,12 @@ def test_tables_name_the_visits_in_each_hospitals_own_words(hospitals: Path) -> 
 def test_truth_belongs_to_the_scan_it_was_edited_from(hospitals: Path) -> None:
     folder = hospitals / "held_out"
     manifest = json.loads((folder / "held_out.json").read_text(encoding="utf-8"))
+    listed = list(csv.DictReader((folder / "scans.csv").open(encoding="utf-8")))
+    assert {(folder / row["input"]).is_dir() for row in listed} == {True}
+    assert [row["input"] for row in listed[::2]] == [entry["series"] for entry in manifest["patients"]]
+    for first, later in zip(listed[::2], listed[1::2], strict=True):
+        assert first["patient"] == later["patient"]
+        assert float(first["age"]) < float(later["age"]) < float(first["age"]) + 7
     assert len(manifest["patients"]) == 2 * len(NAMES)
     for patient in manifest["patients"]:
         scanned = read_slices(folder / patient["series"])[1][1]

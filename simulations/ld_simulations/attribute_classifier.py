@@ -1,10 +1,12 @@
-"""A small network that tells a binary attribute from a picture: do generated pictures show what they were asked for?
+"""A small network that tells an attribute from a picture: do generated pictures show what they were asked for?
 
 Trained on real pictures, scored on held-out real and on generated ones; the AUC of the former is the latter's
 ceiling.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ MAX_BRIGHTNESS, MAX_CONTRAST = 0.15, 0.2
 
 
 class AttributeClassifier(nn.Module):
-    """Four strided convolutions of about 97,000 parameters: pictures `(N,1,S,S)` in [-1,1] -> log odds `(N,)`."""
+    """Four strided convolutions of 97,000 parameters: pictures `(N,1,S,S)` in [-1,1] -> log odds `(N,)`, or numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class AttributeClassifier(nn.Module):
         self.head = nn.Linear(WIDTHS[-1], 1)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Log odds `(N,)` that the attribute is there."""
+        """Log odds `(N,)` that the attribute is there; of a regressor, the attribute."""
         odds: Tensor = self.head(self.blocks(pictures).mean((2, 3)))[:, 0]
         return odds
 
@@ -52,17 +54,46 @@ def train_classifier(
         RequestError: the labels are all the same.
     """
     groups = _by_label(labels)
+    targets = torch.arange(2).repeat_interleave(BATCH // 2).float()
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = [rows[torch.randint(len(rows), (BATCH // 2,), generator=generator)] for rows in groups]
+        return torch.cat(rows), targets
+
+    return _train(pictures, draw, F.binary_cross_entropy_with_logits, seed, steps, device)
+
+
+def train_regressor(
+    pictures: Tensor, values: Tensor, seed: int, steps: int = 300, device: str = "cpu"
+) -> AttributeClassifier:
+    """Train on pictures `(N,1,S,S)` in [-1,1] and numbers `(N,)` of mean 0 and deviation 1, by squared error."""
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(values), (BATCH,), generator=generator)
+        return rows, values[rows]
+
+    return _train(pictures, draw, F.mse_loss, seed, steps, device)
+
+
+def _train(
+    pictures: Tensor,
+    draw: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    seed: int,
+    steps: int,
+    device: str,
+) -> AttributeClassifier:
+    """`draw` gives a batch's rows `(B,)` and targets `(B,)`."""
     generator = torch_generator(seed, "attribute classifier")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "attribute classifier weights"))
         model = AttributeClassifier().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    targets = torch.arange(2, device=device).repeat_interleave(BATCH // 2).float()
     for _ in range(steps):
-        rows = torch.cat([rows[torch.randint(len(rows), (BATCH // 2,), generator=generator)] for rows in groups])
+        rows, targets = draw(generator)
         batch = augment(pictures[rows.to(pictures.device)].to(device), generator)
-        loss = F.binary_cross_entropy_with_logits(model(batch), targets)
+        loss = loss_of(model(batch), targets.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -22,6 +22,8 @@ from ld_common.models import BaseModel
 from ld_simulations.bodies import find_body
 from ld_simulations.body import SEX_EDIT, Body
 
+HELD_OUT = "held_out.json"
+"""Names the held-out patients, their edits and where the truth is."""
 CHANGED = 0.1
 """Absolute change of a pixel in [-1, 1] from which the true edit is said to change it."""
 CHANGED_MARGIN = 2
@@ -81,7 +83,7 @@ def read_body(folder: Path) -> Body[Any, Any]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / "held_out.json").read_text())
+    manifest: dict[str, Any] = json.loads((folder / HELD_OUT).read_text())
     return manifest
 
 

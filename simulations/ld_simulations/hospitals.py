@@ -6,14 +6,17 @@ Below `output`:
 
     <hospital>/visits.csv                                  one row a visit, in the hospital's own words
     <hospital>/dicom/<patient>/<visit date>/IM000N.dcm     the body's views; position, not name, orders slices
+    scans.csv                                              all of these visits in the modality's words, for judges alone
     held_out/held_out.json                                 who is held out, their edits, and where the truth is
+    held_out/scans.csv                                     their scans: the first visit and the last
     held_out/<hospital>/<patient>/series/IM000N.dcm        the first visit of a patient whom no table names
+    held_out/<hospital>/<patient>/follow_up/IM000N.dcm     the last one, up to six years later
     held_out/<hospital>/<patient>/truth/<edit>.npz         the true counterfactual of the view that models see
 
 What is scanned follows from `body`, and so does the structure that disease and age change (`ld_simulations.body`). A
 truth holds `pixels` (H,W), float32 device values as after the rescale, brighter is higher whatever the files'
 photometric interpretation; `structure` (H,W), the structure's share in each; and `area_mm2`, its area. `factual.npz` is
-the scan itself. Paths in the manifest are relative to its folder.
+the first scan itself. Paths in a manifest or table are relative to its folder.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ YEARS_BETWEEN_VISITS = (0.8, 2.0)
 FIRST_DAY, ENROLMENT_DAYS = date(2011, 1, 3), 1800
 OLDEST_HELD_OUT_YEARS = 79.0
 """At the first visit: twenty years later is still within the modality's limits."""
+SCANS, ATTRIBUTES = "scans.csv", ("age", "sex", "diagnosis")
 FAMILY_NAMES = ("Abend", "Brandt", "Castel", "Dorn", "Ekholm", "Farkas", "Gallo", "Hansen", "Ivanov", "Jonas")
 GIVEN_NAMES = {"F": ("Ada", "Birgit", "Clara", "Dora", "Elin"), "M": ("Anton", "Bruno", "Carl", "David", "Emil")}
 
@@ -143,7 +147,7 @@ def held_out_population(population: Population) -> Population:
 
 
 def draw_visits(body: Body[Any, Any], seed: int, hospital: HospitalConfig, held_out: bool) -> list[list[Visit]]:
-    """A hospital's patients, each as its visits in order; the held-out ones with their first visit only."""
+    """A hospital's patients, each as its visits in order."""
     group, count = ("held-out", hospital.held_out) if held_out else ("patients", hospital.patients)
     population = held_out_population(hospital.population) if held_out else hospital.population
     diseased = round(population.disease_share * count)
@@ -153,8 +157,7 @@ def draw_visits(body: Body[Any, Any], seed: int, hospital: HospitalConfig, held_
         rng = numpy_generator(seed, hospital.name, group, index)
         identity = f"{hospital.name[0].upper()}{'H' if held_out else 'P'}{index + 1:04d}"
         patient = body.draw_patient(rng, identity, population, body.disease if order[index] < diseased else HEALTHY)
-        visits = _visits_of(patient, hospital.name, seed, rng)
-        patients.append(visits[:1] if held_out else visits)
+        patients.append(_visits_of(patient, hospital.name, seed, rng))
     return patients
 
 
@@ -188,30 +191,52 @@ def write_hospitals(config: HospitalsConfig) -> Path:
         raise ConfigError(f"output '{output}' exists: remove it, or choose another with output=FOLDER")
     part = output.with_name(f"{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    body, patients = find_body(config.body), []
+    body, patients, scans, held_out_scans = find_body(config.body), [], [], []
     for hospital in config.hospitals:
-        _write_hospital(part / hospital.name, body, hospital, config.seed)
+        scans += _write_hospital(part, body, hospital, config.seed)
         visits = draw_visits(body, config.seed, hospital, held_out=True)
-        for (visit,) in track(visits, f"{hospital.name}, held out"):
-            patients.append(_write_held_out(part / "held_out", body, hospital, visit))
+        for first, *_, last in track(visits, f"{hospital.name}, held out"):
+            patients.append(_write_held_out(part / "held_out", body, hospital, first))
+            place = Path(hospital.name) / first.patient.identity
+            write_visit(part / "held_out" / place / "follow_up", body, last, hospital.scanner)
+            held_out_scans += [_listed(place / "series", first), _listed(place / "follow_up", last)]
     manifest = {"body": body.name, "patients": patients}
     (part / "held_out").mkdir(exist_ok=True)
     (part / "held_out" / "held_out.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    _write_table(part / SCANS, scans)
+    _write_table(part / "held_out" / SCANS, held_out_scans)
     part.rename(output)
     return output
 
 
-def _write_hospital(folder: Path, body: Body[Any, Any], hospital: HospitalConfig, seed: int) -> None:
-    table = hospital.table
+def _write_hospital(output: Path, body: Body[Any, Any], hospital: HospitalConfig, seed: int) -> list[list[str]]:
+    """Write a hospital's visits and its table; returns them as rows of `scans.csv`."""
+    folder, table, scans = output / hospital.name, hospital.table, []
     rows = [[table.patient, table.date, table.age, table.sex, table.diagnosis]]
     for visits in track(draw_visits(body, seed, hospital, held_out=False), hospital.name):
         for visit in visits:
             day = visit.examination.day.isoformat()
-            write_visit(folder / "dicom" / visit.patient.identity / day, body, visit, hospital.scanner)
+            place = Path(hospital.name) / "dicom" / visit.patient.identity / day
+            write_visit(output / place, body, visit, hospital.scanner)
+            scans.append(_listed(place, visit))
             sex, diagnosis = table.sex_words[visit.patient.sex], table.diagnosis_words[visit.patient.diagnosis]
             rows.append([visit.patient.identity, day, f"{visit.examination.age_years:.1f}", sex, diagnosis])
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "visits.csv").open("w", encoding="utf-8", newline="") as file:
+    _write_rows(folder / "visits.csv", rows)
+    return scans
+
+
+def _listed(place: Path, visit: Visit) -> list[str]:
+    """A visit as a row of `scans.csv`."""
+    return [visit.patient.identity, place.as_posix(), *(str(visit.attributes[name]) for name in ATTRIBUTES)]
+
+
+def _write_table(path: Path, scans: list[list[str]]) -> None:
+    _write_rows(path, [["patient", "input", *ATTRIBUTES], *scans])
+
+
+def _write_rows(path: Path, rows: list[list[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 

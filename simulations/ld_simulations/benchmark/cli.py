@@ -1,4 +1,4 @@
-"""`ld-evaluate`: fill the table of latent drift, resumable, several trainings at a time."""
+"""`ld-evaluate`: the table of latent drift, resumable, several trainings at a time; or a release's counterfactuals."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ from rich.console import Console
 
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_common.command import progress_bar, run_cli
+from ld_common.config import load_config, nearest, require
+from ld_common.errors import RequestError
+from ld_common.methods import METHODS
+from ld_common.release import read_release
 from ld_simulations.benchmark.execution import Worker
 from ld_simulations.benchmark.plan import Benchmark, Training, load_benchmark
 from ld_simulations.benchmark.report import write_results
+from ld_simulations.counterfactuals.execution import judge_release
+from ld_simulations.counterfactuals.judge import JudgeConfig
+from ld_simulations.counterfactuals.table import write_release_table
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -28,17 +35,56 @@ _own: list[Worker] = []
 
 @cli.command()
 def evaluate(
-    config: Path = typer.Option(..., help="YAML of the benchmark, for example configs/benchmark_ld.yaml."),
+    config: Path | None = typer.Option(None, help="YAML of the benchmark, for example configs/benchmark_ld.yaml."),
     only_report: bool = typer.Option(False, help="Train nothing: write the table of the results that there are."),
-    overrides: list[str] = typer.Argument(None, help="key=value, for example seeds=[0] device=cuda workers=8."),
+    release: Path | None = typer.Option(None, help="In place of --config: a release whose counterfactuals are judged."),
+    data: Path | None = typer.Option(None, help="With --release: folder with scans.csv (patient, input, attributes)."),
+    reference: Path | None = typer.Option(None, help="With --release: such a table of other patients, for judges."),
+    method: list[str] = typer.Option([], help="With --release: a way of editing; repeatable. By default its own."),
+    seeds: int = typer.Option(3, help="With --release: how often methods that draw noise are asked."),
+    base: str | None = typer.Option(None, help="With --release: its base model, if not where it says."),
+    out: Path = typer.Option(Path("evaluation"), help="With --release: folder for the table."),
+    overrides: list[str] = typer.Argument(
+        None, help="key=value: of the benchmark, seeds=[0] device=cuda workers=8; with --release cycles, cycled."
+    ),
 ) -> None:
-    """Train every scheme, draw with and without drift and under each control, measure, write the table."""
+    """Judge a release's counterfactuals on scans, or (--config) fill the table of latent drift.
+
+    The latter trains every scheme, draws with and without drift and under each control, measures, writes the table.
+    """
+    if release is not None and data is not None and config is None:
+        _judge(release, data, reference, method, seeds, base, out, load_config(JudgeConfig, None, overrides or []))
+        return
+    if config is None or release is not None or data is not None:
+        raise RequestError("give --config, or --release with --data")
     benchmark = load_benchmark(config, overrides or [])
     output = Path(benchmark.config.output)
     benchmark.claim_output()
     if not only_report:
         _fill(benchmark, output)
     for file in write_results(benchmark):
+        console.print(f"wrote {file}", soft_wrap=True)
+
+
+def _judge(
+    release: Path,
+    data: Path,
+    reference: Path | None,
+    methods: list[str],
+    seeds: int,
+    base: str | None,
+    out: Path,
+    config: JudgeConfig,
+) -> None:
+    """Ask a release in each way, with a bar, and write the table."""
+    for name in methods:
+        require(name in METHODS, f"--method {name}: {nearest(name, list(METHODS))}")
+    require(seeds > 0, f"--seeds is {seeds}: it must be above 0")
+    asked = methods or [read_release(release).study.edit.method]
+    total = sum(seeds if METHODS[name]().uses_noise else 1 for name in asked)
+    with progress_bar(console, "judging", total) as advance:
+        runs = judge_release(release, data, reference, asked, seeds, config, base, lambda: advance(1))
+    for file in write_release_table(out, runs, read_release(release).study.name, data):
         console.print(f"wrote {file}", soft_wrap=True)
 
 

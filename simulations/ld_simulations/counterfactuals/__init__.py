@@ -1,0 +1,1 @@
+"""Are the counterfactuals true? Every way of editing, judged on scans that nobody trained on."""

@@ -1,0 +1,99 @@
+"""The table of counterfactuals: `python -m ld_simulations.counterfactuals.cli`, resumable, several at a time."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+import ld_common.offline  # noqa: F401  (before any model library)
+from ld_common.command import progress_bar, run_cli
+from ld_common.errors import RequestError
+from ld_simulations.bodies import find_body
+from ld_simulations.counterfactuals.execution import Run, Worker
+from ld_simulations.counterfactuals.plan import Asking, CounterfactualsBenchmark, Training, load_counterfactuals
+from ld_simulations.counterfactuals.table import write_table
+from ld_simulations.demo import prepare_sites
+from ld_simulations.growth_ceiling import growth_ceiling
+from ld_simulations.hospitals import held_out_population
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+_own: list[Worker] = []
+"""A pool's process has one worker for its life."""
+
+
+@cli.command()
+def evaluate(
+    config: Path = typer.Option(..., help="YAML of the table, for example configs/benchmark_counterfactuals.yaml."),
+    only_report: bool = typer.Option(False, help="Train and judge nothing: write the table of what there is."),
+    overrides: list[str] = typer.Argument(None, help="key=value, for example seeds=[0] workers=1."),
+) -> None:
+    """Train every release, ask it in every way, measure, write the table."""
+    benchmark = load_counterfactuals(config, overrides or [])
+    ceilings = {}
+    for modality in benchmark.config.demos:
+        demo = benchmark.demo(modality)
+        prepare_sites(demo)
+        populations = [held_out_population(hospital.population) for hospital in demo.hospitals.hospitals]
+        ceilings[modality] = growth_ceiling(populations, body=find_body(demo.hospitals.body)).overall
+    askings = list(benchmark.askings)
+    for seed in [] if only_report else benchmark.config.seeds:
+        own = [asking for asking in askings if asking.training.seed == seed]
+        _run(benchmark, f"seed {seed}: trainings", _train, list(dict.fromkeys(asking.training for asking in own)))
+        _run(benchmark, f"seed {seed}: judgements", _ask, own)
+    worker = Worker(benchmark)
+    runs = [found for asking in askings if (found := worker.found(asking)) is not None]
+    if not runs:
+        raise RequestError(f"'{benchmark.output}' holds no result yet: leave --only-report out")
+    speedup = worker.batch_speedup(askings[0])
+    page = write_table(Path(benchmark.config.results), runs, len(askings), ceilings, speedup)
+    console.print(f"wrote {page}", soft_wrap=True)
+
+
+def _run(benchmark: CounterfactualsBenchmark, title: str, work: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
+    """Do `work` for each task, with a bar."""
+    with progress_bar(console, title, len(tasks), transient=False) as advance:
+        for _ in _pooled(benchmark, work, tasks):
+            advance(1)
+
+
+def _pooled(benchmark: CounterfactualsBenchmark, work: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+    workers = benchmark.config.workers
+    if workers == 1:
+        _own[:] = [Worker(benchmark)]
+        for task in tasks:
+            yield work(task)
+        return
+    threads, context = max(1, (os.cpu_count() or 1) // workers), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, functools.partial(_start, benchmark, threads)) as pool:
+        for future in as_completed([pool.submit(work, task) for task in tasks]):
+            yield future.result()
+
+
+def _start(benchmark: CounterfactualsBenchmark, threads: int) -> None:
+    _own[:] = [Worker(benchmark, threads)]
+
+
+def _train(task: Training) -> Path:
+    return _own[0].train(task)
+
+
+def _ask(task: Asking) -> Run:
+    return _own[0].ask(task)
+
+
+def main() -> None:
+    """Entry point."""
+    run_cli(cli)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Trains releases and judges ways of asking them, each once: what is there is not done again."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ld_common.config import from_mapping, to_mapping
+from ld_common.counterfactual import Edit, EditConfig, draw_counterfactuals
+from ld_common.files import write_bytes
+from ld_common.methods import METHODS
+from ld_common.models import load_base
+from ld_common.release import edit_drift, load_release_base, read_release
+from ld_simulations.counterfactuals.data import read_data, read_pictures
+from ld_simulations.counterfactuals.judge import Judge, JudgeConfig, Judged
+from ld_simulations.counterfactuals.plan import Asking, CounterfactualsBenchmark, Training
+from ld_simulations.counterfactuals.training import train_release
+from ld_simulations.hospitals import SCANS
+
+BATCH, TURNS = 16, 3
+Run = dict[str, Any]
+
+
+def judge_release(
+    folder: Path,
+    data: Path,
+    reference: Path | None,
+    methods: Sequence[str],
+    seeds: int,
+    config: JudgeConfig,
+    base_name: str | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Run]:
+    """Ask one release in each of these ways, as often as there are seeds for methods that draw noise.
+
+    Args:
+        folder: of the release, whoever signed it.
+        data: of scans and, for rendered patients, their truth (`read_data`).
+        reference: table of real scans of other patients, or None.
+        methods: names in `ld_common.methods`; none for the release's own.
+        seeds: how many.
+        config: how much is tried.
+        base_name: the base model, if not where the release says.
+        progress: called after each.
+    """
+    release = read_release(folder)
+    base = load_release_base(release, base_name)
+    plain = load_base(base_name or release.base_name)
+    scans = read_data(data, release.modality, base.side)
+    others = None if reference is None else read_pictures(reference, release.modality, base.side)
+    judge, runs = Judge(plain, scans, others, config), []
+    for method in methods or [release.study.edit.method]:
+        edit = from_mapping(EditConfig, to_mapping(release.study.edit) | {"method": method})
+        for number in range(seeds if METHODS[method]().uses_noise else 1):
+            judged = judge.judge(base, release, edit, release.study.seed + number)
+            runs.append(_run_of(release.modality.name, release.study.name, method, number, edit, judged, judge))
+            progress()
+    return runs
+
+
+def _run_of(modality: str, release: str, method: str, seed: int, edit: EditConfig, judged: Judged, judge: Judge) -> Run:
+    return {
+        "modality": modality,
+        "method": method,
+        "release": release,
+        "seed": seed,
+        "edit": to_mapping(edit),
+        "metrics": judged.metrics,
+        "by_edit": judged.by_edit,
+        "real": judge.references,
+    }
+
+
+class Worker:
+    """One process's share; it keeps what is known of each modality's scans."""
+
+    def __init__(self, benchmark: CounterfactualsBenchmark, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.benchmark = benchmark
+        self._judges: dict[str, Judge] = {}
+
+    def train(self, training: Training) -> Path:
+        """The folder of a release, trained now or before."""
+        folder = self.benchmark.output / "releases" / training.name
+        if not (folder / "manifest.json").exists():
+            train_release(self.benchmark.demo(training.modality, training.release, training.seed), folder)
+        return folder
+
+    def ask(self, asking: Asking) -> Run:
+        """The result of one way of asking, found now or before."""
+        if (found := self.found(asking)) is not None:
+            return found
+        training = asking.training
+        release = read_release(self.train(training))
+        plan = self.benchmark.config.methods[asking.method]
+        edit = from_mapping(EditConfig, to_mapping(release.study.edit) | plan.edit)
+        judge = self._judge(training.modality)
+        judged = judge.judge(load_release_base(release), release, edit, training.seed)
+        seed = training.seed
+        run = _run_of(training.modality, training.release, asking.method, seed, edit, judged, judge)
+        self._file(asking.name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self._file(asking.name), (json.dumps(run, indent=1, sort_keys=True) + "\n").encode())
+        return run
+
+    def found(self, asking: Asking) -> Run | None:
+        """What was found before, or None."""
+        file = self._file(asking.name)
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def _file(self, name: str) -> Path:
+        return self.benchmark.output / "runs" / f"{name}.json"
+
+    def batch_speedup(self, asking: Asking) -> Run:
+        """How many times faster 16 edits are drawn together than one by one: the median of paired turns."""
+        file = self._file("batch_speedup")
+        if not file.exists():
+            release = read_release(self.train(asking.training))
+            base, modality = load_release_base(release), release.modality
+            plan = self.benchmark.config.methods[asking.method]
+            edit = from_mapping(EditConfig, to_mapping(release.study.edit) | plan.edit)
+            held_out = Path(self.benchmark.demo(asking.training.modality).hospitals.output) / "held_out"
+            data = read_data(held_out, modality, base.side)
+            rows = [number % len(data.asked) for number in range(BATCH)]
+            images = torch.stack([data.baselines.images[data.asked[row].scan] for row in rows])
+            own = [data.baselines.attributes[data.asked[row].scan] for row in rows]
+            shown = [modality.describe(one) for one in own]
+            targets = zip(own, (data.asked[row].target for row in rows), strict=True)
+            edits = [Edit(number, modality.describe(one | more)) for number, (one, more) in enumerate(targets)]
+            turns: list[dict[str, float]] = []
+            for _ in range(TURNS + 1):
+                turns.append({})
+                for size in (1, BATCH):
+                    config = from_mapping(EditConfig, to_mapping(edit) | {"batch_size": size})
+                    started = time.perf_counter()
+                    draw_counterfactuals(base, images, shown, edits, config, drift=edit_drift(release))
+                    turns[-1][str(size)] = time.perf_counter() - started
+            turns = turns[1:]  # the first one allocates
+            ratios = [turn["1"] / turn[str(BATCH)] for turn in turns]
+            found = {
+                "speedup": statistics.median(ratios),
+                "batch": BATCH,
+                "turns": turns,
+                "threads": torch.get_num_threads(),
+            }
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, (json.dumps(found, indent=1) + "\n").encode())
+        result: Run = json.loads(file.read_text())
+        return result
+
+    def _judge(self, modality: str) -> Judge:
+        if modality not in self._judges:
+            demo = self.benchmark.demo(modality)
+            hospitals, base = Path(demo.hospitals.output), load_base(demo.study.base_model)
+            known = read_release(self.train(next(one for one in self.benchmark.trainings if one.modality == modality)))
+            data = read_data(hospitals / "held_out", known.modality, base.side)
+            reference = read_pictures(hospitals / SCANS, known.modality, base.side)
+            self._judges[modality] = Judge(base, data, reference, self.benchmark.config.judge)
+        return self._judges[modality]
