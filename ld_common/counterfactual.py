@@ -82,7 +82,6 @@ def draw_counterfactuals(
     progress: Callable[[int], None] = lambda done: None,
     drift: Drift | None = None,
     seed: int = 0,
-    shared_noise: bool = False,
 ) -> Counterfactuals:
     """Answer `edits` about `images`; each scan is abducted once however many edits it has.
 
@@ -93,12 +92,12 @@ def draw_counterfactuals(
         edits: what is asked.
         progress: called with the number of images and edits finished since the last call.
         drift: the drift that the adapter was trained with. As z_T comes from the image, `prior` plays no part here.
-        seed: decides the noise of methods that draw any.
-        shared_noise: give all images the same noise, as the slices of one volume need it.
+        seed: decides the noise of methods that draw any; all images get the same, so that an answer does not depend on
+            what else is asked, and the slices of a volume fit each other.
     """
     latents = torch.cat([base.encode(chunk) for chunk in images.split(config.batch_size)])
     editor = LatentEditor(base, sorted({*factual, *(edit.target for edit in edits)}), config, drift, seed)
-    abducted = editor.abduct(latents, factual, progress, shared_noise)
+    abducted = editor.abduct(latents, factual, progress)
     answers = editor.answer(abducted, edits, progress)
     found = latents, abducted.reconstructions, answers
     return Counterfactuals(*(_decode(base, part, config.batch_size) for part in found))
@@ -135,16 +134,12 @@ class LatentEditor:
             self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))
 
     def abduct(
-        self,
-        latents: Tensor,
-        factual: Sequence[str],
-        progress: Callable[[int], None] = lambda done: None,
-        shared_noise: bool = False,
+        self, latents: Tensor, factual: Sequence[str], progress: Callable[[int], None] = lambda done: None
     ) -> Abducted:
         """What is the patient's own in image latents `(N,C,h,w)` that show `factual`."""
         states, restored, scans = [], [latents[:0]], centre(latents, self.drift)
-        shape = (1 if shared_noise else len(latents), self.method.draws(self.setting), *latents.shape[1:])
-        noise = torch.randn(shape, generator=self._generator).to(latents).expand(len(latents), *shape[1:])
+        drawn = torch.randn((self.method.draws(self.setting), *latents.shape[1:]), generator=self._generator)
+        noise = drawn.to(latents).expand(len(latents), *drawn.shape)
         for rows in torch.arange(len(latents)).split(self.config.batch_size):
             shown = self._condition([factual[row] for row in rows], scans[rows])
             state = self.method.abduct(self.setting, scans[rows], shown, noise[rows])

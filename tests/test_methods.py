@@ -77,6 +77,15 @@ def test_only_methods_that_draw_depend_on_the_seed(seeing: BaseModel, latents: t
     assert torch.equal(answers[0], answers[2]) is not METHODS[method]().uses_noise
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_answer_does_not_depend_on_what_else_is_asked(seeing: BaseModel, latents: torch.Tensor, method: str) -> None:
+    together = editor(seeing, method=method, batch_size=2)
+    answers = together.answer(together.abduct(latents, [HEALTHY] * 3), [Edit(row, ILL) for row in range(3)])
+    alone = editor(seeing, method=method)
+    (own,) = alone.answer(alone.abduct(latents[2:], [HEALTHY]), [Edit(0, ILL)])
+    assert torch.allclose(own, answers[2], atol=1e-3)
+
+
 @pytest.mark.parametrize("depth", [0.3, 1.0])
 @pytest.mark.parametrize("formulation", [None, "prior", "centred", "per-step"])
 @pytest.mark.parametrize("seen", [False, True])

@@ -121,9 +121,7 @@ def draw_volume(
         rows = range(len(question.edited))[first : first + config.batch_size]
         pictures = torch.stack([_picture(question, row, base.side, release.modality) for row in rows])
         edits = [Edit(place, prompt, config.delta) for prompt in prompts for place in range(len(rows))]
-        drawn = draw_counterfactuals(
-            base, pictures, [factual] * len(rows), edits, config, progress, drift, seed, shared_noise=True
-        )
+        drawn = draw_counterfactuals(base, pictures, [factual] * len(rows), edits, config, progress, drift, seed)
         for answer, images in zip(answers, drawn.images.split(len(rows)), strict=True):
             for row, image, restored in zip(rows, images, drawn.reconstructions, strict=True):
                 answer.upright[question.edited[row]] = _changed(question, row, image, restored)

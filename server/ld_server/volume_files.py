@@ -56,7 +56,6 @@ def write_volumes(
         "edited_values": "the input's own, plus the answer less the reconstruction",
         "window": [question.window.low, question.window.high],
         "seeds": [release.study.seed],
-        "shared_noise": True,
         "marked": question.mark,
     }
     return [*files, write_record(folder, release, config, about, told, more)]
