@@ -94,6 +94,16 @@ def test_what_was_drawn_is_not_drawn_again_and_what_changed_is(
     assert outcomes(scans / "out") == ["drawn"] * 3
 
 
+def test_nothing_of_an_earlier_table_stays_in_a_row_s_folder(
+    release: Path,  # noqa: F811
+    scans: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for edit, left in (("age=84", {"age-84.dcm"}), ("sex=M", {"sex-M.dcm"}), ("age=500", set())):
+        run(capsys, "--release", release, "--batch", table(scans, f"scan0.dcm,{edit},{GIVEN}"), "--out", scans / "out")
+        assert {path.name for path in (scans / "out" / "00001_scan0.dcm").glob("*.dcm")} == left
+
+
 def test_where_a_group_fails_its_rows_are_drawn_one_by_one(
     release: Path,  # noqa: F811
     scans: Path,

@@ -202,6 +202,11 @@ def test_what_the_file_says_and_what_is_given_must_agree(
     aged = write_mr_slice(tmp_path / "aged.dcm", pixels, PatientAge="060Y", PatientSex="M")
     code, said = run(capsys, "--release", release, "--input", aged, "--set", "age=80", "--given", GIVEN)
     assert (code, "age is 60" in said) == (2, True)
+    given = "age=60.8,sex=M,diagnosis=CN"  # as a study's table has it, where DICOM has whole years
+    code, _ = run(
+        capsys, "--release", release, "--input", aged, "--set", "age=80", "--given", given, "--out", tmp_path / "o"
+    )
+    assert (code, json.loads((tmp_path / "o/aged/record.json").read_text())["input"]["attributes"]["age"]) == (0, 60.8)
 
 
 def test_what_the_mask_keeps_stays_as_it_is(
@@ -276,4 +281,4 @@ def test_what_no_site_had_scans_of_is_warned_of_and_areas_are_in_the_record(
     assert code == 0
     assert "warning: age 90" in said
     code, said = run(capsys, "--release", release, "--input", scan, *asked, "--out", tmp_path / "unknown")
-    assert (code, "warning" in said) == (0, False)
+    assert (code, "does not say what its sites had scans of" in said) == (0, True)

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,7 @@ def _draw(
     said: dict[Row, str] = {}
     for row in group:
         try:
+            _clear(out / row.folder)
             questions[row] = _question(model, release, place, row, given, released, out, mark)
         except LdError as error:
             said[row] = _one_line(error)
@@ -159,6 +161,19 @@ def _draw(
         else:
             said |= dict.fromkeys(rows, DRAWN)
     return said
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier table's row left in a row's folder, and nothing that is not ours."""
+    try:
+        ours = (folder / RECORD).exists()
+    except OSError:
+        return  # no folder can have this name: what reads the row's input says so
+    try:
+        if ours:
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise RequestError(f"cannot write to '{folder}' ({error.strerror}): choose another --out") from error
 
 
 def _one_line(error: Exception) -> str:

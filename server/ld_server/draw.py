@@ -84,8 +84,10 @@ def draw_samples(
 
 
 def extrapolated(release: Release, shown: Iterable[Attributes]) -> list[str]:
-    """A sentence for each value that lies outside what the release's sites had scans of."""
+    """A sentence for each value that lies outside what the release's sites had scans of, or that this is not known."""
     known = trained_on(release.modality, release.manifest["rounds"])
+    if known is None:
+        return ["the release does not say what its sites had scans of: nothing tells what is extrapolated"]
     return list(dict.fromkeys(line for one in shown for line in beyond(release.modality, known, one)))
 
 

@@ -95,8 +95,7 @@ def generate(
     if batch is not None:
         if inputs or sets or trajectory or mask or drift != [RELEASE] or seeds != 1 or slice_index is not None:
             raise RequestError("--batch says itself which scans and edits: beside it, --given alone does")
-        _draw_rows(model, loaded, batch, known, released, config, out, mark)
-        files = [out / OUTCOMES]
+        files = _draw_rows(model, loaded, batch, known, released, config, out, mark)
     elif not inputs:
         if trajectory or mask or seeds != 1 or slice_index is not None:
             raise RequestError("--trajectory, --mask, --seeds and --slice are of a scan: name one with --input")
@@ -127,7 +126,7 @@ def generate(
         files = _edit(model, loaded, questions, config, list(dict.fromkeys(deltas)), seeds)
     for note in [*notes, *_warnings(files)]:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
-    for folder in sorted({file.parent for file in files}):
+    for folder in sorted({file.parent for file in files}) if batch is None else []:
         console.print(f"wrote {folder}: {len([file for file in files if file.parent == folder])} files")
 
 
@@ -153,8 +152,8 @@ def _draw_rows(
     config: EditConfig,
     out: Path,
     mark: bool,
-) -> None:
-    """A table's scans, with a bar; exit code 1 when a row was not drawn."""
+) -> list[Path]:
+    """A table's scans, with a bar: the records of those drawn; exit code 1 when a row was not."""
     rows = len(read_rows(table))
     with progress_bar(console, "drawing", rows) as advance:
         done = 0
@@ -169,8 +168,12 @@ def _draw_rows(
     for one in failed:
         console.print(f"row {one.row}, {one.input}: {one.outcome}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"drew {rows - len(failed)} of {rows} rows: see {out / OUTCOMES}", soft_wrap=True, highlight=False)
+    records = [out / one.folder / RECORD for one in outcomes if one.outcome == DRAWN]
     if failed:
+        for line in _warnings(records):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(1)
+    return records
 
 
 def _draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ld_common.errors import RequestError, ScanError
 from ld_common.images import Frame, Scan, read_scan, to_model
-from ld_common.modality import Attributes, Modality
+from ld_common.modality import Attributes, Modality, Value
 from ld_server.draw import make_folder
 from ld_server.mark import check_room
 from ld_server.mask import read_mask
@@ -116,13 +117,20 @@ def read_target(modality: Modality, text: str) -> Attributes:
 def factual_of(modality: Modality, path: Path, in_file: Attributes, given: Attributes) -> Attributes:
     """What a scan shows, by its file and by `--given`; raises `RequestError` where they differ or say too little."""
     for name in sorted(set(in_file) & set(given)):
-        if shown(in_file[name]) != shown(given[name]):
+        if not _agree(in_file[name], given[name]):
             raise RequestError(f"{name} is {shown(in_file[name])} in '{path}' and {shown(given[name])} in --given")
     factual = {name: value for name, value in (in_file | given).items() if name in modality.attributes}
     missing = [name for name in modality.attributes if name not in factual]
     if missing:
         raise RequestError(f"'{path}' does not say {', '.join(missing)}: add --given {'=...,'.join(missing)}=...")
     return factual
+
+
+def _agree(in_file: Value, given: Value) -> bool:
+    """DICOM says whole years, a study's table often parts of them."""
+    if isinstance(in_file, str) or isinstance(given, str):
+        return in_file == given
+    return in_file in (given, math.floor(given))
 
 
 def shown(value: float | str) -> str:

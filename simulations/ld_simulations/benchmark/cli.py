@@ -19,6 +19,7 @@ from ld_common.config import load_config, nearest, require
 from ld_common.errors import RequestError
 from ld_common.methods import METHODS
 from ld_common.release import read_release
+from ld_server.draw import make_folder
 from ld_simulations.benchmark.execution import Worker
 from ld_simulations.benchmark.plan import Benchmark, Training, load_benchmark
 from ld_simulations.benchmark.report import write_results
@@ -80,7 +81,8 @@ def _judge(
     for name in methods:
         require(name in METHODS, f"--method {name}: {nearest(name, list(METHODS))}")
     require(seeds > 0, f"--seeds is {seeds}: it must be above 0")
-    asked = methods or [read_release(release).study.edit.method]
+    make_folder(out)
+    asked = list(dict.fromkeys(methods)) or [read_release(release).study.edit.method]
     total = sum(seeds if METHODS[name]().uses_noise else 1 for name in asked)
     with progress_bar(console, "judging", total) as advance:
         runs = judge_release(release, data, reference, asked, seeds, config, base, lambda: advance(1))

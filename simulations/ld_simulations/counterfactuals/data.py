@@ -114,6 +114,7 @@ def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attribut
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"cannot read the table '{table}': {error}") from error
+    rows = [{(name or "").strip(): value for name, value in row.items()} for row in rows]
     for number, row in enumerate(rows, start=1):
         missing = [name for name in ("patient", "input", *modality.attributes) if not row.get(name)]
         if missing:

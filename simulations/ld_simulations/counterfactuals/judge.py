@@ -22,6 +22,7 @@ import torch
 from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric
 from torch import Tensor
 
+from ld_common.config import require
 from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
 from ld_common.distances import frechet_distance, kernel_distance
 from ld_common.features import extract_features, load_extractor
@@ -49,6 +50,10 @@ class JudgeConfig:
     cycled: int = 4
     """On so many baselines, as are edits there and back."""
     predictor_steps: int = 300
+
+    def __post_init__(self) -> None:
+        for name in ("cycles", "cycled", "predictor_steps"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +226,8 @@ class Judge:
                     errors[f"{name}_{structure}_error_mm2"] = float((seen - true).abs().mean())
         for structure in self.data.modality.measures if errors else []:
             own, copy = (errors[f"{name}_{structure}_error_mm2"] for name in ("followup", "copy"))
-            found[f"followup_{structure}_error_cut"] = 1 - own / copy
+            if copy > 0:
+                found[f"followup_{structure}_error_cut"] = 1 - own / copy
         return found | errors
 
     def _references(self, seed: int) -> Metrics:
