@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ld_common.drift import prior_shift
@@ -26,7 +25,6 @@ class Instruct(Method):
         shift = prior_shift(setting.drift, setting.path.levels[0] ** 0.5, setting.model.scheduler.alphas_cumprod)
         return noise[:, 0] if shift is None else noise[:, 0] + shift.to(noise)
 
-    @torch.no_grad()
     def answer(
         self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:

@@ -19,6 +19,7 @@ from ld_common.images import Scan, read_scan, to_model
 from ld_common.metrics import psnr
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
+from ld_simulations.benchmark.pictures import decode
 from ld_simulations.bodies import find_body
 from ld_simulations.body import SEX_EDIT, Body
 
@@ -132,7 +133,7 @@ def measure(
     """One row of numbers for each case; areas and PSNRs are of images that all went through the VAE."""
     pixel_mm = modality.image.field_of_view_mm / base.side
     truths = torch.stack([case.truth for case in cases])
-    seen_truths = torch.cat([base.decode(base.encode(chunk)) for chunk in truths.split(16)])
+    seen_truths = decode(base, truths)
     owner = torch.tensor([case.scan for case in cases])
     before = drawn.autoencoded[owner]
     areas = [body.measure_areas_mm2(images, pixel_mm) for images in (drawn.autoencoded, drawn.images, seen_truths)]

@@ -6,24 +6,28 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ld_common.config import from_mapping, to_mapping
+from ld_common.config import from_mapping, load_config, to_mapping
 from ld_common.counterfactual import Edit, EditConfig, draw_counterfactuals
 from ld_common.files import write_bytes
 from ld_common.methods import METHODS
+from ld_common.modality import Modality
 from ld_common.models import load_base
-from ld_common.release import edit_drift, load_release_base, read_release
-from ld_simulations.counterfactuals.data import read_data, read_pictures
+from ld_common.release import Release, edit_drift, load_release_base, read_release
+from ld_simulations.counterfactuals.data import EvaluationData, read_data, read_pictures
 from ld_simulations.counterfactuals.judge import Judge, JudgeConfig, Judged
 from ld_simulations.counterfactuals.plan import Asking, CounterfactualsBenchmark, Training
 from ld_simulations.counterfactuals.training import train_release
+from ld_simulations.demo import Demo
 from ld_simulations.hospitals import SCANS
 
 BATCH, TURNS = 16, 3
+SPEEDUP, HELD_OUT_PATIENTS = "batch_speedup", "held_out"
 Run = dict[str, Any]
 
 
@@ -56,7 +60,7 @@ def judge_release(
     others = None if reference is None else read_pictures(reference, release.modality, base.side)
     judge, runs = Judge(plain, scans, others, config), []
     for method in methods or [release.study.edit.method]:
-        edit = from_mapping(EditConfig, to_mapping(release.study.edit) | {"method": method})
+        edit = replace(release.study.edit, method=method)
         for number in range(seeds if METHODS[method]().uses_noise else 1):
             judged = judge.judge(base, release, edit, release.study.seed + number)
             runs.append(_run_of(release.modality.name, release.study.name, method, number, edit, judged, judge))
@@ -97,69 +101,73 @@ class Worker:
         """The result of one way of asking, found now or before."""
         if (found := self.found(asking)) is not None:
             return found
-        training = asking.training
-        release = read_release(self.train(training))
-        plan = self.benchmark.config.methods[asking.method]
-        edit = from_mapping(EditConfig, to_mapping(release.study.edit) | plan.edit)
+        training, (release, edit) = asking.training, self._asked(asking)
         judge = self._judge(training.modality)
         judged = judge.judge(load_release_base(release), release, edit, training.seed)
-        seed = training.seed
-        run = _run_of(training.modality, training.release, asking.method, seed, edit, judged, judge)
-        self._file(asking.name).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._file(asking.name), (json.dumps(run, indent=1, sort_keys=True) + "\n").encode())
-        return run
+        names = training.modality, training.release, asking.method
+        return self._keep(asking.name, _run_of(*names, training.seed, edit, judged, judge))
 
     def found(self, asking: Asking) -> Run | None:
         """What was found before, or None."""
-        file = self._file(asking.name)
-        return json.loads(file.read_text()) if file.exists() else None
-
-    def _file(self, name: str) -> Path:
-        return self.benchmark.output / "runs" / f"{name}.json"
+        return self._kept(asking.name)
 
     def batch_speedup(self, asking: Asking) -> Run:
-        """How many times faster 16 edits are drawn together than one by one: the median of paired turns."""
-        file = self._file("batch_speedup")
-        if not file.exists():
-            release = read_release(self.train(asking.training))
-            base, modality = load_release_base(release), release.modality
-            plan = self.benchmark.config.methods[asking.method]
-            edit = from_mapping(EditConfig, to_mapping(release.study.edit) | plan.edit)
-            held_out = Path(self.benchmark.demo(asking.training.modality).hospitals.output) / "held_out"
-            data = read_data(held_out, modality, base.side)
-            rows = [number % len(data.asked) for number in range(BATCH)]
-            images = torch.stack([data.baselines.images[data.asked[row].scan] for row in rows])
-            own = [data.baselines.attributes[data.asked[row].scan] for row in rows]
-            shown = [modality.describe(one) for one in own]
-            targets = zip(own, (data.asked[row].target for row in rows), strict=True)
-            edits = [Edit(number, modality.describe(one | more)) for number, (one, more) in enumerate(targets)]
-            turns: list[dict[str, float]] = []
-            for _ in range(TURNS + 1):
-                turns.append({})
-                for size in (1, BATCH):
-                    config = from_mapping(EditConfig, to_mapping(edit) | {"batch_size": size})
-                    started = time.perf_counter()
-                    draw_counterfactuals(base, images, shown, edits, config, drift=edit_drift(release))
-                    turns[-1][str(size)] = time.perf_counter() - started
-            turns = turns[1:]  # the first one allocates
-            ratios = [turn["1"] / turn[str(BATCH)] for turn in turns]
-            found = {
-                "speedup": statistics.median(ratios),
-                "batch": BATCH,
-                "turns": turns,
-                "threads": torch.get_num_threads(),
-            }
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(file, (json.dumps(found, indent=1) + "\n").encode())
-        result: Run = json.loads(file.read_text())
-        return result
+        """How many times faster 16 edits are drawn together than one by one, found now or before."""
+        if (found := self._kept(SPEEDUP)) is not None:
+            return found
+        release, edit = self._asked(asking)
+        data = self._data(asking.training.modality, load_base(release.base_name).side)
+        return self._keep(SPEEDUP, _batch_speedup(release, edit, data))
+
+    def _asked(self, asking: Asking) -> tuple[Release, EditConfig]:
+        """The release, and how it is asked."""
+        release = read_release(self.train(asking.training))
+        plan = self.benchmark.config.methods[asking.method]
+        return release, from_mapping(EditConfig, to_mapping(release.study.edit) | plan.edit)
+
+    def _kept(self, name: str) -> Run | None:
+        file = self.benchmark.output / "runs" / f"{name}.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def _keep(self, name: str, run: Run) -> Run:
+        file = self.benchmark.output / "runs" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, (json.dumps(run, indent=1, sort_keys=True) + "\n").encode())
+        return run
+
+    def _data(self, modality: str, side: int) -> EvaluationData:
+        demo = self.benchmark.demo(modality)
+        return read_data(Path(demo.hospitals.output) / HELD_OUT_PATIENTS, _modality(demo), side)
 
     def _judge(self, modality: str) -> Judge:
         if modality not in self._judges:
             demo = self.benchmark.demo(modality)
-            hospitals, base = Path(demo.hospitals.output), load_base(demo.study.base_model)
-            known = read_release(self.train(next(one for one in self.benchmark.trainings if one.modality == modality)))
-            data = read_data(hospitals / "held_out", known.modality, base.side)
-            reference = read_pictures(hospitals / SCANS, known.modality, base.side)
+            base = load_base(demo.study.base_model)
+            reference = read_pictures(Path(demo.hospitals.output) / SCANS, _modality(demo), base.side)
+            data = self._data(modality, base.side)
             self._judges[modality] = Judge(base, data, reference, self.benchmark.config.judge)
         return self._judges[modality]
+
+
+def _modality(demo: Demo) -> Modality:
+    return load_config(Modality, demo.modality_file)
+
+
+def _batch_speedup(release: Release, edit: EditConfig, data: EvaluationData) -> Run:
+    """The median of paired turns."""
+    base, describe = load_release_base(release), data.modality.describe
+    asked = [data.asked[number % len(data.asked)] for number in range(BATCH)]
+    images = data.baselines.images[[one.scan for one in asked]]
+    own = [data.baselines.attributes[one.scan] for one in asked]
+    edits = [Edit(row, describe(shown | one.target)) for row, (shown, one) in enumerate(zip(own, asked, strict=True))]
+    turns: list[dict[str, float]] = []
+    for _ in range(TURNS + 1):
+        turns.append({})
+        for size in (1, BATCH):
+            config = replace(edit, batch_size=size)
+            started = time.perf_counter()
+            draw_counterfactuals(base, images, [describe(one) for one in own], edits, config, drift=edit_drift(release))
+            turns[-1][str(size)] = time.perf_counter() - started
+    turns = turns[1:]  # the first one allocates
+    median = statistics.median(turn["1"] / turn[str(BATCH)] for turn in turns)
+    return {"speedup": median, "batch": BATCH, "turns": turns, "threads": torch.get_num_threads()}

@@ -30,6 +30,7 @@ from ld_common.metrics import MEASURES, psnr
 from ld_common.models import BaseModel
 from ld_common.release import Release, edit_drift
 from ld_common.seeding import torch_generator
+from ld_simulations.benchmark.pictures import decode
 from ld_simulations.counterfactuals.data import EvaluationData, Pictures
 from ld_simulations.counterfactuals.predictors import Predictors, train_predictors
 from ld_simulations.evaluation import measure, summarize
@@ -87,12 +88,12 @@ class Judge:
         self.pixel_mm = view.field_of_view_mm / side if view.field_of_view_mm else None
         self.predictors, self.real = Predictors({}, {}), torch.empty(0)
         if reference is not None:
-            real = through_vae(base, reference.images)
+            real = decode(base, reference.images)
             self.predictors = train_predictors(data.modality, real, reference.attributes, seed, config.predictor_steps)
             self.extractor = load_extractor(FEATURES)
             self.real = extract_features(self.extractor, real)
-        self.later = through_vae(base, data.follow_ups.images)
-        self.baselines = through_vae(base, data.baselines.images)
+        self.later = decode(base, data.follow_ups.images) if data.owners else data.follow_ups.images
+        self.baselines = decode(base, data.baselines.images)
         self.references = self._references(seed)
 
     def judge(
@@ -160,7 +161,7 @@ class Judge:
         gap = psnr(drawn.autoencoded, scans).mean() - psnr(drawn.reconstructions, scans).mean()
         plain = edited = scans[:count]
         for _ in range(self.config.cycles):
-            plain = through_vae(base, plain)
+            plain = decode(base, plain)
             edited = draw_counterfactuals(
                 base, edited, prompts[:count], [], edit, drift=edit_drift(release), seed=seed
             ).reconstructions
@@ -250,11 +251,6 @@ class Judge:
             right = [word == own[name] for word, own in zip(words, data.baselines.attributes, strict=True)]
             found[f"{name}_right"] = float(np.mean(right))
         return found
-
-
-def through_vae(base: BaseModel, images: Tensor) -> Tensor:
-    """Pictures `(N,1,S,S)` as the VAE returns them."""
-    return torch.cat([base.decode(base.encode(chunk)) for chunk in images.split(16)]) if len(images) else images
 
 
 def _ssim(first: Tensor, second: Tensor) -> Tensor:
