@@ -52,13 +52,17 @@ def test_a_bad_row_does_not_end_the_others(
         f"scan1.dcm,,{GIVEN}",
         "scan1.dcm,age=80,sex=F",
         f"scan2.dcm,age=80,{GIVEN}",
+        "scan2.dcm,age=80,sex=F,diagnosis=CN",
     )
     out = scans / "out"
     code, said = run(capsys, "--release", release, "--batch", rows, "--out", out)
     assert code == 1
-    assert "drew 2 of 7 rows" in said.replace("\n", " ")
+    assert "drew 2 of 8 rows" in said.replace("\n", " ")
     found = outcomes(out)
-    assert [one == "drawn" for one in found] == [True, False, False, False, False, False, True]
+    assert [one == "drawn" for one in found] == [True, False, False, False, False, False, True, False]
+    assert "put quotes round" in found[7]
+    warned = [row["warnings"] for row in csv.DictReader((out / "batch.csv").read_text().splitlines())]
+    assert ["does not say what its sites" in one for one in warned] == [one == "drawn" for one in found]
     assert "within 18 to 100" in found[2]
     assert "lacks its input or its set" in found[4]
     assert "does not say age, diagnosis" in found[5]

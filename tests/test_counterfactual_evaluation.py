@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +27,12 @@ from ld_simulations.benchmark.cli import cli as evaluate
 from ld_simulations.counterfactuals.cli import cli as fill_table
 from ld_simulations.counterfactuals.data import EvaluationData, read_data, read_pictures
 from ld_simulations.counterfactuals.execution import Run
-from ld_simulations.counterfactuals.judge import Judge, JudgeConfig
-from ld_simulations.counterfactuals.table import page, summarize_table
+from ld_simulations.counterfactuals.judge import Judge, JudgeConfig, interval
+from ld_simulations.counterfactuals.table import page, release_page, summarize_table
 from ld_simulations.hospitals import HospitalConfig, HospitalsConfig, write_hospitals
 
 FEW = JudgeConfig(cycles=2, cycled=1, predictor_steps=2)
+COUNTS = {"patients": 24, "follow_ups": 24, "questions": 96, "reference_scans": 9, "reference_patients": 4}
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -79,7 +81,7 @@ def test_rendered_patients_have_a_truth_for_each_edit_and_a_real_follow_up(data:
 
 def test_scans_without_a_truth_are_asked_what_the_modality_has_words_for(brain_mri: Modality, tmp_path: Path) -> None:
     folder = write_scans(tmp_path, ("a", 70, "F", "CN"), ("b", 95, "M", "AD"), ("a", 73, "F", "CN"))
-    found = read_data(folder, brain_mri, 32)
+    found = read_data(folder, brain_mri, 32)  # the first and the last visit
     assert (found.baselines.patients, found.follow_ups.patients, found.owners) == (["a", "b"], ["a"], [0])
     assert {(one.scan, one.name) for one in found.asked} == {
         (0, "age_plus_10"),
@@ -107,6 +109,63 @@ def test_a_table_that_cannot_be_used_is_refused(brain_mri: Modality, tmp_path: P
         read_data(tmp_path, brain_mri, 32)
 
 
+def test_visits_in_another_order_are_no_follow_up(brain_mri: Modality, tmp_path: Path) -> None:
+    folder = write_scans(tmp_path, ("a", 73, "F", "CN"), ("a", 70, "F", "CN"))
+    with pytest.raises(RequestError, match="patient a are not in the order of the visits"):
+        read_data(folder, brain_mri, 32)
+
+
+def test_a_table_that_contradicts_its_scans_is_refused(hospitals: Path, brain_mri: Modality, tmp_path: Path) -> None:
+    folder = shutil.copytree(hospitals / "held_out", tmp_path / "held_out")
+    with (folder / "scans.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for wrong, said in (
+        ([row | {"age": str(float(row["age"]) + 5)} for row in rows], "age is"),
+        (rows[:2], "have 1 and 2 patients"),
+        (rows[1::2], "have other first scans of patient"),  # follow-ups alone
+    ):
+        with (folder / "scans.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0])
+            writer.writeheader()
+            writer.writerows(wrong)
+        with pytest.raises(RequestError, match=said):
+            read_data(folder, brain_mri, 32)
+
+
+def test_an_interval_is_over_patients_and_narrows_with_their_number() -> None:
+    generator = np.random.default_rng(0)
+    few, many = generator.normal(1.0, 1.0, 10), generator.normal(1.0, 1.0, 1000)
+    widths = []
+    for values in (few, many):
+        found = interval("gain", np.arange(len(values)), values)
+        assert found["gain_low"] < values.mean() < found["gain_high"]
+        widths.append(found["gain_high"] - found["gain_low"])
+    assert widths[1] == pytest.approx(2 * 1.96 / 1000**0.5, rel=0.1)
+    assert widths[0] > 3 * widths[1]
+    again = interval("gain", np.repeat(np.arange(10), 50), np.repeat(few, 50))  # the same patients, asked more often
+    assert again["gain_high"] - again["gain_low"] == pytest.approx(widths[0])
+
+
+def test_networks_that_do_no_better_than_chance_are_named() -> None:
+    real = {
+        "frechet": 1.0,
+        "kernel": 0.1,
+        "age_error": 5.0,
+        "age_error_by_chance": 8.0,
+        "diagnosis_right": 0.54,
+        "diagnosis_right_by_chance": 0.5,
+        "sex_right": 0.92,
+        "sex_right_by_chance": 0.5,
+    }
+    runs = [run_of("near", 0, 4.0) | {"real": real}]
+    runs[0]["metrics"] |= {"age_moved": 0.2, "diagnosis_reached": 0.7, "sex_reached": 0.1}
+    text = release_page(runs, "demo", Path("scans"))
+    assert "diagnosis right in 54% (50% by chance)" in text
+    assert "No better than chance, so that nothing is read off: diagnosis.**" in text
+    real["age_error"] = 7.9
+    assert "nothing is read off: age, diagnosis.**" in release_page(runs, "demo", Path("scans"))
+
+
 def test_an_exact_method_composes_and_a_noisy_one_does_not(release: Path, data: EvaluationData) -> None:
     loaded = read_release(release)
     base = load_release_base(loaded)
@@ -132,6 +191,7 @@ def test_no_edit_at_all_is_the_copy_that_a_method_must_beat(release: Path, data:
     assert metrics["copy_gain_db"] == pytest.approx(0, abs=0.05)
     assert metrics["followup_psnr_db"] == pytest.approx(metrics["copy_psnr_db"], abs=0.05)
     assert metrics["followup_ventricles_error_cut"] == pytest.approx(0, abs=0.05)
+    assert "growth_correlation" not in metrics or np.isfinite(metrics["growth_correlation"])
 
 
 def test_real_scans_give_predictors_and_a_distance(
@@ -157,7 +217,15 @@ def test_a_release_is_judged_by_a_command(
     text = (tmp_path / "out" / "counterfactuals.md").read_text()
     assert "| belm |" in text
     assert "A baseline edited to its follow-up" in text
-    for wrong, said in ((["--data", "x"], "--release with --data"), ([*asked, "--method", "belmm"], "belm")):
+    assert f"{runs[0]['counts']['questions']} questions about 2 patients" in text
+    for run in runs:
+        for key in ("copy_gain_db", "followup_ventricles_error_cut"):
+            assert run["metrics"][f"{key}_low"] <= run["metrics"][key] <= run["metrics"][f"{key}_high"]
+    for wrong, said in (
+        (["--data", "x"], "--release with --data"),
+        ([*asked, "--method", "belmm"], "belm"),
+        ([*asked, "--reference", str(hospitals / "held_out" / "scans.csv")], "2 patients of --data are in --reference"),
+    ):
         with pytest.raises(SystemExit) as ended:
             run_cli(evaluate, wrong)
         assert ended.value.code == 2
@@ -208,7 +276,15 @@ def run_of(method: str, seed: int, gain: float) -> Run:
         **{f"{who}_{what}": 1.0 for who in ("copy", "followup") for what in ("psnr_db", "ssim", "ms_ssim")},
     }
     edits = {"age_plus_10": {"copy_gain_db": gain}}
-    return {"modality": "brain", "method": method, "seed": seed, "metrics": metrics, "by_edit": edits, "real": {}}
+    return {
+        "modality": "brain",
+        "method": method,
+        "seed": seed,
+        "metrics": metrics,
+        "by_edit": edits,
+        "real": {},
+        "counts": COUNTS,
+    }
 
 
 def test_the_summary_is_of_the_method_that_comes_nearest_to_the_truth_and_says_what_it_missed() -> None:

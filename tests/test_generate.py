@@ -230,6 +230,9 @@ def test_what_the_mask_keeps_stays_as_it_is(
     assert held.SOPInstanceUID != free.SOPInstanceUID
     changes = [row.split(",")[-1] for row in (tmp_path / "masked/scan/trajectory_age.csv").read_text().splitlines()[3:]]
     assert all(float(change) > 0 for change in changes)
+    difference = np.asarray(Image.open(tmp_path / "masked/scan/age-90_difference.png"))
+    assert (difference[20:60] == difference[20, 0]).all()  # nothing differs where the scan is kept
+    assert (difference != difference[20, 0]).any()
 
 
 def test_a_mask_that_does_not_fit_is_named(
@@ -255,7 +258,9 @@ def test_several_seeds_give_their_mean_each_of_them_and_their_deviation(
     inside = np.all([(one > 0) & (one < 255) for one in each], axis=0)  # where no picture was clipped
     assert np.abs(np.mean(each, axis=0) - mean)[inside].max() <= 1
     assert (folder / "age-80_uncertainty.png").exists()
-    assert json.loads((folder / "record.json").read_text())["seeds"] == [0, 1, 2]
+    record = json.loads((folder / "record.json").read_text())
+    assert record["seeds"] == [0, 1, 2]
+    assert [set(one) for one in record["counterfactuals"][0]["areas_mm2_by_seed"]] == [{"ventricles"}] * 3
     code, said = run(capsys, *asked, "--method", "invert", "--seeds", 3, "--out", tmp_path / "none")
     assert (code, "a --method that draws noise: ddpm, sdedit" in " ".join(said.split())) == (2, True)
 
@@ -282,3 +287,7 @@ def test_what_no_site_had_scans_of_is_warned_of_and_areas_are_in_the_record(
     assert "warning: age 90" in said
     code, said = run(capsys, "--release", release, "--input", scan, *asked, "--out", tmp_path / "unknown")
     assert (code, "does not say what its sites had scans of" in said) == (0, True)
+    assert "strength" not in said
+    strong = [*asked, "--strength", 50, "--out", tmp_path / "strong"]
+    code, said = run(capsys, "--release", release, "--input", scan, *strong)
+    assert (code, "strength 50: the release is best asked at 2" in said) == (0, True)

@@ -318,6 +318,12 @@ def test_examples_are_named_by_what_tells_them_apart(examples: dict[str, Path], 
         find_examples(tmp_path, Modality(prompt="a scan"))
 
 
+def test_another_name_that_leads_to_loopback_is_not_answered(address: str) -> None:
+    port = address.rstrip("/").rpartition(":")[2]
+    for name, status in ((f"127.0.0.1:{port}", 200), (f"[::1]:{port}", 200), (f"rebound.example:{port}", 400)):
+        assert httpx.get(address, headers={"Host": name}).status_code == status
+
+
 def test_only_loopback_is_taken_for_private() -> None:
     assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "192.168.1.2", "box")] == [
         *[True] * 3,

@@ -22,8 +22,8 @@ FRAME = Frame(0.0, 1.0, (32, 32), (6.25, 6.25), 200.0, None)
 def test_it_is_read_from_first_to_last(brain_mri: Modality) -> None:
     assert read_trajectory(brain_mri, "age=60:90:5").values == [60, 65, 70, 75, 80, 85, 90]
     assert read_trajectory(brain_mri, "age=90:60:-15").values == [90, 75, 60]
-    assert read_trajectory(brain_mri, "age=60:61:0.4").targets == [{"age": 60.0}, {"age": 60.4}, {"age": 60.8}]
-    assert read_trajectory(brain_mri, "age=60:60.3:0.1").values == [60.0, 60.1, 60.2, 60.3]
+    assert read_trajectory(brain_mri, "age=60:63:2").targets == [{"age": 60.0}, {"age": 62.0}]
+    assert read_trajectory(brain_mri, "age=60:63.3:1.1").values == [60.0, 61.1, 62.2, 63.3]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def test_it_is_read_from_first_to_last(brain_mri: Modality) -> None:
         ("age=60:90:40", "1 values"),
         ("age=60:90:0.001", "30001 values"),
         ("age=60:130:10", "within 18 to 100"),
+        ("age=60:62:0.5", "prompts say whole numbers"),
         ("aeg=60:90:5", "did you mean 'age'"),
         ("sex=1:2:1", "one of F, M"),
     ],

@@ -67,6 +67,7 @@ def test_a_nifti_comes_back_in_its_geometry_with_the_asked_slices_edited(
     assert bytes(drawn.header["descrip"].item()) == b"synthetic slices 3 to 5 of 0 to 8; the others are the input's"
     record = json.loads((folder / "record.json").read_text())
     assert record["edited_slices"] == {"first": 3, "last": 5, "of": COUNT}
+    assert record["warnings"][-1].startswith("slices 3 to 5: the release learned from slices like 4 to 4")
     assert record["counterfactuals"][1]["files"] == ["sex-M.nii.gz"]
 
 

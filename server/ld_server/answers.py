@@ -31,6 +31,8 @@ DIFFERENCE_LIMIT = 1.0
 """Difference, in the model's range of 2, that is drawn in full colour, in every map alike."""
 UNCERTAINTY_LIMIT = 0.25
 """The same of the deviation between seeds."""
+STRONG = 3.0
+"""Times the release's own strength (or 1, if that is less): edits that are stronger are warned of."""
 
 
 def answer(
@@ -103,13 +105,16 @@ def write_answer(
     for (target, delta), image, own, area in zip(asked, drawn.images, each, areas, strict=True):
         request = _request(question, target, config, delta)
         written = _write_edit(release, question, target, delta, image, restored, request)
+        by_seed = {}
         if len(own) > 1:
             written += _write_seeds(release, question, target, delta, own)
+            kept = keep_in_picture(question.kept, question.scan, question.image, own, release.modality)
+            by_seed = {"areas_mm2_by_seed": areas_mm2(release.modality, frame, kept)}
         files += written
         description = release.modality.describe(question.factual | target)
         names = [file.name for file in written]
         said = {"set": target, "prompt": description, "drift": delta, "files": names, "areas_mm2": area}
-        answers.append(said)
+        answers.append(said | by_seed)
     if len(deltas) > 1:
         columns = {"reconstruction": [drawn.reconstructions] * len(question.targets)}
         columns |= {f"δ {delta:+g}": list(drawn.images[row :: len(deltas)]) for row, delta in enumerate(deltas)}
@@ -136,8 +141,9 @@ def write_record(
     about: dict[str, Any],
     answers: list[dict[str, Any]],
     more: dict[str, Any],
+    warnings: Sequence[str] = (),
 ) -> Path:
-    """Write what is needed to draw it again: of the input, of each answer, and `more`; and what was extrapolated."""
+    """Write what is needed to draw it again: of the input, of each answer, and `more`; and what is to be warned of."""
     asked = [about["attributes"], *(answer["set"] for answer in answers)]
     record = {
         "input": about,
@@ -145,11 +151,18 @@ def write_record(
         "edit": to_mapping(config),
         "counterfactuals": answers,
         "software": software(),
-        "warnings": extrapolated(release, asked),
+        "warnings": [*extrapolated(release, asked), *_too_strong(release, config), *warnings],
         **more,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     return folder / RECORD
+
+
+def _too_strong(release: Release, config: EditConfig) -> list[str]:
+    own = release.study.edit.strength
+    if config.strength <= STRONG * max(own, 1.0):
+        return []
+    return [f"strength {config.strength:g}: the release is best asked at {own:g}, this may draw what no scan shows"]
 
 
 def _write_edit(
@@ -168,7 +181,8 @@ def _write_edit(
     description = release.modality.describe(question.factual | target)
     written = [question.folder / f"{name}{ending}" for ending in (".png", "_difference.png", ".dcm")]
     write_png(written[0], pixels, frame, SYNTHETIC | {"Description": description})
-    _write_map(question, written[1], values - restored, DIFFERENCE_LIMIT)
+    before = keep(question.kept, question.scan, restored)  # nothing differs where the scan is kept
+    _write_map(question, written[1], values - before, DIFFERENCE_LIMIT)
     write_synthetic_dicom(
         written[2],
         pixels,

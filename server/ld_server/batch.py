@@ -41,6 +41,8 @@ class Row:
     set: str
     given: str = ""
     slice: str = ""
+    beyond: str = ""
+    """Cells without a column."""
 
     @property
     def folder(self) -> str:
@@ -57,6 +59,8 @@ class Outcome:
     folder: str
     outcome: str
     """`drawn`, or why not."""
+    warnings: str
+    """Of its record, with semicolons between them."""
     request: str
     """Hash of the row, the release and how it was drawn: another one is drawn again."""
 
@@ -74,7 +78,11 @@ def read_rows(table: Path) -> list[Row]:
             if unknown := sorted(set(columns) - set(COLUMNS)):
                 raise RequestError(f"'{table}' has columns that mean nothing here: {', '.join(unknown)}")
             rows = [
-                Row(number, **{name: (values.get(name) or "").strip() for name in columns})
+                Row(
+                    number,
+                    **{name: (values.get(name) or "").strip() for name in columns},
+                    beyond=",".join(values.get(None) or []),
+                )
                 for number, values in enumerate(reader, start=1)
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -123,7 +131,8 @@ def draw_batch(
     for first in range(0, len(left), config.batch_size):
         group = left[first : first + config.batch_size]
         for row, said in _draw(model, release, table.parent, group, given, released, config, out, mark).items():
-            done[row.number] = Outcome(row.number, row.input, row.folder, said, known[row.number])
+            warned = _warned(out / row.folder) if said == DRAWN else ""
+            done[row.number] = Outcome(row.number, row.input, row.folder, said, warned, known[row.number])
         _write_outcomes(out / OUTCOMES, [done[number] for number in sorted(done)])
         progress(len(done), len(rows))
     return [done[row.number] for row in rows]
@@ -176,6 +185,11 @@ def _clear(folder: Path) -> None:
         raise RequestError(f"cannot write to '{folder}' ({error.strerror}): choose another --out") from error
 
 
+def _warned(folder: Path) -> str:
+    """What a row's record warns of."""
+    return "; ".join(json.loads((folder / RECORD).read_text())["warnings"])
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -184,6 +198,10 @@ def _question(
     model: BaseModel, release: Release, place: Path, row: Row, given: Attributes, released: bool, out: Path, mark: bool
 ) -> Question:
     targets = [read_target(release.modality, text) for text in row.set.split(";") if text.strip()]
+    if row.beyond:
+        raise RequestError(
+            f"the row has more cells than columns, '{row.beyond}': put quotes round a cell that has commas"
+        )
     if not row.input or not targets:
         raise RequestError("the row lacks its input or its set")
     own = given | release.modality.parse_all(row.given)
@@ -208,7 +226,7 @@ def _read_outcomes(path: Path) -> list[Outcome]:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             return [
-                Outcome(int(one["row"]), one["input"], one["folder"], one["outcome"], one["request"])
+                Outcome(int(one["row"]), one["input"], one["folder"], one["outcome"], one["warnings"], one["request"])
                 for one in csv.DictReader(stream)
             ]
     except (OSError, ValueError, KeyError, TypeError):

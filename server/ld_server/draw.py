@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ STRIP, RECORD = "strip.png", "record.json"
 DECODED_TOGETHER = 16
 INCHES = 1.3
 """Side of one picture in a strip."""
+TITLE_LETTERS = 17
+"""What a strip's title has room for over one picture."""
 
 
 def draw_samples(
@@ -110,7 +113,9 @@ def write_picture(path: Path, picture: Tensor, description: str, marked: bool = 
 def write_strip(path: Path, columns: dict[str, list[Tensor]], title: str) -> Path:
     """Write columns of pictures `(1,S,S)` side by side, each under its name."""
     rows = max(len(pictures) for pictures in columns.values())
-    figure = Figure(figsize=(INCHES * len(columns), INCHES * rows + 0.5), layout="constrained")
+    lines = textwrap.wrap(f"synthetic: {title}", TITLE_LETTERS * len(columns))
+    height = INCHES * rows + 0.36 + 0.14 * len(lines)
+    figure = Figure(figsize=(INCHES * len(columns), height), layout="constrained")
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for column, (name, pictures) in enumerate(columns.items()):
         axes[0, column].set_title(name, fontsize=8)
@@ -118,6 +123,6 @@ def write_strip(path: Path, columns: dict[str, list[Tensor]], title: str) -> Pat
             axes[row, column].set_axis_off()
             if row < len(pictures):
                 axes[row, column].imshow(pictures[row][0].numpy(), cmap="gray", vmin=-1, vmax=1)
-    figure.suptitle(f"synthetic: {title}", fontsize=8)
+    figure.suptitle("\n".join(lines), fontsize=8)
     figure.savefig(path, dpi=150, metadata=SYNTHETIC | {"Description": title})
     return path

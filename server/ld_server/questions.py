@@ -117,7 +117,7 @@ def read_target(modality: Modality, text: str) -> Attributes:
 def factual_of(modality: Modality, path: Path, in_file: Attributes, given: Attributes) -> Attributes:
     """What a scan shows, by its file and by `--given`; raises `RequestError` where they differ or say too little."""
     for name in sorted(set(in_file) & set(given)):
-        if not _agree(in_file[name], given[name]):
+        if not agree(in_file[name], given[name]):
             raise RequestError(f"{name} is {shown(in_file[name])} in '{path}' and {shown(given[name])} in --given")
     factual = {name: value for name, value in (in_file | given).items() if name in modality.attributes}
     missing = [name for name in modality.attributes if name not in factual]
@@ -126,8 +126,8 @@ def factual_of(modality: Modality, path: Path, in_file: Attributes, given: Attri
     return factual
 
 
-def _agree(in_file: Value, given: Value) -> bool:
-    """DICOM says whole years, a study's table often parts of them."""
+def agree(in_file: Value, given: Value) -> bool:
+    """Whether a file and a table say the same: DICOM says whole years, a study's table often parts of them."""
     if isinstance(in_file, str) or isinstance(given, str):
         return in_file == given
     return in_file in (given, math.floor(given))

@@ -42,7 +42,8 @@ def read_trajectory(modality: Modality, text: str) -> Trajectory:
     """`attribute=first:last:step`, the last one included where a step meets it.
 
     Raises:
-        RequestError: not of that form, an attribute of words, a value out of bounds, or too many of them.
+        RequestError: not of that form, an attribute of words, a value out of bounds, too many of them, or several that
+            prompts say alike.
     """
     name, _, spoken = text.partition("=")
     known = modality.attributes.get(name)
@@ -55,7 +56,10 @@ def read_trajectory(modality: Modality, text: str) -> Trajectory:
         raise RequestError(f"--trajectory '{text}' is not of the form attribute=first:last:step") from None
     if not 2 <= count <= MOST_VALUES:
         raise RequestError(f"--trajectory '{text}' has {max(count, 0)} values: ask for 2 to {MOST_VALUES}")
-    return Trajectory(name, [float(modality.parse(name, f"{first + row * step:.10g}")) for row in range(count)])
+    values = [float(modality.parse(name, f"{first + row * step:.10g}")) for row in range(count)]
+    if len({round(value) for value in values}) < count:
+        raise RequestError(f"--trajectory '{text}': prompts say whole numbers, so several of these are one: step by 1")
+    return Trajectory(name, values)
 
 
 def write_trajectory(

@@ -19,7 +19,7 @@ from ld_common.synthetic import Place, write_synthetic_dicom
 from ld_common.volumes import Volume
 from ld_server.answers import DIFFERENCE_LIMIT, name_of, write_record
 from ld_server.draw import INCHES, SYNTHETIC
-from ld_server.volume import VolumeQuestion
+from ld_server.volume import VolumeQuestion, slices_about
 
 MONTAGE = "montage.png"
 MOST_COLUMNS = 8
@@ -58,7 +58,18 @@ def write_volumes(
         "seeds": [release.study.seed],
         "marked": question.mark,
     }
-    return [*files, write_record(folder, release, config, about, told, more)]
+    return [*files, write_record(folder, release, config, about, told, more, _far_slices(release, question))]
+
+
+def _far_slices(release: Release, question: VolumeQuestion) -> list[str]:
+    """A sentence where slices are edited that lie further from the trained one than those edited by default."""
+    known = slices_about(len(question.volume.upright), release.modality.image.slice_position)
+    if set(question.edited) <= set(known):
+        return []
+    return [
+        f"slices {question.edited[0]} to {question.edited[-1]}: the release learned from slices like "
+        f"{known[0]} to {known[-1]}, others are extrapolated"
+    ]
 
 
 def _write_answer(

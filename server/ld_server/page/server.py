@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
 from ld_common.errors import ConfigError
 from ld_common.models import BaseModel
 from ld_common.release import Release
@@ -48,6 +51,7 @@ def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], ho
                 show_error=False,
                 footer_links=[],
                 max_file_size=MOST_BYTES,
+                app_kwargs={"middleware": _middleware(host)},
                 theme=theme(),
                 css=CSS,
             )
@@ -57,6 +61,12 @@ def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], ho
             yield address
         finally:
             page.blocks.close(verbose=False)
+
+
+def _middleware(host: str) -> list[Middleware]:
+    """On loopback, no answer to requests for another name: a web site could make its own name lead to the page."""
+    names = ["localhost", "127.0.0.1", "["]  # what Starlette takes for the name in [::1]:7860
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=names)] if is_loopback(host) else []
 
 
 def is_loopback(host: str) -> bool:

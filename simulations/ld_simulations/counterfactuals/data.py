@@ -1,8 +1,9 @@
 """Scans that a release is judged on: a folder with a table, follow-up scans, and for rendered patients the truth.
 
 `scans.csv` has a row a scan: `patient`, `input` (a path, relative to the table), and every attribute of the modality.
-A patient's first row is the baseline, the last of several the follow-up. A folder of rendered patients also has
-`held_out.json` (`ld_simulations.hospitals`), whose true counterfactuals then take the place of edits made up here.
+A patient's rows are in the order of the visits: the first is the baseline, the last of several the follow-up. A
+folder of rendered patients also has `held_out.json` (`ld_simulations.hospitals`), whose true counterfactuals then
+take the place of edits made up here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ld_common.errors import RequestError
 from ld_common.frames import to_model
 from ld_common.images import read_scan
 from ld_common.modality import Attributes, Modality
+from ld_server.questions import agree, shown
 from ld_simulations.body import Body
 from ld_simulations.evaluation import HELD_OUT, HeldOut, read_body, read_held_out
 from ld_simulations.hospitals import SCANS
@@ -74,7 +76,8 @@ def read_data(folder: Path, modality: Modality, side: int) -> EvaluationData:
         side: of the model's pictures, in pixels.
 
     Raises:
-        RequestError: no such table, or one that lacks a column, a value or a patient.
+        RequestError: no such table, or one that lacks a column, a value or a patient, contradicts its files, or is not
+            in the order of the visits.
         ScanError: a scan that cannot be used.
     """
     scans = read_pictures(folder / SCANS, modality, side)
@@ -83,12 +86,17 @@ def read_data(folder: Path, modality: Modality, side: int) -> EvaluationData:
         rows.setdefault(patient, []).append(row)
     firsts, later = [own[0] for own in rows.values()], [own for own in rows.values() if len(own) > 1]
     baselines, follow_ups = _some(scans, firsts), _some(scans, [own[-1] for own in later])
+    for own in later:
+        ages = [float(scans.attributes[row].get("age", 0)) for row in own]
+        if ages != sorted(ages):
+            raise RequestError(
+                f"'{folder / SCANS}': the rows of patient {scans.patients[own[0]]} are not in the order of the visits"
+            )
     owners, body = [firsts.index(own[0]) for own in later], None
     truths: list[HeldOut] = []
     if (folder / HELD_OUT).exists():
         images, truths = read_held_out(folder, modality, side)
-        if not torch.equal(images, baselines.images):
-            raise RequestError(f"'{folder / SCANS}' and '{folder / HELD_OUT}' name other baselines: write both anew")
+        _check_baselines(folder, baselines, images)
         body = read_body(folder)
     asked = [Asked(truth.scan, truth.edit, truth.target) for truth in truths]
     if not truths:
@@ -100,12 +108,26 @@ def read_pictures(table: Path, modality: Modality, side: int) -> Pictures:
     """All scans of a table; raises as `read_data` does."""
     images, attributes, patients = [], [], []
     for patient, path, own in _rows(table, modality):
-        images.append(to_model(read_scan(path, modality), side, modality.image)[0])
+        scan = read_scan(path, modality)
+        for name, value in scan.attributes_in_file.items():
+            if not agree(value, own[name]):
+                raise RequestError(f"{name} is {shown(value)} in '{path}' and {shown(own[name])} in '{table}'")
+        images.append(to_model(scan, side, modality.image)[0])
         attributes.append(own)
         patients.append(patient)
     if not images:
         raise RequestError(f"'{table}' has no row")
     return Pictures(torch.stack(images), attributes, patients)
+
+
+def _check_baselines(folder: Path, baselines: Pictures, images: Tensor) -> None:
+    """Raise `RequestError` where a table's baselines are not those whose truth is known, `(N,1,S,S)`."""
+    names = f"'{folder / SCANS}' and '{folder / HELD_OUT}'"
+    if len(images) != len(baselines.images):
+        raise RequestError(f"{names} have {len(baselines.images)} and {len(images)} patients: keep both as they were")
+    for patient, own, other in zip(baselines.patients, baselines.images, images, strict=True):
+        if not torch.equal(own, other):
+            raise RequestError(f"{names} have other first scans of patient {patient}: keep both as they were")
 
 
 def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attributes]]:

@@ -14,6 +14,7 @@ import torch
 
 from ld_common.config import from_mapping, load_config, to_mapping
 from ld_common.counterfactual import Edit, EditConfig, draw_counterfactuals
+from ld_common.errors import RequestError
 from ld_common.files import write_bytes
 from ld_common.methods import METHODS
 from ld_common.modality import Modality
@@ -58,6 +59,10 @@ def judge_release(
     plain = load_base(base_name or release.base_name)
     scans = read_data(data, release.modality, base.side)
     others = None if reference is None else read_pictures(reference, release.modality, base.side)
+    if others is not None and (both := sorted(set(scans.baselines.patients) & set(others.patients))):
+        raise RequestError(
+            f"{len(both)} patients of --data are in --reference too, {both[0]} for one: its networks must not know them"
+        )
     judge, runs = Judge(plain, scans, others, config), []
     for method in methods or [release.study.edit.method]:
         edit = replace(release.study.edit, method=method)
@@ -78,6 +83,7 @@ def _run_of(modality: str, release: str, method: str, seed: int, edit: EditConfi
         "metrics": judged.metrics,
         "by_edit": judged.by_edit,
         "real": judge.references,
+        "counts": judge.counts,
     }
 
 

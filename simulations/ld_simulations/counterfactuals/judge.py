@@ -14,6 +14,7 @@ through the VAE, truth and follow-up included: what it loses is no method's doin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from ld_common.features import extract_features, load_extractor
 from ld_common.metrics import MEASURES, psnr
 from ld_common.models import BaseModel
 from ld_common.release import Release, edit_drift
-from ld_common.seeding import torch_generator
+from ld_common.seeding import numpy_generator, torch_generator
 from ld_simulations.benchmark.pictures import decode
 from ld_simulations.counterfactuals.data import EvaluationData, Pictures
 from ld_simulations.counterfactuals.predictors import Predictors, train_predictors
@@ -39,6 +40,8 @@ FEATURES = "efficientnet_lite0"
 SCALES = (0.071, 0.453, 0.476)
 """The first three weights of MS-SSIM (Wang 2003) over their sum: a picture of 64 pixels has room for three scales."""
 SSIM_WINDOW = 7
+DRAWS = 2000
+"""Of other patients, for an interval."""
 Metrics = dict[str, float]
 
 
@@ -86,6 +89,13 @@ class Judge:
         self.data, self.config = data, config
         side, view = base.side, data.modality.image
         self.pixel_mm = view.field_of_view_mm / side if view.field_of_view_mm else None
+        self.counts = {
+            "patients": len(data.baselines.patients),
+            "follow_ups": len(data.owners),
+            "questions": len(data.asked),
+            "reference_scans": 0 if reference is None else len(reference.images),
+            "reference_patients": 0 if reference is None else len(set(reference.patients)),
+        }
         self.predictors, self.real = Predictors({}, {}), torch.empty(0)
         if reference is not None:
             real = decode(base, reference.images)
@@ -144,7 +154,9 @@ class Judge:
             )
             found = summarize(rows, growth_ceiling=1.0)
             kept = ("edit_direction_rate", "growth_ratio", "growth_correlation", "copy_gain_db", "identity_ratio")
-            metrics |= {key: float(found[key]) for key in kept}
+            metrics |= {key: float(found[key]) for key in kept if np.isfinite(found[key])}
+            groups = np.array([f"{case.hospital}/{case.patient}" for case in data.truths])
+            metrics |= interval("copy_gain_db", groups, np.array([row["copy_gain_db"] for row in rows]))
             by_edit = found["by_edit"]
         return Judged(metrics, by_edit, drawn)
 
@@ -219,17 +231,19 @@ class Judge:
                 f"{name}_ssim": float(_ssim(pictures, self.later)),
                 f"{name}_ms_ssim": float(_ms_ssim(pictures, self.later)),
             }
-        errors = {}
+        errors: dict[str, np.ndarray] = {}
         for name, pictures in (("followup", foretold), ("copy", copied)):
             for structure in self.data.modality.measures:
                 if self.pixel_mm is not None:
                     seen, true = (MEASURES[structure](own, self.pixel_mm) for own in (pictures, self.later))
-                    errors[f"{name}_{structure}_error_mm2"] = float((seen - true).abs().mean())
+                    errors[f"{name}_{structure}_error_mm2"] = (seen - true).abs().double().numpy()
         for structure in self.data.modality.measures if errors else []:
             own, copy = (errors[f"{name}_{structure}_error_mm2"] for name in ("followup", "copy"))
-            if copy > 0:
-                found[f"followup_{structure}_error_cut"] = 1 - own / copy
-        return found | errors
+            if copy.sum() > 0:
+                key = f"followup_{structure}_error_cut"
+                found[key] = float(1 - own.sum() / copy.sum())
+                found |= interval(key, np.arange(len(own)), copy - own, copy)
+        return found | {key: float(values.mean()) for key, values in errors.items()}
 
     def _references(self, seed: int) -> Metrics:
         """What real pictures score on the same measures."""
@@ -246,11 +260,33 @@ class Judge:
             said = self.predictors.number(name, self.baselines)
             true = torch.tensor([float(own[name]) for own in data.baselines.attributes])
             found[f"{name}_error"] = float((said - true).abs().mean())
+            found[f"{name}_error_by_chance"] = float((true - self.predictors.numbers[name][1]).abs().mean())
         for name in self.predictors.words:
             words = self.predictors.word(name, list(data.modality.attributes[name].words), self.baselines)
             right = [word == own[name] for word, own in zip(words, data.baselines.attributes, strict=True)]
             found[f"{name}_right"] = float(np.mean(right))
+            shares = Counter(own[name] for own in data.baselines.attributes)
+            found[f"{name}_right_by_chance"] = max(shares.values()) / len(right)
         return found
+
+
+def interval(key: str, groups: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> Metrics:
+    """`<key>_low` and `<key>_high`: where 95 % of the means lie when other patients of these are drawn (bootstrap).
+
+    Args:
+        key: what is meant.
+        groups: whose each value is, `(N,)`.
+        values: `(N,)`.
+        weights: what the sum of values is divided by, `(N,)`; None for their number.
+    """
+    own = np.unique(groups, return_inverse=True)[1]
+    above = np.bincount(own, values)
+    below = np.bincount(own, weights)
+    drawn = numpy_generator(0, "interval").integers(0, len(above), (DRAWS, len(above)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = above[drawn].sum(1) / below[drawn].sum(1)
+    low, high = np.quantile(means[np.isfinite(means)], (0.025, 0.975))
+    return {f"{key}_low": float(low), f"{key}_high": float(high)}
 
 
 def _ssim(first: Tensor, second: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Do edited pictures show what was asked for? Small networks that read the attributes off real pictures say so.
 
-They learn from patients who neither trained the release nor are edited, on pictures that went through the VAE, so that
+They learn from patients who are not edited, on pictures that went through the VAE, so that
 what the VAE leaves on every answer tells them nothing.
 """
 

@@ -131,7 +131,14 @@ def page(
 
 def release_page(runs: Sequence[Run], name: str, data: Path) -> str:
     """The Markdown page of one release on one set of scans."""
-    lines = [f"# Are the counterfactuals of {name} true?", "", f"Asked about the scans of `{data}`. {READING}", ""]
+    counts = runs[0]["counts"]
+    asked = (
+        f"Asked {counts['questions']} questions about {counts['patients']} patients in `{data}`, "
+        f"{counts['follow_ups']} of whom have a follow-up."
+    )
+    if counts["reference_scans"]:
+        asked += f" Real scans to compare with: {counts['reference_scans']}, of {counts['reference_patients']} others."
+    lines = [f"# Are the counterfactuals of {name} true?", "", f"{asked} {READING}", ""]
     return "\n".join([*lines, *_section(runs, None)])
 
 
@@ -139,7 +146,9 @@ def _section(runs: Sequence[Run], ceiling: float | None) -> list[str]:
     real, metrics = runs[0]["real"], runs[0]["metrics"]
     lines: list[str] = []
     if any(key in metrics for key in TRUTH):
-        lines += ["### Against the true counterfactual, and realism", "", *_table(runs, TRUTH), ""]
+        known = "copy_gain_db" in metrics
+        title = "Against the true counterfactual, and realism" if known else "Realism"
+        lines += [f"### {title}", "", *_table(runs, TRUTH), ""]
     if ceiling is not None:
         lines += [f"The growth correlation's ceiling, from the causal model, is {ceiling:.3f}.", ""]
     if real:
@@ -156,6 +165,8 @@ def _section(runs: Sequence[Run], ceiling: float | None) -> list[str]:
         lines += ["### Effectiveness", "", *_effectiveness(runs, real), ""]
     if "copy_psnr_db" in metrics:
         lines += ["### A baseline edited to its follow-up", "", *_follow_up(runs), ""]
+    if intervals := sorted(key.removesuffix("_low") for key in metrics if key.endswith("_low")):
+        lines += ["### How sure, with so many patients", "", *_intervals(runs, intervals), ""]
     if runs[0]["by_edit"]:
         lines += ["### Nearer to the true counterfactual than the scan by, dB", "", *_by_edit(runs), ""]
     return lines
@@ -183,15 +194,30 @@ def _effectiveness(runs: Sequence[Run], real: Mapping[str, float]) -> list[str]:
     for method in methods_of(runs, modality):
         cells = [_cell(_values(runs, modality, method, key), key.endswith("_reached")) for key in keys]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    kinds = (("_error", "{} off by {:.1f}"), ("_right", "{} right in {:.0%}"))
+    kinds = (("_error", "{} off by {:.1f} ({:.1f} by chance)"), ("_right", "{} right in {:.0%} ({:.0%} by chance)"))
     said = [
-        words.format(key.removesuffix(end), real[key])
+        words.format(key.removesuffix(end), real[key], real[f"{key}_by_chance"])
         for end, words in kinds
         for key in sorted(real)
         if key.endswith(end)
     ]
-    learned = "Read off by networks that learned from the sites' real scans"
-    return [*lines, "", f"{learned}; on held-out scans: {', '.join(said)}."]
+    learned = "Read off by networks that learned from real scans"
+    lines += ["", f"{learned}; on the unedited scans: {', '.join(said)}."]
+    if blind := _blind(real, runs[0]["counts"]["patients"]):
+        lines += ["", f"**No better than chance, so that nothing is read off: {', '.join(blind)}.**"]
+    return lines
+
+
+def _blind(real: Mapping[str, float], patients: int) -> list[str]:
+    """Attributes whose networks do not beat saying the mean by a tenth, or the commonest word by two deviations."""
+    found = []
+    for key, chance in real.items():
+        name, error, right = (key.removesuffix(f"{end}_by_chance") for end in ("", "_error", "_right"))
+        if error != key and real[name] > 0.9 * chance:
+            found.append(error)
+        if right != key and real[name] < chance + 2 * (chance * (1 - chance) / patients) ** 0.5:
+            found.append(right)
+    return sorted(found)
 
 
 def _follow_up(runs: Sequence[Run]) -> list[str]:
@@ -209,6 +235,16 @@ def _follow_up(runs: Sequence[Run]) -> list[str]:
         cells += [_cell(_values(runs, modality, method, key), True) for key in cuts]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _intervals(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+    modality = runs[0]["modality"]
+    titles = [TITLES.get(key, key.removeprefix("followup_").replace("_", " ")) for key in keys]
+    lines = ["| method | " + " | ".join(titles) + " |", "|---" * (len(keys) + 1) + "|"]
+    for method in methods_of(runs, modality):
+        ends = [[_mean(runs, modality, method, f"{key}_{end}") for end in ("low", "high")] for key in keys]
+        lines.append(f"| {method} | " + " | ".join(f"{shown(low)} to {shown(high)}" for low, high in ends) + " |")
+    return [*lines, "", "95 % intervals, by drawing other patients from these (bootstrap); their mean over the seeds."]
 
 
 def _by_edit(runs: Sequence[Run]) -> list[str]:
