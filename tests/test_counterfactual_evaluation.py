@@ -17,7 +17,8 @@ from PIL import Image
 from ld_common.command import run_cli
 from ld_common.config import from_mapping
 from ld_common.counterfactual import EditConfig
-from ld_common.errors import RequestError
+from ld_common.errors import ConfigError, RequestError
+from ld_common.methods import METHODS
 from ld_common.modality import Modality
 from ld_common.models import base_digest, load_base, load_denoiser
 from ld_common.release import load_release_base, read_release, write_release
@@ -28,6 +29,7 @@ from ld_simulations.counterfactuals.cli import cli as fill_table
 from ld_simulations.counterfactuals.data import EvaluationData, read_data, read_pictures
 from ld_simulations.counterfactuals.execution import Run
 from ld_simulations.counterfactuals.judge import Judge, JudgeConfig, interval
+from ld_simulations.counterfactuals.plan import load_counterfactuals
 from ld_simulations.counterfactuals.table import page, release_page, summarize_table
 from ld_simulations.hospitals import HospitalConfig, HospitalsConfig, write_hospitals
 
@@ -262,6 +264,16 @@ def test_the_table_is_filled_once_and_read_again(
     assert exact["metrics"]["null_edit_psnr_gap_db"] == pytest.approx(0, abs=0.01)
     assert found["summary"]["batch16_speedup"] > 0
     assert "| seen |" in (tmp_path / "docs" / "counterfactuals.md").read_text()
+
+
+def test_a_way_of_asking_may_be_kept_to_one_modality() -> None:
+    table = CONFIGS / "benchmark_counterfactuals.yaml"
+    benchmark = load_counterfactuals(table, ["seeds=[0]", "methods.pix2pix-zero.modalities=[chest]"])
+    asked = {name: {one.training.modality for one in benchmark.askings if one.method == name} for name in METHODS}
+    assert asked == {name: {"brain", "chest"} for name in METHODS} | {"pix2pix-zero": {"chest"}}
+    assert set(benchmark.trainings) == {one.training for one in benchmark.askings}
+    with pytest.raises(ConfigError, match="no demo 'knee': known: brain, chest"):
+        load_counterfactuals(table, ["methods.belm.modalities=[knee]"])
 
 
 def run_of(method: str, seed: int, gain: float) -> Run:

@@ -20,6 +20,8 @@ class MethodPlan:
     """Which of `releases` is asked."""
     edit: dict[str, Any] = field(default_factory=dict)
     """Options of the edit that differ from the study's."""
+    modalities: list[str] = field(default_factory=list)
+    """On which of `demos`; on all where none is named."""
 
 
 @dataclass
@@ -49,6 +51,9 @@ class CounterfactualsConfig:
         for name, method in self.methods.items():
             known = ", ".join(self.releases)
             require(method.release in self.releases, f"methods.{name}: no release '{method.release}': known: {known}")
+            for modality in method.modalities:
+                known = ", ".join(self.demos)
+                require(modality in self.demos, f"methods.{name}: no demo '{modality}': known: {known}")
 
 
 @dataclass(frozen=True, order=True)
@@ -101,22 +106,16 @@ class CounterfactualsBenchmark:
     @property
     def trainings(self) -> list[Training]:
         """Every release, one seed after the other."""
-        used = {method.release for method in self.config.methods.values()}
-        return [
-            Training(seed, modality, release)
-            for seed in self.config.seeds
-            for modality in self.config.demos
-            for release in self.config.releases
-            if release in used
-        ]
+        return list(dict.fromkeys(asking.training for asking in self.askings))
 
     @property
     def askings(self) -> Iterator[Asking]:
         """Every way of asking every release."""
-        for training in self.trainings:
-            for name, method in self.config.methods.items():
-                if method.release == training.release:
-                    yield Asking(training, name)
+        for seed in self.config.seeds:
+            for modality in self.config.demos:
+                for name, method in self.config.methods.items():
+                    if not method.modalities or modality in method.modalities:
+                        yield Asking(Training(seed, modality, method.release), name)
 
 
 def load_counterfactuals(path: Path, overrides: list[str]) -> CounterfactualsBenchmark:
