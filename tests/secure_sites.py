@@ -10,17 +10,9 @@ import numpy as np
 from flwr.app import ConfigRecord
 from numpy.typing import NDArray
 
-from ld_client.privacy.secure_aggregation import (
-    SiteState,
-    deal_shares,
-    mask_update,
-    offer_keys,
-    open_shares,
-    reveal_shares,
-)
+from ld_client.privacy.secure_aggregation import SiteState, answer_stage, begun, mask_update, open_shares
 from ld_common.secure_aggregation import (
     Payload,
-    Roster,
     RoutedShares,
     Setting,
     Stage,
@@ -61,17 +53,12 @@ class Sites:
 
     def answer(self, stage: Stage, site: str, request: Mapping[str, object]) -> Any:
         answer: Any
-        if stage is Stage.KEYS:
-            state, answer = offer_keys(site, unpack(Setting, request))
+        state = SiteState.from_bytes(self.states[site]) if site in self.states else None
+        if stage is Stage.VECTOR:
+            opened = open_shares(begun(state), unpack(RoutedShares, request), self.setting.study, self.setting.round)
+            state, answer, _ = mask_update(SiteState.from_bytes(opened.to_bytes()), self.updates[site])
         else:
-            state = SiteState.from_bytes(self.states[site])
-            if stage is Stage.SHARES:
-                state, answer = deal_shares(state, unpack(Roster, request))
-            elif stage is Stage.VECTOR:
-                opened = open_shares(state, unpack(RoutedShares, request), self.setting.study, self.setting.round)
-                state, answer, _ = mask_update(SiteState.from_bytes(opened.to_bytes()), self.updates[site])
-            else:
-                state, answer = reveal_shares(state, unpack(UnmaskRequest, request))
+            state, answer = answer_stage(stage, site, request, state)
         self.states[site] = state.to_bytes()
         return answer
 

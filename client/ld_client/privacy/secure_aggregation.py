@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
@@ -40,9 +41,11 @@ from ld_common.secure_aggregation import (
     Roster,
     RoutedShares,
     Setting,
+    Stage,
     UnmaskRequest,
     quantise,
     require,
+    unpack,
 )
 
 
@@ -104,6 +107,37 @@ class SiteState:
     def check_session(self, session: bytes) -> None:
         """Refuse a request of another round, study or roster; raises `FederationError`."""
         require(session == self.session, "a request of another round, study or set of sites than the site's: refused")
+
+
+def answer_stage(
+    stage: Stage, site: str, request: Mapping[str, object], state: SiteState | None, fewest: int = 2
+) -> tuple[SiteState, KeyOffer | DealtShares | RevealedShares]:
+    """Any stage but that of the vector, which is trained between `open_shares` and `mask_update`.
+
+    Args:
+        stage: which.
+        site: the site's name.
+        request: as it arrived.
+        state: what the site keeps; None before its first round.
+        fewest: as in `offer_keys`.
+
+    Raises:
+        FederationError: the request is malformed, out of turn or asks for what must not be revealed.
+    """
+    if stage is Stage.KEYS:
+        return offer_keys(site, unpack(Setting, request), fewest, state)
+    held = begun(state)
+    if stage is Stage.SHARES:
+        return deal_shares(held, unpack(Roster, request))
+    require(stage is Stage.UNMASK, f"stage '{stage}' has no answer without training: refused")
+    return reveal_shares(held, unpack(UnmaskRequest, request))
+
+
+def begun(state: SiteState | None) -> SiteState:
+    """What a site keeps of a round; raises `FederationError` where it has begun none."""
+    if state is None:
+        raise FederationError("secure aggregation was asked to go on with a round that this site has not begun")
+    return state
 
 
 def offer_keys(

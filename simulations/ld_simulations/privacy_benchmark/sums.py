@@ -9,21 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ld_client.privacy.secure_aggregation import (
-    SiteState,
-    deal_shares,
-    mask_update,
-    offer_keys,
-    open_shares,
-    reveal_shares,
-)
+from ld_client.privacy.secure_aggregation import SiteState, answer_stage, mask_update, open_shares
 from ld_common.secure_aggregation import (
     Payload,
-    Roster,
     RoutedShares,
     Setting,
     Stage,
-    UnmaskRequest,
     default_threshold,
     pack,
     unpack,
@@ -81,12 +72,8 @@ def _round(count: int, length: int, seed: int) -> dict[str, float]:
 def _answer(
     stage: Stage, name: str, request: Payload, states: dict[str, SiteState], update: np.ndarray
 ) -> tuple[SiteState, Any]:
-    if stage is Stage.KEYS:
-        return offer_keys(name, unpack(Setting, request))
-    if stage is Stage.SHARES:
-        return deal_shares(states[name], unpack(Roster, request))
-    if stage is Stage.UNMASK:
-        return reveal_shares(states[name], unpack(UnmaskRequest, request))
+    if stage is not Stage.VECTOR:
+        return answer_stage(stage, name, request, states.get(name))
     opened = open_shares(states[name], unpack(RoutedShares, request), "0" * 64, 1)
     state, answer, _ = mask_update(opened, update)
     return state, answer
