@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_common.config import load_config
 from ld_common.modality import Modality
+from ld_common.schemes import State
 from ld_simulations.base_model import write_folder
 from ld_simulations.base_networks import (
     BaseModelConfig,
@@ -52,6 +53,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae.register_to_config(scaling_factor=1.5)
     parts = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
     return write_folder(config, parts | {"tokenizer": tokenizer, "scheduler": make_scheduler()}, latents)
+
+
+def random_state(state: State, deviation: float) -> State:
+    """Tensors like a scheme's, the same whatever was drawn before."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: deviation * torch.randn(value.shape, generator=generator) for name, value in state.items()}
 
 
 @pytest.fixture(scope="session")

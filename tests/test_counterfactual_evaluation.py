@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -32,6 +31,7 @@ from ld_simulations.counterfactuals.judge import Judge, JudgeConfig, interval
 from ld_simulations.counterfactuals.plan import load_counterfactuals
 from ld_simulations.counterfactuals.table import page, release_page, summarize_table
 from ld_simulations.hospitals import HospitalConfig, HospitalsConfig, write_hospitals
+from tests.conftest import random_state
 
 FEW = JudgeConfig(cycles=2, cycled=1, predictor_steps=2)
 COUNTS = {"patients": 24, "follow_ups": 24, "questions": 96, "reference_scans": 9, "reference_patients": 4}
@@ -50,7 +50,7 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = from_mapping(StudyConfig, {"base_model": str(tiny_base), "scheme": {"rank": 2}, "edit": {"steps": 4}})
     attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
-    state = {name: 0.1 * torch.randn_like(value) for name, value in attached.state().items()}
+    state = random_state(attached.state(), 0.1)
     folder = tmp_path_factory.mktemp("release")
     return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, [])
 

@@ -23,7 +23,7 @@ from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig
 from ld_server.generate import cli
 from ld_server.questions import folder_names
-from tests.conftest import write_mr_slice
+from tests.conftest import random_state, write_mr_slice
 
 GIVEN = "age=74,sex=F,diagnosis=CN"
 
@@ -32,7 +32,7 @@ GIVEN = "age=74,sex=F,diagnosis=CN"
 def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = from_mapping(StudyConfig, {"base_model": str(tiny_base), "scheme": {"rank": 2}})
     attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
-    state = {name: 0.1 * torch.randn_like(value) for name, value in attached.state().items()}
+    state = random_state(attached.state(), 0.1)
     folder, drift = tmp_path_factory.mktemp("release"), torch.full((4, 1, 1), 0.5)
     return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, drift, {"aster": 2 * drift}, [])
 

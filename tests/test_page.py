@@ -18,7 +18,6 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-import torch
 from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
@@ -38,7 +37,7 @@ from ld_server.page.appearance import message
 from ld_server.page.drawing import Wish, draw
 from ld_server.page.scans import find_examples, one_scan
 from ld_server.page.server import MOST_BYTES, is_loopback, serving
-from tests.conftest import write_mr_slice
+from tests.conftest import random_state, write_mr_slice
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -56,7 +55,7 @@ def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempP
     asked = {"base_model": str(tiny_base), "scheme": {"rank": 2}, "edit": {"steps": 4}}
     study = from_mapping(StudyConfig, asked)
     attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
-    state = {name: 0.1 * torch.randn_like(value) for name, value in attached.state().items()}
+    state = random_state(attached.state(), 0.1)
     folder = tmp_path_factory.mktemp("release")
     return read_release(write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, []))
 

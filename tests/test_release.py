@@ -14,6 +14,7 @@ from ld_common.models import base_digest, load_denoiser
 from ld_common.release import load_release_base, read_release, write_release
 from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig
+from tests.conftest import random_state
 
 MODALITY = load_config(Modality, Path(__file__).parents[1] / "configs/modalities/brain_mri.yaml")
 ROUND = {"sites": {"p": {"visits": 9, "patients": 4}}, "left_out": {}, "round": 1}
@@ -25,7 +26,7 @@ def released(tiny_base: Path, tmp_path: Path) -> Path:
         StudyConfig, {"base_model": str(tiny_base), "scheme": {"rank": 2}, "federation": {"sites": ["p", "q"]}}
     )
     attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
-    state = {name: torch.randn_like(value) for name, value in attached.state().items()}
+    state = random_state(attached.state(), 1.0)
     drift = torch.tensor([0.1, -0.2, 0.3, 0.0])[:, None, None]
     digest = base_digest(str(tiny_base))
     return write_release(tmp_path / "release", study, MODALITY, digest, state, drift, {"p": drift}, [ROUND])

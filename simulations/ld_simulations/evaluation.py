@@ -165,10 +165,12 @@ def summarize(rows: Sequence[dict[str, Any]], growth_ceiling: float) -> dict[str
     drawn = np.array([row["growth_mm2"] for row in grown])
     true = np.array([row["true_growth_mm2"] for row in grown])
     signs = np.sign(true)
+    with np.errstate(invalid="ignore"):  # NaN where nothing grows
+        correlation = float(np.corrcoef(drawn, true)[0, 1])
     return {
         "edit_direction_rate": float(np.mean(np.sign(drawn) == signs)),
         "growth_ratio": float((drawn * signs).mean() / (true * signs).mean()),
-        "growth_correlation": float(np.corrcoef(drawn, true)[0, 1]),
+        "growth_correlation": correlation,
         "growth_correlation_ceiling": growth_ceiling,
         "copy_gain_db": float(np.mean([row["copy_gain_db"] for row in rows])),
         "identity_ratio": float(np.mean([row["identity_ratio"] for row in rows])),
