@@ -83,7 +83,7 @@ def test_rendered_patients_have_a_truth_for_each_edit_and_a_real_follow_up(data:
 
 def test_scans_without_a_truth_are_asked_what_the_modality_has_words_for(brain_mri: Modality, tmp_path: Path) -> None:
     folder = write_scans(tmp_path, ("a", 70, "F", "CN"), ("b", 95, "M", "AD"), ("a", 73, "F", "CN"))
-    found = read_data(folder, brain_mri, 32)  # the first and the last visit
+    found = read_data(folder, brain_mri, 32)
     assert (found.baselines.patients, found.follow_ups.patients, found.owners) == (["a", "b"], ["a"], [0])
     assert {(one.scan, one.name) for one in found.asked} == {
         (0, "age_plus_10"),

@@ -1,7 +1,7 @@
 """Do edited pictures show what was asked for? Small networks that read the attributes off real pictures say so.
 
-They learn from patients who are not edited, on pictures that went through the VAE, so that
-what the VAE leaves on every answer tells them nothing.
+They learn from patients who are not edited, on pictures that went through the VAE, so that what the VAE leaves on every
+answer tells them nothing.
 """
 
 from __future__ import annotations
