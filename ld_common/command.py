@@ -27,6 +27,15 @@ def progress_bar(console: Console, title: str, total: int, transient: bool = Tru
         yield lambda done: progress.advance(bar, done)
 
 
+@contextmanager
+def loading(console: Console) -> Iterator[None]:
+    """A line on a terminal while a command imports the model libraries, which takes seconds; do that in its body."""
+    with console.status("loading the model libraries"):
+        import ld_common.offline  # noqa: F401  (before any model library)
+
+        yield
+
+
 def visible(line: str) -> str:
     """A line in which each character that is not printable stands as its escape: others' words cannot move a cursor."""
     return "".join(sign if sign.isprintable() or sign == "\t" else repr(sign)[1:-1] for sign in line)

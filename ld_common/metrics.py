@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.transforms import FillHoles, KeepLargestConnectedComponent
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -84,6 +83,8 @@ def _area(image: Tensor) -> float:
 
 def _head(values: Tensor) -> Tensor:
     """The brain's mask `(S,S)`: the largest bright region with its holes filled."""
+    from monai.transforms import FillHoles, KeepLargestConnectedComponent  # seconds, which few commands need
+
     bright = values > HEAD_LEVEL * float(np.percentile(values.numpy(), 99))
     filled = FillHoles()(KeepLargestConnectedComponent()(bright[None].float()))
     return torch.as_tensor(np.asarray(filled))[0] > 0

@@ -6,7 +6,7 @@ import re
 
 from ld_common.config import is_number, require
 
-RESERVED_NAMES = ("release", "auto")
+RESERVED_NAMES = RELEASE, AUTO = ("release", "auto")
 """Words that `ld-generate --drift` knows; no site can be called so."""
 MOST_LETTERS = 64
 """What the common name of a certificate holds."""

@@ -11,9 +11,7 @@ from ld_common.errors import RequestError
 from ld_common.modality import Attributes
 from ld_common.models import Denoiser
 from ld_common.release import Release
-from ld_common.site_name import RESERVED_NAMES
-
-RELEASE, AUTO = RESERVED_NAMES
+from ld_common.site_name import AUTO, RELEASE
 
 
 @dataclass(frozen=True)

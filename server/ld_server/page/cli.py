@@ -9,12 +9,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-import ld_common.offline  # noqa: F401  (before any model library)
-from ld_common.command import TRUST_HELP, UNSIGNED_HELP
+from ld_common.command import TRUST_HELP, UNSIGNED_HELP, loading
 from ld_common.errors import ConfigError
-from ld_common.release import load_release_base
-from ld_common.trusted_keys import read_trusted_release
-from ld_server.page.scans import find_examples
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -43,11 +39,15 @@ def serve(
     """
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the page needs gradio: pip install 'latent-drift-federation[page]'")
+    with loading(console):
+        from ld_common.release import load_release_base
+        from ld_common.trusted_keys import read_trusted_release
+        from ld_server.page.scans import find_examples
+        from ld_server.page.server import is_loopback, serving  # needs the extra that was looked for above
+
     loaded, notes = read_trusted_release(release, trust, allow_unsigned)
     found = {} if examples is None else find_examples(examples, loaded.modality)
     model = load_release_base(loaded, base, device, precision)
-    from ld_server.page.server import is_loopback, serving  # an extra, which the rest of ld-generate does without
-
     if not is_loopback(host):
         notes.append(f"warning: on {host} others can reach this page: it asks for no password and encrypts nothing")
     with serving(model, loaded, found, host, port) as address:

@@ -1,0 +1,107 @@
+"""What `ld-evaluate` runs, with bars: trainings in several processes, then a table; or a judgement of a release."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.console import Console
+
+import ld_common.offline  # noqa: F401  (before any model library)
+from ld_common.command import progress_bar
+from ld_common.config import load_config, nearest, require
+from ld_common.methods import METHODS
+from ld_common.release import read_release
+from ld_server.draw import make_folder
+from ld_simulations.benchmark.execution import Worker
+from ld_simulations.benchmark.plan import Benchmark, Training, load_benchmark
+from ld_simulations.benchmark.report import write_results
+from ld_simulations.counterfactuals.execution import judge_release
+from ld_simulations.counterfactuals.judge import JudgeConfig
+from ld_simulations.counterfactuals.table import write_release_table
+
+console = Console()
+
+_own: list[Worker] = []
+"""A pool's process has one worker for its life."""
+
+
+def fill_table(config: Path, overrides: list[str], only_report: bool) -> None:
+    """Train and draw what is not there yet of the benchmark, unless `only_report`, and write its table."""
+    benchmark = load_benchmark(config, overrides)
+    output = Path(benchmark.config.output)
+    benchmark.claim_output()
+    if not only_report:
+        _fill(benchmark, output)
+    for file in write_results(benchmark):
+        console.print(f"wrote {file}", soft_wrap=True)
+
+
+def judge(
+    release: Path,
+    data: Path,
+    reference: Path | None,
+    methods: Sequence[str],
+    seeds: int,
+    base: str | None,
+    out: Path,
+    overrides: list[str],
+) -> None:
+    """Ask a release in each way, with a bar, and write the table."""
+    config = load_config(JudgeConfig, None, overrides)
+    for name in methods:
+        require(name in METHODS, f"--method {name}: {nearest(name, list(METHODS))}")
+    require(seeds > 0, f"--seeds is {seeds}: it must be above 0")
+    make_folder(out)
+    asked = list(dict.fromkeys(methods)) or [read_release(release).study.edit.method]
+    total = sum(seeds if METHODS[name]().uses_noise else 1 for name in asked)
+    with progress_bar(console, "judging", total) as advance:
+        runs = judge_release(release, data, reference, asked, seeds, config, base, lambda: advance(1))
+    for file in write_release_table(out, runs, read_release(release).study.name, data):
+        console.print(f"wrote {file}", soft_wrap=True)
+
+
+def _fill(benchmark: Benchmark, output: Path) -> None:
+    """Run whatever is not there yet."""
+    with progress_bar(console, "real pictures", len(benchmark.modalities), transient=False) as advance:
+        worker = Worker(benchmark)
+        for modality in benchmark.modalities:
+            worker.prepare(modality)
+            advance(1)
+    tasks = benchmark.trainings
+    with progress_bar(console, "trainings and samples", len(tasks), transient=False) as advance:
+        for training in _run(benchmark, tasks):
+            advance(1)
+            with (output / "log.txt").open("a") as log:
+                print(f"{datetime.datetime.now():%F %T} {training.name}", file=log)
+
+
+def _run(benchmark: Benchmark, tasks: list[Training]) -> Iterator[Training]:
+    """Run all trainings; yields each as it ends."""
+    workers = benchmark.config.workers
+    if workers == 1:
+        worker = Worker(benchmark)
+        for task in tasks:
+            worker.run(task)
+            yield task
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, functools.partial(_start, benchmark, threads)) as pool:
+        futures = {pool.submit(_train, task): task for task in tasks}
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
+
+
+def _start(benchmark: Benchmark, threads: int) -> None:
+    _own.append(Worker(benchmark, threads))
+
+
+def _train(task: Training) -> list[Path]:
+    return _own[0].run(task)
