@@ -133,8 +133,12 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
     assert "## Brain" in page
     assert "## Chest" in page
     for modality in ("brain", "chest"):
-        with Image.open(results / f"latent_drift_{modality}.png") as sheet:
-            assert sheet.size[0] > 300
+        with (
+            Image.open(results / f"latent_drift_{modality}.png") as sheet,
+            Image.open(results / f"latent_drift_{modality}_basic.png") as first,
+        ):
+            assert first.size[0] == sheet.size[0] > 300
+            assert first.size[1] < sheet.size[1]  # the first scheme's rows alone
     with pytest.raises(ConfigError, match="another samples"):
         cli(["--config", str(CONFIG), *overrides, "samples=13"], standalone_mode=False)
     first = (tmp_path / "work/runs").glob("*.json")

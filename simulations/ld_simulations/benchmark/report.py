@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from safetensors.torch import load_file
 
 from ld_common.files import write_bytes
@@ -24,7 +26,8 @@ from ld_simulations.benchmark.plan import (
 from ld_simulations.benchmark.table import Metric, Row, Run, Verdict, find, metrics_of, rows_of, shown, verdicts
 
 RUNS, REFERENCE, PAGE = "latent_drift.json", "latent_drift_reference.json", "latent_drift.md"
-SHEET = "latent_drift_{}.png"
+SHEET, SHORT_SHEET = "latent_drift_{}.png", "latent_drift_{}_{}.png"
+"""Samples of a modality under all configurations, and under those of its first scheme alone."""
 INCHES = 0.62
 SHOWN_IN_SHEET = 10
 FORMULATIONS = ("none", PRIOR, MAP, CONDITIONAL)
@@ -39,10 +42,12 @@ def write_results(benchmark: Benchmark) -> list[Path]:
     write_bytes(folder / RUNS, (json.dumps(runs, indent=1) + "\n").encode())
     write_bytes(folder / REFERENCE, (json.dumps(references, indent=1) + "\n").encode())
     write_bytes(folder / PAGE, page(benchmark, runs, references).encode())
-    sheets = []
+    sheets, schemes = [], list(benchmark.config.schemes)
     for modality in benchmark.modalities:
-        sheets.append(folder / SHEET.format(modality))
-        _write_sheet(sheets[-1], benchmark, modality)
+        first = schemes[0]
+        for name, of in ((SHEET.format(modality), schemes), (SHORT_SHEET.format(modality, first), [first])):
+            sheets.append(folder / name)
+            _write_sheet(sheets[-1], benchmark, modality, of)
     return [folder / RUNS, folder / REFERENCE, folder / PAGE, *sheets]
 
 
@@ -139,13 +144,13 @@ def _line(row: Row | None, known: dict[str, Metric], start: str, plain: bool = F
     return [f"| {start}{'' if plain else row.title} | {len(row.runs)} | {cells} |"]
 
 
-def _write_sheet(path: Path, benchmark: Benchmark, modality: str) -> None:
-    """One row of samples a configuration, all from the same noise and prompts; real pictures on top."""
+def _write_sheet(path: Path, benchmark: Benchmark, modality: str, schemes: Sequence[str]) -> None:
+    """One row of samples a configuration of these schemes, all from the same noise and prompts; real ones on top."""
     folder, first = Path(benchmark.config.output) / "sheets", benchmark.config.seeds[0]
     shown_rows = [("real", folder / f"{modality}-real.safetensors")]
     for drawing in benchmark.all_drawings:
         training = drawing.training
-        if (training.modality, training.seed) == (modality, first):
+        if (training.modality, training.seed) == (modality, first) and training.scheme in schemes:
             row = Row(modality, training.scheme, drawing.drift, drawing.formulation, drawing.control, [])
             title = f"{training.scheme.replace('_', ' ')}, {row.title}"
             shown_rows.append((title, folder / f"{drawing.name}.safetensors"))
@@ -160,5 +165,7 @@ def _write_sheet(path: Path, benchmark: Benchmark, modality: str) -> None:
         axes.imshow(strip, cmap="gray", vmin=-1, vmax=1, aspect="auto")
         axes.set_axis_off()
         figure.text(left - 0.01, 1 - (number + 0.5) / len(shown_rows), title, fontsize=7, ha="right", va="center")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    Image.open(drawn).convert("L").save(path, optimize=True)
