@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from ld_common.drift import Drift, shift_output
 from ld_common.errors import ConfigError, ModelError
 from ld_common.models import Condition, Denoiser
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
 
 
 @dataclass(frozen=True, eq=False)

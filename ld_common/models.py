@@ -1,6 +1,7 @@
 """The frozen base: VAE, UNet, text encoder, tokenizer and scheduler of a Stable Diffusion folder or hub id.
 
-Channel counts, latent scale, latent size and prediction type are read from the model, never assumed.
+Channel counts, latent scale, latent size and prediction type are read from the model, never assumed. diffusers and
+transformers, which take seconds to import, are imported only where a model is loaded.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
+import ld_common.offline  # noqa: F401  (before any model library)
 from ld_common.errors import ModelError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 STATISTICS = "latent_statistics.json"
@@ -145,6 +147,8 @@ def load_base(name: str, device: str = "cpu", precision: str = "float32") -> Bas
     Raises:
         ModelError: no such folder or cached id, a missing part, unreadable weights, or no such device here.
     """
+    from diffusers import AutoencoderKL
+
     denoiser, folder = load_denoiser(name, device, precision), locate_base(name)
     with _readable(name):
         vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=denoiser.dtype, variant=_variant(folder / "vae")).to(
@@ -158,6 +162,10 @@ def load_base(name: str, device: str = "cpu", precision: str = "float32") -> Bas
 
 def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") -> Denoiser:
     """Only what training needs of a base, without its VAE; arguments and errors as for `load_base`."""
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
+
     folder, dtype = locate_base(name), _dtype(precision)
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ModelError(f"device is '{device}': use cpu, or cuda on a machine that has it")
@@ -184,6 +192,8 @@ def locate_base(name: str) -> Path:
     """The folder of a base given by path or by hub id; raises `ModelError` when it is not on this machine."""
     folder = Path(name)
     if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
         try:
             folder = Path(snapshot_download(name, local_files_only=True))
         except (OSError, ValueError) as error:

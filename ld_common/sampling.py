@@ -6,10 +6,9 @@ so that one drift draws the same distribution whatever the sampler, the number o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from ld_common.drift import Drift, prior_shift, restore, shift_output, step_shift
@@ -17,7 +16,15 @@ from ld_common.errors import ConfigError
 from ld_common.inversion import check_steps
 from ld_common.models import Denoiser
 
-SAMPLERS = {"ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
+SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "dpm-solver++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+}
+"""Class of diffusers by name."""
 SPACINGS = ("leading", "trailing", "linspace")
 
 
@@ -33,6 +40,8 @@ def make_sampler(scheduler: DDIMScheduler, name: str = "ddim", steps: int = 50, 
     Raises:
         ConfigError: an unknown name or spacing, `linspace` for `ddim`, or more steps than the schedule has room for.
     """
+    import diffusers
+
     if name not in SAMPLERS:
         raise ConfigError(f"sampler is '{name}': known: {', '.join(SAMPLERS)}")
     if spacing and spacing not in SPACINGS:
@@ -42,7 +51,7 @@ def make_sampler(scheduler: DDIMScheduler, name: str = "ddim", steps: int = 50, 
         raise ConfigError("spacing linspace does not fit ddim, whose steps are equally long: use leading or trailing")
     check_steps(scheduler, steps)
     own = {"timestep_spacing": spacing} if spacing else {}
-    sampler = SAMPLERS[name].from_config(scheduler.config, **own)
+    sampler = getattr(diffusers, SAMPLERS[name]).from_config(scheduler.config, **own)
     sampler.set_timesteps(steps)
     return sampler
 
@@ -88,11 +97,11 @@ def _sample(model: Denoiser, context: Tensor, noise: Tensor, sampler: Any, drift
 
 def _signal_level(sampler: Any, index: int) -> float:
     """a = sqrt(ᾱ) at a sampler's timestep."""
-    if isinstance(sampler, DDIMScheduler):
+    if type(sampler).__name__ == SAMPLERS["ddim"]:
         return float(sampler.alphas_cumprod[int(sampler.timesteps[index])]) ** 0.5
     return 1 / (float(sampler.sigmas[index]) ** 2 + 1) ** 0.5
 
 
 def _scale(sampler: Any, index: int) -> float:
     """What a sampler's latents are of z: 1, or 1/a for Euler's."""
-    return 1 / _signal_level(sampler, index) if isinstance(sampler, EulerDiscreteScheduler) else 1.0
+    return 1 / _signal_level(sampler, index) if type(sampler).__name__ == SAMPLERS["euler"] else 1.0

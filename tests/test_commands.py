@@ -26,6 +26,23 @@ def test_help_needs_no_model_library(command: str) -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ld_client.data.store",
+        "ld_client.deployment.check",
+        "ld_client.privacy.budget",
+        "ld_common.trusted_keys",
+        "ld_server.deployment.status",
+        "ld_server.generation",
+    ],
+)
+def test_what_loads_no_model_imports_no_model_library(module: str) -> None:
+    code = f"import sys, {module}; print(*{{'diffusers', 'transformers', 'peft', 'monai'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
 def test_help_names_every_way_of_editing() -> None:
     said = CliRunner().invoke(generate, ["--help"], env={"COLUMNS": "300"}).output
     words = set(said.replace(",", " ").replace(".", " ").split())

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from peft import LoraConfig
 
 from ld_common.config import require
 from ld_common.errors import AdapterError
@@ -40,6 +39,8 @@ class Lora(Scheme):
         Raises:
             AdapterError: no layer of this UNet matches the targets.
         """
+        from peft import LoraConfig  # it imports all of transformers
+
         config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=list(self.targets))
         try:
             model.unet.add_adapter(config)

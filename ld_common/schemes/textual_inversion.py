@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AddedToken
 
 from ld_common.config import require
 from ld_common.models import Denoiser
@@ -53,6 +52,8 @@ class TextualInversion(Scheme):
 
     def attach(self, model: Denoiser, seed: int) -> Iterator[Named]:
         """Add the tokens; each starts as the mean of its phrase's own, the concept's as the mean of all tokens."""
+        from transformers import AddedToken
+
         table = model.text_encoder.get_input_embeddings()
         starts: dict[str, Tensor] = {CONCEPT: table.weight.float().mean(0)}
         for phrase in self.words:
