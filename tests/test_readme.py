@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ld_simulations.benchmark.plan import MAP, PRIOR
+from ld_simulations.benchmark.plan import CONDITIONAL, MAP, OFFSET_NOISE, PRIOR, ZERO_SNR
 from ld_simulations.benchmark.table import find, reduction, rows_of
 from ld_simulations.summary import AIMS
 
@@ -58,21 +58,50 @@ def test_how_true_counterfactuals_are_is_what_the_table_says() -> None:
 def test_what_drift_does_is_what_the_table_says() -> None:
     runs = json.loads((ROOT / "docs/benchmarks/latent_drift.json").read_text())
     metric = "frechet_efficientnet_lite0"
-    for words, formulation in (("drift, a value for each latent channel", PRIOR), ("drift as a map", MAP)):
+    forms = {
+        "drift, a value for each latent channel": PRIOR,
+        "drift as a map": MAP,
+        "drift as a map that follows the prompt": CONDITIONAL,
+    }
+    for words, formulation in forms.items():
         cells = []
         for modality in ("brain", "chest"):
             rows = rows_of(runs, modality)
             before, after = find(rows, "basic", "none"), find(rows, "basic", formulation)
             assert before is not None
             assert after is not None
-            cells.append(f"{reduction(before, after, metric):.0%}".replace("%", " %"))
+            cells.append(percent(reduction(before, after, metric)))
         assert f"| {words} | {cells[0]} | {cells[1]} |" in README
     brain = rows_of(runs, "brain")
-    before, after = find(brain, "basic", "none"), find(brain, "basic", MAP)
-    assert before is not None
-    assert after is not None
-    matched = reduction(before, after, "frechet_matched_efficientnet_lite0")
+    plain, mapped, conditional, offset = (
+        find(brain, "basic", formulation, control)
+        for formulation, control in (
+            ("none", None),
+            (MAP, None),
+            (CONDITIONAL, None),
+            ("none", OFFSET_NOISE),
+        )
+    )
+    assert plain and mapped and conditional and offset
+    matched = reduction(plain, mapped, "frechet_matched_efficientnet_lite0")
     flat = " ".join(README.split())
-    assert f"with all grey levels matched, the brain's distance still falls by {matched:.0%}".replace("%", " %") in flat
-    slopes = [row.values("size_slope").mean() for row in (after, before)]
+    assert f"with all grey levels matched, the brain's distance still falls by {percent(matched)}" in flat
+    slopes = [row.values("size_slope").mean() for row in (mapped, plain, conditional)]
     assert f"slope {slopes[0]:.2f}, without drift {slopes[1]:.2f}" in flat
+    assert f"brings the slope to {slopes[2]:.2f}" in flat
+    assert f"Offset noise alone cuts the brain's distance by {percent(reduction(plain, offset, metric))}" in flat
+    chest = rows_of(runs, "chest")
+    bare, noisy = find(chest, "basic", "none"), find(chest, "basic", "none", OFFSET_NOISE)
+    assert bare and noisy
+    assert f"(the chest's by {percent(reduction(bare, noisy, metric))})" in flat
+    ends = [find(rows, "basic", "none", ZERO_SNR) for rows in (brain, chest)]
+    assert ends[0] and ends[1]
+    cuts = [percent(reduction(plain, ends[0], metric)), percent(reduction(bare, ends[1], metric))]
+    slopes = [row.values("size_slope").mean() for row in ends if row]
+    assert f"needs no drift: {cuts[0]} and {cuts[1]}" in flat
+    assert f"(slope {slopes[0]:.2f} and {slopes[1]:.2f})" in flat
+
+
+def percent(share: float) -> str:
+    """As the README writes it."""
+    return f"{share:.0%}".replace("%", " %")
