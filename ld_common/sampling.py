@@ -97,11 +97,15 @@ def _sample(model: Denoiser, context: Tensor, noise: Tensor, sampler: Any, drift
 
 def _signal_level(sampler: Any, index: int) -> float:
     """a = sqrt(ᾱ) at a sampler's timestep."""
-    if type(sampler).__name__ == SAMPLERS["ddim"]:
+    from diffusers import DDIMScheduler
+
+    if isinstance(sampler, DDIMScheduler):
         return float(sampler.alphas_cumprod[int(sampler.timesteps[index])]) ** 0.5
     return 1 / (float(sampler.sigmas[index]) ** 2 + 1) ** 0.5
 
 
 def _scale(sampler: Any, index: int) -> float:
     """What a sampler's latents are of z: 1, or 1/a for Euler's."""
-    return 1 / _signal_level(sampler, index) if type(sampler).__name__ == SAMPLERS["euler"] else 1.0
+    from diffusers import EulerDiscreteScheduler
+
+    return 1 / _signal_level(sampler, index) if isinstance(sampler, EulerDiscreteScheduler) else 1.0
