@@ -17,8 +17,9 @@ from ld_simulations.privacy_benchmark.sums import measure_sum
 
 CONFIG = Path(__file__).parents[1] / "configs/benchmark_privacy.yaml"
 SMALL = [
-    "seeds=[0]", "epsilons=[8]", "patients=[4]", "public_patients=2", "public_steps=2", "held_out=2", "samples=4",
-    "attacked_patients=3", "attacked_steps=2", "canaries=4", "setting.patients=6", "setting.sampling_rate=0.5",
+    "seeds=[0]", "workers=1", "epsilons=[8]", "patients=[4]", "public_patients=2", "public_steps=2", "held_out=2",
+    "samples=4",
+    "attacked_patients=3", "attacked_steps=2", "canaries=4", "setting.patients=6", "setting.batch_patients=3",
     "setting.steps=2", "setting.rank=1",
 ]  # fmt: skip
 
@@ -35,12 +36,12 @@ def benchmark(tiny_base: Path, tmp_path: Path) -> PrivacyBenchmark:
 def test_the_plan_asks_what_a_hospital_asks() -> None:
     plan = load_privacy_benchmark(CONFIG, [])
     tables = {table: [title for own, title, _ in plan.tables() if own == table] for table, _, _ in plan.tables()}
-    assert tables["epsilon"] == ["no privacy", "10", "8", "3", "1"]
+    assert tables["epsilon"] == ["no privacy", "public start alone", "10", "8", "3", "1"]
     assert tables["patients"] == ["100", "300", "1000", "3000", "10000"]
     assert len(plan.config.seeds) >= 3
     for _, title, setting in plan.tables():
         study = plan.study_of(setting, 0)
-        assert study.privacy.enabled == (title != "no privacy")
+        assert study.privacy.enabled == (title not in ("no privacy", "public start alone"))
         assert study.privacy.delta * setting.patients <= 0.1 + 1e-9
 
 
@@ -60,12 +61,12 @@ def test_a_wrong_plan_is_named(override: str, words: str) -> None:
 
 @pytest.mark.slow
 def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None:
-    results, runs = Results(benchmark), QualityRuns(benchmark, 1)
-    for _, _, setting in benchmark.tables():
-        if results.read("quality", f"{setting.name}-0") is None:
-            results.write("quality", f"{setting.name}-0", runs.run(setting, 0))
-    for name, epsilon in (("overfitted", 0.0), ("private", 8.0)):
-        results.write("attacks", f"{name}-0", attack(benchmark, runs, epsilon, 0, lambda *_: None))
+    results, runs = Results(benchmark), QualityRuns(benchmark)
+    runs.prepare(benchmark.trainings)
+    for training in benchmark.trainings:
+        results.write("quality", training.name, runs.run(training))
+    for attacked in benchmark.attacked:
+        results.write("attacks", attacked.name, attack(runs, attacked))
     results.write("sums", "3-25000", measure_sum(3, 25_000))
     files = write_results(benchmark)
     assert [file.name for file in files] == ["privacy.json", "privacy.md", "privacy_patients.png"]
@@ -79,3 +80,5 @@ def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None
     private = results.quality(next(setting for table, _, setting in benchmark.tables() if table == "levers"))[0]
     assert private["epsilon"] <= 8.0
     assert private["noise_over_signal"] > 0
+    again = replace(benchmark, config=replace(benchmark.config, output="elsewhere", adopt=str(files[0])))
+    assert Results(again).kept() == results.kept()

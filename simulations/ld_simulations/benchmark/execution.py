@@ -47,13 +47,11 @@ SAMPLED_TOGETHER = {"cpu": 32, "cuda": 512}
 class Worker:
     """Runs trainings; data, bases and real features are loaded once for each modality."""
 
-    def __init__(self, benchmark: Benchmark, threads: int = 0) -> None:
+    def __init__(self, benchmark: Benchmark) -> None:
         self.benchmark, self.config = benchmark, benchmark.config
         self.output = Path(self.config.output)
         self._loaded: dict[str, Any] = {}
         self._last: tuple[Training, Attached[BaseModel]] | None = None
-        if threads:
-            torch.set_num_threads(threads)
 
     def run(self, training: Training) -> list[Path]:
         """Train and draw what is not there yet; returns the result files."""

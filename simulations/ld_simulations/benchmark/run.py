@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-import multiprocessing
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,16 +16,14 @@ from ld_common.methods import METHODS
 from ld_common.release import read_release
 from ld_server.draw import make_folder
 from ld_simulations.benchmark.execution import Worker
-from ld_simulations.benchmark.plan import Benchmark, Training, load_benchmark
+from ld_simulations.benchmark.plan import Benchmark, load_benchmark
 from ld_simulations.benchmark.report import write_results
 from ld_simulations.counterfactuals.execution import judge_release
 from ld_simulations.counterfactuals.judge import JudgeConfig
 from ld_simulations.counterfactuals.table import write_release_table
+from ld_simulations.workers import work_through
 
 console = Console()
-
-_own: list[Worker] = []
-"""A pool's process has one worker for its life."""
 
 
 def fill_table(config: Path, overrides: list[str], only_report: bool) -> None:
@@ -73,35 +68,9 @@ def _fill(benchmark: Benchmark, output: Path) -> None:
         for modality in benchmark.modalities:
             worker.prepare(modality)
             advance(1)
-    tasks = benchmark.trainings
+    tasks, make = benchmark.trainings, functools.partial(Worker, benchmark)
     with progress_bar(console, "trainings and samples", len(tasks), transient=False) as advance:
-        for training in _run(benchmark, tasks):
+        for training, _ in work_through(make, Worker.run, tasks, benchmark.config.workers):
             advance(1)
             with (output / "log.txt").open("a") as log:
                 print(f"{datetime.datetime.now():%F %T} {training.name}", file=log)
-
-
-def _run(benchmark: Benchmark, tasks: list[Training]) -> Iterator[Training]:
-    """Run all trainings; yields each as it ends."""
-    workers = benchmark.config.workers
-    if workers == 1:
-        worker = Worker(benchmark)
-        for task in tasks:
-            worker.run(task)
-            yield task
-        return
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, functools.partial(_start, benchmark, threads)) as pool:
-        futures = {pool.submit(_train, task): task for task in tasks}
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
-
-
-def _start(benchmark: Benchmark, threads: int) -> None:
-    _own.append(Worker(benchmark, threads))
-
-
-def _train(task: Training) -> list[Path]:
-    return _own[0].run(task)

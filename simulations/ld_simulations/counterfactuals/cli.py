@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +14,16 @@ import ld_common.offline  # noqa: F401  (before any model library)
 from ld_common.command import progress_bar, run_cli
 from ld_common.errors import RequestError
 from ld_simulations.bodies import find_body
-from ld_simulations.counterfactuals.execution import Run, Worker
-from ld_simulations.counterfactuals.plan import Asking, CounterfactualsBenchmark, Training, load_counterfactuals
+from ld_simulations.counterfactuals.execution import Worker
+from ld_simulations.counterfactuals.plan import CounterfactualsBenchmark, load_counterfactuals
 from ld_simulations.counterfactuals.table import write_table
 from ld_simulations.demo import prepare_sites
 from ld_simulations.growth_ceiling import growth_ceiling
 from ld_simulations.hospitals import held_out_population
+from ld_simulations.workers import work_through
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console()
-_own: list[Worker] = []
-"""A pool's process has one worker for its life."""
 
 
 @cli.command()
@@ -47,8 +43,8 @@ def evaluate(
     askings = list(benchmark.askings)
     for seed in [] if only_report else benchmark.config.seeds:
         own = [asking for asking in askings if asking.training.seed == seed]
-        _run(benchmark, f"seed {seed}: trainings", _train, list(dict.fromkeys(asking.training for asking in own)))
-        _run(benchmark, f"seed {seed}: judgements", _ask, own)
+        _run(benchmark, f"seed {seed}: trainings", Worker.train, list(dict.fromkeys(asking.training for asking in own)))
+        _run(benchmark, f"seed {seed}: judgements", Worker.ask, own)
     worker = Worker(benchmark)
     runs = [found for asking in askings if (found := worker.found(asking)) is not None]
     if not runs:
@@ -58,36 +54,12 @@ def evaluate(
     console.print(f"wrote {page}", soft_wrap=True)
 
 
-def _run(benchmark: CounterfactualsBenchmark, title: str, work: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
-    """Do `work` for each task, with a bar."""
+def _run(benchmark: CounterfactualsBenchmark, title: str, work: Callable[..., Any], tasks: Sequence[Any]) -> None:
+    """Do `work` of a worker for each task, with a bar."""
+    make = functools.partial(Worker, benchmark)
     with progress_bar(console, title, len(tasks), transient=False) as advance:
-        for _ in _pooled(benchmark, work, tasks):
+        for _ in work_through(make, work, tasks, benchmark.config.workers):
             advance(1)
-
-
-def _pooled(benchmark: CounterfactualsBenchmark, work: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
-    workers = benchmark.config.workers
-    if workers == 1:
-        _own[:] = [Worker(benchmark)]
-        for task in tasks:
-            yield work(task)
-        return
-    threads, context = max(1, (os.cpu_count() or 1) // workers), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, functools.partial(_start, benchmark, threads)) as pool:
-        for future in as_completed([pool.submit(work, task) for task in tasks]):
-            yield future.result()
-
-
-def _start(benchmark: CounterfactualsBenchmark, threads: int) -> None:
-    _own[:] = [Worker(benchmark, threads)]
-
-
-def _train(task: Training) -> Path:
-    return _own[0].train(task)
-
-
-def _ask(task: Asking) -> Run:
-    return _own[0].ask(task)
 
 
 def main() -> None:

@@ -90,9 +90,7 @@ def _run_of(modality: str, release: str, method: str, seed: int, edit: EditConfi
 class Worker:
     """One process's share; it keeps what is known of each modality's scans."""
 
-    def __init__(self, benchmark: CounterfactualsBenchmark, threads: int | None = None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def __init__(self, benchmark: CounterfactualsBenchmark) -> None:
         self.benchmark = benchmark
         self._judges: dict[str, Judge] = {}
 

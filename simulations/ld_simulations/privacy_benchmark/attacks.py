@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -14,19 +13,22 @@ from ld_client.privacy.private import train_round_privately
 from ld_client.train import Lesson, train_round
 from ld_common.models import load_denoiser
 from ld_common.schemes import attach, read_scheme
-from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, Setting
+from ld_simulations.privacy_benchmark.plan import Attacked, Setting
 from ld_simulations.privacy_benchmark.quality import QualityRuns, first_patients, lesson_of
 
 POINTS = 16
 
 
-def attack(
-    benchmark: PrivacyBenchmark, runs: QualityRuns, epsilon: float, seed: int, progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
-    """Train on patients and canaries, with or (ε 0) without privacy, and attack with those who were left out."""
+def patients_of_attacks(runs: QualityRuns) -> Lesson:
+    """Members and as many who are left out, made once and kept."""
+    return runs.lesson(runs.private, 2 * runs.config.attacked_patients)
+
+
+def attack(runs: QualityRuns, attacked: Attacked) -> dict[str, Any]:
+    """Train on patients and canaries, with or without privacy, and attack with those who were left out."""
+    benchmark, epsilon, seed = runs.benchmark, attacked.epsilon, attacked.seed
     config, device = benchmark.config, benchmark.config.device
-    members = config.attacked_patients
-    everyone = runs.lesson(runs.private, 2 * members)
+    members, everyone = config.attacked_patients, patients_of_attacks(runs)
     inside = first_patients(everyone, members)
     rows = [row for row, name in enumerate(everyone.patients) if name not in set(inside.patients)]
     outside, latents = lesson_of(everyone, rows), inside.latents
@@ -34,22 +36,18 @@ def attack(
     canaries = make_canaries(benchmark.modality, *moments, latents.shape[-1], config.canaries, seed, visits=3)
     joining, _ = canaries.taking_part()
     setting = Setting(
-        epsilon=epsilon, patients=members, sampling_rate=0.16, draws=2, rank=16, freeze_a=False, ema=0.0,
+        epsilon=epsilon, patients=members, batch_patients=16, draws=2, rank=16, freeze_a=False, ema=0.0,
         steps=config.attacked_steps, learning_rate=0.01, warm_start=False,
     )  # fmt: skip
     study = benchmark.study_of(setting, seed)
     model = load_denoiser(benchmark.study.base_model, device)
     attached = attach(model, read_scheme(study.scheme), seed)
     prompts, names = [*inside.prompts, *joining.prompts], [*inside.patients, *joining.pseudonyms]
-    lesson, total = Lesson(torch.cat([latents, joining.latents]), prompts, patients=names), setting.steps
-
-    def note(step: int, *_: object) -> None:
-        progress("training", step, total)
-
+    lesson = Lesson(torch.cat([latents, joining.latents]), prompts, patients=names)
     if epsilon:
-        train_round_privately(attached, lesson, study, 1, study.privacy_plan().step.noise_multiplier, note)
+        train_round_privately(attached, lesson, study, 1, study.privacy_plan().step.noise_multiplier)
     else:
-        train_round(attached, lesson, study, 1, "attack", on_step=note)
+        train_round(attached, lesson, study, 1, "attack")
     base = load_denoiser(benchmark.study.base_model, device)
     options = AttackOptions(points=POINTS, offset_noise=study.training.offset_noise, seed=seed)
     delta = study.privacy.delta if epsilon else 0.0
@@ -59,7 +57,6 @@ def attack(
         Scans(latents, inside.prompts, inside.patients),
         Scans(outside.latents, outside.prompts, outside.patients),
         options,
-        progress=lambda done, whole: progress("membership", done, whole),
     )
     bound = audit_canaries(
         base,
@@ -68,7 +65,6 @@ def attack(
         canaries.included,
         delta,
         options=options,
-        progress=lambda done, whole: progress("canaries", done, whole),
     )
     return {
         "epsilon": study.privacy_plan().epsilon if epsilon else None,

@@ -28,7 +28,7 @@ def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
     On one thread: several wait for each other where something else runs, and only the quotient is of interest.
     """
     torch.set_num_threads(1)
-    setting = Setting(patients=BATCH, sampling_rate=1.0, draws=DRAWS, steps=STEPS, warm_start=False)
+    setting = Setting(patients=BATCH, batch_patients=BATCH, draws=DRAWS, steps=STEPS, warm_start=False)
     private = benchmark.study_of(setting, 0)
     plain = replace(private, privacy=replace(private.privacy, enabled=False))
     model = load_denoiser(benchmark.study.base_model, benchmark.config.device)

@@ -15,6 +15,10 @@ from ld_common.study import StudyConfig, load_study
 from ld_simulations.hospitals import HospitalsConfig
 
 PARTS = ("cost", "kills", "sums", "attacks", "quality")
+TABLES = ("epsilon", "patients", "levers")
+NO_PRIVACY = "no privacy"
+"""Title of the row that the others are compared with."""
+ATTACKED_EPSILON = 8.0
 
 
 @dataclass(frozen=True)
@@ -24,26 +28,55 @@ class Setting:
     epsilon: float = 8.0
     """Target ε of the run at δ = 1 / (10 patients); 0 for training without differential privacy."""
     patients: int = 3000
-    sampling_rate: float = 0.17
-    draws: int = 2
+    batch_patients: int = 170
+    """Expected number of patients in a step, or all of a hospital that has fewer."""
+    draws: int = 1
     rank: int = 4
     freeze_a: bool = True
     ema: float = 0.9
-    steps: int = 110
+    steps: int = 100
+    """0 for the public start as it is, which no patient of the hospital has a part in."""
     learning_rate: float = 0.01
     clip_norm: float = 1.0
     warm_start: bool = True
     """Start from an adapter that learned from a public hospital's patients, without noise."""
 
-    @property
-    def batch_patients(self) -> int:
-        """Expected number of patients in a step."""
-        return max(1, round(self.sampling_rate * self.patients))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_patients", min(self.batch_patients, self.patients))
 
     @property
     def name(self) -> str:
         """Of its results' files."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A setting and the seed of one run."""
+
+    setting: Setting
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its result's file."""
+        return f"{self.setting.name}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A run to attack."""
+
+    kind: str
+    """`overfitted` or `private`."""
+    epsilon: float
+    """Target ε, 0 without privacy."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its result's file."""
+        return f"{self.kind}-{self.seed}"
 
 
 @dataclass
@@ -53,13 +86,19 @@ class PrivacyBenchmarkConfig:
     output: str = "runs/benchmark_privacy"
     """Where every result is kept; a stopped run goes on from here."""
     results: str = "docs/benchmarks"
+    adopt: str = ""
+    """A `privacy.json` of an earlier run, perhaps of another machine: its results count as done."""
     study: str = "demo_study.yaml"
     """YAML of the study whose base, layers, losses and edits are used, relative to the benchmark's file."""
     hospitals: str = "hospitals.yaml"
     """YAML of hospitals, relative to the benchmark's file: the first is the private one, the last the public one."""
     device: str = "cpu"
+    workers: int = 1
+    """Trainings and attacks at a time, each in a process of its own."""
     parts: list[str] = field(default_factory=lambda: list(PARTS))
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    lever_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of the rows of `levers`."""
     setting: dict[str, Any] = field(default_factory=dict)
     """The default `Setting`, from which each table changes one thing."""
     epsilons: list[float] = field(default_factory=lambda: [10.0, 8.0, 3.0, 1.0])
@@ -83,10 +122,19 @@ class PrivacyBenchmarkConfig:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.parts) - set(PARTS))
         require(not unknown, f"parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
-        counts = ("public_patients", "public_steps", "held_out", "samples", "kills", "attacked_patients", "canaries")
+        counts = (
+            "workers",
+            "public_patients",
+            "public_steps",
+            "held_out",
+            "samples",
+            "kills",
+            "attacked_patients",
+            "canaries",
+        )
         for name in counts:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0")
-        require(bool(self.seeds), "name at least one seed")
+        require(bool(self.seeds and self.lever_seeds), "name at least one seed")
         self.base_setting()
         for words, fields in self.levers.items():
             _changed(self.base_setting(), fields, f"levers.{words}")
@@ -119,7 +167,8 @@ class PrivacyBenchmark:
     def tables(self) -> Iterator[tuple[str, str, Setting]]:
         """Table, row's title, setting: no privacy first; the same setting may stand in several tables."""
         base = self.config.base_setting()
-        yield "epsilon", "no privacy", replace(base, epsilon=0.0)
+        yield "epsilon", NO_PRIVACY, replace(base, epsilon=0.0)
+        yield "epsilon", "public start alone", replace(base, epsilon=0.0, steps=0)
         for epsilon in self.config.epsilons:
             yield "epsilon", f"{epsilon:g}", replace(base, epsilon=epsilon)
         for patients in self.config.patients:
@@ -127,6 +176,28 @@ class PrivacyBenchmark:
         yield "levers", "default", base
         for words, fields in self.config.levers.items():
             yield "levers", words, replace(base, **fields)
+
+    def seeds_of(self, table: str) -> list[int]:
+        """The seeds of a table's rows."""
+        return self.config.lever_seeds if table == "levers" else self.config.seeds
+
+    @property
+    def trainings(self) -> list[Training]:
+        """What the tables need, each once, the first table's first."""
+        wanted = [
+            Training(setting, seed)
+            for own in TABLES
+            for seed in self.seeds_of(own)
+            for table, _, setting in self.tables()
+            if table == own
+        ]
+        return list(dict.fromkeys(wanted))
+
+    @property
+    def attacked(self) -> list[Attacked]:
+        """The runs to attack."""
+        kinds = (("overfitted", 0.0), ("private", ATTACKED_EPSILON))
+        return [Attacked(kind, epsilon, seed) for seed in self.config.seeds for kind, epsilon in kinds]
 
     def study_of(self, setting: Setting, seed: int) -> StudyConfig:
         """The study of a setting at one hospital in one round."""
@@ -150,7 +221,7 @@ class PrivacyBenchmark:
                 "drift": {"mean": "none"},
                 "training": {
                     **vars(study.training),
-                    "steps": setting.steps,
+                    "steps": max(1, setting.steps),
                     "learning_rate": setting.learning_rate,
                     "batch_size": batch,
                 },

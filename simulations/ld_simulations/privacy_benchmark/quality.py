@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import ld_common.offline  # noqa: F401  (before any model library)
 from ld_client.privacy.private import train_round_privately
@@ -23,7 +26,7 @@ from ld_common.study import StudyConfig
 from ld_simulations.benchmark.pictures import OTHERS, TRAINING, Pictures, decode, draw_pictures, encode
 from ld_simulations.evaluation import evaluate
 from ld_simulations.hospitals import HospitalConfig, HospitalsConfig, write_hospitals
-from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, Setting
+from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, Setting, Training
 
 SAMPLER, SAMPLER_STEPS = "dpm-solver++", 15
 DRAWN_TOGETHER = {"cpu": 32, "cuda": 512}
@@ -45,13 +48,23 @@ def lesson_of(lesson: Lesson, rows: list[int]) -> Lesson:
 class QualityRuns:
     """Trains and judges settings; patients, the public start and real features are made once and kept."""
 
-    def __init__(self, benchmark: PrivacyBenchmark, processes: int) -> None:
-        self.benchmark, self.config, self.processes = benchmark, benchmark.config, processes
+    def __init__(self, benchmark: PrivacyBenchmark) -> None:
+        self.benchmark, self.config = benchmark, benchmark.config
         self.private, self.public = benchmark.hospitals.hospitals[0], benchmark.hospitals.hospitals[-1]
         self._lessons: dict[str, Lesson] = {}
 
-    def run(self, setting: Setting, seed: int) -> dict[str, Any]:
+    def prepare(self, trainings: Sequence[Training]) -> None:
+        """Make once what several processes would make twice: patients, real features, public starts."""
+        self._held_out()
+        self._real()
+        for training in trainings:
+            self._all_private()
+            if training.setting.warm_start:
+                self._public_start(training.setting, training.seed)
+
+    def run(self, training: Training) -> dict[str, Any]:
         """All metrics of one training."""
+        setting, seed = training.setting, training.seed
         study, attached = self.trained(setting, seed)
         base = attached.model
         parameters = sum(value.numel() for value in attached.learned.values())
@@ -79,14 +92,20 @@ class QualityRuns:
         attached = attach(base, read_scheme(study.scheme), study.seed)
         if setting.warm_start:
             attached.load(self._public_start(setting, seed))
-        everyone = self.lesson(self.private, max([*self.config.patients, setting.patients]))
-        lesson = first_patients(everyone, setting.patients)
+        if not setting.steps:
+            return study, attached
+        lesson = first_patients(self._all_private(), setting.patients)
         if setting.epsilon:
             noise = study.privacy_plan().step.noise_multiplier
             train_round_privately(attached, lesson, study, 1, noise)
         else:
             train_round(attached, lesson, study, 1, "benchmark")
         return study, attached
+
+    def _all_private(self) -> Lesson:
+        """The private hospital at its largest; a smaller one is its first patients."""
+        most = max([*self.config.patients, self.config.base_setting().patients])
+        return self.lesson(self.private, most)
 
     def lesson(self, hospital: HospitalConfig, count: int) -> Lesson:
         """All visits of a hospital's patients, encoded."""
@@ -108,7 +127,7 @@ class QualityRuns:
         )
         side = load_base(self.benchmark.study.base_model).side
         folder = self.benchmark.output / "pictures"
-        return draw_pictures(config, self.benchmark.modality, side, count, part, self.processes, folder)
+        return draw_pictures(config, self.benchmark.modality, side, count, part, os.cpu_count() or 1, folder)
 
     def _public_start(self, setting: Setting, seed: int) -> State:
         """An adapter of the setting's shape that learned from the public hospital, without noise."""
@@ -128,7 +147,7 @@ class QualityRuns:
 
     def _held_out(self) -> Path:
         """Held-out patients of the private hospital, with their true counterfactuals."""
-        folder = self.benchmark.output / "hospitals"
+        folder = self.benchmark.output / f"hospitals-{self.config.held_out}"
         if not (folder / "held_out" / "held_out.json").exists():
             own = replace(self.private, patients=1, held_out=self.config.held_out)
             hospitals = replace(self.benchmark.hospitals, output=str(folder), hospitals=[own])
@@ -138,11 +157,8 @@ class QualityRuns:
     @torch.no_grad()
     def _frechet(self, base: BaseModel, seed: int) -> float:
         """Fréchet distance of samples to pictures of other patients of the hospital as the VAE returns them."""
-        real, count = self._pictures(self.private, self.config.samples, OTHERS), self.config.samples
-        extractor = load_extractor(FEATURES, self.config.device)
-        file = self.benchmark.output / "real.safetensors"
-        if not file.exists():
-            write_tensors(file, {"features": extract_features(extractor, decode(base, real.images))}, {})
+        real, features = self._real()
+        count, extractor = self.config.samples, load_extractor(FEATURES, self.config.device)
         prompts = [self.benchmark.modality.describe(own) for own in real.attributes]
         known = sorted(set(prompts))
         context = torch.cat([base.embed(known[start : start + 64]) for start in range(0, len(known), 64)])
@@ -151,4 +167,13 @@ class QualityRuns:
         sampler, size = make_sampler(base.scheduler, SAMPLER, SAMPLER_STEPS), DRAWN_TOGETHER[self.config.device]
         latents = sample(base, context, noise, sampler, None, size)
         images = torch.cat([base.decode(chunk) for chunk in latents.split(64)])
-        return frechet_distance(extract_features(extractor, images), read_tensors(file)[0]["features"])
+        return frechet_distance(extract_features(extractor, images), features)
+
+    def _real(self) -> tuple[Pictures, Tensor]:
+        """Pictures of other patients of the private hospital, and their features as the VAE returns them."""
+        real = self._pictures(self.private, self.config.samples, OTHERS)
+        file = self.benchmark.output / f"real-{self.config.samples}.safetensors"
+        if not file.exists():
+            base, extractor = load_base(self.benchmark.study.base_model), load_extractor(FEATURES, "cpu")
+            write_tensors(file, {"features": extract_features(extractor, decode(base, real.images))}, {})
+        return real, read_tensors(file)[0]["features"]

@@ -12,9 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ld_common.files import write_bytes
-from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, Setting
+from ld_simulations.privacy_benchmark.plan import NO_PRIVACY, PrivacyBenchmark, Setting
 
 NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
+RUNS = "runs"
+"""Key of the results from which the flat numbers were taken: part -> name -> result."""
 SHOWN = {
     "copy_gain_db": "copy gain, dB",
     "growth_correlation": "growth correlation",
@@ -25,10 +27,12 @@ SHOWN = {
 
 
 class Results:
-    """Results that there are, each a JSON file under the benchmark's output."""
+    """Results that there are, each a JSON file under the benchmark's output or adopted from an earlier run."""
 
     def __init__(self, benchmark: PrivacyBenchmark) -> None:
         self.benchmark = benchmark
+        adopted = benchmark.config.adopt
+        self._adopted: dict[str, Any] = json.loads(Path(adopted).read_text())[RUNS] if adopted else {}
 
     def path(self, part: str, name: str) -> Path:
         """Where a result is kept."""
@@ -37,7 +41,7 @@ class Results:
     def read(self, part: str, name: str) -> Any:
         """A result, or None."""
         file = self.path(part, name)
-        return json.loads(file.read_text()) if file.exists() else None
+        return json.loads(file.read_text()) if file.exists() else self._adopted.get(part, {}).get(name)
 
     def write(self, part: str, name: str, result: Any) -> None:
         """Keep a result."""
@@ -45,7 +49,7 @@ class Results:
 
     def quality(self, setting: Setting) -> list[dict[str, Any]]:
         """A setting's runs, seed by seed, as far as they are there."""
-        found = [self.read("quality", f"{setting.name}-{seed}") for seed in self.benchmark.config.seeds]
+        found = [self.read("quality", run.name) for run in self.benchmark.trainings if run.setting == setting]
         return [run for run in found if run is not None]
 
     def sums(self) -> list[dict[str, Any]]:
@@ -54,12 +58,25 @@ class Results:
         found = [self.read("sums", f"{sites}-{length}") for sites in config.sums for length in config.lengths]
         return [row for row in found if row is not None]
 
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """Part -> name -> result, of all that belongs to this benchmark."""
+        config, benchmark = self.benchmark.config, self.benchmark
+        names = {
+            "cost": ["step"],
+            "kills": ["kills"],
+            "sums": [f"{sites}-{length}" for sites in config.sums for length in config.lengths],
+            "attacks": [run.name for run in benchmark.attacked],
+            "quality": [run.name for run in benchmark.trainings],
+        }
+        found = {part: {name: self.read(part, name) for name in own} for part, own in names.items()}
+        return {part: {name: one for name, one in own.items() if one is not None} for part, own in found.items()}
+
 
 def write_results(benchmark: PrivacyBenchmark) -> list[Path]:
     """Write what is there, however far the benchmark has come; returns the files."""
     folder, results = Path(benchmark.config.results), Results(benchmark)
     numbers = _numbers(benchmark, results)
-    write_bytes(folder / NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
+    write_bytes(folder / NUMBERS, (json.dumps(numbers | {RUNS: results.kept()}, indent=1) + "\n").encode())
     files = [folder / NUMBERS, folder / PAGE]
     if any(results.quality(setting) for table, _, setting in benchmark.tables() if table == "patients"):
         write_bytes(folder / PLOT, _plot(benchmark, results))
@@ -76,10 +93,11 @@ def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
         numbers["ledger_lost_rounds"] = kills["lost"]
     rows = _rows(benchmark, "epsilon")
     gains = {title: _mean(results.quality(setting), "copy_gain_db") for _, title, setting in rows}
-    reference = gains.get("no privacy")
+    reference = gains.get(NO_PRIVACY)
     for title, gain in gains.items():
-        if gain is not None and reference is not None and title != "no privacy":
-            numbers[f"copy_gain_ratio_eps{title}"] = gain / reference
+        if gain is not None and reference is not None and title != NO_PRIVACY:
+            name = f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
+            numbers[f"copy_gain_ratio_{name}"] = gain / reference
     for row in results.sums():
         name = f"secure_sum_{row['sites']}_sites_{row['numbers']}"
         numbers[f"{name}_site_seconds"] = row["site_seconds"]
@@ -97,7 +115,7 @@ def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
 def _attacked(benchmark: PrivacyBenchmark, results: Results) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for name in ("overfitted", "private"):
-        runs = [results.read("attacks", f"{name}-{seed}") for seed in benchmark.config.seeds]
+        runs = [results.read("attacks", run.name) for run in benchmark.attacked if run.kind == name]
         if any(runs):
             found[name] = [run for run in runs if run]
     return found
