@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -111,14 +112,18 @@ class QualityRuns:
         """All visits of a hospital's patients, encoded."""
         key = f"{hospital.name}-{count}"
         if key not in self._lessons:
-            pictures = self._pictures(hospital, count, TRAINING)
-            file = self.benchmark.output / f"latents-{key}.safetensors"
+            file = self.benchmark.output / f"lesson-{key}.safetensors"
             if not file.exists():
+                pictures = self._pictures(hospital, count, TRAINING)
                 base = load_base(self.benchmark.study.base_model, self.config.device)
-                write_tensors(file, {"latents": encode(base, pictures.images)}, {})
-            prompts = [self.benchmark.modality.describe(own) for own in pictures.attributes]
-            names = [f"{hospital.name}-{number}" for number in pictures.patients]
-            self._lessons[key] = Lesson(read_tensors(file)[0]["latents"], prompts, patients=names)
+                prompts = [self.benchmark.modality.describe(own) for own in pictures.attributes]
+                names = [f"{hospital.name}-{number}" for number in pictures.patients]
+                words = {"prompts": json.dumps(prompts), "patients": json.dumps(names)}
+                write_tensors(file, {"latents": encode(base, pictures.images)}, words)
+            tensors, held = read_tensors(file)
+            self._lessons[key] = Lesson(
+                tensors["latents"], json.loads(held["prompts"]), patients=json.loads(held["patients"])
+            )
         return self._lessons[key]
 
     def _pictures(self, hospital: HospitalConfig, count: int, part: int) -> Pictures:
