@@ -57,7 +57,8 @@ class TrainingConfig:
 
     steps: int = 100
     batch_size: int = 16
-    """Visits drawn for a step; under privacy.enabled `privacy.batch_patients` and `privacy.draws` decide."""
+    """Visits drawn for a step. Under privacy.enabled `privacy.batch_patients` and `privacy.draws` decide that, and this
+    is how many of them pass the network at once: what fits into memory."""
     learning_rate: float = 2e-3
     """At the first step of the study; falls by a half cosine to a twentieth of it at the last."""
     offset_noise: float = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ def study_of(scheme: dict[str, object], **privacy: object) -> StudyConfig:
         StudyConfig,
         {
             "scheme": scheme,
-            "training": {"steps": 3, "batch_size": 2, "prompt_dropout": 0.0},
+            "training": {"steps": 3, "batch_size": 6, "prompt_dropout": 0.0},
             "federation": {"weighting": "equal"},
             "privacy": {"enabled": True, "patients": 3, "batch_patients": 2, "delta": 0.01, "draws": 2, **privacy},
         },
@@ -60,7 +61,7 @@ def noised_gradient(attached: Attached, study: StudyConfig, rows: Tensor, noise:
         expected_batch_size=study.privacy.batch_patients,
     )
     hooks = GradSampleModule(attached.model.unet.train(), loss_reduction="sum")
-    accumulate_gradient(optimizer, hooks, examples, rows, study.privacy)
+    accumulate_gradient(optimizer, hooks, examples, rows, study.privacy, study.training.batch_size)
     hooks.to_standard_module()
     return [parameter.grad.clone() for parameter in learned]
 
@@ -102,20 +103,34 @@ def test_one_gradient_a_patient_is_clipped(tiny_base: Path, scheme: dict[str, ob
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-6 * clip)
 
 
+@pytest.mark.parametrize("bound", ["memory", "batch"])
 def test_a_patients_gradient_does_not_depend_on_how_many_are_held_at_once(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    study, rows = study_of({"name": "lora", "rank": 2}), torch.tensor([[0], [2], [5]])
-    study.privacy.draws = 1
+    study, rows = study_of({"name": "lora", "rank": 2}), torch.tensor([[0, 1], [2, 2], [5, 3]])
     attached = attached_of(tiny_base, study)
-    # one example at a time draws its timesteps in the same order, but with other shapes: compare with fixed draws
+    # a patient at a time draws its timesteps in the same order, but with other shapes: compare with fixed draws
     monkeypatch.setattr("ld_client.train.training_timesteps", lambda count, *_: torch.full((count,), 300))
     monkeypatch.setattr("ld_client.train.training_noise", lambda shape, *_: torch.ones(shape))
+    sizes: list[int] = []
+    monkeypatch.setattr(Examples, "scans_loss", _counting(Examples.scans_loss, sizes))
     together = noised_gradient(attached, study, rows, 0.0)
-    monkeypatch.setattr(private, "MOST_GRADIENTS", 1)
+    if bound == "memory":
+        monkeypatch.setattr(private, "MOST_GRADIENTS", 1)
+    else:
+        study.training.batch_size = 3  # one patient of two draws
     apart = noised_gradient(attached, study, rows, 0.0)
+    assert sizes == [6, 2, 2, 2]
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(together, apart, strict=True))
     assert any(value.abs().max() > 1e-4 for value in together)
+
+
+def _counting(loss: Callable[..., Tensor], sizes: list[int]) -> Callable[..., Tensor]:
+    def counted(self: Examples, rows: Tensor, reduction: str = "mean") -> Tensor:
+        sizes.append(len(rows))
+        return loss(self, rows, reduction)
+
+    return counted
 
 
 @pytest.mark.parametrize("patients", [0, 3])
@@ -141,7 +156,7 @@ def test_a_patient_whose_gradient_is_not_finite_changes_nothing_else(tiny_base: 
     )
     hooks = GradSampleModule(attached.model.unet.train(), loss_reduction="sum")
     examples = Examples(attached, broken, study, torch.Generator().manual_seed(5))
-    accumulate_gradient(optimizer, hooks, examples, torch.tensor([[0, 0], [2, 2]]), study.privacy)
+    accumulate_gradient(optimizer, hooks, examples, torch.tensor([[0, 0], [2, 2]]), study.privacy, 4)
     hooks.to_standard_module()
     norm = torch.sqrt(sum(parameter.grad.square().sum() for parameter in learned))
     assert 0 < float(norm) <= 1.0001

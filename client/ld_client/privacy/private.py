@@ -26,7 +26,7 @@ from ld_common.schemes import Attached
 from ld_common.study import StudyConfig
 
 MOST_GRADIENTS = 2**26
-"""Numbers in the per-example gradients that are held at once: a quarter of a gigabyte."""
+"""Numbers in the per-example gradients that are held at once, whatever the batch: a quarter of a gigabyte."""
 
 
 def train_round_privately(
@@ -46,7 +46,8 @@ def train_round_privately(
     Args:
         attached: the model with the scheme's parameters at the start of the round.
         lesson: what it learns from, and whose it is.
-        study: how; `privacy` decides the batch, `training.batch_size` that of a preserved prior alone.
+        study: how; `privacy` decides how many patients make a step, `training.batch_size` how many examples pass the
+            network at once.
         round_number: counted from 1.
         noise_multiplier: of the study's plan.
         on_step: called after each step with its number.
@@ -73,7 +74,8 @@ def train_round_privately(
         for index, chosen in enumerate(sampled.steps(privacy.sampling_rate, training.steps)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(study, round_number, index)
-            accumulate_gradient(optimizer, hooks, examples, sampled.draw(chosen, privacy.draws), privacy)
+            rows = sampled.draw(chosen, privacy.draws)
+            accumulate_gradient(optimizer, hooks, examples, rows, privacy, training.batch_size)
             _add_prior_gradient(hooks, examples, learned)
             optimizer.original_optimizer.step()
             optimizer.zero_grad()
@@ -129,12 +131,15 @@ class Patients:
 
 
 def accumulate_gradient(
-    optimizer: DPOptimizer, hooks: GradSampleModule, examples: Examples, rows: Tensor, privacy: DpConfig
+    optimizer: DPOptimizer, hooks: GradSampleModule, examples: Examples, rows: Tensor, privacy: DpConfig, at_once: int
 ) -> None:
-    """Put the noised mean gradient of these patients' rows `(P,K)` into the parameters' `grad`."""
+    """Put the noised mean gradient of these patients' rows `(P,K)` into the parameters' `grad`, in chunks.
+
+    A chunk is of whole patients with `at_once` examples together, and of one patient at least.
+    """
     parameters = [parameter for parameter in hooks.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in parameters) * privacy.draws
-    chunks = rows.split(max(1, MOST_GRADIENTS // size))
+    chunks = rows.split(max(1, min(at_once // privacy.draws, MOST_GRADIENTS // size)))
     for number, chunk in enumerate(chunks, start=1):
         if len(chunk):
             hooks.enable_hooks()

@@ -19,6 +19,8 @@ TABLES = ("epsilon", "patients", "levers")
 NO_PRIVACY = "no privacy"
 """Title of the row that the others are compared with."""
 ATTACKED_EPSILON = 8.0
+AT_ONCE = 32
+"""Examples of a private step that pass the network together."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ class PrivacyBenchmark:
                     **vars(study.training),
                     "steps": max(1, setting.steps),
                     "learning_rate": setting.learning_rate,
-                    "batch_size": batch,
+                    "batch_size": AT_ONCE if setting.epsilon else batch,
                 },
                 "federation": {"rounds": 1, "weighting": "equal"},
                 "privacy": privacy,
