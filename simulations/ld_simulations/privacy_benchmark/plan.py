@@ -18,7 +18,6 @@ PARTS = ("cost", "kills", "sums", "attacks", "quality")
 TABLES = ("epsilon", "patients", "levers")
 NO_PRIVACY = "no privacy"
 """Title of the row that the others are compared with."""
-ATTACKED_EPSILON = 8.0
 AT_ONCE = 32
 """Examples of a private step that pass the network together."""
 
@@ -69,11 +68,13 @@ class Training:
 class Attacked:
     """A run to attack."""
 
-    kind: str
-    """`overfitted` or `private`."""
-    epsilon: float
-    """Target ε, 0 without privacy."""
+    private: bool
     seed: int
+
+    @property
+    def kind(self) -> str:
+        """`private` or `overfitted`."""
+        return "private" if self.private else "overfitted"
 
     @property
     def name(self) -> str:
@@ -116,10 +117,15 @@ class PrivacyBenchmarkConfig:
     kills: int = 300
     sums: list[int] = field(default_factory=lambda: [3, 10, 50])
     lengths: list[int] = field(default_factory=lambda: [25_000, 200_000])
-    attacked_patients: int = 100
-    """Members, and as many held out, of the overfitted run and of a private one."""
-    attacked_steps: int = 400
-    canaries: int = 100
+    attacked_patients: int = 60
+    """Members of the overfitted run and of a private one."""
+    left_out_patients: int = 140
+    """Patients of the same hospital whom neither saw: 100 or more can show a true positive rate at 1 %."""
+    canaries: int = 60
+    attacked: dict[str, Any] = field(default_factory=dict)
+    """Fields of the `Setting` of the private run that is attacked; `patients` is `attacked_patients`."""
+    overfitted: dict[str, Any] = field(default_factory=dict)
+    """What the overfitted run changes of it."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.parts) - set(PARTS))
@@ -132,18 +138,25 @@ class PrivacyBenchmarkConfig:
             "samples",
             "kills",
             "attacked_patients",
+            "left_out_patients",
             "canaries",
         )
         for name in counts:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0")
         require(bool(self.seeds and self.lever_seeds), "name at least one seed")
         self.base_setting()
+        self.attacked_setting(private=False)
         for words, fields in self.levers.items():
             _changed(self.base_setting(), fields, f"levers.{words}")
 
     def base_setting(self) -> Setting:
         """The default setting; raises `ConfigError`."""
         return _changed(Setting(), self.setting, "setting")
+
+    def attacked_setting(self, private: bool) -> Setting:
+        """The setting of a run that is attacked; raises `ConfigError`."""
+        own = _changed(Setting(), {**self.attacked, "patients": self.attacked_patients}, "attacked")
+        return own if private else _changed(own, {**self.overfitted, "epsilon": 0.0}, "overfitted")
 
 
 def _changed(setting: Setting, fields: dict[str, Any], where: str) -> Setting:
@@ -198,8 +211,7 @@ class PrivacyBenchmark:
     @property
     def attacked(self) -> list[Attacked]:
         """The runs to attack."""
-        kinds = (("overfitted", 0.0), ("private", ATTACKED_EPSILON))
-        return [Attacked(kind, epsilon, seed) for seed in self.config.seeds for kind, epsilon in kinds]
+        return [Attacked(private, seed) for seed in self.config.seeds for private in (False, True)]
 
     def study_of(self, setting: Setting, seed: int) -> StudyConfig:
         """The study of a setting at one hospital in one round."""
