@@ -47,9 +47,9 @@ class Drift:
         if self.formulation not in FORMULATIONS:
             raise ConfigError(f"drift.formulation is '{self.formulation}': known: {', '.join(FORMULATIONS)}")
 
-    def rows(self, start: int, stop: int) -> Drift:
+    def rows(self, which: slice | list[int]) -> Drift:
         """The drift of some of a batch's pictures."""
-        return self if self.mean.dim() == 3 else Drift(self.mean[start:stop], self.formulation)
+        return self if self.mean.dim() == 3 else Drift(self.mean[which], self.formulation)
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,7 +74,7 @@ def sample(
     for start in range(0, len(noise), batch_size):
         rows = slice(start, start + batch_size)
         own, some = (part[rows].to(model.device, model.dtype) for part in (context, noise))
-        parts.append(_sample(model, own, some, sampler, None if drift is None else drift.rows(rows.start, rows.stop)))
+        parts.append(_sample(model, own, some, sampler, None if drift is None else drift.rows(rows)))
     return torch.cat(parts)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ld_client.privacy.audit.canaries import Canaries, audit_canaries, make_canaries
+from ld_client.privacy.audit.canaries import Rehearsal, audit_canaries, cast_rehearsal
 from ld_client.privacy.audit.membership import (
     LOSS_THRESHOLD,
     PROXIMAL_INITIALISATION,
@@ -33,26 +33,31 @@ OPTIONS = AttackOptions(points=8, seed=3)
 
 @dataclass(frozen=True, eq=False)
 class Overfitted:
-    """A base, what training by heart made of it, and the canaries of whom half were learned."""
+    """A base, what training by heart made of it, and the patients of whom coins chose those who were learned."""
 
     base: Denoiser
     tuned: Denoiser
-    canaries: Canaries
+    cast: Rehearsal
 
     def side(self, included: bool) -> Scans:
-        scans = self.canaries.scans
-        rows = (self.canaries.included == included).nonzero().flatten().tolist()
-        names = [scans.pseudonyms[row] for row in rows]
-        return Scans(scans.latents[rows], [scans.prompts[row] for row in rows], names)
+        return self.cast.canaries.take((self.cast.included == included).nonzero().flatten().tolist())
+
+
+def patients(modality: Modality, seed: int) -> Scans:
+    """White noise with prompts, one scan a patient."""
+    latents = torch.randn((CANARIES, 4, 8, 8), generator=torch.Generator().manual_seed(seed))
+    ages = torch.randint(50, 90, (CANARIES,), generator=torch.Generator().manual_seed(seed)).tolist()
+    prompts = [modality.describe({"age": age, "sex": "F", "diagnosis": "CN"}) for age in ages]
+    return Scans(latents, prompts, [f"patient-{number:02d}" for number in range(CANARIES)])
 
 
 @pytest.fixture(scope="module")
 def overfitted(tiny_base: Path, brain_mri: Modality) -> Overfitted:
     base = load_denoiser(str(tiny_base))
-    canaries = make_canaries(brain_mri, torch.zeros(4), torch.ones(4), 8, CANARIES, seed=1)
+    cast = cast_rehearsal(patients(brain_mri, 1), CANARIES, seed=1)
     tuned = replace(base, unet=copy.deepcopy(base.unet))
-    learn_by_heart(tuned, canaries.taking_part()[0], steps=100)
-    return Overfitted(base, tuned, canaries)
+    learn_by_heart(tuned, cast.training, steps=100)
+    return Overfitted(base, tuned, cast)
 
 
 def learn_by_heart(model: Denoiser, scans: Scans, steps: int) -> None:
@@ -93,8 +98,7 @@ def test_members_of_an_overfitted_model_are_found(overfitted: Overfitted) -> Non
 
 
 def test_a_model_that_learned_of_neither_side_tells_nothing(overfitted: Overfitted, brain_mri: Modality) -> None:
-    strangers = make_canaries(brain_mri, torch.zeros(4), torch.ones(4), 8, CANARIES, seed=2)
-    unknown = replace(overfitted, canaries=strangers)
+    unknown = replace(overfitted, cast=cast_rehearsal(patients(brain_mri, 2), CANARIES, seed=2))
     reports = audit_membership(unknown.base, unknown.tuned, unknown.side(True), unknown.side(False), OPTIONS, 0.999)
     assert all(report.area.low < 0.5 < report.area.high for report in reports)
     few = [Scans(side.latents[:3], side.prompts[:3], side.pseudonyms[:3]) for side in map(unknown.side, (True, False))]
@@ -160,33 +164,42 @@ def test_patients_on_both_sides_are_refused(overfitted: Overfitted) -> None:
         Scans(scans.latents, scans.prompts[1:], scans.pseudonyms)
 
 
-def test_canaries_are_patients_of_the_modality(brain_mri: Modality) -> None:
-    mean, std = torch.tensor([0.0, 1.0, -1.0, 5.0]), torch.tensor([1.0, 2.0, 0.5, 1.0])
-    canaries = make_canaries(brain_mri, mean, std, 8, 200, seed=5, visits=3)
-    again = make_canaries(brain_mri, mean, std, 8, 200, seed=5, visits=3)
-    assert torch.equal(canaries.scans.latents, again.scans.latents)
-    assert torch.equal(canaries.included, again.included)
-    assert canaries.scans.latents.shape == (600, 4, 8, 8)
-    assert torch.allclose(canaries.scans.latents.mean((0, 2, 3)), mean, atol=0.1)
-    assert torch.allclose(canaries.scans.latents.std((0, 2, 3)), std, rtol=0.05)
-    assert 70 < int(canaries.included.sum()) < 130
-    assert canaries.scans.prompts == [brain_mri.describe(each) for each in canaries.attributes]
-    taken, attributes = canaries.taking_part()
-    assert len(taken) == len(attributes) == 3 * int(canaries.included.sum())
-    chosen = {
-        name for name, coin in zip(sorted(set(canaries.scans.pseudonyms)), canaries.included, strict=True) if coin
-    }
-    assert set(taken.pseudonyms) == chosen
+def test_coins_decide_whose_visits_take_part(brain_mri: Modality) -> None:
+    one = patients(brain_mri, 5)
+    visits = one.take([row for row in range(CANARIES) for _ in range(3)])
+    cast, again = (cast_rehearsal(visits, 20, seed=5) for _ in range(2))
+    assert torch.equal(cast.included, again.included)
+    assert cast.canaries.pseudonyms == again.canaries.pseudonyms
+    names = sorted(set(cast.canaries.pseudonyms))
+    assert len(names) == 20 == len(cast.included)
+    assert len(cast.canaries) == 60
+    out = {name for name, coin in zip(names, cast.included.tolist(), strict=True) if not coin}
+    assert 2 < len(out) < 18
+    assert set(cast.training.pseudonyms) == set(visits.pseudonyms) - out
+    assert len(cast.training) == 3 * (CANARIES - len(out))
+    assert len(cast_rehearsal(visits, 1000, seed=5).included) == CANARIES
+    with pytest.raises(AuditError, match="use 1 or more"):
+        cast_rehearsal(visits, 0, seed=5)
+    sizes = [int(cast_rehearsal(visits, CANARIES, seed=seed).included.sum()) for seed in range(40)]
+    assert 14.5 < sum(sizes) / len(sizes) < 17.5
+
+
+def test_a_take_keeps_each_scans_own_drift(brain_mri: Modality) -> None:
+    one = patients(brain_mri, 5)
+    shared, own = Drift(torch.ones(4, 1, 1)), Drift(torch.arange(CANARIES * 4.0).view(CANARIES, 4, 1, 1))
+    assert replace(one, drift=shared).take([3, 1]).drift is shared
+    taken = replace(one, drift=own).take([3, 1]).drift
+    assert taken is not None
+    assert torch.equal(taken.mean, own.mean[[3, 1]])
 
 
 def test_canaries_of_an_overfitted_model_show_a_leak_and_no_others_do(
     overfitted: Overfitted, brain_mri: Modality
 ) -> None:
-    canaries = overfitted.canaries
-    models = overfitted.base, overfitted.tuned
-    found = audit_canaries(*models, canaries.scans, canaries.included, options=OPTIONS)
+    cast, models = overfitted.cast, (overfitted.base, overfitted.tuned)
+    found = audit_canaries(*models, cast.canaries, cast.included, options=OPTIONS)
     assert 1.0 < found.epsilon <= found.ceiling
     assert found.canaries == CANARIES
-    other = make_canaries(brain_mri, torch.zeros(4), torch.ones(4), 8, CANARIES, seed=6)
-    assert audit_canaries(*models, other.scans, other.included, confidence=0.999, options=OPTIONS).epsilon == 0
+    other = cast_rehearsal(patients(brain_mri, 6), CANARIES, seed=6)
+    assert audit_canaries(*models, other.canaries, other.included, confidence=0.999, options=OPTIONS).epsilon == 0
     assert json.loads(json.dumps(asdict(found)))["canaries"] == CANARIES

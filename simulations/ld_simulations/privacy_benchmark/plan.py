@@ -117,30 +117,17 @@ class PrivacyBenchmarkConfig:
     kills: int = 300
     sums: list[int] = field(default_factory=lambda: [3, 10, 50])
     lengths: list[int] = field(default_factory=lambda: [25_000, 200_000])
-    attacked_patients: int = 60
-    """Members of the overfitted run and of a private one."""
-    left_out_patients: int = 140
-    """Patients of the same hospital whom neither saw: 100 or more can show a true positive rate at 1 %."""
-    canaries: int = 60
+    attacked_patients: int = 240
+    """Of whom coins let half into the overfitted run and into a private one; 100 left out show a rate at 1 %."""
     attacked: dict[str, Any] = field(default_factory=dict)
-    """Fields of the `Setting` of the private run that is attacked; `patients` is `attacked_patients`."""
+    """Fields of the `Setting` of the private run that is attacked; `patients` is half of `attacked_patients`."""
     overfitted: dict[str, Any] = field(default_factory=dict)
     """What the overfitted run changes of it."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.parts) - set(PARTS))
         require(not unknown, f"parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
-        counts = (
-            "workers",
-            "public_patients",
-            "public_steps",
-            "held_out",
-            "samples",
-            "kills",
-            "attacked_patients",
-            "left_out_patients",
-            "canaries",
-        )
+        counts = ("workers", "public_patients", "public_steps", "held_out", "samples", "kills", "attacked_patients")
         for name in counts:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0")
         require(bool(self.seeds and self.lever_seeds), "name at least one seed")
@@ -155,7 +142,7 @@ class PrivacyBenchmarkConfig:
 
     def attacked_setting(self, private: bool) -> Setting:
         """The setting of a run that is attacked; raises `ConfigError`."""
-        own = _changed(Setting(), {**self.attacked, "patients": self.attacked_patients}, "attacked")
+        own = _changed(Setting(), {**self.attacked, "patients": max(1, self.attacked_patients // 2)}, "attacked")
         return own if private else _changed(own, {**self.overfitted, "epsilon": 0.0}, "overfitted")
 
 

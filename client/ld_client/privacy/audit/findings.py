@@ -206,8 +206,9 @@ def _promised(bound: EpsilonBound, promised: float) -> Finding:
 
 def _guessed(bound: EpsilonBound) -> str:
     return (
-        f"The study was rehearsed at this site alone with {bound.canaries} made-up patients, of whom a coin let half "
-        f"take part; of {bound.guesses} guesses who did, {bound.correct} were right (by tossing a coin, half)."
+        f"The study was rehearsed at this site alone on its own patients, and a coin decided for {bound.canaries} of "
+        f"them whether they took part; of {bound.guesses} guesses who did, {bound.correct} were right (by tossing a "
+        "coin, half)."
     )
 
 

@@ -55,6 +55,11 @@ class Scans:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def take(self, rows: list[int]) -> Scans:
+        """Some of the scans, in this order."""
+        prompts, pseudonyms = ([words[row] for row in rows] for words in (self.prompts, self.pseudonyms))
+        return Scans(self.latents[rows], prompts, pseudonyms, None if self.drift is None else self.drift.rows(rows))
+
 
 @dataclass(frozen=True)
 class AttackOptions:
@@ -119,7 +124,7 @@ def audit_membership(
 
             sides.append(list(patient_scores(attack, base, tuned, scans, options, advance).values()))
             done += len(scans)
-        reports.append(_report(attack, sides[0], sides[1], confidence))
+        reports.append(membership_report(attack, sides[0], sides[1], confidence))
     return tuple(reports)
 
 
@@ -146,7 +151,7 @@ def patient_scores(
     for start in range(0, len(scans), size):
         rows = slice(start, min(start + size, len(scans)))
         latents, prompts = scans.latents[rows], scans.prompts[rows]
-        drift = None if scans.drift is None else scans.drift.rows(rows.start, rows.stop)
+        drift = None if scans.drift is None else scans.drift.rows(rows)
         errors = [_errors(attack, model, latents, prompts, drift, options) for model in (base, tuned)]
         scores[rows] = errors[0] - errors[1]
         progress(rows.stop, len(scans))
@@ -175,7 +180,7 @@ def grid_losses(
     noise = training_noise(torch.Size((options.points, *latents.shape[1:])), options.offset_noise, generator)
     losses = []
     for row, prompt in enumerate(prompts):
-        own = None if drift is None else drift.rows(row, row + 1)
+        own = None if drift is None else drift.rows([row])
         latent, context, loss = centre(latents[row : row + 1], own).to(model.device), model.embed([prompt]), 0.0
         for points in torch.arange(options.points).split(options.batch_size):
             count, chosen = len(points), noise[points]
@@ -214,7 +219,10 @@ def _errors(
     raise AuditError(f"attack '{attack}' is unknown: known: {LOSS_THRESHOLD}, {PROXIMAL_INITIALISATION}")
 
 
-def _report(attack: str, members: list[float], held_out: list[float], confidence: float) -> MembershipReport:
+def membership_report(
+    attack: str, members: list[float], held_out: list[float], confidence: float = 0.95
+) -> MembershipReport:
+    """What the scores of patients on both sides tell."""
     return MembershipReport(
         attack=attack,
         members=len(members),

@@ -1,15 +1,15 @@
 """`ld-client audit-privacy`: what a release betrays of this site's patients, looked for at the site.
 
 Members are the store's patients, the others those whom `held_out` set aside by chance before any training. The
-canaries need a training of their own, a rehearsal of the study at this site alone, whose result is thrown away.
+canaries, of both sides, need a training of their own, a rehearsal of the study at this site alone, whose result is
+thrown away.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ld_client.data.store import Store
-from ld_client.privacy.audit.canaries import audit_canaries, make_canaries
+from ld_client.privacy.audit.canaries import audit_canaries, cast_rehearsal
 from ld_client.privacy.audit.copies import CopyReport, Reference, find_copies
 from ld_client.privacy.audit.membership import AttackOptions, MembershipReport, Scans, audit_membership
 from ld_client.privacy.audit.one_run import EpsilonBound
@@ -46,10 +46,10 @@ class AuditOptions:
     """Timesteps and noises at which each scan's loss is taken."""
     generated: int = 200
     """Pictures that are drawn and searched for copies."""
-    canaries: int = 100
-    """Made-up patients of the rehearsal; 0 leaves it out."""
+    canaries: int = 1000
+    """Patients whose part in the rehearsal a coin decides, or all where there are fewer; 0 leaves it out."""
     seed: int = 0
-    """Of the attacks; canaries are always drawn from the operating system's entropy."""
+    """Of the attacks; coins are always tossed with the operating system's entropy."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def audit_release(
     training, others = (Reference(store.latents, store.pseudonyms) for store in (members, held_out))
     canaries = None
     if options.canaries:
-        canaries = _rehearse(site, members, release, options.canaries, attack, progress)
+        canaries = _rehearse(site, (inside, outside), release, options.canaries, attack, progress)
     return Audit(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         site=site.site,
@@ -144,28 +144,29 @@ def _draw(
 
 
 def _rehearse(
-    site: SiteConfig, members: Store, release: Release, count: int, attack: AttackOptions, progress: Progress
+    site: SiteConfig,
+    sides: tuple[Scans, Scans],
+    release: Release,
+    count: int,
+    attack: AttackOptions,
+    progress: Progress,
 ) -> EpsilonBound:
-    """Train as the study does, with canaries among the patients, and look for them."""
-    study, drift = release.study, training_drift(site, release)
-    mean, std = members.latents.mean((0, 2, 3)), members.latents.std((0, 2, 3))
-    visits = max(Counter(members.pseudonyms).values())
-    side, seed = members.latents.shape[-1], secrets.randbits(63)
-    canaries = make_canaries(release.modality, mean, std, side, count, seed, visits)
-    joining, _ = canaries.taking_part()
-    together = Scans(
-        torch.cat([members.latents, joining.latents]),
-        [*members.prompts, *joining.prompts],
-        [*members.pseudonyms, *joining.pseudonyms],
-        drift,
+    """Train as the study does on patients of both sides, of whom coins leave some out, and look for those."""
+    study = release.study
+    everybody = Scans(
+        torch.cat([scans.latents for scans in sides]),
+        [prompt for scans in sides for prompt in scans.prompts],
+        [name for scans in sides for name in scans.pseudonyms],
+        sides[0].drift,
     )
-    tuned = _rehearsed(site, together, study, progress)
+    rehearsal = cast_rehearsal(everybody, count, secrets.randbits(63))
+    tuned = _rehearsed(site, rehearsal.training, study, progress)
     delta = study.privacy.delta if study.privacy.enabled else 0.0
     return audit_canaries(
         load_denoiser(site.base_model, site.device),
         tuned,
-        replace(canaries.scans, drift=drift),
-        canaries.included,
+        rehearsal.canaries,
+        rehearsal.included,
         delta,
         options=attack,
         progress=lambda done, total: progress("canaries", done, total),
