@@ -42,8 +42,8 @@ class DpConfig:
     """Expected number of patients in a step."""
     draws: int = 4
     """(visit, timestep, noise) draws whose mean is one patient's gradient (arXiv 2210.09929)."""
-    clip_norm: float = 1.0
-    """Most L2 norm of one patient's gradient."""
+    clip_norm: float = 0.01
+    """Most L2 norm of one patient's gradient. Noise grows with it: choose it near the median norm on public data."""
     drift_noise_multiplier: float = 10.0
     """Noise on a site's drift, over what one patient can change in it."""
     drift_clip_norm: float = 4.0

@@ -10,6 +10,7 @@ import pytest
 
 from ld_common.errors import ConfigError
 from ld_simulations.privacy_benchmark.attacks import attack
+from ld_simulations.privacy_benchmark.norms import gradient_norms
 from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, load_privacy_benchmark
 from ld_simulations.privacy_benchmark.quality import QualityRuns
 from ld_simulations.privacy_benchmark.report import Results, write_results
@@ -66,6 +67,7 @@ def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None
         results.write("quality", training.name, runs.run(training))
     for attacked in benchmark.attacked:
         results.write("attacks", attacked.name, attack(runs, attacked))
+    results.write("norms", "norms", gradient_norms(runs))
     results.write("sums", "3-25000", measure_sum(3, 25_000))
     files = write_results(benchmark)
     assert [file.name for file in files] == ["privacy.json", "privacy.md", "privacy_patients.png"]
@@ -74,7 +76,18 @@ def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None
     assert numbers["secure_sum_3_sites_25000_uplink_ratio"] < 1.02
     assert results.sums()[0]["largest_error"] < 1e-6
     page = files[1].read_text()
-    for title in ("## Quality at ε", "## How many patients does it take?", "## What each lever buys", "## Attacks"):
+    clips = results.read("norms", "norms")["clips"]
+    assert [row["clip_norm"] for row in clips] == sorted((row["clip_norm"] for row in clips), reverse=True)
+    shares = [row["clipped_share"] for row in clips]
+    assert shares == sorted(shares)
+    assert all(0 <= row["signal"] <= 1.0001 for row in clips)
+    for title in (
+        "## Which clip norm?",
+        "## Quality at ε",
+        "## How many patients does it take?",
+        "## What each lever buys",
+        "## Attacks",
+    ):
         assert title in page
     private = results.quality(next(setting for table, _, setting in benchmark.tables() if table == "levers"))[0]
     assert private["epsilon"] <= 8.0

@@ -14,7 +14,7 @@ from ld_common.modality import Modality
 from ld_common.study import StudyConfig, load_study
 from ld_simulations.hospitals import HospitalsConfig
 
-PARTS = ("cost", "kills", "sums", "attacks", "quality")
+PARTS = ("cost", "kills", "sums", "norms", "attacks", "quality")
 TABLES = ("epsilon", "patients", "levers")
 NO_PRIVACY = "no privacy"
 """Title of the row that the others are compared with."""
@@ -38,7 +38,7 @@ class Setting:
     steps: int = 100
     """0 for the public start as it is, which no patient of the hospital has a part in."""
     learning_rate: float = 0.01
-    clip_norm: float = 1.0
+    clip_norm: float = 0.01
     warm_start: bool = True
     """Start from an adapter that learned from a public hospital's patients, without noise."""
 

@@ -61,7 +61,7 @@ class QualityRuns:
         for training in trainings:
             self._all_private()
             if training.setting.warm_start:
-                self._public_start(training.setting, training.seed)
+                self.public_start(training.setting, training.seed)
 
     def run(self, training: Training) -> dict[str, Any]:
         """All metrics of one training."""
@@ -92,7 +92,7 @@ class QualityRuns:
         base = load_base(self.benchmark.study.base_model, self.config.device)
         attached = attach(base, read_scheme(study.scheme), study.seed)
         if setting.warm_start:
-            attached.load(self._public_start(setting, seed))
+            attached.load(self.public_start(setting, seed))
         if not setting.steps:
             return study, attached
         lesson = first_patients(self._all_private(), setting.patients)
@@ -134,7 +134,7 @@ class QualityRuns:
         folder = self.benchmark.output / "pictures"
         return draw_pictures(config, self.benchmark.modality, side, count, part, os.cpu_count() or 1, folder)
 
-    def _public_start(self, setting: Setting, seed: int) -> State:
+    def public_start(self, setting: Setting, seed: int) -> State:
         """An adapter of the setting's shape that learned from the public hospital, without noise."""
         digest = base_digest(self.benchmark.study.base_model)[:8]
         name = f"public-{digest}-{setting.rank}-{setting.freeze_a}-{seed}.safetensors"

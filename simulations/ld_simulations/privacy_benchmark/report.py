@@ -65,6 +65,7 @@ class Results:
             "cost": ["step"],
             "kills": ["kills"],
             "sums": [f"{sites}-{length}" for sites in config.sums for length in config.lengths],
+            "norms": ["norms"],
             "attacks": [run.name for run in benchmark.attacked],
             "quality": [run.name for run in benchmark.trainings],
         }
@@ -138,6 +139,7 @@ def _page(benchmark: PrivacyBenchmark, results: Results, numbers: dict[str, Any]
         "",
         *_aims(numbers),
         *_secure_sums(results.sums()),
+        *_norms(results.read("norms", "norms")),
         *_attacks(_attacked(benchmark, results)),
     ]
     for table, title in TITLES.items():
@@ -184,6 +186,24 @@ def _secure_sums(rows: Sequence[dict[str, Any]]) -> list[str]:
             f"{row['plain_server_seconds']:.4f} | {ratio:.3f} | {row['largest_error']:.1e} |"
         )
     return [*lines, ""]
+
+
+def _norms(found: dict[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    lines = [
+        "## Which clip norm?",
+        "",
+        f"Of {found['patients']} draws of public patients at the public start ({found['draws']} examples each), the "
+        f"norm of a patient's gradient has the median {found['quantiles']['0.5']:.2g}, and nine in ten lie between "
+        f"{found['quantiles']['0.05']:.2g} and {found['quantiles']['0.95']:.2g}. Noise is in units of the clip norm, "
+        "so the norm of the mean clipped gradient in that unit is the signal that it hides.",
+        "",
+        "| clip norm | patients whose gradient is clipped | signal |",
+        "|---" * 3 + "|",
+    ]
+    rows = [f"| {row['clip_norm']:g} | {row['clipped_share']:.0%} | {row['signal']:.3f} |" for row in found["clips"]]
+    return [*lines, *rows, ""]
 
 
 def _attacks(found: dict[str, list[dict[str, Any]]]) -> list[str]:

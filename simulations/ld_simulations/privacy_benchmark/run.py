@@ -15,6 +15,7 @@ from ld_simulations.demo import load_demo, prepare_sites
 from ld_simulations.privacy_benchmark.attacks import attack, patients_of_attacks
 from ld_simulations.privacy_benchmark.cost import step_ratio
 from ld_simulations.privacy_benchmark.kills import kill_rounds
+from ld_simulations.privacy_benchmark.norms import gradient_norms
 from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, load_privacy_benchmark
 from ld_simulations.privacy_benchmark.quality import QualityRuns
 from ld_simulations.privacy_benchmark.report import Results, write_results
@@ -51,6 +52,12 @@ def _sums(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
                     results.write("sums", f"{sites}-{length}", measure_sum(sites, length))
 
 
+def _norms(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
+    if results.read("norms", "norms") is None:
+        with console.status("lengths of public patients' gradients"):
+            results.write("norms", "norms", gradient_norms(QualityRuns(benchmark)))
+
+
 def _attacks(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
     missing = [run for run in benchmark.attacked if results.read("attacks", run.name) is None]
     make = functools.partial(QualityRuns, benchmark)
@@ -72,7 +79,7 @@ def _quality(benchmark: PrivacyBenchmark, results: Results, config: Path) -> Non
             advance(1)
 
 
-PARTS = {"cost": _cost, "kills": _kills, "sums": _sums, "attacks": _attacks, "quality": _quality}
+PARTS = {"cost": _cost, "kills": _kills, "sums": _sums, "norms": _norms, "attacks": _attacks, "quality": _quality}
 
 
 def fill_tables(config: Path, overrides: list[str], only_report: bool) -> None:
