@@ -20,7 +20,7 @@ CONFIG = Path(__file__).parents[1] / "configs/benchmark_privacy.yaml"
 SMALL = [
     "seeds=[0]", "workers=1", "epsilons=[8]", "patients=[4]", "public_patients=2", "public_steps=2", "held_out=2",
     "samples=4", "setting.patients=6", "setting.batch_patients=3", "setting.steps=2", "setting.rank=1",
-    "attacked_patients=16", "attacked.steps=2", "overfitted.steps=2",
+    "attacked_patients=16", "attacked.batch_patients=4", "attacked.steps=2", "overfitted.steps=2",
 ]  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def test_a_private_study_is_reported_with_its_promise_its_costs_and_its_attacks(
         "as this study was run: with differential privacy, without secure aggregation".capitalize(),
         "left out: it was not connected",
         "no scan 1 0",
-        "The most that so many made-up patients can show is ε 3.",
+        "The most that so many patients can show is ε 3.",
         "would have been noticed in four audits of five",
         read_release(release).manifest["files"]["adapter.safetensors"],
         study.digest(),

@@ -101,7 +101,7 @@ def audit_privacy(
     out: Path = typer.Option(..., help="Folder for audit.json; it points to scans and must stay at the site."),
     points: int = typer.Option(32, help="Timesteps and noises at which each scan's loss is taken."),
     generated: int = typer.Option(200, help="Pictures drawn and searched for copies."),
-    canaries: int = typer.Option(1000, help="Most patients whom coins let into a rehearsal; 0 leaves it out."),
+    canaries: int = typer.Option(1000, help="Most patients for whom coins decide a rehearsal; 0: no rehearsal."),
     trust: str = TRUST,
     allow_unsigned: bool = UNSIGNED,
 ) -> None:

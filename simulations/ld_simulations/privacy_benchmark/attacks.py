@@ -19,7 +19,7 @@ from ld_client.privacy.private import train_round_privately
 from ld_client.train import Lesson, train_round
 from ld_common.models import load_denoiser
 from ld_common.schemes import attach, read_scheme
-from ld_simulations.privacy_benchmark.plan import Attacked
+from ld_simulations.privacy_benchmark.plan import Training
 from ld_simulations.privacy_benchmark.quality import QualityRuns
 
 POINTS = 16
@@ -31,16 +31,16 @@ def patients_of_attacks(runs: QualityRuns) -> Scans:
     return Scans(lesson.latents, lesson.prompts, lesson.patients)
 
 
-def attack(runs: QualityRuns, attacked: Attacked) -> dict[str, Any]:
+def attack(runs: QualityRuns, training: Training) -> dict[str, Any]:
     """Train on whom a coin let take part, with or without privacy, and tell them from the others."""
-    benchmark, seed = runs.benchmark, attacked.seed
+    benchmark, seed, private = runs.benchmark, training.seed, training.setting.epsilon > 0
     config, device = benchmark.config, benchmark.config.device
-    study = benchmark.study_of(config.attacked_setting(attacked.private), seed)
+    study = benchmark.study_of(training.setting, seed)
     rehearsal = cast_rehearsal(patients_of_attacks(runs), config.attacked_patients, seed)
     inside = rehearsal.training
     attached = attach(load_denoiser(benchmark.study.base_model, device), read_scheme(study.scheme), seed)
     lesson = Lesson(inside.latents, inside.prompts, patients=inside.pseudonyms)
-    if attacked.private:
+    if private:
         train_round_privately(attached, lesson, study, 1, study.privacy_plan().step.noise_multiplier)
     else:
         train_round(attached, lesson, study, 1, "attack")
@@ -53,9 +53,9 @@ def attack(runs: QualityRuns, attacked: Attacked) -> dict[str, Any]:
         for score, included in zip(scores[kind], coins, strict=True):
             sides[0 if included else 1].append(score)
         membership.append(asdict(membership_report(kind, *sides)))
-    delta = study.privacy.delta if attacked.private else 0.0
+    delta = study.privacy.delta if private else 0.0
     return {
-        "epsilon": study.privacy_plan().epsilon if attacked.private else None,
+        "epsilon": study.privacy_plan().epsilon if private else None,
         "seed": seed,
         "membership": membership,
         "canaries": asdict(audit_epsilon(scores[LOSS_THRESHOLD], coins, delta)),

@@ -30,7 +30,7 @@ class Setting:
     """Target ε of the run at δ = 1 / (10 patients); 0 for training without differential privacy."""
     patients: int = 3000
     batch_patients: int = 170
-    """Expected number of patients in a step, or all of a hospital that has fewer."""
+    """Expected number of patients in a step."""
     draws: int = 1
     rank: int = 4
     freeze_a: bool = True
@@ -41,9 +41,6 @@ class Setting:
     clip_norm: float = 0.01
     warm_start: bool = True
     """Start from an adapter that learned from a public hospital's patients, without noise."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "batch_patients", min(self.batch_patients, self.patients))
 
     @property
     def name(self) -> str:
@@ -63,23 +60,10 @@ class Training:
         """Of its result's file."""
         return f"{self.setting.name}-{self.seed}"
 
-
-@dataclass(frozen=True)
-class Attacked:
-    """A run to attack."""
-
-    private: bool
-    seed: int
-
     @property
     def kind(self) -> str:
-        """`private` or `overfitted`."""
-        return "private" if self.private else "overfitted"
-
-    @property
-    def name(self) -> str:
-        """Of its result's file."""
-        return f"{self.kind}-{self.seed}"
+        """What it is among the attacked ones: `private` or `overfitted`."""
+        return "private" if self.setting.epsilon else "overfitted"
 
 
 @dataclass
@@ -174,7 +158,8 @@ class PrivacyBenchmark:
         for epsilon in self.config.epsilons:
             yield "epsilon", f"{epsilon:g}", replace(base, epsilon=epsilon)
         for patients in self.config.patients:
-            yield "patients", f"{patients}", replace(base, patients=patients)
+            batch = min(base.batch_patients, patients)
+            yield "patients", f"{patients}", replace(base, patients=patients, batch_patients=batch)
         yield "levers", "default", base
         for words, fields in self.config.levers.items():
             yield "levers", words, replace(base, **fields)
@@ -196,9 +181,10 @@ class PrivacyBenchmark:
         return list(dict.fromkeys(wanted))
 
     @property
-    def attacked(self) -> list[Attacked]:
+    def attacked(self) -> list[Training]:
         """The runs to attack."""
-        return [Attacked(private, seed) for seed in self.config.seeds for private in (False, True)]
+        settings = [self.config.attacked_setting(private) for private in (False, True)]
+        return [Training(setting, seed) for seed in self.config.seeds for setting in settings]
 
     def study_of(self, setting: Setting, seed: int) -> StudyConfig:
         """The study of a setting at one hospital in one round."""

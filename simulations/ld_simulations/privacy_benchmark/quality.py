@@ -58,8 +58,8 @@ class QualityRuns:
         """Make once what several processes would make twice: patients, real features, public starts."""
         self._held_out()
         self._real()
+        self._all_private()
         for training in trainings:
-            self._all_private()
             if training.setting.warm_start:
                 self.public_start(training.setting, training.seed)
 

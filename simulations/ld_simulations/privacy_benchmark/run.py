@@ -61,7 +61,8 @@ def _norms(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
 def _attacks(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
     missing = [run for run in benchmark.attacked if results.read("attacks", run.name) is None]
     make = functools.partial(QualityRuns, benchmark)
-    patients_of_attacks(make())
+    if missing:
+        patients_of_attacks(make())
     with progress_bar(console, "attacks", len(missing), transient=False) as advance:
         for run, found in work_through(make, attack, missing, benchmark.config.workers):
             results.write("attacks", run.name, found)
@@ -71,8 +72,9 @@ def _attacks(benchmark: PrivacyBenchmark, results: Results, config: Path) -> Non
 def _quality(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
     missing = [run for run in benchmark.trainings if results.read("quality", run.name) is None]
     make = functools.partial(QualityRuns, benchmark)
-    with console.status("patients and public starts"):
-        make().prepare(missing)
+    if missing:
+        with console.status("patients and public starts"):
+            make().prepare(missing)
     with progress_bar(console, "trainings", len(missing), transient=False) as advance:
         for run, found in work_through(make, QualityRuns.run, missing, benchmark.config.workers):
             results.write("quality", run.name, {"setting": asdict(run.setting), "seed": run.seed, **found})

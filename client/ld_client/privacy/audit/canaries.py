@@ -1,8 +1,8 @@
 """Canary patients: patients of the site of whom coins put half into a training run, to be looked for in its result.
 
-They are the site's own, with all their visits: what is looked for is what an attacker would look for. Noise in place of
-scans is no better a canary here: a low-rank adapter learns thousands of steps without keeping any of it, while it tells
-patients of the same training apart (docs/privacy.md). Whoever is no canary takes part in any case.
+They are the site's own, with all their visits: what is looked for is what an attacker would look for. Made-up canaries
+of noise were tried: an adapter that told its patients from others did not tell such canaries apart. Whoever is no
+canary takes part in any case.
 
 Training with canaries is a rehearsal: the same study, site and privacy settings, thrown away afterwards.
 """
@@ -50,9 +50,9 @@ def cast_rehearsal(scans: Scans, count: int, seed: int) -> Rehearsal:
     names, generator = sorted(set(scans.pseudonyms)), numpy_generator(seed, "canaries")
     chosen = sorted(generator.choice(names, min(count, len(names)), replace=False).tolist())
     included = generator.random(len(chosen)) < 0.5
-    left_out = {name for name, coin in zip(chosen, included, strict=True) if not coin}
-    canaries = [row for row, name in enumerate(scans.pseudonyms) if name in set(chosen)]
-    training = [row for row, name in enumerate(scans.pseudonyms) if name not in left_out]
+    coins = dict(zip(chosen, included.tolist(), strict=True))
+    canaries = [row for row, name in enumerate(scans.pseudonyms) if name in coins]
+    training = [row for row, name in enumerate(scans.pseudonyms) if coins.get(name, True)]
     if not training:
         raise AuditError(f"the coins of {len(chosen)} canaries let nobody take part: there are too few patients")
     return Rehearsal(scans.take(training), scans.take(canaries), torch.from_numpy(included))

@@ -172,12 +172,12 @@ def _copies(copies: CopyReport) -> Finding:
 def _unpromised(bound: EpsilonBound) -> Finding:
     leaks = bound.epsilon > 0
     return Finding(
-        attack="Are made-up patients remembered?",
-        verdict="they are remembered" if leaks else "found nothing",
+        attack="Does a rehearsal betray who took part?",
+        verdict="it does" if leaks else "found nothing",
         results=[_guessed(bound)],
         power=_needed(bound),
         interval=None,
-        warning="A rehearsal of the study remembered made-up patients: it would remember real ones." if leaks else "",
+        warning="A rehearsal of the study betrays which patients took part: so may the study itself." if leaks else "",
     )
 
 
@@ -185,14 +185,14 @@ def _promised(bound: EpsilonBound, promised: float) -> Finding:
     refuted = bound.epsilon > promised
     short = "less than the promise, which it therefore could not have refuted"
     return Finding(
-        attack="Are made-up patients remembered?",
+        attack="Does a rehearsal betray who took part?",
         verdict="refutes the promise" if refuted else "does not refute the promise",
         results=[
             _guessed(bound),
             f"At {percent(bound.confidence)} confidence ε of the rehearsal is at least {bound.epsilon:.2f} at the "
             f"study's δ; the study promises at most {promised:.4g}.",
         ],
-        power=f"{_needed(bound)} The most that so many made-up patients can show is ε {bound.ceiling:.2f}, "
+        power=f"{_needed(bound)} The most that so many patients can show is ε {bound.ceiling:.2f}, "
         + (short if bound.ceiling <= promised else "more than the promise")
         + ".",
         interval=None,
