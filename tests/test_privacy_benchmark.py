@@ -62,7 +62,7 @@ def test_a_wrong_plan_is_named(override: str, words: str) -> None:
 @pytest.mark.slow
 def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None:
     results, runs = Results(benchmark), QualityRuns(benchmark)
-    runs.prepare(benchmark.trainings)
+    runs.prepare()
     for training in benchmark.trainings:
         results.write("quality", training.name, runs.run(training))
     for attacked in benchmark.attacked:

@@ -40,7 +40,7 @@ class Setting:
     learning_rate: float = 0.01
     clip_norm: float = 0.01
     warm_start: bool = True
-    """Start from an adapter that learned from a public hospital's patients, without noise."""
+    """Start from an adapter that learned from a public hospital's patients, both A and B, without noise."""
 
     @property
     def name(self) -> str:
@@ -93,8 +93,9 @@ class PrivacyBenchmarkConfig:
     levers: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What is changed, in words -> fields of the setting."""
     public_patients: int = 300
-    public_steps: int = 600
-    held_out: int = 48
+    public_steps: int = 1500
+    public_learning_rate: float = 0.01
+    held_out: int = 32
     """Patients whose true counterfactuals judge a run."""
     samples: int = 512
     """Pictures for the Fréchet distance, and real ones of other patients."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,9 @@ SAMPLER, SAMPLER_STEPS = "dpm-solver++", 15
 DRAWN_TOGETHER = {"cpu": 32, "cuda": 512}
 FEATURES = "efficientnet_lite0"
 
+PublicStart = tuple[int, int]
+"""Its rank and seed."""
+
 
 def first_patients(lesson: Lesson, count: int) -> Lesson:
     """The scans of the first `count` patients."""
@@ -54,14 +56,16 @@ class QualityRuns:
         self.private, self.public = benchmark.hospitals.hospitals[0], benchmark.hospitals.hospitals[-1]
         self._lessons: dict[str, Lesson] = {}
 
-    def prepare(self, trainings: Sequence[Training]) -> None:
-        """Make once what several processes would make twice: patients, real features, public starts."""
+    def prepare(self) -> None:
+        """Make once what several processes would make twice: patients and real features."""
         self._held_out()
         self._real()
         self._all_private()
-        for training in trainings:
-            if training.setting.warm_start:
-                self.public_start(training.setting, training.seed)
+        self.lesson(self.public, self.config.public_patients)
+
+    def make_start(self, start: PublicStart) -> None:
+        """Learn a public start that is not there yet, and keep it."""
+        self.public_start(*start)
 
     def run(self, training: Training) -> dict[str, Any]:
         """All metrics of one training."""
@@ -92,7 +96,7 @@ class QualityRuns:
         base = load_base(self.benchmark.study.base_model, self.config.device)
         attached = attach(base, read_scheme(study.scheme), study.seed)
         if setting.warm_start:
-            attached.load(self.public_start(setting, seed))
+            attached.load(self.public_start(setting.rank, seed))
         if not setting.steps:
             return study, attached
         lesson = first_patients(self._all_private(), setting.patients)
@@ -134,13 +138,14 @@ class QualityRuns:
         folder = self.benchmark.output / "pictures"
         return draw_pictures(config, self.benchmark.modality, side, count, part, os.cpu_count() or 1, folder)
 
-    def public_start(self, setting: Setting, seed: int) -> State:
-        """An adapter of the setting's shape that learned from the public hospital, without noise."""
+    def public_start(self, rank: int, seed: int) -> State:
+        """An adapter of that rank, both A and B, that learned from the public hospital, without noise."""
         digest = base_digest(self.benchmark.study.base_model)[:8]
-        name = f"public-{digest}-{setting.rank}-{setting.freeze_a}-{seed}.safetensors"
+        steps, rate = self.config.public_steps, self.config.public_learning_rate
+        name = f"public-{digest}-{rank}-{steps}-{rate:g}-{seed}.safetensors"
         file = self.benchmark.output / name
         if not file.exists():
-            own = replace(setting, epsilon=0.0, steps=self.config.public_steps, learning_rate=0.02)
+            own = Setting(epsilon=0.0, rank=rank, steps=steps, learning_rate=rate, freeze_a=False)
             study = self.benchmark.study_of(own, seed)
             study.training.batch_size = self.benchmark.study.training.batch_size
             base = load_base(self.benchmark.study.base_model, self.config.device)

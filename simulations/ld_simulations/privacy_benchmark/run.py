@@ -73,8 +73,12 @@ def _quality(benchmark: PrivacyBenchmark, results: Results, config: Path) -> Non
     missing = [run for run in benchmark.trainings if results.read("quality", run.name) is None]
     make = functools.partial(QualityRuns, benchmark)
     if missing:
-        with console.status("patients and public starts"):
-            make().prepare(missing)
+        with console.status("patients"):
+            make().prepare()
+    starts = list(dict.fromkeys((run.setting.rank, run.seed) for run in missing if run.setting.warm_start))
+    with progress_bar(console, "public starts", len(starts), transient=False) as advance:
+        for _ in work_through(make, QualityRuns.make_start, starts, benchmark.config.workers):
+            advance(1)
     with progress_bar(console, "trainings", len(missing), transient=False) as advance:
         for run, found in work_through(make, QualityRuns.run, missing, benchmark.config.workers):
             results.write("quality", run.name, {"setting": asdict(run.setting), "seed": run.seed, **found})
