@@ -2,6 +2,7 @@
 
 join    -> site's name
 train   -> adapter, round, study and hashes          server to site
+        -> the adapter's frozen part                 only where a start gives it
         -> nonce, the site's last audit head         only in a deployment
         <- learned tensors, drift                    site to server
         <- losses, counts, what scans there are of   only without privacy or secure aggregation
@@ -30,6 +31,7 @@ from ld_common.schemes import State
 from ld_common.secure_aggregation import Payload
 
 JOIN, SECURE, HEAD, ATTESTATION, TENSORS = "join", "secure", "audit-head", "attestation", "safetensors"
+FROZEN = "frozen"
 ERROR_SENTENCES = {
     "store": "the site's store is absent, or of another base model or modality",
     "policy": "the study asks for more than the site allows",
@@ -51,6 +53,7 @@ class TrainTask:
     """What a site is asked to do in one round."""
 
     state: State
+    """The part of the adapter that learns."""
     round: int
     study: str
     """The study config as JSON."""
@@ -62,6 +65,8 @@ class TrainTask:
     """What the site's signature answers (`attestation.new_nonce`); empty where sites have no keys."""
     audit_head: AuditHead | None = None
     """The last head of the site's audit log that the server holds."""
+    frozen: State = field(default_factory=dict)
+    """The part that does not, as the study's start has it; empty where sites draw it from the study's seed."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +171,14 @@ def pack_task(task: TrainTask) -> RecordDict:
     )
     secure = {} if task.secure is None else {SECURE: ConfigRecord(dict(task.secure))}
     head = {} if task.audit_head is None else {HEAD: ConfigRecord(dict(head_record(task.audit_head)))}
-    return RecordDict({"state": pack_tensors(task.state), "task": words, **secure, **head})
+    frozen = {FROZEN: pack_tensors(task.frozen)} if task.frozen else {}
+    return RecordDict({"state": pack_tensors(task.state), "task": words, **frozen, **secure, **head})
 
 
 def unpack_task(content: RecordDict) -> TrainTask:
     """A task from message content; raises `KeyError` when a part is absent, `ValueError` when one is malformed."""
     words, head = content.config_records["task"], content.config_records.get(HEAD)
+    frozen = content.array_records.get(FROZEN)
     return TrainTask(
         state=unpack_tensors(content.array_records["state"]),
         round=int(words["round"]),  # type: ignore[arg-type]
@@ -181,6 +188,7 @@ def unpack_task(content: RecordDict) -> TrainTask:
         secure=unpack_secure(content),
         nonce=str(words.get("nonce", "")),
         audit_head=None if head is None else head_from_record(head),
+        frozen={} if frozen is None else unpack_tensors(frozen),
     )
 
 

@@ -158,7 +158,7 @@ class StudyConfig:
     """Folder for checkpoint, round records and release."""
     start: str = ""
     """Release at the server whose adapter the study goes on from, trained on public data perhaps; empty for none. Its
-    base, scheme and seed are the study's."""
+    base is the study's, and so are its adapter's shapes: with `scheme.freeze_a`, A stays as the release has it."""
     scheme: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
     """What learns: a scheme's `name` and its options, the fields of its class in `ld_common.schemes`."""
     drift: DriftConfig = field(default_factory=DriftConfig)

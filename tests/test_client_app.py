@@ -68,6 +68,26 @@ def test_a_round_trains_and_returns_what_may_leave(site_yaml: Path, task: TrainT
     assert torch.allclose(first.drift[:, 0, 0], expected, atol=1e-5)
 
 
+def test_a_site_trains_with_the_frozen_part_that_a_task_brings(
+    site_yaml: Path, task: TrainTask, tiny_base: Path
+) -> None:
+    study = from_mapping(StudyConfig, json.loads(task.study))
+    study.scheme["freeze_a"] = True
+    own, site = attached(tiny_base, study), load_site(site_yaml)
+    drawn = replace(task, study=json.dumps(to_mapping(study)), state=own.learned_state())
+    brought = messages.unpack_task(
+        messages.pack_task(replace(drawn, frozen={name: -value for name, value in own.frozen_state().items()}))
+    )
+    plain, flipped = app.run_task(site, drawn), app.run_task(site, brought)
+    assert set(flipped.state) == set(own.learned)
+    for name in flipped.state:  # B learns against A: with A turned round, so is B
+        assert torch.allclose(flipped.state[name], -plain.state[name], atol=1e-5)
+        assert bool(plain.state[name].abs().sum() > 0)
+    for wrong in (task.state, dict(list(brought.frozen.items())[1:])):
+        with pytest.raises(AdapterError):
+            app.run_task(site, replace(brought, frozen=wrong))
+
+
 def test_results_and_tasks_survive_the_wire(site_yaml: Path, task: TrainTask) -> None:
     back = messages.unpack_task(messages.pack_task(task))
     assert (back.round, back.study, back.base_digest) == (task.round, task.study, task.base_digest)

@@ -371,3 +371,27 @@ def test_a_colluding_minority_cannot_move_a_robust_study(tiny_base: Path, tmp_pa
 
 def load_channels(base: Path) -> int:
     return int(json.loads((base / "unet" / "config.json").read_text())["in_channels"])
+
+
+def test_a_start_brings_its_frozen_part_to_the_sites_and_into_the_release(tiny_base: Path, tmp_path: Path) -> None:
+    sent: list[dict[str, torch.Tensor]] = []
+
+    class Watched(LocalGrid):
+        def _good(self, name: str, task: TrainTask) -> TrainResult:
+            sent.append(task.frozen)
+            return super()._good(name, task)
+
+    sites, channels = {"p": honest, "q": honest}, load_channels(tiny_base)
+    public = study(tiny_base, tmp_path / "public", ["p", "q"], rounds=1)
+    start = run_study(Watched(sites, channels), public, MODALITY)
+    assert not any(sent)
+    own = study(tiny_base, tmp_path / "own", ["p", "q"], rounds=1)
+    own.scheme, own.seed, own.start = {**own.scheme, "freeze_a": True}, 5, str(start)
+    learned = read_release(start).state
+    release = read_release(run_study(Watched(sites, channels), own, MODALITY))
+    frozen = {name for name in learned if ".lora_A." in name}
+    assert set(sent[-1]) == frozen
+    for name, value in learned.items():
+        assert torch.equal(release.state[name], value) == (name in frozen)
+    again = read_release(run_study(Watched(sites, channels), own, MODALITY, resume=True))
+    assert all(torch.equal(value, release.state[name]) for name, value in again.state.items())

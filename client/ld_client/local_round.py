@@ -79,6 +79,8 @@ def _run_task(
     attached = attach(model, scheme, study.seed)
     check_size(site.policy, attached)
     check_state(task.state, attached.learned_state())
+    if task.frozen:
+        check_state(task.frozen, attached.frozen_state())
     if study.federation.secure_aggregation:
         if secure is None or task.secure is None:
             raise FederationError("the study asks for secure aggregation and the task comes without it: refused")
@@ -89,7 +91,7 @@ def _run_task(
     # until the state is loaded, `model` draws as the plain base does
     drift = site_drift(site, load_modality(site), store, model, study)
     prior = None if scheme.prior is None else site_prior(site, store, model, scheme.prior, study.seed)
-    attached.load(task.state)
+    attached.load({**task.frozen, **task.state})
     entered = None if drift is None else entering(drift, study.drift.formulation)
     own = entered if isinstance(entered, Drift) else None
     lesson = Lesson(store.latents, store.prompts, own, prior, store.pseudonyms)

@@ -24,8 +24,9 @@ class Lora(Scheme):
     rank: int = 8
     targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
     freeze_a: bool = False
-    """Keep A at its shared random start and let only B learn and travel (FFA-LoRA, arXiv 2403.12313); the default
-    under differential privacy, where noise on both would enter as a product."""
+    """Keep A at its start, drawn from the study's seed or learned by the release that the study starts from, and let
+    only B learn and travel back (FFA-LoRA, arXiv 2403.12313); the default under differential privacy, where noise on
+    both would enter as a product."""
 
     private_defaults: ClassVar[Mapping[str, object]] = {"freeze_a": True}
 

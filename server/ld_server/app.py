@@ -110,6 +110,9 @@ def _run(
     checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
     model = load_denoiser(study.base_model)
     attached = attach(model, read_scheme(study.scheme), study.seed)
+    if study.start:
+        start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # a simulation's, often
+        start_from(attached, start, study, digest)
     strategy = DriftFederation(
         study,
         digest,
@@ -118,12 +121,10 @@ def _run(
         output,
         lambda record: append_round(output, record),
         admission,
+        attached.frozen_state() if study.start else None,
     )
     if checkpoint is None:
         drop_checkpoint(output)
-        if study.start:
-            start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # a simulation's, often
-            start_from(attached, start, study, digest)
     else:
         check_state(checkpoint.state, attached.learned_state())
         attached.load(checkpoint.state)
@@ -181,24 +182,17 @@ def last_checkpoint(output: Path, study: StudyConfig, digest: str, modality_dige
 
 
 def start_from(attached: Attached[Any], release: Release, study: StudyConfig, digest: str) -> None:
-    """Load a release's adapter as a study's start.
+    """Load a release's adapter, what learns and what stays frozen, as a study's start.
 
     Raises:
-        ReleaseError: it is of another base, or its adapter is not what the study's scheme and seed would make.
+        ReleaseError: it is of another base, or its adapter is not what the study's scheme would make.
     """
     if release.base_digest != digest:
         raise ReleaseError(f"start: '{study.start}' is of another base model than the study's")
-    own = attached.state()
-    frozen = own.keys() - attached.learned.keys()
     try:
-        check_state(release.state, own)
+        check_state(release.state, attached.state())
     except AdapterError as error:
         raise ReleaseError(f"start: the adapter of '{study.start}' does not fit the study's scheme: {error}") from error
-    if any(not torch.equal(release.state[name], own[name]) for name in frozen):
-        raise ReleaseError(
-            f"start: what '{study.start}' kept frozen differs from what sites draw from seed {study.seed}: "
-            f"use its seed, {release.study.seed}, and its scheme.freeze_a"
-        )
     attached.load(release.state)
 
 

@@ -48,13 +48,26 @@ class DriftFederation(Strategy):
         output: Path,
         on_round: Callable[[RoundRecord], None] = lambda record: None,
         admission: Admission | None = None,
+        frozen: State | None = None,
     ) -> None:
+        """What the federation is of.
+
+        Args:
+            study: the study.
+            base_digest, modality_digest: what sites must hold.
+            drift_shape: of every site's drift; None for no drift.
+            output: the checkpoint's folder.
+            on_round: told each round's record.
+            admission: who may take part.
+            frozen: the adapter's frozen part, for sites that cannot draw it from the study's seed.
+        """
         self.study = study
         self.base_digest, self.modality_digest = base_digest, modality_digest
         self.drift_shape = drift_shape
         self.output = output
         self.on_round = on_round
         self.admission = admission or Admission()
+        self.frozen = frozen or {}
         self.records: list[RoundRecord] = []
         self.site_drifts: dict[str, Tensor] = {}
         self.site_weights: dict[str, float] = {}
@@ -109,7 +122,12 @@ class DriftFederation(Strategy):
     def _make_tasks(self, number: int, grid: Grid) -> dict[str, TrainTask]:
         """Each site's task, in the order of their names; none when the round cannot count."""
         common = TrainTask(
-            self.state, number, json.dumps(to_mapping(self.study)), self.base_digest, self.modality_digest
+            self.state,
+            number,
+            json.dumps(to_mapping(self.study)),
+            self.base_digest,
+            self.modality_digest,
+            frozen=self.frozen,
         )
         here = sorted(self._present.nodes)
         tasks = dict.fromkeys(here, common)

@@ -56,7 +56,7 @@ class Witness:
         if study is not None:
             asked = {"study": _words(study.name), "study_digest": study.digest()}
         asked |= {"base": _words(task.base_digest), "modality": _words(task.modality_digest)}
-        self._write("task", {**asked, "nonce": _words(task.nonce), "tensors": len(task.state)})
+        self._write("task", {**asked, "nonce": _words(task.nonce), "tensors": len(task.state) + len(task.frozen)})
         if NONCE.fullmatch(task.nonce) is None:
             raise FederationError("the task's nonce is not hexadecimal: it is not from this software's server")
         if task.audit_head is not None:
