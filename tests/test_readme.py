@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from ld_simulations.benchmark.plan import CONDITIONAL, MAP, OFFSET_NOISE, PRIOR, ZERO_SNR
 from ld_simulations.benchmark.table import find, reduction, rows_of
+from ld_simulations.privacy_benchmark.plan import load_privacy_benchmark
 from ld_simulations.summary import AIMS
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +55,23 @@ def test_how_true_counterfactuals_are_is_what_the_table_says() -> None:
     assert f"asked by `ddpm`, comes {said[0][0]} nearer" in flat
     assert f"with {said[0][1]} less error than copying" in flat
     assert f"four times as long {' and '.join(said[1])} (three seeds" in flat
+
+
+def test_what_privacy_costs_is_what_the_table_says() -> None:
+    recorded = json.loads((ROOT / "docs/benchmarks/privacy.json").read_text())
+    setting = load_privacy_benchmark(ROOT / "configs/benchmark_privacy.yaml", []).config.base_setting()
+    rows = {"plain": replace(setting, epsilon=0.0), "start": replace(setting, epsilon=0.0, steps=0), "private": setting}
+    runs = recorded["runs"]["quality"].values()
+    gains = {
+        name: np.mean([run["copy_gain_db"] for run in runs if run["setting"] == asdict(own)])
+        for name, own in rows.items()
+    }
+    flat, kept = " ".join(README.split()), percent(recorded["copy_gain_ratio_eps8"])
+    assert f"at one rendered hospital of {setting.patients:,} patients" in flat
+    assert f"edits at ε = 8 keep {kept} of the gain without privacy" in flat
+    assert f"({gains['private']:.2f} of {gains['plain']:.2f} dB nearer" in flat
+    assert f"the start alone has {gains['start']:.2f} dB" in flat
+    assert f"patients keep {kept} of the gain" in " ".join((ROOT / "docs/privacy.md").read_text().split())
 
 
 def test_what_drift_does_is_what_the_table_says() -> None:

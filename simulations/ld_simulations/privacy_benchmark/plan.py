@@ -18,6 +18,8 @@ PARTS = ("cost", "kills", "sums", "norms", "attacks", "quality")
 TABLES = ("epsilon", "patients", "levers")
 NO_PRIVACY = "no privacy"
 """Title of the row that the others are compared with."""
+START_ALONE = "public start alone"
+"""Title of the row that no patient of the hospital has a part in."""
 AT_ONCE = 32
 """Examples of a private step that pass the network together."""
 
@@ -155,7 +157,7 @@ class PrivacyBenchmark:
         """Table, row's title, setting: no privacy first; the same setting may stand in several tables."""
         base = self.config.base_setting()
         yield "epsilon", NO_PRIVACY, replace(base, epsilon=0.0)
-        yield "epsilon", "public start alone", replace(base, epsilon=0.0, steps=0)
+        yield "epsilon", START_ALONE, replace(base, epsilon=0.0, steps=0)
         for epsilon in self.config.epsilons:
             yield "epsilon", f"{epsilon:g}", replace(base, epsilon=epsilon)
         for patients in self.config.patients:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,12 @@ class QualityRuns:
         self.public_start(*start)
 
     def run(self, training: Training) -> dict[str, Any]:
-        """All metrics of one training."""
+        """What was trained, and all its metrics."""
         setting, seed = training.setting, training.seed
         study, attached = self.trained(setting, seed)
         base = attached.model
         parameters = sum(value.numel() for value in attached.learned.values())
-        metrics: dict[str, Any] = {"parameters": parameters}
+        metrics: dict[str, Any] = {"setting": asdict(setting), "seed": seed, "parameters": parameters}
         if setting.epsilon:
             planned = study.privacy_plan()
             noise, delta = planned.step.noise_multiplier, study.privacy.delta

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ld_common.files import write_bytes
-from ld_simulations.privacy_benchmark.plan import NO_PRIVACY, PrivacyBenchmark, Setting
+from ld_simulations.privacy_benchmark.plan import NO_PRIVACY, START_ALONE, PrivacyBenchmark, Setting
 
 NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
 RUNS = "runs"
@@ -99,6 +99,9 @@ def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
         if gain is not None and reference is not None and title != NO_PRIVACY:
             name = f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
             numbers[f"copy_gain_ratio_{name}"] = gain / reference
+    for title, found in _over_start(benchmark, results).items():
+        name = f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
+        numbers[f"gain_over_start_db_{name}"] = float(np.mean(found))
     for row in results.sums():
         name = f"secure_sum_{row['sites']}_sites_{row['numbers']}"
         numbers[f"{name}_site_seconds"] = row["site_seconds"]
@@ -111,6 +114,17 @@ def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
         numbers[f"{name}_tpr_at_1_percent_fpr"] = [rate and rate["value"] for rate in rates]
         numbers[f"{name}_epsilon_lower_bounds"] = [run["canaries"]["epsilon"] for run in found]
     return numbers
+
+
+def _over_start(benchmark: PrivacyBenchmark, results: Results) -> dict[str, list[float]]:
+    """Row of the table of ε -> dB of copy gain beyond the public start of the same seed, seed by seed."""
+    gains = {
+        title: {run["seed"]: run["copy_gain_db"] for run in results.quality(setting)}
+        for _, title, setting in _rows(benchmark, "epsilon")
+    }
+    start = gains.pop(START_ALONE)
+    pairs = {title: [own[seed] - start[seed] for seed in own if seed in start] for title, own in gains.items()}
+    return {title: found for title, found in pairs.items() if found}
 
 
 def _attacked(benchmark: PrivacyBenchmark, results: Results) -> dict[str, list[dict[str, Any]]]:
@@ -145,6 +159,9 @@ def _page(benchmark: PrivacyBenchmark, results: Results, numbers: dict[str, Any]
     for table, title in TITLES.items():
         rows = [(name, setting, results.quality(setting)) for _, name, setting in _rows(benchmark, table)]
         lines += _quality(title, table, [row for row in rows if row[2]])
+        if table == "epsilon" and _over_start(benchmark, results):
+            added = [f"{name} {_cell(found)} dB" for name, found in _over_start(benchmark, results).items()]
+            lines += [f"Added to the copy gain of the same seed's public start: {'; '.join(added)}.", ""]
         if table == "patients" and plot:
             lines += [f"![copy gain by the number of patients]({plot})", ""]
     return "\n".join(lines)
@@ -271,10 +288,12 @@ def _plot(benchmark: PrivacyBenchmark, results: Results) -> bytes:
     axes.plot(places, means, color="#1b6ca8", marker="o")
     for patients, runs in rows:
         axes.plot([patients] * len(runs), [run["copy_gain_db"] for run in runs], ".", color="#1b6ca8", alpha=0.5)
-    reference = _mean(results.quality(_rows(benchmark, "epsilon")[0][2]), "copy_gain_db")
-    if reference is not None:
-        axes.axhline(reference, color="#c8553d", lw=1)
-        axes.text(places[0], reference, " without privacy", color="#c8553d", va="bottom")
+    for _, title, setting in _rows(benchmark, "epsilon"):
+        reference = _mean(results.quality(setting), "copy_gain_db")
+        if title in (NO_PRIVACY, START_ALONE) and reference is not None:
+            axes.axhline(reference, color="#c8553d", lw=1)
+            words = title if title == START_ALONE else f"{title}, {setting.patients:,} patients"
+            axes.text(places[0], reference, f" {words}", color="#c8553d", va="bottom")
     axes.set(xscale="log", xlabel="patients of the hospital", ylabel="gain over copying the scan, dB")
     axes.set_xticks(places, [f"{place:,}" for place in places])
     axes.minorticks_off()

@@ -81,7 +81,7 @@ def _quality(benchmark: PrivacyBenchmark, results: Results, config: Path) -> Non
             advance(1)
     with progress_bar(console, "trainings", len(missing), transient=False) as advance:
         for run, found in work_through(make, QualityRuns.run, missing, benchmark.config.workers):
-            results.write("quality", run.name, {"setting": asdict(run.setting), "seed": run.seed, **found})
+            results.write("quality", run.name, found)
             advance(1)
 
 
