@@ -99,9 +99,9 @@ def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
         if gain is not None and reference is not None and title != NO_PRIVACY:
             name = f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
             numbers[f"copy_gain_ratio_{name}"] = gain / reference
-    for title, found in _over_start(benchmark, results).items():
+    for title, added in _over_start(benchmark, results).items():
         name = f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
-        numbers[f"gain_over_start_db_{name}"] = float(np.mean(found))
+        numbers[f"gain_over_start_db_{name}"] = float(np.mean(added))
     for row in results.sums():
         name = f"secure_sum_{row['sites']}_sites_{row['numbers']}"
         numbers[f"{name}_site_seconds"] = row["site_seconds"]
