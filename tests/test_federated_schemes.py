@@ -113,7 +113,7 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
     options: dict[str, Any] = {
         "base_model": str(tiny_base),
         "output": str(tmp_path / "public"),
-        "scheme": {"name": "lora", "rank": 1, "targets": ["to_k"], "freeze_a": True},
+        "scheme": {"name": "lora", "rank": 1, "targets": ["to_k"]},
         "training": {"steps": 2, "batch_size": 2},
         "federation": {"rounds": 1, "sites": ["p", "q"], "wait_seconds": 1, "weighting": "equal"},
     }
@@ -123,6 +123,7 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
         **options,
         "output": str(tmp_path / "private"),
         "start": str(public),
+        "seed": 1,
         "privacy": {"enabled": True, "patients": 10, "batch_patients": 2, "delta": 1e-5, "draws": 1},
     }
     tight = replace(site, policy=replace(site.policy, max_epsilon=0.5))
@@ -138,5 +139,10 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
     assert "Differential privacy: ε = " in card
     assert "| p | withheld | withheld |" in card
     assert "ε" not in (public / "README.md").read_text().replace("no ε is claimed", "")
-    with pytest.raises(ReleaseError, match="use its seed, 0"):
-        run_study(RealSites(willing), from_mapping(StudyConfig, {**private, "seed": 1}), modality)
+    taught = read_release(public).state  # A and B both, without privacy; privacy then freezes A by default
+    assert {name for name, value in taught.items() if torch.equal(release.state[name], value)} == {
+        name for name in taught if ".lora_A." in name
+    }
+    with pytest.raises(ReleaseError, match="does not fit the study's scheme"):
+        other = {**private, "scheme": {**options["scheme"], "rank": 2}}
+        run_study(RealSites(willing), from_mapping(StudyConfig, other), modality)
