@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -393,5 +394,6 @@ def test_a_start_brings_its_frozen_part_to_the_sites_and_into_the_release(tiny_b
     assert set(sent[-1]) == frozen
     for name, value in learned.items():
         assert torch.equal(release.state[name], value) == (name in frozen)
+    shutil.rmtree(tmp_path / "public")  # the checkpoint has it all
     again = read_release(run_study(Watched(sites, channels), own, MODALITY, resume=True))
     assert all(torch.equal(value, release.state[name]) for name, value in again.state.items())

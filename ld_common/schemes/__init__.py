@@ -52,18 +52,13 @@ class Attached(Generic[M]):
         """Those that learn, and therefore travel."""
         return {name: value for name, value in self.parameters.items() if value.requires_grad}
 
-    @property
-    def frozen(self) -> dict[str, nn.Parameter]:
-        """Those that do not: every side draws them from the study's seed, or has them from its start."""
-        return {name: value for name, value in self.parameters.items() if not value.requires_grad}
-
     def learned_state(self) -> State:
         """Copies of those that learn."""
         return _copies(self.learned)
 
     def frozen_state(self) -> State:
-        """Copies of those that do not."""
-        return _copies(self.frozen)
+        """Copies of those that do not: every side draws them from the study's seed, or has them from its start."""
+        return _copies({name: value for name, value in self.parameters.items() if not value.requires_grad})
 
     def state(self) -> State:
         """Copies of all, learned and shared: what a release holds."""

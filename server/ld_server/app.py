@@ -110,9 +110,6 @@ def _run(
     checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
     model = load_denoiser(study.base_model)
     attached = attach(model, read_scheme(study.scheme), study.seed)
-    if study.start:
-        start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # a simulation's, often
-        start_from(attached, start, study, digest)
     strategy = DriftFederation(
         study,
         digest,
@@ -121,13 +118,16 @@ def _run(
         output,
         lambda record: append_round(output, record),
         admission,
-        attached.frozen_state() if study.start else None,
     )
     if checkpoint is None:
         drop_checkpoint(output)
+        if study.start:
+            start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # a simulation's, often
+            start_from(attached, start, study, digest)
+            strategy.frozen = attached.frozen_state()
     else:
         check_state(checkpoint.state, attached.learned_state())
-        attached.load(checkpoint.state)
+        attached.load({**checkpoint.frozen, **checkpoint.state})
         strategy.restore(checkpoint)
     write_rounds(output, strategy.records)
     remaining = study.federation.rounds - len(strategy.records)

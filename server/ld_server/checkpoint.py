@@ -23,7 +23,7 @@ NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 _NEXT = "checkpoint.next.safetensors"
 """The newest, in the instant between its writing and its renaming."""
 _NEWEST_FIRST = (NAME, _NEXT, PREVIOUS)
-_STATE, _DRIFT, _MEAN_DRIFT = "state/", "drift/", "mean-drift"
+_STATE, _FROZEN, _DRIFT, _MEAN_DRIFT = "state/", "frozen/", "drift/", "mean-drift"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Checkpoint:
     """Each site's weight in the last average that it was in."""
     mean_drift: Tensor | None = None
     """Of a secure sum, where no site's own drift is known."""
+    frozen: State = field(default_factory=dict)
+    """The adapter's frozen part, where the study's start gave it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Found:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Replace the folder's checkpoint and keep the last one; raises `CheckpointError` with the last one still whole."""
     tensors = {_STATE + name: value for name, value in checkpoint.state.items()}
+    tensors |= {_FROZEN + name: value for name, value in checkpoint.frozen.items()}
     tensors |= {_DRIFT + name: value for name, value in checkpoint.site_drifts.items()}
     if checkpoint.mean_drift is not None:
         tensors[_MEAN_DRIFT] = checkpoint.mean_drift
@@ -135,6 +138,7 @@ def _read(path: Path) -> Checkpoint:
             site_drifts=_under(_DRIFT, tensors),
             site_weights=content["weights"],
             mean_drift=tensors.get(_MEAN_DRIFT),
+            frozen=_under(_FROZEN, tensors),
         )
     except (AdapterError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"cannot read the checkpoint '{path}': {error}") from error

@@ -48,30 +48,19 @@ class DriftFederation(Strategy):
         output: Path,
         on_round: Callable[[RoundRecord], None] = lambda record: None,
         admission: Admission | None = None,
-        frozen: State | None = None,
     ) -> None:
-        """What the federation is of.
-
-        Args:
-            study: the study.
-            base_digest, modality_digest: what sites must hold.
-            drift_shape: of every site's drift; None for no drift.
-            output: the checkpoint's folder.
-            on_round: told each round's record.
-            admission: who may take part.
-            frozen: the adapter's frozen part, for sites that cannot draw it from the study's seed.
-        """
         self.study = study
         self.base_digest, self.modality_digest = base_digest, modality_digest
         self.drift_shape = drift_shape
         self.output = output
         self.on_round = on_round
         self.admission = admission or Admission()
-        self.frozen = frozen or {}
         self.records: list[RoundRecord] = []
         self.site_drifts: dict[str, Tensor] = {}
         self.site_weights: dict[str, float] = {}
         self.state: State = {}
+        self.frozen: State = {}
+        """The adapter's frozen part, for sites that cannot draw it from the study's seed."""
         self._rounds_before = 0
         """Rounds of the study that earlier runs held; Flower counts from 1 in each run."""
         self._mean_drift: Tensor | None = None
@@ -84,7 +73,7 @@ class DriftFederation(Strategy):
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after a checkpoint's round; the caller has checked that it is of this study."""
-        self._rounds_before, self.state = checkpoint.round, checkpoint.state
+        self._rounds_before, self.state, self.frozen = checkpoint.round, checkpoint.state, checkpoint.frozen
         self.records = [RoundRecord(**record) for record in checkpoint.records]
         self.site_drifts, self.site_weights = dict(checkpoint.site_drifts), dict(checkpoint.site_weights)
         self._mean_drift = checkpoint.mean_drift
@@ -261,6 +250,7 @@ class DriftFederation(Strategy):
             site_drifts=self.site_drifts,
             site_weights=self.site_weights,
             mean_drift=self._mean_drift,
+            frozen=self.frozen,
         )
         write_checkpoint(self.output, checkpoint)
         self.on_round(record)

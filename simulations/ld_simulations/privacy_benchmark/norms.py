@@ -35,7 +35,7 @@ def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
     study = benchmark.study_of(setting, seed)
     attached = attach(load_denoiser(benchmark.study.base_model, runs.config.device), read_scheme(study.scheme), seed)
     if setting.warm_start:
-        attached.load(runs.public_start(setting.rank, seed))
+        attached.load(runs.public_start((setting.rank, seed)))
     lesson = runs.lesson(runs.public, runs.config.public_patients)
     generator = torch_generator(seed, "gradient norms")
     examples, patients = Examples(attached, lesson, study, generator), Patients(lesson.patients, generator)

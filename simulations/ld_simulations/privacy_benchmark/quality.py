@@ -63,10 +63,6 @@ class QualityRuns:
         self._all_private()
         self.lesson(self.public, self.config.public_patients)
 
-    def make_start(self, start: PublicStart) -> None:
-        """Learn a public start that is not there yet, and keep it."""
-        self.public_start(*start)
-
     def run(self, training: Training) -> dict[str, Any]:
         """What was trained, and all its metrics."""
         setting, seed = training.setting, training.seed
@@ -96,7 +92,7 @@ class QualityRuns:
         base = load_base(self.benchmark.study.base_model, self.config.device)
         attached = attach(base, read_scheme(study.scheme), study.seed)
         if setting.warm_start:
-            attached.load(self.public_start(setting.rank, seed))
+            attached.load(self.public_start((setting.rank, seed)))
         if not setting.steps:
             return study, attached
         lesson = first_patients(self._all_private(), setting.patients)
@@ -138,8 +134,9 @@ class QualityRuns:
         folder = self.benchmark.output / "pictures"
         return draw_pictures(config, self.benchmark.modality, side, count, part, os.cpu_count() or 1, folder)
 
-    def public_start(self, rank: int, seed: int) -> State:
+    def public_start(self, start: PublicStart) -> State:
         """An adapter of that rank, both A and B, that learned from the public hospital, without noise."""
+        rank, seed = start
         digest = base_digest(self.benchmark.study.base_model)[:8]
         steps, rate = self.config.public_steps, self.config.public_learning_rate
         name = f"public-{digest}-{rank}-{steps}-{rate:g}-{seed}.safetensors"

@@ -79,7 +79,7 @@ def write_results(benchmark: PrivacyBenchmark) -> list[Path]:
     numbers = _numbers(benchmark, results)
     write_bytes(folder / NUMBERS, (json.dumps(numbers | {RUNS: results.kept()}, indent=1) + "\n").encode())
     files = [folder / NUMBERS, folder / PAGE]
-    if any(results.quality(setting) for table, _, setting in benchmark.tables() if table == "patients"):
+    if all(results.quality(setting) for _, _, setting in _rows(benchmark, "patients")):  # not a line through gaps
         write_bytes(folder / PLOT, _plot(benchmark, results))
         files.append(folder / PLOT)
     write_bytes(folder / PAGE, _page(benchmark, results, numbers, PLOT if len(files) > 2 else "").encode())
@@ -97,11 +97,9 @@ def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
     reference = gains.get(NO_PRIVACY)
     for title, gain in gains.items():
         if gain is not None and reference is not None and title != NO_PRIVACY:
-            name = f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
-            numbers[f"copy_gain_ratio_{name}"] = gain / reference
+            numbers[f"copy_gain_ratio_{_key(title)}"] = gain / reference
     for title, added in _over_start(benchmark, results).items():
-        name = f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
-        numbers[f"gain_over_start_db_{name}"] = float(np.mean(added))
+        numbers[f"gain_over_start_db_{_key(title)}"] = float(np.mean(added))
     for row in results.sums():
         name = f"secure_sum_{row['sites']}_sites_{row['numbers']}"
         numbers[f"{name}_site_seconds"] = row["site_seconds"]
@@ -114,6 +112,11 @@ def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
         numbers[f"{name}_tpr_at_1_percent_fpr"] = [rate and rate["value"] for rate in rates]
         numbers[f"{name}_epsilon_lower_bounds"] = [run["canaries"]["epsilon"] for run in found]
     return numbers
+
+
+def _key(title: str) -> str:
+    """Of a row of the table of ε, in the names of flat numbers."""
+    return f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
 
 
 def _over_start(benchmark: PrivacyBenchmark, results: Results) -> dict[str, list[float]]:
@@ -159,8 +162,8 @@ def _page(benchmark: PrivacyBenchmark, results: Results, numbers: dict[str, Any]
     for table, title in TITLES.items():
         rows = [(name, setting, results.quality(setting)) for _, name, setting in _rows(benchmark, table)]
         lines += _quality(title, table, [row for row in rows if row[2]])
-        if table == "epsilon" and _over_start(benchmark, results):
-            added = [f"{name} {_cell(found)} dB" for name, found in _over_start(benchmark, results).items()]
+        if table == "epsilon" and (over := _over_start(benchmark, results)):
+            added = [f"{name} {_cell(found)} dB" for name, found in over.items()]
             lines += [f"Added to the copy gain of the same seed's public start: {'; '.join(added)}.", ""]
         if table == "patients" and plot:
             lines += [f"![copy gain by the number of patients]({plot})", ""]

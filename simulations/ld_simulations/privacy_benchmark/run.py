@@ -77,7 +77,7 @@ def _quality(benchmark: PrivacyBenchmark, results: Results, config: Path) -> Non
             make().prepare()
     starts = list(dict.fromkeys((run.setting.rank, run.seed) for run in missing if run.setting.warm_start))
     with progress_bar(console, "public starts", len(starts), transient=False) as advance:
-        for _ in work_through(make, QualityRuns.make_start, starts, benchmark.config.workers):
+        for _ in work_through(make, QualityRuns.public_start, starts, benchmark.config.workers):
             advance(1)
     with progress_bar(console, "trainings", len(missing), transient=False) as advance:
         for run, found in work_through(make, QualityRuns.run, missing, benchmark.config.workers):
