@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ld_client.privacy.audit.membership import membership_report
+from ld_client.privacy.audit.one_run import EpsilonBound
+from ld_client.privacy.audit.statistics import share
 from ld_common.errors import ConfigError
+from ld_simulations.privacy_benchmark.attack_table import attack_lines, attack_numbers
 from ld_simulations.privacy_benchmark.attacks import attack
 from ld_simulations.privacy_benchmark.norms import gradient_norms
 from ld_simulations.privacy_benchmark.plan import PrivacyBenchmark, load_privacy_benchmark
@@ -57,6 +62,37 @@ def test_the_plan_asks_what_a_hospital_asks() -> None:
 def test_a_wrong_plan_is_named(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_privacy_benchmark(CONFIG, [override])
+
+
+def attacked(seed: int, named: int, epsilon: float | None, bound: float, held_out: int = 100) -> dict[str, Any]:
+    """A result in which `named` of 50 members score above all others but one."""
+    outside = [*(-1.0 for _ in range(held_out - 1)), 1.0]
+    report = membership_report("loss threshold", [0.0] * named + [-2.0] * (50 - named), outside)
+    found = EpsilonBound(bound, 4.0, 0.0, 0.95, 100, 10, 8, (10,))
+    membership = [asdict(report), asdict(report)]
+    return {"epsilon": epsilon, "seed": seed, "membership": membership, "canaries": asdict(found)}
+
+
+def test_seeds_of_an_attack_are_counted_together() -> None:
+    found = {
+        "overfitted": [attacked(0, 5, None, 1.5), attacked(1, 15, None, 0.5)],
+        "private": [attacked(0, 0, 4.0, 1.0), attacked(1, 1, 8.0, 1.0)],
+    }
+    numbers, lines = attack_numbers(found), attack_lines(found)
+    assert numbers["overfitted_epsilon_lower_bound_least"] == 0.5
+    assert numbers["private_epsilon_lower_bound_share"] == 0.25
+    assert "private_epsilon_lower_bound_least" not in numbers
+    together = share(20, 100)
+    ends = [numbers[f"overfitted_tpr_at_1_percent_fpr_{end}"] for end in ("low", "high")]
+    assert ends == [together.low, together.high]
+    assert sum("| all |" in line for line in lines) == 2
+    assert any("20.0% (12.7% to 29.2%)" in line for line in lines)
+
+
+def test_too_few_left_out_show_no_rate_of_all_seeds() -> None:
+    runs = {"overfitted": [attacked(0, 5, None, 1.5, held_out=20), attacked(1, 5, None, 1.5)]}
+    assert "overfitted_tpr_at_1_percent_fpr_low" not in attack_numbers(runs)
+    assert any("needs 100 held-out patients" in line for line in attack_lines(runs))
 
 
 @pytest.mark.slow

@@ -510,10 +510,13 @@ def test_a_port_that_is_taken_and_a_home_without_keys_are_clear_errors(study: De
 
 
 class Proxy:
-    """Forwards one address to another, and cuts the line after so many bytes from the far side."""
+    """Forwards one address to another, and cuts the line after so many bytes from the far side.
 
-    def __init__(self, listen: str, target: str, cut_after: int | None) -> None:
-        self.forwarded, self.cut_after, self._target = 0, cut_after, target
+    It cuts only once some of it has arrived: gRPC throws away what its reader has not asked for yet when a line breaks.
+    """
+
+    def __init__(self, listen: str, target: str, cut_after: int | None, arrived: Callable[[], bool]) -> None:
+        self.forwarded, self.cut_after, self._target, self._arrived = 0, cut_after, target, arrived
         self._listener = socket.create_server(("127.0.0.1", int(listen.rsplit(":", 1)[1])))
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -533,11 +536,17 @@ class Proxy:
                 if counted:
                     self.forwarded += len(data)
                     if self.cut_after is not None and self.forwarded > self.cut_after:
+                        self._wait()
                         break
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + WAIT
+        while not self._arrived() and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def close(self) -> None:
         self._listener.close()
@@ -549,11 +558,15 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(study: DeployedStudy, a
     size = (folder / (SEALED if sealed else ADAPTER)).stat().st_size
     behind = f"localhost:{free_port()}"
     server = start_release_service(study.home, behind)
-    proxy = Proxy(study.address, behind, cut_after=2 * size // 3)
+    partial = aster.path / "releases" / "demo-1.part" / (SEALED if sealed else ADAPTER)
+
+    def some_arrived() -> bool:
+        return partial.exists() and partial.stat().st_size >= CHUNK_BYTES
+
+    proxy = Proxy(study.address, behind, 2 * size // 3, some_arrived)
     try:
         with pytest.raises(DeploymentError, match="no connection to"):
             pull(aster, "", None)
-        partial = aster.path / "releases" / "demo-1.part" / (SEALED if sealed else ADAPTER)
         had = partial.stat().st_size
         assert CHUNK_BYTES <= had < size
         assert not (aster.path / "releases" / "demo-1").exists()

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ld_common.files import write_bytes
+from ld_simulations.privacy_benchmark.attack_table import Attacked, attack_lines, attack_numbers
 from ld_simulations.privacy_benchmark.plan import NO_PRIVACY, START_ALONE, PrivacyBenchmark, Setting
 
 NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
@@ -105,13 +106,7 @@ def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
         numbers[f"{name}_site_seconds"] = row["site_seconds"]
         numbers[f"{name}_server_seconds"] = row["server_seconds"]
         numbers[f"{name}_uplink_ratio"] = row["uplink_bytes"] / row["plain_uplink_bytes"]
-    for name, found in _attacked(benchmark, results).items():
-        loss = [run["membership"][0] for run in found]
-        numbers[f"{name}_membership_auc"] = float(np.mean([one["area"]["value"] for one in loss]))
-        rates = [one["operating_points"][0]["true_positive_rate"] for one in loss]
-        numbers[f"{name}_tpr_at_1_percent_fpr"] = [rate and rate["value"] for rate in rates]
-        numbers[f"{name}_epsilon_lower_bounds"] = [run["canaries"]["epsilon"] for run in found]
-    return numbers
+    return numbers | attack_numbers(_attacked(benchmark, results))
 
 
 def _key(title: str) -> str:
@@ -130,8 +125,8 @@ def _over_start(benchmark: PrivacyBenchmark, results: Results) -> dict[str, list
     return {title: found for title, found in pairs.items() if found}
 
 
-def _attacked(benchmark: PrivacyBenchmark, results: Results) -> dict[str, list[dict[str, Any]]]:
-    found = {}
+def _attacked(benchmark: PrivacyBenchmark, results: Results) -> Attacked:
+    found: Attacked = {}
     for name in ("overfitted", "private"):
         runs = [results.read("attacks", run.name) for run in benchmark.attacked if run.kind == name]
         if any(runs):
@@ -157,7 +152,7 @@ def _page(benchmark: PrivacyBenchmark, results: Results, numbers: dict[str, Any]
         *_aims(numbers),
         *_secure_sums(results.sums()),
         *_norms(results.read("norms", "norms")),
-        *_attacks(_attacked(benchmark, results)),
+        *attack_lines(_attacked(benchmark, results)),
     ]
     for table, title in TITLES.items():
         rows = [(name, setting, results.quality(setting)) for _, name, setting in _rows(benchmark, table)]
@@ -175,6 +170,30 @@ AIMS: tuple[tuple[str, str, str, Callable[[float], bool]], ...] = (
     ("dp_step_ratio", "private step over plain step, same batch, paired, median", "<= 1.3", lambda value: value <= 1.3),
     ("copy_gain_ratio_eps8", "copy gain at ε = 8 over that without privacy", ">= 0.8", lambda value: value >= 0.8),
     ("ledger_under_counts", "ledger below what was sent, after {ledger_kills} kills", "0", lambda value: value == 0),
+    (
+        "private_epsilon_lower_bound_share",
+        "largest ε that an attack shows of the private runs, over the ledger's",
+        "<= 1",
+        lambda value: value <= 1,
+    ),
+    (
+        "overfitted_epsilon_lower_bound_least",
+        "least ε that an attack shows of the overfitted runs",
+        "> 0",
+        lambda value: value > 0,
+    ),
+    (
+        "private_tpr_at_1_percent_fpr_low",
+        "private runs, TPR at 1 % false positives, lower end of its interval over all seeds",
+        "<= 0.01",
+        lambda value: value <= 0.01,
+    ),
+    (
+        "overfitted_tpr_at_1_percent_fpr_low",
+        "overfitted runs, the same",
+        "> 0.01",
+        lambda value: value > 0.01,
+    ),
 )
 
 
@@ -224,41 +243,6 @@ def _norms(found: dict[str, Any] | None) -> list[str]:
     ]
     rows = [f"| {row['clip_norm']:g} | {row['clipped_share']:.0%} | {row['signal']:.3f} |" for row in found["clips"]]
     return [*lines, *rows, ""]
-
-
-def _attacks(found: dict[str, list[dict[str, Any]]]) -> list[str]:
-    if not found:
-        return []
-    lines = [
-        "## Attacks",
-        "",
-        "Membership is by patient, TPR at 1 % false positives with its 95 % interval; coins decided who took part, and "
-        "guessing them from the losses gives a lower bound on ε at 95 % confidence, beside the most that so many "
-        "patients could show. Zero shows nothing.",
-        "",
-        "| run | ε | seed | AUC, loss | TPR at 1 %, loss | AUC, proximal | TPR at 1 %, proximal | ε at least | "
-        "could show |",
-        "|---" * 9 + "|",
-    ]
-    for name, runs in found.items():
-        for run in runs:
-            loss, proximal = run["membership"]
-            promised = "none" if run["epsilon"] is None else f"{run['epsilon']:.3g}"
-            found_by = " | ".join(f"{_area(report)} | {_rate(report)}" for report in (loss, proximal))
-            bound = f"{run['canaries']['epsilon']:.2f} | {run['canaries']['ceiling']:.2f}"
-            lines.append(f"| {name} | {promised} | {run['seed']} | {found_by} | {bound} |")
-    return [*lines, ""]
-
-
-def _rate(report: dict[str, Any]) -> str:
-    point = report["operating_points"][0]
-    rate = point["true_positive_rate"]
-    return point["note"] if rate is None else f"{rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"
-
-
-def _area(report: dict[str, Any]) -> str:
-    area = report["area"]
-    return f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"
 
 
 def _quality(title: str, table: str, rows: Sequence[tuple[str, Setting, list[dict[str, Any]]]]) -> list[str]:
