@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,6 +101,27 @@ def draw_counterfactuals(
     answers = editor.answer(abducted, edits, progress)
     found = latents, abducted.reconstructions, answers
     return Counterfactuals(*(_decode(base, part, config.batch_size) for part in found))
+
+
+def draw_several(
+    base: BaseModel,
+    images: Tensor,
+    factual: Sequence[str],
+    edits: Sequence[Edit],
+    config: EditConfig,
+    seeds: Sequence[int],
+    progress: Callable[[int], None] = lambda done: None,
+    drift: Drift | None = None,
+) -> tuple[Counterfactuals, Tensor]:
+    """The same questions under several seeds; the other arguments are those of `draw_counterfactuals`.
+
+    Returns:
+        What it returns, with the first seed's reconstructions and the mean of the seeds' answers; and each seed's
+        answers `(M,K,1,S,S)`.
+    """
+    drawn = [draw_counterfactuals(base, images, factual, edits, config, progress, drift, seed) for seed in seeds]
+    each = torch.stack([one.images for one in drawn], 1)
+    return replace(drawn[0], images=each.mean(1)), each
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -194,6 +195,15 @@ def test_no_edit_at_all_is_the_copy_that_a_method_must_beat(release: Path, data:
     assert metrics["followup_psnr_db"] == pytest.approx(metrics["copy_psnr_db"], abs=0.05)
     assert metrics["followup_ventricles_error_cut"] == pytest.approx(0, abs=0.05)
     assert "growth_correlation" not in metrics or np.isfinite(metrics["growth_correlation"])
+
+
+def test_several_seeds_are_judged_by_their_mean(release: Path, data: EvaluationData) -> None:
+    loaded = read_release(release)
+    base, edit = load_release_base(loaded), EditConfig(method="sdedit", steps=4)
+    judge = Judge(load_base(loaded.base_name), data, None, FEW)
+    first, second, both = (judge.judge(base, loaded, edit, seeds).drawn.images for seeds in ([3], [4], [3, 4]))
+    assert not torch.equal(first, second)
+    assert torch.allclose(both, (first + second) / 2, atol=1e-6)
 
 
 def test_real_scans_give_predictors_and_a_distance(

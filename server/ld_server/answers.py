@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ld_common.config import to_mapping
-from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
+from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_several
 from ld_common.images import Frame, from_model, write_difference_png, write_nifti, write_png
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
@@ -50,13 +49,8 @@ def answer(
     """
     edits, factual = edits_of(release.modality, questions, deltas), factual_prompts(release.modality, questions)
     images = torch.stack([question.image for question in questions])
-    drift, first = edit_drift(release), release.study.seed
-    several = [
-        draw_counterfactuals(base, images, factual, edits, config, progress, drift, first + number)
-        for number in range(seeds)
-    ]
-    each = torch.stack([one.images for one in several], 1)
-    drawn = replace(several[0], images=each.mean(1))
+    numbers = range(release.study.seed, release.study.seed + seeds)
+    drawn, each = draw_several(base, images, factual, edits, config, numbers, progress, edit_drift(release))
     files: list[Path] = []
     for index, question in enumerate(questions):
         own = [row for row, edit in enumerate(edits) if edit.scan == index]

@@ -27,7 +27,7 @@ TRAINING, TEST, OTHERS = range(3)
 """Parts of a hospital's patients."""
 WORTH_A_POOL = 100
 """Patients below which starting processes takes longer than drawing."""
-ENCODED_TOGETHER = 64
+ENCODED_TOGETHER = 16
 FORMAT = 2
 """Of the kept files: another number draws them anew."""
 

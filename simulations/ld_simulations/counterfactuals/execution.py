@@ -67,7 +67,7 @@ def judge_release(
     for method in methods or [release.study.edit.method]:
         edit = replace(release.study.edit, method=method)
         for number in range(seeds if METHODS[method]().uses_noise else 1):
-            judged = judge.judge(base, release, edit, release.study.seed + number)
+            judged = judge.judge(base, release, edit, [release.study.seed + number])
             runs.append(_run_of(release.modality.name, release.study.name, method, number, edit, judged, judge))
             progress()
     return runs
@@ -107,7 +107,8 @@ class Worker:
             return found
         training, (release, edit) = asking.training, self._asked(asking)
         judge = self._judge(training.modality)
-        judged = judge.judge(load_release_base(release), release, edit, training.seed)
+        seeds = range(training.seed, training.seed + self.benchmark.config.methods[asking.method].seeds)
+        judged = judge.judge(load_release_base(release), release, edit, seeds)
         names = training.modality, training.release, asking.method
         return self._keep(asking.name, _run_of(*names, training.seed, edit, judged, judge))
 

@@ -24,7 +24,7 @@ from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric
 from torch import Tensor
 
 from ld_common.config import require
-from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
+from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals, draw_several
 from ld_common.distances import frechet_distance, kernel_distance
 from ld_common.features import extract_features, load_extractor
 from ld_common.metrics import MEASURES, psnr
@@ -111,7 +111,7 @@ class Judge:
         base: BaseModel,
         release: Release,
         edit: EditConfig,
-        seed: int = 0,
+        seeds: Sequence[int] = (0,),
         progress: Callable[[int], None] = lambda done: None,
     ) -> Judged:
         """Draw every answer and measure it.
@@ -120,7 +120,7 @@ class Judge:
             base: the base with the release's adapter.
             release: the release.
             edit: how edits are drawn.
-            seed: of the noise of methods that draw any.
+            seeds: of the noise of methods that draw any; of several, the mean of their answers is judged.
             progress: as in `draw_counterfactuals`.
         """
         data, describe = self.data, self.data.modality.describe
@@ -129,11 +129,11 @@ class Judge:
         foretold = zip(data.owners, data.follow_ups.attributes, strict=True)
         edits += [Edit(owner, describe(later), edit.delta) for owner, later in foretold]
         prompts, drift = [describe(one) for one in own], edit_drift(release)
-        drawn = draw_counterfactuals(base, data.baselines.images, prompts, edits, edit, progress, drift, seed)
+        drawn, _ = draw_several(base, data.baselines.images, prompts, edits, edit, seeds, progress, drift)
         asked = len(data.asked)
         answers, later = drawn.images[:asked], drawn.images[asked:]
-        metrics = self._composition(base, drawn, prompts, edit, release, seed)
-        metrics |= self._reversibility(base, drawn, edit, release, seed)
+        metrics = self._composition(base, drawn, prompts, edit, release, seeds[0])
+        metrics |= self._reversibility(base, drawn, edit, release, seeds)
         metrics |= self._effectiveness(answers)
         owners = torch.tensor([one.scan for one in data.asked])
         metrics["change"] = float((answers - drawn.reconstructions[owners]).abs().mean() / 2)
@@ -185,17 +185,16 @@ class Judge:
         }
 
     def _reversibility(
-        self, base: BaseModel, drawn: Counterfactuals, edit: EditConfig, release: Release, seed: int
+        self, base: BaseModel, drawn: Counterfactuals, edit: EditConfig, release: Release, seeds: Sequence[int]
     ) -> Metrics:
         data = self.data
         rows = [row for row, one in enumerate(data.asked) if one.scan < self.config.cycled]
+        before = drawn.autoencoded[[data.asked[row].scan for row in rows]]
         own = [data.baselines.attributes[data.asked[row].scan] for row in rows]
         shown = [data.modality.describe(one | data.asked[row].target) for one, row in zip(own, rows, strict=True)]
         edits = [Edit(number, data.modality.describe(one)) for number, one in enumerate(own)]
-        back = draw_counterfactuals(
-            base, drawn.images[rows], shown, edits, edit, drift=edit_drift(release), seed=seed
-        ).images
-        return {"reversal_psnr_db": float(psnr(back, drawn.autoencoded[[data.asked[row].scan for row in rows]]).mean())}
+        back, _ = draw_several(base, drawn.images[rows], shown, edits, edit, seeds, drift=edit_drift(release))
+        return {"reversal_psnr_db": float(psnr(back.images, before).mean())}
 
     def _effectiveness(self, answers: Tensor) -> Metrics:
         """How far edits of numbers went, as a share of what was asked, and how often a word was reached."""

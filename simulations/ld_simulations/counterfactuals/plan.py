@@ -20,6 +20,8 @@ class MethodPlan:
     """Which of `releases` is asked."""
     edit: dict[str, Any] = field(default_factory=dict)
     """Options of the edit that differ from the study's."""
+    seeds: int = 1
+    """Draws whose mean is the answer, as of `ld-generate --seeds`."""
     modalities: list[str] = field(default_factory=list)
     """On which of `demos`; on all where none is named."""
 
@@ -50,6 +52,7 @@ class CounterfactualsConfig:
         require(bool(self.seeds and self.demos and self.methods), "seeds, demos and methods must not be empty")
         for name, method in self.methods.items():
             known = ", ".join(self.releases)
+            require(method.seeds > 0, f"methods.{name}.seeds is {method.seeds}: it must be above 0")
             require(method.release in self.releases, f"methods.{name}: no release '{method.release}': known: {known}")
             for modality in method.modalities:
                 known = ", ".join(self.demos)
