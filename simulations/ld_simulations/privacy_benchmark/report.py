@@ -266,7 +266,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _plot(benchmark: PrivacyBenchmark, results: Results) -> bytes:
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     rows = [(setting.patients, results.quality(setting)) for _, _, setting in _rows(benchmark, "patients")]
     rows = [row for row in rows if row[1]]
@@ -279,9 +279,11 @@ def _plot(benchmark: PrivacyBenchmark, results: Results) -> bytes:
         reference = _mean(results.quality(setting), "copy_gain_db")
         if title in (NO_PRIVACY, START_ALONE) and reference is not None:
             axes.axhline(reference, color="#c8553d", lw=1)
-            words = title if title == START_ALONE else f"{title}, {setting.patients:,} patients"
-            axes.text(places[0], reference, f" {words}", color="#c8553d", va="bottom")
+            words = title if title == START_ALONE else f"{title},\n{setting.patients:,} patients"
+            beside = axes.get_yaxis_transform()
+            axes.text(1.01, reference, words, color="#c8553d", va="center", transform=beside)
     axes.set(xscale="log", xlabel="patients of the hospital", ylabel="gain over copying the scan, dB")
+    axes.set_title(f"ε = {benchmark.config.base_setting().epsilon:g}: each seed, and their mean", fontsize=10)
     axes.set_xticks(places, [f"{place:,}" for place in places])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
