@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
+from scipy.stats import kstest
 from torch import Tensor
 
 from ld_client.privacy import private
 from ld_client.privacy.private import Patients, accumulate_gradient, check_trainable, train_round_privately
+from ld_client.privacy.secret_random import (
+    SecretNoiseOptimizer,
+    secret_generator,
+    secret_normal,
+    secret_uniform,
+)
 from ld_client.train import Examples, Lesson
 from ld_common.config import from_mapping
 from ld_common.errors import PrivacyError
@@ -54,7 +63,7 @@ def noised_gradient(attached: Attached, study: StudyConfig, rows: Tensor, noise:
     """What one step would apply for patients' rows `(P,K)`."""
     learned = list(attached.learned.values())
     examples = Examples(attached, lesson(), study, torch.Generator().manual_seed(seed))
-    optimizer = DPOptimizer(
+    optimizer = SecretNoiseOptimizer(
         torch.optim.SGD(learned, lr=1.0),
         noise_multiplier=noise,
         max_grad_norm=study.privacy.clip_norm,
@@ -151,7 +160,7 @@ def test_a_patient_whose_gradient_is_not_finite_changes_nothing_else(tiny_base: 
     broken = lesson()
     broken.latents[0] = torch.inf
     learned = list(attached.learned.values())
-    optimizer = DPOptimizer(
+    optimizer = SecretNoiseOptimizer(
         torch.optim.SGD(learned, lr=1.0), noise_multiplier=0.0, max_grad_norm=1.0, expected_batch_size=1
     )
     hooks = GradSampleModule(attached.model.unet.train(), loss_reduction="sum")
@@ -163,7 +172,8 @@ def test_a_patient_whose_gradient_is_not_finite_changes_nothing_else(tiny_base: 
 
 
 def test_each_patient_is_drawn_with_the_public_rate() -> None:
-    patients = Patients(PATIENTS, torch.Generator().manual_seed(0))
+    uniform = functools.partial(torch.rand, generator=torch.Generator().manual_seed(0))
+    patients = Patients(PATIENTS, uniform)
     steps = list(patients.steps(0.25, 4000))
     counts = [sum(number in step for step in steps) / 4000 for number in range(3)]
     assert counts == pytest.approx([0.25] * 3, abs=0.03)
@@ -195,6 +205,41 @@ def test_a_private_round_moves_the_adapter_and_nothing_else(tiny_base: Path, sch
     first, second = attached.learned_state(), again.learned_state()
     assert any(not torch.equal(first[name], second[name]) for name in first)  # its noise cannot be repeated
     assert not any(getattr(module, "activations", []) for module in attached.model.unet.modules())
+
+
+def test_secret_numbers_have_the_distribution_and_the_tails_they_should() -> None:
+    uniform, normal = secret_uniform((200, 1000)), secret_normal((200, 1000))
+    assert kstest(uniform.flatten().numpy(), "uniform").pvalue > 1e-6
+    assert kstest(normal.flatten().numpy(), "norm").pvalue > 1e-6
+    assert 0 < float(uniform.min()) < float(uniform.max()) < 1
+    assert float(normal.abs().max()) > 3.5
+    assert not torch.equal(uniform, secret_uniform((200, 1000)))
+    assert uniform.dtype == normal.dtype == torch.float64
+
+
+def test_a_secret_generator_has_all_of_its_state_from_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = np.random.default_rng(0).integers(0, 2**32, 624, dtype=np.uint32)
+    monkeypatch.setattr("os.urandom", lambda count: words.tobytes()[:count])
+    drawn = torch.randint(0, 2**20, (700,), generator=secret_generator())
+    reference = np.random.RandomState()
+    reference.set_state(("MT19937", words, 624))  # another implementation of the same generator
+    assert drawn.tolist() == [int(word) % 2**20 for word in reference.randint(0, 2**32, 700, dtype=np.uint32)]
+
+
+def test_a_private_round_draws_nothing_that_a_seed_decides(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch reads 32 bits of a CPU generator's seed, so that all seeds can be tried."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("noise or a sample was drawn by a seeded generator")
+
+    monkeypatch.setattr("opacus.optimizers.optimizer.torch.normal", refuse)
+    counted = []
+    monkeypatch.setattr("os.urandom", lambda count, own=os.urandom: counted.append(count) or own(count))
+    study = study_of({"name": "lora"})
+    attached = attached_of(tiny_base, study)
+    train_round_privately(attached, lesson(), study, 1, 1.0)
+    learned = sum(value.numel() for value in attached.learned.values())
+    assert sum(counted) >= 8 * learned * study.training.steps + 4 * 624
 
 
 def test_lora_freezes_a_under_privacy_unless_told_otherwise() -> None:

@@ -7,18 +7,17 @@ random numbers come from the operating system: a round cannot be repeated, and n
 
 from __future__ import annotations
 
-import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
-from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
+from ld_client.privacy.secret_random import SecretNoiseOptimizer, secret_generator, secret_uniform
 from ld_client.train import Examples, Lesson, learning_rate
 from ld_common.errors import PrivacyError
 from ld_common.privacy import DpConfig
@@ -57,15 +56,13 @@ def train_round_privately(
     """
     check_trainable(attached)
     privacy, training = study.privacy, study.training
-    generator = _secret_generator()
-    examples, sampled = Examples(attached, lesson, study, generator), Patients(lesson.patients, generator)
+    examples, sampled = Examples(attached, lesson, study, secret_generator()), Patients(lesson.patients)
     learned = list(attached.learned.values())
-    optimizer = DPOptimizer(
+    optimizer = SecretNoiseOptimizer(
         torch.optim.AdamW(learned, lr=training.learning_rate, weight_decay=0.0),
         noise_multiplier=noise_multiplier,
         max_grad_norm=privacy.clip_norm,
         expected_batch_size=privacy.batch_patients,
-        generator=_secret_generator(str(learned[0].device)),
     )
     average = _Average(learned, privacy.ema)
     hooks = GradSampleModule(attached.model.unet, loss_reduction="sum")
@@ -107,25 +104,23 @@ def check_trainable(attached: Attached[Any]) -> None:
 
 
 class Patients:
-    """The rows of each patient, and random choices among them."""
+    """The rows of each patient, and random choices among them; `uniform` gives numbers in (0, 1) of a shape."""
 
-    def __init__(self, patients: Sequence[str], generator: torch.Generator) -> None:
+    def __init__(self, patients: Sequence[str], uniform: Callable[[Sequence[int]], Tensor] = secret_uniform) -> None:
         names = sorted(set(patients))
-        self.generator = generator
+        self.uniform = uniform
         self.rows = [torch.tensor([row for row, own in enumerate(patients) if own == name]) for name in names]
 
-    def steps(self, rate: float, steps: int) -> UniformWithReplacementSampler:
+    def steps(self, rate: float, steps: int) -> Iterator[list[int]]:
         """For each step the numbers of the patients in it, each there with chance `rate`; there may be none."""
-        return UniformWithReplacementSampler(
-            num_samples=len(self.rows), sample_rate=rate, generator=self.generator, steps=steps
-        )
+        for _ in range(steps):
+            yield (self.uniform((len(self.rows),)) < rate).nonzero()[:, 0].tolist()
 
     def draw(self, chosen: Sequence[int], draws: int) -> Tensor:
         """Rows `(P,K)`: K visits of each chosen patient, with replacement."""
-        uniform = torch.rand((len(chosen), draws), generator=self.generator)
         picked = [
             self.rows[patient][(own * len(self.rows[patient])).long()]
-            for patient, own in zip(chosen, uniform, strict=True)
+            for patient, own in zip(chosen, self.uniform((len(chosen), draws)), strict=True)
         ]
         return torch.stack(picked) if picked else torch.zeros((0, draws), dtype=torch.long)
 
@@ -195,8 +190,3 @@ class _Average:
         with torch.no_grad():
             for value, parameter in zip(self.values, self.parameters, strict=True):
                 parameter.copy_(value)
-
-
-def _secret_generator(device: str = "cpu") -> torch.Generator:
-    """A generator that the operating system seeds; its state is never kept."""
-    return torch.Generator(device).manual_seed(secrets.randbits(63))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -38,7 +39,8 @@ def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
         attached.load(runs.public_start((setting.rank, seed)))
     lesson = runs.lesson(runs.public, runs.config.public_patients)
     generator = torch_generator(seed, "gradient norms")
-    examples, patients = Examples(attached, lesson, study, generator), Patients(lesson.patients, generator)
+    examples = Examples(attached, lesson, study, generator)
+    patients = Patients(lesson.patients, functools.partial(torch.rand, generator=generator))
     hooks = GradSampleModule(attached.model.unet, loss_reduction="sum")
     rows = []
     for _ in range(CHUNKS):

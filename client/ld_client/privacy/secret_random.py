@@ -1,0 +1,57 @@
+"""Random numbers that nobody can guess, find by trying or draw again: what differential privacy rests on.
+
+PyTorch's generator on the CPU reads 32 bits of its seed, which one machine can try one after the other. So noise and
+samples come from the operating system, number by number, and a generator that draws for patients has all of its state
+from there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor
+
+MANTISSA_BITS = 53
+"""Of a float64."""
+STATE_WORDS, STATE_START = 624, 24
+"""Words of MT19937, and the byte of PyTorch's serialized CPU generator at which they begin, eight bytes each."""
+
+
+def secret_uniform(shape: Sequence[int]) -> Tensor:
+    """Independent numbers in (0, 1), float64 on the CPU, each of 53 bits of the operating system's entropy."""
+    words = np.frombuffer(os.urandom(8 * math.prod(shape)), np.uint64) >> np.uint64(64 - MANTISSA_BITS)
+    return torch.from_numpy((words + 0.5) * 2.0**-MANTISSA_BITS).view(tuple(shape))
+
+
+def secret_normal(shape: Sequence[int]) -> Tensor:
+    """Independent N(0, 1) numbers, float64 on the CPU, by the inverse of the normal distribution."""
+    return torch.special.ndtri(secret_uniform(shape))
+
+
+def secret_generator() -> torch.Generator:
+    """A generator on the CPU whose whole state, 19,968 bits, is the operating system's entropy; it is never kept."""
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    words = np.frombuffer(os.urandom(4 * STATE_WORDS), np.uint32).astype(np.uint64)
+    state[STATE_START : STATE_START + 8 * STATE_WORDS] = torch.from_numpy(words.view(np.uint8))
+    return generator.set_state(state)
+
+
+class SecretNoiseOptimizer(DPOptimizer):
+    """Opacus's optimizer with the operating system's noise in place of a generator's."""
+
+    def add_noise(self) -> None:
+        """Put the noised sum of clipped gradients into each parameter's `grad`."""
+        multiplier, self.noise_multiplier = self.noise_multiplier, 0.0
+        try:
+            super().add_noise()  # its checks that no gradient is used twice, and no noise
+        finally:
+            self.noise_multiplier = multiplier
+        for parameter in self.params:
+            noise = multiplier * self.max_grad_norm * secret_normal(parameter.shape)
+            parameter.grad = (parameter.grad.double() + noise.to(parameter.device)).to(parameter.dtype)
