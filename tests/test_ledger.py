@@ -15,15 +15,15 @@ import torch
 from ld_client import app
 from ld_client.data.store import build_store, open_store
 from ld_client.deployment.witness import Witness
+from ld_client.drift_report import show_drift
 from ld_client.privacy.budget import budget_lines
-from ld_client.privacy.ledger import Ledger, Use, private_charges
-from ld_client.site import load_modality, load_site
-from ld_client.site_drift import site_drift
+from ld_client.privacy.ledger import Ledger, Once, Use, private_charges
+from ld_client.privacy.private_drift import noised_drift
+from ld_client.site import load_site
 from ld_common import messages
 from ld_common.config import from_mapping
 from ld_common.errors import PolicyError, PrivacyError
 from ld_common.messages import TrainTask
-from ld_common.models import load_denoiser
 from ld_common.privacy import Charge, epsilon
 from ld_common.study import StudyConfig
 from ld_simulations.privacy_benchmark.kills import kill_rounds, small_task
@@ -134,7 +134,7 @@ def test_a_deployed_private_site_adds_a_signature_and_its_logs_head(
 
 
 def test_no_more_rounds_of_a_study_are_trained_than_the_site_allows(site_yaml: Path, private_task: TrainTask) -> None:
-    site = load_site(site_yaml, ["policy.max_rounds=2", "policy.max_epsilon=1e6"])
+    site = load_site(site_yaml, ["policy.max_rounds=2", "policy.repeated_rounds=9", "policy.max_epsilon=1e6"])
     for _ in range(2):
         app.run_task(site, private_task)
     with pytest.raises(PolicyError, match="has trained 2 rounds here, this site allows 2"):
@@ -142,6 +142,63 @@ def test_no_more_rounds_of_a_study_are_trained_than_the_site_allows(site_yaml: P
     assert len([entry for entry in Ledger(site.ledger_path).entries() if entry.purpose == "training"]) == 2
     other = json.dumps({**json.loads(private_task.study), "name": "another"})
     app.run_task(site, replace(private_task, study=other))
+
+
+def test_a_study_whose_rounds_are_asked_again_costs_no_more_than_it_states(
+    site_yaml: Path, private_task: TrainTask
+) -> None:
+    site = load_site(site_yaml, ["policy.max_epsilon=1e6"])
+    study = from_mapping(StudyConfig, json.loads(private_task.study))
+    for _ in range(study.federation.rounds):
+        app.run_task(site, private_task)
+    with pytest.raises(PolicyError, match=r"this site allows 2 .*policy\.repeated_rounds"):
+        app.run_task(site, private_task)
+    spent = epsilon(private_charges(Ledger(site.ledger_path).entries()), study.privacy.delta)
+    assert spent <= study.privacy.target_epsilon
+    app.run_task(load_site(site_yaml, ["policy.max_epsilon=1e6", "policy.repeated_rounds=1"]), private_task)
+
+
+def test_a_study_that_cannot_end_within_the_limit_is_refused_before_its_first_round(
+    site_yaml: Path, private_task: TrainTask
+) -> None:
+    planned = from_mapping(StudyConfig, json.loads(private_task.study)).privacy_plan()
+    step = replace(planned.step, steps=2)
+    assert planned.drift is not None
+    one, whole = (epsilon([charge, planned.drift], DELTA) for charge in (step, planned.step))
+    assert one < whole
+    site = load_site(site_yaml, [f"policy.max_epsilon={(one + whole) / 2}"])
+    with pytest.raises(PrivacyError, match="all rounds together, would bring this data set's ε from 0 to"):
+        app.run_task(site, private_task)
+    assert Ledger(site.ledger_path).entries() == []
+
+
+def test_looking_at_a_private_studys_drift_releases_none(
+    site_yaml: Path, private_task: TrainTask, tmp_path: Path
+) -> None:
+    site = load_site(site_yaml)
+    study = {**json.loads(private_task.study), "modality": str(BRAIN_MRI)}
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    show_drift(site, tmp_path / "study.yaml", "", None, [], lambda *_: None)
+    app.run_task(site, private_task)
+    assert {entry.purpose for entry in Ledger(site.ledger_path).entries()} == {"training", "drift"}
+
+
+def test_a_ledger_in_a_folder_that_is_not_there_is_not_begun_anew(tmp_path: Path) -> None:
+    with pytest.raises(PrivacyError, match="is not there: mount it"):
+        Ledger(tmp_path / "unmounted/ledger.sqlite").charge(use(), LIMIT, DELTA)
+
+
+def test_a_drift_that_cannot_be_made_is_not_charged(tmp_path: Path) -> None:
+    def fail() -> bytes:
+        raise PrivacyError("no drift")
+
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with pytest.raises(PrivacyError, match="no drift"):
+        ledger.charge(replace(use(), drift=Once("key", STEP, fail)), LIMIT, DELTA)
+    assert (ledger.entries(), ledger.kept("key")) == ([], None)
+    ledger.charge(replace(use(), drift=Once("key", STEP, lambda: b"noised")), LIMIT, DELTA)
+    assert [entry.purpose for entry in ledger.entries()] == ["training", "drift"]
+    assert ledger.kept("key") == b"noised"
 
 
 def test_a_noised_drift_is_paid_for_once_and_then_the_same(site_yaml: Path, private_task: TrainTask) -> None:
@@ -209,8 +266,7 @@ def test_with_many_patients_a_noised_drift_is_near_the_plain_one(site_yaml: Path
         store, latents=store.latents[rows], prompts=[store.prompts[row] for row in rows],
         pseudonyms=[f"{number}" for number in range(len(rows))],
     )  # fmt: skip
-    found = site_drift(site, load_modality(site), many, load_denoiser(site.base_model), study)
+    found = noised_drift(many, study)
     plain = store.latents.mean((0, 2, 3)) - store.base_latent_mean
-    assert found is not None
     # deviation 10 * sqrt(2) * 20 / 12,000 = 0.024 for each channel
     assert float((found[:, 0, 0] - plain).abs().max()) < 0.15

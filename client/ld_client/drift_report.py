@@ -18,6 +18,7 @@ from ld_common.drift import Drift, by_channel
 from ld_common.drift_search import best, search_counterfactual
 from ld_common.modality import Modality
 from ld_common.models import Denoiser, base_digest, load_denoiser
+from ld_common.privacy import DpConfig
 from ld_common.release import Release, load_release_base
 from ld_common.study import CHOICES as STUDY_CHOICES
 from ld_common.study import StudyConfig, load_study
@@ -79,7 +80,8 @@ def show_drift(
 
 def _moments(site: SiteConfig, modality: Modality, store: Store, model: Denoiser, study: StudyConfig) -> RenderableType:
     found = replace(study.drift, choice="moments")
-    mean = site_drift(site, modality, store, model, replace(study, drift=found))
+    # for the site's own eyes, exact: what a private study sends is noised, and charged when it is made
+    mean = site_drift(site, modality, store, model, replace(study, drift=found, privacy=DpConfig()))
     if mean is None:
         return "drift.mean is none: no drift"
     level = float(model.scheduler.alphas_cumprod[-1]) ** 0.5

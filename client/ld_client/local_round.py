@@ -9,11 +9,12 @@ from typing import Any
 
 from ld_client.data.store import INDEX, Store, open_store, split_store
 from ld_client.policy import check_hours, check_size, check_store, check_study, within_memory
-from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, Use
+from ld_client.privacy.ledger import TRAINING, Ledger, RoundLimit, Use
 from ld_client.privacy.private import check_trainable, train_round_privately
+from ld_client.privacy.private_drift import drift_release, paid_drift
 from ld_client.privacy.secure_round import SecureRound
 from ld_client.site import SiteConfig, load_modality
-from ld_client.site_drift import drift_is_free, site_drift, site_prior
+from ld_client.site_drift import site_drift, site_prior
 from ld_client.train import Lesson, train_round
 from ld_common.adapters import check_state
 from ld_common.coverage import site_coverage
@@ -22,7 +23,6 @@ from ld_common.errors import FederationError, ModelError, PolicyError
 from ld_common.files import file_digest
 from ld_common.messages import TrainNumbers, TrainResult, TrainTask
 from ld_common.models import base_digest, load_denoiser
-from ld_common.privacy import Charge
 from ld_common.schemes import Attached, attach, read_scheme
 from ld_common.study import StudyConfig, study_from_json
 
@@ -89,7 +89,8 @@ def _run_task(
     patients, visits = len(set(store.pseudonyms)), len(store.latents)
     before_training(DataUse(study, file_digest(site.store_path / INDEX), patients, visits, noise_multiplier))
     # until the state is loaded, `model` draws as the plain base does
-    drift = site_drift(site, load_modality(site), store, model, study)
+    private = study.privacy.enabled
+    drift = paid_drift(site, store, study) if private else site_drift(site, load_modality(site), store, model, study)
     prior = None if scheme.prior is None else site_prior(site, store, model, scheme.prior, study.seed)
     attached.load({**task.frozen, **task.state})
     entered = None if drift is None else entering(drift, study.drift.formulation)
@@ -120,16 +121,19 @@ def spend(
         PolicyError: the study has trained as many rounds here as the policy allows.
         PrivacyError: the budget does not allow it, or the scheme cannot be trained privately; nothing is charged.
     """
-    charges: dict[str, Charge | None] = {TRAINING: None}
+    policy = site.policy
+    use = Use(study.name, study.digest(), round_number, {TRAINING: None})
+    most = RoundLimit(policy.max_rounds, "policy.max_rounds")
     noise_multiplier = None
     if study.privacy.enabled:
         check_trainable(attached)
         planned = study.privacy_plan()
         noise_multiplier = planned.step.noise_multiplier
-        charges = {TRAINING: replace(planned.step, steps=study.training.steps)}
-        if not drift_is_free(site, store, study):
-            charges[DRIFT] = planned.drift
-    use = Use(study.name, study.digest(), round_number, charges)
-    policy = site.policy
-    Ledger(site.ledger_path).charge(use, policy.max_epsilon, policy.delta, policy.max_rounds)
+        step = replace(planned.step, steps=study.training.steps)
+        drift = None if planned.drift is None else drift_release(store, study, planned.drift)
+        use = replace(use, charges={TRAINING: step}, drift=drift, plan=planned.charges)
+        own = study.federation.rounds + policy.repeated_rounds
+        if own < most.rounds:
+            most = RoundLimit(own, "the study's rounds and policy.repeated_rounds")
+    Ledger(site.ledger_path).charge(use, policy.max_epsilon, policy.delta, most)
     return noise_multiplier

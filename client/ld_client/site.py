@@ -90,6 +90,9 @@ class PolicyConfig:
     """The δ of that ε; below one over the number of patients."""
     max_rounds: int = 1000
     """Most rounds that one study may train here; one that is run again counts again."""
+    repeated_rounds: int = 0
+    """Rounds of a private study that may run here beyond those it has, because some ran again, after a crash perhaps.
+    Each costs ε beyond what the study states; without any, the study's ε holds whatever its server asks."""
     hours: str = ""
     """When a round may begin, in the machine's local time (`20:00-06:00`); empty for always. One that has begun may
     go on past the end."""
@@ -109,6 +112,7 @@ class PolicyConfig:
             "max_rounds",
         ):
             require(getattr(self, name) > 0, f"policy.{name} is {getattr(self, name)}: use 1 or more")
+        require(self.repeated_rounds >= 0, f"policy.repeated_rounds is {self.repeated_rounds}: use 0 or more")
         require(self.max_epsilon >= 0, f"policy.max_epsilon is {self.max_epsilon}: use 0 or more")
         require(0 < self.delta < 1, f"policy.delta is {self.delta}: it must lie between 0 and 1")
         fits = HOURS.fullmatch(self.hours) is not None

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ld_client.data.store import Store
@@ -19,7 +16,7 @@ from ld_common.config import to_mapping
 from ld_common.counterfactual import Edit
 from ld_common.drift import drift_from_attributes, drift_from_moments, drift_from_shift
 from ld_common.drift_search import SearchConfig, Trial, best, search_grid
-from ld_common.errors import RequestError
+from ld_common.errors import PrivacyError, RequestError
 from ld_common.modality import Modality
 from ld_common.models import Denoiser
 from ld_common.prior_preservation import PriorExamples, draw_prior
@@ -34,11 +31,12 @@ def site_drift(
 
     Raises:
         LdError: the search cannot be done with these scans or this base.
+        PrivacyError: of a private study it is not this, the exact one, that may leave.
     """
     if study.drift.mean == "none":
         return None
     if study.privacy.enabled:
-        return _kept(*_private_key(site, store, study), lambda: {"drift": _private_drift(store, study)})["drift"]
+        raise PrivacyError("a private study's drift leaves noised and paid for alone: see privacy.private_drift")
     if study.drift.mean == "conditional":
         design = [modality.design(attributes) for attributes in store.attributes]
         return drift_from_attributes(store.latents, store.base_latent_mean, design)
@@ -51,41 +49,6 @@ def site_drift(
 
     said = [study.seed, to_mapping(study.drift), store.prompts, float(store.latents.double().sum())]
     return _kept(site, store, "drift", said, compute)["drift"]
-
-
-def drift_is_free(site: SiteConfig, store: Store, study: StudyConfig) -> bool:
-    """Whether nothing is to be charged for a private study's drift: it has none, or its noised one is kept."""
-    return study.drift.mean == "none" or _kept_file(*_private_key(site, store, study)).exists()
-
-
-def _private_key(site: SiteConfig, store: Store, study: StudyConfig) -> tuple[SiteConfig, Store, str, list[object]]:
-    return site, store, "private-drift", [study.digest(), store.prompts, float(store.latents.double().sum())]
-
-
-def _private_drift(store: Store, study: StudyConfig) -> Tensor:
-    """The mean drift over patients, noised once: `privacy.drift_noise_multiplier` over what one patient can change.
-
-    Each patient gives the drift of the own mean latent, clipped to `privacy.drift_clip_norm` C, and a C that counts
-    the patient; both sums are noised, so one patient changes them by at most sqrt(2) C, and then divided. A mean of
-    clipped drifts is no longer than C, so a quotient that is longer, as few patients leave it, is shortened to C.
-    """
-    privacy, rows = study.privacy, defaultdict(list)
-    for row, owner in enumerate(store.pseudonyms):
-        rows[owner].append(row)
-    total, shape = torch.zeros(0, dtype=torch.float64), torch.Size()
-    for own in rows.values():
-        drift = drift_from_moments(store.latents[own], store.base_latent_mean, study.drift.mean)
-        if drift is None or not bool(drift.isfinite().all()):
-            continue
-        clip = min(1.0, privacy.drift_clip_norm / max(float(drift.norm()), 1e-12))
-        share = torch.cat([drift.double().flatten() * clip, torch.tensor([privacy.drift_clip_norm]).double()])
-        total, shape = total + share if len(total) else share, drift.shape
-    generator = torch.Generator().manual_seed(secrets.randbits(63))
-    spread = privacy.drift_noise_multiplier * 2**0.5 * privacy.drift_clip_norm
-    total = total + spread * torch.randn(total.shape, generator=generator, dtype=torch.float64)
-    patients = max(1.0, float(total[-1]) / privacy.drift_clip_norm)
-    mean = total[:-1] / patients
-    return (mean * min(1.0, privacy.drift_clip_norm / float(mean.norm()))).view(shape).float()
 
 
 def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, seed: int) -> PriorExamples:

@@ -14,9 +14,9 @@ import torch
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.deployment.finding import Finding, failed, good, warning
 from ld_client.policy import check_hours, check_size, check_store, check_study
+from ld_client.privacy.budget import remaining
 from ld_client.privacy.ledger import Ledger, by_study, private_charges
 from ld_client.site import SiteConfig, load_modality
-from ld_client.site_drift import drift_is_free
 from ld_common.errors import LdError, PolicyError
 from ld_common.models import base_digest, load_denoiser, locate_base
 from ld_common.privacy import epsilon
@@ -171,11 +171,11 @@ def _budget(checked: Checked) -> list[Finding]:
     if not study.privacy.enabled:
         return [good("budget", "the study has no differential privacy: no ε can be said, none is charged")]
     planned, delta, limit = study.privacy_plan(), site.policy.delta, site.policy.max_epsilon
-    held = private_charges(Ledger(site.ledger_path).entries())
-    drift = [] if planned.drift is None or drift_is_free(site, checked.store, study) else [planned.drift]
+    entries = Ledger(site.ledger_path).entries()
+    held, left = private_charges(entries), remaining(site, checked.store, study, entries)
     spent = epsilon(held, delta) if held else 0.0
-    one = epsilon([*held, replace(planned.step, steps=study.training.steps), *drift], delta)
-    whole = epsilon([*held, planned.step, *drift], delta)
+    one = epsilon([*held, replace(planned.step, steps=study.training.steps), *left[1:]], delta)
+    whole = epsilon([*held, *left], delta)
     said = f"ε {spent:.3g} of {limit:g} is spent; all rounds of the study bring it to {whole:.3g} (δ {delta:g})"
     remedy = "raise policy.max_epsilon, or ask the study for a smaller privacy.target_epsilon"
     if one > limit:

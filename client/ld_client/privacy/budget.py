@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ld_client.data.store import open_store, split_store
+from ld_client.data.store import Store, open_store, split_store
 from ld_client.privacy.ledger import DRIFT, TRAINING, Entry, Ledger, by_study, private_charges
+from ld_client.privacy.private_drift import drift_is_free
 from ld_client.site import SiteConfig
-from ld_client.site_drift import drift_is_free
 from ld_common.models import load_denoiser
 from ld_common.privacy import Charge, epsilon, epsilon_rdp, noise_over_signal
 from ld_common.schemes import attach, read_scheme
@@ -33,7 +33,7 @@ def budget_lines(site: SiteConfig, study_file: Path | None, overrides: Sequence[
         lines.append(f"outside any ε, trained without differential privacy: {', '.join(open_studies)}")
     if study_file is not None:
         study, _ = load_study(study_file, list(overrides))
-        lines += _asked(site, study, private_charges(entries))
+        lines += _asked(site, study, entries)
     return lines
 
 
@@ -54,22 +54,34 @@ def _spent(site: SiteConfig, charges: Sequence[Charge]) -> list[str]:
     spent, check = epsilon(charges, delta), epsilon_rdp(charges, delta)
     return [
         f"spent: ε {spent:.4g} of {limit:g} at δ {delta:g} for one patient, all studies together "
-        f"(PRV accountant; {check:.4g} by Rényi DP)"
+        f"(PRV accountant; {check:.4g} by Rényi DP); left: {max(0.0, limit - spent):.4g}"
     ]
 
 
-def _asked(site: SiteConfig, study: StudyConfig, charges: list[Charge]) -> list[str]:
+def remaining(site: SiteConfig, store: Store, study: StudyConfig, entries: Sequence[Entry]) -> list[Charge]:
+    """What a private study will still charge here, when no further round runs again."""
+    planned = study.privacy_plan()
+    done = [one for one in entries if (one.study_digest, one.purpose) == (study.digest(), TRAINING)]
+    rounds = max(0, study.federation.rounds - len(done))
+    free = planned.drift is None or drift_is_free(site, store, study)
+    return [
+        replace(planned.step, steps=rounds * study.training.steps),
+        *([] if free or planned.drift is None else [planned.drift]),
+    ]
+
+
+def _asked(site: SiteConfig, study: StudyConfig, entries: Sequence[Entry]) -> list[str]:
     if not study.privacy.enabled:
         refused = "; this site refuses it (policy.private_only)" if site.policy.private_only else ""
         return [f"study {study.name}: without differential privacy, no ε can be said{refused}"]
     planned, delta, limit = study.privacy_plan(), site.policy.delta, site.policy.max_epsilon
     store, _ = split_store(open_store(site.store_path), site.held_out)
-    free = drift_is_free(site, store, study)
-    first = [replace(planned.step, steps=study.training.steps), *([] if free or not planned.drift else [planned.drift])]
+    charges, left = private_charges(entries), remaining(site, store, study, entries)
+    first = [replace(planned.step, steps=study.training.steps), *left[1:]]
     attached = attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed)
     parameters = sum(parameter.numel() for parameter in attached.learned.values())
     ratio = noise_over_signal(planned.step.noise_multiplier, parameters, study.privacy.batch_patients)
-    after_one, after_all = epsilon([*charges, *first], delta), epsilon([*charges, *planned.charges], delta)
+    after_one, after_all = epsilon([*charges, *first], delta), epsilon([*charges, *left], delta)
     fits = "fits" if after_all <= limit else "does not fit: the site will refuse a round of it"
     return [
         f"study {study.name}: ε {planned.epsilon:.4g} at its δ {study.privacy.delta:g}, noise multiplier "

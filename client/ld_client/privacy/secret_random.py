@@ -45,6 +45,8 @@ def secret_generator() -> torch.Generator:
 class SecretNoiseOptimizer(DPOptimizer):
     """Opacus's optimizer with the operating system's noise in place of a generator's."""
 
+    noise_multiplier: float
+
     def add_noise(self) -> None:
         """Put the noised sum of clipped gradients into each parameter's `grad`."""
         multiplier, self.noise_multiplier = self.noise_multiplier, 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -14,16 +15,18 @@ from multiprocessing.connection import Connection
 
 from ld_client.data.store import open_store
 from ld_client.local_round import run_task
-from ld_client.privacy.ledger import TRAINING, Ledger
+from ld_client.privacy.ledger import Ledger, private_charges
 from ld_client.site import SiteConfig
 from ld_common.config import from_mapping, to_mapping
 from ld_common.errors import FederationError
 from ld_common.messages import TrainTask
 from ld_common.models import base_digest, load_denoiser
+from ld_common.privacy import Charge, epsilon
 from ld_common.schemes import attach, read_scheme
 from ld_common.study import StudyConfig
 
-UNLIMITED = 1e9
+UNLIMITED, MANY = 1e9, 10**9
+DELTA = 1e-5
 POLL_SECONDS = 0.002
 SOON = 0.05
 """Part of a round after its charge in which it is not yet sent."""
@@ -35,18 +38,19 @@ class Kills:
 
     kills: int
     under_counts: int
-    """Kills after which the ledger held fewer or weaker charges than rounds were sent."""
+    """Kills after which the ledger's ε was below that of the rounds and drifts that were sent."""
     lost: int
     """Rounds that were charged and never sent: each of these kills fell between the two."""
 
 
-def small_task(site: SiteConfig) -> TrainTask:
-    """A private round of two steps on a site's store."""
+def small_task(site: SiteConfig, number: int = 0) -> TrainTask:
+    """The first private round, of two steps, of one of many studies on a site's store."""
     study = from_mapping(
         StudyConfig,
         {
             "scheme": {"rank": 1, "targets": ["to_k"]},
             "training": {"steps": 2},
+            "name": f"small {number}",
             "federation": {"weighting": "equal", "rounds": 2},
             "privacy": {"enabled": True, "patients": 10, "batch_patients": 2, "delta": 1e-5, "draws": 1},
         },
@@ -79,40 +83,40 @@ def kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
 
 
 def _kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
-    """Start a site's process, kill it, compare, again and again.
+    """Start a site's process on a study of its own, kill it, compare, again and again.
 
-    Every other time the moment is drawn from two rounds, the other times from just after the next charge, before the
-    round is sent. The process answers rounds until it dies; a round counts as sent once its answer is in the pipe.
+    Every other time the moment is drawn from two rounds, of which the first releases a drift too, the other times from
+    just after the next charge, before the round is sent. The process answers rounds until it dies; a round counts as
+    sent once its answer is in the pipe.
     """
-    task = small_task(site)
     context, chance = multiprocessing.get_context("fork"), random.Random(seed)
-    site = replace(site, policy=replace(site.policy, max_epsilon=UNLIMITED))
+    site = replace(site, policy=replace(site.policy, max_epsilon=UNLIMITED, max_rounds=MANY, repeated_rounds=MANY))
     ledger = Ledger(site.ledger_path)
-    before = _charged(ledger, 0.0)
-    run_task(site, task)  # solves the noise once for all forks
+    run_task(site, small_task(site, kills))  # solves the noise once for all forks
     started = time.monotonic()
-    run_task(site, task)
+    run_task(site, small_task(site, kills + 1))
     round_seconds = time.monotonic() - started
-    least = from_mapping(StudyConfig, json.loads(task.study)).privacy_plan().step.noise_multiplier
-    sent, under_counts = 2, 0
+    under_counts = lost = 0
     for done in range(kills):
+        task = small_task(site, done)
+        study = from_mapping(StudyConfig, json.loads(task.study))
         receiver, sender = context.Pipe(duplex=False)
         run = context.Process(target=_answer, args=(site, task, sender))
         run.start()
         sender.close()
         receiver.recv_bytes()
         if done % 2:
-            charged = _charged(ledger, least)
-            while _charged(ledger, least) == charged and run.is_alive():
+            while not _charges(ledger, study) and run.is_alive():
                 time.sleep(POLL_SECONDS)
         time.sleep(chance.uniform(0, (SOON if done % 2 else 2) * round_seconds))
         run.kill()
         run.join()
         if run.exitcode != -signal.SIGKILL:
             raise FederationError(f"the site's process ended by itself, with code {run.exitcode}: nothing was tested")
-        sent += _received(receiver)
-        under_counts += _charged(ledger, least) - before < sent
-    return Kills(kills, under_counts, _charged(ledger, least) - before - sent)
+        sent, charged = _received(receiver), _charges(ledger, study)
+        under_counts += _epsilon(charged) < _epsilon(_sent(study, sent))
+        lost += sum(charge.steps == study.training.steps for charge in charged) - sent
+    return Kills(kills, under_counts, lost)
 
 
 def _answer(site: SiteConfig, task: TrainTask, sender: Connection) -> None:
@@ -122,10 +126,21 @@ def _answer(site: SiteConfig, task: TrainTask, sender: Connection) -> None:
         sender.send_bytes(b"sent")
 
 
-def _charged(ledger: Ledger, least: float) -> int:
-    """Rounds that are charged with no more noise than was added."""
-    charges = [entry.charge for entry in ledger.entries() if entry.purpose == TRAINING]
-    return sum(charge is not None and (not least or charge.noise_multiplier <= least) for charge in charges)
+def _charges(ledger: Ledger, study: StudyConfig) -> tuple[Charge, ...]:
+    """What the ledger holds of a study."""
+    return tuple(private_charges([one for one in ledger.entries() if one.study_digest == study.digest()]))
+
+
+def _sent(study: StudyConfig, rounds: int) -> tuple[Charge, ...]:
+    """What so many rounds cost, the first of them with the drift."""
+    planned = study.privacy_plan()
+    drift = [planned.drift] if planned.drift and rounds else []
+    return tuple([*[replace(planned.step, steps=study.training.steps)] * rounds, *drift])
+
+
+@functools.cache
+def _epsilon(charges: tuple[Charge, ...]) -> float:
+    return epsilon(charges, DELTA)
 
 
 def _received(receiver: Connection) -> int:
