@@ -28,7 +28,7 @@ from ld_client.privacy.facts import (
     spent_on,
     study_uses,
 )
-from ld_client.privacy.ledger import Entry, Ledger
+from ld_client.privacy.ledger import DRIFT, TRAINING, Entry, Ledger
 from ld_client.site import SiteConfig
 from ld_common.code_bundle import installed_version
 from ld_common.files import write_bytes
@@ -61,7 +61,7 @@ def write_privacy_report(
     found = [] if audit is None else findings(audit, None if promise is None else promise.epsilon)
     warnings = [
         *_promise_warnings(site, promise, spent, holdings, studies),
-        *_ledger_warnings(rounds, own),
+        *_ledger_warnings(rounds, own, promise),
         *[finding.warning for finding in found if finding.warning],
         *_site_warnings(site, holdings),
     ]
@@ -138,7 +138,7 @@ def _promise_warnings(
     return said
 
 
-def _ledger_warnings(rounds: Sequence[OwnRound], own: Sequence[Entry]) -> list[str]:
+def _ledger_warnings(rounds: Sequence[OwnRound], own: Sequence[Entry], promise: Promise | None) -> list[str]:
     if not own:
         return [
             "The site's ledger holds nothing of this study, though the site took part: it was lost, replaced, or this "
@@ -147,7 +147,13 @@ def _ledger_warnings(rounds: Sequence[OwnRound], own: Sequence[Entry]) -> list[s
     missing = [str(one.number) for one in rounds if one.sent_bytes is not None and not one.charged]
     if missing:
         return [f"The ledger holds no charge for round {', '.join(missing)}, in which the site sent an update."]
-    return []
+    sent = any(one.sent_bytes is not None for one in rounds)
+    said, charges = [], [one.charge for one in own if one.purpose == TRAINING and one.charge]
+    if promise and promise.drift_noise_multiplier is not None and sent and all(one.purpose != DRIFT for one in own):
+        said.append("The release has a noised drift of this site, and the ledger holds no charge for it.")
+    if promise and any(one.noise_multiplier > promise.noise_multiplier * (1 + TOLERANCE) for one in charges):
+        said.append("The ledger was charged for more noise than the release states: it holds less than was spent.")
+    return said
 
 
 def _site_warnings(site: SiteConfig, holdings: Holdings) -> list[str]:
