@@ -129,7 +129,8 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
     tight = replace(site, policy=replace(site.policy, max_epsilon=0.5))
     with pytest.raises(PrivacyError, match=r"limit 0\.5"):
         run_study(RealSites(tight), from_mapping(StudyConfig, private), modality)
-    willing = replace(site, policy=replace(site.policy, max_epsilon=20.0))  # both sites charge one store's ledger
+    # both sites charge one store's ledger, which takes the second's round for the first's again
+    willing = replace(site, policy=replace(site.policy, max_epsilon=20.0, repeated_rounds=1))
     folder = run_study(RealSites(willing), from_mapping(StudyConfig, private), modality)
     release = read_release(folder)
     record = release.manifest["rounds"][0]["sites"]["p"]
