@@ -200,6 +200,20 @@ def test_what_the_facts_give_is_warned_of(hospital: Hospital) -> None:
     study = hospital.study(name="private", privacy=PRIVACY)
     release = hospital.release(study)
     assert "The site's ledger holds nothing of this study" in words(hospital.report(release))
+    drift = "a noised drift of this site, and the ledger holds no charge for it"
+    weak = "charged for more noise than the release states"
+    planned = study.privacy_plan().step
+    noisier = replace(planned, noise_multiplier=2 * planned.noise_multiplier, steps=2)
+    Ledger(hospital.site.ledger_path).charge(Use(study.name, study.digest(), 1, {TRAINING: noisier}), 1e9, 1e-5)
+    said = words(hospital.report(release))
+    assert drift in said
+    assert weak in said
+    hospital.site.ledger_path.unlink()
+    hospital.charge(study)
+    said = words(hospital.report(release))
+    assert drift not in said
+    assert weak not in said
+    hospital.site.ledger_path.unlink()
     hospital.charge(study, 2)
     assert "no charge for round 1, in which the site sent" in words(hospital.report(release))
     for _ in range(6):

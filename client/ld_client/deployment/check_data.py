@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import psutil
@@ -14,7 +14,7 @@ import torch
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.deployment.finding import Finding, failed, good, warning
 from ld_client.policy import check_hours, check_size, check_store, check_study
-from ld_client.privacy.budget import remaining
+from ld_client.privacy.budget import still_to_charge
 from ld_client.privacy.ledger import Ledger, by_study, private_charges
 from ld_client.site import SiteConfig, load_modality
 from ld_common.errors import LdError, PolicyError
@@ -170,12 +170,11 @@ def _budget(checked: Checked) -> list[Finding]:
     site, study = checked.site, checked.study
     if not study.privacy.enabled:
         return [good("budget", "the study has no differential privacy: no ε can be said, none is charged")]
-    planned, delta, limit = study.privacy_plan(), site.policy.delta, site.policy.max_epsilon
+    delta, limit = site.policy.delta, site.policy.max_epsilon
     entries = Ledger(site.ledger_path).entries()
-    held, left = private_charges(entries), remaining(site, checked.store, study, entries)
+    held, (next_round, every_round) = private_charges(entries), still_to_charge(site, checked.store, study, entries)
     spent = epsilon(held, delta) if held else 0.0
-    one = epsilon([*held, replace(planned.step, steps=study.training.steps), *left[1:]], delta)
-    whole = epsilon([*held, *left], delta)
+    one, whole = (epsilon([*held, *charges], delta) for charges in (next_round, every_round))
     said = f"ε {spent:.3g} of {limit:g} is spent; all rounds of the study bring it to {whole:.3g} (δ {delta:g})"
     remedy = "raise policy.max_epsilon, or ask the study for a smaller privacy.target_epsilon"
     if one > limit:

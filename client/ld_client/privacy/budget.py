@@ -58,16 +58,18 @@ def _spent(site: SiteConfig, charges: Sequence[Charge]) -> list[str]:
     ]
 
 
-def remaining(site: SiteConfig, store: Store, study: StudyConfig, entries: Sequence[Entry]) -> list[Charge]:
-    """What a private study will still charge here, when no further round runs again."""
+def still_to_charge(
+    site: SiteConfig, store: Store, study: StudyConfig, entries: Sequence[Entry]
+) -> tuple[list[Charge], list[Charge]]:
+    """What the next round of a private study will charge here, and all that are left, when none runs again."""
     planned = study.privacy_plan()
     done = [one for one in entries if (one.study_digest, one.purpose) == (study.digest(), TRAINING)]
-    rounds = max(0, study.federation.rounds - len(done))
-    free = planned.drift is None or drift_is_free(site, store, study)
-    return [
-        replace(planned.step, steps=rounds * study.training.steps),
-        *([] if free or planned.drift is None else [planned.drift]),
-    ]
+    left = max(0, study.federation.rounds - len(done))
+    drift = [] if planned.drift is None or drift_is_free(site, store, study) else [planned.drift]
+    one, every = (
+        [replace(planned.step, steps=rounds * study.training.steps), *drift] for rounds in (min(1, left), left)
+    )
+    return one, every
 
 
 def _asked(site: SiteConfig, study: StudyConfig, entries: Sequence[Entry]) -> list[str]:
@@ -76,12 +78,11 @@ def _asked(site: SiteConfig, study: StudyConfig, entries: Sequence[Entry]) -> li
         return [f"study {study.name}: without differential privacy, no ε can be said{refused}"]
     planned, delta, limit = study.privacy_plan(), site.policy.delta, site.policy.max_epsilon
     store, _ = split_store(open_store(site.store_path), site.held_out)
-    charges, left = private_charges(entries), remaining(site, store, study, entries)
-    first = [replace(planned.step, steps=study.training.steps), *left[1:]]
+    charges, (one, every) = private_charges(entries), still_to_charge(site, store, study, entries)
     attached = attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed)
     parameters = sum(parameter.numel() for parameter in attached.learned.values())
     ratio = noise_over_signal(planned.step.noise_multiplier, parameters, study.privacy.batch_patients)
-    after_one, after_all = epsilon([*charges, *first], delta), epsilon([*charges, *left], delta)
+    after_one, after_all = epsilon([*charges, *one], delta), epsilon([*charges, *every], delta)
     fits = "fits" if after_all <= limit else "does not fit: the site will refuse a round of it"
     return [
         f"study {study.name}: ε {planned.epsilon:.4g} at its δ {study.privacy.delta:g}, noise multiplier "

@@ -163,7 +163,8 @@ def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, 
     held = private_charges(entries)
     asked = [charge for charge in charges.values() if charge]
     total = epsilon([*held, *asked], delta)
-    _refuse_beyond(limit, delta, held, total, f"round {use.round} of study '{use.study}'" if asked else "")
+    if asked:
+        _refuse_beyond(limit, delta, held, total, f"round {use.round} of study '{use.study}'")
     if use.plan and not own:
         whole = epsilon([*held, *use.plan], delta)
         _refuse_beyond(limit, delta, held, whole, f"study '{use.study}', all rounds together,")
@@ -183,7 +184,7 @@ def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, 
 
 
 def _refuse_beyond(limit: float, delta: float, held: Sequence[Charge], total: float, what: str) -> None:
-    if what and total > limit:
+    if total > limit:
         raise PrivacyError(
             f"{what} would bring this data set's ε from {epsilon(held, delta):.3g} to {total:.3g} at δ {delta:g}, "
             f"above this site's limit {limit:g} (policy.max_epsilon)"

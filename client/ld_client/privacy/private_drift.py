@@ -32,8 +32,8 @@ def drift_release(store: Store, study: StudyConfig, charge: Charge) -> Once:
 
 
 def drift_is_free(site: SiteConfig, store: Store, study: StudyConfig) -> bool:
-    """Whether nothing is to be charged for a private study's drift: it has none, or its noised one is paid for."""
-    return study.drift.mean == "none" or Ledger(site.ledger_path).kept(_key(store, study)) is not None
+    """Whether nothing more is to be charged for a private study's drift: its noised one is paid for."""
+    return Ledger(site.ledger_path).kept(_key(store, study)) is not None
 
 
 def paid_drift(site: SiteConfig, store: Store, study: StudyConfig) -> Tensor | None:
