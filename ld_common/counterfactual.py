@@ -15,7 +15,7 @@ from torch import Tensor
 from ld_common.config import nearest, require
 from ld_common.drift import Drift, centre, restore, step_shift
 from ld_common.inversion import trajectory
-from ld_common.methods import METHODS, Setting
+from ld_common.methods import METHODS, Guidance, Setting
 from ld_common.models import BaseModel, Condition, Denoiser
 from ld_common.seeding import torch_generator
 
@@ -32,6 +32,11 @@ class EditConfig:
     """Share of the trajectory that is inverted, from 0 (none) to 1 (down to noise)."""
     strength: float = 2.0
     """w of the difference guidance (its guidance scale); 0 returns the reconstruction."""
+    late_share: float = 1.0
+    """Share of w that is left at late, less noisy timesteps; 1 guides all alike, 0 is a guidance interval (arXiv
+    2404.07724) that ends there."""
+    late_below: float = 0.8
+    """Share of the schedule's timesteps below which one is late."""
     refinements: int = 1
     """Fixed-point iterations for each inversion step."""
     attention: float = 0.1
@@ -47,6 +52,8 @@ class EditConfig:
         require(self.steps > 0, f"steps is {self.steps}: it must be above 0")
         require(0 < self.depth <= 1, f"depth is {self.depth}: it must lie above 0 and up to 1")
         require(0 <= self.strength < math.inf, f"strength is {self.strength}: it must be a number, 0 or above")
+        for name, share in (("late_share", self.late_share), ("late_below", self.late_below)):
+            require(0 <= share <= 1, f"{name} is {share}: it must lie from 0 to 1")
         require(self.refinements >= 0, f"refinements is {self.refinements}: it must not be negative")
         require(0 <= self.attention < math.inf, f"attention is {self.attention}: it must be a number, 0 or above")
         require(math.isfinite(self.delta), f"delta is {self.delta}: it must be a number")
@@ -149,7 +156,9 @@ class LatentEditor:
         steps = len(path.timesteps)
         start = steps - max(1, round(config.depth * steps))
         shift = step_shift(drift, steps, model.scheduler.alphas_cumprod)
-        self.setting = Setting(model, path, start, config.strength, config.refinements, drift, shift, config.attention)
+        late = config.strength * config.late_share, config.late_below * len(model.scheduler.alphas_cumprod)
+        guidance = Guidance(config.strength, *late)
+        self.setting = Setting(model, path, start, guidance, config.refinements, drift, shift, config.attention)
         self._generator = torch_generator(seed, "edit")
         with torch.no_grad():
             self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))

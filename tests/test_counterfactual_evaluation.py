@@ -27,7 +27,7 @@ from ld_common.study import StudyConfig
 from ld_simulations.benchmark.cli import cli as evaluate
 from ld_simulations.counterfactuals.cli import cli as fill_table
 from ld_simulations.counterfactuals.data import EvaluationData, read_data, read_pictures
-from ld_simulations.counterfactuals.execution import Run
+from ld_simulations.counterfactuals.execution import Run, Worker
 from ld_simulations.counterfactuals.judge import Judge, JudgeConfig, interval
 from ld_simulations.counterfactuals.plan import load_counterfactuals
 from ld_simulations.counterfactuals.table import page, release_page, summarize_table
@@ -284,6 +284,26 @@ def test_a_way_of_asking_may_be_kept_to_one_modality() -> None:
     assert set(benchmark.trainings) == {one.training for one in benchmark.askings}
     with pytest.raises(ConfigError, match="no demo 'knee': known: brain, chest"):
         load_counterfactuals(table, ["methods.belm.modalities=[knee]"])
+
+
+def test_an_earlier_table_counts_as_done_except_of_what_is_asked_otherwise_now(tmp_path: Path) -> None:
+    table, earlier = CONFIGS / "benchmark_counterfactuals.yaml", CONFIGS.parent / "docs/benchmarks/counterfactuals.json"
+    options = [f"output={tmp_path / 'runs'}", f"adopt={earlier}"]
+    runs = {f"{run['modality']}-{run['method']}-{run['seed']}": run for run in json.loads(earlier.read_text())["runs"]}
+
+    def found(*more: str) -> dict[str, Run]:
+        benchmark = load_counterfactuals(table, [*options, *more])
+        worker = Worker(benchmark)
+        return {asking.name: run for asking in benchmark.askings if (run := worker.found(asking)) is not None}
+
+    assert found() == runs
+    for change in ("edit.strength=9", "seeds=2", "release=longer"):
+        assert {name for name in runs if name not in found(f"methods.invert.{change}")} == {
+            f"{modality}-invert-{seed}" for modality in ("brain", "chest") for seed in (0, 1, 2)
+        }
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(RequestError, match="no table of counterfactuals"):
+        Worker(load_counterfactuals(table, [f"adopt={tmp_path / 'other.json'}"]))
 
 
 def run_of(method: str, seed: int, gain: float) -> Run:

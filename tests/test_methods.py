@@ -55,6 +55,19 @@ def test_no_strength_and_an_unchanged_prompt_return_the_reconstruction(
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_late_steps_may_be_guided_less_or_not_at_all(seeing: BaseModel, latents: torch.Tensor, method: str) -> None:
+    def change(**options: float) -> float:
+        own = editor(seeing, method=method, strength=3.0, depth=1.0, attention=0.0, **options)
+        abducted = own.abduct(latents, [HEALTHY] * 3)
+        return float((own.answer(abducted, [Edit(1, ILL)])[0] - abducted.reconstructions[1]).abs().mean())
+
+    whole, less, early = change(), change(late_share=0.3), change(late_share=0.0)
+    assert min(abs(whole - less), abs(less - early)) > 1e-3 < early
+    assert change(late_share=0.0, late_below=0.0) == whole
+    assert change(late_share=0.0, late_below=1.0) < 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_another_prompt_changes_the_answer_and_the_batch_size_does_not(
     seeing: BaseModel, latents: torch.Tensor, method: str
 ) -> None:

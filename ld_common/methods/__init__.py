@@ -6,11 +6,11 @@ from ld_common.methods.belm import Belm
 from ld_common.methods.ddpm import Ddpm
 from ld_common.methods.instruct import Instruct
 from ld_common.methods.invert import Invert
-from ld_common.methods.method import Method, Setting
+from ld_common.methods.method import Guidance, Method, Setting
 from ld_common.methods.pix2pix_zero import Pix2PixZero
 from ld_common.methods.sdedit import SdEdit
 
-__all__ = ["METHODS", "Method", "Setting"]
+__all__ = ["METHODS", "Guidance", "Method", "Setting"]
 
 METHODS: dict[str, type[Method]] = {
     "invert": Invert,

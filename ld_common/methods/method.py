@@ -13,6 +13,25 @@ from ld_common.inversion import Prediction, Predictor, Trajectory, predictor
 from ld_common.models import Condition, Denoiser
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """w of the difference guidance at each timestep."""
+
+    strength: float
+    late_strength: float
+    late_below: float
+    """Timestep below which the second one holds."""
+
+    def at(self, timestep: int) -> float:
+        """w at a timestep."""
+        return self.late_strength if timestep < self.late_below else self.strength
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether w is 0 throughout."""
+        return self.strength == self.late_strength == 0
+
+
 @dataclass(frozen=True, eq=False)
 class Setting:
     """How one edit is drawn, whatever the method."""
@@ -21,8 +40,7 @@ class Setting:
     path: Trajectory
     start: int
     """Level of the trajectory from which an answer is denoised; 0 is the noisiest."""
-    strength: float
-    """w of the difference guidance."""
+    guidance: Guidance
     refinements: int
     """Fixed-point iterations where a method inverts a step that has no inverse."""
     drift: Drift | None
@@ -39,10 +57,14 @@ class Setting:
         if target is None:
             return predictor(self.model, factual, self.drift)
         both = predictor(self.model, factual.beside(target), self.drift)
+        alone = predictor(self.model, factual, self.drift)
 
         def guided(latents: Tensor, timestep: int) -> Prediction:
+            strength = self.guidance.at(timestep)
+            if strength == 0:
+                return alone(latents, timestep)
             found = both(torch.cat([latents, latents]), timestep)
-            return Prediction(_between(found.clean, self.strength), _between(found.noise, self.strength))
+            return Prediction(_between(found.clean, strength), _between(found.noise, strength))
 
         return guided
 

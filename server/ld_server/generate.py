@@ -55,7 +55,9 @@ def generate(
     ),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     precision: str = typer.Option("float32", help="float32, bfloat16 or float16."),
-    overrides: list[str] = typer.Argument(None, help="key=value of the edit: steps, refinements, batch_size."),
+    overrides: list[str] = typer.Argument(
+        None, help="key=value of the edit: steps, late_share, late_below, refinements, attention, batch_size."
+    ),
 ) -> None:
     """Draw counterfactuals of scans: PNG and synthetic DICOM, the reconstruction, difference maps, a record.
 

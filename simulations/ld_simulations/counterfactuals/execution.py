@@ -68,17 +68,20 @@ def judge_release(
         edit = replace(release.study.edit, method=method)
         for number in range(seeds if METHODS[method]().uses_noise else 1):
             judged = judge.judge(base, release, edit, [release.study.seed + number])
-            runs.append(_run_of(release.modality.name, release.study.name, method, number, edit, judged, judge))
+            runs.append(_run_of(release.modality.name, release.study.name, method, number, 1, edit, judged, judge))
             progress()
     return runs
 
 
-def _run_of(modality: str, release: str, method: str, seed: int, edit: EditConfig, judged: Judged, judge: Judge) -> Run:
+def _run_of(
+    modality: str, release: str, method: str, seed: int, draws: int, edit: EditConfig, judged: Judged, judge: Judge
+) -> Run:
     return {
         "modality": modality,
         "method": method,
         "release": release,
         "seed": seed,
+        "draws": draws,
         "edit": to_mapping(edit),
         "metrics": judged.metrics,
         "by_edit": judged.by_edit,
@@ -92,6 +95,7 @@ class Worker:
 
     def __init__(self, benchmark: CounterfactualsBenchmark) -> None:
         self.benchmark = benchmark
+        self._adopted = _adopted(benchmark)
         self._judges: dict[str, Judge] = {}
 
     def train(self, training: Training) -> Path:
@@ -107,10 +111,11 @@ class Worker:
             return found
         training, (release, edit) = asking.training, self._asked(asking)
         judge = self._judge(training.modality)
-        seeds = range(training.seed, training.seed + self.benchmark.config.methods[asking.method].seeds)
+        draws = self.benchmark.config.methods[asking.method].seeds
+        seeds = range(training.seed, training.seed + draws)
         judged = judge.judge(load_release_base(release), release, edit, seeds)
         names = training.modality, training.release, asking.method
-        return self._keep(asking.name, _run_of(*names, training.seed, edit, judged, judge))
+        return self._keep(asking.name, _run_of(*names, training.seed, draws, edit, judged, judge))
 
     def found(self, asking: Asking) -> Run | None:
         """What was found before, or None."""
@@ -132,7 +137,7 @@ class Worker:
 
     def _kept(self, name: str) -> Run | None:
         file = self.benchmark.output / "runs" / f"{name}.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return json.loads(file.read_text()) if file.exists() else self._adopted.get(name)
 
     def _keep(self, name: str, run: Run) -> Run:
         file = self.benchmark.output / "runs" / f"{name}.json"
@@ -152,6 +157,25 @@ class Worker:
             data = self._data(modality, base.side)
             self._judges[modality] = Judge(base, data, reference, self.benchmark.config.judge)
         return self._judges[modality]
+
+
+def _adopted(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
+    """Results of an earlier table by their names; those of another release or edit than the plan's are left out."""
+    if not benchmark.config.adopt:
+        return {}
+    try:
+        table = json.loads(Path(benchmark.config.adopt).read_text())
+        runs, found = table["runs"], {SPEEDUP: table["batch"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"adopt: '{benchmark.config.adopt}' is no table of counterfactuals: {error!r}") from error
+    for asking in benchmark.askings:
+        training, plan = asking.training, benchmark.config.methods[asking.method]
+        sought = training.modality, training.seed, asking.method, training.release, plan.seeds
+        for run in runs:
+            said = run["modality"], run["seed"], run["method"], run["release"], run.get("draws", 1)
+            if said == sought and all(run["edit"].get(key) == value for key, value in plan.edit.items()):
+                found[asking.name] = run
+    return found
 
 
 def _modality(demo: Demo) -> Modality:

@@ -34,6 +34,9 @@ class CounterfactualsConfig:
     """Where every release and result is kept; a stopped run goes on from here."""
     results: str = "docs/benchmarks"
     """Where the table goes."""
+    adopt: str = ""
+    """A `counterfactuals.json` of an earlier run, perhaps of another machine: its results count as done, except of
+    methods that are asked otherwise here."""
     workers: int = 1
     """Trainings or judgements at the same time, each a process."""
     seeds: list[int] = field(default_factory=lambda: [0])
