@@ -16,7 +16,8 @@ from ld_common.config import nearest, require
 from ld_common.drift import Drift, centre, restore, step_shift
 from ld_common.inversion import trajectory
 from ld_common.methods import METHODS, Guidance, Setting
-from ld_common.models import BaseModel, Condition, Denoiser
+from ld_common.modality import Attributes, Modality
+from ld_common.models import BaseModel, Condition, Denoiser, seen_scan
 from ld_common.seeding import torch_generator
 
 
@@ -68,6 +69,23 @@ class Edit:
     target: str
     delta: float = 0.0
     """A further shift of this answer, spread evenly over a whole trajectory (arXiv 2412.20651, Eq. 4)."""
+    change: tuple[float, ...] = ()
+    """What differs from the scan, a difference of `Modality.place`: what networks that see the scan are told."""
+
+
+def edit_to(modality: Modality, scan: int, factual: Attributes, target: Attributes, delta: float = 0.0) -> Edit:
+    """The question how scan number `scan` would look with other attributes.
+
+    Args:
+        modality: whose words and places.
+        scan: its number.
+        factual: all that is known of it.
+        target: the attributes that change.
+        delta: as in `Edit`.
+    """
+    wanted = factual | target
+    places = zip(modality.place(wanted), modality.place(factual), strict=True)
+    return Edit(scan, modality.describe(wanted), delta, tuple(after - before for after, before in places))
 
 
 @dataclass(frozen=True)
@@ -188,7 +206,8 @@ class LatentEditor:
             batch = edits[first : first + self.config.batch_size]
             scans = [edit.scan for edit in batch]
             shown = self._condition([abducted.factual[scan] for scan in scans], abducted.scans[scans])
-            wanted = self._condition([edit.target for edit in batch], abducted.scans[scans])
+            changes = [edit.change for edit in batch]
+            wanted = self._condition([edit.target for edit in batch], abducted.scans[scans], changes)
             found = self.method.answer(self.setting, abducted.states[scans], shown, wanted, self._shifts(batch))
             drawn.append(restore(found, self.drift))
             progress(len(batch))
@@ -204,9 +223,16 @@ class LatentEditor:
         added = torch.tensor([edit.delta / steps for edit in edits]).view(-1, 1, 1, 1)
         return added if own is None else own + added
 
-    def _condition(self, prompts: Sequence[str], scans: Tensor) -> Condition:
+    def _condition(
+        self, prompts: Sequence[str], scans: Tensor, changes: Sequence[tuple[float, ...]] | None = None
+    ) -> Condition:
         context = torch.stack([self._embedded[prompt] for prompt in prompts])
-        return Condition(context, scans if self.setting.model.sees_baseline else None)
+        if not self.setting.model.sees_baseline:
+            return Condition(context)
+        told = torch.zeros(len(scans), max((len(change) for change in changes or []), default=0))
+        for row, change in enumerate(changes or []):
+            told[row, : len(change)] = torch.tensor(change)
+        return Condition(context, seen_scan(scans, told))
 
 
 def _decode(base: BaseModel, latents: Tensor, batch_size: int) -> Tensor:

@@ -155,7 +155,7 @@ def search_counterfactual(
     generator = torch_generator(seed, "drift-counterfactual")
     kept = torch.randperm(len(edits), generator=generator)[: config.images].tolist()
     scans = sorted({edits[index].scan for index in kept})
-    chosen = [Edit(scans.index(edits[index].scan), edits[index].target) for index in kept]
+    chosen = [replace(edits[index], scan=scans.index(edits[index].scan), delta=0.0) for index in kept]
     own, shown = latents[scans].to(model.device, model.dtype), [factual[scan] for scan in scans]
     editor = LatentEditor(model, sorted({*shown, *(one.target for one in chosen)}), edit, drift)
     abducted = editor.abduct(own, shown)

@@ -149,6 +149,17 @@ class Modality:
                 row.append((float(attributes[name]) - middle) / half)
         return row
 
+    def place(self, attributes: Attributes) -> list[float]:
+        """`design` with numbers from -10 to 10; what differs between two visits is the difference of their places.
+
+        A few years then weigh as much as another word.
+
+        Raises:
+            RequestError: an attribute is missing.
+        """
+        numbers = [not known.words for known in self.attributes.values() for _ in range(max(1, len(known.words) - 1))]
+        return [10 * value if number else value for number, value in zip(numbers, self.design(attributes), strict=True)]
+
     def describe(self, attributes: Attributes) -> str:
         """The prompt for one visit, numbers rounded to whole ones.
 

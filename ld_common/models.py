@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
 import ld_common.offline  # noqa: F401  (before any model library)
-from ld_common.errors import ModelError
+from ld_common.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 STATISTICS = "latent_statistics.json"
+CHANGES = 8
+"""Channels for what differs between the scan that a network sees and the one that it is asked for."""
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -38,7 +41,7 @@ class Condition:
     context: Tensor
     """Prompt embeddings `(B,T,D)`."""
     baseline: Tensor | None = None
-    """Another scan's latents `(B,C,h,w)`, where a scheme lets the network see one."""
+    """Another scan and what differs from it, as `seen_scan` makes it, where a scheme lets the network see one."""
 
     def beside(self, other: Condition) -> Condition:
         """Both as one batch; they have a baseline both, or neither."""
@@ -46,8 +49,24 @@ class Condition:
         return Condition(*(None if one is None or two is None else torch.cat([one, two]) for one, two in pairs))  # type: ignore[arg-type]
 
     def seen(self, latents: Tensor) -> Tensor:
-        """The network's input `(B,C or 2C,h,w)`: noisy latents with the baseline behind their channels."""
+        """The network's input `(B,C or 2C+CHANGES,h,w)`: noisy latents with the baseline behind their channels."""
         return latents if self.baseline is None else torch.cat([latents, self.baseline.to(latents)], 1)
+
+
+def seen_scan(latents: Tensor, changes: Tensor) -> Tensor:
+    """What a network that sees a scan is shown of it, `(B,C+CHANGES,h,w)`.
+
+    Args:
+        latents: of the scans, `(B,C,h,w)`.
+        changes: what differs between them and what is asked for, differences of `Modality.place`, `(B,k)`.
+
+    Raises:
+        ConfigError: a modality of more numbers than there are channels.
+    """
+    if changes.shape[1] > CHANGES:
+        raise ConfigError(f"scheme instruct tells {CHANGES} numbers of a change, this modality has {changes.shape[1]}")
+    maps = F.pad(changes, (0, CHANGES - changes.shape[1])).to(latents)
+    return torch.cat([latents, maps[:, :, None, None].expand(-1, -1, *latents.shape[2:])], 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +80,7 @@ class Denoiser:
     decorate: Callable[[str], str] = str
     """What a fine-tuning scheme does to a prompt before it is read; the empty prompt stays empty."""
     sees_baseline: bool = False
-    """Whether the UNet also takes a baseline scan's latents, behind its own channels."""
+    """Whether the UNet also takes a scan as `seen_scan` shows it, behind its own channels."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

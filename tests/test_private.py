@@ -56,7 +56,9 @@ def attached_of(tiny_base: Path, study: StudyConfig) -> Attached:
 
 def lesson() -> Lesson:
     latents = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    return Lesson(latents, ["woman", "woman", "man", "man", "woman", "man"], patients=PATIENTS)
+    return Lesson(
+        latents, ["woman", "woman", "man", "man", "woman", "man"], patients=PATIENTS, places=torch.zeros(6, 1)
+    )
 
 
 def noised_gradient(attached: Attached, study: StudyConfig, rows: Tensor, noise: float, seed: int = 5) -> list[Tensor]:

@@ -95,7 +95,7 @@ def _run_task(
     attached.load({**task.frozen, **task.state})
     entered = None if drift is None else entering(drift, study.drift.formulation)
     own = entered if isinstance(entered, Drift) else None
-    lesson = Lesson(store.latents, store.prompts, own, prior, store.pseudonyms)
+    lesson = Lesson(store.latents, store.prompts, own, prior, store.pseudonyms, store.places(load_modality(site)))
     numbers = None
     if noise_multiplier is not None:
         train_round_privately(attached, lesson, study, task.round, noise_multiplier)

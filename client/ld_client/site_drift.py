@@ -13,7 +13,7 @@ from ld_client.data.store import Store
 from ld_client.site import SiteConfig
 from ld_common.adapters import read_tensors, write_tensors
 from ld_common.config import to_mapping
-from ld_common.counterfactual import Edit
+from ld_common.counterfactual import Edit, edit_to
 from ld_common.drift import drift_from_attributes, drift_from_moments, drift_from_shift
 from ld_common.drift_search import SearchConfig, Trial, best, search_grid
 from ld_common.errors import PrivacyError, RequestError
@@ -78,7 +78,7 @@ def ask(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
     """The edits of `drift.search.targets`: each target of each scan that does not show it yet."""
     targets = [modality.parse_all(text) for text in config.targets]
     edits = [
-        Edit(row, modality.describe(attributes | target))
+        edit_to(modality, row, attributes, target)
         for row, attributes in enumerate(store.attributes)
         for target in targets
         if (attributes | target) != attributes

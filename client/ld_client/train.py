@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ld_common.drift import Drift, centre, shift_noise
 from ld_common.errors import LdError
-from ld_common.models import Condition
+from ld_common.models import Condition, seen_scan
 from ld_common.objective import denoising_loss, training_noise, training_timesteps
 from ld_common.prior_preservation import PriorExamples
 from ld_common.schemes import Attached
@@ -62,6 +62,8 @@ class Lesson:
     """The base's own pictures, where the scheme preserves its prior."""
     patients: list[str] = field(default_factory=list)
     """Whose each is: what differential privacy and schemes that see a baseline go by."""
+    places: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """`Modality.place` of each, `(N,k)`; a scheme that sees a baseline tells what differs from it."""
 
 
 def train_round(
@@ -161,14 +163,15 @@ class Examples:
         return denoising_loss(model.unet, self.levels, kind, latents, condition, *parts, reduction)
 
     def _baseline(self, rows: Tensor) -> Tensor | None:
-        """For each visit any visit of its patient `(B,C,h,w)`, at times none, which is zeros; None if none is seen."""
+        """For each visit any visit of its patient as `seen_scan` has it, at times zeros; None if none is ever seen."""
         if not self.model.sees_baseline:
             return None
         picked = torch.rand(len(rows), generator=self.generator)
         kept = torch.rand(len(rows), generator=self.generator) >= self.training.prompt_dropout
         own = [self.visits[row] for row in rows.tolist()]
         chosen = [visits[int(share * len(visits))] for visits, share in zip(own, picked.tolist(), strict=True)]
-        return self.latents[chosen] * kept.view(-1, 1, 1, 1).to(self.latents)
+        changes = self.lesson.places[rows] - self.lesson.places[chosen]
+        return seen_scan(self.latents[chosen], changes) * kept.view(-1, 1, 1, 1).to(self.latents)
 
     def _context(self, which: Tensor) -> Tensor:
         if self.contexts is not None:

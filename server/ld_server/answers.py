@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ld_common.config import to_mapping
-from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_several
+from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_several, edit_to
 from ld_common.images import Frame, from_model, write_difference_png, write_nifti, write_png
 from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel
@@ -62,7 +62,7 @@ def answer(
 def edits_of(modality: Modality, questions: Sequence[Question], deltas: Sequence[float]) -> list[Edit]:
     """Every target of every question under every δ, in that order."""
     return [
-        Edit(index, modality.describe(question.factual | target), delta)
+        edit_to(modality, index, question.factual, target, delta)
         for index, question in enumerate(questions)
         for target in question.targets
         for delta in deltas

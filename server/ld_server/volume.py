@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ld_common.counterfactual import Edit, EditConfig, draw_counterfactuals
+from ld_common.counterfactual import EditConfig, draw_counterfactuals, edit_to
 from ld_common.errors import RequestError
 from ld_common.frames import Frame, from_model, to_model
 from ld_common.modality import Attributes, Modality
@@ -114,13 +114,16 @@ def draw_volume(
     Methods that draw noise give all slices the same. No more of them are in the model at once than a batch holds.
     """
     factual = release.modality.describe(question.factual)
-    prompts = [release.modality.describe(question.factual | target) for target in question.targets]
-    answers = [question.volume.copied() for _ in prompts]
+    answers = [question.volume.copied() for _ in question.targets]
     drift, seed = edit_drift(release), release.study.seed
     for first in range(0, len(question.edited), config.batch_size):
         rows = range(len(question.edited))[first : first + config.batch_size]
         pictures = torch.stack([_picture(question, row, base.side, release.modality) for row in rows])
-        edits = [Edit(place, prompt, config.delta) for prompt in prompts for place in range(len(rows))]
+        edits = [
+            edit_to(release.modality, place, question.factual, target, config.delta)
+            for target in question.targets
+            for place in range(len(rows))
+        ]
         drawn = draw_counterfactuals(base, pictures, [factual] * len(rows), edits, config, progress, drift, seed)
         for answer, images in zip(answers, drawn.images.split(len(rows)), strict=True):
             for row, image, restored in zip(rows, images, drawn.reconstructions, strict=True):

@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals
+from ld_common.counterfactual import Counterfactuals, EditConfig, draw_counterfactuals, edit_to
 from ld_common.drift import Drift
 from ld_common.images import Scan, read_scan, to_model
 from ld_common.metrics import psnr
@@ -111,7 +111,7 @@ def evaluate(
     body = read_body(folder)
     scans, cases = read_held_out(folder, modality, base.side)
     factual = {case.scan: modality.describe(case.attributes) for case in cases}
-    edits = [Edit(case.scan, modality.describe(case.attributes | case.target), config.delta) for case in cases]
+    edits = [edit_to(modality, case.scan, case.attributes, case.target, config.delta) for case in cases]
     prompts = [factual[row] for row in range(len(scans))]
     drawn = draw_counterfactuals(base, scans, prompts, edits, config, progress, drift)
     rows = measure(base, body, modality, scans, cases, drawn)

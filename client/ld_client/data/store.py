@@ -28,7 +28,7 @@ from ld_client.data.left_out import LeftOut, Reason
 from ld_client.site import SiteConfig, load_modality
 from ld_common.errors import StoreError
 from ld_common.frames import to_model
-from ld_common.modality import Attributes
+from ld_common.modality import Attributes, Modality
 from ld_common.models import BaseModel, load_base
 
 INDEX = "index.sqlite"
@@ -70,6 +70,10 @@ class Store:
     attributes: list[Attributes]
     days: list[int]
     """Days since the patient's first visit."""
+
+    def places(self, modality: Modality) -> Tensor:
+        """`Modality.place` of each visit, `(N,k)`."""
+        return torch.tensor([modality.place(attributes) for attributes in self.attributes])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ld_common.config import from_mapping, load_config, to_mapping
-from ld_common.counterfactual import Edit, EditConfig, draw_counterfactuals
+from ld_common.counterfactual import EditConfig, draw_counterfactuals, edit_to
 from ld_common.errors import RequestError
 from ld_common.files import write_bytes
 from ld_common.methods import METHODS
@@ -188,7 +188,8 @@ def _batch_speedup(release: Release, edit: EditConfig, data: EvaluationData) -> 
     asked = [data.asked[number % len(data.asked)] for number in range(BATCH)]
     images = data.baselines.images[[one.scan for one in asked]]
     own = [data.baselines.attributes[one.scan] for one in asked]
-    edits = [Edit(row, describe(shown | one.target)) for row, (shown, one) in enumerate(zip(own, asked, strict=True))]
+    questions = enumerate(zip(own, asked, strict=True))
+    edits = [edit_to(data.modality, row, shown, one.target) for row, (shown, one) in questions]
     turns: list[dict[str, float]] = []
     for _ in range(TURNS + 1):
         turns.append({})

@@ -24,7 +24,7 @@ from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric
 from torch import Tensor
 
 from ld_common.config import require
-from ld_common.counterfactual import Counterfactuals, Edit, EditConfig, draw_counterfactuals, draw_several
+from ld_common.counterfactual import Counterfactuals, EditConfig, draw_counterfactuals, draw_several, edit_to
 from ld_common.distances import frechet_distance, kernel_distance
 from ld_common.features import extract_features, load_extractor
 from ld_common.metrics import MEASURES, psnr
@@ -125,9 +125,9 @@ class Judge:
         """
         data, describe = self.data, self.data.modality.describe
         own = data.baselines.attributes
-        edits = [Edit(one.scan, describe(own[one.scan] | one.target), edit.delta) for one in data.asked]
+        edits = [edit_to(data.modality, one.scan, own[one.scan], one.target, edit.delta) for one in data.asked]
         foretold = zip(data.owners, data.follow_ups.attributes, strict=True)
-        edits += [Edit(owner, describe(later), edit.delta) for owner, later in foretold]
+        edits += [edit_to(data.modality, owner, own[owner], later, edit.delta) for owner, later in foretold]
         prompts, drift = [describe(one) for one in own], edit_drift(release)
         drawn, _ = draw_several(base, data.baselines.images, prompts, edits, edit, seeds, progress, drift)
         asked = len(data.asked)
@@ -191,8 +191,11 @@ class Judge:
         rows = [row for row, one in enumerate(data.asked) if one.scan < self.config.cycled]
         before = drawn.autoencoded[[data.asked[row].scan for row in rows]]
         own = [data.baselines.attributes[data.asked[row].scan] for row in rows]
-        shown = [data.modality.describe(one | data.asked[row].target) for one, row in zip(own, rows, strict=True)]
-        edits = [Edit(number, data.modality.describe(one)) for number, one in enumerate(own)]
+        there = [one | data.asked[row].target for one, row in zip(own, rows, strict=True)]
+        edits = [
+            edit_to(data.modality, number, now, then) for number, (now, then) in enumerate(zip(there, own, strict=True))
+        ]
+        shown = [data.modality.describe(one) for one in there]
         back, _ = draw_several(base, drawn.images[rows], shown, edits, edit, seeds, drift=edit_drift(release))
         return {"reversal_psnr_db": float(psnr(back.images, before).mean())}
 

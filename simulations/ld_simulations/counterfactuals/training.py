@@ -45,7 +45,9 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
         if found is not None:
             drifts[name] = found
         lesson_drift = own if isinstance(own, Drift) else None
-        lessons[name] = Lesson(store.latents, store.prompts, lesson_drift, patients=store.pseudonyms)
+        lessons[name] = Lesson(
+            store.latents, store.prompts, lesson_drift, patients=store.pseudonyms, places=store.places(modality)
+        )
     attached = attach(model, scheme, study.seed)
     equal = study.federation.weighting == "equal"
     weights = {name: 1.0 if equal else float(len(lesson.latents)) for name, lesson in lessons.items()}

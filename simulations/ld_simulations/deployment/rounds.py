@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ld_client.data.store import open_store
-from ld_client.site import load_site
+from ld_client.site import load_modality, load_site
 from ld_client.train import Lesson, train_round
 from ld_common.errors import DeploymentError
 from ld_common.models import load_denoiser
@@ -86,7 +86,7 @@ def _bare_loop(demo: Demo, file: Path) -> float:
     site, study = load_site(file), demo.study
     store = open_store(site.store_path)
     attached = attach(load_denoiser(site.base_model, site.device), read_scheme(study.scheme), study.seed)
-    lesson = Lesson(store.latents, store.prompts, patients=store.pseudonyms)
+    lesson = Lesson(store.latents, store.prompts, patients=store.pseudonyms, places=store.places(load_modality(site)))
     train_round(attached, lesson, study, 1, site.site, site.precision)  # the first step allocates
     started = time.perf_counter()
     train_round(attached, lesson, study, 1, site.site, site.precision)

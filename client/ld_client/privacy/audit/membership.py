@@ -9,7 +9,7 @@ another site differ by scanner, and would be told apart without any leak.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class Scans:
     """Whose each is."""
     drift: Drift | None = None
     """Under which training saw them; its μ may be one for each scan, `(N,C,h,w)`."""
+    places: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """`Modality.place` of each, `(N,k)`, or none at all: needed by schemes that see a baseline."""
 
     def __post_init__(self) -> None:
         counts = len(self.latents), len(self.prompts), len(self.pseudonyms)
@@ -58,7 +60,9 @@ class Scans:
     def take(self, rows: list[int]) -> Scans:
         """Some of the scans, in this order."""
         prompts, pseudonyms = ([words[row] for row in rows] for words in (self.prompts, self.pseudonyms))
-        return Scans(self.latents[rows], prompts, pseudonyms, None if self.drift is None else self.drift.rows(rows))
+        drift = None if self.drift is None else self.drift.rows(rows)
+        places = self.places[rows] if len(self.places) else self.places
+        return Scans(self.latents[rows], prompts, pseudonyms, drift, places)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,10 @@ def audit_release(
     """
     tuned, base = load_release_base(release, site.base_model, site.device), load_denoiser(site.base_model, site.device)
     drift = training_drift(site, release)
-    inside, outside = (Scans(store.latents, store.prompts, store.pseudonyms, drift) for store in (members, held_out))
+    inside, outside = (
+        Scans(store.latents, store.prompts, store.pseudonyms, drift, store.places(release.modality))
+        for store in (members, held_out)
+    )
     attack = AttackOptions(points=options.points, offset_noise=release.study.training.offset_noise, seed=options.seed)
     membership = audit_membership(
         base,
@@ -158,6 +161,7 @@ def _rehearse(
         [prompt for scans in sides for prompt in scans.prompts],
         [name for scans in sides for name in scans.pseudonyms],
         sides[0].drift,
+        torch.cat([scans.places for scans in sides]),
     )
     rehearsal = cast_rehearsal(everybody, count, secrets.randbits(63))
     tuned = _rehearsed(site, rehearsal.training, study, progress)
@@ -178,7 +182,7 @@ def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Pro
     model, scheme = load_denoiser(site.base_model, site.device), read_scheme(study.scheme)
     prior = None if scheme.prior is None else draw_prior(model, scheme.prior, study.seed)
     attached = attach(model, scheme, study.seed)
-    lesson = Lesson(scans.latents, scans.prompts, scans.drift, prior, scans.pseudonyms)
+    lesson = Lesson(scans.latents, scans.prompts, scans.drift, prior, scans.pseudonyms, scans.places)
     total, done = study.federation.rounds * study.training.steps, 0
 
     def advance(*_: object) -> None:
