@@ -263,9 +263,10 @@ def test_the_table_is_filled_once_and_read_again(
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setattr("ld_simulations.counterfactuals.execution.BATCH", 2)
     monkeypatch.setattr("ld_simulations.counterfactuals.execution.TURNS", 1)
-    for _ in range(2):
+    adopting = f"adopt={tmp_path / 'docs' / 'counterfactuals.json'}", f"output={tmp_path / 'elsewhere'}"
+    for more in ((), (), adopting):
         with pytest.raises(SystemExit) as ended:
-            run_cli(fill_table, ["--config", str(tmp_path / "table.yaml")])
+            run_cli(fill_table, ["--config", str(tmp_path / "table.yaml"), *more])
         assert (ended.value.code or 0) == 0, capsys.readouterr()
         monkeypatch.setattr("ld_simulations.counterfactuals.execution.train_release", None)  # nothing is trained twice
     found = json.loads((tmp_path / "docs" / "counterfactuals.json").read_text())

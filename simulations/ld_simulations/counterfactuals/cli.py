@@ -40,12 +40,11 @@ def evaluate(
         prepare_sites(demo)
         populations = [held_out_population(hospital.population) for hospital in demo.hospitals.hospitals]
         ceilings[modality] = growth_ceiling(populations, body=find_body(demo.hospitals.body)).overall
-    askings = list(benchmark.askings)
+    askings, worker = list(benchmark.askings), Worker(benchmark)
     for seed in [] if only_report else benchmark.config.seeds:
-        own = [asking for asking in askings if asking.training.seed == seed]
+        own = [asking for asking in askings if asking.training.seed == seed and worker.found(asking) is None]
         _run(benchmark, f"seed {seed}: trainings", Worker.train, list(dict.fromkeys(asking.training for asking in own)))
         _run(benchmark, f"seed {seed}: judgements", Worker.ask, own)
-    worker = Worker(benchmark)
     runs = [found for asking in askings if (found := worker.found(asking)) is not None]
     if not runs:
         raise RequestError(f"'{benchmark.output}' holds no result yet: leave --only-report out")
