@@ -174,8 +174,8 @@ class LatentEditor:
         steps = len(path.timesteps)
         start = steps - max(1, round(config.depth * steps))
         shift = step_shift(drift, steps, model.scheduler.alphas_cumprod)
-        late = config.strength * config.late_share, config.late_below * len(model.scheduler.alphas_cumprod)
-        guidance = Guidance(config.strength, *late)
+        late_below = config.late_below * len(model.scheduler.alphas_cumprod)
+        guidance = Guidance(config.strength, config.late_share, late_below)
         self.setting = Setting(model, path, start, guidance, config.refinements, drift, shift, config.attention)
         self._generator = torch_generator(seed, "edit")
         with torch.no_grad():
@@ -223,14 +223,12 @@ class LatentEditor:
         added = torch.tensor([edit.delta / steps for edit in edits]).view(-1, 1, 1, 1)
         return added if own is None else own + added
 
-    def _condition(
-        self, prompts: Sequence[str], scans: Tensor, changes: Sequence[tuple[float, ...]] | None = None
-    ) -> Condition:
+    def _condition(self, prompts: Sequence[str], scans: Tensor, changes: Sequence[tuple[float, ...]] = ()) -> Condition:
         context = torch.stack([self._embedded[prompt] for prompt in prompts])
         if not self.setting.model.sees_baseline:
             return Condition(context)
-        told = torch.zeros(len(scans), max((len(change) for change in changes or []), default=0))
-        for row, change in enumerate(changes or []):
+        told = torch.zeros(len(scans), max((len(change) for change in changes), default=0))
+        for row, change in enumerate(changes):
             told[row, : len(change)] = torch.tensor(change)
         return Condition(context, seen_scan(scans, told))
 

@@ -131,8 +131,8 @@ class Modality:
         """Length of `design`."""
         return sum(max(1, len(known.words) - 1) for known in self.attributes.values())
 
-    def design(self, attributes: Attributes) -> list[float]:
-        """Attributes as numbers for a regression: numbers from -1 to 1 over their bounds, words as 0 and 1.
+    def design(self, attributes: Attributes, reach: float = 1.0) -> list[float]:
+        """Attributes as numbers for a regression: numbers from -reach to reach over their bounds, words as 0 and 1.
 
         The first word of an attribute is its reference and has no column.
 
@@ -146,7 +146,7 @@ class Modality:
                 row += [float(attributes[name] == word) for word in list(known.words)[1:]]
             else:
                 middle, half = (known.maximum + known.minimum) / 2, (known.maximum - known.minimum) / 2
-                row.append((float(attributes[name]) - middle) / half)
+                row.append(reach * (float(attributes[name]) - middle) / half)
         return row
 
     def place(self, attributes: Attributes) -> list[float]:
@@ -157,8 +157,7 @@ class Modality:
         Raises:
             RequestError: an attribute is missing.
         """
-        numbers = [not known.words for known in self.attributes.values() for _ in range(max(1, len(known.words) - 1))]
-        return [10 * value if number else value for number, value in zip(numbers, self.design(attributes), strict=True)]
+        return self.design(attributes, reach=10)
 
     def describe(self, attributes: Attributes) -> str:
         """The prompt for one visit, numbers rounded to whole ones.

@@ -299,9 +299,8 @@ def test_an_earlier_table_counts_as_done_except_of_what_is_asked_otherwise_now(t
 
     assert found() == runs
     for change in ("edit.strength=9", "seeds=2", "release=longer"):
-        assert {name for name in runs if name not in found(f"methods.invert.{change}")} == {
-            f"{modality}-invert-{seed}" for modality in ("brain", "chest") for seed in (0, 1, 2)
-        }
+        left = {name for name in runs if name.endswith("-0")} - found("seeds=[0]", f"methods.invert.{change}").keys()
+        assert left == {"brain-invert-0", "chest-invert-0"}
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(RequestError, match="no table of counterfactuals"):
         Worker(load_counterfactuals(table, [f"adopt={tmp_path / 'other.json'}"]))

@@ -16,6 +16,7 @@ from ld_common.models import CHANGES, Condition, Denoiser, load_denoiser, seen_s
 from ld_common.objective import denoising_loss
 from ld_common.schemes import Attached, attach, read_scheme
 from ld_common.study import StudyConfig
+from tests.conftest import random_state
 
 PROMPT = "axial T1 brain MRI, woman, 70 years, healthy"
 PATIENTS = ["a", "a", "b", "b", "b", "c"]
@@ -112,7 +113,7 @@ def test_an_edit_tells_what_differs_and_the_answer_hears_it(brain_mri: Modality,
     edit = edit_to(brain_mri, 0, before, {"age": 64.1, "diagnosis": "AD"})
     assert (edit.scan, edit.target) == (0, brain_mri.describe({"age": 64.1, "sex": "F", "diagnosis": "AD"}))
     assert edit.change == pytest.approx((1.0, -1.0, 0.0))  # AD is the reference of CN
-    attached.load({name: 0.1 * torch.randn(one.shape) for name, one in attached.state().items()})
+    attached.load(random_state(attached.state(), 0.1))
     latents, factual = torch.zeros(1, *attached.model.latent_shape), brain_mri.describe(before)
     editor = LatentEditor(attached.model, [factual, edit.target], EditConfig(steps=4, method="belm"), None)
     abducted = editor.abduct(latents, [factual])

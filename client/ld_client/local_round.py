@@ -90,12 +90,13 @@ def _run_task(
     before_training(DataUse(study, file_digest(site.store_path / INDEX), patients, visits, noise_multiplier))
     # until the state is loaded, `model` draws as the plain base does
     private = study.privacy.enabled
-    drift = paid_drift(site, store, study) if private else site_drift(site, load_modality(site), store, model, study)
+    modality = load_modality(site)
+    drift = paid_drift(site, store, study) if private else site_drift(site, modality, store, model, study)
     prior = None if scheme.prior is None else site_prior(site, store, model, scheme.prior, study.seed)
     attached.load({**task.frozen, **task.state})
     entered = None if drift is None else entering(drift, study.drift.formulation)
     own = entered if isinstance(entered, Drift) else None
-    lesson = Lesson(store.latents, store.prompts, own, prior, store.pseudonyms, store.places(load_modality(site)))
+    lesson = Lesson(store.latents, store.prompts, own, prior, store.pseudonyms, store.places(modality))
     numbers = None
     if noise_multiplier is not None:
         train_round_privately(attached, lesson, study, task.round, noise_multiplier)

@@ -18,18 +18,14 @@ class Guidance:
     """w of the difference guidance at each timestep."""
 
     strength: float
-    late_strength: float
+    late_share: float
+    """Of the strength, at late timesteps."""
     late_below: float
-    """Timestep below which the second one holds."""
+    """Timestep below which one is late."""
 
     def at(self, timestep: int) -> float:
         """w at a timestep."""
-        return self.late_strength if timestep < self.late_below else self.strength
-
-    @property
-    def asks_nothing(self) -> bool:
-        """Whether w is 0 throughout."""
-        return self.strength == self.late_strength == 0
+        return self.strength * (self.late_share if timestep < self.late_below else 1.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ class Pix2PixZero(Invert):
         self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
         """Denoised from there, beside the reconstruction."""
-        if target is None or setting.guidance.asks_nothing:
+        if target is None or setting.guidance.strength == 0:
             return super().answer(setting, state, factual, None, shift)
         seen, edited, path = setting.predictor(factual), state, setting.path
         wanted, guided = setting.predictor(target), setting.predictor(factual, target)

@@ -20,9 +20,10 @@ from ld_common.methods import METHODS
 from ld_common.modality import Modality
 from ld_common.models import load_base
 from ld_common.release import Release, edit_drift, load_release_base, read_release
+from ld_common.study import StudyConfig
 from ld_simulations.counterfactuals.data import EvaluationData, read_data, read_pictures
 from ld_simulations.counterfactuals.judge import Judge, JudgeConfig, Judged
-from ld_simulations.counterfactuals.plan import Asking, CounterfactualsBenchmark, Training
+from ld_simulations.counterfactuals.plan import Asking, CounterfactualsBenchmark, MethodPlan, Training
 from ld_simulations.counterfactuals.training import train_release
 from ld_simulations.demo import Demo
 from ld_simulations.hospitals import SCANS
@@ -132,8 +133,7 @@ class Worker:
     def _asked(self, asking: Asking) -> tuple[Release, EditConfig]:
         """The release, and how it is asked."""
         release = read_release(self.train(asking.training))
-        plan = self.benchmark.config.methods[asking.method]
-        return release, from_mapping(EditConfig, to_mapping(release.study.edit) | plan.edit)
+        return release, _edit(release.study, self.benchmark.config.methods[asking.method])
 
     def _kept(self, name: str) -> Run | None:
         file = self.benchmark.output / "runs" / f"{name}.json"
@@ -159,8 +159,13 @@ class Worker:
         return self._judges[modality]
 
 
+def _edit(study: StudyConfig, plan: MethodPlan) -> EditConfig:
+    """The study's edit with the options of a way of asking."""
+    return from_mapping(EditConfig, to_mapping(study.edit) | plan.edit)
+
+
 def _adopted(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
-    """Results of an earlier table by their names; those of another release or edit than the plan's are left out."""
+    """Results of an earlier table by their names; those asked otherwise than the plan says are left out."""
     if not benchmark.config.adopt:
         return {}
     try:
@@ -168,12 +173,13 @@ def _adopted(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
         runs, found = table["runs"], {SPEEDUP: table["batch"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"adopt: '{benchmark.config.adopt}' is no table of counterfactuals: {error!r}") from error
+    studies = {one: benchmark.demo(one.modality, one.release, one.seed).study for one in benchmark.trainings}
     for asking in benchmark.askings:
         training, plan = asking.training, benchmark.config.methods[asking.method]
         sought = training.modality, training.seed, asking.method, training.release, plan.seeds
         for run in runs:
             said = run["modality"], run["seed"], run["method"], run["release"], run.get("draws", 1)
-            if said == sought and all(run["edit"].get(key) == value for key, value in plan.edit.items()):
+            if said == sought and from_mapping(EditConfig, run["edit"]) == _edit(studies[training], plan):
                 found[asking.name] = run
     return found
 
