@@ -26,7 +26,7 @@ class EditConfig:
     """How strongly and how deeply a scan is edited."""
 
     method: str = "invert"
-    """invert, belm, ddpm, pix2pix-zero, sdedit or instruct: see `ld_common.methods`."""
+    """invert, belm, ddpm, flowedit, pix2pix-zero, sdedit or instruct: see `ld_common.methods`."""
     steps: int = 50
     """Steps of the whole DDIM trajectory."""
     depth: float = 0.7
@@ -42,6 +42,8 @@ class EditConfig:
     """Fixed-point iterations for each inversion step."""
     attention: float = 0.1
     """pix2pix-zero: how far each step moves towards where the scan's own prompt looked."""
+    feedback: float = 1.0
+    """flowedit: share of the edit so far that the network sees; less than 1 leaves more of the patient's own size."""
     delta: float = 0.0
     """A shift of every answer's reverse steps, δ in the paper's units; `ld-client drift --choice counterfactual` and
     `ld-generate --drift auto` look for one."""
@@ -53,8 +55,8 @@ class EditConfig:
         require(self.steps > 0, f"steps is {self.steps}: it must be above 0")
         require(0 < self.depth <= 1, f"depth is {self.depth}: it must lie above 0 and up to 1")
         require(0 <= self.strength < math.inf, f"strength is {self.strength}: it must be a number, 0 or above")
-        for name, share in (("late_share", self.late_share), ("late_below", self.late_below)):
-            require(0 <= share <= 1, f"{name} is {share}: it must lie from 0 to 1")
+        for name in ("late_share", "late_below", "feedback"):
+            require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}: it must lie from 0 to 1")
         require(self.refinements >= 0, f"refinements is {self.refinements}: it must not be negative")
         require(0 <= self.attention < math.inf, f"attention is {self.attention}: it must be a number, 0 or above")
         require(math.isfinite(self.delta), f"delta is {self.delta}: it must be a number")
@@ -176,7 +178,9 @@ class LatentEditor:
         shift = step_shift(drift, steps, model.scheduler.alphas_cumprod)
         late_below = config.late_below * len(model.scheduler.alphas_cumprod)
         guidance = Guidance(config.strength, config.late_share, late_below)
-        self.setting = Setting(model, path, start, guidance, config.refinements, drift, shift, config.attention)
+        self.setting = Setting(
+            model, path, start, guidance, config.refinements, drift, shift, config.attention, config.feedback
+        )
         self._generator = torch_generator(seed, "edit")
         with torch.no_grad():
             self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))

@@ -102,7 +102,7 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(seeing: BaseModel, late
 @pytest.mark.parametrize("depth", [0.3, 1.0])
 @pytest.mark.parametrize("formulation", [None, "prior", "centred", "per-step"])
 @pytest.mark.parametrize("seen", [False, True])
-@pytest.mark.parametrize("method", ["belm", "ddpm"])
+@pytest.mark.parametrize("method", ["belm", "ddpm", "flowedit"])
 def test_an_exact_method_returns_every_scan(
     base: BaseModel,
     seeing: BaseModel,
@@ -124,6 +124,19 @@ def test_belm_starts_below_a_level_without_signal(base: BaseModel, latents: torc
     own = editor(base, method="belm")
     own.setting.path.levels[0] = 0.0
     assert float((own.abduct(latents, [HEALTHY] * 3).reconstructions - latents).abs().max()) < 1e-4
+
+
+def test_flowedit_sees_as_much_of_its_edit_as_it_is_given(base: BaseModel, latents: torch.Tensor) -> None:
+    def edit(strength: float, feedback: float) -> torch.Tensor:
+        own = editor(base, method="flowedit", strength=strength, feedback=feedback, depth=1.0)
+        own.setting.path.levels[0] = 0.0  # without signal, as in a base of zero terminal SNR
+        return own.answer(own.abduct(latents, [HEALTHY] * 3), [Edit(row, ILL) for row in range(3)]) - latents
+
+    unseen = edit(1.0, 0.0)  # both prompts of the scan alone: what they differ by, so linear in w
+    assert float(unseen.abs().mean()) > 1e-2
+    assert torch.allclose(edit(2.0, 0.0), 2 * unseen, atol=1e-3)
+    assert float((edit(2.0, 1.0) - 2 * edit(1.0, 1.0)).abs().max()) > 1e-2
+    assert float((edit(1.0, 0.5) - unseen).abs().max()) > 1e-2
 
 
 def test_belm_says_that_it_needs_steps(base: BaseModel, latents: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ld_common.methods.belm import Belm
 from ld_common.methods.ddpm import Ddpm
+from ld_common.methods.flowedit import FlowEdit
 from ld_common.methods.instruct import Instruct
 from ld_common.methods.invert import Invert
 from ld_common.methods.method import Guidance, Method, Setting
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "invert": Invert,
     "belm": Belm,
     "ddpm": Ddpm,
+    "flowedit": FlowEdit,
     "pix2pix-zero": Pix2PixZero,
     "sdedit": SdEdit,
     "instruct": Instruct,

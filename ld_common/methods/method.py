@@ -44,6 +44,8 @@ class Setting:
     """Added after each step, or None."""
     attention: float
     """How far a step of pix2pix-zero moves towards the scan's cross-attention."""
+    feedback: float
+    """Share of the edit so far that the network sees in flowedit."""
 
     def predictor(self, factual: Condition, target: Condition | None = None) -> Predictor:
         """The network under the first condition, guided from there towards the second where there is one.

@@ -45,7 +45,7 @@ def generate(
     allow_unsigned: bool = typer.Option(False, "--allow-unsigned", help=UNSIGNED_HELP),
     released: bool = typer.Option(False, help="A person has checked the inputs for burned-in text (DERIVED images)."),
     method: str = typer.Option(
-        "", help="invert, belm, ddpm, pix2pix-zero, sdedit or instruct. By default as the release says."
+        "", help="invert, belm, ddpm, flowedit, pix2pix-zero, sdedit or instruct. By default as the release says."
     ),
     strength: float | None = typer.Option(
         None, help="How strongly to edit; 0 changes nothing. By default as the release says."

@@ -1,0 +1,57 @@
+"""FlowEdit (arXiv 2412.08629): from the scan to its answer directly, by what the network says of both at equal noise.
+
+At each level noise of its own is added to the scan, and to the scan as far as it is edited: the edit e moves to where
+the network's two images differ, e' = e + (1 - s'/s) (x₀(u + e | target) - x₀(u | factual) - e), with u the noisy scan
+and s = √((1-ᾱ)/ᾱ). No inversion, and a question that changes nothing returns the scan by construction.
+
+The network draws an edited scan back towards what its prompt's scans are like on average, so that a patient who differs
+from that average gets another edit than one who does not. With `feedback` f it sees f·e of the edit in place of e: less
+of that pull, and less repair of what an edit leaves beside the anatomy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ld_common.inversion import Prediction, mixture
+from ld_common.methods.method import Method, Setting
+from ld_common.models import Condition
+
+
+class FlowEdit(Method):
+    """The state is the scan and a noise for each step, `(B,1+steps,C,h,w)`."""
+
+    def draws(self, setting: Setting) -> int:
+        """One a step."""
+        return len(setting.path.timesteps) - setting.start
+
+    def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
+        """Nothing is to be found."""
+        return torch.cat([latents[:, None], noise], 1)
+
+    @torch.no_grad()
+    def answer(
+        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
+    ) -> Tensor:
+        """The scan and its edit."""
+        path, scan, edit = setting.path, state[:, 0], torch.zeros_like(state[:, 0])
+        seen, wanted = setting.predictor(factual), setting.predictor(factual, target)
+        further = None if shift is None else shift - (0.0 if setting.shift is None else setting.shift)
+        for row, index in enumerate(range(setting.start, len(path.timesteps)), start=1):
+            level, following, timestep = path.levels[index], path.levels[index + 1], path.timesteps[index]
+            if target is not None:
+                shown = setting.feedback * edit
+                noisy = mixture(Prediction(scan, state[:, row]), level)
+                moved = wanted(noisy + level**0.5 * shown, timestep).clean - seen(noisy, timestep).clean
+                edit = edit + (1 - _noise(following) / _noise(level)) * (moved - shown)
+            if further is not None:
+                edit = edit + further.to(edit) / following**0.5
+        return scan + edit
+
+
+def _noise(level: float) -> float:
+    """s, the noise beside an image of unit weight."""
+    return ((1 - level) / level) ** 0.5 if level > 0 else math.inf
