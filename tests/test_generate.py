@@ -165,6 +165,7 @@ def test_inputs_of_one_name_are_told_apart_by_the_folder_above() -> None:
         (["--set", "age=80", "--given", GIVEN, "--strength", "-1"], "strength is -1.0"),
         (["--set", "age=80", "--given", GIVEN, "late_share=-1"], "late_share is -1.0"),
         (["--set", "age=80", "--given", GIVEN, "late_below=80"], "late_below is 80.0"),
+        (["--set", "age=80", "--given", GIVEN, "feedback=2"], "feedback is 2.0"),
         (["--set", "age=80", "--given", GIVEN, "stesp=3"], "'steps'"),
         (["--set", "age=80", "--given", GIVEN, "--drift", "aste"], "none of release, auto, aster"),
         (["--set", "age=80", "--given", GIVEN, "--drift", "nan"], "none of release, auto, aster"),
