@@ -22,15 +22,23 @@ from ld_common.models import Condition
 
 
 class FlowEdit(Method):
-    """The state is the scan and a noise for each step, `(B,1+steps,C,h,w)`."""
+    """The state is the scan, and for each step a noise and the image that the network sees in the scan under it.
+
+    Its shape is `(B,1+2*steps,C,h,w)`.
+    """
 
     def draws(self, setting: Setting) -> int:
         """One a step."""
         return len(setting.path.timesteps) - setting.start
 
+    @torch.no_grad()
     def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
-        """Nothing is to be found."""
-        return torch.cat([latents[:, None], noise], 1)
+        """Ask the network of the scan at each level."""
+        path, predict, seen = setting.path, setting.predictor(factual), []
+        for row, index in enumerate(range(setting.start, len(path.timesteps))):
+            noisy = mixture(Prediction(latents, noise[:, row]), path.levels[index])
+            seen.append(predict(noisy, path.timesteps[index]).clean)
+        return torch.cat([latents[:, None], noise, torch.stack(seen, 1)], 1)
 
     @torch.no_grad()
     def answer(
@@ -38,14 +46,15 @@ class FlowEdit(Method):
     ) -> Tensor:
         """The scan and its edit."""
         path, scan, edit = setting.path, state[:, 0], torch.zeros_like(state[:, 0])
-        seen, wanted = setting.predictor(factual), setting.predictor(factual, target)
+        noise, seen = state[:, 1:].chunk(2, 1)
+        predict = setting.predictor(factual, target)
         further = None if shift is None else shift - (0.0 if setting.shift is None else setting.shift)
-        for row, index in enumerate(range(setting.start, len(path.timesteps)), start=1):
-            level, following, timestep = path.levels[index], path.levels[index + 1], path.timesteps[index]
+        for row, index in enumerate(range(setting.start, len(path.timesteps))):
+            level, following = path.levels[index], path.levels[index + 1]
             if target is not None:
                 shown = setting.feedback * edit
-                noisy = mixture(Prediction(scan, state[:, row]), level)
-                moved = wanted(noisy + level**0.5 * shown, timestep).clean - seen(noisy, timestep).clean
+                noisy = mixture(Prediction(scan + shown, noise[:, row]), level)
+                moved = predict(noisy, path.timesteps[index]).clean - seen[:, row]
                 edit = edit + (1 - _noise(following) / _noise(level)) * (moved - shown)
             if further is not None:
                 edit = edit + further.to(edit) / following**0.5
