@@ -46,17 +46,26 @@ def test_the_numbers_are_those_of_the_recorded_run() -> None:
 
 def test_how_true_counterfactuals_are_is_what_the_table_says() -> None:
     table = json.loads((ROOT / "docs/benchmarks/counterfactuals.json").read_text())
-    runs, said = table["runs"], []
-    for method in ("ddpm", "ddpm, longer", "ddpm, wider"):
-        own = [run["metrics"] for run in runs if run["modality"] == "brain" and run["method"] == method]
-        means = [np.mean([one[key] for one in own]) for key in ("copy_gain_db", "followup_ventricles_error_cut")]
-        said.append((f"{means[0]:.1f} dB", f"{means[1]:.0%}".replace("%", " %")))
+
+    def mean(method: str, key: str) -> float:
+        own = [run for run in table["runs"] if run["modality"] == "brain" and run["method"] == method]
+        return float(np.mean([run["metrics"][key] for run in own]))
+
+    said = []
+    for method in ("ddpm", "ddpm, longer", "ddpm, wider", "flowedit, wider"):
+        cut = percent(mean(method, "followup_ventricles_error_cut"))
+        said.append((f"{mean(method, 'copy_gain_db'):.1f} dB", cut))
     flat = " ".join(README.split())
     assert f"asked by `ddpm`, comes {said[0][0]} nearer" in flat
     assert f"with {said[0][1]} less error than copying" in flat
     assert f"four times as long {' and '.join(said[1])}; one as long" in flat
-    assert f"(`late_share`), {' and '.join(said[2])} (three seeds" in flat
-    assert f"correlation is {table['summary']['growth_correlation_of_ceiling']:.2f} of its ceiling" in flat
+    assert f"(`late_share`), {' and '.join(said[2])}; that one" in flat
+    assert f"(`feedback`), {' and '.join(said[3])} (three seeds" in flat
+    for method, before, after in (("ddpm", "by `ddpm` at", ", as"), ("flowedit", "with the true one at", " of the")):
+        correlation = mean(f"{method}, wider", "growth_correlation") / table["ceilings"]["brain"]
+        assert f"{before} {correlation:.2f}{after}" in flat
+    ratios = [mean(f"{method}, wider", "growth_ratio") for method in ("flowedit", "ddpm")]
+    assert f"It draws {ratios[0]:.2f} of the true growth on average, `ddpm` {ratios[1]:.2f}:" in flat
 
 
 def test_what_privacy_costs_is_what_the_table_says() -> None:

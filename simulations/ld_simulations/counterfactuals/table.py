@@ -114,7 +114,7 @@ def page(
         "",
         "`make benchmark-counterfactuals` wrote this page: releases of the demos' federations (the same sites, rounds "
         f"and averages, without Flower), seeds {', '.join(map(str, seeds))}, asked in each way about rendered patients "
-        "whom none was trained on; strengths and steps were chosen on these same patients, with one of the seeds. "
+        "whom none was trained on; strengths and steps were chosen on these same patients, with some of the seeds. "
         f"{READING}{missing}",
         "",
         f"Of the method that comes nearest to the truth in the {summary['modality']}, **{summary['method']}**:",
