@@ -64,8 +64,12 @@ def test_how_true_counterfactuals_are_is_what_the_table_says() -> None:
     for method, before, after in (("ddpm", "by `ddpm` at", ", as"), ("flowedit", "with the true one at", " of the")):
         correlation = mean(f"{method}, wider", "growth_correlation") / table["ceilings"]["brain"]
         assert f"{before} {correlation:.2f}{after}" in flat
-    ratios = [mean(f"{method}, wider", "growth_ratio") for method in ("flowedit", "ddpm")]
+    ratios = [mean(method, "growth_ratio") for method in ("flowedit, wider", "ddpm, wider", "instruct, belm")]
     assert f"It draws {ratios[0]:.2f} of the true growth on average, `ddpm` {ratios[1]:.2f}:" in flat
+    foretold = percent(mean("instruct, belm", "followup_ventricles_error_cut"))
+    assert (
+        f"that network draws {ratios[2]:.2f} of the true growth and foretells follow-ups with {foretold} less" in flat
+    )
 
 
 def test_what_privacy_costs_is_what_the_table_says() -> None:
