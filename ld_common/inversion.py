@@ -7,6 +7,7 @@ levels is sampling; going up is inversion, which finds the noise from which an i
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -85,6 +86,11 @@ def predictor(model: Denoiser, condition: Condition, drift: Drift | None = None)
 def mixture(prediction: Prediction, signal: float) -> Tensor:
     """Latents at signal level ᾱ of an image and its noise (arXiv 2010.02502, Eq. 12 with σ = 0)."""
     return signal**0.5 * prediction.clean + (1 - signal) ** 0.5 * prediction.noise
+
+
+def noise_ratio(signal: float) -> float:
+    """√((1-ᾱ)/ᾱ), the noise beside an image of unit weight at signal level ᾱ; infinite where there is no signal."""
+    return ((1 - signal) / signal) ** 0.5 if signal > 0 else math.inf
 
 
 @torch.no_grad()

@@ -99,6 +99,14 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(seeing: BaseModel, late
     assert torch.allclose(own, answers[2], atol=1e-3)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_shift_moves_the_answer_its_own_way(seeing: BaseModel, latents: torch.Tensor, method: str) -> None:
+    own = editor(seeing, method=method)
+    abducted = own.abduct(latents, [HEALTHY] * 3)
+    up, down = own.answer(abducted, [Edit(1, HEALTHY, 0.1), Edit(1, HEALTHY, -0.1)]) - abducted.reconstructions[1]
+    assert float(up.mean()) > 5e-3 > -5e-3 > float(down.mean())
+
+
 @pytest.mark.parametrize("depth", [0.3, 1.0])
 @pytest.mark.parametrize("formulation", [None, "prior", "centred", "per-step"])
 @pytest.mark.parametrize("seen", [False, True])

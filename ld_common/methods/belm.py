@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ld_common.errors import ConfigError
-from ld_common.inversion import Trajectory
+from ld_common.inversion import Trajectory, noise_ratio
 from ld_common.methods.method import Method, Setting
 from ld_common.models import Condition
 
@@ -58,7 +58,7 @@ class _Steps:
 
     def __init__(self, path: Trajectory) -> None:
         self.signal = [level**0.5 for level in path.levels]
-        self._noise = [((1 - level) / level) ** 0.5 if level > 0 else float("inf") for level in path.levels]
+        self._noise = [noise_ratio(level) for level in path.levels]
 
     def length(self, level: int) -> float:
         """h of the step from a level to the next."""

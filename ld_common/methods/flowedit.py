@@ -11,12 +11,10 @@ of that pull, and less repair of what an edit leaves beside the anatomy.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ld_common.inversion import Prediction, mixture
+from ld_common.inversion import Prediction, mixture, noise_ratio
 from ld_common.methods.method import Method, Setting
 from ld_common.models import Condition
 
@@ -55,12 +53,7 @@ class FlowEdit(Method):
                 shown = setting.feedback * edit
                 noisy = mixture(Prediction(scan + shown, noise[:, row]), level)
                 moved = predict(noisy, path.timesteps[index]).clean - seen[:, row]
-                edit = edit + (1 - _noise(following) / _noise(level)) * (moved - shown)
+                edit = edit + (1 - noise_ratio(following) / noise_ratio(level)) * (moved - shown)
             if further is not None:
                 edit = edit + further.to(edit) / following**0.5
         return scan + edit
-
-
-def _noise(level: float) -> float:
-    """s, the noise beside an image of unit weight."""
-    return ((1 - level) / level) ** 0.5 if level > 0 else math.inf

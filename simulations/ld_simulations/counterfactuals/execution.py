@@ -20,7 +20,6 @@ from ld_common.methods import METHODS
 from ld_common.modality import Modality
 from ld_common.models import load_base
 from ld_common.release import Release, edit_drift, load_release_base, read_release
-from ld_common.study import StudyConfig
 from ld_simulations.counterfactuals.data import EvaluationData, read_data, read_pictures
 from ld_simulations.counterfactuals.judge import Judge, JudgeConfig, Judged
 from ld_simulations.counterfactuals.plan import Asking, CounterfactualsBenchmark, MethodPlan, Training
@@ -133,7 +132,7 @@ class Worker:
     def _asked(self, asking: Asking) -> tuple[Release, EditConfig]:
         """The release, and how it is asked."""
         release = read_release(self.train(asking.training))
-        return release, _edit(release.study, self.benchmark.config.methods[asking.method])
+        return release, _edit(release.study.edit, self.benchmark.config.methods[asking.method])
 
     def _kept(self, name: str) -> Run | None:
         file = self.benchmark.output / "runs" / f"{name}.json"
@@ -159,9 +158,9 @@ class Worker:
         return self._judges[modality]
 
 
-def _edit(study: StudyConfig, plan: MethodPlan) -> EditConfig:
-    """The study's edit with the options of a way of asking."""
-    return from_mapping(EditConfig, to_mapping(study.edit) | plan.edit)
+def _edit(own: EditConfig, plan: MethodPlan) -> EditConfig:
+    """A study's own edit with the options of a way of asking."""
+    return from_mapping(EditConfig, to_mapping(own) | plan.edit)
 
 
 def _adopted(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
@@ -173,13 +172,15 @@ def _adopted(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
         runs, found = table["runs"], {SPEEDUP: table["batch"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"adopt: '{benchmark.config.adopt}' is no table of counterfactuals: {error!r}") from error
-    studies = {one: benchmark.demo(one.modality, one.release, one.seed).study for one in benchmark.trainings}
+    releases = {(one.modality, one.release) for one in benchmark.trainings}
+    edits = {one: benchmark.demo(*one).study.edit for one in releases}  # the same for every seed
     for asking in benchmark.askings:
         training, plan = asking.training, benchmark.config.methods[asking.method]
         sought = training.modality, training.seed, asking.method, training.release, plan.seeds
+        asked = _edit(edits[training.modality, training.release], plan)
         for run in runs:
             said = run["modality"], run["seed"], run["method"], run["release"], run.get("draws", 1)
-            if said == sought and from_mapping(EditConfig, run["edit"]) == _edit(studies[training], plan):
+            if said == sought and from_mapping(EditConfig, run["edit"]) == asked:
                 found[asking.name] = run
     return found
 
