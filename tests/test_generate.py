@@ -265,7 +265,7 @@ def test_several_seeds_give_their_mean_each_of_them_and_their_deviation(
     assert record["seeds"] == [0, 1, 2]
     assert [set(one) for one in record["counterfactuals"][0]["areas_mm2_by_seed"]] == [{"ventricles"}] * 3
     code, said = run(capsys, *asked, "--method", "invert", "--seeds", 3, "--out", tmp_path / "none")
-    assert (code, "a --method that draws noise: ddpm, sdedit" in " ".join(said.split())) == (2, True)
+    assert (code, "a --method that draws noise: ddpm, flowedit, sdedit" in " ".join(said.split())) == (2, True)
 
 
 def test_what_no_site_had_scans_of_is_warned_of_and_areas_are_in_the_record(
