@@ -273,7 +273,8 @@ def test_the_table_is_filled_once_and_read_again(
     assert {run["method"] for run in found["runs"]} == {"belm", "seen"}
     (exact,) = [run for run in found["runs"] if run["method"] == "belm"]
     assert exact["metrics"]["null_edit_psnr_gap_db"] == pytest.approx(0, abs=0.01)
-    assert found["summary"]["batch16_speedup"] > 0
+    assert found["batch"]["asked"] == f"brain-{found['summary']['method']}-0"
+    assert found["summary"]["batch16_speedup"] == found["batch"]["speedup"] > 0
     assert "| seen |" in (tmp_path / "docs" / "counterfactuals.md").read_text()
 
 

@@ -16,7 +16,7 @@ from ld_common.errors import RequestError
 from ld_simulations.bodies import find_body
 from ld_simulations.counterfactuals.execution import Worker
 from ld_simulations.counterfactuals.plan import CounterfactualsBenchmark, load_counterfactuals
-from ld_simulations.counterfactuals.table import write_table
+from ld_simulations.counterfactuals.table import best_method, write_table
 from ld_simulations.demo import prepare_sites
 from ld_simulations.growth_ceiling import growth_ceiling
 from ld_simulations.hospitals import held_out_population
@@ -48,7 +48,8 @@ def evaluate(
     runs = [found for asking in askings if (found := worker.found(asking)) is not None]
     if not runs:
         raise RequestError(f"'{benchmark.output}' holds no result yet: leave --only-report out")
-    speedup = worker.batch_speedup(askings[0])
+    best = best_method(runs)
+    speedup = worker.batch_speedup(next(one for one in askings if (one.training.modality, one.method) == best))
     page = write_table(Path(benchmark.config.results), runs, len(askings), ceilings, speedup)
     console.print(f"wrote {page}", soft_wrap=True)
 

@@ -28,7 +28,7 @@ from ld_simulations.demo import Demo
 from ld_simulations.hospitals import SCANS
 
 BATCH, TURNS = 16, 3
-SPEEDUP, HELD_OUT_PATIENTS = "batch_speedup", "held_out"
+HELD_OUT_PATIENTS = "held_out"
 Run = dict[str, Any]
 
 
@@ -123,11 +123,11 @@ class Worker:
 
     def batch_speedup(self, asking: Asking) -> Run:
         """How many times faster 16 edits are drawn together than one by one, found now or before."""
-        if (found := self._kept(SPEEDUP)) is not None:
+        if (found := self._kept(name := _speedup_name(asking.name))) is not None:
             return found
         release, edit = self._asked(asking)
         data = self._data(asking.training.modality, load_base(release.base_name).side)
-        return self._keep(SPEEDUP, _batch_speedup(release, edit, data))
+        return self._keep(name, {"asked": asking.name, **_batch_speedup(release, edit, data)})
 
     def _asked(self, asking: Asking) -> tuple[Release, EditConfig]:
         """The release, and how it is asked."""
@@ -169,11 +169,12 @@ def _adopted(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
         return {}
     try:
         table = json.loads(Path(benchmark.config.adopt).read_text())
-        runs, found = table["runs"], {SPEEDUP: table["batch"]}
+        runs, batch = table["runs"], table["batch"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"adopt: '{benchmark.config.adopt}' is no table of counterfactuals: {error!r}") from error
     releases = {(one.modality, one.release) for one in benchmark.trainings}
     edits = {one: benchmark.demo(*one).study.edit for one in releases}  # the same for every seed
+    found: dict[str, Run] = {}
     for asking in benchmark.askings:
         training, plan = asking.training, benchmark.config.methods[asking.method]
         sought = training.modality, training.seed, asking.method, training.release, plan.seeds
@@ -182,7 +183,13 @@ def _adopted(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
             said = run["modality"], run["seed"], run["method"], run["release"], run.get("draws", 1)
             if said == sought and from_mapping(EditConfig, run["edit"]) == asked:
                 found[asking.name] = run
+    if (timed := batch.get("asked")) in found:
+        found[_speedup_name(timed)] = batch
     return found
+
+
+def _speedup_name(asked: str) -> str:
+    return f"{asked}, batch speedup"
 
 
 def _modality(demo: Demo) -> Modality:

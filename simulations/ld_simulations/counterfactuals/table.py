@@ -52,10 +52,15 @@ AIMS = {
 }
 
 
-def summarize_table(runs: Sequence[Run], ceilings: Mapping[str, float], speedup: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers with an aim, of the method that comes nearest to the truth in the first modality."""
+def best_method(runs: Sequence[Run]) -> tuple[str, str]:
+    """The first modality, and the way of asking that comes nearest to the truth in it."""
     modality = runs[0]["modality"]
-    best = max(methods_of(runs, modality), key=lambda method: _mean(runs, modality, method, JUDGED_BY))
+    return modality, max(methods_of(runs, modality), key=lambda method: _mean(runs, modality, method, JUDGED_BY))
+
+
+def summarize_table(runs: Sequence[Run], ceilings: Mapping[str, float], speedup: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers with an aim, of the best method in the first modality."""
+    modality, best = best_method(runs)
 
     def of_best(key: str) -> float:
         return _mean(runs, modality, best, key)
