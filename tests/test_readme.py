@@ -47,8 +47,8 @@ def test_the_numbers_are_those_of_the_recorded_run() -> None:
 def test_how_true_counterfactuals_are_is_what_the_table_says() -> None:
     table = json.loads((ROOT / "docs/benchmarks/counterfactuals.json").read_text())
 
-    def mean(method: str, key: str) -> float:
-        own = [run for run in table["runs"] if run["modality"] == "brain" and run["method"] == method]
+    def mean(method: str, key: str, modality: str = "brain") -> float:
+        own = [run for run in table["runs"] if run["modality"] == modality and run["method"] == method]
         return float(np.mean([run["metrics"][key] for run in own]))
 
     said = []
@@ -66,6 +66,10 @@ def test_how_true_counterfactuals_are_is_what_the_table_says() -> None:
         assert f"{before} {correlation:.2f}{after}" in flat
     ratios = [mean(method, "growth_ratio") for method in ("flowedit, wider", "ddpm, wider", "instruct, belm")]
     assert f"It draws {ratios[0]:.2f} of the true growth on average, `ddpm` {ratios[1]:.2f}:" in flat
+    gains = [mean("flowedit", "copy_gain_db", modality) for modality in ("brain", "chest")]
+    others = [mean(method, "copy_gain_db", "chest") for method in ("belm", "ddpm", "invert")]
+    assert f"`flowedit` gains {gains[0]:.1f} dB in the brain and {gains[1]:.1f} on the chest" in flat
+    assert f"`belm`, `ddpm` and `invert` gain {min(others):.1f} to {max(others):.1f}." in flat
     foretold = percent(mean("instruct, belm", "followup_ventricles_error_cut"))
     assert (
         f"that network draws {ratios[2]:.2f} of the true growth and foretells follow-ups with {foretold} less" in flat

@@ -29,7 +29,9 @@ console = Console()
 @cli.command()
 def evaluate(
     config: Path = typer.Option(..., help="YAML of the table, for example configs/benchmark_counterfactuals.yaml."),
-    only_report: bool = typer.Option(False, help="Train and judge nothing: write the table of what there is."),
+    only_report: bool = typer.Option(
+        False, help="Judge nothing: write the table of what there is, once its best batch is timed."
+    ),
     overrides: list[str] = typer.Argument(None, help="key=value, for example seeds=[0] workers=1."),
 ) -> None:
     """Train every release, ask it in every way, measure, write the table."""

@@ -122,12 +122,13 @@ class Worker:
         return self._kept(asking.name)
 
     def batch_speedup(self, asking: Asking) -> Run:
-        """How many times faster 16 edits are drawn together than one by one, found now or before."""
-        if (found := self._kept(name := _speedup_name(asking.name))) is not None:
+        """How many times faster 16 edits are drawn together than one by one, found now or before with any seed."""
+        modality, method = asking.training.modality, asking.method
+        if (found := self._kept(name := _speedup_name(modality, method))) is not None:
             return found
         release, edit = self._asked(asking)
-        data = self._data(asking.training.modality, load_base(release.base_name).side)
-        return self._keep(name, {"asked": asking.name, **_batch_speedup(release, edit, data)})
+        data = self._data(modality, load_base(release.base_name).side)
+        return self._keep(name, {"modality": modality, "method": method, **_batch_speedup(release, edit, data)})
 
     def _asked(self, asking: Asking) -> tuple[Release, EditConfig]:
         """The release, and how it is asked."""
@@ -183,13 +184,13 @@ def _adopted(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
             said = run["modality"], run["seed"], run["method"], run["release"], run.get("draws", 1)
             if said == sought and from_mapping(EditConfig, run["edit"]) == asked:
                 found[asking.name] = run
-    if (timed := batch.get("asked")) in found:
-        found[_speedup_name(timed)] = batch
+                if (batch.get("modality"), batch.get("method")) == (training.modality, asking.method):
+                    found[_speedup_name(training.modality, asking.method)] = batch
     return found
 
 
-def _speedup_name(asked: str) -> str:
-    return f"{asked}, batch speedup"
+def _speedup_name(modality: str, method: str) -> str:
+    return f"{modality}-{method}, batch speedup"
 
 
 def _modality(demo: Demo) -> Modality:
