@@ -25,18 +25,18 @@ benchmark-ld: install
 	$(BIN)/ld-evaluate --config configs/benchmark_ld.yaml
 
 benchmark-counterfactuals: install
-	$(BIN)/python -m ld_simulations.counterfactuals.cli --config configs/benchmark_counterfactuals.yaml
+	$(BIN)/python -m ld_simulations.benchmarks.counterfactuals.cli --config configs/benchmark_counterfactuals.yaml
 
 benchmark-privacy: install
 	$(BIN)/ld-evaluate-privacy --config configs/benchmark_privacy.yaml
 
 benchmark-cost: install
-	$(BIN)/python -m ld_simulations.benchmark.cost
+	$(BIN)/python -m ld_simulations.benchmarks.latent_drift.cost
 
 SOAK_MINUTES ?= 10
 
 soak: install
-	$(BIN)/python -m ld_simulations.deployment.cli --config configs/soak.yaml minutes=$(SOAK_MINUTES)
+	$(BIN)/python -m ld_simulations.benchmarks.deployment.cli --config configs/soak.yaml minutes=$(SOAK_MINUTES)
 
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client

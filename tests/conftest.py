@@ -13,12 +13,11 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-import ld_common.offline  # noqa: F401  (before any model library)
-from ld_common.config import load_config
-from ld_common.modality import Modality
-from ld_common.schemes import State
-from ld_simulations.base_model import write_folder
-from ld_simulations.base_networks import (
+import ld_common.core.offline  # noqa: F401  (before any model library)
+from ld_common.adapters.registry import State
+from ld_common.core.config import load_config
+from ld_common.imaging.modality import Modality
+from ld_simulations.tiny_base.networks import (
     BaseModelConfig,
     make_scheduler,
     make_text_encoder,
@@ -26,6 +25,7 @@ from ld_simulations.base_networks import (
     make_unet,
     make_vae,
 )
+from ld_simulations.tiny_base.train import write_folder
 
 BRAIN_MRI = Path(__file__).parent.parent / "configs/modalities/brain_mri.yaml"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ld_common.methods import METHODS
-from ld_server.generate import cli as generate
+from ld_common.editing.registry import METHODS
+from ld_generate.cli import cli as generate
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 COMMANDS = {name: entry.split(":")[0] for name, entry in PROJECT["scripts"].items()}
@@ -32,9 +32,9 @@ def test_help_needs_no_model_library(command: str) -> None:
         "ld_client.data.store",
         "ld_client.deployment.check",
         "ld_client.privacy.budget",
-        "ld_common.trusted_keys",
+        "ld_common.release.trusted_keys",
         "ld_server.deployment.status",
-        "ld_server.generation",
+        "ld_generate.runner",
     ],
 )
 def test_what_loads_no_model_imports_no_model_library(module: str) -> None:
@@ -64,8 +64,8 @@ def test_options_that_exclude_each_other_are_refused_before_anything_is_read(arg
     code = f"""
 import sys
 sys.modules["torch"] = None  # importing it now fails
-from ld_common.command import run_cli
-from ld_server.generate import cli
+from ld_common.core.command import run_cli
+from ld_generate.cli import cli
 run_cli(cli, {["--release", "nowhere", *arguments]})
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

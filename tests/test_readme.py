@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ld_simulations.benchmark.plan import CONDITIONAL, MAP, OFFSET_NOISE, PRIOR, ZERO_SNR
-from ld_simulations.benchmark.table import find, reduction, rows_of
-from ld_simulations.privacy_benchmark.plan import load_privacy_benchmark
+from ld_simulations.benchmarks.latent_drift.plan import CONDITIONAL, MAP, OFFSET_NOISE, PRIOR, ZERO_SNR
+from ld_simulations.benchmarks.latent_drift.table import find, reduction, rows_of
+from ld_simulations.benchmarks.privacy.plan import load_privacy_benchmark
 from ld_simulations.summary import AIMS
 
 ROOT = Path(__file__).parents[1]

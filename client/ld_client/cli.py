@@ -14,14 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 from rich.text import Text
 
-import ld_common.offline  # noqa: F401  (before any model library)
-from ld_client.data.left_out import LeftOut
-from ld_client.site import load_site
-from ld_common.command import TRUST_HELP, UNSIGNED_HELP, run_cli, visible
-from ld_common.errors import ApprovalError, DeploymentError, StoreError
+import ld_common.core.offline  # noqa: F401  (before any model library)
+from ld_client.data.exclusions import LeftOut
+from ld_client.site_config import load_site
+from ld_common.core.command import TRUST_HELP, UNSIGNED_HELP, run_cli, visible
+from ld_common.core.errors import ApprovalError, DeploymentError, StoreError
 
 if TYPE_CHECKING:
-    from ld_common.release import Release
+    from ld_common.release.release import Release
 
 SHOWN = 20
 CONFIG = typer.Option(..., "--config", help="The site's YAML file.")
@@ -106,8 +106,8 @@ def audit_privacy(
     allow_unsigned: bool = UNSIGNED,
 ) -> None:
     """Attack a release with this site's own patients: membership, copies, an empirical lower bound on ε."""
-    from ld_client.privacy.audit.command import run_audit
-    from ld_client.privacy.audit.run import AuditOptions
+    from ld_client.audit.command import run_audit
+    from ld_client.audit.run import AuditOptions
 
     console, trusted = Console(), _trusted(release, trust, allow_unsigned)
     with progress_bar(console) as progress:
@@ -270,7 +270,7 @@ def show_left_out(console: Console, entries: Sequence[LeftOut], full_list: str) 
 
 
 def _trusted(folder: Path, trust: str, allow_unsigned: bool) -> Release:
-    from ld_common.trusted_keys import read_trusted_release  # loads torch
+    from ld_common.release.trusted_keys import read_trusted_release  # loads torch
 
     release, notes = read_trusted_release(folder, trust, allow_unsigned)
     _say(*notes)

@@ -11,17 +11,17 @@ from rich.table import Table
 
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.policy import check_store, check_study
-from ld_client.site import SiteConfig, load_modality
+from ld_client.site_config import SiteConfig, load_modality
 from ld_client.site_drift import ask, search_delta, site_drift
-from ld_common.config import require
-from ld_common.drift import Drift, by_channel
-from ld_common.drift_search import best, search_counterfactual
-from ld_common.modality import Modality
-from ld_common.models import Denoiser, base_digest, load_denoiser
-from ld_common.privacy import DpConfig
-from ld_common.release import Release, load_release_base
-from ld_common.study import CHOICES as STUDY_CHOICES
-from ld_common.study import StudyConfig, load_study
+from ld_common.core.config import require
+from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
+from ld_common.diffusion.drift import Drift, by_channel
+from ld_common.diffusion.drift_search import best, search_counterfactual
+from ld_common.imaging.modality import Modality
+from ld_common.protocol.dp_accounting import DpConfig
+from ld_common.protocol.study_config import CHOICES as STUDY_CHOICES
+from ld_common.protocol.study_config import StudyConfig, load_study
+from ld_common.release.release import Release, load_release_base
 
 CHOICES = (*STUDY_CHOICES, "counterfactual")
 

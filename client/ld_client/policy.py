@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ld_client.data.store import Store
-from ld_client.site import PolicyConfig
-from ld_common.errors import PolicyError, PrivacyError
-from ld_common.schemes import Attached, read_scheme
-from ld_common.study import StudyConfig
+from ld_client.site_config import PolicyConfig
+from ld_common.adapters.registry import Attached, read_scheme
+from ld_common.core.errors import PolicyError, PrivacyError
+from ld_common.protocol.study_config import StudyConfig
 
 
 def check_study(policy: PolicyConfig, study: StudyConfig) -> None:

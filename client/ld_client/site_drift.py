@@ -10,18 +10,18 @@ from pathlib import Path
 from torch import Tensor
 
 from ld_client.data.store import Store
-from ld_client.site import SiteConfig
-from ld_common.adapters import read_tensors, write_tensors
-from ld_common.config import to_mapping
-from ld_common.counterfactual import Edit, edit_to
-from ld_common.drift import drift_from_attributes, drift_from_moments, drift_from_shift
-from ld_common.drift_search import SearchConfig, Trial, best, search_grid
-from ld_common.errors import PrivacyError, RequestError
-from ld_common.modality import Modality
-from ld_common.models import Denoiser
-from ld_common.prior_preservation import PriorExamples, draw_prior
-from ld_common.schemes import Prior, State
-from ld_common.study import StudyConfig
+from ld_client.site_config import SiteConfig
+from ld_common.adapters.prior_preservation import PriorExamples, draw_prior
+from ld_common.adapters.registry import Prior, State
+from ld_common.adapters.state_dict import read_tensors, write_tensors
+from ld_common.core.config import to_mapping
+from ld_common.core.errors import PrivacyError, RequestError
+from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.drift import drift_from_attributes, drift_from_moments, drift_from_shift
+from ld_common.diffusion.drift_search import SearchConfig, Trial, best, search_grid
+from ld_common.editing.pipeline import Edit, edit_to
+from ld_common.imaging.modality import Modality
+from ld_common.protocol.study_config import StudyConfig
 
 
 def site_drift(

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ld_common.drift import Drift, centre, shift_noise
-from ld_common.errors import LdError
-from ld_common.models import Condition, seen_scan
-from ld_common.objective import denoising_loss, training_noise, training_timesteps
-from ld_common.prior_preservation import PriorExamples
-from ld_common.schemes import Attached
-from ld_common.seeding import torch_generator
-from ld_common.study import StudyConfig
+from ld_common.adapters.prior_preservation import PriorExamples
+from ld_common.adapters.registry import Attached
+from ld_common.core.errors import LdError
+from ld_common.core.seeding import torch_generator
+from ld_common.diffusion.base_model import Condition, seen_scan
+from ld_common.diffusion.drift import Drift, centre, shift_noise
+from ld_common.diffusion.loss import denoising_loss, training_noise, training_timesteps
+from ld_common.protocol.study_config import StudyConfig
 
 WARMUP_STEPS = 5
 FINAL_RATE = 0.05

@@ -7,8 +7,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-import ld_common.offline  # noqa: F401  (before any model library)
-from ld_common.command import run_cli
+import ld_common.core.offline  # noqa: F401  (before any model library)
+from ld_common.core.command import run_cli
 
 HOME = typer.Argument(..., help="The study's folder, made by ld-server provision.")
 
@@ -62,7 +62,7 @@ def admit(
     replace: bool = typer.Option(False, "--replace", help="In place of the site's former key, for good."),
 ) -> None:
     """Let a site in."""
-    from ld_common.signing import fingerprint
+    from ld_common.protocol.keys import fingerprint
     from ld_server.deployment.provision import admit as let_in
     from ld_server.deployment.study_home import StudyHome
 
@@ -83,8 +83,8 @@ def revoke(home: Path = HOME, site: str = typer.Argument(..., help="The site's n
 @app.command()
 def start(home: Path = HOME) -> None:
     """Serve the study until told to end: Flower's SuperLink, the gate in front of it, the release service."""
-    from ld_server.deployment.service import serve
     from ld_server.deployment.study_home import StudyHome
+    from ld_server.deployment.supervisor import serve
 
     serve(StudyHome(home.resolve()))
 
@@ -96,7 +96,7 @@ def run(
     """Run the study at the hospitals that are connected, to its release."""
     from ld_server.deployment.run import run_deployed
     from ld_server.deployment.study_home import StudyHome
-    from ld_server.records import RoundRecord
+    from ld_server.round_log import RoundRecord
 
     def show(record: RoundRecord) -> None:
         left = "".join(f"; left out {name}: {why}" for name, why in record.left_out.items())

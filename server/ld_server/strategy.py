@@ -16,18 +16,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from ld_common import messages
-from ld_common.config import to_mapping
-from ld_common.errors import FederationError, LdError
-from ld_common.messages import TrainResult, TrainTask
-from ld_common.schemes import State
-from ld_common.study import StudyConfig
-from ld_server.aggregate import aggregate_drifts, aggregate_states, check_result, clip_update
+from ld_common.adapters.registry import State
+from ld_common.core.config import to_mapping
+from ld_common.core.errors import FederationError, LdError
+from ld_common.protocol import messages
+from ld_common.protocol.messages import TrainResult, TrainTask
+from ld_common.protocol.study_config import StudyConfig
+from ld_server.aggregation import aggregate_drifts, aggregate_states, check_result, clip_update
 from ld_server.checkpoint import Checkpoint, write_checkpoint
-from ld_server.records import RoundRecord
-from ld_server.replies import read_reply, reason, summary
-from ld_server.secure_round import SecureRound
-from ld_server.sites import Admission, Present
+from ld_server.node_registry import Admission, Present
+from ld_server.reply_validation import read_reply, reason, summary
+from ld_server.round_log import RoundRecord
+from ld_server.secagg_round import SecureRound
 
 POLL_SECONDS = 1.0
 

@@ -11,9 +11,9 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from ld_client.app import register
-from ld_common.errors import ConfigError
-from ld_server import app as study_app
+from ld_client.client_app import register
+from ld_common.core.errors import ConfigError
+from ld_server import server_app as study_app
 from ld_simulations.demo import load_demo, prepare_sites
 
 server = ServerApp()

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from ld_common.command import loading, run_cli
+from ld_common.core.command import loading, run_cli
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import yaml
 
-from ld_client.data.identity import KEY_FILE, write_key
+from ld_client.data.pseudonyms import KEY_FILE, write_key
 from ld_client.data.store import build_store, open_store
-from ld_client.site import load_site
-from ld_common.config import load_config, require
-from ld_common.errors import StoreError
-from ld_common.modality import Modality
-from ld_common.models import base_digest
-from ld_common.seeding import numpy_generator
-from ld_common.study import StudyConfig, load_study
+from ld_client.site_config import load_site
+from ld_common.core.config import load_config, require
+from ld_common.core.errors import StoreError
+from ld_common.core.seeding import numpy_generator
+from ld_common.diffusion.base_model import base_digest
+from ld_common.imaging.modality import Modality
+from ld_common.protocol.study_config import StudyConfig, load_study
 from ld_simulations.hospitals import HospitalsConfig, TableConfig, write_hospitals
 
 Progress = Callable[[str, int, int], None]

@@ -13,15 +13,15 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ld_common.counterfactual import Counterfactuals, EditConfig, draw_counterfactuals, edit_to
-from ld_common.drift import Drift
-from ld_common.images import Scan, read_scan, to_model
-from ld_common.metrics import psnr
-from ld_common.modality import Attributes, Modality
-from ld_common.models import BaseModel
-from ld_simulations.benchmark.pictures import decode
-from ld_simulations.bodies import find_body
-from ld_simulations.body import SEX_EDIT, Body
+from ld_common.diffusion.base_model import BaseModel
+from ld_common.diffusion.drift import Drift
+from ld_common.editing.pipeline import Counterfactuals, EditConfig, draw_counterfactuals, edit_to
+from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.scan_reader import Scan, read_scan, to_model
+from ld_common.metrics.image import psnr
+from ld_simulations.benchmarks.latent_drift.pictures import decode
+from ld_simulations.phantoms.base import SEX_EDIT, Body
+from ld_simulations.phantoms.registry import find_body
 
 HELD_OUT = "held_out.json"
 """Names the held-out patients, their edits and where the truth is."""

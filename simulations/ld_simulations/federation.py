@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 
 import ld_simulations
-from ld_common.errors import FederationError
-from ld_common.processes import environment, free_port, stop_family, tool
-from ld_common.study import StudyConfig
-from ld_server.records import FAILURE, RELEASE, ROUNDS
+from ld_common.core.errors import FederationError
+from ld_common.core.processes import environment, free_port, stop_family, tool
+from ld_common.protocol.study_config import StudyConfig
+from ld_server.round_log import FAILURE, RELEASE, ROUNDS
 
 PROJECT = Path(ld_simulations.__file__).resolve().parents[2]
 STARTUP_SECONDS = 60.0

@@ -13,7 +13,7 @@ Below `output`:
     held_out/<hospital>/<patient>/follow_up/IM000N.dcm     the last one, up to six years later
     held_out/<hospital>/<patient>/truth/<edit>.npz         the true counterfactual of the view that models see
 
-What is scanned follows from `body`, and so does the structure that disease and age change (`ld_simulations.body`). A
+What is scanned follows from `body`, and so does the structure that disease and age change (`phantoms.base`). A
 truth holds `pixels` (H,W), float32 device values as after the rescale, brighter is higher whatever the files'
 photometric interpretation; `structure` (H,W), the structure's share in each; and `area_mm2`, its area. `factual.npz` is
 the first scan itself. Paths in a manifest or table are relative to its folder.
@@ -33,15 +33,15 @@ import numpy as np
 import typer
 from rich.progress import track
 
-from ld_common.command import run_cli
-from ld_common.config import from_mapping, load_config, require
-from ld_common.errors import ConfigError
-from ld_common.modality import Attributes
-from ld_common.seeding import numpy_generator
-from ld_simulations.bodies import find_body
-from ld_simulations.body import HEALTHY, Body, Patient, Population, Rendering
-from ld_simulations.device import Array, DeviceConfig
-from ld_simulations.examination import Examination
+from ld_common.core.command import run_cli
+from ld_common.core.config import from_mapping, load_config, require
+from ld_common.core.errors import ConfigError
+from ld_common.core.seeding import numpy_generator
+from ld_common.imaging.modality import Attributes
+from ld_simulations.phantoms.base import HEALTHY, Body, Patient, Population, Rendering
+from ld_simulations.phantoms.device import Array, DeviceConfig
+from ld_simulations.phantoms.registry import find_body
+from ld_simulations.phantoms.study_metadata import Examination
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -96,7 +96,7 @@ class HospitalsConfig:
     """All hospitals of a demo."""
 
     body: str = "brain"
-    """What the hospitals scan: a name in `ld_simulations.bodies`."""
+    """What the hospitals scan: a name in `ld_simulations.phantoms.registry`."""
     seed: int = 0
     output: str = "runs/hospitals"
     patients: int | None = None

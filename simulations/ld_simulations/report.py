@@ -20,17 +20,17 @@ from PIL import Image
 from torch import Tensor
 
 from ld_client.data.store import open_store
-from ld_client.site import load_modality, load_site
-from ld_common.drift import ConditionalDrift, Drift, at_designs, by_channel
-from ld_common.images import read_scan, to_model
-from ld_common.modality import Attributes, Modality
-from ld_common.models import BaseModel
-from ld_common.release import Release
-from ld_common.sampling import make_sampler, sample
-from ld_common.seeding import torch_generator
-from ld_simulations.body import HEALTHY
+from ld_client.site_config import load_modality, load_site
+from ld_common.core.seeding import torch_generator
+from ld_common.diffusion.base_model import BaseModel
+from ld_common.diffusion.drift import ConditionalDrift, Drift, at_designs, by_channel
+from ld_common.diffusion.sampling import make_sampler, sample
+from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.scan_reader import read_scan, to_model
+from ld_common.release.release import Release
 from ld_simulations.demo import Demo
 from ld_simulations.evaluation import Evaluation
+from ld_simulations.phantoms.base import HEALTHY
 from ld_simulations.summary import AIMS, aim_met, shown
 
 matplotlib.use("Agg")

@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-import ld_common.offline  # noqa: F401  (before any model library)
+import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.store import open_store
-from ld_common.errors import ConfigError
-from ld_common.models import BaseModel
-from ld_common.release import Release, edit_drift, load_release_base, read_release
-from ld_simulations.bodies import find_body
+from ld_common.core.errors import ConfigError
+from ld_common.diffusion.base_model import BaseModel
+from ld_common.release.release import Release, edit_drift, load_release_base, read_release
 from ld_simulations.demo import Demo, load_demo, prepare_sites
 from ld_simulations.evaluation import Evaluation, evaluate
 from ld_simulations.federation import run_federation
-from ld_simulations.growth_ceiling import growth_ceiling
 from ld_simulations.hospitals import held_out_population
+from ld_simulations.phantoms.growth_ceiling import growth_ceiling
+from ld_simulations.phantoms.registry import find_body
 from ld_simulations.report import write_report, write_strip
 from ld_simulations.resources import ResourceMonitor
 from ld_simulations.summary import AIMS, aim_met, as_markdown, shown, summarize_run

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ld_client.data.store import Store
-from ld_common.models import load_denoiser
-from ld_common.release import Release
+from ld_common.diffusion.base_model import load_denoiser
+from ld_common.release.release import Release
 from ld_simulations.demo import Demo
 from ld_simulations.evaluation import Evaluation
 from ld_simulations.resources import ResourceMonitor

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ld_client.data.identity import pseudonym
-from ld_client.data.left_out import LeftOut, Reason
+from ld_client.data.exclusions import LeftOut, Reason
+from ld_client.data.pseudonyms import pseudonym
 from ld_client.data.table import Row, Table, read_table
-from ld_client.site import SiteConfig
-from ld_common.config import is_number
-from ld_common.dicom import DicomHeader, choose_slice, read_header
-from ld_common.errors import RequestError, ScanError, TableError
-from ld_common.frames import Scan, value_range
-from ld_common.images import read_scan
-from ld_common.modality import Attributes, Modality
-from ld_common.refusal import ScanRefused
+from ld_client.site_config import SiteConfig
+from ld_common.core.config import is_number
+from ld_common.core.errors import RequestError, ScanError, TableError
+from ld_common.imaging.dicom import DicomHeader, choose_slice, read_header
+from ld_common.imaging.geometry import Scan, value_range
+from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.rejection import ScanRefused
+from ld_common.imaging.scan_reader import read_scan
 
 FOUND_BY_NAME = (".nii", ".nii.gz", ".png")
 """Kinds of files that say neither patient nor date, and are found through the table's file column."""

@@ -21,15 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import ld_common.offline  # noqa: F401  (before any model library)
-from ld_client.data.identity import load_key
+import ld_common.core.offline  # noqa: F401  (before any model library)
+from ld_client.data.exclusions import LeftOut, Reason
 from ld_client.data.ingest import Progress, Survey, read_visits, survey
-from ld_client.data.left_out import LeftOut, Reason
-from ld_client.site import SiteConfig, load_modality
-from ld_common.errors import StoreError
-from ld_common.frames import to_model
-from ld_common.modality import Attributes, Modality
-from ld_common.models import BaseModel, load_base
+from ld_client.data.pseudonyms import load_key
+from ld_client.site_config import SiteConfig, load_modality
+from ld_common.core.errors import StoreError
+from ld_common.diffusion.base_model import BaseModel, load_base
+from ld_common.imaging.geometry import to_model
+from ld_common.imaging.modality import Attributes, Modality
 
 INDEX = "index.sqlite"
 SCHEMA_VERSION = "2"

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ld_client.data.left_out import LeftOut, Reason
-from ld_client.site import ColumnsConfig, DataConfig
-from ld_common.config import nearest
-from ld_common.errors import TableError
+from ld_client.data.exclusions import LeftOut, Reason
+from ld_client.site_config import ColumnsConfig, DataConfig
+from ld_common.core.config import nearest
+from ld_common.core.errors import TableError
 
 BLANK = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.bundle import read_bundle
 from ld_client.deployment.site_home import SiteHome
-from ld_common.config import load_config
-from ld_common.errors import ApprovalError
-from ld_common.files import write_bytes
-from ld_common.modality import Modality
-from ld_common.site_kit import BUNDLE, MODALITY, STUDY, KitManifest
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.config import load_config
+from ld_common.core.errors import ApprovalError
+from ld_common.imaging.modality import Modality
+from ld_common.protocol.enrollment_kit import BUNDLE, MODALITY, STUDY, KitManifest
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from ld_client.deployment.approvals import Approval, approvals, check_kit, kept_
 from ld_client.deployment.bundle import difference, differing, packages_of, read_bundle
 from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_study
-from ld_common.code_bundle import installed_sources
-from ld_common.command import visible
-from ld_common.files import write_bytes
-from ld_common.site_kit import BUNDLE, STUDY, KitManifest
-from ld_common.study import StudyConfig
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.command import visible
+from ld_common.protocol.code_bundle import installed_sources
+from ld_common.protocol.enrollment_kit import BUNDLE, STUDY, KitManifest
+from ld_common.protocol.study_config import StudyConfig
 
 SHOWN_LINES = 400
 

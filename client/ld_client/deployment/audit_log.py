@@ -2,7 +2,7 @@
 
 Each entry carries random salt, so that its hash, which the server is told, says nothing of what stands in it. Beside
 the log lies `audit.head`, the signed head of its last entry: with it a log that ends too early is found. Who holds the
-site's key can make up another log, but none with the heads that the server has seen (`ld_common.attestation`).
+site's key can make up another log, but none with the heads that the server has seen (`ld_common.protocol.attestation`).
 
 opened        by whom                     asked, task     what the server wants
 approved, withdrawn   a kit's code        acknowledged    a head that the server holds
@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ld_client.deployment.site_home import SiteHome
-from ld_common.attestation import AuditHead, head_from_record, head_record, sign_head
-from ld_common.errors import DeploymentError
-from ld_common.files import write_bytes
-from ld_common.signing import PrivateKey, canonical, fingerprint
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.errors import DeploymentError
+from ld_common.protocol.attestation import AuditHead, head_from_record, head_record, sign_head
+from ld_common.protocol.keys import PrivateKey, canonical, fingerprint
 
 FIRST = "0" * 64
 """What the first entry has for the hash of the one before."""

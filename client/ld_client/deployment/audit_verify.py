@@ -8,9 +8,9 @@ from typing import Any
 
 from ld_client.deployment.audit_log import FIRST, Entry, entry_hash, parse_line, read_log
 from ld_client.deployment.site_home import SiteHome
-from ld_common.attestation import AuditHead, check_head, head_from_record
-from ld_common.errors import LdError
-from ld_common.signing import PublicKey, fingerprint
+from ld_common.core.errors import LdError
+from ld_common.protocol.attestation import AuditHead, check_head, head_from_record
+from ld_common.protocol.keys import PublicKey, fingerprint
 
 HEADS = {"head": "a head that was sent", "acknowledged": "a head that the server holds"}
 

@@ -10,14 +10,14 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 
-from ld_common.code_bundle import PACKAGES
-from ld_common.command import visible
-from ld_common.errors import ApprovalError
+from ld_common.core.command import visible
+from ld_common.core.errors import ApprovalError
+from ld_common.protocol.code_bundle import PACKAGES
 
 SOURCE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:/[a-z_][a-z0-9_]*)*/[a-z_][a-z0-9_]*\.py")
 OTHERS = ("pyproject.toml", "study_server.py", ".info/CONTENT")
 """The bundle's description, the few lines that start the server's side (nothing at a site runs them), Flower's list."""
-CLIENT_APP = "ld_client.app:app"
+CLIENT_APP = "ld_client.client_app:app"
 MAX_BYTES = 32_000_000
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, ValueError, RuntimeError)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from ld_client.deployment.approvals import check_approved, check_bundle
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.check_data import Checked, check_data, guarded
+from ld_client.deployment.check_result import Finding, failed, good, warning
 from ld_client.deployment.check_server import check_server, dated
-from ld_client.deployment.finding import Finding, failed, good, warning
 from ld_client.deployment.site_certificate import read_certificate
 from ld_client.deployment.site_home import SiteHome
-from ld_common.errors import ApprovalError
-from ld_common.signing import fingerprint, read_public_line
-from ld_common.site_kit import AUTHORITY, KitManifest
+from ld_common.core.errors import ApprovalError
+from ld_common.protocol.enrollment_kit import AUTHORITY, KitManifest
+from ld_common.protocol.keys import fingerprint, read_public_line
 
 ASK_AGAIN = "ask the study for its kit again and open it with ld-client init"
 

@@ -12,17 +12,17 @@ import psutil
 import torch
 
 from ld_client.data.store import Store, open_store, split_store
-from ld_client.deployment.finding import Finding, failed, good, warning
+from ld_client.deployment.check_result import Finding, failed, good, warning
 from ld_client.policy import check_hours, check_size, check_store, check_study
 from ld_client.privacy.budget import still_to_charge
 from ld_client.privacy.ledger import Ledger, by_study, private_charges
-from ld_client.site import SiteConfig, load_modality
-from ld_common.errors import LdError, PolicyError
-from ld_common.models import base_digest, load_denoiser, locate_base
-from ld_common.privacy import epsilon
-from ld_common.schemes import attach, read_scheme
-from ld_common.site_kit import KitManifest
-from ld_common.study import StudyConfig
+from ld_client.site_config import SiteConfig, load_modality
+from ld_common.adapters.registry import attach, read_scheme
+from ld_common.core.errors import LdError, PolicyError
+from ld_common.diffusion.base_model import base_digest, load_denoiser, locate_base
+from ld_common.protocol.dp_accounting import epsilon
+from ld_common.protocol.enrollment_kit import KitManifest
+from ld_common.protocol.study_config import StudyConfig
 
 GIB = 2**30
 LEAST_DISK, LITTLE_DISK = 1 * GIB, 5 * GIB

@@ -15,7 +15,7 @@ from typing import TypeVar
 import httpx
 from cryptography import x509
 
-from ld_client.deployment.finding import Finding, failed, good, warning
+from ld_client.deployment.check_result import Finding, failed, good, warning
 
 T = TypeVar("T")
 STEP_SECONDS = 5.0

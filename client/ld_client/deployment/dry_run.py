@@ -20,15 +20,15 @@ import torch
 
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.site_home import SiteHome
-from ld_client.local_round import run_task
 from ld_client.privacy.ledger import Ledger
-from ld_client.site import LEDGER, SiteConfig
-from ld_common.config import to_mapping
-from ld_common.messages import TrainResult, TrainTask, tensor_record
-from ld_common.models import base_digest, load_denoiser
-from ld_common.schemes import attach, read_scheme
-from ld_common.secure_aggregation import CHECK_WORDS
-from ld_common.study import StudyConfig
+from ld_client.round import run_task
+from ld_client.site_config import LEDGER, SiteConfig
+from ld_common.adapters.registry import attach, read_scheme
+from ld_common.core.config import to_mapping
+from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.protocol.messages import TrainResult, TrainTask, tensor_record
+from ld_common.protocol.secagg.messages import CHECK_WORDS
+from ld_common.protocol.study_config import StudyConfig
 
 SHOWN = 12
 """Tensors that are listed one by one."""

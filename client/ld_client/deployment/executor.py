@@ -20,11 +20,11 @@ from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor import LaunchResult
 from flwr.supercore.superexec.plugin import AutoExecPlugin
 
-import ld_common.offline  # noqa: F401  (before Flower)
+import ld_common.core.offline  # noqa: F401  (before Flower)
 from ld_client.deployment.approvals import check_bundle
 from ld_client.deployment.launcher import TOKEN
 from ld_client.deployment.site_home import SiteHome
-from ld_common.errors import LdError
+from ld_common.core.errors import LdError
 
 CLIENT_APP = "flwr-clientapp"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ld_client.deployment.audit_log import head_file
 from ld_client.deployment.site_home import SiteHome
-from ld_common.config import load_config
-from ld_common.errors import DeploymentError
-from ld_common.files import write_bytes
-from ld_common.modality import Modality
-from ld_common.signing import fingerprint, new_site_key, public_line, read_public_line, write_private_key
-from ld_common.site_kit import MANIFEST, MODALITY, SIGNATURE, Kit, KitManifest, read_kit
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.config import load_config
+from ld_common.core.errors import DeploymentError
+from ld_common.imaging.modality import Modality
+from ld_common.protocol.enrollment_kit import MANIFEST, MODALITY, SIGNATURE, Kit, KitManifest, read_kit
+from ld_common.protocol.keys import fingerprint, new_site_key, public_line, read_public_line, write_private_key
 
 TEMPLATE = """\
 # This site's side of a study. Paths are relative to this folder; ld-client check --home HERE says what is missing.

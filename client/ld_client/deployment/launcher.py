@@ -23,10 +23,10 @@ from flwr.cli.install import install_from_fab
 from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
 
-import ld_common.offline  # noqa: F401  (before Flower)
+import ld_common.core.offline  # noqa: F401  (before Flower)
 from ld_client.deployment.approvals import check_bundle
 from ld_client.deployment.site_home import SiteHome
-from ld_common.code_bundle import PACKAGES
+from ld_common.protocol.code_bundle import PACKAGES
 
 TOKEN = "LD_TASK_TOKEN"
 SILENT = "the site failed for a reason that stays at the site"

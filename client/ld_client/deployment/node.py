@@ -15,9 +15,9 @@ from pathlib import Path
 from ld_client.deployment.approvals import check_approved, check_bundle
 from ld_client.deployment.site_certificate import ensure_certificate, fetch_certificate
 from ld_client.deployment.site_home import SiteHome
-from ld_common.errors import DeploymentError
-from ld_common.files import held
-from ld_common.processes import environment, free_port, stop_family, stop_holders, tool
+from ld_common.core.atomic_files import held
+from ld_common.core.errors import DeploymentError
+from ld_common.core.processes import environment, free_port, stop_family, stop_holders, tool
 
 POLL_SECONDS, RETRY_SECONDS, FORMER_NODE_SECONDS = 0.5, 5.0, 120.0
 REFUSED = "Failed to activate SuperNode"

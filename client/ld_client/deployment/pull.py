@@ -11,14 +11,18 @@ from typing import Any
 from ld_client.deployment.release_client import ReleaseClient
 from ld_client.deployment.site_certificate import fetch_certificate
 from ld_client.deployment.site_home import SiteHome
-from ld_common.errors import CheckpointError, LdError, ReleaseError
-from ld_common.files import file_digest, write_bytes
-from ld_common.release import ADAPTER, CARD, MANIFEST, SEALED, read_manifest
-from ld_common.release_messages import (
+from ld_common.core.atomic_files import file_digest, write_bytes
+from ld_common.core.errors import CheckpointError, LdError, ReleaseError
+from ld_common.protocol.enrollment_kit import MANIFEST as KIT_MANIFEST
+from ld_common.protocol.enrollment_kit import KitManifest
+from ld_common.protocol.keys import fingerprint, read_public_line
+from ld_common.release.encryption import ENVELOPE, check_recipient, open_release, read_envelope
+from ld_common.release.release import ADAPTER, CARD, MANIFEST, SEALED, read_manifest
+from ld_common.release.service_messages import (
     MAX_MESSAGE_BYTES,
     Listed,
 )
-from ld_common.release_signature import (
+from ld_common.release.signature import (
     MAX_SIGNATURE_BYTES,
     SIGNATURE,
     check_manifest,
@@ -26,10 +30,6 @@ from ld_common.release_signature import (
     parse_signature,
     release_name,
 )
-from ld_common.sealed import ENVELOPE, check_recipient, open_release, read_envelope
-from ld_common.signing import fingerprint, read_public_line
-from ld_common.site_kit import MANIFEST as KIT_MANIFEST
-from ld_common.site_kit import KitManifest
 
 Progress = Callable[[str, int, int], None]
 

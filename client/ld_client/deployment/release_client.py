@@ -15,8 +15,10 @@ from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 
 from ld_client.deployment.site_certificate import check_valid_now, read_certificate
 from ld_client.deployment.site_home import SiteHome
-from ld_common.errors import DeploymentError, LdError, ReleaseError
-from ld_common.release_messages import (
+from ld_common.core.errors import DeploymentError, LdError, ReleaseError
+from ld_common.protocol.enrollment_kit import AUTHORITY, KitManifest
+from ld_common.protocol.keys import private_pem
+from ld_common.release.service_messages import (
     FETCH,
     LIST,
     MANIFEST_OF,
@@ -30,8 +32,6 @@ from ld_common.release_messages import (
     read_listing,
     serialize,
 )
-from ld_common.signing import private_pem
-from ld_common.site_kit import AUTHORITY, KitManifest
 
 ANSWER_SECONDS, FILE_SECONDS = 30.0, 3600.0
 OPTIONS = (

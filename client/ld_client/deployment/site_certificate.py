@@ -12,9 +12,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 
 from ld_client.deployment.site_home import SiteHome
-from ld_common.errors import DeploymentError
-from ld_common.files import write_bytes
-from ld_common.site_kit import AUTHORITY
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.errors import DeploymentError
+from ld_common.protocol.enrollment_kit import AUTHORITY
 
 TIMEOUT_SECONDS = 10.0
 RENEWAL = timedelta(days=30)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from ld_client.site import SiteConfig, load_site
-from ld_common.errors import DeploymentError
-from ld_common.signing import read_elliptic_key
-from ld_common.site_kit import FILES, MANIFEST, SIGNATURE, KitManifest, check_manifest
+from ld_client.site_config import SiteConfig, load_site
+from ld_common.core.errors import DeploymentError
+from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, KitManifest, check_manifest
+from ld_common.protocol.keys import read_elliptic_key
 
 if TYPE_CHECKING:
-    from ld_common.study import StudyConfig
+    from ld_common.protocol.study_config import StudyConfig
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class SiteHome:
 
     def study(self) -> StudyConfig:
         """The kit's study."""
-        from ld_common.study import load_study  # torch takes seconds to import; most commands need no study
+        from ld_common.protocol.study_config import (
+            load_study,  # torch takes seconds to import; most commands need no study
+        )
 
         return load_study(self.kit_folder / "study.yaml")[0]
 

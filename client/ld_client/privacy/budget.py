@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ld_client.data.store import Store, open_store, split_store
+from ld_client.privacy.dp_drift import drift_is_free
 from ld_client.privacy.ledger import DRIFT, TRAINING, Entry, Ledger, by_study, private_charges
-from ld_client.privacy.private_drift import drift_is_free
-from ld_client.site import SiteConfig
-from ld_common.models import load_denoiser
-from ld_common.privacy import Charge, epsilon, epsilon_rdp, noise_over_signal
-from ld_common.schemes import attach, read_scheme
-from ld_common.study import StudyConfig, load_study
+from ld_client.site_config import SiteConfig
+from ld_common.adapters.registry import attach, read_scheme
+from ld_common.diffusion.base_model import load_denoiser
+from ld_common.protocol.dp_accounting import Charge, epsilon, epsilon_rdp, noise_over_signal
+from ld_common.protocol.study_config import StudyConfig, load_study
 
 DRIFT_NOISE = 0.2
 """Deviation of a drift's noise above which it says little."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ld_common.errors import PolicyError, PrivacyError
-from ld_common.privacy import Charge, epsilon
+from ld_common.core.errors import PolicyError, PrivacyError
+from ld_common.protocol.dp_accounting import Charge, epsilon
 
 SCHEMA = """
     CREATE TABLE IF NOT EXISTS charges (

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import jinja2
 
-from ld_client.privacy.audit.findings import findings, read_audit
-from ld_client.privacy.facts import (
+from ld_client.audit.findings import findings, read_audit
+from ld_client.privacy.ledger import DRIFT, TRAINING, Entry, Ledger
+from ld_client.privacy.report_data import (
     Holdings,
     OwnRound,
     Promise,
@@ -28,12 +29,11 @@ from ld_client.privacy.facts import (
     spent_on,
     study_uses,
 )
-from ld_client.privacy.ledger import DRIFT, TRAINING, Entry, Ledger
-from ld_client.site import SiteConfig
-from ld_common.code_bundle import installed_version
-from ld_common.files import write_bytes
-from ld_common.release import MANIFEST, Release
-from ld_common.secure_aggregation import default_threshold
+from ld_client.site_config import SiteConfig
+from ld_common.core.atomic_files import write_bytes
+from ld_common.protocol.code_bundle import installed_version
+from ld_common.protocol.secagg.messages import default_threshold
+from ld_common.release.release import MANIFEST, Release
 
 TEMPLATE = "report.html.j2"
 TOLERANCE = 1e-3

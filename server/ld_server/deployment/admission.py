@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ld_common.attestation import (
+from ld_common.core.errors import AdapterError, SignatureError
+from ld_common.protocol.attestation import (
     AuditHead,
     Statement,
     check_attestation,
@@ -13,12 +14,11 @@ from ld_common.attestation import (
     head_record,
     new_nonce,
 )
-from ld_common.errors import AdapterError, SignatureError
-from ld_common.messages import TrainResult, TrainTask
-from ld_common.signing import read_public_line
-from ld_common.study import StudyConfig
+from ld_common.protocol.keys import read_public_line
+from ld_common.protocol.messages import TrainResult, TrainTask
+from ld_common.protocol.study_config import StudyConfig
 from ld_server.deployment.study_home import StudyHome
-from ld_server.sites import AUDIT_HEAD, Admission, AllowedKeys, Entry
+from ld_server.node_registry import AUDIT_HEAD, Admission, AllowedKeys, Entry
 
 
 def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:

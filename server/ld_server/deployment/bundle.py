@@ -11,8 +11,8 @@ from importlib.metadata import version
 
 from flwr.cli.build import build_fab_from_files
 
-from ld_common.code_bundle import PACKAGES, installed_sources
-from ld_common.errors import DeploymentError
+from ld_common.core.errors import DeploymentError
+from ld_common.protocol.code_bundle import PACKAGES, installed_sources
 
 DISTRIBUTION = "latent-drift-federation"
 PROJECT = """\
@@ -28,7 +28,7 @@ fab-include = ["ld_common/**/*.py", "ld_client/**/*.py", "study_server.py"]
 
 [tool.flwr.app.components]
 serverapp = "study_server:app"
-clientapp = "ld_client.app:app"
+clientapp = "ld_client.client_app:app"
 
 [tool.flwr.app.config]
 home = ""
@@ -48,7 +48,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study."""
-    from ld_server.app import main as run
+    from ld_server.server_app import main as run
 
     run(grid, context)
 '''

@@ -11,11 +11,12 @@ from pathlib import Path
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ld_common.config import load_config, to_mapping
-from ld_common.errors import DeploymentError
-from ld_common.files import write_bytes
-from ld_common.models import base_digest
-from ld_common.signing import (
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.config import load_config, to_mapping
+from ld_common.core.errors import DeploymentError
+from ld_common.diffusion.base_model import base_digest
+from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
+from ld_common.protocol.keys import (
     PrivateKey,
     fingerprint,
     new_study_key,
@@ -24,14 +25,13 @@ from ld_common.signing import (
     read_public_line,
     write_private_key,
 )
-from ld_common.site_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
-from ld_common.study import load_study
-from ld_server.deployment import link
+from ld_common.protocol.study_config import load_study
+from ld_server.deployment import superlink
 from ld_server.deployment.bundle import DISTRIBUTION, build_bundle
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
 from ld_server.deployment.study_home import AdmittedSite, ServerConfig, StudyHome, address, now
 
-LOCAL = ("localhost", link.LOOPBACK)
+LOCAL = ("localhost", superlink.LOOPBACK)
 
 
 def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Sequence[str] = ()) -> StudyHome:
@@ -114,7 +114,7 @@ def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> Admit
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise DeploymentError("this is a study's key, not a site's: give the line that ld-client enroll printed")
     certificate = certify_site(*home.authority(), key, name)
-    with home.editing() as sites, link.control(home) as client:
+    with home.editing() as sites, superlink.control(home) as client:
         other = next(
             (site for site in sites.values() if site.name != name and site.public_key == public_line(key)), None
         )
@@ -122,8 +122,8 @@ def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> Admit
             raise DeploymentError(f"this is the key of site '{other.name}'")
         before = sites.get(name)
         if before is not None and before.public_key == public_line(key) and before.revoked is not None:
-            raise DeploymentError(link.REVOKED_KEY)
-        link.check_not_revoked(client, key)
+            raise DeploymentError(superlink.REVOKED_KEY)
+        superlink.check_not_revoked(client, key)
         if before is not None and not replace and before.revoked is None and before.public_key != public_line(key):
             raise DeploymentError(
                 f"'{name}' was admitted with another key, {fingerprint(before.key)}: if the site made a new one, "
@@ -132,9 +132,9 @@ def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> Admit
         write_bytes(home.site_certificate(name), pem(certificate))
         sites[name] = AdmittedSite(name, public_line(key), now())
         home.write_sites(sites)  # before Flower is told: it must never let in a key that is not on the list
-        link.register_node(client, key)
+        superlink.register_node(client, key)
         if before is not None and before.public_key != public_line(key):
-            link.unregister_node(client, before.key)
+            superlink.unregister_node(client, before.key)
         return sites[name]
 
 
@@ -146,23 +146,23 @@ def revoke(home: StudyHome, name: str) -> None:
             raise DeploymentError(f"no site '{name}' was ever admitted")
         sites[name] = dataclasses.replace(site, revoked=site.revoked or now())
         home.write_sites(sites)  # before Flower is told: its being down must not keep a site in
-        with link.control(home) as client:
-            link.unregister_node(client, site.key)
+        with superlink.control(home) as client:
+            superlink.unregister_node(client, site.key)
 
 
 def synchronize(home: StudyHome) -> None:
     """Make the SuperLink's list of keys the home's: all that are admitted, and no other."""
-    with home.editing() as sites, link.control(home) as client:
-        wanted = {link.pem(site.key): site for site in sites.values() if site.revoked is None}
-        known = {node.public_key: node for node in link.nodes(client)}
+    with home.editing() as sites, superlink.control(home) as client:
+        wanted = {superlink.pem(site.key): site for site in sites.values() if site.revoked is None}
+        known = {node.public_key: node for node in superlink.nodes(client)}
         for key, node in known.items():
             if node.registered and key not in wanted:
-                link.unregister(client, node)
+                superlink.unregister(client, node)
         for key, site in wanted.items():
             if key in known and not known[key].registered:  # of a list that was restored; the other sites go on
-                print(f"Flower refuses site '{site.name}': {link.REVOKED_KEY}", flush=True)
+                print(f"Flower refuses site '{site.name}': {superlink.REVOKED_KEY}", flush=True)
             else:
-                link.register_node(client, site.key)
+                superlink.register_node(client, site.key)
 
 
 def study_fingerprint(home: StudyHome) -> str:

@@ -25,9 +25,10 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 from grpc_health.v1 import health, health_pb2
 
-from ld_common.errors import DeploymentError, LdError
-from ld_common.release import MANIFEST
-from ld_common.release_messages import (
+from ld_common.core.errors import DeploymentError, LdError
+from ld_common.protocol.keys import public_line
+from ld_common.release.release import MANIFEST
+from ld_common.release.service_messages import (
     CHUNK_BYTES,
     FETCH,
     FILES,
@@ -41,7 +42,6 @@ from ld_common.release_messages import (
     read_file_request,
     serialize,
 )
-from ld_common.signing import public_line
 from ld_server.deployment.releases import list_releases, releases_folder
 from ld_server.deployment.study_home import StudyHome
 

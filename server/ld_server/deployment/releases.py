@@ -10,13 +10,13 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ld_common.errors import CheckpointError, DeploymentError, LdError, ReleaseError
-from ld_common.files import file_digest
-from ld_common.release import ADAPTER, SEALED, read_manifest, read_release, write_manifest
-from ld_common.release_messages import FILES, MAX_MESSAGE_BYTES, Listed
-from ld_common.release_signature import SIGNATURE, manifest_digest, release_name, sign_release
-from ld_common.sealed import seal_release
-from ld_common.signing import PublicKey, canonical, fingerprint, public_line
+from ld_common.core.atomic_files import file_digest
+from ld_common.core.errors import CheckpointError, DeploymentError, LdError, ReleaseError
+from ld_common.protocol.keys import PublicKey, canonical, fingerprint, public_line
+from ld_common.release.encryption import seal_release
+from ld_common.release.release import ADAPTER, SEALED, read_manifest, read_release, write_manifest
+from ld_common.release.service_messages import FILES, MAX_MESSAGE_BYTES, Listed
+from ld_common.release.signature import SIGNATURE, manifest_digest, release_name, sign_release
 from ld_server.deployment.study_home import StudyHome
 
 MAX_EVALUATION_BYTES = 200_000

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 
 from flwr.supercore.control import ControlHttpClient
 
-from ld_common.errors import DeploymentError, FederationError
-from ld_common.files import held
+from ld_common.core.atomic_files import held
+from ld_common.core.errors import DeploymentError, FederationError
 from ld_server.checkpoint import has_checkpoint
-from ld_server.deployment import link
+from ld_server.deployment import superlink
 from ld_server.deployment.provision import check_bundle
 from ld_server.deployment.study_home import StudyHome
-from ld_server.records import FAILURE, RELEASE, RoundRecord, is_locked, read_rounds
+from ld_server.round_log import FAILURE, RELEASE, RoundRecord, is_locked, read_rounds
 
 POLL_SECONDS = 1.0
 START_SECONDS = 15.0
@@ -30,7 +30,7 @@ def run_deployed(home: StudyHome, resume: bool, on_round: Callable[[RoundRecord]
         FederationError: the study ended without a release.
     """
     check_bundle(home.check())
-    with link.control(home) as client:
+    with superlink.control(home) as client:
         shown = len(read_rounds(home.run)) if resume else 0
         with _only_starter(home):
             run = _going_on(client, home, resume)
@@ -44,7 +44,7 @@ def run_deployed(home: StudyHome, resume: bool, on_round: Callable[[RoundRecord]
             ended, _ = _follow(client, home, run, shown, on_round)
     failure = home.run / FAILURE
     if ended != COMPLETED or not (home.run / RELEASE).exists():
-        said = f"Flower says '{ended}', see '{home.path / 'link.log'}'; go on with ld-server run --resume"
+        said = f"Flower says '{ended}', see '{home.path / 'superlink.log'}'; go on with ld-server run --resume"
         raise FederationError(f"the study ended without a release: {failure.read_text() if failure.exists() else said}")
 
 
@@ -58,12 +58,12 @@ def _only_starter(home: StudyHome) -> AbstractContextManager[None]:
 
 def _going_on(client: ControlHttpClient, home: StudyHome, resume: bool) -> int | None:
     """The run that goes on; one that only seems to is ended, and None is returned."""
-    found = link.active_run(client)
+    found = superlink.active_run(client)
     if found is None or _is_alive(home):
         if found is not None and not resume:
             raise DeploymentError("a run of this study is going on: follow it with ld-server run --resume")
         return found
-    link.stop_run(client, found)
+    superlink.stop_run(client, found)
     if not resume and has_checkpoint(home.run):
         raise DeploymentError("the study's run was killed: go on with ld-server run --resume")
     return None
@@ -72,7 +72,7 @@ def _going_on(client: ControlHttpClient, home: StudyHome, resume: bool) -> int |
 def _start(client: ControlHttpClient, home: StudyHome, resume: bool) -> int:
     _wait_for_the_last(home)
     (home.run / FAILURE).unlink(missing_ok=True)
-    return link.start_run(client, home, resume)
+    return superlink.start_run(client, home, resume)
 
 
 def _follow(
@@ -80,11 +80,11 @@ def _follow(
 ) -> tuple[str, int]:
     """Show a run's rounds until it ends; returns how Flower says it ended, and how many rounds were shown."""
     try:
-        while (status := link.run_status(client, run_id))[0] != link.FINISHED:
+        while (status := superlink.run_status(client, run_id))[0] != superlink.FINISHED:
             shown = _show(home, shown, on_round)
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        link.stop_run(client, run_id)
+        superlink.stop_run(client, run_id)
         raise
     return status[1], _show(home, shown, on_round)
 

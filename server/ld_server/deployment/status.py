@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ld_common.attestation import head_from_record, shrinkages
-from ld_common.errors import CheckpointError
-from ld_common.release import MANIFEST
-from ld_common.study import StudyConfig
+from ld_common.core.errors import CheckpointError
+from ld_common.protocol.attestation import head_from_record, shrinkages
+from ld_common.protocol.study_config import StudyConfig
+from ld_common.release.release import MANIFEST
 from ld_server.checkpoint import find_checkpoint
 from ld_server.deployment.study_home import AdmittedSite
-from ld_server.records import FAILURE, RELEASE, RoundRecord, is_locked, read_rounds
-from ld_server.sites import AUDIT_HEAD
+from ld_server.node_registry import AUDIT_HEAD
+from ld_server.round_log import FAILURE, RELEASE, RoundRecord, is_locked, read_rounds
 
 
 def status_lines(folder: Path, study: StudyConfig, admitted: Mapping[str, AdmittedSite]) -> list[str]:

@@ -27,11 +27,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ld_common.config import load_config, require
-from ld_common.errors import DeploymentError
-from ld_common.files import write_bytes
-from ld_common.modality import Modality
-from ld_common.signing import (
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.config import load_config, require
+from ld_common.core.errors import DeploymentError
+from ld_common.imaging.modality import Modality
+from ld_common.protocol.keys import (
     PrivateKey,
     PublicKey,
     read_elliptic_key,
@@ -39,7 +39,7 @@ from ld_common.signing import (
     read_public_line,
     read_study_key,
 )
-from ld_common.study import StudyConfig, load_study
+from ld_common.protocol.study_config import StudyConfig, load_study
 
 HOST_NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*(?!\d+$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"

@@ -1,0 +1,199 @@
+"""`ld-client audit-privacy`: what a release betrays of this site's patients, looked for at the site.
+
+Members are the store's patients, the others those whom `held_out` set aside by chance before any training. The
+canaries, of both sides, need a training of their own, a rehearsal of the study at this site alone, whose result is
+thrown away.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ld_client.audit.canaries import audit_canaries, cast_rehearsal
+from ld_client.audit.copies import CopyReport, Reference, find_copies
+from ld_client.audit.membership import AttackOptions, MembershipReport, Scans, audit_membership
+from ld_client.audit.one_run import EpsilonBound
+from ld_client.data.store import Store
+from ld_client.privacy.dp_sgd import train_round_privately
+from ld_client.site_config import SiteConfig
+from ld_client.train import Lesson, train_round
+from ld_common.adapters.prior_preservation import draw_prior
+from ld_common.adapters.registry import attach, read_scheme
+from ld_common.core.seeding import torch_generator
+from ld_common.diffusion.base_model import BaseModel, Denoiser, load_denoiser
+from ld_common.diffusion.drift import Drift, at_designs
+from ld_common.diffusion.sampling import make_sampler, sample
+from ld_common.protocol.study_config import StudyConfig
+from ld_common.release.release import Release, load_release_base
+
+Progress = Callable[[str, int, int], None]
+SAMPLED_TOGETHER = 32
+SAMPLER, SAMPLER_STEPS = "dpm-solver++", 20
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How much is looked at."""
+
+    points: int = 32
+    """Timesteps and noises at which each scan's loss is taken."""
+    generated: int = 200
+    """Pictures that are drawn and searched for copies."""
+    canaries: int = 1000
+    """Patients whose part in the rehearsal a coin decides, or all where there are fewer; 0 leaves it out."""
+    seed: int = 0
+    """Of the attacks; coins are always tossed with the operating system's entropy."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found; for the site's own eyes, as `CopyReport.pairs` points to scans."""
+
+    time: str
+    site: str
+    study: str
+    study_digest: str
+    adapter_sha256: str
+    differential_privacy: bool
+    options: AuditOptions
+    membership: tuple[MembershipReport, ...]
+    copies: CopyReport
+    canaries: EpsilonBound | None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The audit ready for JSON."""
+        return asdict(self)
+
+
+def audit_release(
+    site: SiteConfig, members: Store, held_out: Store, release: Release, options: AuditOptions, progress: Progress
+) -> Audit:
+    """Attack a release with this site's own patients.
+
+    Args:
+        site: the site.
+        members: patients who were trained on.
+        held_out: patients who were not.
+        release: of a study that this site took part in.
+        options: how much is looked at.
+        progress: called with a stage, what is done of it and all.
+
+    Raises:
+        LdError: the release is of another base, or too few patients are held out.
+    """
+    tuned, base = load_release_base(release, site.base_model, site.device), load_denoiser(site.base_model, site.device)
+    drift = training_drift(site, release)
+    inside, outside = (
+        Scans(store.latents, store.prompts, store.pseudonyms, drift, store.places(release.modality))
+        for store in (members, held_out)
+    )
+    attack = AttackOptions(points=options.points, offset_noise=release.study.training.offset_noise, seed=options.seed)
+    membership = audit_membership(
+        base,
+        tuned,
+        inside,
+        outside,
+        attack,
+        progress=lambda done, total: progress("membership", done, total),
+    )
+    generated = _draw(tuned, release, (members, held_out), options.generated, options.seed, progress)
+    training, others = (Reference(store.latents, store.pseudonyms) for store in (members, held_out))
+    canaries = None
+    if options.canaries:
+        canaries = _rehearse(site, (inside, outside), release, options.canaries, attack, progress)
+    return Audit(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        site=site.site,
+        study=release.study.name,
+        study_digest=release.study.digest(),
+        adapter_sha256=str(release.manifest["files"]["adapter.safetensors"]),
+        differential_privacy=release.study.privacy.enabled,
+        options=options,
+        membership=membership,
+        copies=find_copies(generated, training, others, seed=options.seed),
+        canaries=canaries,
+    )
+
+
+def training_drift(site: SiteConfig, release: Release) -> Drift | None:
+    """The drift under which this site trained: its own, or what the server knows of it; a conditional one does not
+    enter training."""
+    found = release.site_drifts.get(site.site, release.drift)
+    return found if isinstance(found, Drift) else None
+
+
+@torch.no_grad()
+def _draw(
+    tuned: BaseModel, release: Release, sides: Sequence[Store], count: int, seed: int, progress: Progress
+) -> Tensor:
+    """Latents `(count,C,h,w)` of new pictures, whose prompts are those of both sides in turn."""
+    said = [store.attributes[row % len(store.attributes)] for row in range((count + 1) // 2) for store in sides][:count]
+    noise = torch.randn((count, *tuned.latent_shape), generator=torch_generator(seed, "audit", "samples"))
+    sampler, parts = make_sampler(tuned.scheduler, SAMPLER, SAMPLER_STEPS), []
+    for start in range(0, count, SAMPLED_TOGETHER):
+        some = said[start : start + SAMPLED_TOGETHER]
+        context = tuned.embed([release.modality.describe(attributes) for attributes in some])
+        drift = at_designs(release.drift, [release.modality.design(attributes) for attributes in some])
+        parts.append(sample(tuned, context, noise[start : start + len(some)], sampler, drift, SAMPLED_TOGETHER).cpu())
+        progress("drawing", start + len(some), count)
+    return torch.cat(parts).float()
+
+
+def _rehearse(
+    site: SiteConfig,
+    sides: tuple[Scans, Scans],
+    release: Release,
+    count: int,
+    attack: AttackOptions,
+    progress: Progress,
+) -> EpsilonBound:
+    """Train as the study does on patients of both sides, of whom coins leave some out, and look for those."""
+    study = release.study
+    everybody = Scans(
+        torch.cat([scans.latents for scans in sides]),
+        [prompt for scans in sides for prompt in scans.prompts],
+        [name for scans in sides for name in scans.pseudonyms],
+        sides[0].drift,
+        torch.cat([scans.places for scans in sides]),
+    )
+    rehearsal = cast_rehearsal(everybody, count, secrets.randbits(63))
+    tuned = _rehearsed(site, rehearsal.training, study, progress)
+    delta = study.privacy.delta if study.privacy.enabled else 0.0
+    return audit_canaries(
+        load_denoiser(site.base_model, site.device),
+        tuned,
+        rehearsal.canaries,
+        rehearsal.included,
+        delta,
+        options=attack,
+        progress=lambda done, total: progress("canaries", done, total),
+    )
+
+
+def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Progress) -> Denoiser:
+    """All rounds of a study at this site alone; what a `start` would bring is not known here."""
+    model, scheme = load_denoiser(site.base_model, site.device), read_scheme(study.scheme)
+    prior = None if scheme.prior is None else draw_prior(model, scheme.prior, study.seed)
+    attached = attach(model, scheme, study.seed)
+    lesson = Lesson(scans.latents, scans.prompts, scans.drift, prior, scans.pseudonyms, scans.places)
+    total, done = study.federation.rounds * study.training.steps, 0
+
+    def advance(*_: object) -> None:
+        nonlocal done
+        done += 1
+        progress("rehearsal", done, total)
+
+    for number in range(1, study.federation.rounds + 1):
+        if study.privacy.enabled:
+            noise = study.privacy_plan().step.noise_multiplier
+            train_round_privately(attached, lesson, study, number, noise, advance)
+        else:
+            train_round(attached, lesson, study, number, site.site, site.precision, advance)
+    return attached.model

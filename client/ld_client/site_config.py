@@ -1,0 +1,202 @@
+"""A site's own configuration: where its scans and table are and what its columns and words mean.
+
+Paths in the YAML file (and in `key=value` overrides) are relative to the folder that the YAML file is in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from ld_common.core.config import load_config, nearest, require
+from ld_common.imaging.modality import Modality
+from ld_common.protocol.site_name import check_site_name
+
+LEDGER = "ledger.sqlite"
+HOURS = re.compile(r"(?:(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d)?")
+FROM_HEADER = ("age", "sex")
+"""Attributes that a DICOM header may supply where the table does not."""
+
+
+@dataclass
+class ColumnsConfig:
+    """Which column of the table holds what."""
+
+    patient: str = "patient"
+    date: str = "date"
+    file: str = ""
+    """Column with a scan's path relative to `data.root`; needed for NIfTI and PNG, empty when all scans are DICOM
+    series, which are matched by PatientID and StudyDate."""
+    attributes: dict[str, str] = field(default_factory=dict)
+    """Attribute of the modality -> its column."""
+
+
+@dataclass
+class DataConfig:
+    """A site's scans and the table that describes them."""
+
+    root: str = MISSING
+    """Folder that is searched for scans."""
+    table: str = MISSING
+    """CSV or TSV file with one row a visit, UTF-8."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    values: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Attribute -> the site's word -> the modality's value; a word that is not listed is taken as it is."""
+    date_format: str = ""
+    """How the table writes dates, as in strptime (`%d.%m.%Y`); empty for ISO 8601."""
+    date_tolerance_days: int = 0
+    """Most days between a scan and its row; the nearest row is taken."""
+    series_description: str = ""
+    """Only series whose SeriesDescription matches this pattern (`*t1*`, case does not matter); empty takes all."""
+    released: list[str] = field(default_factory=list)
+    """Patterns of paths relative to `root` that a person has checked for burned-in text (`dicom/P007/*`)."""
+
+    def __post_init__(self) -> None:
+        require(self.date_tolerance_days >= 0, "data.date_tolerance_days must not be negative")
+
+
+@dataclass
+class PolicyConfig:
+    """The most that a study may ask of this site; whatever asks for more is refused before anything is computed."""
+
+    max_steps: int = 5000
+    """Training steps in one round."""
+    max_batch_size: int = 256
+    """Visits in one step."""
+    max_parameters: int = 50_000_000
+    """Numbers that learn, and leave in each round: a large adapter can remember more. All of Stable Diffusion 1.4's
+    UNet are 860 million, a LoRA of rank 8 on its default layers 3.4 million."""
+    max_evaluations: int = 100_000
+    """Network evaluations of one picture before training: for the base's own pictures that DreamBooth preserves, and
+    for the search of a drift."""
+    drift: list[str] = field(default_factory=lambda: ["none", "scalar", "channel"])
+    """Shapes of the drift that may leave. A `map` is a mean image and `conditional` are several: with few visits they
+    show a patient's scan."""
+    min_patients: int = 10
+    """Fewest patients in the store for anything to leave, means over few tell of each; and at each end of an attribute,
+    or with a word, for the site to say that it has such scans."""
+    min_summed_sites: int = 3
+    """Fewest sites of a secure sum that this site lets the server learn."""
+    private_only: bool = False
+    """Refuse studies without differential privacy."""
+    max_epsilon: float = 10.0
+    """The most ε that all studies together may take from this data set, for one patient, over its lifetime."""
+    delta: float = 1e-5
+    """The δ of that ε; below one over the number of patients."""
+    max_rounds: int = 1000
+    """Most rounds that one study may train here; one that is run again counts again."""
+    repeated_rounds: int = 0
+    """Rounds of a private study that may run here beyond those it has, because some ran again, after a crash perhaps.
+    Each costs ε beyond what the study states; without any, the study's ε holds whatever its server asks."""
+    hours: str = ""
+    """When a round may begin, in the machine's local time (`20:00-06:00`); empty for always. One that has begun may
+    go on past the end."""
+    max_memory_gb: float = 0.0
+    """Most private memory of the process that trains, in GiB, while it does (Linux's RLIMIT_DATA: heap and anonymous
+    mappings; files that are read through a mapping and the memory of a GPU do not count); 0 for no limit. A round
+    that needs more is refused at the moment when it does."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "max_batch_size",
+            "max_parameters",
+            "max_evaluations",
+            "min_patients",
+            "min_summed_sites",
+            "max_rounds",
+        ):
+            require(getattr(self, name) > 0, f"policy.{name} is {getattr(self, name)}: use 1 or more")
+        require(self.repeated_rounds >= 0, f"policy.repeated_rounds is {self.repeated_rounds}: use 0 or more")
+        require(self.max_epsilon >= 0, f"policy.max_epsilon is {self.max_epsilon}: use 0 or more")
+        require(0 < self.delta < 1, f"policy.delta is {self.delta}: it must lie between 0 and 1")
+        fits = HOURS.fullmatch(self.hours) is not None
+        require(fits, f"policy.hours is '{self.hours}': write two times, such as 20:00-06:00, or nothing")
+        require(self.max_memory_gb >= 0, f"policy.max_memory_gb is {self.max_memory_gb}: use 0 or more")
+
+
+@dataclass
+class SiteConfig:
+    """One hospital's side of a federation."""
+
+    site: str = MISSING
+    """The hospital's name in the study: the server, the release and its card show it."""
+    modality: str = MISSING
+    """The modality's YAML file, the same one on every side of a study."""
+    base_model: str = MISSING
+    """Folder of the frozen base model, or its id in the hub's local cache."""
+    store: str = MISSING
+    """Folder of the index, the cached latents and the site's key; it must not leave the hospital."""
+    held_out: float = 0.0
+    """Share of patients who are never trained on, drawn by chance: with them `ld-client audit-privacy` compares."""
+    ledger: str = ""
+    """The privacy ledger of the data set; empty for the store's own. Stores of the same patients must share one."""
+    data: DataConfig = field(default_factory=DataConfig)
+    batch_size: int = 16
+    """Scans that are encoded at once."""
+    device: str = "cpu"
+    """What computes here: `cpu`, or `cuda` where there is one."""
+    precision: str = "float32"
+    """Of training's arithmetic: `float32` or `bfloat16`. What leaves is float32."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+
+    def __post_init__(self) -> None:
+        check_site_name(self.site)
+        require(self.batch_size > 0, f"batch_size is {self.batch_size}: use 1 or more")
+        require(self.device in ("cpu", "cuda"), f"device is '{self.device}': use cpu or cuda")
+        require(0 <= self.held_out < 1, f"held_out is {self.held_out}: use 0 or more, below 1")
+        known = ("float32", "bfloat16")
+        require(self.precision in known, f"precision is '{self.precision}': use {' or '.join(known)}")
+
+    @property
+    def store_path(self) -> Path:
+        """The store's folder."""
+        return Path(self.store)
+
+    @property
+    def ledger_path(self) -> Path:
+        """The data set's privacy ledger."""
+        return Path(self.ledger) if self.ledger else self.store_path / LEDGER
+
+
+def load_site(path: Path, overrides: Sequence[str] = ()) -> SiteConfig:
+    """A site's checked configuration, every path absolute.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    config = load_config(SiteConfig, path, overrides)
+    folder = path.resolve().parent
+    base = folder / config.base_model
+    return dataclasses.replace(
+        config,
+        modality=str(folder / config.modality),
+        store=str(folder / config.store),
+        ledger=str(folder / config.ledger) if config.ledger else "",
+        base_model=str(base) if base.exists() else config.base_model,
+        data=dataclasses.replace(
+            config.data, root=str(folder / config.data.root), table=str(folder / config.data.table)
+        ),
+    )
+
+
+def load_modality(site: SiteConfig) -> Modality:
+    """The site's modality, checked against its columns and values.
+
+    Raises:
+        ConfigError: a bad modality file, an attribute that the modality does not know, or one without a column.
+    """
+    modality = load_config(Modality, Path(site.modality))
+    known = list(modality.attributes)
+    for key, names in (("columns.attributes", site.data.columns.attributes), ("values", site.data.values)):
+        for name in names:
+            require(name in known, f"data.{key} names '{name}', which {modality.name} lacks: {nearest(name, known)}")
+    for name in known:
+        found = name in site.data.columns.attributes or name in FROM_HEADER
+        require(found, f"data.columns.attributes has no column for '{name}', which {modality.name} needs")
+    return modality

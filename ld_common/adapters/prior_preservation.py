@@ -1,0 +1,34 @@
+"""The pictures that a base draws of a class by itself, learned beside a site's so that the class does not drift."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ld_common.adapters.registry import Prior
+from ld_common.core.seeding import torch_generator
+from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.sampling import make_sampler, sample
+
+
+@dataclass(frozen=True, eq=False)
+class PriorExamples:
+    """What the base drew."""
+
+    latents: Tensor
+    """`(N,C,h,w)`."""
+    context: Tensor
+    """`(T,D)`: the class's prompt, as the base reads it."""
+    weight: float
+
+
+def draw_prior(model: Denoiser, prior: Prior, seed: int) -> PriorExamples:
+    """Draw the examples with the plain base, before a scheme changes it; the same seed draws the same everywhere."""
+    noise = torch.randn((prior.samples, *model.latent_shape), generator=torch_generator(seed, "prior"))
+    with torch.no_grad():
+        context = model.embed([prior.prompt])
+    sampler = make_sampler(model.scheduler, steps=prior.steps)
+    latents = sample(model, context.expand(prior.samples, -1, -1), noise, sampler)
+    return PriorExamples(latents, context[0], prior.weight)

@@ -1,0 +1,70 @@
+"""Files that are either the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from ld_common.core.errors import CheckpointError, LdError
+
+
+def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Replace `path` by `content` in one step, flushed to disk. Of several writers at once, the last one stays.
+
+    Args:
+        mode: of the file, such as 0o600 for what nobody else may read; 0o644 less the umask by default.
+
+    Raises:
+        CheckpointError: it cannot be written; the old file is intact.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644 if mode is None else 0o600)
+        with os.fdopen(number, "wb") as stream:
+            if mode is not None:
+                os.fchmod(number, mode)
+            stream.write(content)
+            stream.flush()
+            os.fsync(number)
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write '{path}' ({error.strerror or error}): free some space; what was there before is whole"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def held(path: Path, refusal: LdError) -> Iterator[None]:
+    """Hold a lock file, as long as this process lives at most; raises `refusal` when another process holds it."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise refusal from error
+        yield
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex; raises `OSError`."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    # some network file systems cannot flush a folder; the file is whole all the same
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

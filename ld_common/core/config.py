@@ -1,0 +1,165 @@
+"""From YAML and `key=value` overrides to plain, checked dataclasses.
+
+Range checks live in each dataclass's `__post_init__`; code past `load_config` never sees a `DictConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ld_common.core.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def load_config(
+    schema: type[T],
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    start: T | None = None,
+    variants: Sequence[str] = (),
+) -> T:
+    """Read `path`, apply `overrides` such as `training.steps=20`, and return a checked `schema`.
+
+    What neither says is as in `start`, or as the schema has it. `variants` are sections whose options depend on their
+    `name`: an override that names another one replaces the file's section instead of adding to it.
+
+    Raises:
+        ConfigError: unreadable YAML, an unknown key (named with the nearest known one), a value of the wrong
+            type or out of range.
+    """
+    try:
+        layers: list[Any] = [_read_yaml(path)] if path is not None else []
+        layers.append(OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"an override is not of the form key=value: {_one_line(error)}") from error
+    for section in variants:
+        _replace_variant(section, layers)
+    unknown = [problem for layer in layers for problem in _unknown_keys(schema, layer)]
+    if unknown:
+        raise ConfigError("; ".join(unknown))
+    return from_mapping(schema, *([] if start is None else [to_mapping(start)]), *layers)
+
+
+def checked(schema: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
+    """One mapping as a checked `schema`; `prefix` is where it stands in its file, for messages.
+
+    Raises:
+        ConfigError: an unknown key, named with the nearest known one, or a value as for `from_mapping`.
+    """
+    unknown = list(_unknown_keys(schema, mapping, prefix))
+    if unknown:
+        raise ConfigError("; ".join(unknown))
+    return from_mapping(schema, dict(mapping))
+
+
+def from_mapping(schema: type[T], *layers: Any) -> T:
+    """Merge plain mappings over `schema`'s defaults, later ones winning, and return the checked dataclass.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, or one that would read this machine's environment.
+    """
+    if "${" in json.dumps(layers, default=str):
+        raise ConfigError("a config value holds '${': interpolation is not supported, write the value itself")
+    try:
+        merged = OmegaConf.merge(_defaults(typing.cast(Any, schema)), *layers)
+        return typing.cast(T, OmegaConf.to_object(merged))
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, ConfigError) else ConfigError(_one_line(error)) from error
+
+
+@functools.cache
+def _defaults(schema: Any) -> DictConfig:
+    """A schema's defaults; `merge` copies them. Making them anew costs more than all the rest of `from_mapping`."""
+    return typing.cast(DictConfig, OmegaConf.structured(schema))
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config dataclass as nested plain dicts and lists, ready for JSON or a message."""
+    return dataclasses.asdict(config)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition`; the range checks of config dataclasses use it."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def is_number(text: str) -> bool:
+    """Whether `text` reads as a number, `nan` and `inf` among them."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A clause that names the known word nearest to `word`, or all of them when none is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def _replace_variant(section: str, layers: list[Any]) -> None:
+    own, asked = (layer.get(section, {}) for layer in (layers[0], layers[-1]))
+    if (
+        isinstance(asked, dict)
+        and isinstance(own, dict)
+        and "name" in own
+        and asked.get("name", own["name"]) != own["name"]
+    ):
+        layers[0] = {key: value for key, value in layers[0].items() if key != section}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read config '{path}': {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read config '{path}': {_one_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{path}' is not valid YAML: {_one_line(error)}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"'{path}' must hold keys and values, not a {type(data).__name__}")
+    return data
+
+
+def _unknown_keys(schema: Any, data: Any, prefix: str = "") -> Iterator[str]:
+    if not (dataclasses.is_dataclass(schema) and isinstance(data, dict)):
+        return
+    hints = typing.get_type_hints(schema)
+    known = [field.name for field in dataclasses.fields(schema)]
+    for key, value in data.items():
+        if key not in known:
+            yield f"unknown config key '{prefix}{key}': {nearest(str(key), known)}"
+        else:
+            hint = hints[key]
+            if typing.get_origin(hint) is dict and isinstance(value, dict):
+                for name, entry in value.items():
+                    yield from _unknown_keys(typing.get_args(hint)[1], entry, f"{prefix}{key}.{name}.")
+            elif typing.get_origin(hint) is list and isinstance(value, list):
+                for number, entry in enumerate(value):
+                    yield from _unknown_keys(typing.get_args(hint)[0], entry, f"{prefix}{key}.{number}.")
+            else:
+                yield from _unknown_keys(hint, value, f"{prefix}{key}.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

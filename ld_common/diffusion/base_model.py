@@ -1,0 +1,272 @@
+"""The frozen base: VAE, UNet, text encoder, tokenizer and scheduler of a Stable Diffusion folder or hub id.
+
+Channel counts, latent scale, latent size and prediction type are read from the model, never assumed. diffusers and
+transformers, which take seconds to import, are imported only where a model is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+import ld_common.core.offline  # noqa: F401  (before any model library)
+from ld_common.core.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+STATISTICS = "latent_statistics.json"
+CHANGES = 8
+"""Channels for what differs between the scan that a network sees and the one that it is asked for."""
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the network is told beside noisy latents and their timestep."""
+
+    context: Tensor
+    """Prompt embeddings `(B,T,D)`."""
+    baseline: Tensor | None = None
+    """Another scan and what differs from it, as `seen_scan` makes it, where a scheme lets the network see one."""
+
+    def beside(self, other: Condition) -> Condition:
+        """Both as one batch; they have a baseline both, or neither."""
+        pairs = zip((self.context, self.baseline), (other.context, other.baseline), strict=True)
+        return Condition(*(None if one is None or two is None else torch.cat([one, two]) for one, two in pairs))  # type: ignore[arg-type]
+
+    def seen(self, latents: Tensor) -> Tensor:
+        """The network's input `(B,C or 2C+CHANGES,h,w)`: noisy latents with the baseline behind their channels."""
+        return latents if self.baseline is None else torch.cat([latents, self.baseline.to(latents)], 1)
+
+
+def seen_scan(latents: Tensor, changes: Tensor) -> Tensor:
+    """What a network that sees a scan is shown of it, `(B,C+CHANGES,h,w)`.
+
+    Args:
+        latents: of the scans, `(B,C,h,w)`.
+        changes: what differs between them and what is asked for, differences of `Modality.place`, `(B,k)`.
+
+    Raises:
+        ConfigError: a modality of more numbers than there are channels.
+    """
+    if changes.shape[1] > CHANGES:
+        raise ConfigError(f"scheme instruct tells {CHANGES} numbers of a change, this modality has {changes.shape[1]}")
+    maps = F.pad(changes, (0, CHANGES - changes.shape[1])).to(latents)
+    return torch.cat([latents, maps[:, :, None, None].expand(-1, -1, *latents.shape[2:])], 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """What training needs of a base: UNet, text encoder, tokenizer and scheduler; all frozen and in eval mode."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDIMScheduler
+    decorate: Callable[[str], str] = str
+    """What a fine-tuning scheme does to a prompt before it is read; the empty prompt stays empty."""
+    sees_baseline: bool = False
+    """Whether the UNet also takes a scan as `seen_scan` shows it, behind its own channels."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape `(C, h, w)` of one latent."""
+        size = int(self.unet.config["sample_size"])
+        return int(self.unet.config["in_channels"]), size, size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lies."""
+        return torch.device(self.unet.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the UNet's weights."""
+        return cast(torch.dtype, self.unet.dtype)
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> the text encoder's last hidden states `(B,T,D)`; only learned tokens get a gradient.
+
+        Raises:
+            ModelError: a prompt is longer than the text encoder can read.
+        """
+        longest = int(self.text_encoder.config.max_position_embeddings)
+        words = [self.decorate(prompt) if prompt else "" for prompt in prompts]
+        tokens = self.tokenizer(words, padding="max_length", max_length=longest).input_ids
+        for prompt, ids in zip(words, tokens, strict=True):
+            if len(ids) > longest:
+                raise ModelError(f"the prompt '{prompt}' has {len(ids)} tokens, the base reads {longest}: shorten it")
+        return self.text_encoder(torch.tensor(tokens, device=self.device)).last_hidden_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel(Denoiser):
+    """A whole base: a denoiser with its VAE."""
+
+    vae: AutoencoderKL
+    digest: str
+    """SHA-256 over the folder's weights and configs."""
+    latent_mean: Tensor
+    """Mean of the base's own training latents by channel, `(C,)`, on the CPU; zeros where the folder does not say."""
+
+    @property
+    def side(self) -> int:
+        """Height and width of the model's pictures, in pixels."""
+        return int(self.unet.config["sample_size"]) * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Image channels of the VAE; grey scans are repeated to fill them."""
+        return int(self.vae.config["in_channels"])
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Grey images `(B,1,H,W)` in [-1,1] -> scaled latent means `(B,C,h,w)` on the base's device."""
+        pictures = images.to(self.device, self.dtype).expand(-1, self.channels, -1, -1)
+        mean = self.vae.encode(pictures).latent_dist.mean
+        return (mean - self._shift) * self._scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents `(B,C,h,w)` -> grey images `(B,1,H,W)`, float32 on the CPU, clipped to [-1,1]."""
+        images = self.vae.decode(latents.to(self.device, self.dtype) / self._scale + self._shift).sample
+        return images.mean(1, keepdim=True).clamp(-1, 1).float().cpu()
+
+    @property
+    def _scale(self) -> float:
+        return float(self.vae.config["scaling_factor"])
+
+    @property
+    def _shift(self) -> float:
+        return float(self.vae.config.get("shift_factor") or 0.0)
+
+
+def load_base(name: str, device: str = "cpu", precision: str = "float32") -> BaseModel:
+    """Load a base from a folder, or from the hub's local cache by its id (nothing is downloaded).
+
+    Args:
+        name: path of a Stable Diffusion folder, or a hub id.
+        device: `cpu` or `cuda`.
+        precision: `float32`, `bfloat16` or `float16`; training needs float32 weights.
+
+    Raises:
+        ModelError: no such folder or cached id, a missing part, unreadable weights, or no such device here.
+    """
+    from diffusers import AutoencoderKL
+
+    denoiser, folder = load_denoiser(name, device, precision), locate_base(name)
+    with _readable(name):
+        vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=denoiser.dtype, variant=_variant(folder / "vae")).to(
+            device
+        )
+        statistics = _read_statistics(folder)
+    mean = torch.tensor(statistics.get("mean", [0.0] * denoiser.latent_shape[0]))
+    parts = {part.name: getattr(denoiser, part.name) for part in fields(denoiser)}
+    return BaseModel(**parts, vae=vae.requires_grad_(False).eval(), digest=base_digest(name), latent_mean=mean)
+
+
+def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") -> Denoiser:
+    """Only what training needs of a base, without its VAE; arguments and errors as for `load_base`."""
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    folder, dtype = locate_base(name), _dtype(precision)
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ModelError(f"device is '{device}': use cpu, or cuda on a machine that has it")
+    transformers_logging.disable_progress_bar()
+    with _readable(name):
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtype, variant=_variant(folder / "unet"))
+        text_encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", dtype=dtype, variant=_variant(folder / "text_encoder")
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    for part in (unet, text_encoder):
+        part.requires_grad_(False).eval().to(device)
+    return Denoiser(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
+
+
+def _dtype(precision: str) -> torch.dtype:
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision is '{precision}': use {', '.join(PRECISIONS)}")
+    return cast(torch.dtype, getattr(torch, precision))
+
+
+def locate_base(name: str) -> Path:
+    """The folder of a base given by path or by hub id; raises `ModelError` when it is not on this machine."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"base model '{name}' is neither a folder (seen from '{Path.cwd()}') nor in the hub's local cache: "
+                "give the path of a Stable Diffusion folder"
+            ) from error
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise ModelError(f"base model '{name}' lacks {', '.join(missing)}: a Stable Diffusion folder holds all parts")
+    return folder
+
+
+def base_digest(name: str) -> str:
+    """SHA-256 over the weights that are loaded, the configs, the vocabulary and the latent statistics of a base."""
+    folder, digest = locate_base(name), hashlib.sha256()
+    files = [file for part in PARTS for file in _files_of(folder / part)]
+    for file in [*files, *(path for path in [folder / STATISTICS] if path.exists())]:
+        state = file.stat()
+        digest.update(file.relative_to(folder).as_posix().encode())
+        digest.update(_file_digest(file, state.st_size, state.st_mtime_ns))
+    return digest.hexdigest()
+
+
+def _files_of(part: Path) -> list[Path]:
+    """The files of one part that decide what it computes, sorted: of several copies of the weights, those loaded."""
+    variant = _variant(part)
+    weights = [path for path in part.glob("*.safetensors") if variant or path.name.count(".") == 1]
+    weights = weights or list(part.glob("*.bin"))
+    return sorted([*(path for path in part.iterdir() if path.suffix in (".json", ".txt", ".model")), *weights])
+
+
+@functools.cache
+def _file_digest(file: Path, size: int, changed_ns: int) -> bytes:
+    """A file's SHA-256; size and time of change are there to forget it when the file is another."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _variant(part: Path) -> str | None:
+    """`fp16` where a part has its weights in half precision only."""
+    names = [path.name for path in part.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn whatever a broken model file makes the libraries raise into one `ModelError`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load base model '{name}': {' '.join(str(error).split())}") from error
+
+
+def _read_statistics(folder: Path) -> dict[str, Any]:
+    file = folder / STATISTICS
+    return json.loads(file.read_text()) if file.exists() else {}

@@ -1,0 +1,68 @@
+"""The training loss: what the network should have said, and how far from it it was."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ld_common.core.errors import ModelError
+from ld_common.diffusion.base_model import Condition
+
+
+def denoising_loss(
+    unet: nn.Module,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+    latents: Tensor,
+    condition: Condition,
+    timesteps: Tensor,
+    noise: Tensor,
+    mixed: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Mean squared error of the network's prediction (arXiv 2006.11239, Eq. 14; v: 2202.00512, Eq. 11).
+
+    Args:
+        unet: called as `unet(latents, timesteps, context).sample`.
+        alphas_cumprod: ᾱ by timestep `(T,)`.
+        prediction_type: the scheduler's: `epsilon`, `v_prediction` or `sample`.
+        latents: scaled latents `(B,C,h,w)`.
+        condition: what the network is told.
+        timesteps: `(B,)`, int64.
+        noise: `(B,C,h,w)`, what the network shall find.
+        mixed: `(B,C,h,w)`, the noise that is mixed into the latents where a drift makes it another.
+        reduction: `mean` over the batch too, or `sum` over it.
+    """
+    alphas_cumprod = alphas_cumprod.to(latents.device)
+    signal = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
+    spread = (1 - alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1)
+    noisy = signal * latents + spread * (noise if mixed is None else mixed)
+    targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
+    if prediction_type not in targets:
+        raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
+    said = unet(condition.seen(noisy), timesteps, condition.context).sample
+    loss = F.mse_loss(said.float(), targets[prediction_type])
+    return loss if reduction == "mean" else loss * len(latents)
+
+
+def training_noise(shape: torch.Size, offset: float, generator: torch.Generator) -> Tensor:
+    """Noise `(B,C,h,w)` ~ N(0, I), plus `offset` times a N(0, 1) draw that is constant over each channel.
+
+    With `offset` 0 no further random number is drawn. Offset noise lets a base learn the image mean, which a
+    schedule with a leak hides from it (Guttenberg 2023; Lin et al., arXiv 2305.08891).
+    """
+    noise = torch.randn(shape, generator=generator)
+    if offset:
+        noise = noise + offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+    return noise
+
+
+def training_timesteps(count: int, timesteps: int, power: float, generator: torch.Generator) -> Tensor:
+    """Timesteps `(count,)`, int64, in [0, timesteps): uniform at power 1, the more towards noise the larger it is.
+
+    t = T (1 - u^power) with u uniform; power 3 is the cubic sampling of T2I-Adapter (arXiv 2302.08453), which
+    spends its steps where the prompt rather than the noisy latent says what the image shows.
+    """
+    uniform = torch.rand(count, generator=generator)
+    return (timesteps * (1 - uniform**power)).long().clamp(0, timesteps - 1)

@@ -1,0 +1,129 @@
+"""Deterministic diffusion (DDIM, arXiv 2010.02502), both ways along one trajectory.
+
+A latent at level i has signal `levels[i]` = ᾱ; level 0 is the noisiest, the last is the image's. Going down the
+levels is sampling; going up is inversion, which finds the noise from which an image is sampled.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ld_common.core.errors import ConfigError, ModelError
+from ld_common.diffusion.base_model import Condition, Denoiser
+from ld_common.diffusion.drift import Drift, shift_output
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a network believes of latents `(B,C,h,w)` at a timestep: the image and the noise in them."""
+
+    clean: Tensor
+    noise: Tensor
+
+
+Predictor = Callable[[Tensor, int], Prediction]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The timesteps of a sampler, noisiest first, and ᾱ at each and at the end: `len(timesteps) + 1` levels."""
+
+    timesteps: list[int]
+    levels: list[float]
+
+
+def trajectory(scheduler: DDIMScheduler, steps: int) -> Trajectory:
+    """The scheduler's own timesteps, spacing and final level for a number of steps.
+
+    Raises:
+        ConfigError: more steps than the base's schedule has room for.
+    """
+    sampler = copy.deepcopy(scheduler)
+    check_steps(scheduler, steps)
+    sampler.set_timesteps(steps)
+    timesteps = [int(timestep) for timestep in sampler.timesteps]
+    levels = [float(sampler.alphas_cumprod[timestep]) for timestep in timesteps]
+    return Trajectory(timesteps, [*levels, float(sampler.final_alpha_cumprod)])
+
+
+def check_steps(scheduler: DDIMScheduler, steps: int) -> None:
+    """Refuse more steps than the base's schedule has room for; raises `ConfigError`."""
+    most = len(scheduler.alphas_cumprod) - 1 - int(scheduler.config["steps_offset"])
+    if not 0 < steps <= most:
+        raise ConfigError(f"steps is {steps}: this base allows 1 to {most}")
+
+
+def predictor(model: Denoiser, condition: Condition, drift: Drift | None = None) -> Predictor:
+    """The network under a condition, whatever it was trained to predict, under the drift it learned."""
+    kind, levels = model.scheduler.config["prediction_type"], model.scheduler.alphas_cumprod
+
+    def predict(latents: Tensor, timestep: int) -> Prediction:
+        signal = float(levels[timestep])
+        said = model.unet(condition.seen(latents), timestep, condition.context).sample
+        output = shift_output(said, drift, kind, signal**0.5, levels)
+        if kind == "epsilon":
+            return Prediction((latents - (1 - signal) ** 0.5 * output) / signal**0.5, output)
+        if kind == "v_prediction":
+            clean = signal**0.5 * latents - (1 - signal) ** 0.5 * output
+            return Prediction(clean, signal**0.5 * output + (1 - signal) ** 0.5 * latents)
+        if kind == "sample":
+            return Prediction(output, (latents - signal**0.5 * output) / (1 - signal) ** 0.5)
+        raise ModelError(f"prediction type '{kind}' is unknown: known: epsilon, v_prediction, sample")
+
+    return predict
+
+
+def mixture(prediction: Prediction, signal: float) -> Tensor:
+    """Latents at signal level ᾱ of an image and its noise (arXiv 2010.02502, Eq. 12 with σ = 0)."""
+    return signal**0.5 * prediction.clean + (1 - signal) ** 0.5 * prediction.noise
+
+
+def noise_ratio(signal: float) -> float:
+    """√((1-ᾱ)/ᾱ), the noise beside an image of unit weight at signal level ᾱ; infinite where there is no signal."""
+    return ((1 - signal) / signal) ** 0.5 if signal > 0 else math.inf
+
+
+@torch.no_grad()
+def denoise(
+    latents: Tensor, predict: Predictor, path: Trajectory, start: int = 0, shift: Tensor | None = None
+) -> Tensor:
+    """From latents `(B,C,h,w)` at level `start` down to the image's level; `shift` is added after each step."""
+    for index in range(start, len(path.timesteps)):
+        latents = mixture(predict(latents, path.timesteps[index]), path.levels[index + 1])
+        if shift is not None:
+            latents = latents + shift.to(latents)
+    return latents
+
+
+@torch.no_grad()
+def invert(
+    latents: Tensor,
+    predict: Predictor,
+    path: Trajectory,
+    start: int = 0,
+    refinements: int = 0,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """From image latents `(B,C,h,w)` up to level `start`: the noise that `denoise` turns into them.
+
+    Plain DDIM inversion takes the noise predicted one level too low. Each refinement predicts it again at the
+    level just found, a fixed-point iteration towards the exact inverse of `denoise` (arXiv 2312.12540). A level
+    without signal (zero terminal SNR) holds nothing of the image, so no inversion from there is exact.
+    """
+    for index in reversed(range(start, len(path.timesteps))):
+        below, signal = latents if shift is None else latents - shift.to(latents), path.levels[index + 1]
+        for _ in range(refinements + 1):
+            noise = predict(latents, path.timesteps[index]).noise
+            clean = (below - (1 - signal) ** 0.5 * noise) / signal**0.5
+            latents = mixture(Prediction(clean, noise), path.levels[index])
+    return latents

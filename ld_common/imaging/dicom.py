@@ -1,0 +1,292 @@
+"""Reads DICOM files that may be damaged or hostile: whatever is wrong with one is a `ScanRefused`, never more.
+
+A header is an allow-list: what `DicomHeader` lacks is never read. Classic single-frame grey images only.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from ld_common.imaging.rejection import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    Refusal,
+    ScanRefused,
+    check_file,
+    check_slice_size,
+    refusing,
+    slice_number,
+)
+
+MAX_DEFLATED_BYTES = MAX_FILE_BYTES // 1032  # deflate expands 1032-fold at most
+MAX_NESTING = 16
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+@dataclass(frozen=True, eq=False)
+class DicomHeader:
+    """What is read of a DICOM header. It names the patient: it stays in memory, at the site."""
+
+    path: Path
+    patient_id: str
+    study_date: datetime.date | None
+    age_years: float | None
+    sex: str
+    series_uid: str
+    series_number: int | None
+    series_description: str
+    sop_uid: str
+    sop_class: str
+    spacing_mm: tuple[float, float] | None
+    """Distance between rows and between columns."""
+    affine: np.ndarray | None
+    """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up; None without usable geometry."""
+    position_mm: float | None
+    """Position along the slice's normal."""
+    view_position: str
+    """How a projection was taken, for example PA or LL; empty where the file does not say."""
+    orientation: tuple[str, str] | None
+    """Where rows and columns of an image without `affine` run to, for example ("L", "F"): Patient Orientation."""
+
+
+def read_header(path: Path, modalities: Sequence[str], released: bool = False) -> DicomHeader:
+    """Read and check a header without its pixels.
+
+    Args:
+        modalities: the DICOM Modalities (0008,0060) of which the file must have one.
+        released: a person has looked at the pixels and found no burned-in text.
+
+    Raises:
+        ScanRefused: anything that keeps the file from being used.
+    """
+    dataset = _read_dataset(path, stop_before_pixels=True)
+    with refusing(path):
+        _check_header(path, dataset, modalities, released)
+        return _header(path, dataset)
+
+
+def read_dicom(path: Path, modalities: Sequence[str], released: bool = False) -> tuple[DicomHeader, np.ndarray]:
+    """Read one image: its header and float32 pixels `(H,W)` in real values, bright where the image is bright.
+
+    Modality LUT or rescale applied, padding set to the lowest real value, MONOCHROME1 turned round about the
+    middle of its stored range, never windowed. Arguments and errors as for `read_header`.
+    """
+    dataset = _read_dataset(path, stop_before_pixels=False)
+    with refusing(path):
+        _check_header(path, dataset, modalities, released)
+        _check_decoder(path, dataset)
+        return _header(path, dataset), _real_values(path, dataset)
+
+
+def choose_slice(headers: Sequence[DicomHeader], fraction: float, index: int | None = None) -> DicomHeader:
+    """The slice at `fraction` (0 to 1) of a series, or the one at `index`, in the order along the normal.
+
+    Raises:
+        ScanRefused: a slice without a position, or no slice of that index.
+    """
+    unplaced = [header for header in headers if header.position_mm is None]
+    if unplaced and len(headers) > 1:
+        detail = "no usable position or orientation: the series cannot be sorted"
+        raise ScanRefused(unplaced[0].path, Refusal.WRONG_GEOMETRY, detail)
+    places = {round(header.position_mm or 0.0, 3): header for header in sorted(headers, key=_sop_uid, reverse=True)}
+    ordered = [places[place] for place in sorted(places)]
+    return ordered[slice_number(headers[0].path, len(ordered), fraction, index)]
+
+
+def _sop_uid(header: DicomHeader) -> str:
+    return header.sop_uid
+
+
+def _read_dataset(path: Path, stop_before_pixels: bool) -> Dataset:
+    check_file(path)
+    try:
+        with refusing(path):
+            syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+            if syntax == DeflatedExplicitVRLittleEndian and path.stat().st_size > MAX_DEFLATED_BYTES:
+                detail = f"deflated files are read up to {MAX_DEFLATED_BYTES} bytes; write it without compression"
+                raise ScanRefused(path, Refusal.TOO_LARGE, detail)
+            dataset = dcmread(path, stop_before_pixels=stop_before_pixels)
+            _check_nesting(path, dataset)
+            return dataset
+    except ScanRefused as error:
+        if isinstance(error.__cause__, InvalidDicomError):
+            raise ScanRefused(path, Refusal.NOT_AN_IMAGE, "not a DICOM file") from error.__cause__
+        raise
+
+
+def _check_nesting(path: Path, dataset: Dataset) -> None:
+    waiting = [(dataset, 0)]
+    while waiting:
+        level, depth = waiting.pop()
+        if depth > MAX_NESTING:
+            raise ScanRefused(path, Refusal.TOO_LARGE, f"sequences are nested more than {MAX_NESTING} deep")
+        for tag in list(level.keys()):
+            if level.get_item(tag).VR == "SQ":
+                waiting.extend((item, depth + 1) for item in level[tag].value)
+
+
+def _check_header(path: Path, dataset: Dataset, modalities: Sequence[str], released: bool) -> None:
+    if not all(dataset.get(name) for name in ("Rows", "Columns", "BitsAllocated")):
+        raise ScanRefused(path, Refusal.NOT_AN_IMAGE, "a DICOM object without pixels")
+    if dataset.get("Modality") not in modalities:
+        raise ScanRefused(path, Refusal.WRONG_MODALITY, f"DICOM Modality is not {' or '.join(modalities)}")
+    if str(dataset.get("SyntheticData", "")).upper() == "YES":
+        raise ScanRefused(path, Refusal.SYNTHETIC, "SyntheticData is YES: only real scans are read")
+    check_slice_size(path, int(dataset.Rows), int(dataset.Columns))
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if int(dataset.Rows) * int(dataset.Columns) * frames > MAX_PIXELS:
+        detail = f"{dataset.Rows} x {dataset.Columns} x {frames} pixels, at most {MAX_PIXELS} are read"
+        raise ScanRefused(path, Refusal.TOO_LARGE, detail)
+    if frames > 1 or "PerFrameFunctionalGroupsSequence" in dataset:
+        detail = "multi-frame: convert it to classic single-frame DICOM or to NIfTI (dcm2niix)"
+        raise ScanRefused(path, Refusal.UNSUPPORTED, detail)
+    grey = dataset.get("PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
+    if dataset.get("SamplesPerPixel", 1) != 1 or not grey:
+        raise ScanRefused(path, Refusal.UNSUPPORTED, "not a grey image")
+    if dataset.BitsAllocated not in (8, 16) or not 1 <= int(dataset.BitsStored) <= dataset.BitsAllocated:
+        raise ScanRefused(path, Refusal.UNSUPPORTED, "its pixels are not of 8 or 16 bits")
+    if not released:
+        _check_burned_in(path, dataset)
+
+
+def _check_burned_in(path: Path, dataset: Dataset) -> None:
+    suspicions = {
+        "BurnedInAnnotation is not NO": str(dataset.get("BurnedInAnnotation", "NO")).upper() != "NO",
+        "a secondary capture": str(dataset.get("SOPClassUID", "")).startswith(SECONDARY_CAPTURE),
+        "ImageType is DERIVED": "DERIVED" in [str(word).upper() for word in _words(dataset.get("ImageType"))],
+        "an ultrasound image without BurnedInAnnotation": (
+            dataset.get("Modality") == "US" and "BurnedInAnnotation" not in dataset
+        ),
+    }
+    found = [suspicion for suspicion, true in suspicions.items() if true]
+    if found:
+        raise ScanRefused(path, Refusal.BURNED_IN, f"{', '.join(found)}: release it by hand")
+
+
+def _check_decoder(path: Path, dataset: Dataset) -> None:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise ScanRefused(path, Refusal.UNSUPPORTED, f"no decoder exists for '{syntax.name}'") from error
+    if not decoder.is_available:
+        remedy = "; or ".join(decoder.missing_dependencies)
+        raise ScanRefused(path, Refusal.NO_DECODER, f"'{syntax.name}' needs a decoder: {remedy}")
+
+
+def _real_values(path: Path, dataset: Dataset) -> np.ndarray:
+    stored = np.asarray(pixel_array(dataset))
+    if stored.shape != (dataset.Rows, dataset.Columns):
+        raise ScanRefused(path, Refusal.UNREADABLE, "its pixels are not of the size that its header says")
+    padding = _padding(dataset, stored)
+    values = np.asarray(apply_modality_lut(stored, dataset), np.float32)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        signed, bits = bool(dataset.PixelRepresentation), int(dataset.BitsStored)
+        lowest = -(2 ** (bits - 1)) if signed else 0
+        ends = np.array([[lowest, lowest + 2**bits - 1]], np.int32)
+        values = np.float32(np.asarray(apply_modality_lut(ends, dataset), np.float64).sum()) - values
+    if padding.all() or not np.isfinite(values).all():
+        raise ScanRefused(path, Refusal.UNREADABLE, "it holds no image: only padding, or values that are no numbers")
+    values[padding] = values[~padding].min()
+    return values
+
+
+def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    ends = sorted((int(value), int(value if limit is None else limit)))
+    return (stored >= ends[0]) & (stored <= ends[1])
+
+
+def _header(path: Path, dataset: Dataset) -> DicomHeader:
+    spacing = _spacing(dataset)
+    affine, position = _geometry(dataset, spacing)
+    number = dataset.get("SeriesNumber")
+    return DicomHeader(
+        path=path,
+        patient_id=str(dataset.get("PatientID") or "").strip(),
+        study_date=_date(dataset.get("StudyDate")),
+        age_years=_age(dataset),
+        sex=str(dataset.get("PatientSex") or "").strip().upper(),
+        series_uid=str(dataset.get("SeriesInstanceUID") or ""),
+        series_number=None if number is None else int(number),
+        series_description=str(dataset.get("SeriesDescription") or ""),
+        sop_uid=str(dataset.get("SOPInstanceUID") or ""),
+        sop_class=str(dataset.get("SOPClassUID") or ""),
+        spacing_mm=spacing,
+        affine=affine,
+        position_mm=position,
+        view_position=str(dataset.get("ViewPosition") or "").strip().upper(),
+        orientation=_orientation(dataset),
+    )
+
+
+def _spacing(dataset: Dataset) -> tuple[float, float] | None:
+    numbers = _numbers(dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing"), 2)
+    return None if numbers is None or min(numbers) <= 0 else (numbers[0], numbers[1])
+
+
+def _geometry(dataset: Dataset, spacing: tuple[float, float] | None) -> tuple[np.ndarray | None, float | None]:
+    cosines = _numbers(dataset.get("ImageOrientationPatient"), 6)
+    origin = _numbers(dataset.get("ImagePositionPatient"), 3)
+    if cosines is None or origin is None or spacing is None:
+        return None, None
+    along_row, along_column = np.array(cosines[:3]), np.array(cosines[3:])
+    basis = np.stack([along_row, along_column, np.cross(along_row, along_column)], 1)
+    if not np.allclose(basis.T @ basis, np.eye(3), atol=1e-2):
+        return None, None
+    affine = np.eye(4)
+    affine[:3, :3] = basis * np.array([spacing[1], spacing[0], 1.0])
+    affine[:3, 3] = origin
+    affine[:2] *= -1  # DICOM counts to the left and to the back
+    return affine, float(basis[:, 2] @ np.array(origin))
+
+
+def _orientation(dataset: Dataset) -> tuple[str, str] | None:
+    # "LH" leans to the head: the first letter is the main direction
+    letters = [str(word).strip().upper()[:1] for word in _words(dataset.get("PatientOrientation"))]
+    return (letters[0], letters[1]) if len(letters) == 2 and set(letters) <= set("LRAPHF") else None
+
+
+def _age(dataset: Dataset) -> float | None:
+    text = str(dataset.get("PatientAge") or "").strip().upper()
+    units = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+    if text[-1:] in units and text[:-1].isdigit():
+        return int(text[:-1]) * units[text[-1]]
+    born, seen = _date(dataset.get("PatientBirthDate")), _date(dataset.get("StudyDate"))
+    return (seen - born).days / 365.25 if born and seen and seen >= born else None
+
+
+def _date(value: Any) -> datetime.date | None:
+    text = str(value or "").strip().replace(".", "")  # ACR-NEMA wrote 2004.01.19
+    try:
+        return datetime.date.fromisoformat(text) if len(text) == 8 and text.isdigit() else None
+    except ValueError:
+        return None
+
+
+def _words(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _numbers(value: Any, count: int) -> list[float] | None:
+    numbers = [float(number) for number in _words(value)]
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None

@@ -1,0 +1,108 @@
+"""Why an image file is refused, and the guard that turns whatever a library raises on one into that reason."""
+
+from __future__ import annotations
+
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
+from ld_common.core.errors import LdError, ScanError
+
+MAX_FILE_BYTES = 512 * 2**20
+MAX_PIXELS = 2**27
+"""Most voxels of one volume; 512 MiB as float32."""
+MAX_SLICE_PIXELS = 2**25
+"""Most pixels of one image; a radiograph of 43 cm at 0.1 mm has 18 million."""
+MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 100.0
+"""Between pixels of a scan; beyond, some other unit was written down as millimetres."""
+MALFORMED: tuple[type[Exception], ...] = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
+    *(TypeError, ValueError, struct.error, zlib.error, BytesLengthException, InvalidDicomError),
+)
+"""What the libraries raise on malformed files; RuntimeError covers RecursionError and NotImplementedError."""
+
+
+class Refusal(StrEnum):
+    """Why a file was refused."""
+
+    UNREADABLE = "unreadable"
+    NOT_AN_IMAGE = "not an image"
+    TOO_LARGE = "too large"
+    WRONG_MODALITY = "wrong modality"
+    WRONG_GEOMETRY = "wrong geometry"
+    UNSUPPORTED = "unsupported kind of image"
+    NO_DECODER = "missing decoder"
+    BURNED_IN = "may hold burned-in text"
+    SYNTHETIC = "synthetic image"
+
+
+class ScanRefused(ScanError):
+    """An image file cannot be used, for one of a fixed set of reasons."""
+
+    def __init__(self, path: Path, refusal: Refusal, detail: str) -> None:
+        super().__init__(f"cannot use '{path}': {refusal}: {detail}")
+        self.refusal = refusal
+        self.detail = detail
+        """Says more; holds no path and no header value that could name a patient."""
+
+
+@contextmanager
+def refusing(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Turn whatever a library raises on a malformed file into `ScanRefused`; its warnings are dropped.
+
+    The exception's text may quote the header, so only its type is told.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except LdError:
+        raise
+    except PermissionError as error:
+        raise ScanRefused(path, Refusal.UNREADABLE, "its permissions forbid to read it; change them") from error
+    except (*MALFORMED, *more) as error:
+        detail = f"damaged or not what its name says ({type(error).__name__}); export it again"
+        raise ScanRefused(path, Refusal.UNREADABLE, detail) from error
+
+
+def check_file(path: Path) -> None:
+    """Raise `ScanRefused` unless `path` is a regular file of a bearable size that may be read."""
+    with refusing(path):
+        if not path.is_file():
+            raise ScanRefused(path, Refusal.UNREADABLE, "there is no regular file of that name")
+        with path.open("rb"):
+            size = path.stat().st_size
+    if not size:
+        raise ScanRefused(path, Refusal.NOT_AN_IMAGE, "the file is empty; copy it again")
+    if size > MAX_FILE_BYTES:
+        raise ScanRefused(path, Refusal.TOO_LARGE, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
+
+
+def check_slice_size(path: Path, height: int, width: int) -> None:
+    """Raise `ScanRefused` for an image of more pixels than are read."""
+    if height * width > MAX_SLICE_PIXELS:
+        detail = f"{height} x {width} pixels, at most {MAX_SLICE_PIXELS} are read: write it at a lower resolution"
+        raise ScanRefused(path, Refusal.TOO_LARGE, detail)
+
+
+def check_spacing(path: Path, spacing_mm: Iterable[float]) -> None:
+    """Raise `ScanRefused` for distances between pixels that no scanner has."""
+    for distance in spacing_mm:
+        if not MIN_SPACING_MM <= distance <= MAX_SPACING_MM:
+            detail = f"its pixels are {distance:g} mm apart: the file's unit is another; write it in millimetres"
+            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, detail)
+
+
+def slice_number(path: Path, slices: int, fraction: float, index: int | None) -> int:
+    """`index`, or the slice at `fraction` of `slices`; raises `ScanRefused` for an index that does not exist."""
+    chosen = math.floor(fraction * (slices - 1) + 0.5) if index is None else index
+    if not 0 <= chosen < slices:
+        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, f"slice {chosen} of {slices}: use 0 to {slices - 1}")
+    return chosen

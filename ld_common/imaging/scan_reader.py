@@ -1,0 +1,217 @@
+"""Reads scans from DICOM files, DICOM series, NIfTI volumes and grey PNGs; writes PNGs and difference maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import nibabel
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ld_common.core.errors import RequestError, ScanError
+from ld_common.imaging.dicom import DicomHeader, choose_slice, read_dicom, read_header
+from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
+from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.nifti import NIFTI, affine_mm, read_nifti, write_nifti
+from ld_common.imaging.rejection import (
+    MAX_SLICE_PIXELS,
+    Refusal,
+    ScanRefused,
+    check_file,
+    check_slice_size,
+    check_spacing,
+    refusing,
+    slice_number,
+)
+
+__all__ = ["Frame", "Scan", "from_model", "read_scan", "to_model", "write_difference_png", "write_nifti", "write_png"]
+
+
+def read_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
+    """The slice that `modality.image` takes, or the one at `slice_index`, of a file or a folder of one series.
+
+    Axial slices are turned so that rows run to the patient's back and columns to the left, radiographs so that rows run
+    to the feet and columns to the left, whatever the file's own orientation. A PNG has one slice and no spacing.
+
+    Args:
+        slice_index: counts from 0, the lowest slice, upwards along the normal.
+        released: a person has looked at the pixels and found no burned-in text.
+
+    Raises:
+        ScanRefused: whatever keeps the file from being used; a `ScanError` that also holds the kind of reason.
+    """
+    with refusing(path):
+        folder = path.is_dir()
+    if folder:
+        headers = series_headers(path, modality, released)
+        return _dicom_scan(choose_slice(headers, modality.image.slice_position, slice_index).path, modality, released)
+    if path.name.lower().endswith(NIFTI):
+        return _nifti_scan(path, modality, slice_index)
+    slice_number(path, 1, 0.0, slice_index)
+    if path.suffix.lower() == ".png":
+        return _png_scan(path, modality)
+    return _dicom_scan(path, modality, released)
+
+
+def write_png(path: Path, pixels: np.ndarray, frame: Frame, text: Mapping[str, str]) -> None:
+    """Write real values `(H,W)` as 8-bit grey, the frame's low value black and its high value white.
+
+    `text` becomes the file's text chunks; a synthetic image's hold `SyntheticData=YES`.
+    """
+    shares = np.clip((pixels.astype(np.float64) - frame.low) / (frame.high - frame.low), 0, 1)
+    _save_png(path, np.round(255 * shares).astype(np.uint8), text)
+
+
+def write_difference_png(
+    path: Path, difference: Tensor | np.ndarray, text: Mapping[str, str] | None = None, limit: float | None = None
+) -> None:
+    """Write a signed difference `(1,H,W)` or `(H,W)`: blue below 0, white at 0, red above.
+
+    Args:
+        limit: absolute difference of the fullest colours, kept in the text chunk `DifferenceLimit`; None takes the
+            largest absolute difference.
+    """
+    values = difference.detach().cpu().numpy() if isinstance(difference, Tensor) else np.asarray(difference)
+    values = values.reshape(values.shape[-2:]).astype(np.float64)
+    limit = float(np.abs(values).max()) if limit is None else limit
+    scaled = np.clip(values / limit, -1, 1) / 2 + 0.5 if limit > 0 else np.full_like(values, 0.5)
+    colours = matplotlib.colormaps["RdBu_r"](scaled, bytes=True)[..., :3]
+    _save_png(path, colours, {**(text or {}), "DifferenceLimit": f"{limit:.6g}"})
+
+
+def series_headers(folder: Path, modality: Modality, released: bool) -> list[DicomHeader]:
+    """The headers of a folder's one series, by file name; other files are passed over. Raises `ScanRefused`."""
+    headers = []
+    with refusing(folder):
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    for file in files:
+        try:
+            headers.append(read_header(file, modality.dicom_modalities, released))
+        except ScanRefused as error:
+            if error.refusal != Refusal.NOT_AN_IMAGE:
+                raise
+    series = {header.series_uid for header in headers}
+    if not headers:
+        raise ScanRefused(folder, Refusal.NOT_AN_IMAGE, "the folder holds no DICOM image; give a file or a series")
+    if len(series) > 1:
+        raise ScanRefused(folder, Refusal.UNSUPPORTED, f"the folder holds {len(series)} series: give one, or a file")
+    return headers
+
+
+def _dicom_scan(path: Path, modality: Modality, released: bool) -> Scan:
+    header, pixels = read_dicom(path, modality.dicom_modalities, released)
+    check_spacing(path, header.spacing_mm or ())
+    attributes = known_attributes(header, modality)
+    if modality.image.plane == "none":
+        views = modality.image.view_positions
+        if views and header.view_position and header.view_position not in views:
+            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, f"its View Position is not {' or '.join(views)}")
+        if header.affine is not None:
+            return Scan(pixels, header.spacing_mm, attributes, header.affine)
+        return _upright_scan(pixels, header, attributes)
+    if header.affine is None:
+        detail = "no usable PixelSpacing, ImageOrientationPatient and ImagePositionPatient: its plane is not known"
+        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, detail)
+    return _axial_scan(path, Nifti1Image(pixels.T[..., None], header.affine), attributes)
+
+
+def _upright_scan(pixels: np.ndarray, header: DicomHeader, attributes: Attributes) -> Scan:
+    """A projection turned so that columns run to the left and rows to the feet, as far as the file says how it lies."""
+    spacing, orientation = header.spacing_mm, header.orientation
+    if orientation is not None and orientation[0] in "HF":
+        pixels, orientation = pixels.T, orientation[::-1]
+        spacing = None if spacing is None else spacing[::-1]
+    if orientation is not None and orientation[0] == "R":
+        pixels, orientation = pixels[:, ::-1], ("L", orientation[1])
+    if orientation is not None and orientation[1] == "H":
+        pixels, orientation = pixels[::-1], (orientation[0], "F")
+    return Scan(np.ascontiguousarray(pixels), spacing, attributes, None, orientation)
+
+
+def known_attributes(header: DicomHeader, modality: Modality) -> Attributes:
+    """What a header says of the modality's attributes, as far as the modality has the value."""
+    found: Attributes = {}
+    said = {"age": "" if header.age_years is None else str(header.age_years), "sex": header.sex}
+    for name, text in said.items():
+        try:
+            found[name] = modality.parse(name, text)
+        except RequestError:
+            continue  # not on the modality's allow-list, or a value it has no word for
+    return found
+
+
+def _nifti_scan(path: Path, modality: Modality, slice_index: int | None) -> Scan:
+    volume = read_nifti(path)
+    with refusing(path):
+        placed = Nifti1Image(volume.dataobj, affine_mm(volume))
+        placed = placed.slicer[(..., *[0] * (placed.ndim - 3))] if placed.ndim > 3 else placed
+        axes = nibabel.io_orientation(placed.affine)
+        across = int(np.flatnonzero(axes[:, 0] == 2)[0])
+        slices = placed.shape[across]
+        if modality.image.plane == "none" and slices > 1:
+            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "a volume, where a two-dimensional image is expected")
+        check_slice_size(path, *(length for axis, length in enumerate(placed.shape) if axis != across))
+        chosen = slice_number(path, slices, modality.image.slice_position, slice_index)
+        chosen = chosen if axes[across, 1] > 0 else slices - 1 - chosen
+        place = [slice(None)] * 3
+        place[across] = slice(chosen, chosen + 1)
+        return _axial_scan(path, placed.slicer[tuple(place)], {})
+
+
+def _axial_scan(path: Path, image: Nifti1Image, attributes: Attributes) -> Scan:
+    """A volume one slice thick -> its scan, rows to the back and columns to the left."""
+    canonical = nibabel.as_closest_canonical(image)
+    if canonical.shape[2] != 1:
+        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "its slices are not axial")
+    values = np.asarray(canonical.dataobj, np.float32)[::-1, ::-1, 0].T
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ScanRefused(path, Refusal.UNREADABLE, "its slice holds no numbers")
+    pixels = np.where(finite, values, values[finite].min())
+    height, width = pixels.shape
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0])
+    turn[:2, 3] = width - 1, height - 1
+    column_mm, row_mm = map(float, nibabel.affines.voxel_sizes(canonical.affine)[:2])
+    return Scan(pixels, (row_mm, column_mm), attributes, canonical.affine @ turn, ("L", "P"))
+
+
+def _png_scan(path: Path, modality: Modality) -> Scan:
+    check_file(path)
+    with refusing(path, SyntaxError), _png(path) as image:
+        check_slice_size(path, image.height, image.width)
+        if image.mode not in ("L", "I", "I;16"):
+            raise ScanRefused(path, Refusal.UNSUPPORTED, f"PNG of mode {image.mode}: 8 or 16 bit grey is expected")
+        if image.info.get("SyntheticData") == "YES":
+            raise ScanRefused(path, Refusal.SYNTHETIC, "its text says SyntheticData=YES: only real scans are read")
+        orientation = None if modality.image.plane == "none" else ("L", "P")
+        return Scan(np.asarray(image, np.float32), None, {}, None, orientation)
+
+
+def _png(path: Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=["PNG"])
+    except Image.DecompressionBombError as error:
+        detail = f"more pixels than the {MAX_SLICE_PIXELS} that are read"
+        raise ScanRefused(path, Refusal.TOO_LARGE, detail) from error
+
+
+def _save_png(path: Path, pixels: np.ndarray, text: Mapping[str, str]) -> None:
+    chunks = PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value)
+    with _writing(path):
+        Image.fromarray(pixels).save(path, format="PNG", pnginfo=chunks)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ScanError(f"cannot write '{path}': {error.strerror or error}") from error

@@ -1,0 +1,187 @@
+"""Synthetic DICOM: a secondary capture that says in every place that has one that no scanner made it.
+
+It holds no identity, no date and no reference of the scan it came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from highdicom import ContributingEquipment
+from highdicom.sc import SCImage
+from pydicom.sr.codedict import codes
+from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.valuerep import format_number_as_ds
+
+from ld_common import __version__
+from ld_common.core.errors import ScanError
+
+MANUFACTURER = "Latent Drift Federation"
+LEVELS = 65000
+"""Stored steps between the lowest and the highest value."""
+TIMES_OF_WRITING = (
+    *("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime"),
+    *("DateOfSecondaryCapture", "TimeOfSecondaryCapture"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where one slice of a series lies."""
+
+    number: int
+    """Its Instance Number, from 1."""
+    affine: np.ndarray
+    """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up."""
+    distance_mm: float
+    """To the next slice."""
+    values: tuple[float, float]
+    """Lowest and highest value of the whole series: all slices are stored, and shown, on one scale."""
+    origin: str
+    """Where its pixels come from, for the derivation's description."""
+
+
+def write_synthetic_dicom(
+    path: Path,
+    pixels: np.ndarray,
+    spacing_mm: tuple[float, float] | None,
+    description: str,
+    model_digest: str,
+    *,
+    model_name: str,
+    seed: int,
+    request: str,
+    orientation: tuple[str, str] | None = ("L", "P"),
+    marked: bool = False,
+    place: Place | None = None,
+) -> None:
+    """Write real values `(H,W)` as a 16-bit secondary capture; they come back to within half a stored step.
+
+    Same arguments, same bytes. Files of one `request`, `seed` and model share a study and a made-up patient.
+
+    Args:
+        spacing_mm: distance between rows and between columns, or None.
+        description: what the image is, for example "counterfactual: age=84"; the series description takes 64
+            characters of it.
+        model_digest, model_name: SHA-256 and name of the generating model.
+        seed: the seed of the sampling.
+        orientation: where rows and columns run to, as in `Scan`; None where not known.
+        request: names what was asked for; its hash goes into the UIDs, so no patient identifier may be in it.
+        marked: words are burned into the pixels.
+        place: where it lies as a slice of a series. All of one request share a frame of reference, and all of one
+            request and description a series.
+
+    Raises:
+        ScanError: values that are no numbers, or a file that cannot be written.
+    """
+    if not np.isfinite(pixels).all():
+        raise ScanError(f"cannot write '{path}': some pixels are no numbers")
+    study = hashlib.sha256("\n".join([request, str(seed), model_name, model_digest]).encode()).hexdigest()
+    low, high = (float(pixels.min()), float(pixels.max())) if place is None else place.values
+    number = 1 if place is None else place.number
+    what = f"{pixels.shape}{spacing_mm}" + ("" if place is None else f" slice {number}")
+    content = hashlib.sha256(pixels.astype("<f4").tobytes() + what.encode()).hexdigest()
+    stored, slope, intercept = _quantise(pixels.astype(np.float64), low, high)
+    image = _secondary_capture(stored, spacing_mm, study, content, description, model_name, number)
+    # type 2C: written empty where it is not known, which highdicom does not offer
+    image.PatientOrientation = list(orientation or ())
+    image.ContributingEquipmentSequence.insert(0, _equipment(model_name, model_digest))
+    made = description if place is None else f"{description}; {place.origin}"
+    _declare_synthetic(image, f"{made}; synthesised by {model_name}, SHA-256 {model_digest}, seed {seed}")
+    image.BurnedInAnnotation = "YES" if marked else "NO"
+    _set_values(image, low, high, slope, intercept)
+    if place is not None:
+        _set_place(image, place, _uid("frame of reference", study))
+    try:
+        image.save_as(path, enforce_file_format=True)
+    except OSError as error:
+        raise ScanError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+def _secondary_capture(
+    stored: np.ndarray,
+    spacing_mm: tuple[float, float] | None,
+    study: str,
+    content: str,
+    description: str,
+    model_name: str,
+    number: int,
+) -> SCImage:
+    return SCImage(
+        stored,
+        "MONOCHROME2",
+        bits_allocated=16,
+        coordinate_system="PATIENT",
+        study_instance_uid=_uid("study", study),
+        series_instance_uid=_uid("series", study, description),
+        series_number=1,
+        sop_instance_uid=_uid("instance", study, description, content),
+        instance_number=number,
+        manufacturer=MANUFACTURER,
+        patient_id=f"SYNTHETIC-{study[:16]}",
+        patient_name=f"SYNTHETIC^{study[:16]}",
+        patient_orientation=("L", "P"),
+        pixel_spacing=spacing_mm,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        manufacturer_model_name=model_name[:64],
+        software_versions=__version__,
+        series_description=description[:64],
+        content_qualification="RESEARCH",
+        specific_character_set="ISO_IR 192",
+    )
+
+
+def _quantise(pixels: np.ndarray, low: float, high: float) -> tuple[np.ndarray, str, str]:
+    """Stored uint16 values and the slope and intercept, as DICOM will write them, that bring the real ones back."""
+    slope = format_number_as_ds((high - low) / LEVELS if high > low else 1.0)
+    # room at both ends: neither number survives its 16 characters exactly
+    intercept = format_number_as_ds(low - 100 * float(slope))
+    stored = np.round((pixels - float(intercept)) / float(slope))
+    return np.clip(stored, 0, 65535).astype(np.uint16), slope, intercept
+
+
+def _declare_synthetic(image: SCImage, derivation: str) -> None:
+    image.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
+    image.SyntheticData = "YES"
+    image.ContentQualification = "RESEARCH"
+    image.DerivationDescription = derivation[:1024]
+    image.Laterality = ""  # type 2C: the standard wants it written, though a picture of both sides has none
+    # highdicom writes the time of writing, and the same request must give the same bytes
+    for name in TIMES_OF_WRITING:
+        if name in image:
+            del image[name]
+    for equipment in image.ContributingEquipmentSequence:
+        equipment.pop("ContributionDateTime", None)
+
+
+def _set_values(image: SCImage, low: float, high: float, slope: str, intercept: str) -> None:
+    image.RescaleSlope, image.RescaleIntercept, image.RescaleType = slope, intercept, "US"
+    image.WindowCenter = format_number_as_ds((low + high) / 2)
+    image.WindowWidth = format_number_as_ds(max(high - low, 1.0))
+
+
+def _set_place(image: SCImage, place: Place, frame_of_reference: UID) -> None:
+    """Elements of the image plane and the frame of reference, which a secondary capture may have beside its own."""
+    directions = place.affine[:3, :2] / np.linalg.norm(place.affine[:3, :2], axis=0)
+    away = np.array([-1.0, -1.0, 1.0])  # DICOM counts to the left and to the back
+    image.FrameOfReferenceUID, image.PositionReferenceIndicator = frame_of_reference, ""
+    image.ImagePositionPatient = [format_number_as_ds(float(value)) for value in away * place.affine[:3, 3]]
+    image.ImageOrientationPatient = [format_number_as_ds(float(value)) for value in (away * directions.T).ravel()]
+    image.SpacingBetweenSlices = image.SliceThickness = format_number_as_ds(place.distance_mm)
+
+
+def _equipment(model_name: str, model_digest: str) -> ContributingEquipment:
+    return ContributingEquipment(
+        manufacturer=MANUFACTURER,
+        purpose_of_reference=codes.DCM.SynthesizingEquipment,
+        manufacturer_model_name=model_name[:64],
+        software_versions=[__version__, model_digest[:64]],
+    )
+
+
+def _uid(*names: str) -> UID:
+    return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(['latent-drift-federation', *names])).int}")

@@ -1,0 +1,154 @@
+"""All slices of a scan: a NIfTI volume or a folder of one DICOM series, read whole and written in its own geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from ld_common.core.errors import ScanError
+from ld_common.imaging.dicom import DicomHeader, read_dicom
+from ld_common.imaging.geometry import Scan
+from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.nifti import NIFTI, affine_mm, read_nifti
+from ld_common.imaging.rejection import MAX_PIXELS, Refusal, ScanRefused, check_slice_size, check_spacing, refusing
+from ld_common.imaging.scan_reader import known_attributes, series_headers
+
+UNEVEN = 0.02
+"""Share of the distance between two slices by which one of them may lie elsewhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan's slices in the order of its file; of a DICOM series, in that of their positions."""
+
+    voxels: np.ndarray
+    """float32 `(I,J,K)` in the file's real values; those that are no numbers became the lowest. Of a DICOM series,
+    (column, row, slice)."""
+    affine: np.ndarray
+    """`(4,4)`: voxel -> millimetres to the right, to the front, up."""
+    attributes_in_file: Attributes
+    source: Nifti1Image | None
+    """The NIfTI file that it was read from; None for a DICOM series."""
+
+    @property
+    def upright(self) -> np.ndarray:
+        """A view of `voxels` as axial slices from below, `(slices,H,W)`: rows run to the back, columns to the left."""
+        return apply_orientation(self.voxels, self._turn).T
+
+    @property
+    def axial(self) -> bool:
+        """Whether the file's own slices are axial ones; an MPRAGE is often taken in sagittal ones."""
+        return int(io_orientation(self.affine)[2, 0]) == 2
+
+    def scan(self, index: int) -> Scan:
+        """The axial slice at `index`, from 0, the lowest, upwards."""
+        turned = self.affine @ inv_ornt_aff(self._turn, self.voxels.shape)
+        affine = turned.copy()
+        affine[:, 3] = turned @ (0, 0, index, 1)
+        column_mm, row_mm = map(float, nibabel.affines.voxel_sizes(turned)[:2])
+        pixels = np.ascontiguousarray(self.upright[index])
+        return Scan(pixels, (row_mm, column_mm), self.attributes_in_file, affine, ("L", "P"))
+
+    def copied(self) -> Volume:
+        """The same with voxels of its own, to be written to."""
+        return replace(self, voxels=self.voxels.copy())
+
+    @property
+    def _turn(self) -> np.ndarray:
+        return ornt_transform(io_orientation(self.affine), axcodes2ornt("LPS"))
+
+
+def read_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
+    """Read a NIfTI file or the folder of a DICOM series; `released` as in `read_scan`.
+
+    Raises:
+        ScanRefused: whatever keeps it from being used, slices that are missing, tilted or at one place among it.
+    """
+    if modality.image.plane == "none":
+        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "the release knows two-dimensional images: it draws no volume")
+    with refusing(path):
+        folder = path.is_dir()
+    if folder:
+        return _series(path, modality, released)
+    if not path.name.lower().endswith(NIFTI):
+        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "not a volume: give a NIfTI file or a folder of one series")
+    source = read_nifti(path)
+    with refusing(path):
+        values = np.asarray(source.dataobj, np.float32)
+        return _checked(path, Volume(values.reshape(source.shape[:3]), affine_mm(source), {}, source))
+
+
+def _series(folder: Path, modality: Modality, released: bool) -> Volume:
+    headers = _ordered(folder, series_headers(folder, modality, released))
+    affine = _affine(folder, headers)
+    slices: list[np.ndarray] = []
+    for header in headers:
+        pixels = read_dicom(header.path, modality.dicom_modalities, released)[1]
+        if slices and pixels.shape != slices[0].shape:
+            raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "its slices are of several sizes: they are no volume")
+        if pixels.size * len(headers) > MAX_PIXELS:
+            raise ScanRefused(folder, Refusal.TOO_LARGE, f"more than the {MAX_PIXELS} voxels that are read")
+        slices.append(pixels)
+    voxels = np.stack(slices).transpose(2, 1, 0)
+    return _checked(folder, Volume(voxels, affine, known_attributes(headers[0], modality), None))
+
+
+def _ordered(folder: Path, headers: Sequence[DicomHeader]) -> list[DicomHeader]:
+    """Slices by their position, each of them once; a file that was copied counts as one."""
+    own = {header.sop_uid: header for header in headers}
+    if any(header.position_mm is None for header in own.values()):
+        detail = "a slice has no usable position, orientation or spacing: the series cannot be sorted"
+        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
+    ordered = sorted(own.values(), key=lambda header: header.position_mm or 0.0)
+    if len(ordered) < 2:
+        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "one slice is no volume: leave --volume out")
+    return ordered
+
+
+def _affine(folder: Path, headers: Sequence[DicomHeader]) -> np.ndarray:
+    """Of slices that lie one above the other at even distances."""
+    placed = [header.affine for header in headers if header.affine is not None]
+    first, origins = placed[0], np.array([affine[:3, 3] for affine in placed])
+    step = (origins[-1] - origins[0]) / (len(placed) - 1)
+    distance = float(np.linalg.norm(step))
+    if distance < 1e-3 or any(np.linalg.norm(gap) < 0.1 * distance for gap in np.diff(origins, axis=0)):
+        detail = "several images at one position, such as echoes or times: keep one of each"
+        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
+    if not all(np.allclose(affine[:3, :3], first[:3, :3], atol=1e-3) for affine in placed):
+        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "its slices have several orientations or spacings")
+    even = origins[0] + np.arange(len(placed))[:, None] * step
+    if np.linalg.norm(origins - even, axis=1).max() > UNEVEN * distance:
+        gaps = np.linalg.norm(np.diff(origins, axis=0), axis=1)
+        detail = f"its slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart: one is missing, or it is no volume"
+        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
+    if abs(first[:3, 2] @ step) < (1 - UNEVEN**2) * distance:
+        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "its slices are shifted sideways (tilted): resample them")
+    affine = first.copy()
+    affine[:3, 2] = step
+    return affine
+
+
+def _checked(path: Path, volume: Volume) -> Volume:
+    check_slice_size(path, *volume.upright.shape[1:])
+    check_spacing(path, nibabel.affines.voxel_sizes(volume.affine))
+    finite = np.isfinite(volume.voxels)
+    if not finite.any():
+        raise ScanRefused(path, Refusal.UNREADABLE, "it holds no numbers")
+    if finite.all():
+        return volume
+    return replace(volume, voxels=np.where(finite, volume.voxels, volume.voxels[finite].min()))
+
+
+def check_same_grid(path: Path, one: Volume, other: Volume) -> None:
+    """Raise `ScanError` unless the volume `one` of `path` has the voxels of `other`."""
+    if one.voxels.shape != other.voxels.shape or not np.allclose(one.affine, other.affine, atol=1e-2):
+        raise ScanError(
+            f"the volume '{path}' has another grid, {' x '.join(map(str, one.voxels.shape))} voxels: resample it to "
+            f"the scan's {' x '.join(map(str, other.voxels.shape))}"
+        )

@@ -1,0 +1,195 @@
+"""What a study promises about patients' privacy, and what keeping the promise costs: arithmetic, no data.
+
+Unit: the patient, with all visits. Neighbours: data sets that differ by one patient, there or not. Horizon: all rounds
+of a study for `plan`, all that a site's ledger holds for `epsilon` of its charges.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scipy.optimize import brentq
+
+from ld_common.core.config import require
+from ld_common.core.errors import PrivacyError
+from ld_common.diffusion.drift import LARGEST_DRIFT
+
+MAX_EPSILON = 100.0
+LEAST_NOISE, MOST_NOISE = 0.2, 1000.0
+"""Noise multipliers between which a study's is looked for."""
+NOISE_TOLERANCE, BRACKET_TOLERANCE = 1e-3, 0.05
+SMALLEST = 1e-9
+"""An ε to take the logarithm of where there is none."""
+
+
+@dataclass
+class DpConfig:
+    """DP-SGD over patients (arXiv 1607.00133) at every site; each constant is public and never counted from data."""
+
+    enabled: bool = False
+    target_epsilon: float = 8.0
+    """ε of the whole study for one patient at one site."""
+    delta: float = 1e-5
+    """δ; below 1 / patients."""
+    patients: int = 1000
+    """A site's nominal number of patients; the sampling rate is batch_patients / patients wherever a site has more or
+    fewer."""
+    batch_patients: int = 64
+    """Expected number of patients in a step."""
+    draws: int = 4
+    """(visit, timestep, noise) draws whose mean is one patient's gradient (arXiv 2210.09929)."""
+    clip_norm: float = 0.01
+    """Most L2 norm of one patient's gradient. Noise grows with it: choose it near the median norm on public data."""
+    drift_noise_multiplier: float = 10.0
+    """Noise on a site's drift, over what one patient can change in it."""
+    drift_clip_norm: float = 4.0
+    """Most L2 norm of one patient's mean latent, less the base's mean, in a site's drift."""
+    ema: float = 0.0
+    """Decay of an average over a round's noised weights, which travels in their place; 0 sends the last ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("clip_norm", "drift_noise_multiplier", "drift_clip_norm"):
+            require(getattr(self, name) > 0, f"privacy.{name} is {getattr(self, name)}: it must be above 0")
+        fits = self.drift_clip_norm <= LARGEST_DRIFT
+        require(
+            fits, f"privacy.drift_clip_norm is {self.drift_clip_norm}: use at most {LARGEST_DRIFT:g}, the largest drift"
+        )
+        for name in ("patients", "batch_patients", "draws"):
+            require(getattr(self, name) >= 1, f"privacy.{name} is {getattr(self, name)}: use 1 or more")
+        fits = 0 < self.target_epsilon <= MAX_EPSILON
+        require(fits, f"privacy.target_epsilon is {self.target_epsilon}: use above 0, at most {MAX_EPSILON:g}")
+        require(0 <= self.ema < 1, f"privacy.ema is {self.ema}: it must lie in [0, 1)")
+        if self.enabled:
+            fits = 0 < self.delta < 1 / self.patients
+            require(fits, f"privacy.delta is {self.delta}: use above 0 and below 1/patients = {1 / self.patients:.2g}")
+            fits = self.batch_patients <= self.patients
+            require(fits, f"privacy.batch_patients is {self.batch_patients}, of {self.patients} privacy.patients")
+
+    @property
+    def sampling_rate(self) -> float:
+        """Chance of a patient to be in a step."""
+        return self.batch_patients / self.patients
+
+
+@dataclass(frozen=True)
+class Charge:
+    """Uses of a site's patients: `steps` times the Gaussian mechanism on a Poisson sample of them."""
+
+    noise_multiplier: float
+    """Deviation of the noise over what one patient can change."""
+    sampling_rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """A study's noise, solved once for all its rounds."""
+
+    step: Charge
+    """All training steps of the study."""
+    drift: Charge | None
+    """The site's drift, released once."""
+    epsilon: float
+    """What the whole study costs at the study's δ, by the PRV accountant; at most the target."""
+
+    @property
+    def charges(self) -> list[Charge]:
+        """Everything that a study charges."""
+        return [self.step, *([self.drift] if self.drift else [])]
+
+
+def plan(privacy: DpConfig, rounds: int, steps: int, with_drift: bool) -> PrivacyPlan:
+    """The least noise with which `rounds` of `steps` (and a drift) stay within the target; takes some seconds once.
+
+    Raises:
+        PrivacyError: no noise is enough, because the drift alone costs more than the target.
+    """
+    drift = privacy.drift_noise_multiplier if with_drift else None
+    return _plan(privacy.target_epsilon, privacy.delta, privacy.sampling_rate, rounds * steps, drift)
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(target: float, delta: float, rate: float, steps: int, drift_noise: float | None) -> PrivacyPlan:
+    drift = None if drift_noise is None else Charge(drift_noise, 1.0, 1)
+    others = [] if drift is None else [drift]
+
+    @functools.cache
+    def cost(noise: float) -> float:
+        return epsilon([Charge(noise, rate, steps), *others], delta)
+
+    def looser_cost(noise: float) -> float:
+        return epsilon_rdp([Charge(noise, rate, steps), *others], delta)
+
+    if looser_cost(MOST_NOISE) > target and cost(MOST_NOISE) > target:
+        raise PrivacyError(
+            f"no noise keeps the study within ε {target:g}: raise privacy.target_epsilon or "
+            "privacy.drift_noise_multiplier, or set drift.mean to none"
+        )
+    # the looser bound is several times as quick, and brackets the tight one
+    high = _least(looser_cost, target, LEAST_NOISE, MOST_NOISE, BRACKET_TOLERANCE)
+    low = high / 2
+    while low > LEAST_NOISE and cost(low) <= target:
+        high, low = low, low / 2
+    noise = _least(cost, target, max(low, LEAST_NOISE), high)
+    return PrivacyPlan(Charge(noise, rate, steps), drift, cost(noise))
+
+
+def _least(
+    cost: Callable[[float], float], target: float, low: float, high: float, tolerance: float = NOISE_TOLERANCE
+) -> float:
+    """The least noise whose cost is at most the target, up to a share `tolerance` above it; cost falls with noise."""
+    if cost(low) <= target:
+        return low
+    if cost(high) > target:
+        return high
+
+    def over(log_noise: float) -> float:  # nearly straight, so few steps find its zero
+        return math.log(max(cost(math.exp(log_noise)), SMALLEST) / target)
+
+    found = math.exp(brentq(over, math.log(low), math.log(high), xtol=tolerance / 2))
+    while cost(found) > target:
+        found *= 1 + tolerance / 2
+    return found
+
+
+def epsilon(charges: Sequence[Charge], delta: float) -> float:
+    """ε at δ of all charges together, an upper bound by numerical composition (PRV, arXiv 2106.02848)."""
+    from opacus.accountants import PRVAccountant
+
+    return _composed(PRVAccountant(), charges, delta)
+
+
+def epsilon_rdp(charges: Sequence[Charge], delta: float) -> float:
+    """The same by Rényi differential privacy (arXiv 1702.07476), a looser bound of other mathematics: a check."""
+    from opacus.accountants import RDPAccountant
+
+    return _composed(RDPAccountant(), charges, delta)
+
+
+def _composed(accountant: object, charges: Sequence[Charge], delta: float) -> float:
+    merged: dict[tuple[float, float], int] = {}
+    for charge in charges:
+        key = charge.noise_multiplier, charge.sampling_rate
+        merged[key] = merged.get(key, 0) + charge.steps
+    history = [(noise, rate, steps) for (noise, rate), steps in sorted(merged.items()) if steps]
+    if not history:
+        return 0.0
+    accountant.history = history  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # division by zero in a tail, a wide range of orders: neither lowers the bound
+        found = float(accountant.get_epsilon(delta=delta))  # type: ignore[attr-defined]
+    if math.isnan(found):
+        raise PrivacyError(f"ε of {len(charges)} charges at δ {delta:g} cannot be computed")
+    return found
+
+
+def noise_over_signal(noise_multiplier: float, parameters: int, batch_patients: int) -> float:
+    """Norm of one step's noise over the most that its mean clipped gradient can have: above 1 little is learned.
+
+    noise_multiplier * sqrt(parameters) / batch_patients; the clip norm cancels.
+    """
+    return noise_multiplier * parameters**0.5 / batch_patients

@@ -1,0 +1,286 @@
+"""What crosses the wire between server and sites: the only module of `ld_common` that knows Flower.
+
+join    -> site's name
+train   -> adapter, round, study and hashes          server to site
+        -> the adapter's frozen part                 only where a start gives it
+        -> nonce, the site's last audit head         only in a deployment
+        <- learned tensors, drift                    site to server
+        <- losses, counts, what scans there are of   only without privacy or secure aggregation
+        <- signature, audit head                     only in a deployment, where sites have keys
+keys, shares, unmask: secure aggregation's stages; its `vector` rides on train, in place of tensors and drift
+        <- an error code                             never an exception's text
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ld_common.adapters.registry import State
+from ld_common.core.errors import LdError
+from ld_common.protocol.attestation import Attestation, AuditHead, content_digest, head_from_record, head_record, plain
+from ld_common.protocol.secagg.messages import Payload
+
+JOIN, SECURE, HEAD, ATTESTATION, TENSORS = "join", "secure", "audit-head", "attestation", "safetensors"
+FROZEN = "frozen"
+ERROR_SENTENCES = {
+    "store": "the site's store is absent, or of another base model or modality",
+    "policy": "the study asks for more than the site allows",
+    "model": "the site cannot load the base model",
+    "adapter": "the adapter does not fit the site's base model",
+    "config": "the site cannot read its config or the study's",
+    "privacy": "the site's privacy budget does not allow it, or the study cannot be trained privately there",
+    "federation": "the site cannot follow the round's secure aggregation",
+    "approval": "the site has not approved the study, or no longer does",
+    "signature": "a signature does not hold at the site, or its key cannot be used",
+    "deployment": "the site's folder of the study cannot be used",
+    "diverged": "training gave a loss that is not finite",
+    "error": "the site failed for a reason that stays at the site",
+}
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What a site is asked to do in one round."""
+
+    state: State
+    """The part of the adapter that learns."""
+    round: int
+    study: str
+    """The study config as JSON."""
+    base_digest: str
+    modality_digest: str
+    secure: Payload | None = None
+    """Under secure aggregation, the request of its stage `vector`."""
+    nonce: str = ""
+    """What the site's signature answers (`attestation.new_nonce`); empty where sites have no keys."""
+    audit_head: AuditHead | None = None
+    """The last head of the site's audit log that the server holds."""
+    frozen: State = field(default_factory=dict)
+    """The part that does not, as the study's start has it; empty where sites draw it from the study's seed."""
+
+
+@dataclass(frozen=True)
+class TrainNumbers:
+    """What a site says of its data and training, exactly: nothing that may leave under differential privacy."""
+
+    visits: int
+    patients: int
+    loss_first: float
+    """Mean over the round's first fifth."""
+    loss_last: float
+    """Mean over the last fifth."""
+    seconds: float
+    coverage: list[float] = field(default_factory=list)
+    """What the site has scans of, in groups of patients (`ld_common.release.data_ranges`)."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a site answers."""
+
+    site: str
+    round: int
+    state: State
+    drift: Tensor | None
+    numbers: TrainNumbers | None
+    """None under differential privacy and secure aggregation."""
+    secure: Payload | None = None
+    """Under secure aggregation the answer of its stage `vector`, in place of state and drift."""
+    attestation: Attestation | None = None
+    """The site's signature over all of the above; None where sites have no keys."""
+
+    @property
+    def uplink_bytes(self) -> int:
+        """Bytes of all tensors that the site sends."""
+        tensors = [*self.state.values(), *([] if self.drift is None else [self.drift])]
+        masked = 0 if self.secure is None else len(bytes(self.secure["vector"]))  # type: ignore[arg-type]
+        return masked + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def content_digest(self) -> str:
+        """SHA-256 of everything but the attestation: each tensor by name, type, shape and bytes, and the numbers.
+
+        Raises:
+            SignatureError: a number that is not finite.
+        """
+        secure = None if self.secure is None else {name: plain(value) for name, value in self.secure.items()}
+        return content_digest(
+            {
+                "site": self.site,
+                "round": self.round,
+                "state": [tensor_record(name, self.state[name]) for name in sorted(self.state)],
+                "drift": None if self.drift is None else tensor_record("drift", self.drift),
+                "numbers": None if self.numbers is None else vars(self.numbers),
+                "secure": secure,
+            }
+        )
+
+
+def tensor_record(name: str, tensor: Tensor) -> dict[str, Any]:
+    """A tensor in words: name, type, shape, size and SHA-256 of its bytes, as they lie in memory (little-endian)."""
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return {
+        "name": name,
+        "type": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def pack_tensors(state: State) -> ArrayRecord:
+    """Tensors as one array of bytes, a safetensors file: Flower asks for each array by a request of its own."""
+    if not state:
+        return ArrayRecord({})
+    content = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+    return ArrayRecord({TENSORS: Array(np.frombuffer(content, dtype=np.uint8))})
+
+
+def unpack_tensors(record: ArrayRecord) -> State:
+    """The tensors of `pack_tensors`; raises `KeyError` or `ValueError` for anything else."""
+    if not record:
+        return {}
+    content = record[TENSORS].numpy()
+    if content.dtype != np.uint8 or content.ndim != 1 or len(record) != 1:
+        raise ValueError("not one array of bytes")
+    try:
+        return dict(sorted(load(content.tobytes()).items()))  # safetensors keeps no order
+    except SafetensorError as error:
+        raise ValueError("these bytes are no tensors") from error
+
+
+def pack_task(task: TrainTask) -> RecordDict:
+    """A task as message content."""
+    words = ConfigRecord(
+        {
+            "round": task.round,
+            "study": task.study,
+            "base-digest": task.base_digest,
+            "modality-digest": task.modality_digest,
+            "nonce": task.nonce,
+        }
+    )
+    secure = {} if task.secure is None else {SECURE: ConfigRecord(dict(task.secure))}
+    head = {} if task.audit_head is None else {HEAD: ConfigRecord(dict(head_record(task.audit_head)))}
+    frozen = {FROZEN: pack_tensors(task.frozen)} if task.frozen else {}
+    return RecordDict({"state": pack_tensors(task.state), "task": words, **frozen, **secure, **head})
+
+
+def unpack_task(content: RecordDict) -> TrainTask:
+    """A task from message content; raises `KeyError` when a part is absent, `ValueError` when one is malformed."""
+    words, head = content.config_records["task"], content.config_records.get(HEAD)
+    frozen = content.array_records.get(FROZEN)
+    return TrainTask(
+        state=unpack_tensors(content.array_records["state"]),
+        round=int(words["round"]),  # type: ignore[arg-type]
+        study=str(words["study"]),
+        base_digest=str(words["base-digest"]),
+        modality_digest=str(words["modality-digest"]),
+        secure=unpack_secure(content),
+        nonce=str(words.get("nonce", "")),
+        audit_head=None if head is None else head_from_record(head),
+        frozen={} if frozen is None else unpack_tensors(frozen),
+    )
+
+
+def pack_result(result: TrainResult) -> RecordDict:
+    """A result as message content."""
+    numbers = {} if result.numbers is None else vars(result.numbers)
+    drift = {} if result.drift is None else {"drift": result.drift}
+    secure = {} if result.secure is None else {SECURE: ConfigRecord(dict(result.secure))}
+    signed = {} if result.attestation is None else {ATTESTATION: _signed(result.attestation)}
+    return RecordDict(
+        {
+            "state": pack_tensors(result.state),
+            "drift": pack_tensors(drift),
+            "numbers": MetricRecord(dict(numbers)),
+            "site": ConfigRecord({"name": result.site, "round": result.round}),
+            **secure,
+            **signed,
+        }
+    )
+
+
+def unpack_result(content: RecordDict) -> TrainResult:
+    """A result from message content; raises `KeyError`, `TypeError` or `ValueError` when it is not one."""
+    numbers, site = dict(content.metric_records["numbers"]), content.config_records["site"]
+    signed = content.config_records.get(ATTESTATION)
+    return TrainResult(
+        site=str(site["name"]),
+        round=int(site["round"]),  # type: ignore[arg-type]
+        state=unpack_tensors(content.array_records["state"]),
+        drift=unpack_tensors(content.array_records["drift"]).get("drift"),
+        numbers=_numbers(numbers) if numbers else None,
+        secure=unpack_secure(content),
+        attestation=None if signed is None else _attestation(signed),
+    )
+
+
+def pack_secure(payload: Payload) -> RecordDict:
+    """A stage of secure aggregation as message content."""
+    return RecordDict({SECURE: ConfigRecord(dict(payload))})
+
+
+def unpack_secure(content: RecordDict) -> Payload | None:
+    """A stage's payload from message content, or None."""
+    record = content.config_records.get(SECURE)
+    return None if record is None else dict(record)  # type: ignore[arg-type]
+
+
+def _signed(attestation: Attestation) -> ConfigRecord:
+    head = {f"head-{name}": value for name, value in head_record(attestation.head).items()}
+    return ConfigRecord({"signature": attestation.signature, **head})
+
+
+def _attestation(record: Mapping[str, Any]) -> Attestation:
+    head = {name.removeprefix("head-"): value for name, value in record.items() if name.startswith("head-")}
+    return Attestation(str(record["signature"]), head_from_record(head))
+
+
+def _numbers(record: dict[str, Any]) -> TrainNumbers:
+    return TrainNumbers(
+        visits=int(record["visits"]),
+        patients=int(record["patients"]),
+        loss_first=float(record["loss_first"]),
+        loss_last=float(record["loss_last"]),
+        seconds=float(record["seconds"]),
+        coverage=[float(one) for one in record["coverage"]],
+    )
+
+
+def error_code(error: BaseException) -> str:
+    """All of an error that may leave: one of the codes of `ERROR_SENTENCES`."""
+    code = type(error).code if isinstance(error, LdError) else "error"
+    return code if isinstance(code, str) and code in ERROR_SENTENCES else "error"
+
+
+def pack_error(code: str) -> RecordDict:
+    """An error as message content: one of the codes of `ERROR_SENTENCES`, and nothing else."""
+    return RecordDict({"error": ConfigRecord({"code": code if code in ERROR_SENTENCES else "error"})})
+
+
+def unpack_error(content: RecordDict) -> str | None:
+    """The fixed sentence of an error answer, or None when the content is no error."""
+    if "error" not in content.config_records:
+        return None
+    return ERROR_SENTENCES.get(str(content.config_records["error"].get("code")), ERROR_SENTENCES["error"])
+
+
+def pack_name(site: str) -> RecordDict:
+    """A site's answer to `join`."""
+    return RecordDict({"site": ConfigRecord({"name": site})})
+
+
+def unpack_name(content: RecordDict) -> str | None:
+    """The name in an answer to `join`, or None."""
+    record = content.config_records.get("site")
+    return None if record is None else str(record.get("name"))

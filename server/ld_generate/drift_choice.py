@@ -1,0 +1,62 @@
+"""`ld-generate --drift`: from a word on the command line to the drift that pictures are drawn with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ld_common.core.errors import RequestError
+from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.drift import ConditionalDrift, Drift, at_designs, drift_from_shift
+from ld_common.imaging.modality import Attributes
+from ld_common.protocol.site_name import AUTO, RELEASE
+from ld_common.release.release import Release
+
+
+@dataclass(frozen=True)
+class DriftChoice:
+    """One value of `--drift`."""
+
+    name: str
+    """As files and labels show it."""
+    delta: float | None
+    """δ in the paper's units; None for `release` or a site's drift."""
+    own: Drift | ConditionalDrift | None = None
+    """The drift of the release, or of the site."""
+
+    def drift(self, release: Release, model: Denoiser, attributes: Attributes) -> Drift | None:
+        """What samples with these attributes start from.
+
+        Raises:
+            ConfigError: a δ, where the base's schedule ends without signal.
+        """
+        if not self.delta:
+            drift = at_designs(self.own, [release.modality.design(attributes)])
+            # all samples have these attributes, and so one μ
+            return Drift(drift.mean[0], drift.formulation) if drift and drift.mean.dim() == 4 else drift
+        return Drift(drift_from_shift(self.delta, model.scheduler.alphas_cumprod), release.study.drift.formulation)
+
+
+def choose_drifts(release: Release, words: Sequence[str]) -> list[DriftChoice]:
+    """The drifts that `--drift` names, each once: `release`, a site of the release, or a number.
+
+    Raises:
+        RequestError: a word that is none of these.
+    """
+    return list({choice.name: choice for choice in (_choice(release, word) for word in words)}.values())
+
+
+def _choice(release: Release, word: str) -> DriftChoice:
+    if word == RELEASE:
+        return DriftChoice(word, None, release.drift)
+    if word in release.site_drifts:
+        return DriftChoice(word, None, release.site_drifts[word])
+    try:
+        delta = float(word)
+    except ValueError:
+        delta = math.nan
+    if not math.isfinite(delta):
+        known = ", ".join([RELEASE, AUTO, *sorted(release.site_drifts)])
+        raise RequestError(f"--drift {word} is no number and none of {known}")
+    return DriftChoice(f"{delta:+g}" if delta else "0", delta)

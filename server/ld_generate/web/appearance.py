@@ -1,0 +1,149 @@
+"""How the page looks, and the pieces of HTML that it says things with; nothing here is fetched from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import gradio
+from gradio.themes.utils.fonts import Font
+
+from ld_common.release.release import Release
+from ld_generate.web.drawing import MEASURED, Drawn
+from ld_generate.writer import DIFFERENCE_LIMIT
+
+NOTICE = (
+    '<div class="notice" role="note"><b>Synthetic images, for research only.</b> '
+    "What this page draws is model output, not an observation of a patient. Not for diagnosis.</div>"
+)
+DIFFERENCE_SCALE = (
+    '<div class="scale"><span>darker</span><i></i><span>brighter</span></div>'
+    f'<div class="note">Difference: counterfactual less reconstruction; full colour is {DIFFERENCE_LIMIT / 2:.0%} '
+    "of the scan's grey range.</div>"
+)
+FONTS = [Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")]
+MONOSPACE = [Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
+
+CHANGE = "the edit's change"
+
+CSS = """
+.gradio-container { overflow: visible !important; padding: 0 !important; }
+.gradio-container > .main { padding: 0 !important; max-width: none; }
+.gradio-container .column { gap: 10px; }
+.gradio-container .html-container { padding: 0 !important; }
+footer { display: none !important; }
+#notice { position: sticky; top: 0; z-index: 900; border-radius: 0; }
+#title, #both { max-width: 1640px; width: 100%; margin: 0 auto; padding: 0 24px; }
+#both { padding-bottom: 24px; }
+.notice { background: #7a4100; color: #fff; padding: 7px 24px; font-size: 14px; line-height: 1.4; text-align: center; }
+.notice b { color: #fff; }
+#title h1 { font-size: 20px; font-weight: 650; margin: 0; }
+#title p { margin: 0; font-size: 13px; color: var(--body-text-color-subdued); }
+.group-name { font-size: 12px; font-weight: 650; letter-spacing: .04em; text-transform: uppercase;
+              color: var(--body-text-color-subdued); margin-top: 4px; }
+.hint { display: grid; place-content: center; text-align: center; min-height: 420px; font-size: 15px; line-height: 1.9;
+        color: var(--body-text-color-subdued); border: 1px dashed var(--border-color-primary); border-radius: 8px; }
+#both > .column { align-self: stretch; }
+#message { position: sticky; top: 40px; z-index: 60; }
+#message:has(.translucent) { min-height: 96px; }
+.message { border-radius: 6px; padding: 9px 13px; font-size: 14px; line-height: 1.4; border-left: 4px solid; }
+.message.error { background: #fdecea; color: #6d1b14; border-color: #c62f21; }
+.message.warning { background: #fff4dc; color: #5c3a00; border-color: #d98a00; }
+.message + .message { margin-top: 6px; }
+.dark .message.error { background: #43150f; color: #ffd9d4; }
+.dark .message.warning { background: #402c05; color: #ffe6b3; }
+#files label[data-testid="block-label"], .picture label[data-testid="block-label"] {
+    position: static; border: 0; background: none; box-shadow: none; padding: 5px 8px; font-size: 12px; }
+#files label[data-testid="block-label"] span, .picture label[data-testid="block-label"] span { display: none; }
+#files .icon-wrap { display: none; }
+#ask :is(input[type="text"], textarea):disabled { background: var(--background-fill-secondary); }
+#ask label:has(:disabled) { opacity: .7; }
+#ask input[type="range"] { min-width: 0; }
+#ask [id^="wanted-"] .reset-button { display: none; }
+#files .wrap[data-testid="upload-text"] { font-size: 14px; line-height: 1.5; }
+#draw { position: sticky; bottom: 0; z-index: 50; box-shadow: 0 0 0 10px var(--body-background-fill); }
+.caption b { font-size: 17px; font-weight: 650; color: var(--body-text-color); }
+.caption div { font-size: 13px; color: var(--body-text-color-subdued); }
+.preview { max-width: 560px; }
+.picture .image-container, .picture .image-container > button, .picture .image-frame { width: 100%; height: auto; }
+.picture img { display: block; width: 100% !important; height: auto !important; max-height: 64vh; object-fit: contain; }
+.block.fullscreen::before { content: "Synthetic images, for research only. Not for diagnosis.";
+    display: block; padding: 7px 24px; background: #7a4100; color: #fff; font-size: 14px; text-align: center; }
+.block.fullscreen img { max-height: calc(100vh - 80px); }
+.gradio-container table.measured { border: 0; border-collapse: collapse; width: 100%; margin: 0; font-size: 13px;
+                                   font-variant-numeric: tabular-nums; }
+.gradio-container table.measured :is(tr, th, td) { border: 0; background: none; }
+.gradio-container table.measured :is(th, td) { text-align: right; padding: 4px 0 4px 12px;
+                                              color: var(--body-text-color);
+                                              border-bottom: 1px solid var(--border-color-primary); }
+.gradio-container table.measured :is(th, td):first-child { text-align: left; padding-left: 0; }
+.gradio-container table.measured th { font-weight: 600; color: var(--body-text-color-subdued); }
+.note { font-size: 12px; line-height: 1.4; color: var(--body-text-color-subdued); margin-top: 4px; }
+.scale { display: grid; grid-template-columns: auto 1fr auto; gap: 8px; align-items: center; font-size: 12px; }
+.scale i { height: 10px; border-radius: 3px;
+           background: linear-gradient(90deg, #053061, #4393c3, #f7f7f7, #d6604d, #67001f); }
+"""
+
+
+def theme() -> gradio.themes.Base:
+    """Calm greys, one blue, and the fonts that the machine has."""
+    return gradio.themes.Default(
+        primary_hue="blue",
+        neutral_hue="slate",
+        font=FONTS,
+        font_mono=MONOSPACE,
+        text_size="sm",
+        spacing_size="sm",
+        radius_size="sm",
+    )
+
+
+def title(release: Release) -> str:
+    """Which release this is, and who vouches for it."""
+    signed = f"signed by {release.signed_by}" if release.signed_by else "not signed: nobody vouches for it"
+    kind = release.modality.name.replace("_", " ")
+    return f"<h1>Counterfactuals: {escape(kind)}</h1><p>release “{escape(release.study.name)}”, {escape(signed)}</p>"
+
+
+def heading(words: str) -> gradio.HTML:
+    """The name of a group of controls."""
+    return gradio.HTML(f'<div class="group-name">{escape(words)}</div>')
+
+
+def message(kind: str, line: str) -> str:
+    """One line that has to be seen: an `error` or a `warning`."""
+    return f'<div class="message {kind}" role="alert">{escape(line)}</div>'
+
+
+def caption(name: str, drawn: Drawn) -> str:
+    """What the pictures show, and how they were drawn."""
+    how = f"{escape(name)} · {escape(drawn.settings)}"
+    return f'<div class="caption"><b>Synthetic: {escape(drawn.title)}</b><div>{how}</div></div>'
+
+
+def areas(measured: Mapping[str, Sequence[float]]) -> str:
+    """The measures of one answer as a table, with what the edit alone changes."""
+    if not measured:
+        return ""
+    columns = [[*values, values[2] - values[1]] for values in measured.values()]
+    rows = [
+        [what, *(f"{column[row]:{'+,.0f' if what == CHANGE else ',.0f'}}" for column in columns)]
+        for row, what in enumerate((*MEASURED, CHANGE))
+    ]
+    note = "The edit's change: from the reconstruction to the counterfactual."
+    return _table(["", *(f"{name}, mm²" for name in measured)], rows, note)
+
+
+def trajectory(rows: Sequence[Sequence[str]]) -> str:
+    """The rows of a trajectory's CSV, head first, as a table."""
+    if not rows:
+        return ""
+    rounded = [[what, *(f"{float(value):,.4g}" for value in values)] for what, *values in rows[1:]]
+    return _table(rows[0], rounded, "")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    table = f'<table class="measured"><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>'
+    return f'{table}<div class="note">{note}</div>' if note else table

@@ -1,0 +1,77 @@
+"""The page's server: it speaks to nobody but those who open it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from ld_common.core.errors import ConfigError
+from ld_common.diffusion.base_model import BaseModel
+from ld_common.release.release import Release
+from ld_generate.web.appearance import CSS, theme
+from ld_generate.web.layout import Page
+
+MOST_BYTES = 128 * 2**20
+"""Of one file that is dropped."""
+
+
+@contextmanager
+def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], host: str, port: int) -> Iterator[str]:
+    """Serve a release's page; yields its address. All files of its visitors are deleted at the end.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    with tempfile.TemporaryDirectory(prefix="ld-page-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        # Gradio asks itself whether it has started, and a hospital's proxy would not find it
+        os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1", "localhost", host]))
+        page = Page(model, release, examples)
+        try:
+            _, address, _ = page.blocks.launch(
+                server_name=host,
+                server_port=port,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                inline=False,
+                inbrowser=False,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                run_history=False,
+                enable_monitoring=False,
+                show_error=False,
+                footer_links=[],
+                max_file_size=MOST_BYTES,
+                app_kwargs={"middleware": _middleware(host)},
+                theme=theme(),
+                css=CSS,
+            )
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: choose another --port, or --host") from error
+        try:
+            yield address
+        finally:
+            page.blocks.close(verbose=False)
+
+
+def _middleware(host: str) -> list[Middleware]:
+    """On loopback, no answer to requests for another name: a web site could make its own name lead to the page."""
+    names = ["localhost", "127.0.0.1", "["]  # what Starlette takes for the name in [::1]:7860
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=names)] if is_loopback(host) else []
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

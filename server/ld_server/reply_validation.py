@@ -1,0 +1,86 @@
+"""A site's reply, from foreign bytes to a result: whatever a node sends, the round goes on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from flwr.app import Array, Message, RecordDict
+
+from ld_common.core.errors import AdapterError, LdError
+from ld_common.diffusion.drift import by_channel
+from ld_common.protocol import messages
+from ld_common.protocol.messages import TrainResult, TrainTask
+from ld_common.protocol.study_config import StudyConfig
+
+LONGEST_REASON = 300
+SPARE_BYTES, SPARE_BYTES_A_TENSOR = 2**20, 1024
+
+
+def read_reply(
+    reply: Message, site: str, task: TrainTask, study: StudyConfig, drift_shape: torch.Size | None
+) -> TrainResult:
+    """The result in a reply to this site's task; its tensors are still to be checked.
+
+    Raises:
+        AdapterError: it is an error, too large, of another site or round, or holds what the study does not let leave.
+        Exception: of any kind, when it cannot be decoded.
+    """
+    if reply.has_error():
+        raise AdapterError(f"its node failed with code {reply.error.code}")
+    size, most = content_bytes(reply.content), largest_answer(task, drift_shape)
+    if size > most:
+        raise AdapterError(f"its answer has {size:,} bytes, more than the {most:,} of any answer to this task")
+    if (sentence := messages.unpack_error(reply.content)) is not None:
+        raise AdapterError(sentence)
+    result = messages.unpack_result(reply.content)
+    if (result.site, result.round) != (site, task.round):
+        raise AdapterError(f"its answer is of site '{result.site}' and round {result.round}")
+    secure = study.federation.secure_aggregation
+    withheld = result.numbers is None, result.secure is not None
+    if withheld != (study.withholds_numbers, secure) or (secure and (result.state or result.drift is not None)):
+        raise AdapterError("it does not hold just what the study lets leave")
+    if result.secure is not None and not isinstance(result.secure["vector"], bytes):
+        raise AdapterError("its masked vector is not bytes")
+    return result
+
+
+def largest_answer(task: TrainTask, drift_shape: torch.Size | None) -> int:
+    """Bytes above which no honest answer to a task lies, in the clear or masked."""
+    numbers = sum(value.numel() for value in task.state.values())
+    numbers += 0 if drift_shape is None else math.prod(drift_shape)
+    return 2 * 4 * numbers + SPARE_BYTES_A_TENSOR * len(task.state) + SPARE_BYTES
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of a message's content as it came, before anything of it is decoded."""
+    total = 0
+    for record in content.values():
+        for key, value in record.items():
+            values = value if isinstance(value, list) else [value]
+            total += len(key) + sum(_size(one) for one in values)
+    return total
+
+
+def _size(value: object) -> int:
+    data = value.data if isinstance(value, Array) else value
+    return len(data) if isinstance(data, str | bytes) else 8
+
+
+def reason(error: LdError) -> str:
+    """Why a site is left out, in one printable line of bounded length: parts of it may be the site's own words."""
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(error)).split())
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
+
+
+def summary(result: TrainResult, norm: float | None, clipped: bool | None) -> dict[str, Any]:
+    """What the round's record keeps of a site's answer; None is what the site withheld."""
+    withheld = dict.fromkeys(("visits", "patients", "loss_first", "loss_last", "seconds", "coverage"))
+    return {
+        **(withheld if result.numbers is None else vars(result.numbers)),
+        "update_norm": norm,
+        "clipped": clipped,
+        "uplink_bytes": result.uplink_bytes,
+        "drift": None if result.drift is None else by_channel(result.drift),
+    }

@@ -1,0 +1,230 @@
+"""The server's half of secure aggregation: it drives the stages, and learns the sum of the survivors' updates.
+
+A site that does not answer, or answers wrongly, is left out from there on. With fewer than the threshold left the round
+fails before anything is unmasked; a sum that does not check fails it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from Crypto.Protocol.SecretSharing import Shamir
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from numpy.typing import NDArray
+
+from ld_common.core.errors import FederationError
+from ld_common.protocol.secagg.crypto import (
+    DIGEST_BYTES,
+    SEALED_BYTES,
+    SECRET_BYTES,
+    agree,
+    crowd_digest,
+    mark,
+    masking_key,
+    pair_mask,
+    self_mask,
+)
+from ld_common.protocol.secagg.messages import (
+    CHECK_WORDS,
+    DealtShares,
+    KeyOffer,
+    MaskedVector,
+    Payload,
+    RevealedShares,
+    Roster,
+    RoutedShares,
+    Setting,
+    Stage,
+    UnmaskRequest,
+    dequantise,
+    pack,
+    require,
+    unpack,
+)
+
+Exchange = Callable[[Stage, dict[str, Payload]], Mapping[str, Mapping[str, object]]]
+"""Sends a stage's request to each site and returns the answers that came, by site."""
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class SecureSum:
+    """Sum of the updates of `sites`, each within the setting's clipping range, off by half a step a site."""
+
+    vector: NDArray[np.float64]
+    sites: list[str]
+
+
+class SecureAggregation:
+    """One round: `agree`, then the sites train, then `collect`, then `unmask`; each once.
+
+    `left_out` holds, by site, why it is not in the sum.
+    """
+
+    def __init__(self, setting: Setting, sites: Sequence[str]) -> None:
+        self.setting = setting
+        self.left_out: dict[str, str] = {}
+        self._sites = sorted(set(sites))
+        require(len(self._sites) == setting.sites, f"{len(self._sites)} sites for a setting of {setting.sites}")
+        self._roster = Roster([], [], [])
+        self._session = b""
+        self._dealt: dict[str, DealtShares] = {}
+        self._survivors: list[str] = []
+        self._total = np.zeros(setting.length + CHECK_WORDS, np.uint32)
+
+    def agree(self, exchange: Exchange) -> dict[str, Payload]:
+        """Stages `keys` and `shares`; returns the request of stage `vector` for each site that is to train.
+
+        Raises:
+            FederationError: fewer sites than the threshold are left.
+        """
+        answers = exchange(Stage.KEYS, {site: pack(self.setting) for site in self._sites})
+        offers = self._read(Stage.KEYS, self._sites, answers, KeyOffer, _check_offer)
+        held = [key for offer in offers.values() for key in (offer.sealing_key, offer.masking_key)]
+        for site, offer in list(offers.items()):
+            if held.count(offer.sealing_key) > 1 or held.count(offer.masking_key) > 1:
+                self.left_out[site] = "it offered a key that stands twice in the round"
+                del offers[site]
+        self._require_enough(Stage.KEYS, len(offers))
+        self._roster = Roster(
+            sites=list(offers),
+            sealing_keys=[offer.sealing_key for offer in offers.values()],
+            masking_keys=[offer.masking_key for offer in offers.values()],
+        )
+        self._session = self._roster.session(self.setting)
+        answers = exchange(Stage.SHARES, {site: pack(self._roster) for site in offers})
+        self._dealt = self._read(Stage.SHARES, self._roster.sites, answers, DealtShares, self._check_dealt)
+        self._require_enough(Stage.SHARES, len(self._dealt))
+        return {site: self._routed(site) for site in self._dealt}
+
+    def collect(self, answers: Mapping[str, Mapping[str, object]]) -> list[str]:
+        """Stage `vector`: adds up the masked vectors that came; returns their sites, all of which the sum will hold.
+
+        Raises:
+            FederationError: fewer than the threshold came, and no mask will be removed.
+        """
+        vectors = self._read(Stage.VECTOR, self._dealt, answers, MaskedVector, self._check_vector)
+        self._require_enough(Stage.VECTOR, len(vectors))
+        for masked in vectors.values():
+            self._total += np.frombuffer(masked.vector, dtype="<u4")
+        self._survivors = list(vectors)
+        return self._survivors
+
+    def unmask(self, exchange: Exchange) -> SecureSum:
+        """Stage `unmask`: removes the survivors' own masks and what they added because of the dropped.
+
+        Raises:
+            FederationError: fewer sites than the threshold reveal shares, a site dealt false ones, or the sum does not
+                check.
+        """
+        dropped = [site for site in self._dealt if site not in self._survivors]
+        request = pack(UnmaskRequest(self._session, self._survivors, dropped))
+        answers = exchange(Stage.UNMASK, {site: request for site in self._survivors})
+        revealed = self._read(Stage.UNMASK, self._survivors, answers, RevealedShares, self._check_revealed)
+        self._require_enough(Stage.UNMASK, len(revealed))
+        total = self._total
+        for place, site in enumerate(self._dealt):
+            shares = {revealer: answer.shares[place] for revealer, answer in revealed.items()}
+            total = total - (
+                self._self_mask(site, shares) if site in self._survivors else self._pair_masks(site, shares)
+            )
+        count = len(self._survivors)
+        checks = bool((total[self.setting.length :] == count).all())
+        require(checks, "the unmasked sum does not check: a site masked otherwise than agreed; the sum is not used")
+        return SecureSum(dequantise(total[: self.setting.length], count, self.setting), self._survivors)
+
+    def _read(
+        self,
+        stage: Stage,
+        sites: Iterable[str],
+        answers: Mapping[str, Mapping[str, object]],
+        kind: type[P],
+        check: Callable[[str, P], None],
+    ) -> dict[str, P]:
+        """The good answers of those who were asked, in the order of their names; why the others are left out."""
+        good: dict[str, P] = {}
+        for site in sites:
+            try:
+                require(site in answers, "it did not answer")
+                answer = unpack(kind, answers[site])
+                check(site, answer)
+                good[site] = answer
+            except FederationError as error:
+                if stage is not Stage.UNMASK:  # whoever is silent then is in the sum all the same
+                    self.left_out[site] = f"stage '{stage}' of secure aggregation: {error}"
+        return good
+
+    def _require_enough(self, stage: Stage, count: int) -> None:
+        reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(self.left_out.items()))
+        problem = f"{count} of {self.setting.sites} sites are left after stage '{stage}' of secure aggregation"
+        remedy = f"{self.setting.threshold} are needed: nothing more is unmasked, go on with a new round"
+        require(count >= self.setting.threshold, f"{problem}, {remedy}" + (f" ({reasons})" if reasons else ""))
+
+    def _check_dealt(self, site: str, dealt: DealtShares) -> None:
+        sites = self._roster.sites
+        require(dealt.session == self._session, "its shares are of another round or roster")
+        sizes = [0 if peer == site else SEALED_BYTES for peer in sites]
+        require(
+            [len(sealed) for sealed in dealt.sealed] == sizes, "its sealed shares have other sizes than shares have"
+        )
+        lists = (dealt.seed_share_marks, dealt.key_share_marks)
+        marks = [dealt.seed_mark, *dealt.seed_share_marks, *dealt.key_share_marks]
+        good = all(len(marks) == len(sites) for marks in lists) and {len(one) for one in marks} == {DIGEST_BYTES}
+        require(good, "it did not mark each of its shares")
+
+    def _check_vector(self, site: str, masked: MaskedVector) -> None:
+        require(masked.session == self._session, "its vector is of another round or roster")
+        size = 4 * len(self._total)
+        require(len(masked.vector) == size, f"its vector has {len(masked.vector)} bytes, not {size}")
+
+    def _check_revealed(self, site: str, revealed: RevealedShares) -> None:
+        require(revealed.session == self._session, "its revealed shares are of another round or roster")
+        require(len(revealed.shares) == len(self._dealt), "it did not reveal one share for each site")
+
+    def _routed(self, recipient: str) -> Payload:
+        place = self._roster.sites.index(recipient)
+        return pack(
+            RoutedShares(self._session, list(self._dealt), [dealt.sealed[place] for dealt in self._dealt.values()])
+        )
+
+    def _self_mask(self, site: str, shares: Mapping[str, bytes]) -> NDArray[np.uint32]:
+        """What a survivor added on its own account."""
+        seed = self._reconstruct("seed share", site, self._dealt[site].seed_share_marks, shares)
+        agreed = mark(self._session, "seed", site, "", seed) == self._dealt[site].seed_mark
+        require(agreed, f"'{site}' dealt shares that give another seed than it marked: leave it out of a new round")
+        return self_mask(seed, crowd_digest(self._session, list(self._dealt)), site, len(self._total))
+
+    def _pair_masks(self, site: str, shares: Mapping[str, bytes]) -> NDArray[np.uint32]:
+        """What the survivors added because of a site that dropped out."""
+        secret = self._reconstruct("key share", site, self._dealt[site].key_share_marks, shares)
+        private, crowd = (
+            masking_key(secret, self.setting.digest(), site),
+            crowd_digest(self._session, list(self._dealt)),
+        )
+        public = dict(zip(self._roster.sites, self._roster.masking_keys, strict=True))
+        agreed = private.public_key().public_bytes_raw() == public[site]
+        require(agreed, f"'{site}' dealt shares that give another key than it offered: leave it out of a new round")
+        total = np.zeros_like(self._total)
+        for survivor in self._survivors:
+            total += pair_mask(private, public[survivor], crowd, survivor, site, len(total))
+        return total
+
+    def _reconstruct(self, kind: str, dealer: str, marks: Sequence[bytes], shares: Mapping[str, bytes]) -> bytes:
+        """A secret from as many shares as the threshold, of those that bear their dealer's mark."""
+        good = []
+        for index, (recipient, expected) in enumerate(zip(self._roster.sites, marks, strict=True), start=1):
+            if recipient in shares and mark(self._session, kind, dealer, recipient, shares[recipient]) == expected:
+                good.append((index, shares[recipient]))
+        few = f"only {len(good)} good shares of '{dealer}' came, {self.setting.threshold} are needed"
+        require(len(good) >= self.setting.threshold, f"{few}: the sum stays masked, leave it out of a new round")
+        require({len(share) for _, share in good} == {SECRET_BYTES}, f"'{dealer}' marked shares that are none")
+        return Shamir.combine(good[: self.setting.threshold], False)
+
+
+def _check_offer(site: str, offer: KeyOffer) -> None:
+    """Refuse a key on which every other site would stumble."""
+    for public in (offer.sealing_key, offer.masking_key):
+        agree(X25519PrivateKey.generate(), public)

@@ -1,0 +1,108 @@
+"""One round's secure aggregation over Flower's grid: from the sites present to their mean update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Message
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from ld_common.adapters.registry import State
+from ld_common.adapters.state_dict import update_norm
+from ld_common.core.errors import FederationError
+from ld_common.diffusion.drift import LARGEST_DRIFT
+from ld_common.protocol import messages
+from ld_common.protocol.secagg.messages import Payload, Setting, Stage, default_threshold, drift_unit, restore
+from ld_common.protocol.study_config import StudyConfig
+from ld_server.secagg import SecureAggregation
+
+STAGE_TIMEOUT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class MeanUpdate:
+    """What the server learns of a round."""
+
+    state: State
+    """The adapter with the sites' mean update."""
+    drift: Tensor | None
+    """The sites' mean drift."""
+    sites: list[str]
+    """Who is in it."""
+    norm: float
+    """L2 norm of the mean update."""
+
+
+class SecureRound:
+    """One round: `begin` before the sites train, `finish` with what they sent."""
+
+    def __init__(
+        self, study: StudyConfig, server_round: int, state: State, drift_shape: torch.Size | None, grid: Grid
+    ) -> None:
+        self.study, self.round, self.state, self.drift_shape, self.grid = study, server_round, state, drift_shape, grid
+        self.left_out: dict[str, str] = {}
+        self._nodes: dict[str, int] = {}
+        self._aggregation: SecureAggregation | None = None
+
+    def begin(self, nodes: dict[str, int]) -> dict[str, Payload]:
+        """Stages `keys` and `shares` with the sites at these nodes; returns what goes with each site's task.
+
+        Raises:
+            FederationError: too few sites are here or are left.
+        """
+        federation, count = self.study.federation, len(nodes)
+        threshold = max(federation.secure_threshold or default_threshold(count), federation.min_sites)
+        length = sum(value.numel() for value in self.state.values())
+        length += 0 if self.drift_shape is None else math.prod(self.drift_shape)
+        if count < threshold:
+            raise FederationError(f"{count} sites are here, a secure sum needs {threshold}")
+        setting = Setting(self.study.digest(), self.round, count, threshold, length, federation.secure_clip)
+        self._nodes, self._aggregation = nodes, SecureAggregation(setting, list(nodes))
+        try:
+            return self._aggregation.agree(self._exchange)
+        finally:
+            self.left_out |= self._aggregation.left_out
+
+    def finish(self, answers: Mapping[str, Payload]) -> MeanUpdate:
+        """Stages `vector`, whose answers came with the training, and `unmask`.
+
+        Raises:
+            FederationError: too few answers, a sum that does not check, or one that could harm the adapter.
+        """
+        aggregation = self._aggregation
+        if aggregation is None:
+            raise FederationError("no site has begun the round")
+        try:
+            aggregation.collect(answers)
+            found = aggregation.unmask(self._exchange)
+        finally:
+            self.left_out |= aggregation.left_out
+        unit = drift_unit(aggregation.setting.clip)
+        update, drift = restore(found.vector / len(found.sites), self.state, self.drift_shape, unit)
+        state = {name: (self.state[name].double() + value).float() for name, value in update.items()}
+        norm, most = update_norm(state, self.state), self.study.federation.max_update_norm
+        if norm > most:
+            raise FederationError(f"the mean update has norm {norm:.3g}, more than federation.max_update_norm {most:g}")
+        if drift is not None and float(drift.abs().max()) > LARGEST_DRIFT:
+            raise FederationError(f"the mean drift reaches {float(drift.abs().max()):.3g}, above {LARGEST_DRIFT:g}")
+        return MeanUpdate(state, None if drift is None else drift.float(), list(found.sites), norm)
+
+    def _exchange(self, stage: Stage, requests: dict[str, Payload]) -> dict[str, Mapping[str, object]]:
+        """Ask sites and return the payloads that came; whoever fails is silent."""
+        asked = [
+            Message(messages.pack_secure(request), dst_node_id=self._nodes[site], message_type=f"query.{stage.value}")
+            for site, request in requests.items()
+        ]
+        replies = list(self.grid.send_and_receive(asked, timeout=STAGE_TIMEOUT_SECONDS))
+        names = {message.metadata.message_id: site for message, site in zip(asked, requests, strict=True)}
+        answers: dict[str, Mapping[str, object]] = {}
+        for reply in replies:
+            site = names.get(reply.metadata.reply_to_message_id)
+            payload = messages.unpack_secure(reply.content) if reply.has_content() else None
+            if site is not None and payload is not None:
+                answers[site] = payload
+        return answers

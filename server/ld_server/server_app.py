@@ -1,0 +1,208 @@
+"""The central end of the federation: a Flower ServerApp that runs one study and writes its release.
+
+run config: study  = path of the study's YAML, overrides = "key=value key=value"
+            home   = a deployed study's folder (ld-server provision), in place of both
+            resume = true goes on from the last checkpoint in the study's output folder
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from ld_common.adapters.registry import Attached, attach, read_scheme
+from ld_common.adapters.state_dict import check_state
+from ld_common.core import offline
+from ld_common.core.errors import AdapterError, ConfigError, FederationError, LdError, ReleaseError
+from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.imaging.modality import Modality
+from ld_common.protocol.study_config import StudyConfig, load_study
+from ld_common.release.release import Release, write_release
+from ld_common.release.trusted_keys import read_trusted_release
+from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpoint, has_checkpoint
+from ld_server.deployment.admission import deployed_admission
+from ld_server.deployment.study_home import StudyHome
+from ld_server.node_registry import Admission
+from ld_server.resilient_grid import SteadyGrid
+from ld_server.round_log import FAILURE, RELEASE, append_round, locked, write_rounds
+from ld_server.strategy import DriftFederation
+
+offline.configure()
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study that the run config names; one with a home never begins anew over what it has."""
+    config = context.run_config
+    home, overrides = str(config.get("home", "")), shlex.split(str(config.get("overrides", "")))
+    resume = bool(config.get("resume", False))
+    if not home:
+        study, modality = load_study(Path(str(config["study"])), overrides)
+        run_study(SteadyGrid(grid), study, modality, resume=resume)
+        return
+    if overrides:
+        raise ConfigError("overrides: sites approved the study of its home as it is; edit study.yaml there")
+    deployed = StudyHome(Path(home)).check()
+    study, modality = deployed.study()
+    admission = deployed_admission(deployed, study)
+    run_study(SteadyGrid(grid), study, modality, resume=resume, overwrite=False, admission=admission)
+
+
+def run_study(
+    grid: Grid,
+    study: StudyConfig,
+    modality: Modality,
+    *,
+    resume: bool = False,
+    overwrite: bool = True,
+    admission: Admission | None = None,
+) -> Path:
+    """Run all rounds of a study and write its release; returns the release's folder.
+
+    Args:
+        grid: Flower's.
+        study: the study; its output is the run's folder, held by one run at a time.
+        modality: what its scans show.
+        resume: go on after the last checkpoint, to the bytes of an unbroken run. The round that was under way is asked
+            again, and private sites pay for it again.
+        overwrite: begin anew where a checkpoint lies and `resume` is not asked for.
+        admission: who takes part; None asks the nodes for their names.
+
+    Raises:
+        FederationError: too few sites came, no round had enough good answers, or there is a checkpoint that must not
+            be overwritten, or cannot be resumed.
+        CheckpointError: the checkpoint cannot be read or written.
+    """
+    output = Path(study.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        (output / FAILURE).unlink(missing_ok=True)
+        try:
+            return _run(grid, study, modality, output, resume, overwrite, admission)
+        except LdError as error:
+            with contextlib.suppress(OSError):
+                (output / FAILURE).write_text(str(error))
+            raise
+
+
+def _run(
+    grid: Grid,
+    study: StudyConfig,
+    modality: Modality,
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    admission: Admission | None,
+) -> Path:
+    if not (resume or overwrite) and has_checkpoint(output):
+        raise FederationError(
+            f"'{output}' holds rounds of a study already: go on with --resume (resume=true), "
+            "or move the folder away to begin anew"
+        )
+    digest = base_digest(study.base_model)
+    checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
+    model = load_denoiser(study.base_model)
+    attached = attach(model, read_scheme(study.scheme), study.seed)
+    strategy = DriftFederation(
+        study,
+        digest,
+        modality.digest(),
+        drift_shape(study, modality, model.latent_shape),
+        output,
+        lambda record: append_round(output, record),
+        admission,
+    )
+    if checkpoint is None:
+        drop_checkpoint(output)
+        if study.start:
+            start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # a simulation's, often
+            start_from(attached, start, study, digest)
+            strategy.frozen = attached.frozen_state()
+    else:
+        check_state(checkpoint.state, attached.learned_state())
+        attached.load({**checkpoint.frozen, **checkpoint.state})
+        strategy.restore(checkpoint)
+    write_rounds(output, strategy.records)
+    remaining = study.federation.rounds - len(strategy.records)
+    if remaining:
+        strategy.start(
+            grid=grid,
+            initial_arrays=ArrayRecord(dict(attached.learned_state())),
+            num_rounds=remaining,
+            timeout=study.federation.round_timeout_seconds,
+        )
+    if not any(record.counted for record in strategy.records):
+        raise FederationError("no round had enough good answers: no release is written")
+    attached.load(strategy.state)
+    return write_release(
+        output / RELEASE,
+        study,
+        modality,
+        digest,
+        attached.state(),
+        strategy.drift,
+        strategy.site_drifts,
+        [vars(record) for record in strategy.records],
+    )
+
+
+def last_checkpoint(output: Path, study: StudyConfig, digest: str, modality_digest: str) -> Checkpoint | None:
+    """The checkpoint to go on from; None, which is said, when no round has ended yet.
+
+    Raises:
+        FederationError: it is of another study, base or modality.
+        CheckpointError: it cannot be read, nor the one before.
+    """
+    found = find_checkpoint(output)
+    if found is None:
+        print(f"'{output}' holds no checkpoint: begins at round 1", flush=True)
+        return None
+    checkpoint = found.checkpoint
+    for what, own, its in (
+        ("study", study.digest(), checkpoint.study_digest),
+        ("base model", digest, checkpoint.base_digest),
+        ("modality", modality_digest, checkpoint.modality_digest),
+    ):
+        if own != its:
+            raise FederationError(
+                f"cannot resume: the checkpoint in '{output}' is of another {what} (sha256 {its[:12]}..., not "
+                f"{own[:12]}...): restore that {what}, or move the folder away to begin anew"
+            )
+    if found.damage:
+        print(f"{found.damage}; goes on from the checkpoint before it, after round {checkpoint.round}", flush=True)
+        drop_checkpoint(output, (NAME,))  # else the next round's would push the whole one out
+    return checkpoint
+
+
+def start_from(attached: Attached[Any], release: Release, study: StudyConfig, digest: str) -> None:
+    """Load a release's adapter, what learns and what stays frozen, as a study's start.
+
+    Raises:
+        ReleaseError: it is of another base, or its adapter is not what the study's scheme would make.
+    """
+    if release.base_digest != digest:
+        raise ReleaseError(f"start: '{study.start}' is of another base model than the study's")
+    try:
+        check_state(release.state, attached.state())
+    except AdapterError as error:
+        raise ReleaseError(f"start: the adapter of '{study.start}' does not fit the study's scheme: {error}") from error
+    attached.load(release.state)
+
+
+def drift_shape(study: StudyConfig, modality: Modality, latent_shape: tuple[int, int, int]) -> torch.Size | None:
+    """The shape that every site's drift must have; None for no drift."""
+    shapes = {
+        "scalar": (1, 1, 1),
+        "channel": (latent_shape[0], 1, 1),
+        "map": latent_shape,
+        "conditional": (1 + modality.design_width, *latent_shape),
+    }
+    shape = shapes.get(study.drift.mean)
+    return None if shape is None else torch.Size(shape)

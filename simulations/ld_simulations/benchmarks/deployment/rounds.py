@@ -1,0 +1,108 @@
+"""A deployed study run to its end: killed and resumed against unbroken, and what a round costs over bare training."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ld_client.data.store import open_store
+from ld_client.site_config import load_modality, load_site
+from ld_client.train import Lesson, train_round
+from ld_common.adapters.registry import attach, read_scheme
+from ld_common.core.errors import DeploymentError
+from ld_common.core.processes import environment
+from ld_common.diffusion.base_model import load_denoiser
+from ld_server.round_log import RELEASE, ROUNDS
+from ld_simulations.benchmarks.deployment.soak import LINK
+from ld_simulations.benchmarks.deployment.stage import RUN, SERVER, Deployment
+from ld_simulations.demo import Demo, prepare_sites
+
+RUN_SECONDS = 900.0
+POLL_SECONDS = 0.1
+
+
+def run_to_release(stage: Deployment, kill_after_round: int = 0) -> bytes:
+    """Run a served deployment's study; returns the adapter's bytes.
+
+    Args:
+        stage: served, its sites not started yet.
+        kill_after_round: SIGKILL the SuperLink and everything of the run once this round is in the checkpoint, and go
+            on with `--resume`; 0 lets it run unbroken.
+
+    Raises:
+        DeploymentError: it ends without a release, or takes too long.
+    """
+    for name in stage.sites:
+        stage.start(name)
+    stage.start(RUN)
+    if kill_after_round:
+        _wait_for_round(stage, kill_after_round)
+        stage.kill_below(SERVER, LINK)
+        stage.kill_below(SERVER, "flwr-serverapp")
+        stage.kill(RUN)
+        time.sleep(1.0)
+        stage.wait_for_link()
+        stage.start(RUN, "--resume")
+    if stage.wait(RUN, RUN_SECONDS):
+        raise DeploymentError(f"the study ended without a release: {stage.log(RUN)[-400:]}")
+    return (stage.home.run / RELEASE / "adapter.safetensors").read_bytes()
+
+
+def rounds_of(stage: Deployment) -> list[dict[str, Any]]:
+    """The records of the rounds so far."""
+    path = stage.home.run / ROUNDS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def overhead(demo: Demo, rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """Where a deployed round's time goes, medians over rounds after the first, seconds.
+
+    `bare_seconds` is the training loop alone for every site, one after the other, in this process;
+    `slowest_site_task_seconds` is all that a site does in a round, by its own clock; `outside_tasks_seconds` is the
+    rest: Flower's polling and transport, and a new process for each task.
+    """
+    later = rounds[1:] or rounds
+    torch.set_num_threads(1)  # as the sites' processes have
+    bare = sum(_bare_loop(demo, file) for file in sorted(prepare_sites(demo).glob("*.yaml")))
+    inside = [max(site["seconds"] for site in record["sites"].values()) for record in later]
+    whole = [record["seconds"] for record in later]
+    return {
+        "round_seconds": statistics.median(whole),
+        "slowest_site_task_seconds": statistics.median(inside),
+        "outside_tasks_seconds": statistics.median(one - other for one, other in zip(whole, inside, strict=True)),
+        "process_start_seconds": _process_start(),
+        "bare_seconds": bare,
+    }
+
+
+def _bare_loop(demo: Demo, file: Path) -> float:
+    site, study = load_site(file), demo.study
+    store = open_store(site.store_path)
+    attached = attach(load_denoiser(site.base_model, site.device), read_scheme(study.scheme), study.seed)
+    lesson = Lesson(store.latents, store.prompts, patients=store.pseudonyms, places=store.places(load_modality(site)))
+    train_round(attached, lesson, study, 1, site.site, site.precision)  # the first step allocates
+    started = time.perf_counter()
+    train_round(attached, lesson, study, 1, site.site, site.precision)
+    return time.perf_counter() - started
+
+
+def _process_start() -> float:
+    """Flower starts a process for each message of each site: what importing the client's code takes."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import ld_client.client_app"], check=True, env=environment(Path.cwd()))
+    return time.perf_counter() - started
+
+
+def _wait_for_round(stage: Deployment, number: int) -> None:
+    deadline = time.monotonic() + RUN_SECONDS
+    while len(rounds_of(stage)) < number:
+        if stage.ended(RUN) is not None or time.monotonic() > deadline:
+            raise DeploymentError(f"round {number} never ended: {stage.log(RUN)[-400:]}")
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,292 @@
+"""One training of the benchmark and everything that is drawn from it, in a process that keeps what it has loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+import ld_common.core.offline  # noqa: F401  (before any model library)
+from ld_client.train import Lesson, train_round
+from ld_common.adapters.prior_preservation import draw_prior
+from ld_common.adapters.registry import Attached, attach, read_scheme
+from ld_common.adapters.state_dict import read_tensors, write_tensors
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.config import from_mapping
+from ld_common.core.seeding import torch_generator
+from ld_common.diffusion.base_model import BaseModel, load_base
+from ld_common.diffusion.drift import ConditionalDrift, Drift, drift_from_attributes, drift_from_moments
+from ld_common.diffusion.sampling import make_sampler, sample
+from ld_common.metrics.histogram import match_grey_levels
+from ld_common.protocol.study_config import StudyConfig
+from ld_simulations.benchmarks.latent_drift.judge import Judge
+from ld_simulations.benchmarks.latent_drift.pictures import (
+    OTHERS,
+    TEST,
+    TRAINING,
+    Pictures,
+    decode,
+    draw_pictures,
+    encode,
+)
+from ld_simulations.benchmarks.latent_drift.plan import (
+    CONDITIONAL,
+    HISTOGRAM,
+    LOCAL,
+    OFFSET_NOISE,
+    PRIOR,
+    ZERO_SNR,
+    Benchmark,
+    Drawing,
+    Training,
+)
+from ld_simulations.phantoms.registry import find_body
+
+SHOWN = 12
+"""Samples of the first seed that are kept for the sheet."""
+SAMPLED_TOGETHER = {"cpu": 32, "cuda": 512}
+
+
+class Worker:
+    """Runs trainings; data, bases and real features are loaded once for each modality."""
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.benchmark, self.config = benchmark, benchmark.config
+        self.output = Path(self.config.output)
+        self._loaded: dict[str, Any] = {}
+        self._last: tuple[Training, Attached[BaseModel]] | None = None
+
+    def run(self, training: Training) -> list[Path]:
+        """Train and draw what is not there yet; returns the result files."""
+        planned = list(self.benchmark.drawings(training))
+        files = [self.output / "runs" / f"{drawing.name}.json" for drawing in planned]
+        for drawing, file in zip(planned, files, strict=True):
+            if not file.exists():
+                self._judge(drawing, self._samples(drawing))
+        return files
+
+    def _samples(self, drawing: Drawing) -> Tensor:
+        """Samples `(N,1,S,S)` before any control that acts on them, drawn once and kept."""
+        file = self.output / "samples" / f"{drawing.training.name}-{drawing.formulation}.safetensors"
+        if not file.exists():
+            write_tensors(file, {"images": self._drawn(self._trained(drawing.training), drawing).half()}, {})
+        return read_tensors(file)[0]["images"].float()
+
+    def prepare(self, modality: str) -> Path:
+        """Draw a modality's pictures, encode them, and measure the references: what several workers would do twice."""
+        for training in self.benchmark.trainings:
+            if training.modality == modality:
+                self._latents(training)
+                self._judge_of(modality).prepare(training.seed)
+        return self.reference(modality)
+
+    def reference(self, modality: str) -> Path:
+        """Measure real pictures of other patients, and the test pictures before the VAE, as if they were samples."""
+        file = self.output / "runs" / f"reference-{modality}.json"
+        if not file.exists():
+            judge, first = self._judge_of(modality), self.config.seeds[0]
+            measured = [
+                {"modality": modality, "what": what, "seed": first, "metrics": judge.measure(pictures, first)}
+                for what, pictures in (("real", self._seen(modality)[2]), ("raw", self._pictures(modality)[1]))
+            ]
+            _write(file, measured)
+            self._keep(f"{modality}-real", judge.test.images[self._rows(judge)[:SHOWN]])
+        return file
+
+    def _trained(self, training: Training) -> Attached[BaseModel]:
+        """The training's model, trained now or before; the last one stays loaded."""
+        if self._last is None or self._last[0] != training:
+            self._last = training, self._train(training)
+        return self._last[1]
+
+    def _train(self, training: Training) -> Attached[BaseModel]:
+        study, base = self._study(training), self._base(training)
+        scheme = read_scheme(study.scheme)
+        attached = attach(base, scheme, study.seed)
+        file = self.output / "states" / f"{training.name}.safetensors"
+        if file.exists():
+            attached.load(read_tensors(file)[0])
+        else:
+            # `base` draws as it did before the scheme, which has learned nothing yet
+            prior = None if scheme.prior is None else draw_prior(base, scheme.prior, study.seed)
+            train, _, _ = self._pictures(training.modality)
+            lesson = Lesson(self._latents(training), self._prompts(training.modality, train), None, prior)
+            if training.variant in ("centred", "noise"):
+                lesson = replace(lesson, drift=Drift(self._mean(training, "channel"), training.variant))
+            losses = train_round(attached, lesson, study, 1, "benchmark")
+            write_tensors(file, attached.state(), {"losses": json.dumps([losses.first, losses.last])})
+        for parameter in attached.parameters.values():
+            parameter.requires_grad_(False)
+        return attached
+
+    def _study(self, training: Training) -> StudyConfig:
+        plan = self.config.schemes[training.scheme]
+        offset = self.config.offset_noise if training.variant == OFFSET_NOISE else 0.0
+        return from_mapping(
+            StudyConfig,
+            {
+                "seed": training.seed,
+                "scheme": plan.scheme,
+                "training": {**vars(plan.training), "offset_noise": offset},
+                "federation": {"rounds": 1},
+            },
+        )
+
+    @torch.no_grad()
+    def _drawn(self, attached: Attached[BaseModel], drawing: Drawing) -> Tensor:
+        """Samples `(N,1,S,S)` of the drawing's training under its drift."""
+        model, training, count = attached.model, drawing.training, self.config.samples
+        judge = self._judge_of(training.modality)
+        rows = self._rows(judge)
+        prompts = self._prompts(training.modality, judge.test)
+        known = sorted(set(prompts))
+        embedded = torch.cat([model.embed(known[first : first + 64]) for first in range(0, len(known), 64)])
+        context = embedded[[known.index(prompts[row]) for row in rows]]
+        noise = torch.randn((count, *model.latent_shape), generator=torch_generator(training.seed, "benchmark-samples"))
+        sampler = make_sampler(model.scheduler, self.config.sampler, self.config.sampler_steps)
+        size, parts = SAMPLED_TOGETHER[self.config.device], []
+        for own, several in self._drifts(drawing, [judge.test.hospitals[row] for row in rows]):
+            parts.append((several, sample(model, context[several], noise[several], sampler, own, size)))
+        latents = torch.empty((count, *model.latent_shape))
+        for several, drawn in parts:
+            latents[several] = drawn.float().cpu()
+        return torch.cat([model.decode(chunk) for chunk in latents.split(size)])
+
+    def _drifts(self, drawing: Drawing, hospitals: list[int]) -> list[tuple[Drift | None, list[int]]]:
+        """Each drift with the numbers of the samples that are drawn under it."""
+        everything = list(range(len(hospitals)))
+        if not drawing.drift:
+            return [(None, everything)]
+        training = drawing.training
+        if drawing.formulation == CONDITIONAL:
+            return [(self._conditional(training), everything)]
+        if drawing.formulation == LOCAL:
+            return [
+                (
+                    Drift(self._mean(training, "channel", one), PRIOR),
+                    [number for number in everything if hospitals[number] == one],
+                )
+                for one in sorted(set(hospitals))
+            ]
+        if drawing.formulation.startswith(PRIOR):
+            shape = drawing.formulation.removeprefix(PRIOR).removeprefix("-") or "channel"
+            return [(Drift(self._mean(training, shape), PRIOR), everything)]
+        return [(Drift(self._mean(training, "channel"), drawing.formulation), everything)]
+
+    def _judge(self, drawing: Drawing, images: Tensor) -> None:
+        training = drawing.training
+        judge = self._judge_of(training.modality)
+        if drawing.control == HISTOGRAM:
+            images = match_grey_levels(images, judge.train.images)
+        rows = self._rows(judge)
+        samples = Pictures(
+            images,
+            [judge.test.attributes[row] for row in rows],
+            [judge.test.hospitals[row] for row in rows],
+        )
+        if training.seed == self.config.seeds[0]:
+            self._keep(drawing.name, images[:SHOWN])
+        _write(
+            self.output / "runs" / f"{drawing.name}.json",
+            {
+                "modality": training.modality,
+                "scheme": training.scheme,
+                "drift": drawing.drift,
+                "formulation": drawing.formulation,
+                "control": drawing.control,
+                "seed": training.seed,
+                "device": self.config.device,
+                "torch": torch.__version__,
+                "metrics": judge.measure(samples, training.seed),
+            },
+        )
+
+    def _rows(self, judge: Judge) -> list[int]:
+        """The test pictures whose conditions the samples take, the same for every seed."""
+        order = torch.randperm(len(judge.test.images), generator=torch_generator(0, "benchmark-conditions")).tolist()
+        return [order[number % len(order)] for number in range(self.config.samples)]
+
+    def _keep(self, name: str, images: Tensor) -> None:
+        write_tensors(self.output / "sheets" / f"{name}.safetensors", {"images": images.contiguous()}, {})
+
+    def _base(self, training: Training) -> BaseModel:
+        """A fresh base: attaching a scheme changes it."""
+        name = self.config.zero_snr_base if training.variant == ZERO_SNR else self.config.base_model
+        return load_base(name, self.config.device)
+
+    def _latents(self, training: Training) -> Tensor:
+        """Latents of all training pictures under the training's base."""
+        own = ZERO_SNR if training.variant == ZERO_SNR else "plain"
+        file = self.output / f"latents-{training.modality}-{own}.safetensors"
+        if not file.exists():
+            train, _, _ = self._pictures(training.modality)
+            write_tensors(file, {"latents": encode(self._base(training), train.images)}, {})
+        return read_tensors(file)[0]["latents"]
+
+    def _mean(self, training: Training, shape: str, hospital: int | None = None) -> Tensor:
+        latents = self._latents(training)
+        if hospital is not None:
+            train, _, _ = self._pictures(training.modality)
+            latents = latents[[number == hospital for number in train.hospitals]]
+        return cast(Tensor, drift_from_moments(latents, self._base_mean(), shape))
+
+    def _conditional(self, training: Training) -> Drift:
+        """One μ for each sample, by what its prompt says."""
+        modality, judge = self.benchmark.modalities[training.modality], self._judge_of(training.modality)
+        train, _, _ = self._pictures(training.modality)
+        design = [modality.design(own) for own in train.attributes]
+        fitted = ConditionalDrift(drift_from_attributes(self._latents(training), self._base_mean(), design))
+        return fitted.at([modality.design(judge.test.attributes[row]) for row in self._rows(judge)])
+
+    def _base_mean(self) -> Tensor:
+        if "mean" not in self._loaded:
+            self._loaded["mean"] = load_base(self.config.base_model).latent_mean
+        return self._loaded["mean"]
+
+    def _pictures(self, modality: str) -> tuple[Pictures, Pictures, Pictures]:
+        """Training and test pictures, and as many further ones as there are test pictures."""
+        key = f"pictures-{modality}"
+        if key not in self._loaded:
+            side = load_base(self.config.base_model).side
+            common = self.benchmark.hospitals[modality], self.benchmark.modalities[modality], side
+            folder, processes = self.output / "pictures", os.cpu_count() or 1
+            self._loaded[key] = (
+                draw_pictures(*common, self.config.patients, TRAINING, processes, folder),
+                draw_pictures(*common, self.config.test_patients, TEST, processes, folder),
+                draw_pictures(*common, self.config.test_patients, OTHERS, processes, folder),
+            )
+        return self._loaded[key]
+
+    def _seen(self, modality: str) -> list[Pictures]:
+        """The same three as the VAE returns them."""
+        key, names = f"seen-{modality}", ("train", "test", "others")
+        if key not in self._loaded:
+            pictures, file = self._pictures(modality), self.output / "pictures" / f"{key}.safetensors"
+            if not file.exists():
+                base = load_base(self.config.base_model, self.config.device)
+                write_tensors(file, {n: decode(base, one.images) for n, one in zip(names, pictures, strict=True)}, {})
+            images = read_tensors(file)[0]
+            self._loaded[key] = [replace(one, images=images[name]) for name, one in zip(names, pictures, strict=True)]
+        return self._loaded[key]
+
+    def _prompts(self, modality: str, pictures: Pictures) -> list[str]:
+        return [self.benchmark.modalities[modality].describe(own) for own in pictures.attributes]
+
+    def _judge_of(self, modality: str) -> Judge:
+        key = f"judge-{modality}"
+        if key not in self._loaded:
+            config = self.config
+            body = find_body(self.benchmark.hospitals[modality].body)
+            train, test, _ = self._seen(modality)
+            folder = self.output / "real" / modality
+            self._loaded[key] = Judge(self.benchmark.modalities[modality], body, train, test, config, folder)
+        return self._loaded[key]
+
+
+def _write(file: Path, content: Any) -> None:
+    write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,148 @@
+"""How near a set of samples is to real pictures of the same conditions, in brightness and beyond it.
+
+Real pictures are those that went through the base's VAE: what a perfect diffusion model would draw. What the VAE itself
+loses is the same for every row of the table and would hide what differs; it is stated once, as a reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ld_common.adapters.registry import State
+from ld_common.adapters.state_dict import read_tensors, write_tensors
+from ld_common.imaging.modality import Modality
+from ld_common.metrics.features import FeatureExtractor, extract_features, load_extractor
+from ld_common.metrics.frechet import frechet_distance, kernel_distance
+from ld_common.metrics.histogram import (
+    background_error,
+    background_mask,
+    condition_regression,
+    histogram_match,
+    sharpness,
+    size_slope,
+)
+from ld_evaluate.attribute_classifier import AttributeClassifier, auc, score, train_classifier
+from ld_simulations.benchmarks.latent_drift.pictures import Pictures
+from ld_simulations.benchmarks.latent_drift.plan import BenchmarkConfig
+from ld_simulations.phantoms.base import Body
+
+Metrics = dict[str, float]
+SIZE_RANGE = (0.01, 0.99)
+"""Between these quantiles of real pictures lies what counts as an anatomy that occurs."""
+
+
+class Judge:
+    """Real pictures of one modality, and everything that is measured on them once."""
+
+    def __init__(
+        self,
+        modality: Modality,
+        body: Body[Any, Any],
+        train: Pictures,
+        test: Pictures,
+        config: BenchmarkConfig,
+        folder: Path,
+    ) -> None:
+        self.body, self.train, self.test = body, train, test
+        self.pixel_mm = modality.image.field_of_view_mm / test.images.shape[-1]
+        self.steps, self.device, self.folder = config.classifier_steps, config.device, folder
+        weights = Path(config.inception) if config.inception else None
+        names = [*config.features, *(["inception"] if weights else [])]
+        self.extractors = [load_extractor(name, config.device, weights) for name in names]
+        matched = self._matched(test.images)
+        self.real = {one.name: self._features(one, test.images, f"{one.name}-plain") for one in self.extractors}
+        self.real_matched = {one.name: self._features(one, matched, f"{one.name}-matched") for one in self.extractors}
+        self.mask = background_mask(test.images)
+        sizes = self._kept("sizes", lambda: {"sizes": self._sizes(test.images)})["sizes"]
+        self.expected = condition_regression(sizes, self._design(test))
+        self.size_range = torch.quantile(self._beside_expected(sizes, test), torch.tensor(SIZE_RANGE).double())
+        self._real_classifiers: dict[int, Any] = {}
+
+    def _kept(self, name: str, compute: Callable[[], State]) -> State:
+        """What is measured on real pictures once, for all workers."""
+        file = self.folder / f"{name}.safetensors"
+        if not file.exists():
+            write_tensors(file, compute(), {})
+        return read_tensors(file)[0]
+
+    def _features(self, extractor: FeatureExtractor, images: Tensor, name: str) -> Tensor:
+        return self._kept(name, lambda: {"features": extract_features(extractor, images)})["features"]
+
+    def _matched(self, images: Tensor) -> Tensor:
+        return histogram_match(images.to(self.device), self.train.images).cpu()
+
+    def prepare(self, seed: int) -> None:
+        """Train the real pictures' classifier, which every worker then reads."""
+        self._classifier(seed)
+
+    def measure(self, samples: Pictures, seed: int) -> Metrics:
+        """All metrics of samples `(N,1,S,S)`; `seed` decides the classifiers' start and batches."""
+        metrics = self._distances(samples.images, self.real, self.real_matched)
+        metrics["background_error"] = float(background_error(samples.images, self.test.images, self.mask).mean())
+        metrics["sharpness_ratio"] = float(sharpness(samples.images).mean() / sharpness(self.test.images).mean())
+        predicted = self.expected.predict(self._design(samples))
+        sizes = self._sizes(samples.images)
+        metrics["size_slope"] = size_slope(sizes, predicted)
+        metrics["size_in_range"] = self._in_range(sizes, samples)
+        metrics["condition_auc"] = auc(score(self._classifier(seed), samples.images), self._ill(samples))
+        metrics["auc_real"] = auc(score(self._classifier(seed), self.test.images), self._ill(self.test))
+        metrics |= self._usefulness(samples, seed)
+        return metrics
+
+    def _beside_expected(self, sizes: Tensor, pictures: Pictures) -> Tensor:
+        return sizes.double().cpu() - self.expected.predict(self._design(pictures))
+
+    def _in_range(self, sizes: Tensor, samples: Pictures) -> float:
+        """Share of samples whose size a real picture of that condition could have."""
+        (low, high), beside = self.size_range, self._beside_expected(sizes, samples)
+        return float(((beside >= low) & (beside <= high)).double().mean())
+
+    def _distances(self, images: Tensor, real: dict[str, Tensor], real_matched: dict[str, Tensor]) -> Metrics:
+        metrics: Metrics = {}
+        matched = self._matched(images)
+        for one in self.extractors:
+            own, even = extract_features(one, images), extract_features(one, matched)
+            metrics[f"frechet_{one.name}"] = frechet_distance(own, real[one.name])
+            metrics[f"kernel_{one.name}"] = kernel_distance(own.to(self.device), real[one.name].to(self.device))
+            metrics[f"frechet_matched_{one.name}"] = frechet_distance(even, real_matched[one.name])
+        return metrics
+
+    def _usefulness(self, samples: Pictures, seed: int) -> Metrics:
+        """AUC on real test pictures of a classifier that learned from samples, and from samples and real ones."""
+        together = torch.cat([samples.images, self.train.images])
+        labels = torch.cat([self._ill(samples), self._ill(self.train)])
+        sets = {"auc_synthetic": (samples.images, self._ill(samples)), "auc_real_and_synthetic": (together, labels)}
+        metrics = {}
+        for name, (images, ill) in sets.items():
+            model = train_classifier(images, ill, seed, self.steps, self.device)
+            metrics[name] = auc(score(model, self.test.images), self._ill(self.test))
+        return metrics
+
+    def _classifier(self, seed: int) -> AttributeClassifier:
+        """The classifier of the disease that learned from real pictures."""
+        if seed not in self._real_classifiers:
+            images, ill = self.train.images, self._ill(self.train)
+
+            def train() -> State:
+                return dict(train_classifier(images, ill, seed, self.steps, self.device).cpu().state_dict())
+
+            model = AttributeClassifier()
+            model.load_state_dict(self._kept(f"classifier-{seed}", train))
+            self._real_classifiers[seed] = model.to(self.device).eval()
+        return self._real_classifiers[seed]
+
+    def _ill(self, pictures: Pictures) -> Tensor:
+        return pictures.labels("diagnosis", self.body.disease)
+
+    def _sizes(self, images: Tensor) -> Tensor:
+        return self.body.measure_areas_mm2(images, self.pixel_mm)
+
+    def _design(self, pictures: Pictures) -> Tensor:
+        """Age in years, disease and sex of each picture, `(N,3)`."""
+        ages = torch.tensor([float(own["age"]) for own in pictures.attributes])
+        return torch.stack([ages, self._ill(pictures).float(), pictures.labels("sex", "F").float()], 1)

@@ -1,0 +1,130 @@
+"""The pictures of the benchmark: what a model trains on and what its samples are compared with, drawn once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ld_common.adapters.state_dict import write_tensors
+from ld_common.core.config import to_mapping
+from ld_common.diffusion.base_model import BaseModel
+from ld_common.imaging.geometry import Scan, to_model
+from ld_common.imaging.modality import Attributes, Modality
+from ld_simulations.hospitals import HospitalConfig, HospitalsConfig, draw_visits, scan
+from ld_simulations.phantoms.registry import find_body
+
+TRAINING, TEST, OTHERS = range(3)
+"""Parts of a hospital's patients."""
+WORTH_A_POOL = 100
+"""Patients below which starting processes takes longer than drawing."""
+ENCODED_TOGETHER = 16
+FORMAT = 2
+"""Of the kept files: another number draws them anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """N pictures of rendered patients, hospital by hospital."""
+
+    images: Tensor
+    """`(N,1,S,S)` in [-1, 1]."""
+    attributes: list[Attributes]
+    hospitals: list[int]
+    """Number of each picture's hospital."""
+    patients: list[int] = field(default_factory=list)
+    """Number of each picture's patient, over all hospitals."""
+
+    def labels(self, attribute: str, value: str) -> Tensor:
+        """Whether each picture's attribute has a value, `(N,)` of 0 and 1."""
+        return torch.tensor([int(own[attribute] == value) for own in self.attributes])
+
+
+def draw_pictures(
+    config: HospitalsConfig, modality: Modality, side: int, patients: int, part: int, processes: int, folder: Path
+) -> Pictures:
+    """All visits of `patients` patients a hospital (`TRAINING`), or the first of as many others.
+
+    Scans are rendered and seen by their hospital's device as in `write_hospitals`, but pass to the model's frame
+    without a detour over files.
+    """
+    said = [FORMAT, _what_decides(config), to_mapping(modality), side, patients, part]
+    key = json.dumps(said, sort_keys=True, default=str)
+    file = folder / f"pictures-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    if not file.exists():
+        tasks = [
+            (config.body, config.seed + part, replace(hospital, patients=patients), modality, side, part, n)
+            for hospital in config.hospitals
+            for n in range(patients)
+        ]
+        if len(tasks) < WORTH_A_POOL:
+            drawn = list(map(_draw_patient, tasks))
+        else:
+            with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+                drawn = list(pool.map(_draw_patient, tasks, chunksize=max(1, len(tasks) // (8 * processes))))
+        images = torch.cat([images for images, _ in drawn])
+        attributes = [own for _, several in drawn for own in several]
+        numbers = [index // patients for index, (_, several) in enumerate(drawn) for _ in several]
+        whose = [index for index, (_, several) in enumerate(drawn) for _ in several]
+        lists = {"attributes": attributes, "hospitals": numbers, "patients": whose}
+        words = {key: json.dumps(values) for key, values in lists.items()}
+        write_tensors(file, {"images": images.half()}, words)  # a step is a sixteenth of an 8-bit one
+    return _read(file)
+
+
+def _what_decides(config: HospitalsConfig) -> dict[str, Any]:
+    """What of hospitals decides their pictures, in words."""
+    return {"body": config.body, "seed": config.seed, "hospitals": [vars(one) for one in config.hospitals]}
+
+
+def _read(file: Path) -> Pictures:
+    with safe_open(file, framework="pt") as opened:
+        words = opened.metadata()
+    lists = (json.loads(words[key]) for key in ("attributes", "hospitals", "patients"))
+    return Pictures(load_file(file)["images"].float(), *lists)
+
+
+def _draw_patient(task: tuple[str, int, HospitalConfig, Modality, int, int, int]) -> tuple[Tensor, list[Attributes]]:
+    """The pictures of one patient and what they show."""
+    body_name, seed, hospital, modality, side, part, number = task
+    body, device = find_body(body_name), hospital.scanner
+    images, attributes = [], []
+    visits = _visits(body_name, seed, hospital)[number]
+    for visit in visits[:1] if part else visits:
+        values, _ = scan(body, visit, visit.attributes, body.shown_view, device)
+        spacing = device.spacing_mm
+        images.append(to_model(Scan(values, (spacing, spacing), {}), side, modality.image)[0])
+        attributes.append(visit.attributes)
+    return torch.stack(images), attributes
+
+
+_CACHE: dict[str, Any] = {}
+
+
+def _visits(body_name: str, seed: int, hospital: HospitalConfig) -> Any:
+    """A hospital's patients, drawn once in each process."""
+    key = f"{body_name}/{seed}/{hospital.name}/{hospital.patients}"
+    if key not in _CACHE:
+        _CACHE[key] = draw_visits(find_body(body_name), seed, hospital, held_out=False)
+    return _CACHE[key]
+
+
+@torch.no_grad()
+def encode(base: BaseModel, images: Tensor) -> Tensor:
+    """Scaled latents `(N,C,h,w)` of pictures, float32 on the CPU."""
+    return torch.cat([base.encode(chunk).float().cpu() for chunk in images.split(ENCODED_TOGETHER)])
+
+
+@torch.no_grad()
+def decode(base: BaseModel, images: Tensor) -> Tensor:
+    """Pictures `(N,1,S,S)` as the base's VAE returns them."""
+    return torch.cat([base.decode(base.encode(chunk)) for chunk in images.split(ENCODED_TOGETHER)])

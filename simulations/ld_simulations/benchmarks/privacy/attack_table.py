@@ -1,0 +1,94 @@
+"""The attacks in the benchmark's results: flat numbers, and a table with a row for each run and one for all seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ld_client.audit.statistics import Share, share
+
+Attacked = dict[str, list[dict[str, Any]]]
+"""`overfitted` and `private`: the results of their seeds."""
+
+
+def attack_numbers(found: Attacked) -> dict[str, Any]:
+    """Flat numbers: of each kind its areas, rates and bounds, and what the aims are about."""
+    numbers: dict[str, Any] = {}
+    for name, runs in found.items():
+        loss = [run["membership"][0] for run in runs]
+        numbers[f"{name}_membership_auc"] = float(np.mean([one["area"]["value"] for one in loss]))
+        rates = [one["operating_points"][0]["true_positive_rate"] for one in loss]
+        numbers[f"{name}_tpr_at_1_percent_fpr"] = [rate and rate["value"] for rate in rates]
+        bounds = [run["canaries"]["epsilon"] for run in runs]
+        numbers[f"{name}_epsilon_lower_bounds"] = bounds
+        if all(run["epsilon"] is None for run in runs):
+            numbers[f"{name}_epsilon_lower_bound_least"] = min(bounds)
+        else:
+            shares = [bound / run["epsilon"] for bound, run in zip(bounds, runs, strict=True)]
+            numbers[f"{name}_epsilon_lower_bound_share"] = max(shares)
+        pooled = _pooled(runs, 0)
+        if pooled is not None:
+            numbers[f"{name}_tpr_at_1_percent_fpr_low"] = pooled.low
+            numbers[f"{name}_tpr_at_1_percent_fpr_high"] = pooled.high
+    return numbers
+
+
+def attack_lines(found: Attacked) -> list[str]:
+    """The section of the page; no lines where nothing was attacked."""
+    if not found:
+        return []
+    lines = [
+        "## Attacks",
+        "",
+        "Membership is by patient, TPR at 1 % false positives with its 95 % interval; coins decided who took part, and "
+        "guessing them from the losses gives a lower bound on ε at 95 % confidence, beside the most that so many "
+        "patients could show. Zero shows nothing. Each seed throws coins of its own over the same patients and trains "
+        "anew; *all* counts the named members of all seeds together, each at its own seed's threshold.",
+        "",
+        "| run | ε | seed | AUC, loss | TPR at 1 %, loss | AUC, proximal | TPR at 1 %, proximal | ε at least | "
+        "could show |",
+        "|---" * 9 + "|",
+    ]
+    for name, runs in found.items():
+        for run in runs:
+            cells = " | ".join(f"{_area(report)} | {_rate(report)}" for report in run["membership"])
+            bound = f"{run['canaries']['epsilon']:.2f} | {run['canaries']['ceiling']:.2f}"
+            lines.append(f"| {name} | {_promised(run)} | {run['seed']} | {cells} | {bound} |")
+        if len(runs) > 1:
+            cells = " | ".join(f"{_mean_area(runs, attack)} | {_cell(_pooled(runs, attack))}" for attack in (0, 1))
+            lines.append(f"| {name} | {_promised(runs[0])} | all | {cells} | | |")
+    return [*lines, ""]
+
+
+def _pooled(runs: Sequence[dict[str, Any]], attack: int) -> Share | None:
+    """Members named at 1 % false positives, of all runs together; None where a run has no such rate."""
+    rates = [run["membership"][attack]["operating_points"][0]["true_positive_rate"] for run in runs]
+    if not all(rates):
+        return None
+    return share(sum(rate["count"] for rate in rates), sum(rate["total"] for rate in rates))
+
+
+def _promised(run: dict[str, Any]) -> str:
+    return "none" if run["epsilon"] is None else f"{run['epsilon']:.3g}"
+
+
+def _rate(report: dict[str, Any]) -> str:
+    point = report["operating_points"][0]
+    rate = point["true_positive_rate"]
+    return str(point["note"]) if rate is None else _cell(Share(**rate))
+
+
+def _cell(rate: Share | None) -> str:
+    return "" if rate is None else f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+
+
+def _area(report: dict[str, Any]) -> str:
+    area = report["area"]
+    return f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"
+
+
+def _mean_area(runs: Sequence[dict[str, Any]], attack: int) -> str:
+    areas = [run["membership"][attack]["area"]["value"] for run in runs]
+    return f"{np.mean(areas):.3f} ± {np.std(areas, ddof=1):.3f}"

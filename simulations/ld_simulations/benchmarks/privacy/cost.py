@@ -1,0 +1,64 @@
+"""What a private training step costs beside a plain one of the same batch, in one process, turn by turn."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ld_client.privacy.dp_sgd import train_round_privately
+from ld_client.train import Lesson, train_round
+from ld_common.adapters.registry import attach, read_scheme
+from ld_common.diffusion.base_model import load_denoiser
+from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, Setting
+
+BATCH, DRAWS, STEPS, TURNS = 16, 1, 6, 15
+WARM = 1
+"""First steps of a turn that are not timed."""
+
+
+def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
+    """Median over turns of a private step's time over a plain step's; the same model, batch and examples a patient.
+
+    On one thread: several wait for each other where something else runs, and only the quotient is of interest.
+    """
+    torch.set_num_threads(1)
+    setting = Setting(patients=BATCH, batch_patients=BATCH, draws=DRAWS, steps=STEPS, warm_start=False)
+    private = benchmark.study_of(setting, 0)
+    training = replace(private.training, batch_size=BATCH * DRAWS)
+    plain = replace(private, training=training, privacy=replace(private.privacy, enabled=False))
+    model = load_denoiser(benchmark.study.base_model, benchmark.config.device)
+    attached = attach(model, read_scheme(private.scheme), 0)
+    latents = torch.randn((BATCH, *model.latent_shape), generator=torch.Generator().manual_seed(0))
+    lesson = Lesson(latents, ["scan"] * BATCH, patients=[str(number) for number in range(BATCH)])
+
+    def timed(train: Callable[[Callable[..., None]], object]) -> float:
+        moments: list[float] = []
+
+        def note(*_: object) -> None:
+            if benchmark.config.device == "cuda":
+                torch.cuda.synchronize()
+            moments.append(time.perf_counter())
+
+        train(note)
+        gaps = [after - before for before, after in itertools.pairwise(moments)]
+        return statistics.median(gaps[WARM:])
+
+    ratios, seconds = [], []
+    for _ in range(TURNS):
+        without = timed(lambda note: train_round(attached, lesson, plain, 1, "cost", on_step=note))
+        with_it = timed(lambda note: train_round_privately(attached, lesson, private, 1, 1.0, note))
+        ratios.append(with_it / without)
+        seconds.append((without, with_it))
+    return {
+        "dp_step_ratio": statistics.median(ratios),
+        "dp_step_ratio_range": [min(ratios), max(ratios)],
+        "plain_step_seconds": statistics.median(one for one, _ in seconds),
+        "batch": BATCH,
+        "device": benchmark.config.device,
+    }

@@ -1,0 +1,76 @@
+"""How long a patient's gradient is, on public patients: what `privacy.clip_norm` should be chosen by."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+from opacus import GradSampleModule
+from torch import Tensor
+
+from ld_client.privacy.dp_sgd import Patients
+from ld_client.train import Examples
+from ld_common.adapters.registry import attach, read_scheme
+from ld_common.core.seeding import torch_generator
+from ld_common.diffusion.base_model import load_denoiser
+from ld_simulations.benchmarks.privacy.plan import AT_ONCE
+from ld_simulations.benchmarks.privacy.quality import QualityRuns
+
+CLIPS = (1.0, 0.1, 0.03, 0.01, 0.003, 0.001)
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CHUNKS = 16
+"""Times `AT_ONCE` examples."""
+
+
+def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
+    """Quantiles of the norm of a public patient's gradient at the public start, and what clipping leaves of their mean.
+
+    What is left is the norm of the mean clipped gradient over the clip norm, of which 1 would be a gradient that all
+    patients agree on; noise is in units of the clip norm, so this is the signal that it hides. It is estimated without
+    bias, as the inner product of the means of two halves.
+    """
+    benchmark, seed = runs.benchmark, runs.config.seeds[0]
+    setting = benchmark.config.base_setting()
+    study = benchmark.study_of(setting, seed)
+    attached = attach(load_denoiser(benchmark.study.base_model, runs.config.device), read_scheme(study.scheme), seed)
+    if setting.warm_start:
+        attached.load(runs.public_start((setting.rank, seed)))
+    lesson = runs.lesson(runs.public, runs.config.public_patients)
+    generator = torch_generator(seed, "gradient norms")
+    examples = Examples(attached, lesson, study, generator)
+    patients = Patients(lesson.patients, functools.partial(torch.rand, generator=generator))
+    hooks = GradSampleModule(attached.model.unet, loss_reduction="sum")
+    rows = []
+    for _ in range(CHUNKS):
+        chosen = torch.randint(len(patients.rows), (max(1, AT_ONCE // setting.draws),), generator=generator)
+        with warnings.catch_warnings():  # a first layer that learns has no input with a gradient, nor needs one
+            warnings.filterwarnings("ignore", "Full backward hook")
+            examples.scans_loss(patients.draw(chosen.tolist(), setting.draws).flatten(), "sum").backward()
+        rows.append(_by_patient(hooks, setting.draws))
+    hooks.to_standard_module()
+    gradients = torch.cat(rows)
+    norms = gradients.norm(dim=1)
+    return {
+        "patients": len(gradients),
+        "draws": setting.draws,
+        "quantiles": {f"{own:g}": float(norms.quantile(own)) for own in QUANTILES},
+        "clips": [{"clip_norm": clip, **_clipped(gradients, norms, clip)} for clip in CLIPS],
+    }
+
+
+def _by_patient(hooks: GradSampleModule, draws: int) -> Tensor:
+    """Mean gradients over each patient's draws `(P,N)`; what the hooks hold is forgotten."""
+    learned = [parameter for parameter in hooks.parameters() if parameter.requires_grad]
+    found = torch.cat([parameter.grad_sample.flatten(1) for parameter in learned], 1).cpu()
+    for parameter in learned:
+        parameter.grad_sample = parameter.grad = None
+    return found.view(-1, draws, found.shape[1]).mean(1)
+
+
+def _clipped(gradients: Tensor, norms: Tensor, clip: float) -> dict[str, float]:
+    clipped = gradients * (clip / norms).clamp(max=1.0)[:, None]
+    halves = clipped[::2].mean(0), clipped[1::2].mean(0)
+    signal = float(halves[0] @ halves[1])
+    return {"clipped_share": float((norms > clip).float().mean()), "signal": max(0.0, signal) ** 0.5 / clip}

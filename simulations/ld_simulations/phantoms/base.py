@@ -1,0 +1,200 @@
+"""What a part of the body must offer so that hospitals, true counterfactuals, a ceiling and a report can be made of it.
+
+A `Body` is a causal model with the device that sees it: it draws a patient's exogenous noise, renders what a device
+would see of the patient under any attributes, takes the picture, writes it to files, and measures in pictures the
+one structure whose size disease and age change. `ld_simulations.phantoms.registry` knows them all by name.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from ld_common.core.config import require
+from ld_common.core.errors import RequestError
+from ld_common.imaging.modality import Attributes
+from ld_simulations.phantoms.device import Array, DeviceConfig
+from ld_simulations.phantoms.study_metadata import Examination
+
+HEALTHY = "CN"
+SEX_EDIT = "other_sex"
+AGE_EDITS_YEARS = (10.0, 20.0)
+
+
+class Noise(Protocol):
+    """One patient's exogenous noise, kept under every intervention."""
+
+    @property
+    def scanner_seed(self) -> int:
+        """Seed of the device's noise; visits and views derive theirs from it."""
+
+
+N = TypeVar("N", bound=Noise)
+D = TypeVar("D", bound=DeviceConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class Patient(Generic[N]):
+    """Who a patient is, at the first visit, before any intervention."""
+
+    identity: str
+    sex: str
+    diagnosis: str
+    age_years: float
+    noise: N
+
+    def attributes(self, years_later: float = 0.0) -> Attributes:
+        """Age, sex and diagnosis at a visit; age in tenths of a year."""
+        return {"age": round(self.age_years + years_later, 1), "sex": self.sex, "diagnosis": self.diagnosis}
+
+
+@dataclass
+class Population:
+    """Whom a hospital sees."""
+
+    age_mean_years: float = 70.0
+    age_sd_years: float = 8.0
+    disease_share: float = 0.4
+    youngest_years: float = 50.0
+    oldest_years: float = 90.0
+    """Limits of age at the first visit."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.disease_share <= 1, f"disease_share is {self.disease_share}: use 0 to 1")
+        require(self.age_sd_years > 0, "age_sd_years must be above 0")
+        require(
+            18 <= self.youngest_years < self.age_mean_years < self.oldest_years <= 92,
+            "use 18 <= youngest_years < age_mean_years < oldest_years <= 92",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Rendering:
+    """A picture before its device."""
+
+    contrast: Array
+    """What the device is to see (H,W), in the body's units; rows run to the back or the feet, columns to the left."""
+    structure: Array
+    """Share (H,W), 0 to 1, of the structure that disease and age change."""
+    spacing_mm: float
+
+    @property
+    def area_mm2(self) -> float:
+        """The known truth: the structure's area in the picture."""
+        return float(self.structure.sum(dtype=np.float64)) * self.spacing_mm**2
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What an edit does to the structure's area, mm2."""
+
+    true: float
+    foretold: float
+    """The best prediction from one picture: the posterior mean given what can be seen of the endogenous variables."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a report speaks of a body."""
+
+    origin: str
+    """What the pictures are of."""
+    structure: str
+    """The structure that is measured, in the plural or uncountable: "ventricles"."""
+    disease: str
+    disease_short: str
+
+
+class Body(ABC, Generic[N, D]):
+    """One part of the body; `N` is its noise, `D` the config of the device that takes its pictures."""
+
+    name: str
+    disease: str
+    """The diagnosis that is not `HEALTHY`."""
+    words: Words
+    device: type[D]
+    views: int
+    """Pictures of a visit."""
+    shown_view: int
+    """The view that models see."""
+
+    @abstractmethod
+    def draw_noise(self, rng: np.random.Generator) -> N:
+        """Draw one patient's exogenous noise."""
+
+    @abstractmethod
+    def render(self, patient: Patient[N], attributes: Attributes, device: D, view: int) -> Rendering:
+        """What `device` would see of `patient` had `attributes` been theirs.
+
+        Raises:
+            RequestError: an attribute is missing or has a value that the model does not know.
+        """
+
+    @abstractmethod
+    def acquire(self, rendering: Rendering, device: D, noise: N, rng: np.random.Generator) -> Array:
+        """Device values (H,W) of a rendering."""
+
+    @abstractmethod
+    def write(self, folder: Path, examination: Examination, pictures: Sequence[Array], device: D, noise: N) -> None:
+        """Write a visit's pictures, device values (H,W) in the order of the views, as DICOM files."""
+
+    @abstractmethod
+    def measure_areas_mm2(self, images: Tensor, pixel_mm: float) -> Tensor:
+        """Area of the structure in model pictures `(N,1,S,S)`, in mm2 by picture `(N,)`."""
+
+    @abstractmethod
+    def foretell(self, patient: Patient[N], attributes: Attributes, target: Attributes) -> Growth:
+        """What changing `attributes` to `target`, of the same sex, does to the structure."""
+
+    def draw_patient(
+        self, rng: np.random.Generator, identity: str, population: Population, diagnosis: str | None = None
+    ) -> Patient[N]:
+        """Draw a patient; without a `diagnosis` that is drawn as well. The same generator state, the same patient."""
+        age = math.inf
+        while not population.youngest_years <= age <= population.oldest_years:
+            age = round(rng.normal(population.age_mean_years, population.age_sd_years), 1)
+        sex = "F" if rng.random() < 0.5 else "M"
+        diseased = rng.random() < population.disease_share
+        drawn = self.disease if diseased else HEALTHY
+        return Patient(identity, sex, diagnosis or drawn, age, self.draw_noise(rng))
+
+    def edits_of(self, attributes: Attributes) -> dict[str, Attributes]:
+        """The demo's edits of a visit by name, each the attributes that it changes."""
+        age, sex = float(attributes["age"]), attributes["sex"]
+        edits: dict[str, Attributes] = {
+            f"age_plus_{years:.0f}": {"age": round(age + years, 1)} for years in AGE_EDITS_YEARS
+        }
+        healthy = attributes["diagnosis"] == HEALTHY
+        edits["disease_added" if healthy else "disease_removed"] = {"diagnosis": self.disease if healthy else HEALTHY}
+        edits[SEX_EDIT] = {"sex": "M" if sex == "F" else "F"}
+        return edits
+
+    def edit_titles(self) -> dict[str, str]:
+        """The edits in a reader's words."""
+        titles = {f"age_plus_{years:.0f}": f"{years:.0f} years older" for years in AGE_EDITS_YEARS}
+        titles["disease_added"] = f"with {self.words.disease_short}"
+        titles["disease_removed"] = f"without {self.words.disease_short}"
+        return titles | {SEX_EDIT: "of the other sex"}
+
+
+def known_attributes(attributes: Attributes, disease: str) -> tuple[float, str, bool]:
+    """Age in years, sex, and whether the patient has `disease`.
+
+    Raises:
+        RequestError: an attribute is missing or has a value that the model does not know.
+    """
+    try:
+        age, sex, diagnosis = float(attributes["age"]), str(attributes["sex"]), str(attributes["diagnosis"])
+    except KeyError as error:
+        raise RequestError(f"attribute {error} is missing: the causal model needs age, sex and diagnosis") from error
+    if sex not in ("M", "F") or diagnosis not in (HEALTHY, disease):
+        known = f"M and F, {HEALTHY} and {disease}"
+        raise RequestError(f"sex={sex}, diagnosis={diagnosis}: the causal model knows {known}")
+    return age, sex, diagnosis == disease

@@ -1,0 +1,78 @@
+"""A visit as a hospital's records know it, and what every one of its DICOM files says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+
+from ld_simulations.phantoms.device import Array, DeviceConfig, stored_values
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a hospital's records say of one visit, as its device writes it into every file."""
+
+    identity: str
+    name: str
+    """In DICOM's form, family^given."""
+    born: date
+    sex: str
+    age_years: float
+    day: date
+    hospital: str
+    seed: int
+    """UIDs derive from it, the hospital, the patient and the day."""
+
+    def uid(self, *parts: str | int) -> str:
+        """A UID that is the same for the same examination and parts."""
+        whose = (self.seed, self.hospital, self.identity, self.day, *parts)
+        return str(generate_uid(entropy_srcs=["/".join(map(str, whose))]))
+
+
+def new_image(examination: Examination, sop_class: str, name: str, values: Array, config: DeviceConfig) -> Dataset:
+    """A data set of device values (H,W) with its file's header and whose it is; `name` tells a visit's images apart."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(sop_class)
+    meta.MediaStorageSOPInstanceUID = UID(examination.uid("image", name))
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = Dataset()
+    dataset.file_meta = meta
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    _describe_patient(dataset, examination)
+    _describe_pixels(dataset, values, config)
+    dataset.Manufacturer = config.manufacturer
+    dataset.SeriesInstanceUID = examination.uid("series")
+    dataset.BurnedInAnnotation = "NO"
+    dataset.LossyImageCompression = "00"
+    return dataset
+
+
+def _describe_pixels(dataset: Dataset, values: Array, config: DeviceConfig) -> None:
+    dataset.Rows, dataset.Columns = config.shape
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME1" if config.monochrome1 else "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored = config.bits_allocated, config.bits_stored
+    dataset.HighBit = config.bits_stored - 1
+    dataset.PixelRepresentation = int(config.signed)
+    dataset.RescaleSlope, dataset.RescaleIntercept = config.rescale_slope, config.rescale_intercept
+    dataset.RescaleType = "US"
+    dataset.add_new("PixelData", "OB" if config.bits_allocated == 8 else "OW", stored_values(values, config).tobytes())
+
+
+def _describe_patient(dataset: Dataset, examination: Examination) -> None:
+    """Who was examined, when and where: what a site must not let out."""
+    dataset.PatientName, dataset.PatientID = examination.name, examination.identity
+    dataset.PatientBirthDate = f"{examination.born:%Y%m%d}"
+    dataset.PatientSex = examination.sex
+    dataset.PatientAge = f"{int(examination.age_years):03d}Y"
+    dataset.InstitutionName = f"{examination.hospital.title()} Hospital"
+    dataset.ReferringPhysicianName = "Referrer^Robin"
+    dataset.AccessionNumber = examination.uid("accession")[-8:]
+    dataset.StudyID = examination.uid("study")[-6:]
+    dataset.StudyInstanceUID = examination.uid("study")
+    day = f"{examination.day:%Y%m%d}"
+    dataset.StudyDate = dataset.SeriesDate = dataset.AcquisitionDate = dataset.ContentDate = day
+    dataset.StudyTime = dataset.SeriesTime = dataset.AcquisitionTime = dataset.ContentTime = "101500"

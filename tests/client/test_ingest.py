@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from ld_client.data.exclusions import LeftOut, Reason
+from ld_client.data.ingest import Visit, read_visits, survey
+from ld_client.data.pseudonyms import load_key, pseudonym
+from ld_client.site_config import load_modality, load_site
+from ld_common.core.errors import ConfigError, StoreError, TableError
+from ld_common.imaging.rejection import Refusal
+from tests.conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table, write_visit
+
+KEY = bytes(32)
+
+
+def ingest(site_yaml: Path, overrides: Sequence[str] = ()) -> tuple[list[Visit], dict[str, LeftOut]]:
+    """All visits, and what was left out by name."""
+    site = load_site(site_yaml, overrides)
+    found = survey(site, load_modality(site), KEY, lambda *_: None)
+    entries = list(read_visits(found))
+    left_out = found.left_out + [entry for entry in entries if isinstance(entry, LeftOut)]
+    assert len({one.name for one in left_out}) == len(left_out)
+    return [entry for entry in entries if isinstance(entry, Visit)], {one.name: one for one in left_out}
+
+
+def reasons(left_out: dict[str, LeftOut]) -> Counter[Reason]:
+    return Counter(one.reason for one in left_out.values())
+
+
+def scans(site_yaml: Path) -> Path:
+    return site_yaml.parent / "scans"
+
+
+def add_column(site_yaml: Path) -> None:
+    """Let the site name its files in a column `path`."""
+    site_yaml.write_text(site_yaml.read_text().replace("date: seen", "date: seen\n    file: path"))
+
+
+def test_every_visit_comes_once_in_the_order_of_pseudonym_and_day(site_yaml: Path) -> None:
+    visits, left_out = ingest(site_yaml)
+    assert left_out == {}
+    order = [(visit.pseudonym, visit.days_since_baseline) for visit in visits]
+    assert order == sorted(order)
+    anna = [visit for visit in visits if visit.pseudonym == pseudonym(KEY, "PLANTED-ANNA")]
+    assert [visit.days_since_baseline for visit in anna] == [0, 366, 1096]
+    assert [visit.attributes["diagnosis"] for visit in anna] == ["CN", "CN", "AD"]
+    assert anna[0].attributes == {"age": 70.0, "sex": "F", "diagnosis": "CN"}
+    assert all(visit.scan.pixels.max() > 500 for visit in visits)  # the middle slice of three
+
+
+def test_a_pseudonym_needs_the_key() -> None:
+    assert pseudonym(KEY, "a") == pseudonym(KEY, "a") != pseudonym(KEY, "b")
+    assert pseudonym(b"1" * 32, "a") != pseudonym(KEY, "a")
+
+
+def test_bad_files_are_lines_and_never_the_end(site_yaml: Path) -> None:
+    root, grey = scans(site_yaml), np.eye(4, dtype=np.uint16)
+    whole = write_visit(root / "broken", "PLANTED-CARL", "2020-11-12", SeriesNumber=0)[1]
+    whole.write_bytes(whole.read_bytes()[:-200])
+    write_mr_slice(root / "half.dcm", grey).write_bytes(whole.read_bytes()[:450])
+    (root / "notes.txt").write_text("seen by Dr Nobody")
+    write_mr_slice(root / "ct.dcm", grey, Modality="CT")
+    write_mr_slice(root / "huge.dcm", grey, Rows=65535, Columns=65535)
+    write_mr_slice(root / "text.dcm", grey, BurnedInAnnotation="YES")
+    write_mr_slice(root / "ours.dcm", grey, SyntheticData="YES")
+    (root / ".hidden").write_text("not looked at")
+    visits, left_out = ingest(site_yaml)
+    assert len(visits) == 6  # the series after the broken one was taken
+    assert {name: one.reason for name, one in left_out.items()} == {
+        "broken/planted-carl/2020-11-12/0.dcm": Reason.UNREADABLE,
+        "half.dcm": Reason.NOT_AN_IMAGE,
+        "notes.txt": Reason.NOT_AN_IMAGE,
+        "ct.dcm": Reason.WRONG_MODALITY,
+        "huge.dcm": Reason.TOO_LARGE,
+        "text.dcm": Reason.BURNED_IN,
+        "ours.dcm": Reason.SYNTHETIC,
+    }
+
+
+def test_scans_and_rows_without_each_other_are_reported(site_yaml: Path) -> None:
+    write_visit(scans(site_yaml), "PLANTED-DORA", "2020-01-01")
+    write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-15")
+    write_mr_slice(scans(site_yaml) / "nobody.dcm", np.eye(4, dtype=np.uint16), PatientID="", StudyDate="")
+    write_table(site_yaml, [*PLANTED_ROWS, "PLANTED-EMIL,2020-01-01,60,Male,Normal"])
+    visits, left_out = ingest(site_yaml)
+    assert len(visits) == 6
+    assert left_out["planted-dora/2020-01-01/0.dcm"].reason == Reason.NO_TABLE_ROW
+    assert left_out["planted-dora/2020-01-01/0.dcm"].files == 3
+    assert "3 days away" in left_out["planted-carl/2020-11-15/0.dcm"].detail
+    assert left_out["row 8"].reason == Reason.NO_SCAN
+    assert left_out["nobody.dcm"].reason == Reason.NO_PATIENT_OR_DATE
+    visits, left_out = ingest(site_yaml, ["data.date_tolerance_days=3"])
+    assert len(visits) == 7
+    assert "planted-carl/2020-11-15/0.dcm" not in left_out
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "word"),
+    [
+        ("PLANTED-CARL,2020-11-12,,Male,Dementia", Reason.MISSING_VALUE, "age"),
+        ("PLANTED-CARL,2020-11-12,n/a,Male,Dementia", Reason.MISSING_VALUE, "age"),
+        ("PLANTED-CARL,2020-11-12,80,Male,", Reason.MISSING_VALUE, "diagnosis"),
+        ("PLANTED-CARL,2020-11-12,80,Male,MCI", Reason.UNKNOWN_VALUE, "diagnosis=MCI"),
+        ("PLANTED-CARL,2020-11-12,eighty,Male,Dementia", Reason.UNKNOWN_VALUE, "age=eighty"),
+        ("PLANTED-CARL,2020-11-12,130,Male,Dementia", Reason.OUT_OF_RANGE, "18 to 100"),
+        ("PLANTED-CARL,12.11.2020,80,Male,Dementia", Reason.NO_TABLE_ROW, "patient"),
+        (",2020-11-12,80,Male,Dementia", Reason.NO_TABLE_ROW, "patient"),
+    ],
+)
+def test_a_row_that_cannot_be_used_leaves_its_scan_out(row: str, reason: Reason, word: str, site_yaml: Path) -> None:
+    write_table(site_yaml, [*PLANTED_ROWS[:5], row])
+    for file in (scans(site_yaml) / "planted-carl").rglob("*.dcm"):
+        file.unlink()  # and no age in the header either
+    write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-12", PatientBirthDate=None)
+    visits, left_out = ingest(site_yaml)
+    assert len(visits) == 5
+    one = left_out["planted-carl/2020-11-12/0.dcm"]
+    assert (one.reason, one.files) == (reason, 3)
+    assert word in one.detail
+
+
+def test_a_word_that_the_config_knows_is_no_blank(site_yaml: Path) -> None:
+    site_yaml.write_text(site_yaml.read_text().replace("Normal: CN", "none: CN"))
+    write_table(site_yaml, [row.replace("Normal", "none") for row in PLANTED_ROWS])
+    visits, left_out = ingest(site_yaml)
+    assert len(visits) == len(PLANTED_ROWS)
+    assert left_out == {}
+
+
+def test_age_and_sex_fall_back_to_the_header(site_yaml: Path) -> None:
+    for file in (scans(site_yaml) / "planted-carl").rglob("*.dcm"):
+        file.unlink()
+    write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-12", PatientAge="081Y", PatientSex="M")
+    write_table(site_yaml, [*PLANTED_ROWS[:5], "PLANTED-CARL,2020-11-12,,,Dementia"])
+    visits, left_out = ingest(site_yaml)
+    assert left_out == {}
+    assert {"age": 81.0, "sex": "M", "diagnosis": "AD"} in [visit.attributes for visit in visits]
+
+
+def test_equal_rows_count_once_and_conflicting_ones_not_at_all(site_yaml: Path) -> None:
+    changed = PLANTED_ROWS[5].replace("Dementia", "Normal")
+    write_table(site_yaml, [*PLANTED_ROWS, "", PLANTED_ROWS[3], changed, PLANTED_ROWS[5], ",,,,"])
+    visits, left_out = ingest(site_yaml)
+    assert len(visits) == 5
+    assert left_out["row 9"].reason == Reason.DUPLICATE
+    assert [left_out[f"row {line}"].reason for line in (7, 10, 11)] == [Reason.CONFLICTING_ROWS] * 3
+    assert left_out["planted-carl/2020-11-12/0.dcm"].reason == Reason.NO_TABLE_ROW
+
+
+def test_several_series_of_one_day_give_one_visit(site_yaml: Path) -> None:
+    later = {"SeriesNumber": 5, "SeriesDescription": "ax T1 post"}
+    write_visit(scans(site_yaml) / "again", "PLANTED-CARL", "2020-11-12", **later)
+    visits, left_out = ingest(site_yaml)
+    assert len(visits) == 6
+    other = left_out["again/planted-carl/2020-11-12/0.dcm"]
+    assert (other.reason, other.files) == (Reason.OTHER_SERIES, 3)
+    assert "planted-carl/2020-11-12/0.dcm" in other.detail
+    _, left_out = ingest(site_yaml, ["data.series_description='*t1*'"])
+    assert reasons(left_out) == {Reason.NOT_SELECTED: 18, Reason.NO_SCAN: 5}
+
+
+def test_copies_of_an_object_are_left_out(site_yaml: Path) -> None:
+    original = scans(site_yaml) / "planted-carl/2020-11-12/1.dcm"
+    (scans(site_yaml) / "zcopy.dcm").write_bytes(original.read_bytes())
+    visits, left_out = ingest(site_yaml)
+    assert len(visits) == 6
+    assert left_out["zcopy.dcm"].reason == Reason.DUPLICATE
+
+
+def test_suspected_text_is_released_by_pattern(site_yaml: Path) -> None:
+    for file in (scans(site_yaml) / "planted-carl").rglob("*.dcm"):
+        file.unlink()
+    write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-12", ImageType=["DERIVED", "PRIMARY"])
+    visits, left_out = ingest(site_yaml)
+    assert (len(visits), reasons(left_out)[Reason.BURNED_IN]) == (5, 3)
+    visits, left_out = ingest(site_yaml, ["data.released=[planted-carl/*]"])
+    assert (len(visits), left_out) == (6, {})
+
+
+def test_baseline_is_the_first_visit_that_could_be_read(site_yaml: Path) -> None:
+    slices = sorted((scans(site_yaml) / "planted-anna/2019-03-04").iterdir())
+    slices[1].write_bytes(slices[1].read_bytes()[:-100])
+    visits, left_out = ingest(site_yaml)
+    anna = [visit for visit in visits if visit.pseudonym == pseudonym(KEY, "PLANTED-ANNA")]
+    assert [visit.days_since_baseline for visit in anna] == [0, 730]
+    assert left_out["planted-anna/2019-03-04/0.dcm"].reason == Reason.UNREADABLE
+
+
+def test_niftis_and_pngs_are_found_through_the_table(site_yaml: Path) -> None:
+    add_column(site_yaml)
+    root = scans(site_yaml)
+    volume = np.random.default_rng(0).integers(0, 900, (20, 24, 3)).astype(np.int16)
+    for name in ("sub-1/a.nii.gz", "sub-1/b.nii", "unnamed.nii.gz", "flat.nii"):
+        (root / name).parent.mkdir(exist_ok=True)
+        content = volume * 0 if name == "flat.nii" else volume
+        nibabel.save(nibabel.Nifti1Image(content, np.diag([2, 2, 5, 1.0])), root / name)
+    Image.fromarray(np.eye(20, dtype=np.uint8) * 200).save(root / "c.png")
+    rows = [
+        "PLANTED-NINA,2018-01-01,60,Female,Normal,sub-1/a.nii.gz",
+        "PLANTED-NINA,2018-01-31,60,Female,Normal,./sub-1\\b.nii",
+        "PLANTED-OLAF,2018-01-31,61,Male,Normal,c.png",
+        "PLANTED-OLAF,2019-01-31,62,Male,Normal,flat.nii",
+        "PLANTED-OLAF,2020-01-31,63,Male,Normal,absent.nii",
+        *(f"{row}," for row in PLANTED_ROWS),
+    ]
+    write_table(site_yaml, rows, f"{HEADER},path")
+    visits, left_out = ingest(site_yaml)
+    assert len(visits) == 9
+    nina = [visit for visit in visits if visit.pseudonym == pseudonym(KEY, "PLANTED-NINA")]
+    assert [visit.days_since_baseline for visit in nina] == [0, 30]
+    np.testing.assert_array_equal(nina[0].scan.pixels, volume[::-1, ::-1, 1].T)
+    assert {name: one.reason for name, one in left_out.items()} == {
+        "unnamed.nii.gz": Reason.NO_TABLE_ROW,
+        "flat.nii": Reason.NO_CONTRAST,
+        "row 6": Reason.NO_SCAN,
+    }
+
+
+def test_a_nifti_without_a_file_column_says_what_to_set(site_yaml: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3), np.int16), np.eye(4)), scans(site_yaml) / "a.nii")
+    assert "data.columns.file" in ingest(site_yaml)[1]["a.nii"].detail
+
+
+def test_missing_columns_are_named_with_the_nearest(site_yaml: Path) -> None:
+    write_table(site_yaml, PLANTED_ROWS, "subject,seen_on,years,gendr,group")
+    with pytest.raises(TableError, match=r"no column 'seen'.*'seen_on'.*no column 'gender'.*'gendr'"):
+        ingest(site_yaml)
+    write_table(site_yaml, PLANTED_ROWS, "subject,seen,years,gender,group,seen")
+    with pytest.raises(TableError, match="'seen' occurs more than once"):
+        ingest(site_yaml)
+
+
+def test_tables_from_spreadsheets_are_read(site_yaml: Path) -> None:
+    table = site_yaml.parent / "visits.csv"
+    rows = [row.replace(",", ";") for row in [HEADER, *PLANTED_ROWS]]
+    table.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode() + b"\r\n;;;;\r\n")
+    assert len(ingest(site_yaml)[0]) == 6
+    table.write_text("\n".join(row.replace("2020-03-04", "04.03.2020") for row in rows))
+    visits, left_out = ingest(site_yaml)
+    assert left_out["row 3"].reason == Reason.NO_PATIENT_OR_DATE
+    assert len(visits) == 5
+    dates = ["-".join(reversed(row.split(";")[1].split("-"))).replace("-", ".") for row in rows]
+    lines = [row.replace(row.split(";")[1], date) for row, date in zip(rows[1:], dates[1:], strict=True)]
+    table.write_text("\n".join([rows[0], *lines]))
+    assert len(ingest(site_yaml, ["data.date_format='%d.%m.%Y'"])[0]) == 6
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00", b'subject,seen\n"open', b""])
+def test_a_table_that_cannot_be_read_is_one_error(content: bytes | None, site_yaml: Path) -> None:
+    table = site_yaml.parent / "visits.csv"
+    table.unlink()
+    if content is not None:
+        table.write_bytes(content)
+    with pytest.raises(TableError):
+        ingest(site_yaml)
+
+
+def test_config_errors_name_the_key_and_the_remedy(site_yaml: Path) -> None:
+    for overrides, match in (
+        (["data.columns.attributes.weight=kg"], "'weight'.*lacks"),
+        (["data.values.diagnoses.x=CN"], "did you mean 'diagnosis'"),
+        (["data.tabel=x"], "did you mean 'table'"),
+        (["batch_size=0"], "batch_size is 0"),
+        (["modality=absent.yaml"], "absent.yaml"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            ingest(site_yaml, overrides)
+    text = site_yaml.read_text()
+    site_yaml.write_text(text.replace(", diagnosis: group", ""))
+    with pytest.raises(ConfigError, match="no column for 'diagnosis'"):
+        ingest(site_yaml)
+    site_yaml.write_text(text.replace("store: store\n", ""))
+    with pytest.raises(ConfigError, match="store"):
+        ingest(site_yaml)
+    site_yaml.write_text(text)
+    with pytest.raises(TableError, match="is not a folder"):
+        ingest(site_yaml, ["data.root=nowhere"])
+
+
+def test_paths_are_relative_to_the_yaml_file(site_yaml: Path) -> None:
+    site = load_site(site_yaml, ["store=elsewhere", "base_model=some/hub-id"])
+    assert Path(site.data.root) == site_yaml.parent / "scans"
+    assert site.store_path == site_yaml.parent / "elsewhere"
+    assert site.base_model == "some/hub-id"
+
+
+def test_the_key_is_made_once_and_only_for_its_owner(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    key = load_key(store)
+    assert len(key) == 32
+    assert load_key(store) == key
+    path = store / "site.key"
+    assert (path.stat().st_mode & 0o777, store.stat().st_mode & 0o777) == (0o600, 0o700)
+    path.chmod(0o644)
+    with pytest.raises(StoreError, match="chmod 600"):
+        load_key(store)
+    path.chmod(0o600)
+    path.write_bytes(b"short")
+    with pytest.raises(StoreError, match="5 bytes"):
+        load_key(store)
+
+
+def test_every_refusal_is_a_reason() -> None:
+    assert {refusal.value for refusal in Refusal} <= {reason.value for reason in Reason}

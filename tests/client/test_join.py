@@ -1,0 +1,613 @@
+"""A study is provisioned, hospitals join it: what a kit holds, what is refused, what a site approves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import zipfile
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from flwr.proto.control_pb2 import ListNodesResponse, RegisterNodeRequest, UnregisterNodeRequest
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.task_pb2 import Task
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import LaunchResultStatus
+from typer.testing import CliRunner
+
+from ld_client.cli import app as client
+from ld_client.deployment.approvals import approvals, approve, check_approved, check_bundle, withdraw
+from ld_client.deployment.approve import describe
+from ld_client.deployment.audit_log import AuditLog
+from ld_client.deployment.audit_verify import verify_home
+from ld_client.deployment.bundle import read_bundle
+from ld_client.deployment.executor import approved_only
+from ld_client.deployment.join import enrolment, join
+from ld_client.deployment.launcher import TOKEN, approved_install, silent_error
+from ld_client.deployment.site_home import SiteHome
+from ld_common.core.errors import ApprovalError, ConfigError, DeploymentError, SignatureError
+from ld_common.core.processes import free_port, stop_family
+from ld_common.protocol.enrollment_kit import BUNDLE, FILES, MANIFEST, SIGNATURE, read_kit, write_kit
+from ld_common.protocol.keys import new_site_key, new_study_key, public_line
+from ld_common.protocol.site_name import check_site_name
+from ld_server.deployment import superlink
+from ld_server.deployment.bundle import build_bundle
+from ld_server.deployment.provision import (
+    admit,
+    provision,
+    revoke,
+    server_config,
+    study_fingerprint,
+    synchronize,
+    update,
+)
+from ld_server.deployment.provision import check_bundle as check_installed
+from ld_server.deployment.study_home import AdmittedSite, StudyHome
+
+PORTS = ["hosts=[localhost]", "gate_port=19492", "release_port=19493", "link_port=19491"]
+
+
+@pytest.fixture(scope="module")
+def study(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("study") / "study.yaml"
+    modality = Path(__file__).parents[2] / "configs/modalities/brain_mri.yaml"
+    content = {
+        "name": "joined",
+        "base_model": str(tiny_base),
+        "modality": str(modality),
+        "federation": {"rounds": 2, "sites": ["aster", "birch"]},
+    }
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.fixture
+def home(study: Path, tmp_path: Path) -> StudyHome:
+    return provision(study, tmp_path / "server", server_config(PORTS)[0])
+
+
+@pytest.fixture
+def site(home: StudyHome, site_yaml: Path) -> SiteHome:
+    """A site that opened its kit and wrote its config."""
+    path = home.path.parent / "aster"
+    join(home.kits / "aster.kit", path, study_fingerprint(home))
+    (path / "site.yaml").write_text(site_yaml.read_text())
+    return SiteHome(path)
+
+
+def test_a_home_holds_what_it_needs_and_keeps_its_keys_to_itself(home: StudyHome, study: Path) -> None:
+    assert {file.name for file in home.kits.iterdir()} == {"aster.kit", "birch.kit"}
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in home.keys.iterdir())
+    assert home.sites() == {}
+    with pytest.raises(DeploymentError, match="already"):
+        provision(study, home.path, server_config(PORTS)[0])
+    with pytest.raises(DeploymentError, match="ld-server provision"):
+        StudyHome(home.path / "elsewhere").check()
+
+
+def test_no_kit_holds_a_secret(home: StudyHome) -> None:
+    secrets = [file.read_bytes() for file in home.keys.iterdir()]
+    for file in home.kits.iterdir():
+        kit = read_kit(file)
+        parts = [kit.raw_manifest, *kit.files.values()]
+        assert not any(
+            b"PRIVATE KEY" in part and b"BEGIN PRIVATE" in part for part in parts if part != kit.files[BUNDLE]
+        )
+        assert not any(secret in part for secret in secrets for part in parts)
+        assert str(home.path).encode() not in b"".join([kit.raw_manifest, kit.files["study.yaml"]])
+
+
+def test_the_bundle_is_the_same_each_time_and_holds_no_server_code(home: StudyHome) -> None:
+    assert home.bundle.read_bytes() == build_bundle()
+    with zipfile.ZipFile(home.bundle) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "ld_common",
+        "ld_client",
+        "study_server.py",
+        "pyproject.toml",
+        ".info",
+    }
+    assert "ld_client/app.py" in names
+    check_installed(home)
+    home.bundle.write_bytes(b"something else")
+    with pytest.raises(DeploymentError, match="ld-server update"):
+        check_installed(home)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, SIGNATURE, *FILES])
+def test_a_kit_with_any_file_altered_is_refused(home: StudyHome, name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(home.kits / "aster.kit") as archive:
+        files = {entry: archive.read(entry) for entry in archive.namelist()}
+    content = files[name]
+    files[name] = content.replace(b"localhost", b"evil.host") if name == MANIFEST else content[:-1] + b"#"
+    with zipfile.ZipFile(tmp_path / "altered.kit", "w") as archive:
+        for entry, value in files.items():
+            archive.writestr(entry, value)
+    with pytest.raises(DeploymentError):
+        join(tmp_path / "altered.kit", tmp_path / "home")
+    assert not (tmp_path / "home" / "site.key").exists()
+
+
+def test_what_is_no_kit_is_refused(home: StudyHome, tmp_path: Path) -> None:
+    file = tmp_path / "scan.kit"
+    for content in (b"", b"no archive", (home.kits / "aster.kit").read_bytes()[:2000]):
+        file.write_bytes(content)
+        with pytest.raises(DeploymentError, match="no site kit"):
+            join(file, tmp_path / "home")
+    with pytest.raises(DeploymentError, match="there is no file"):
+        join(tmp_path / "absent.kit", tmp_path / "home")
+
+
+def test_a_kit_signed_by_another_is_told_by_its_fingerprint(home: StudyHome, tmp_path: Path) -> None:
+    kit = read_kit(home.kits / "aster.kit")
+    write_kit(tmp_path / "forged.kit", kit.manifest, kit.files, new_study_key())
+    with pytest.raises(DeploymentError, match="do not use it"):
+        join(tmp_path / "forged.kit", tmp_path / "home", study_fingerprint(home))
+
+
+def test_joining_makes_a_key_of_its_own_and_a_config_to_fill_in(home: StudyHome, tmp_path: Path) -> None:
+    lines = join(home.kits / "birch.kit", tmp_path / "birch")
+    site = SiteHome(tmp_path / "birch")
+    assert any(study_fingerprint(home) in line for line in lines)
+    assert site.key_file.stat().st_mode & 0o777 == 0o600
+    assert enrolment(site).startswith("ecdsa-sha2-nistp384 ")
+    assert "\n" not in enrolment(site)
+    assert enrolment(site).endswith(" birch")
+    assert site.kit() == read_kit(home.kits / "birch.kit").manifest
+    assert site.site().site == "birch"
+    assert site.study().digest() == site.kit().study_digest
+
+
+def test_a_second_kit_keeps_key_and_config(home: StudyHome, site: SiteHome, study: Path, tmp_path: Path) -> None:
+    key, config = site.key_file.read_bytes(), site.config_file.read_bytes()
+    update(home)
+    join(home.kits / "aster.kit", site.path)
+    assert (site.key_file.read_bytes(), site.config_file.read_bytes()) == (key, config)
+    with pytest.raises(DeploymentError, match="another site"):
+        join(home.kits / "birch.kit", site.path)
+    other = provision(study, tmp_path / "other", server_config(PORTS)[0])
+    with pytest.raises(DeploymentError, match="another public key"):
+        join(other.kits / "aster.kit", site.path)
+
+
+def test_a_file_of_an_unpacked_kit_cannot_be_changed_unseen(site: SiteHome) -> None:
+    for name in (*FILES, MANIFEST):
+        file = site.kit_folder / name
+        content = file.read_bytes()
+        file.write_bytes(content + b" \n#" if name != MANIFEST else content.replace(b"localhost", b"elsewhere"))
+        with pytest.raises(DeploymentError):
+            site.kit()
+        file.write_bytes(content)
+    assert site.kit().site == "aster"
+
+
+def test_a_config_of_another_site_is_refused(site: SiteHome) -> None:
+    site.config_file.write_text(site.config_file.read_text().replace("site: aster", "site: birch"))
+    with pytest.raises(DeploymentError, match="the kit is for 'aster'"):
+        site.site()
+
+
+def test_nothing_runs_that_was_not_approved(site: SiteHome) -> None:
+    kit, study = site.kit(), site.study()
+    asked = (study.digest(), kit.base_digest, kit.modality_digest)
+    with pytest.raises(ApprovalError, match="ld-client approve"):
+        check_bundle(site, kit.bundle_digest)
+    with pytest.raises(ApprovalError, match="ld-client approve"):
+        check_approved(site, *asked)
+    approve(site)
+    check_bundle(site, kit.bundle_digest)
+    check_approved(site, *asked)
+    more = dataclasses.replace(study, training=dataclasses.replace(study.training, steps=study.training.steps + 1))
+    for other in ((more.digest(), *asked[1:]), (asked[0], "0" * 64, asked[2]), (*asked[:2], "0" * 64)):
+        with pytest.raises(ApprovalError):
+            check_approved(site, *other)
+    with pytest.raises(ApprovalError):
+        check_bundle(site, "0" * 64)
+    withdraw(site)
+    with pytest.raises(ApprovalError):
+        check_approved(site, *asked)
+    site.approvals.write_text("{")
+    with pytest.raises(ApprovalError, match="restore"):
+        check_bundle(site, kit.bundle_digest)
+
+
+def test_the_executor_launches_what_was_approved_and_nothing_else(site: SiteHome) -> None:
+    launched: list[str] = []
+
+    def launch(command: list[str], surroundings: dict[str, str]) -> None:
+        assert surroundings[TOKEN] not in " ".join(command)  # other accounts see command lines
+        launched.append(surroundings[TOKEN])
+
+    plugin = approved_only(site, launch)("127.0.0.1:1", True, None, False, executor=None)  # type: ignore[arg-type]
+    client, server = TaskType.CLIENT_APP.value, TaskType.SERVER_APP.value
+    bundle = site.kit().bundle_digest
+    early = plugin.launch_task("early", Task(task_id=1, type=client, fab_hash=bundle))
+    approve(site)
+    results = {
+        "approved": plugin.launch_task("approved", Task(task_id=2, type=client, fab_hash=bundle)),
+        "other": plugin.launch_task("other", Task(task_id=3, type=client, fab_hash="0" * 64)),
+        "none": plugin.launch_task("none", Task(task_id=4, type=client)),
+        "server": plugin.launch_task("server", Task(task_id=5, type=server, fab_hash=bundle)),
+    }
+    assert launched == ["approved"]
+    failed = {early.status, *(result.status for name, result in results.items() if name != "approved")}
+    assert failed == {LaunchResultStatus.FAILED}
+
+
+def test_the_launcher_believes_bytes_and_unpacks_them_afresh(site: SiteHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(site.path / "flower"))
+    bundle, install = (site.kit_folder / BUNDLE).read_bytes(), approved_install(site)
+    with pytest.raises(ApprovalError):
+        install(bundle, skip_prompt=True)
+    approve(site)
+    with pytest.raises(ApprovalError):
+        install(bundle + b"\0", skip_prompt=True)
+    assert not (site.path / "flower" / "apps").exists()
+    folder = Path(install(bundle, skip_prompt=True))
+    (folder / "ld_client" / "train.py").write_text("half of a fi")
+    (folder / "ld_common" / "drift.py").unlink()
+    assert Path(install(bundle, skip_prompt=True)) == folder
+    files = read_bundle(bundle)
+    assert all((folder / name).read_bytes() == content for name, content in files.items() if name.endswith(".py"))
+
+
+def test_an_error_before_the_wall_leaves_without_its_text() -> None:
+    error = silent_error(code=2, reason="No module named 'jane_doe'")
+    assert (error.code, "jane" in error.reason) == (2, False)
+
+
+def test_only_the_last_approval_counts(home: StudyHome, site: SiteHome) -> None:
+    approve(site)
+    first = site.kit()
+    text = (home.path / "study.yaml").read_text()
+    (home.path / "study.yaml").write_text(text.replace("rounds: 2", "rounds: 7"))
+    update(home)
+    join(home.kits / "aster.kit", site.path)
+    approve(site)
+    with pytest.raises(ApprovalError):
+        check_approved(site, first.study_digest, first.base_digest, first.modality_digest)
+    check_approved(site, site.kit().study_digest, first.base_digest, first.modality_digest)
+
+
+def test_what_is_approved_is_what_was_shown(home: StudyHome, site: SiteHome, tmp_path: Path) -> None:
+    """Neither hashes of another study, nor another kit opened meanwhile, nor a list that others may write."""
+    kit, key, seen = read_kit(home.kits / "aster.kit"), home.key("study"), site.kit()
+    wicked = dataclasses.replace(site.study(), seed=666).digest()
+    write_kit(tmp_path / "x.kit", dataclasses.replace(kit.manifest, study_digest=wicked), kit.files, key)  # type: ignore[arg-type]
+    join(tmp_path / "x.kit", site.path)
+    for look in (describe, approve):
+        with pytest.raises(ApprovalError, match="to deceive"):
+            look(site)
+    with pytest.raises(ApprovalError, match="another kit"):
+        approve(site, seen)
+    join(home.kits / "aster.kit", site.path)
+    approve(site, seen)
+    assert site.approvals.stat().st_mode & 0o777 == 0o600
+    site.approvals.chmod(0o666)
+    with pytest.raises(ApprovalError, match="others may write"):
+        check_bundle(site, seen.bundle_digest)
+
+
+def test_a_kit_that_was_opened_half_way_can_be_opened_again(home: StudyHome, site: SiteHome) -> None:
+    (site.kit_folder / "study.yaml").write_text("half")
+    shutil.rmtree(site.path / "kit.new", ignore_errors=True)
+    (site.path / "kit.new").mkdir()
+    join(home.kits / "aster.kit", site.path)
+    assert site.kit() == read_kit(home.kits / "aster.kit").manifest
+
+
+def test_approving_shows_what_runs_what_leaves_and_what_changed(home: StudyHome, site: SiteHome) -> None:
+    first = "\n".join(describe(site))
+    assert "byte for byte what is installed here" in first
+    assert "without differential privacy" in first
+    approve(site)
+    text = (home.path / "study.yaml").read_text()
+    (home.path / "study.yaml").write_text(text.replace("rounds: 2", "rounds: 7"))
+    update(home)
+    join(home.kits / "aster.kit", site.path)
+    second = "\n".join(describe(site))
+    assert "-  rounds: 2" in second
+    assert "+  rounds: 7" in second
+    with pytest.raises(ApprovalError):
+        check_approved(site, site.kit().study_digest, site.kit().base_digest, site.kit().modality_digest)
+
+
+def test_code_that_differs_from_the_installed_is_shown(home: StudyHome, site: SiteHome, tmp_path: Path) -> None:
+    kit, changed = read_kit(home.kits / "aster.kit"), tmp_path / "changed.fab"
+    with zipfile.ZipFile(home.bundle) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + (b"import this\n" if name == "ld_client/train.py" else b""))
+    key = home.key("study")
+    write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
+    join(tmp_path / "changed.kit", site.path)
+    lines = describe(site)
+    assert any("DIFFERS" in line for line in lines)
+    assert any(line.strip() == "+import this" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("torch.py", b"import os"),
+        ("ld_client/train.pyc", b""),
+        ("ld_client/native.so", b""),
+        ("ld_client/../torch.py", b""),
+        ("/torch.py", b""),
+        ("ld_common/sub/torch/__init__.py", b""),
+        ("sitecustomize.py", b""),
+        ("ld_client\\train.py", b""),
+        ("ld_client/train.py", b"twice"),
+        ("pyproject.toml", b"[tool.flwr.app.components]\nclientapp = 'torch:app'\n"),
+        ("pyproject.toml", b"not toml ["),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_bundle_with_anything_else_in_it_cannot_be_approved(
+    home: StudyHome, site: SiteHome, tmp_path: Path, name: str, content: bytes
+) -> None:
+    kit, changed, key = read_kit(home.kits / "aster.kit"), tmp_path / "changed.fab", home.key("study")
+    with zipfile.ZipFile(home.bundle) as old, zipfile.ZipFile(changed, "w") as new:
+        for one in old.namelist():
+            if one != name or name != "pyproject.toml":
+                new.writestr(one, old.read(one))
+        new.writestr(name, content)
+    write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
+    join(tmp_path / "changed.kit", site.path)
+    if name == "ld_common/sub/torch/__init__.py":  # a module of our own package shadows nothing
+        assert any(name in line for line in describe(site))
+        return
+    for look in (describe, approve):
+        with pytest.raises(ApprovalError, match=r"refused|cannot be read"):
+            look(site)
+    assert approvals(site) == []
+
+
+def test_nothing_of_a_difference_is_hidden(home: StudyHome, site: SiteHome, tmp_path: Path) -> None:
+    """Neither control characters nor length nor line ends keep a change from the data manager's eyes."""
+    kit, changed, key = read_kit(home.kits / "aster.kit"), tmp_path / "changed.fab", home.key("study")
+    with zipfile.ZipFile(home.bundle) as old, zipfile.ZipFile(changed, "w") as new:
+        for one in old.namelist():
+            content = old.read(one)
+            if one == "ld_client/app.py":
+                content = b"".join(b"x%d = 1\n" % number for number in range(1000)) + content
+            if one == "ld_client/train.py":
+                content = content.replace(b"\n", b"\r\n", 1) + b"steal()  # \x1b[2K\x1b[1A \xe2\x80\xae \xff\n"
+            new.writestr(one, content)
+    write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
+    join(tmp_path / "changed.kit", site.path)
+    lines = describe(site)
+    assert all(line.isprintable() for line in lines)
+    assert {"    ld_client/app.py", "    ld_client/train.py"} <= set(lines)
+    whole = (site.path / "approved" / "installed.diff").read_text()
+    assert "+x999 = 1" in whole
+    assert "steal()  # \\x1b[2K\\x1b[1A \\u202e \\xff" in whole
+    assert "\\r" in whole
+
+
+def test_the_commands_say_one_line_for_a_mistake(home: StudyHome, tmp_path: Path) -> None:
+    runner = CliRunner()
+    for arguments in (["enroll"], ["approve"], ["start"]):
+        result = runner.invoke(client, [*arguments, "--home", str(tmp_path / "nowhere")])
+        assert isinstance(result.exception, DeploymentError | SignatureError)
+    result = runner.invoke(client, ["init", str(home.kits / "aster.kit"), "--home", str(tmp_path / "aster")])
+    assert result.exit_code == 0
+    assert study_fingerprint(home) in result.output
+
+
+def test_addresses_are_checked() -> None:
+    for wrong in (["gate_port=0"], ["gate_port=9093"], ["hosts=[]"]):
+        with pytest.raises(ConfigError):
+            server_config(wrong)
+
+
+def test_a_setting_of_neither_server_nor_study_is_named(study: Path, tmp_path: Path) -> None:
+    server, overrides = server_config(["port=1"])
+    with pytest.raises(ConfigError, match="'port'"):
+        provision(study, tmp_path / "server", server, overrides)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "study.example.org:9092",
+        "https://study.example.org",
+        "study.example.org/x",
+        "[::1]",
+        "10.0.0.256",
+        "10.0.0",
+        "two words",
+        "under_score.org",
+        "-dash.org",
+        "a..b",
+        "x" * 64,
+        ".".join(["label"] * 50),
+        "straße.de",
+        "''",
+    ],
+)
+def test_what_is_no_host_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match="hosts"):
+        server_config([f"hosts=['{host}']" if host != "''" else "hosts=['']"])
+
+
+def test_names_of_any_length_and_hosts_of_any_kind_can_be_provisioned(study: Path, tmp_path: Path) -> None:
+    long = ".".join(["label"] * 20)
+    settings = server_config([f"hosts=['::1',Klinik-Köln.de,{long},10.0.0.7]"])[0]
+    assert settings.hosts == ["::1", "xn--klinik-kln-lcb.de", long, "10.0.0.7"]
+    home = provision(study, tmp_path / "server", settings, [f"name={'ü' * 100}"])
+    names, addresses = alternatives(home)
+    assert {"xn--klinik-kln-lcb.de", long, "localhost"} == set(names)
+    assert {"::1", "10.0.0.7", "127.0.0.1"} == addresses
+    assert read_kit(home.kits / "aster.kit").manifest.server == "[::1]:9092"
+    provision(study, tmp_path / "other", server_config([f"hosts=[{long}]"])[0])
+
+
+def alternatives(home: StudyHome) -> tuple[set[str], set[str]]:
+    """Names and addresses of the server's certificate."""
+    certificate = x509.load_pem_x509_certificate(home.certificate("server").read_bytes())
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return set(found.get_values_for_type(x509.DNSName)), set(map(str, found.get_values_for_type(x509.IPAddress)))
+
+
+def test_a_site_name_has_at_most_64_letters() -> None:
+    check_site_name("a" * 64)
+    with pytest.raises(ConfigError, match="at most 64"):
+        check_site_name("a" * 65)
+
+
+def test_updating_renews_the_servers_certificate(home: StudyHome) -> None:
+    key, authority = (home.keys / "server.key").read_bytes(), home.certificate("authority").read_bytes()
+    file = home.path / "server.yaml"
+    file.write_text(file.read_text().replace("- localhost", "- moved.example.org"))
+    update(home)
+    assert "moved.example.org" in alternatives(home)[0]
+    certificate = x509.load_pem_x509_certificate(home.certificate("server").read_bytes())
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    assert certificate.public_key() == home.key("server").public_key()
+    assert (home.keys / "server.key").read_bytes() == key
+    assert home.certificate("authority").read_bytes() == authority
+    assert read_kit(home.kits / "aster.kit").manifest.server == "moved.example.org:19492"
+
+
+class FakeLink:
+    """The nodes of a SuperLink: one that was unregistered stays, and its key is never taken again."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeInfo] = []
+        self.refuses = False
+
+    def ListNodes(self, request: object) -> ListNodesResponse:
+        return ListNodesResponse(nodes_info=self.nodes)
+
+    def RegisterNode(self, request: RegisterNodeRequest) -> None:
+        if self.refuses or any(node.public_key == request.public_key for node in self.nodes):
+            raise DeploymentError("Flower's SuperLink refuses")
+        self.nodes.append(NodeInfo(node_id=len(self.nodes), public_key=request.public_key, status="registered"))
+
+    def UnregisterNode(self, request: UnregisterNodeRequest) -> None:
+        assert self.nodes[request.node_id].status != "unregistered"
+        self.nodes[request.node_id].status = "unregistered"
+
+    def let_in(self) -> set[bytes]:
+        """Keys of nodes that Flower lets in."""
+        return {node.public_key for node in self.nodes if node.status != "unregistered"}
+
+
+@pytest.fixture
+def fake_link(monkeypatch: pytest.MonkeyPatch) -> FakeLink:
+    fake = FakeLink()
+    monkeypatch.setattr(superlink, "control", lambda home: nullcontext(fake))
+    return fake
+
+
+@pytest.mark.parametrize("name", ["authority", "server"])
+@pytest.mark.usefixtures("fake_link")
+def test_a_site_may_be_called_as_the_studys_own_certificates(study: Path, tmp_path: Path, name: str) -> None:
+    home = provision(study, tmp_path / "server", server_config(PORTS)[0], [f"federation.sites=[{name},birch]"])
+    before = {file: file.read_bytes() for file in (home.certificate("authority"), home.certificate("server"))}
+    key = new_site_key().public_key()
+    admit(home, name, public_line(key))
+    assert {file: file.read_bytes() for file in before} == before
+    assert x509.load_pem_x509_certificate(home.site_certificate(name).read_bytes()).public_key() == key
+
+
+def test_no_key_is_at_flower_that_is_not_on_the_list(home: StudyHome, fake_link: FakeLink) -> None:
+    first, second = new_site_key().public_key(), new_site_key().public_key()
+    fake_link.refuses = True
+    with pytest.raises(DeploymentError, match="refuses"):
+        admit(home, "aster", public_line(first))
+    assert home.sites()["aster"].key == first
+    assert home.site_certificate("aster").exists()
+    fake_link.refuses = False
+    synchronize(home)
+    assert fake_link.let_in() == {superlink.pem(first)}
+    with pytest.raises(DeploymentError, match="admitted with another key"):
+        admit(home, "aster", public_line(second))
+    admit(home, "aster", public_line(second), replace=True)
+    assert fake_link.let_in() == {superlink.pem(second)}
+    stray = new_site_key().public_key()
+    superlink.register_node(fake_link, stray)  # type: ignore[arg-type]
+    synchronize(home)
+    assert fake_link.let_in() == {superlink.pem(second)}
+
+
+def test_a_revoked_key_cannot_come_back(
+    home: StudyHome, fake_link: FakeLink, capsys: pytest.CaptureFixture[str]
+) -> None:
+    revoked_key_stays_out(home)
+    restored = {"aster": AdmittedSite("aster", public_line(new_site_key().public_key()), "2026-01-01T00:00:00+00:00")}
+    superlink.register_node(fake_link, restored["aster"].key)  # type: ignore[arg-type]
+    superlink.unregister_node(fake_link, restored["aster"].key)  # type: ignore[arg-type]
+    home.write_sites(restored)
+    synchronize(home)  # says so, and the server starts for the others
+    assert "refuses site 'aster'" in capsys.readouterr().out
+    assert fake_link.let_in() == set()
+
+
+@pytest.mark.slow
+def test_flower_itself_does_not_take_a_revoked_key_back(study: Path, tmp_path: Path) -> None:
+    home = provision(study, tmp_path / "server", server_config([f"link_port={free_port()}"])[0])
+    process = superlink.start_link(home)
+    try:
+        revoked_key_stays_out(home)
+    finally:
+        stop_family(process.pid)
+
+
+def revoked_key_stays_out(home: StudyHome) -> None:
+    """Admit and revoke a site, each twice; then try to come back with keys that are out."""
+    first, second = (public_line(new_site_key().public_key()) for _ in range(2))
+    for _ in range(2):
+        admit(home, "aster", first)
+    for _ in range(2):
+        revoke(home, "aster")
+    with pytest.raises(DeploymentError, match="the site makes a new one"):
+        admit(home, "aster", first)
+    admit(home, "aster", second)
+    with pytest.raises(DeploymentError, match="the site makes a new one"):
+        admit(home, "aster", first)
+    site = home.sites()["aster"]
+    assert (site.public_key, site.revoked) == (second, None)
+    with superlink.control(home) as client:
+        assert [node.status for node in superlink.nodes(client)] == ["unregistered", "registered"]
+
+
+@pytest.mark.usefixtures("fake_link")
+def test_a_line_of_another_site_is_not_taken(home: StudyHome, tmp_path: Path) -> None:
+    join(home.kits / "birch.kit", tmp_path / "birch")
+    line = enrolment(SiteHome(tmp_path / "birch"))
+    with pytest.raises(DeploymentError, match="printed by site 'birch'"):
+        admit(home, "aster", line)
+    assert admit(home, "birch", line).name == "birch"
+
+
+def test_a_new_key_begins_a_log_of_its_own(home: StudyHome, tmp_path: Path) -> None:
+    site = SiteHome(tmp_path / "aster")
+    join(home.kits / "aster.kit", site.path)
+    head = AuditLog.of(site).append("asked", {})
+    written = site.audit_log.read_bytes()
+    site.key_file.unlink()
+    lines = join(home.kits / "aster.kit", site.path)
+    (former,) = site.path.glob("audit-until-*.jsonl")
+    assert former.read_bytes() == written
+    assert any(former.name in line for line in lines)
+    assert AuditLog.of(site).append("asked", {}).sequence == head.sequence
+    assert verify_home(site).problems == []
+
+
+def test_settings_are_of_the_server_or_of_the_study(study: Path, tmp_path: Path) -> None:
+    server, overrides = server_config([*PORTS, "hosts=study.example.org", "federation.rounds=7"])
+    assert (server.hosts, server.is_local, overrides) == (["study.example.org"], False, ["federation.rounds=7"])
+    assert provision(study, tmp_path / "other", server, overrides).study()[0].federation.rounds == 7
+    assert server_config([])[0].is_local
+
+
+def test_the_list_of_sites_is_whole_or_refused(home: StudyHome) -> None:
+    home.registry.write_text(json.dumps({"aster": {"public_key": public_line(new_study_key().public_key())}}))
+    with pytest.raises(DeploymentError, match="restore"):
+        home.sites()

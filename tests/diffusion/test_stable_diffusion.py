@@ -1,0 +1,178 @@
+"""Stable Diffusion's own folder format at small width: SD 1.4's classes and config keys, RGB VAE, 77 tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ld_client.client_app import run_task
+from ld_client.data.store import build_store, open_store
+from ld_client.site_config import load_modality, load_site
+from ld_common.adapters.registry import SCHEMES, attach, read_scheme
+from ld_common.core.command import run_cli
+from ld_common.core.config import from_mapping, to_mapping
+from ld_common.diffusion.base_model import load_base, load_denoiser
+from ld_common.diffusion.sampling import SAMPLERS, make_sampler, sample
+from ld_common.protocol.messages import TrainTask
+from ld_common.protocol.study_config import StudyConfig
+from ld_common.release.release import load_release_base, read_release, write_release
+from ld_generate.cli import cli
+from ld_simulations.benchmarks.latent_drift.cost import STABLE_DIFFUSION_1_4, compute
+from ld_simulations.tiny_base.networks import make_tokenizer
+from tests.adapters.test_schemes import OPTIONS
+
+VAE = {
+    "act_fn": "silu",
+    "block_out_channels": [32, 32, 32, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 64,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+SMALL = {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 32, "sample_size": 8}
+SCHEDULE = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def stable_diffusion(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised folder as SD 1.4 is published (PNDM schedule), or its v-prediction twin."""
+    folder = tmp_path_factory.mktemp(f"sd-{request.param}")
+    tokenizer = make_tokenizer(["axial T1 brain MRI, woman, 70 years, healthy"], 77)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(**{**STABLE_DIFFUSION_1_4, **SMALL})
+        vae = AutoencoderKL(**VAE)
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=77,
+                hidden_act="quick_gelu",
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    schedule = PNDMScheduler(**SCHEDULE, prediction_type=request.param)
+    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text), ("tokenizer", tokenizer)):
+        part.save_pretrained(folder / name)
+    schedule.save_pretrained(folder / "scheduler")
+    return folder
+
+
+def test_what_a_folder_says_is_read_from_it(stable_diffusion: Path) -> None:
+    base = load_base(str(stable_diffusion))
+    assert (base.side, base.channels, base.latent_shape) == (64, 3, (4, 8, 8))
+    assert isinstance(base.scheduler, DDIMScheduler)
+    images = torch.rand(2, 1, 64, 64) * 2 - 1
+    assert base.decode(base.encode(images)).shape == images.shape
+    assert base.embed(["a scan"]).shape == (1, 77, 32)
+    assert float(base.latent_mean.abs().sum()) == 0  # the published folder does not say
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_it_samples_with_every_sampler_and_in_half_precision(
+    stable_diffusion: Path, sampler: str, precision: str
+) -> None:
+    base = load_base(str(stable_diffusion), precision=precision)
+    with torch.no_grad():
+        context = base.embed(["a scan"])
+    noise = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    latents = sample(base, context, noise, make_sampler(base.scheduler, sampler, 4))
+    assert latents.dtype == base.dtype
+    image = base.decode(latents)
+    assert image.dtype == torch.float32
+    assert torch.isfinite(image).all()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_scheme_trains_is_released_and_edits(
+    stable_diffusion: Path, site_yaml: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = site_yaml.read_text()
+    site_yaml.write_text(
+        "\n".join(
+            f"base_model: {stable_diffusion}" if line.startswith("base_model:") else line for line in text.splitlines()
+        )
+    )
+    site = load_site(site_yaml)
+    build_store(site)
+    options: dict[str, Any] = {
+        "base_model": str(stable_diffusion),
+        "scheme": {"name": name, **OPTIONS[name]},
+        "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.01},
+    }
+    study, modality = from_mapping(StudyConfig, options), load_modality(site)
+    attached = attach(load_denoiser(str(stable_diffusion)), read_scheme(study.scheme), study.seed)
+    store = open_store(site.store_path)
+    said = json.dumps(to_mapping(study))
+    task = TrainTask(attached.learned_state(), 1, said, store.base_digest, store.modality_digest)
+    result = run_task(site, task)
+    assert any(not torch.equal(result.state[key], task.state[key]) for key in task.state)
+    attached.load(result.state)
+    release = write_release(
+        tmp_path / "release", study, modality, store.base_digest, attached.state(), result.drift, {}, []
+    )
+    assert load_release_base(read_release(release)).digest == store.base_digest
+    volume = np.random.default_rng(0).random((60, 60, 3)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([3.0, 3.0, 8.0, 1.0])), tmp_path / "scan.nii.gz")
+    arguments = ["--release", release, "--input", tmp_path / "scan.nii.gz", "--given", "age=70,sex=F,diagnosis=CN"]
+    arguments += [
+        "--allow-unsigned",
+        "--set",
+        "age=80",
+        "--out",
+        tmp_path / "out",
+        "--precision",
+        "bfloat16",
+        "steps=3",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        run_cli(cli, [str(one) for one in arguments])
+    assert not ended.value.code, capsys.readouterr().err
+    assert (tmp_path / "out/scan/age-80.nii.gz").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_and_samples(stable_diffusion: Path, site_yaml: Path) -> None:
+    base = load_base(str(stable_diffusion), device="cuda", precision="float16")
+    with torch.no_grad():
+        context = base.embed(["a scan"])
+    latents = sample(base, context, torch.randn(1, *base.latent_shape), make_sampler(base.scheduler, "ddim", 4))
+    assert latents.device.type == "cuda"
+    assert torch.isfinite(base.decode(latents)).all()
+
+
+def test_a_larger_size_is_computed_from_smaller_ones_and_marked() -> None:
+    sides, latent = (128, 192, 256, 512), {side: (side / 8) ** 2 for side in (128, 192, 256, 512)}
+    numbers = {side: 1 + 2e-3 * latent[side] + 1e-7 * latent[side] ** 2 for side in sides}
+    keys = ("evaluation_seconds", "step_seconds", "peak_mb")
+    measured = [{"side": side, "computed": False, **dict.fromkeys(keys, numbers[side])} for side in sides[:3]]
+    found = compute(measured, 512)
+    assert found["computed"]
+    assert found["step_seconds"] == pytest.approx(numbers[512])

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ld_common.adapters.registry import attach, read_scheme
+from ld_common.core.config import from_mapping, load_config
+from ld_common.core.errors import ModelError, ReleaseError
+from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.imaging.modality import Modality
+from ld_common.protocol.study_config import StudyConfig
+from ld_common.release.release import load_release_base, read_release, write_release
+from tests.conftest import random_state
+
+MODALITY = load_config(Modality, Path(__file__).parents[2] / "configs/modalities/brain_mri.yaml")
+ROUND = {"sites": {"p": {"visits": 9, "patients": 4}}, "left_out": {}, "round": 1}
+
+
+@pytest.fixture
+def released(tiny_base: Path, tmp_path: Path) -> Path:
+    study = from_mapping(
+        StudyConfig, {"base_model": str(tiny_base), "scheme": {"rank": 2}, "federation": {"sites": ["p", "q"]}}
+    )
+    attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
+    state = random_state(attached.state(), 1.0)
+    drift = torch.tensor([0.1, -0.2, 0.3, 0.0])[:, None, None]
+    digest = base_digest(str(tiny_base))
+    return write_release(tmp_path / "release", study, MODALITY, digest, state, drift, {"p": drift}, [ROUND])
+
+
+def test_a_release_comes_back_as_it_was(released: Path) -> None:
+    release = read_release(released)
+    assert release.modality == MODALITY
+    shown = {"age": 90.0, "sex": "M", "diagnosis": "AD"}
+    assert release.modality.design(shown) == MODALITY.design(shown)  # whatever the order of its file
+    assert release.drift is not None
+    assert torch.allclose(release.drift.mean, release.site_drifts["p"].mean)
+    loaded = dict(load_release_base(release).unet.named_parameters())
+    for name, value in release.state.items():
+        assert torch.equal(loaded[name.removeprefix("unet.").replace(".weight", ".default.weight")], value)
+    assert "| p | 4 | 9 |" in (released / "README.md").read_text()
+
+
+def test_an_altered_file_is_refused(released: Path) -> None:
+    with (released / "adapter.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x01")
+    with pytest.raises(ReleaseError, match="not the file that was released"):
+        read_release(released)
+
+
+def test_another_base_is_refused(released: Path, tiny_base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    (other / "scheduler" / "note.json").write_text("{}")
+    with pytest.raises(ReleaseError, match="--base"):
+        load_release_base(read_release(released), str(other))
+    with pytest.raises(ModelError, match="neither a folder"):
+        load_release_base(read_release(released), str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").write_text('{"format": 99}'),
+        lambda folder: (folder / "manifest.json").write_text('{"format": 1}'),
+        lambda folder: (folder / "adapter.safetensors").unlink(),
+        lambda folder: edit(folder, lambda manifest: manifest["modality"].update(surprise=1)),
+        lambda folder: edit(folder, lambda manifest: manifest.pop("drift")),
+    ],
+)
+def test_what_is_no_release_is_one_clear_error(released: Path, spoil: object) -> None:
+    spoil(released)  # type: ignore[operator]
+    with pytest.raises(ReleaseError) as caught:
+        read_release(released)
+    assert "\n" not in str(caught.value)
+
+
+def edit(folder: Path, change: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)  # type: ignore[operator]
+    (folder / "manifest.json").write_text(json.dumps(manifest))

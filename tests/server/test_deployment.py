@@ -1,0 +1,85 @@
+"""A deployed study as real processes on loopback: TLS, keys, approvals; killed, resumed, released and pulled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ld_client.data.store import build_store
+from ld_client.deployment.audit_verify import verify_home
+from ld_client.deployment.pull import pull
+from ld_client.privacy.ledger import Ledger
+from ld_client.site_config import load_site
+from ld_common.core.errors import DeploymentError
+from ld_common.release.signature import check_release
+from ld_server.deployment.provision import revoke
+from ld_server.deployment.releases import run_release
+from ld_server.round_log import read_rounds
+from ld_simulations.benchmarks.deployment.rounds import run_to_release
+from ld_simulations.benchmarks.deployment.stage import Deployment
+
+SITES = ["aster", "birch"]
+
+
+@pytest.fixture
+def stage(site_yaml: Path, tmp_path: Path) -> Iterator[Deployment]:
+    """Two hospitals with the same three patients, admitted, approving; their nodes not started."""
+    site = load_site(site_yaml)
+    build_store(site)
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    for name in SITES:
+        content = yaml.safe_load(site_yaml.read_text()) | {"site": name, "store": str(tmp_path / f"store_{name}")}
+        content["data"] |= {"root": site.data.root, "table": site.data.table}
+        shutil.copytree(site.store_path, tmp_path / f"store_{name}")
+        (configs / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        yaml.safe_dump(
+            {
+                "name": "deployed",
+                "base_model": site.base_model,
+                "modality": site.modality,
+                "scheme": {"name": "lora", "rank": 2},
+                "training": {"steps": 2, "batch_size": 2},
+                "federation": {"rounds": 2, "sites": SITES, "min_sites": 2, "round_timeout_seconds": 120},
+            }
+        )
+    )
+    deployment = Deployment(study, [], configs, tmp_path / "deployed")
+    with deployment.served():
+        yield deployment
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_study_is_deployed_killed_resumed_released_and_pulled(stage: Deployment) -> None:
+    adapter = run_to_release(stage, kill_after_round=1)
+    rounds = read_rounds(stage.home.run)
+    assert [record.round for record in rounds] == [1, 2]
+    assert all(list(record.sites) == SITES and record.counted for record in rounds)
+    for site in stage.sites.values():
+        assert not verify_home(site).problems
+        trained = [entry.round for entry in Ledger(site.site().ledger_path).entries()]
+        assert {1, 2} <= set(trained)  # a round that was under way when the server died is charged again
+        events = [json.loads(line) for line in site.audit_log.read_text().splitlines()]
+        assert {event["details"]["bundle"] for event in events if event["event"] == "asked"} == {
+            site.kit().bundle_digest
+        }
+        left = [event["details"] for event in events if event["event"] == "left"]
+        assert {1, 2} <= {details["round"] for details in left}
+
+    run_release(stage.home.path, ["aster"], None)
+    pull(stage.sites["aster"], "", stage.folder / "pulled")
+    key = stage.home.key("study").public_key()
+    assert check_release(stage.folder / "pulled", [key])["study_digest"] == stage.home.study()[0].digest()
+    assert (stage.folder / "pulled" / "adapter.safetensors").read_bytes() == adapter
+
+    revoke(stage.home, "aster")
+    with pytest.raises(DeploymentError, match="revoked"):
+        pull(stage.sites["aster"], "", stage.folder / "again")

@@ -1,0 +1,85 @@
+"""A hospital's home of a study, with a kit, a key and real data, and what its node would be asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from ld_client.data.store import build_store
+from ld_client.deployment.approvals import approve
+from ld_client.deployment.join import join
+from ld_client.deployment.site_home import SiteHome
+from ld_client.site_config import load_modality, load_site
+from ld_common.adapters.registry import attach, read_scheme
+from ld_common.core.config import to_mapping
+from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.protocol.attestation import new_nonce
+from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
+from ld_common.protocol.keys import new_study_key
+from ld_common.protocol.messages import TrainTask
+from ld_common.protocol.study_config import StudyConfig
+from ld_server.deployment.bundle import build_bundle
+from ld_server.deployment.certificates import make_authority, pem
+
+
+def make_home(
+    folder: Path, site_yaml: Path, study: StudyConfig, server: str = "localhost:1", authority: bytes | None = None
+) -> SiteHome:
+    """Join a study as the site of `site_yaml`, whose scans are indexed; nothing is approved yet."""
+    site = load_site(site_yaml)
+    build_store(site)
+    key, kit_file = new_study_key(), folder / "aster.kit"
+    files = {
+        STUDY: yaml.safe_dump(to_mapping(dataclasses.replace(study, modality=MODALITY))).encode(),
+        MODALITY: Path(site.modality).read_bytes(),
+        AUTHORITY: authority or pem(make_authority(study.name)[1]),
+        BUNDLE: build_bundle(),
+    }
+    digests = study.digest(), base_digest(site.base_model), load_modality(site).digest()
+    manifest = KitManifest(study.name, site.site, server, server, *digests, "", {}, "this version")
+    write_kit(kit_file, manifest, files, key)
+    home = SiteHome(folder / "home")
+    join(kit_file, home.path)
+    content = yaml.safe_load(site_yaml.read_text())
+    content |= {"store": site.store, "modality": site.modality}
+    content["data"] |= {"root": site.data.root, "table": site.data.table}
+    home.config_file.write_text(yaml.safe_dump(content))
+    return home
+
+
+def approved(home: SiteHome) -> SiteHome:
+    """The home, after its data manager approved the kit."""
+    approve(home)
+    return home
+
+
+def task_of(home: SiteHome, **changes: Any) -> TrainTask:
+    """The server's task of round 1."""
+    study, kit, site = home.study(), home.kit(), home.site()
+    state = attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed).learned_state()
+    task = TrainTask(state, 1, json.dumps(to_mapping(study)), kit.base_digest, kit.modality_digest, nonce=new_nonce())
+    return dataclasses.replace(task, **changes)
+
+
+def node_of(home: SiteHome) -> Context:
+    """The state of the home's node."""
+    return Context(run_id=7, node_id=1, node_config={"home": str(home.path)}, state=RecordDict(), run_config={})
+
+
+def asked(content: RecordDict, kind: str) -> Message:
+    """A message as it reaches a node."""
+    message = Message(content, dst_node_id=1, message_type=kind)
+    message.metadata.__dict__["_message_id"] = str(uuid4())
+    return message
+
+
+def wire_bytes(reply: Message) -> bytes:
+    """All bytes of a reply, as Flower sends them."""
+    return b"".join(part.deflate() for part in get_all_nested_objects(reply).values())
