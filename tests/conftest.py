@@ -14,8 +14,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_common.adapters.registry import State
 from ld_common.core.config import load_config
+from ld_common.core.state import State
 from ld_common.imaging.modality import Modality
 from ld_simulations.tiny_base.networks import (
     BaseModelConfig,
@@ -56,7 +56,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def random_state(state: State, deviation: float) -> State:
-    """Tensors like a scheme's, the same whatever was drawn before."""
+    """Tensors like an adapter's, the same whatever was drawn before."""
     generator = torch.Generator().manual_seed(0)
     return {name: deviation * torch.randn(value.shape, generator=generator) for name, value in state.items()}
 

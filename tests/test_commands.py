@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ld_common.editing.registry import METHODS
+from ld_common.editing.registry import EDITORS
 from ld_generate.cli import cli as generate
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
@@ -46,7 +46,7 @@ def test_what_loads_no_model_imports_no_model_library(module: str) -> None:
 def test_help_names_every_way_of_editing() -> None:
     said = CliRunner().invoke(generate, ["--help"], env={"COLUMNS": "300"}).output
     words = set(said.replace(",", " ").replace(".", " ").split())
-    assert set(METHODS) <= words
+    assert set(EDITORS) <= words
 
 
 @pytest.mark.parametrize(

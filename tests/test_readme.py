@@ -70,9 +70,9 @@ def test_how_true_counterfactuals_are_is_what_the_table_says() -> None:
     others = [mean(method, "copy_gain_db", "chest") for method in ("belm", "ddpm", "invert")]
     assert f"`flowedit` gains {gains[0]:.1f} dB in the brain and {gains[1]:.1f} on the chest" in flat
     assert f"`belm`, `ddpm` and `invert` gain {min(others):.1f} to {max(others):.1f}." in flat
-    foretold = percent(mean("instruct, belm", "followup_ventricles_error_cut"))
+    predicted = percent(mean("instruct, belm", "followup_ventricles_error_cut"))
     assert (
-        f"that network draws {ratios[2]:.2f} of the true growth and foretells follow-ups with {foretold} less" in flat
+        f"that network draws {ratios[2]:.2f} of the true growth and foretells follow-ups with {predicted} less" in flat
     )
 
 
@@ -109,14 +109,14 @@ def test_what_drift_does_is_what_the_table_says() -> None:
         cells = []
         for modality in ("brain", "chest"):
             rows = rows_of(runs, modality)
-            before, after = find(rows, "basic", "none"), find(rows, "basic", formulation)
+            before, after = find(rows, "full", "none"), find(rows, "full", formulation)
             assert before is not None
             assert after is not None
             cells.append(percent(reduction(before, after, metric)))
         assert f"| {words} | {cells[0]} | {cells[1]} |" in README
     brain = rows_of(runs, "brain")
     plain, mapped, conditional, offset = (
-        find(brain, "basic", formulation, control)
+        find(brain, "full", formulation, control)
         for formulation, control in (
             ("none", None),
             (MAP, None),
@@ -133,10 +133,10 @@ def test_what_drift_does_is_what_the_table_says() -> None:
     assert f"brings the slope to {slopes[2]:.2f}" in flat
     assert f"Offset noise alone cuts the brain's distance by {percent(reduction(plain, offset, metric))}" in flat
     chest = rows_of(runs, "chest")
-    bare, noisy = find(chest, "basic", "none"), find(chest, "basic", "none", OFFSET_NOISE)
+    bare, noisy = find(chest, "full", "none"), find(chest, "full", "none", OFFSET_NOISE)
     assert bare and noisy
     assert f"(the chest's by {percent(reduction(bare, noisy, metric))})" in flat
-    ends = [find(rows, "basic", "none", ZERO_SNR) for rows in (brain, chest)]
+    ends = [find(rows, "full", "none", ZERO_SNR) for rows in (brain, chest)]
     assert ends[0] and ends[1]
     cuts = [percent(reduction(plain, ends[0], metric)), percent(reduction(bare, ends[1], metric))]
     slopes = [row.values("size_slope").mean() for row in ends if row]

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_client.data.exclusions import LeftOut
+from ld_client.data.exclusions import Exclusion
 from ld_client.site_config import load_site
 from ld_common.core.command import TRUST_HELP, UNSIGNED_HELP, run_cli, visible
 from ld_common.core.errors import ApprovalError, DeploymentError, StoreError
@@ -52,7 +52,7 @@ def index(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     counts = Table("patients", "visits", "pairs", "left out", title=f"Store of {site.site}")
     counts.add_row(*map(str, (summary.patients, summary.visits, summary.pairs, len(summary.left_out))))
     console.print(counts)
-    show_left_out(console, summary.left_out, f"ld-client left-out --config {config}")
+    show_exclusions(console, summary.left_out, f"ld-client left-out --config {config}")
     if not summary.visits:
         raise StoreError("no visit could be used: see the reasons above")
     console.print(f"wrote {site.store}", soft_wrap=True, highlight=False)
@@ -249,13 +249,13 @@ def verify(home: Path = HOME) -> None:
 @app.command("left-out")
 def left_out(config: Path = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """List every file and table row that the last index run left out, tab-separated: name, files, reason, detail."""
-    from ld_client.data.store import read_left_out
+    from ld_client.data.store import read_exclusions
 
-    for one in read_left_out(load_site(config, overrides or []).store_path):
+    for one in read_exclusions(load_site(config, overrides or []).store_path):
         print(one.name, one.files, one.reason.value, one.detail, sep="\t")
 
 
-def show_left_out(console: Console, entries: Sequence[LeftOut], full_list: str) -> None:
+def show_exclusions(console: Console, entries: Sequence[Exclusion], full_list: str) -> None:
     """Print how often each reason occurs, then the first entries, then the command that prints them all."""
     if not entries:
         return

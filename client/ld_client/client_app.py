@@ -13,11 +13,11 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ld_client.deployment.approvals import check_approved
-from ld_client.deployment.audit_recorder import Witness
+from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_hours
-from ld_client.privacy.secagg_round import SecureRound
-from ld_client.round import run_task
+from ld_client.privacy.secagg_round import SecaggSiteRound
+from ld_client.round import handle_train
 from ld_client.site_config import SiteConfig, load_site
 from ld_common.core import offline
 from ld_common.core.errors import ConfigError
@@ -29,7 +29,7 @@ from ld_common.protocol.study_config import study_from_json
 offline.configure()
 app = ClientApp()
 
-Handler = Callable[[SiteConfig, Witness, Message, Context], RecordDict]
+Handler = Callable[[SiteConfig, AuditRecorder, Message, Context], RecordDict]
 
 
 def own_home(context: Context) -> SiteHome | None:
@@ -63,9 +63,9 @@ def register(
 
     def answer(kind: str, handle: Handler, message: Message, context: Context) -> Message:
         """Run a handler for a site; whatever goes wrong leaves as a code, never as an exception's text."""
-        witness = Witness(None, kind, 0)
+        witness = AuditRecorder(None, kind, 0)
         try:
-            witness = Witness(site_home(context), kind, context.run_id)
+            witness = AuditRecorder(site_home(context), kind, context.run_id)
             witness.asked()
             site = load_site(site_file(context)) if witness.home is None else witness.home.site()
             content = handle(site, witness, message, context)
@@ -91,11 +91,11 @@ def register(
 def _register_stage(
     client: ClientApp, stage: Stage, answer: Callable[[str, Handler, Message, Context], Message]
 ) -> None:
-    def handle(site: SiteConfig, witness: Witness, message: Message, context: Context) -> RecordDict:
+    def handle(site: SiteConfig, witness: AuditRecorder, message: Message, context: Context) -> RecordDict:
         request = messages.unpack_secure(message.content) or {}
         if stage is Stage.KEYS:  # a site that would not train drops out before others count on it
             check_hours(site.policy)
-        payload = SecureRound(context.state).answer(site, stage, request)
+        payload = SecaggSiteRound(context.state).answer(site, stage, request)
         witness.left_payload(payload)
         return messages.pack_secure(payload)
 
@@ -104,7 +104,7 @@ def _register_stage(
         return answer(stage.value, handle, message, context)
 
 
-def say_name(site: SiteConfig, witness: Witness, message: Message, context: Context) -> RecordDict:
+def say_name(site: SiteConfig, witness: AuditRecorder, message: Message, context: Context) -> RecordDict:
     """Answer `join`."""
     witness.left_name(site.site)
     return messages.pack_name(site.site)
@@ -116,12 +116,12 @@ def require_approval(home: SiteHome | None, task: TrainTask) -> None:
         check_approved(home, study_from_json(task.study).digest(), task.base_digest, task.modality_digest)
 
 
-def train_once(site: SiteConfig, witness: Witness, message: Message, context: Context) -> RecordDict:
+def train_once(site: SiteConfig, witness: AuditRecorder, message: Message, context: Context) -> RecordDict:
     """Answer `train`."""
     task = messages.unpack_task(message.content)
     witness.task(task)
     require_approval(witness.home, task)
-    result = run_task(site, task, SecureRound(context.state), witness.training)
+    result = handle_train(site, task, SecaggSiteRound(context.state), witness.training)
     require_approval(witness.home, task)  # somebody may have withdrawn it meanwhile
     return messages.pack_result(witness.signed(task, result))
 

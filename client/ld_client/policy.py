@@ -11,7 +11,8 @@ from typing import Any
 
 from ld_client.data.store import Store
 from ld_client.site_config import PolicyConfig
-from ld_common.adapters.registry import Attached, read_scheme
+from ld_common.adapters.base import AdaptedModel
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.errors import PolicyError, PrivacyError
 from ld_common.protocol.study_config import StudyConfig
 
@@ -26,8 +27,8 @@ def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
     ):
         if asked > most:
             raise PolicyError(f"the study asks for {key}={asked}, this site allows {most}")
-    if study.drift.mean not in policy.drift:
-        raise PolicyError(f"the study asks for drift.mean={study.drift.mean}, this site allows {policy.drift}")
+    if study.drift.shape not in policy.drift:
+        raise PolicyError(f"the study asks for drift.shape={study.drift.shape}, this site allows {policy.drift}")
     if policy.private_only and not study.privacy.enabled:
         raise PolicyError("this site trains under differential privacy only: set privacy.enabled")
 
@@ -85,24 +86,27 @@ def check_store(policy: PolicyConfig, store: Store, study: StudyConfig) -> None:
     if patients < policy.min_patients:
         raise PolicyError(f"the store has fewer patients than policy.min_patients {policy.min_patients}")
     if study.privacy.enabled:
-        for key, delta in (("the study's privacy.delta", study.privacy.delta), ("policy.delta", policy.delta)):
+        for key, delta in (
+            ("the study's privacy.target_delta", study.privacy.target_delta),
+            ("policy.delta", policy.delta),
+        ):
             if delta * patients >= 1:
                 raise PrivacyError(f"{key} is {delta:g}: with {patients} patients use less than {1 / patients:.2g}")
 
 
-def check_size(policy: PolicyConfig, attached: Attached[Any]) -> None:
-    """Refuse a scheme that learns more numbers than the site lets go in a round; raises `PolicyError`."""
-    count = sum(parameter.numel() for parameter in attached.learned.values())
+def check_size(policy: PolicyConfig, adapted: AdaptedModel[Any]) -> None:
+    """Refuse an adapter that learns more numbers than the site lets go in a round; raises `PolicyError`."""
+    count = sum(parameter.numel() for parameter in adapted.trainable.values())
     if count > policy.max_parameters:
-        raise PolicyError(f"the study's scheme learns {count} numbers, this site allows {policy.max_parameters}")
+        raise PolicyError(f"the study's adapter learns {count} numbers, this site allows {policy.max_parameters}")
 
 
 def _visits_in_a_step(study: StudyConfig) -> int:
-    private = study.privacy.batch_patients * study.privacy.draws
+    private = study.privacy.expected_batch_size * study.privacy.augmentation_multiplicity
     return private if study.privacy.enabled else study.training.batch_size
 
 
 def _evaluations(study: StudyConfig) -> int:
-    prior, search = read_scheme(study.scheme).prior, study.drift.search
+    prior, search = read_adapter(study.adapter).prior, study.drift.search
     drawn = 0 if prior is None else prior.samples * prior.steps
-    return drawn + (search.images * search.steps * search.count if study.drift.choice == "grid" else 0)
+    return drawn + (search.images * search.steps * search.count if study.drift.estimator == "grid" else 0)

@@ -12,11 +12,12 @@ from ld_client.policy import check_hours, check_size, check_store, check_study, 
 from ld_client.privacy.dp_drift import drift_release, paid_drift
 from ld_client.privacy.dp_sgd import check_trainable, train_round_privately
 from ld_client.privacy.ledger import TRAINING, Ledger, RoundLimit, Use
-from ld_client.privacy.secagg_round import SecureRound
+from ld_client.privacy.secagg_round import SecaggSiteRound
 from ld_client.site_config import SiteConfig, load_modality
 from ld_client.site_drift import site_drift, site_prior
-from ld_client.train import Lesson, train_round
-from ld_common.adapters.registry import Attached, attach, read_scheme
+from ld_client.train import TrainingData, train_round
+from ld_common.adapters.base import AdaptedModel, inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import check_state
 from ld_common.core.atomic_files import file_digest
 from ld_common.core.errors import FederationError, ModelError, PolicyError
@@ -28,7 +29,7 @@ from ld_common.release.data_ranges import site_coverage
 
 
 @dataclass(frozen=True)
-class DataUse:
+class DataUsage:
     """Which data a round is about to train on; for the site's own books."""
 
     study: StudyConfig
@@ -40,11 +41,11 @@ class DataUse:
     """None without differential privacy."""
 
 
-def run_task(
+def handle_train(
     site: SiteConfig,
     task: TrainTask,
-    secure: SecureRound | None = None,
-    before_training: Callable[[DataUse], None] = lambda use: None,
+    secure: SecaggSiteRound | None = None,
+    before_training: Callable[[DataUsage], None] = lambda use: None,
 ) -> TrainResult:
     """Check a task against the site's own base and store, train, and return what may leave.
 
@@ -59,11 +60,11 @@ def run_task(
     """
     check_hours(site.policy)
     with within_memory(site.policy):
-        return _run_task(site, task, secure, before_training)
+        return _handle_train(site, task, secure, before_training)
 
 
-def _run_task(
-    site: SiteConfig, task: TrainTask, secure: SecureRound | None, before_training: Callable[[DataUse], None]
+def _handle_train(
+    site: SiteConfig, task: TrainTask, secure: SecaggSiteRound | None, before_training: Callable[[DataUsage], None]
 ) -> TrainResult:
     started = time.monotonic()
     study = study_from_json(task.study)
@@ -75,38 +76,38 @@ def _run_task(
     store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
     store, _ = split_store(store, site.held_out)
     check_store(site.policy, store, study)
-    model, scheme = load_denoiser(site.base_model, site.device), read_scheme(study.scheme)
-    attached = attach(model, scheme, study.seed)
-    check_size(site.policy, attached)
-    check_state(task.state, attached.learned_state())
+    model, adapter = load_denoiser(site.base_model, site.device), read_adapter(study.adapter)
+    adapted = inject(model, adapter, study.seed)
+    check_size(site.policy, adapted)
+    check_state(task.state, adapted.trainable_state())
     if task.frozen:
-        check_state(task.frozen, attached.frozen_state())
+        check_state(task.frozen, adapted.frozen_state())
     if study.federation.secure_aggregation:
         if secure is None or task.secure is None:
             raise FederationError("the study asks for secure aggregation and the task comes without it: refused")
         secure.open(task.secure, study.digest(), task.round)
-    noise_multiplier = spend(site, store, study, attached, task.round)
+    noise_multiplier = spend(site, store, study, adapted, task.round)
     patients, visits = len(set(store.pseudonyms)), len(store.latents)
-    before_training(DataUse(study, file_digest(site.store_path / INDEX), patients, visits, noise_multiplier))
+    before_training(DataUsage(study, file_digest(site.store_path / INDEX), patients, visits, noise_multiplier))
     # until the state is loaded, `model` draws as the plain base does
     private = study.privacy.enabled
     modality = load_modality(site)
     drift = paid_drift(site, store, study) if private else site_drift(site, modality, store, model, study)
-    prior = None if scheme.prior is None else site_prior(site, store, model, scheme.prior, study.seed)
-    attached.load({**task.frozen, **task.state})
+    prior = None if adapter.prior is None else site_prior(site, store, model, adapter.prior, study.seed)
+    adapted.load({**task.frozen, **task.state})
     entered = None if drift is None else entering(drift, study.drift.formulation)
     own = entered if isinstance(entered, Drift) else None
-    lesson = Lesson(store.latents, store.prompts, own, prior, store.pseudonyms, store.places(modality))
+    lesson = TrainingData(store.latents, store.prompts, own, prior, store.pseudonyms, store.condition_vectors(modality))
     numbers = None
     if noise_multiplier is not None:
-        train_round_privately(attached, lesson, study, task.round, noise_multiplier)
+        train_round_privately(adapted, lesson, study, task.round, noise_multiplier)
     else:
-        losses = train_round(attached, lesson, study, task.round, site.site, site.precision)
+        losses = train_round(adapted, lesson, study, task.round, site.site, site.precision)
         if not study.withholds_numbers:
             covered = site_coverage(load_modality(site), store.pseudonyms, store.attributes, site.policy.min_patients)
             seconds = time.monotonic() - started
             numbers = TrainNumbers(visits, patients, losses.first, losses.last, seconds, covered)
-    state = attached.learned_state()
+    state = adapted.trainable_state()
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}
         return TrainResult(site.site, task.round, {}, None, numbers, secure.mask(update, drift))
@@ -114,20 +115,20 @@ def _run_task(
 
 
 def spend(
-    site: SiteConfig, store: Store, study: StudyConfig, attached: Attached[Any], round_number: int
+    site: SiteConfig, store: Store, study: StudyConfig, adapted: AdaptedModel[Any], round_number: int
 ) -> float | None:
     """Charge a round to the data set's ledger, before it runs; returns its noise multiplier, None without privacy.
 
     Raises:
         PolicyError: the study has trained as many rounds here as the policy allows.
-        PrivacyError: the budget does not allow it, or the scheme cannot be trained privately; nothing is charged.
+        PrivacyError: the budget does not allow it, or the adapter cannot be trained privately; nothing is charged.
     """
     policy = site.policy
     use = Use(study.name, study.digest(), round_number, {TRAINING: None})
     most = RoundLimit(policy.max_rounds, "policy.max_rounds")
     noise_multiplier = None
     if study.privacy.enabled:
-        check_trainable(attached)
+        check_trainable(adapted)
         planned = study.privacy_plan()
         noise_multiplier = planned.step.noise_multiplier
         step = replace(planned.step, steps=study.training.steps)

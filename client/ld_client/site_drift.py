@@ -1,4 +1,4 @@
-"""What a site finds out once for a study: its own latent drift, and the base's pictures that a scheme preserves."""
+"""What a site finds out once for a study: its own latent drift, and the base's pictures that an adapter preserves."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ld_client.data.store import Store
 from ld_client.site_config import SiteConfig
+from ld_common.adapters.base import Prior
 from ld_common.adapters.prior_preservation import PriorExamples, draw_prior
-from ld_common.adapters.registry import Prior, State
 from ld_common.adapters.state_dict import read_tensors, write_tensors
 from ld_common.core.config import to_mapping
-from ld_common.core.errors import PrivacyError, RequestError
+from ld_common.core.errors import PrivacyError
+from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.drift import drift_from_attributes, drift_from_moments, drift_from_shift
-from ld_common.diffusion.drift_search import SearchConfig, Trial, best, search_grid
-from ld_common.editing.pipeline import Edit, edit_to
+from ld_common.diffusion.drift_search import Trial, best, search_grid
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 
@@ -33,15 +33,15 @@ def site_drift(
         LdError: the search cannot be done with these scans or this base.
         PrivacyError: of a private study it is not this, the exact one, that may leave.
     """
-    if study.drift.mean == "none":
+    if study.drift.shape == "none":
         return None
     if study.privacy.enabled:
         raise PrivacyError("a private study's drift leaves noised and paid for alone: see privacy.private_drift")
-    if study.drift.mean == "conditional":
-        design = [modality.design(attributes) for attributes in store.attributes]
+    if study.drift.shape == "conditional":
+        design = [modality.design_vector(attributes) for attributes in store.attributes]
         return drift_from_attributes(store.latents, store.base_latent_mean, design)
-    if study.drift.choice == "moments":
-        return drift_from_moments(store.latents, store.base_latent_mean, study.drift.mean)
+    if study.drift.estimator == "moments":
+        return drift_from_moments(store.latents, store.base_latent_mean, study.drift.shape)
 
     def compute() -> State:
         found = best(search_delta(store, model, study))
@@ -52,7 +52,7 @@ def site_drift(
 
 
 def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, seed: int) -> PriorExamples:
-    """The base's own pictures that a scheme preserves; drawn in the first round alone."""
+    """The base's own pictures that an adapter preserves; drawn in the first round alone."""
 
     def compute() -> State:
         drawn = draw_prior(model, prior, seed)
@@ -72,20 +72,6 @@ def search_delta(
     """The paper's grid search on a site's scans; raises `ConfigError` for one scan, or a base without a leak."""
     drift = study.drift
     return search_grid(model, store.latents, store.prompts, drift.search, drift.formulation, study.seed, progress)
-
-
-def ask(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
-    """The edits of `drift.search.targets`: each target of each scan that does not show it yet."""
-    targets = [modality.parse_all(text) for text in config.targets]
-    edits = [
-        edit_to(modality, row, attributes, target)
-        for row, attributes in enumerate(store.attributes)
-        for target in targets
-        if (attributes | target) != attributes
-    ]
-    if not edits:
-        raise RequestError("drift.search.targets asks nothing of these scans: name targets such as diagnosis=AD")
-    return edits
 
 
 def _kept(site: SiteConfig, store: Store, what: str, said: Sequence[object], compute: Callable[[], State]) -> State:

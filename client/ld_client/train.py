@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ld_common.adapters.base import AdaptedModel
 from ld_common.adapters.prior_preservation import PriorExamples
-from ld_common.adapters.registry import Attached
 from ld_common.core.errors import LdError
 from ld_common.core.seeding import torch_generator
-from ld_common.diffusion.base_model import Condition, seen_scan
+from ld_common.diffusion.conditioning import Condition, image_condition
 from ld_common.diffusion.drift import Drift, centre, shift_noise
 from ld_common.diffusion.loss import denoising_loss, training_noise, training_timesteps
 from ld_common.protocol.study_config import StudyConfig
@@ -49,7 +49,7 @@ class Losses:
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TrainingData:
     """What one site trains on in a round."""
 
     latents: Tensor
@@ -59,28 +59,28 @@ class Lesson:
     drift: Drift | None = None
     """The site's own."""
     prior: PriorExamples | None = None
-    """The base's own pictures, where the scheme preserves its prior."""
+    """The base's own pictures, where the adapter preserves its prior."""
     patients: list[str] = field(default_factory=list)
-    """Whose each is: what differential privacy and schemes that see a baseline go by."""
-    places: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    """`Modality.place` of each, `(N,k)`; a scheme that sees a baseline tells what differs from it."""
+    """Whose each is: what differential privacy and adapters that see a baseline go by."""
+    condition_vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """`Modality.condition_vector` of each, `(N,k)`; an adapter that sees a baseline tells what differs from it."""
 
 
 def train_round(
-    attached: Attached[Any],
-    lesson: Lesson,
+    adapted: AdaptedModel[Any],
+    lesson: TrainingData,
     study: StudyConfig,
     round_number: int,
     site: str,
     precision: str = "float32",
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Losses:
-    """Train a scheme's parameters for one round, in place.
+    """Train an adapter's parameters for one round, in place.
 
     Every draw comes from the stream (study seed, site, round) on the CPU, so a round can be repeated alone.
 
     Args:
-        attached: the model with the scheme's parameters at the start of the round.
+        adapted: the model with the adapter's parameters at the start of the round.
         lesson: what it learns from.
         study: how.
         round_number: counted from 1.
@@ -91,9 +91,9 @@ def train_round(
     Raises:
         DivergedError: the loss is not finite.
     """
-    training, model = study.training, attached.model
-    examples = Examples(attached, lesson, study, torch_generator(study.seed, "train", site, round_number))
-    learned = list(attached.learned.values())
+    training, model = study.training, adapted.model
+    examples = LossSampler(adapted, lesson, study, torch_generator(study.seed, "train", site, round_number))
+    learned = list(adapted.trainable.values())
     optimizer = torch.optim.AdamW(learned, lr=training.learning_rate, weight_decay=0.0)
     values: list[float] = []
     model.unet.train()
@@ -115,19 +115,21 @@ def train_round(
     return Losses(values)
 
 
-class Examples:
+class LossSampler:
     """Draws noisy examples of a lesson's scans and says how wrong the network is about them."""
 
-    def __init__(self, attached: Attached[Any], lesson: Lesson, study: StudyConfig, generator: torch.Generator) -> None:
-        self.model, self.lesson, self.training, self.generator = attached.model, lesson, study.training, generator
+    def __init__(
+        self, adapted: AdaptedModel[Any], lesson: TrainingData, study: StudyConfig, generator: torch.Generator
+    ) -> None:
+        self.model, self.lesson, self.training, self.generator = adapted.model, lesson, study.training, generator
         self.levels = self.model.scheduler.alphas_cumprod
         self.latents = centre(lesson.latents, lesson.drift).to(self.model.device)
         known = ["", *sorted(set(lesson.prompts))]
         self.known, self.rows = known, torch.tensor([known.index(prompt) for prompt in lesson.prompts])
         # words that learn are read anew at each step, frozen ones once
-        learns_words = any(name.startswith("text_encoder.") for name in attached.learned)
+        learns_words = any(name.startswith("text_encoder.") for name in adapted.trainable)
         self.contexts = None if learns_words else self.model.embed(known)
-        self.visits = _visits(lesson.patients) if self.model.sees_baseline else []
+        self.visits = _visits(lesson.patients) if self.model.image_conditioned else []
 
     def loss(self) -> Tensor:
         """The loss of a new batch, with that of a batch of the preserved prior."""
@@ -138,7 +140,7 @@ class Examples:
 
     def scans_loss(self, rows: Tensor, reduction: str = "mean") -> Tensor:
         """The loss of the scans of these numbers `(B,)`, or the sum of theirs."""
-        dropped = torch.rand(len(rows), generator=self.generator) < self.training.prompt_dropout
+        dropped = torch.rand(len(rows), generator=self.generator) < self.training.conditioning_dropout_prob
         which = torch.where(dropped, 0, self.rows[rows])
         latents = self.latents[rows.to(self.latents.device)]
         condition = Condition(self._context(which), self._baseline(rows))
@@ -156,22 +158,22 @@ class Examples:
     def _loss(self, latents: Tensor, condition: Condition, drift: Drift | None, reduction: str = "mean") -> Tensor:
         count, model = len(latents), self.model
         timesteps = training_timesteps(count, len(self.levels), self.training.timestep_power, self.generator)
-        noise = training_noise(latents.shape, self.training.offset_noise, self.generator)
+        noise = training_noise(latents.shape, self.training.noise_offset, self.generator)
         mixed = shift_noise(noise, drift, self.levels)
         kind, device = model.scheduler.config["prediction_type"], latents.device
         parts = timesteps.to(device), noise.to(device), mixed.to(device)
         return denoising_loss(model.unet, self.levels, kind, latents, condition, *parts, reduction)
 
     def _baseline(self, rows: Tensor) -> Tensor | None:
-        """For each visit any visit of its patient as `seen_scan` has it, at times zeros; None if none is ever seen."""
-        if not self.model.sees_baseline:
+        """For each visit a random visit of its patient by `image_condition`, sometimes zeros; None without conditioning."""
+        if not self.model.image_conditioned:
             return None
         picked = torch.rand(len(rows), generator=self.generator)
-        kept = torch.rand(len(rows), generator=self.generator) >= self.training.prompt_dropout
+        kept = torch.rand(len(rows), generator=self.generator) >= self.training.conditioning_dropout_prob
         own = [self.visits[row] for row in rows.tolist()]
         chosen = [visits[int(share * len(visits))] for visits, share in zip(own, picked.tolist(), strict=True)]
-        changes = self.lesson.places[rows] - self.lesson.places[chosen]
-        return seen_scan(self.latents[chosen], changes) * kept.view(-1, 1, 1, 1).to(self.latents)
+        changes = self.lesson.condition_vectors[rows] - self.lesson.condition_vectors[chosen]
+        return image_condition(self.latents[chosen], changes) * kept.view(-1, 1, 1, 1).to(self.latents)
 
     def _context(self, which: Tensor) -> Tensor:
         if self.contexts is not None:

@@ -10,33 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from ld_common.adapters.base import Named
 from ld_common.adapters.lora import Lora
-from ld_common.diffusion.base_model import CHANGES, Denoiser
+from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.conditioning import DELTA_CHANNELS
 
 SCALE = 0.2
 """Of the first convolution for the seen visit: one learning rate serves it and the LoRA, which bears a higher one."""
 
 
 @dataclass
-class Instruct(Lora):
+class InstructPix2Pix(Lora):
     """A LoRA, and a first convolution for the seen visit, which starts at zero."""
 
+    name: ClassVar[str] = "instruct_pix2pix"
+
     @property
-    def sees_baseline(self) -> bool:
+    def image_conditioned(self) -> bool:
         """Always."""
         return True
 
-    def attach(self, model: Denoiser, seed: int) -> Iterator[Named]:
+    def inject(self, model: Denoiser, seed: int) -> Iterator[Named]:
         """Widen `conv_in`, and add A and B.
 
         Raises:
             AdapterError: no layer of this UNet matches the targets.
         """
-        yield from super().attach(model, seed)
+        yield from super().inject(model, seed)
         widened = _BaselineConv(model.unet.conv_in)
         model.unet.conv_in = widened
         yield "unet.conv_in.baseline.weight", widened.baseline.weight
@@ -50,7 +54,7 @@ class _BaselineConv(nn.Module):
         self.own = own
         like = {"device": own.weight.device, "dtype": own.weight.dtype}
         sizes = own.kernel_size, own.stride, own.padding
-        self.baseline = nn.Conv2d(own.in_channels + CHANGES, own.out_channels, *sizes, bias=False, **like)  # type: ignore[arg-type]
+        self.baseline = nn.Conv2d(own.in_channels + DELTA_CHANNELS, own.out_channels, *sizes, bias=False, **like)  # type: ignore[arg-type]
         nn.init.zeros_(self.baseline.weight)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from ld_common.adapters.base import Named, Scheme
+from ld_common.adapters.base import Adapter, Named
 from ld_common.core.config import require
 from ld_common.core.errors import AdapterError
 from ld_common.core.seeding import torch_generator
@@ -18,8 +18,10 @@ DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.
 
 
 @dataclass
-class Lora(Scheme):
+class Lora(Adapter):
     """LoRA on the UNet's layers whose names end in one of `targets`."""
+
+    name: ClassVar[str] = "lora"
 
     rank: int = 8
     targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
@@ -31,10 +33,10 @@ class Lora(Scheme):
     private_defaults: ClassVar[Mapping[str, object]] = {"freeze_a": True}
 
     def __post_init__(self) -> None:
-        require(self.rank > 0, f"scheme.rank is {self.rank}: it must be above 0")
-        require(bool(self.targets), "scheme.targets is empty: name at least one layer")
+        require(self.rank > 0, f"adapter.rank is {self.rank}: it must be above 0")
+        require(bool(self.targets), "adapter.targets is empty: name at least one layer")
 
-    def attach(self, model: Denoiser, seed: int) -> Iterator[Named]:
+    def inject(self, model: Denoiser, seed: int) -> Iterator[Named]:
         """Add A and B to the UNet; B starts at zero.
 
         Raises:
@@ -46,7 +48,7 @@ class Lora(Scheme):
         try:
             model.unet.add_adapter(config)
         except ValueError as error:
-            raise AdapterError(f"scheme.targets fit no layer of this UNet: {', '.join(self.targets)}") from error
+            raise AdapterError(f"adapter.targets fit no layer of this UNet: {', '.join(self.targets)}") from error
         for name, parameter in model.unet.named_parameters():
             if ".lora_" not in name:
                 continue

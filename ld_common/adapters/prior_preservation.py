@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ld_common.adapters.registry import Prior
+from ld_common.adapters.base import Prior
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.sampling import make_sampler, sample
@@ -25,7 +25,7 @@ class PriorExamples:
 
 
 def draw_prior(model: Denoiser, prior: Prior, seed: int) -> PriorExamples:
-    """Draw the examples with the plain base, before a scheme changes it; the same seed draws the same everywhere."""
+    """Draw the examples with the plain base, before an adapter changes it; the same seed draws the same everywhere."""
     noise = torch.randn((prior.samples, *model.latent_shape), generator=torch_generator(seed, "prior"))
     with torch.no_grad():
         context = model.embed([prior.prompt])

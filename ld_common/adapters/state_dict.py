@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ld_common.adapters.registry import State
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import AdapterError
+from ld_common.core.state import State
 
 
 def write_tensors(path: Path, state: State, metadata: dict[str, str]) -> None:

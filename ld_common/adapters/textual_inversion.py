@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ld_common.adapters.base import Named, Scheme
+from ld_common.adapters.base import Adapter, Named
 from ld_common.core.config import require
 from ld_common.diffusion.base_model import Denoiser
 
@@ -35,8 +36,10 @@ class ExtendedEmbedding(nn.Module):
 
 
 @dataclass
-class TextualInversion(Scheme):
+class TextualInversion(Adapter):
     """A learned concept before every prompt, and a learned twin for each phrase of `words` in place of it."""
+
+    name: ClassVar[str] = "textual_inversion"
 
     vectors: int = 2
     """Learned tokens for the concept and for each phrase."""
@@ -44,13 +47,13 @@ class TextualInversion(Scheme):
     """Phrases of the prompts, the longest matching first, that get learned tokens."""
 
     def __post_init__(self) -> None:
-        require(self.vectors > 0, f"scheme.vectors is {self.vectors}: it must be above 0")
+        require(self.vectors > 0, f"adapter.vectors is {self.vectors}: it must be above 0")
         names = [CONCEPT, *map(_slug, self.words)]
         for number, phrase in enumerate(self.words, start=1):
             own = _slug(phrase)
-            require(own.strip("-") != "" and own not in names[:number], f"scheme.words: '{phrase}' needs another name")
+            require(own.strip("-") != "" and own not in names[:number], f"adapter.words: '{phrase}' needs another name")
 
-    def attach(self, model: Denoiser, seed: int) -> Iterator[Named]:
+    def inject(self, model: Denoiser, seed: int) -> Iterator[Named]:
         """Add the tokens; each starts as the mean of its phrase's own, the concept's as the mean of all tokens."""
         from transformers import AddedToken
 
@@ -68,7 +71,7 @@ class TextualInversion(Scheme):
         for phrase, parameter in zip(rows, extended.learned, strict=True):
             yield f"text_encoder.<{_slug(phrase)}>", parameter
 
-    def decorate(self, prompt: str) -> str:
+    def transform_prompt(self, prompt: str) -> str:
         """The concept's tokens, then the prompt with each known phrase replaced by its own tokens."""
         parts = [(prompt, False)]
         for phrase in sorted(self.words, key=len, reverse=True):

@@ -147,7 +147,10 @@ def _unknown_keys(schema: Any, data: Any, prefix: str = "") -> Iterator[str]:
     hints = typing.get_type_hints(schema)
     known = [field.name for field in dataclasses.fields(schema)]
     for key, value in data.items():
-        if key not in known:
+        renamed = getattr(schema, "RENAMED", {})
+        if key in renamed:
+            yield f"config key '{prefix}{key}' is now called '{prefix}{renamed[key]}'"
+        elif key not in known:
             yield f"unknown config key '{prefix}{key}': {nearest(str(key), known)}"
         else:
             hint = hints[key]

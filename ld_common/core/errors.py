@@ -60,7 +60,7 @@ class ModelError(LdError):
 
 
 class AdapterError(LdError):
-    """A named set of tensors does not fit its base model or scheme."""
+    """A named set of tensors does not fit its base model or adapter."""
 
     code = "adapter"
 

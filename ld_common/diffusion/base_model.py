@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_common.core.errors import ConfigError, ModelError
+from ld_common.core.errors import ModelError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -29,44 +28,7 @@ if TYPE_CHECKING:
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 STATISTICS = "latent_statistics.json"
-CHANGES = 8
-"""Channels for what differs between the scan that a network sees and the one that it is asked for."""
 PRECISIONS = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """What the network is told beside noisy latents and their timestep."""
-
-    context: Tensor
-    """Prompt embeddings `(B,T,D)`."""
-    baseline: Tensor | None = None
-    """Another scan and what differs from it, as `seen_scan` makes it, where a scheme lets the network see one."""
-
-    def beside(self, other: Condition) -> Condition:
-        """Both as one batch; they have a baseline both, or neither."""
-        pairs = zip((self.context, self.baseline), (other.context, other.baseline), strict=True)
-        return Condition(*(None if one is None or two is None else torch.cat([one, two]) for one, two in pairs))  # type: ignore[arg-type]
-
-    def seen(self, latents: Tensor) -> Tensor:
-        """The network's input `(B,C or 2C+CHANGES,h,w)`: noisy latents with the baseline behind their channels."""
-        return latents if self.baseline is None else torch.cat([latents, self.baseline.to(latents)], 1)
-
-
-def seen_scan(latents: Tensor, changes: Tensor) -> Tensor:
-    """What a network that sees a scan is shown of it, `(B,C+CHANGES,h,w)`.
-
-    Args:
-        latents: of the scans, `(B,C,h,w)`.
-        changes: what differs between them and what is asked for, differences of `Modality.place`, `(B,k)`.
-
-    Raises:
-        ConfigError: a modality of more numbers than there are channels.
-    """
-    if changes.shape[1] > CHANGES:
-        raise ConfigError(f"scheme instruct tells {CHANGES} numbers of a change, this modality has {changes.shape[1]}")
-    maps = F.pad(changes, (0, CHANGES - changes.shape[1])).to(latents)
-    return torch.cat([latents, maps[:, :, None, None].expand(-1, -1, *latents.shape[2:])], 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +39,10 @@ class Denoiser:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
-    decorate: Callable[[str], str] = str
-    """What a fine-tuning scheme does to a prompt before it is read; the empty prompt stays empty."""
-    sees_baseline: bool = False
-    """Whether the UNet also takes a scan as `seen_scan` shows it, behind its own channels."""
+    transform_prompt: Callable[[str], str] = str
+    """What a fine-tuning adapter does to a prompt before it is read; the empty prompt stays empty."""
+    image_conditioned: bool = False
+    """Whether the UNet also takes a scan as `image_condition` shows it, behind its own channels."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -105,7 +67,7 @@ class Denoiser:
             ModelError: a prompt is longer than the text encoder can read.
         """
         longest = int(self.text_encoder.config.max_position_embeddings)
-        words = [self.decorate(prompt) if prompt else "" for prompt in prompts]
+        words = [self.transform_prompt(prompt) if prompt else "" for prompt in prompts]
         tokens = self.tokenizer(words, padding="max_length", max_length=longest).input_ids
         for prompt, ids in zip(words, tokens, strict=True):
             if len(ids) > longest:
@@ -124,7 +86,7 @@ class BaseModel(Denoiser):
     """Mean of the base's own training latents by channel, `(C,)`, on the CPU; zeros where the folder does not say."""
 
     @property
-    def side(self) -> int:
+    def resolution(self) -> int:
         """Height and width of the model's pictures, in pixels."""
         return int(self.unet.config["sample_size"]) * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 

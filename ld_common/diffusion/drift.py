@@ -26,11 +26,8 @@ import torch
 from torch import Tensor
 
 from ld_common.core.errors import ConfigError
+from ld_common.diffusion.options import FORMULATIONS
 
-FORMULATIONS = ("prior", "centred", "noise", "per-step", "per-step-literal")
-SHAPES = ("none", "scalar", "channel", "map", "conditional")
-LARGEST_DRIFT = 20.0
-"""Largest accepted drift, in scaled latents, whose own deviation is about 1."""
 RIDGE = 1e-3
 """Weight, for each scan, of a conditional drift's squared coefficients: it settles what too few scans leave open."""
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ld_common.core.errors import ModelError
-from ld_common.diffusion.base_model import Condition
+from ld_common.diffusion.conditioning import Condition
 
 
 def denoising_loss(

@@ -1,6 +1,6 @@
-"""Deterministic diffusion (DDIM, arXiv 2010.02502), both ways along one trajectory.
+"""Deterministic diffusion (DDIM, arXiv 2010.02502), both ways along one schedule.
 
-A latent at level i has signal `levels[i]` = ᾱ; level 0 is the noisiest, the last is the image's. Going down the
+A latent at level i has signal `alphas_cumprod[i]` = ᾱ; level 0 is the noisiest, the last is the image's. Going down the
 levels is sampling; going up is inversion, which finds the noise from which an image is sampled.
 """
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ld_common.core.errors import ConfigError, ModelError
-from ld_common.diffusion.base_model import Condition, Denoiser
+from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import Drift, shift_output
 
 if TYPE_CHECKING:
@@ -25,24 +26,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network believes of latents `(B,C,h,w)` at a timestep: the image and the noise in them."""
+    """The network's estimate of the image and the noise in latents `(B,C,h,w)` at a timestep."""
 
-    clean: Tensor
-    noise: Tensor
+    pred_original_sample: Tensor
+    pred_epsilon: Tensor
 
 
 Predictor = Callable[[Tensor, int], Prediction]
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class DdimSchedule:
     """The timesteps of a sampler, noisiest first, and ᾱ at each and at the end: `len(timesteps) + 1` levels."""
 
     timesteps: list[int]
-    levels: list[float]
+    alphas_cumprod: list[float]
 
 
-def trajectory(scheduler: DDIMScheduler, steps: int) -> Trajectory:
+def ddim_schedule(scheduler: DDIMScheduler, steps: int) -> DdimSchedule:
     """The scheduler's own timesteps, spacing and final level for a number of steps.
 
     Raises:
@@ -53,7 +54,7 @@ def trajectory(scheduler: DDIMScheduler, steps: int) -> Trajectory:
     sampler.set_timesteps(steps)
     timesteps = [int(timestep) for timestep in sampler.timesteps]
     levels = [float(sampler.alphas_cumprod[timestep]) for timestep in timesteps]
-    return Trajectory(timesteps, [*levels, float(sampler.final_alpha_cumprod)])
+    return DdimSchedule(timesteps, [*levels, float(sampler.final_alpha_cumprod)])
 
 
 def check_steps(scheduler: DDIMScheduler, steps: int) -> None:
@@ -83,9 +84,9 @@ def predictor(model: Denoiser, condition: Condition, drift: Drift | None = None)
     return predict
 
 
-def mixture(prediction: Prediction, signal: float) -> Tensor:
+def add_noise(prediction: Prediction, signal: float) -> Tensor:
     """Latents at signal level ᾱ of an image and its noise (arXiv 2010.02502, Eq. 12 with σ = 0)."""
-    return signal**0.5 * prediction.clean + (1 - signal) ** 0.5 * prediction.noise
+    return signal**0.5 * prediction.pred_original_sample + (1 - signal) ** 0.5 * prediction.pred_epsilon
 
 
 def noise_ratio(signal: float) -> float:
@@ -94,36 +95,37 @@ def noise_ratio(signal: float) -> float:
 
 
 @torch.no_grad()
-def denoise(
-    latents: Tensor, predict: Predictor, path: Trajectory, start: int = 0, shift: Tensor | None = None
+def ddim_denoise(
+    latents: Tensor, predict: Predictor, schedule: DdimSchedule, start: int = 0, shift: Tensor | None = None
 ) -> Tensor:
-    """From latents `(B,C,h,w)` at level `start` down to the image's level; `shift` is added after each step."""
-    for index in range(start, len(path.timesteps)):
-        latents = mixture(predict(latents, path.timesteps[index]), path.levels[index + 1])
+    """Go from latents `(B,C,h,w)` at level `start` down to the image's level, adding `shift` after each step."""
+    for index in range(start, len(schedule.timesteps)):
+        latents = add_noise(predict(latents, schedule.timesteps[index]), schedule.alphas_cumprod[index + 1])
         if shift is not None:
             latents = latents + shift.to(latents)
     return latents
 
 
 @torch.no_grad()
-def invert(
+def ddim_invert(
     latents: Tensor,
     predict: Predictor,
-    path: Trajectory,
+    schedule: DdimSchedule,
     start: int = 0,
-    refinements: int = 0,
+    fixed_point_iterations: int = 0,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """From image latents `(B,C,h,w)` up to level `start`: the noise that `denoise` turns into them.
+    """Go from image latents `(B,C,h,w)` up to level `start`: the noise that `ddim_denoise` turns into them.
 
-    Plain DDIM inversion takes the noise predicted one level too low. Each refinement predicts it again at the
-    level just found, a fixed-point iteration towards the exact inverse of `denoise` (arXiv 2312.12540). A level
-    without signal (zero terminal SNR) holds nothing of the image, so no inversion from there is exact.
+    Plain DDIM inversion uses the noise predicted one level too low. Each iteration predicts it again at the level just
+    reached, a fixed-point iteration towards the exact inverse of `ddim_denoise` (arXiv 2312.12540). A level without
+    signal (zero terminal SNR) holds nothing of the image, so no inversion from there is exact.
     """
-    for index in reversed(range(start, len(path.timesteps))):
-        below, signal = latents if shift is None else latents - shift.to(latents), path.levels[index + 1]
-        for _ in range(refinements + 1):
-            noise = predict(latents, path.timesteps[index]).noise
-            clean = (below - (1 - signal) ** 0.5 * noise) / signal**0.5
-            latents = mixture(Prediction(clean, noise), path.levels[index])
+    for index in reversed(range(start, len(schedule.timesteps))):
+        below = latents if shift is None else latents - shift.to(latents)
+        signal = schedule.alphas_cumprod[index + 1]
+        for _ in range(fixed_point_iterations + 1):
+            epsilon = predict(latents, schedule.timesteps[index]).pred_epsilon
+            original = (below - (1 - signal) ** 0.5 * epsilon) / signal**0.5
+            latents = add_noise(Prediction(original, epsilon), schedule.alphas_cumprod[index])
     return latents

@@ -1,113 +1,180 @@
-"""What every way of editing is: a scan's latents become a state, and the state an answer under another prompt."""
+"""The interface of an editor: it inverts a scan's latents into a state and edits the state under another prompt."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ld_common.diffusion.base_model import Condition, Denoiser
-from ld_common.diffusion.drift import Drift
-from ld_common.diffusion.schedule import Prediction, Predictor, Trajectory, predictor
+from ld_common.core.config import require
+from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.conditioning import Condition
+from ld_common.diffusion.drift import Drift, step_shift
+from ld_common.diffusion.schedule import DdimSchedule, Prediction, Predictor, ddim_schedule, predictor
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """w of the difference guidance at each timestep."""
+    """Scale w of the difference guidance at each timestep."""
 
-    strength: float
-    late_share: float
-    """Of the strength, at late timesteps."""
-    late_below: float
-    """Timestep below which one is late."""
+    scale: float
+    outside: float
+    """Share of the scale outside the interval."""
+    first: float
+    """Lowest timestep of the interval."""
+    last: float
+    """Highest timestep of the interval."""
 
     def at(self, timestep: int) -> float:
         """w at a timestep."""
-        return self.strength * (self.late_share if timestep < self.late_below else 1.0)
+        return self.scale * (1.0 if self.first <= timestep <= self.last else self.outside)
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
-    """How one edit is drawn, whatever the method."""
+class EditContext:
+    """The model and the schedule that one edit runs on."""
 
     model: Denoiser
-    path: Trajectory
+    schedule: DdimSchedule
     start: int
-    """Level of the trajectory from which an answer is denoised; 0 is the noisiest."""
+    """Level of the schedule at which editing starts; 0 is the noisiest."""
     guidance: Guidance
-    refinements: int
-    """Fixed-point iterations where a method inverts a step that has no inverse."""
     drift: Drift | None
     shift: Tensor | None
-    """Added after each step, or None."""
-    attention: float
-    """How far a step of pix2pix-zero moves towards the scan's cross-attention."""
-    feedback: float
-    """Share of the edit so far that the network sees in flowedit."""
+    """Added after each step (arXiv 2412.20651, Eq. 4), or None."""
 
-    def predictor(self, factual: Condition, target: Condition | None = None) -> Predictor:
-        """The network under the first condition, guided from there towards the second where there is one.
+    def predictor(self, source: Condition, target: Condition | None = None) -> Predictor:
+        """The network under `source`, guided from there towards `target` if given.
 
-        ε = ε_factual + w (ε_target - ε_factual) needs no unconditional model and asks for nothing at w = 0.
+        ε = ε_source + w (ε_target - ε_source) needs no unconditional model, and one network call where w = 0.
         """
+        unguided = predictor(self.model, source, self.drift)
         if target is None:
-            return predictor(self.model, factual, self.drift)
-        both = predictor(self.model, factual.beside(target), self.drift)
-        alone = predictor(self.model, factual, self.drift)
+            return unguided
+        both = predictor(self.model, source.beside(target), self.drift)
 
         def guided(latents: Tensor, timestep: int) -> Prediction:
-            strength = self.guidance.at(timestep)
-            if strength == 0:
-                return alone(latents, timestep)
-            found = both(torch.cat([latents, latents]), timestep)
-            return Prediction(_between(found.clean, strength), _between(found.noise, strength))
+            scale = self.guidance.at(timestep)
+            if scale == 0:
+                return unguided(latents, timestep)
+            pair = both(torch.cat([latents, latents]), timestep)
+            return Prediction(_extrapolate(pair.pred_original_sample, scale), _extrapolate(pair.pred_epsilon, scale))
 
         return guided
 
 
-class Method(ABC):
-    """One way to edit; it holds nothing of a scan."""
+@dataclass
+class Editor(ABC):
+    """A way to edit a scan. Subclasses are dataclasses whose fields are the options of a study's `edit` section."""
 
-    @property
-    def uses_noise(self) -> bool:
+    name: ClassVar[str]
+    """Name in configs, on command lines and in `EDITORS`."""
+    RENAMED: ClassVar[dict[str, str]] = {
+        "steps": "num_inference_steps",
+        "depth": "noise_fraction",
+        "strength": "guidance_scale",
+        "refinements": "fixed_point_iterations",
+        "attention": "cross_attention_guidance_amount",
+        "late_share": "guidance_outside",
+        "late_below": "guidance_interval",
+    }
+
+    num_inference_steps: int = 50
+    """Steps of the whole DDIM schedule."""
+    noise_fraction: float = 0.7
+    """Share of the schedule that is inverted, above 0 and up to 1 (down to noise); diffusers' img2img `strength`."""
+    guidance_scale: float = 2.0
+    """w of the difference guidance; 0 returns the reconstruction."""
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    """Timesteps with full guidance, as shares of the schedule from 0 (image) to 1 (noise); arXiv 2404.07724."""
+    guidance_outside: float = 0.0
+    """Share of the guidance scale outside the interval."""
+    delta: float = 0.0
+    """Shift δ of each answer's reverse steps, in the paper's units; `ld-client drift --estimator counterfactual` and
+    `ld-generate --drift auto` search for one."""
+    batch_size: int = 16
+    """Counterfactuals that are denoised together."""
+
+    def __post_init__(self) -> None:
+        positive = ("num_inference_steps", "batch_size")
+        for name in positive:
+            require(getattr(self, name) > 0, f"edit.{name} is {getattr(self, name)}: it must be above 0")
+        require(
+            0 < self.noise_fraction <= 1,
+            f"edit.noise_fraction is {self.noise_fraction}: it must lie above 0 and up to 1",
+        )
+        require(
+            0 <= self.guidance_scale < math.inf,
+            f"edit.guidance_scale is {self.guidance_scale}: it must be a number, 0 or above",
+        )
+        interval = self.guidance_interval
+        fits = len(interval) == 2 and 0 <= interval[0] <= interval[1] <= 1
+        require(fits, f"edit.guidance_interval is {interval}: give two numbers, 0 <= low <= high <= 1")
+        require(
+            0 <= self.guidance_outside <= 1, f"edit.guidance_outside is {self.guidance_outside}: use a share, 0 to 1"
+        )
+        require(math.isfinite(self.delta), f"edit.delta is {self.delta}: it must be a number")
+
+    def context(self, model: Denoiser, drift: Drift | None) -> EditContext:
+        """The schedule, guidance and shift of these options on a model.
+
+        Raises:
+            ConfigError: more steps than the model's noise schedule has timesteps.
+        """
+        schedule = ddim_schedule(model.scheduler, self.num_inference_steps)
+        steps, timesteps = len(schedule.timesteps), len(model.scheduler.alphas_cumprod)
+        first, last = (share * timesteps for share in self.guidance_interval)
+        return EditContext(
+            model=model,
+            schedule=schedule,
+            start=steps - max(1, round(self.noise_fraction * steps)),
+            guidance=Guidance(self.guidance_scale, self.guidance_outside, first, last),
+            drift=drift,
+            shift=step_shift(drift, steps, model.scheduler.alphas_cumprod),
+        )
+
+    @classmethod
+    def draws_noise(cls) -> bool:
         """Whether answers depend on the seed."""
-        return type(self).draws is not Method.draws
+        return cls.noise_count is not Editor.noise_count
 
-    def draws(self, setting: Setting) -> int:
-        """How many latents of noise it draws for a scan."""
+    def noise_count(self, context: EditContext) -> int:
+        """Number of latents of noise that the editor draws for a scan."""
         return 0
 
     @abstractmethod
-    def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
-        """What `answer` starts from.
+    def invert(self, context: EditContext, latents: Tensor, source: Condition, noise: Tensor) -> Tensor:
+        """The state that `edit` starts from.
 
         Args:
-            setting: how.
+            context: model and schedule.
             latents: of the scans, centred where the drift is, `(B,C,h,w)`.
-            factual: what they show.
-            noise: `(B,draws,C,h,w)`, by the seed.
+            source: what the scans show.
+            noise: `(B,noise_count,C,h,w)` standard normal, by the seed.
 
         Returns:
             A state, `(B,...)`.
         """
 
     @abstractmethod
-    def answer(
-        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
+    def edit(
+        self, context: EditContext, state: Tensor, source: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
         """The latents `(B,C,h,w)` of a state under another prompt.
 
         Args:
-            setting: how.
-            state: of `abduct`.
-            factual: what the scans show.
+            context: model and schedule.
+            state: of `invert`.
+            source: what the scans show.
             target: what the answers shall show; None for the reconstruction.
-            shift: added after each step, in place of the setting's.
+            shift: added after each step, in place of the context's.
         """
 
 
-def _between(pair: Tensor, strength: float) -> Tensor:
-    factual, target = pair.chunk(2)
-    return factual + strength * (target - factual)
+def _extrapolate(pair: Tensor, scale: float) -> Tensor:
+    source, target = pair.chunk(2)
+    return source + scale * (target - source)

@@ -1,32 +1,40 @@
-"""InstructPix2Pix (arXiv 2211.09800): drawn anew from the seed's noise by a network that sees the scan beside it."""
+"""InstructPix2Pix (arXiv 2211.09800): draw anew from the seed's noise with a network that takes the scan as input."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ld_common.core.errors import ConfigError
-from ld_common.diffusion.base_model import Condition
+from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import prior_shift
-from ld_common.diffusion.schedule import denoise
-from ld_common.editing.base import Method, Setting
+from ld_common.diffusion.schedule import ddim_denoise
+from ld_common.editing.base import EditContext, Editor
 
 
-class Instruct(Method):
-    """The state is noise, around the drift's prior; of the scan the answer knows what the network sees."""
+@dataclass
+class InstructPix2PixEditor(Editor):
+    """The state is noise around the drift's prior; the answer depends on the scan only through the network's input."""
 
-    def draws(self, setting: Setting) -> int:
+    name: ClassVar[str] = "instruct_pix2pix"
+
+    def noise_count(self, context: EditContext) -> int:
         """One."""
         return 1
 
-    def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
-        """Where sampling starts, `(B,C,h,w)`; raises `ConfigError` where the network sees no scan."""
-        if not setting.model.sees_baseline:
-            raise ConfigError("method instruct needs a network that sees the scan, of scheme instruct: take another")
-        shift = prior_shift(setting.drift, setting.path.levels[0] ** 0.5, setting.model.scheduler.alphas_cumprod)
+    def invert(self, context: EditContext, latents: Tensor, source: Condition, noise: Tensor) -> Tensor:
+        """Start of sampling, `(B,C,h,w)`; raises `ConfigError` if the network takes no scan."""
+        model, schedule = context.model, context.schedule
+        if not model.image_conditioned:
+            raise ConfigError("editor instruct_pix2pix needs a release of adapter instruct_pix2pix: use another editor")
+        signal = schedule.alphas_cumprod[0] ** 0.5
+        shift = prior_shift(context.drift, signal, model.scheduler.alphas_cumprod)
         return noise[:, 0] if shift is None else noise[:, 0] + shift.to(noise)
 
-    def answer(
-        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
+    def edit(
+        self, context: EditContext, state: Tensor, source: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
-        """Denoised from there, over the whole trajectory."""
-        return denoise(state, setting.predictor(factual, target), setting.path, 0, shift)
+        """Denoise over the whole schedule."""
+        return ddim_denoise(state, context.predictor(source, target), context.schedule, 0, shift)

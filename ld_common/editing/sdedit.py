@@ -1,27 +1,33 @@
-"""SDEdit (arXiv 2108.01073): noise of the seed's is added to the scan, and taken away under the target."""
+"""SDEdit (arXiv 2108.01073): add the seed's noise to the scan and denoise under the target."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
-from ld_common.diffusion.base_model import Condition
-from ld_common.diffusion.schedule import Prediction, denoise, mixture
-from ld_common.editing.base import Method, Setting
+from ld_common.diffusion.conditioning import Condition
+from ld_common.diffusion.schedule import Prediction, add_noise, ddim_denoise
+from ld_common.editing.base import EditContext, Editor
 
 
-class SdEdit(Method):
-    """The baseline: what the noise covers is drawn anew, so a scan comes back only in its coarse features."""
+@dataclass
+class SdEdit(Editor):
+    """The baseline: it redraws whatever the noise covers, so only a scan's coarse features come back."""
 
-    def draws(self, setting: Setting) -> int:
+    name: ClassVar[str] = "sdedit"
+
+    def noise_count(self, context: EditContext) -> int:
         """One."""
         return 1
 
-    def abduct(self, setting: Setting, latents: Tensor, factual: Condition, noise: Tensor) -> Tensor:
-        """The scan under noise at level `start`, `(B,C,h,w)`."""
-        return mixture(Prediction(latents, noise[:, 0]), setting.path.levels[setting.start])
+    def invert(self, context: EditContext, latents: Tensor, source: Condition, noise: Tensor) -> Tensor:
+        """The scan with noise at level `start`, `(B,C,h,w)`."""
+        return add_noise(Prediction(latents, noise[:, 0]), context.schedule.alphas_cumprod[context.start])
 
-    def answer(
-        self, setting: Setting, state: Tensor, factual: Condition, target: Condition | None, shift: Tensor | None
+    def edit(
+        self, context: EditContext, state: Tensor, source: Condition, target: Condition | None, shift: Tensor | None
     ) -> Tensor:
-        """Denoised from there."""
-        return denoise(state, setting.predictor(factual, target), setting.path, setting.start, shift)
+        """Denoise from level `start`."""
+        return ddim_denoise(state, context.predictor(source, target), context.schedule, context.start, shift)

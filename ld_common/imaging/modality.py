@@ -11,12 +11,11 @@ import json
 import math
 import string
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ld_common.core.config import nearest, require, to_mapping
 from ld_common.core.errors import RequestError
 
-MEASURES = ("ventricles", "heart")
-"""What `metrics.MEASURES` holds, which takes seconds to import."""
 Value = float | str
 Attributes = dict[str, Value]
 """One visit's attributes by name, for example `{"age": 74.0, "sex": "F", "diagnosis": "AD"}`."""
@@ -24,20 +23,22 @@ Attributes = dict[str, Value]
 
 @dataclass
 class AttributeConfig:
-    """One attribute: a number within bounds, or one of the keys of `words`."""
+    """One attribute: a number within bounds, or one of the keys of `categories`."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"words": "categories"}
 
     minimum: float = 0.0
     maximum: float = 0.0
     unit: str = ""
-    words: dict[str, str] = field(default_factory=dict)
+    categories: dict[str, str] = field(default_factory=dict)
     """Value -> the words that the prompt uses, in the order of the values; empty for a number."""
 
     def __post_init__(self) -> None:
         require(
-            bool(self.words) or self.minimum < self.maximum,
-            "an attribute needs either words or a minimum below its maximum",
+            bool(self.categories) or self.minimum < self.maximum,
+            "an attribute needs either categories or a minimum below its maximum",
         )
-        self.words = dict(sorted(self.words.items()))
+        self.categories = dict(sorted(self.categories.items()))
 
 
 @dataclass
@@ -71,23 +72,23 @@ class ImageConfig:
 class Modality:
     """A kind of scan."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"prompt": "prompt_template", "measures": "biomarkers"}
+
     name: str = "brain_mri"
     dicom_modalities: list[str] = field(default_factory=lambda: ["MR"])
     """DICOM Modalities (0008,0060) of which a site's files must have one."""
-    prompt: str = "axial T1 brain MRI, {sex}, {age} years, {diagnosis}"
+    prompt_template: str = "axial T1 brain MRI, {sex}, {age} years, {diagnosis}"
     attributes: dict[str, AttributeConfig] = field(default_factory=dict)
     """In the order of their names, whatever a file's: what counts on an order is then the same on every side."""
     image: ImageConfig = field(default_factory=ImageConfig)
-    measures: list[str] = field(default_factory=list)
-    """What is measured on its pictures: areas by name, as `ld_common.metrics.image` knows them."""
+    biomarkers: list[str] = field(default_factory=list)
+    """What is measured on its pictures: biomarkers by name, as `ld_common.metrics.registry` lists them."""
 
     def __post_init__(self) -> None:
         self.attributes = dict(sorted(self.attributes.items()))
-        for name in self.measures:
-            require(name in MEASURES, f"measures: unknown '{name}': {nearest(name, MEASURES)}")
-        named = {name for _, name, _, _ in string.Formatter().parse(self.prompt) if name}
+        named = {name for _, name, _, _ in string.Formatter().parse(self.prompt_template) if name}
         for name in sorted(named ^ set(self.attributes)):
-            where = "attributes" if name in named else "prompt"
+            where = "attributes" if name in named else "prompt_template"
             require(False, f"modality '{self.name}': attribute '{name}' is missing from its {where}")
 
     def digest(self) -> str:
@@ -103,9 +104,9 @@ class Modality:
         if name not in self.attributes:
             raise RequestError(f"unknown attribute '{name}': {nearest(name, list(self.attributes))}")
         known = self.attributes[name]
-        if known.words:
-            if text not in known.words:
-                raise RequestError(f"{name}={text} is not a known value: {nearest(text, list(known.words))}")
+        if known.categories:
+            if text not in known.categories:
+                raise RequestError(f"{name}={text} is not a known value: {nearest(text, list(known.categories))}")
             return text
         try:
             number = float(text)
@@ -129,9 +130,9 @@ class Modality:
     @property
     def design_width(self) -> int:
         """Length of `design`."""
-        return sum(max(1, len(known.words) - 1) for known in self.attributes.values())
+        return sum(max(1, len(known.categories) - 1) for known in self.attributes.values())
 
-    def design(self, attributes: Attributes, reach: float = 1.0) -> list[float]:
+    def design_vector(self, attributes: Attributes, reach: float = 1.0) -> list[float]:
         """Attributes as numbers for a regression: numbers from -reach to reach over their bounds, words as 0 and 1.
 
         The first word of an attribute is its reference and has no column.
@@ -139,17 +140,17 @@ class Modality:
         Raises:
             RequestError: an attribute is missing.
         """
-        self.describe(attributes)
+        self.prompt(attributes)
         row: list[float] = []
         for name, known in self.attributes.items():
-            if known.words:
-                row += [float(attributes[name] == word) for word in list(known.words)[1:]]
+            if known.categories:
+                row += [float(attributes[name] == word) for word in list(known.categories)[1:]]
             else:
                 middle, half = (known.maximum + known.minimum) / 2, (known.maximum - known.minimum) / 2
                 row.append(reach * (float(attributes[name]) - middle) / half)
         return row
 
-    def place(self, attributes: Attributes) -> list[float]:
+    def condition_vector(self, attributes: Attributes) -> list[float]:
         """`design` with numbers from -10 to 10; what differs between two visits is the difference of their places.
 
         A few years then weigh as much as another word.
@@ -157,9 +158,9 @@ class Modality:
         Raises:
             RequestError: an attribute is missing.
         """
-        return self.design(attributes, reach=10)
+        return self.design_vector(attributes, reach=10)
 
-    def describe(self, attributes: Attributes) -> str:
+    def prompt(self, attributes: Attributes) -> str:
         """The prompt for one visit, numbers rounded to whole ones.
 
         Raises:
@@ -169,7 +170,7 @@ class Modality:
         if missing:
             raise RequestError(f"missing attribute {', '.join(missing)}: the prompt needs it")
         words = {
-            name: known.words[str(attributes[name])] if known.words else str(round(float(attributes[name])))
+            name: known.categories[str(attributes[name])] if known.categories else str(round(float(attributes[name])))
             for name, known in self.attributes.items()
         }
-        return self.prompt.format(**words)
+        return self.prompt_template.format(**words)

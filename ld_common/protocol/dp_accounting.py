@@ -11,12 +11,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from scipy.optimize import brentq
 
 from ld_common.core.config import require
 from ld_common.core.errors import PrivacyError
-from ld_common.diffusion.drift import LARGEST_DRIFT
+from ld_common.diffusion.options import LARGEST_DRIFT
 
 MAX_EPSILON = 100.0
 LEAST_NOISE, MOST_NOISE = 0.2, 1000.0
@@ -30,19 +31,26 @@ SMALLEST = 1e-9
 class DpConfig:
     """DP-SGD over patients (arXiv 1607.00133) at every site; each constant is public and never counted from data."""
 
+    RENAMED: ClassVar[dict[str, str]] = {
+        "delta": "target_delta",
+        "batch_patients": "expected_batch_size",
+        "draws": "augmentation_multiplicity",
+        "clip_norm": "max_grad_norm",
+    }
+
     enabled: bool = False
     target_epsilon: float = 8.0
     """ε of the whole study for one patient at one site."""
-    delta: float = 1e-5
+    target_delta: float = 1e-5
     """δ; below 1 / patients."""
     patients: int = 1000
-    """A site's nominal number of patients; the sampling rate is batch_patients / patients wherever a site has more or
-    fewer."""
-    batch_patients: int = 64
+    """A site's nominal number of patients. The sampling rate is expected_batch_size / patients, however many patients
+    a site has."""
+    expected_batch_size: int = 64
     """Expected number of patients in a step."""
-    draws: int = 4
+    augmentation_multiplicity: int = 4
     """(visit, timestep, noise) draws whose mean is one patient's gradient (arXiv 2210.09929)."""
-    clip_norm: float = 0.01
+    max_grad_norm: float = 0.01
     """Most L2 norm of one patient's gradient. Noise grows with it: choose it near the median norm on public data."""
     drift_noise_multiplier: float = 10.0
     """Noise on a site's drift, over what one patient can change in it."""
@@ -52,27 +60,32 @@ class DpConfig:
     """Decay of an average over a round's noised weights, which travels in their place; 0 sends the last ones."""
 
     def __post_init__(self) -> None:
-        for name in ("clip_norm", "drift_noise_multiplier", "drift_clip_norm"):
+        for name in ("max_grad_norm", "drift_noise_multiplier", "drift_clip_norm"):
             require(getattr(self, name) > 0, f"privacy.{name} is {getattr(self, name)}: it must be above 0")
         fits = self.drift_clip_norm <= LARGEST_DRIFT
         require(
             fits, f"privacy.drift_clip_norm is {self.drift_clip_norm}: use at most {LARGEST_DRIFT:g}, the largest drift"
         )
-        for name in ("patients", "batch_patients", "draws"):
+        for name in ("patients", "expected_batch_size", "augmentation_multiplicity"):
             require(getattr(self, name) >= 1, f"privacy.{name} is {getattr(self, name)}: use 1 or more")
         fits = 0 < self.target_epsilon <= MAX_EPSILON
         require(fits, f"privacy.target_epsilon is {self.target_epsilon}: use above 0, at most {MAX_EPSILON:g}")
         require(0 <= self.ema < 1, f"privacy.ema is {self.ema}: it must lie in [0, 1)")
         if self.enabled:
-            fits = 0 < self.delta < 1 / self.patients
-            require(fits, f"privacy.delta is {self.delta}: use above 0 and below 1/patients = {1 / self.patients:.2g}")
-            fits = self.batch_patients <= self.patients
-            require(fits, f"privacy.batch_patients is {self.batch_patients}, of {self.patients} privacy.patients")
+            fits = 0 < self.target_delta < 1 / self.patients
+            require(
+                fits,
+                f"privacy.target_delta is {self.target_delta}: use above 0, below 1/patients = {1 / self.patients:.2g}",
+            )
+            fits = self.expected_batch_size <= self.patients
+            require(
+                fits, f"privacy.expected_batch_size is {self.expected_batch_size}, of {self.patients} privacy.patients"
+            )
 
     @property
     def sampling_rate(self) -> float:
         """Chance of a patient to be in a step."""
-        return self.batch_patients / self.patients
+        return self.expected_batch_size / self.patients
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ def plan(privacy: DpConfig, rounds: int, steps: int, with_drift: bool) -> Privac
         PrivacyError: no noise is enough, because the drift alone costs more than the target.
     """
     drift = privacy.drift_noise_multiplier if with_drift else None
-    return _plan(privacy.target_epsilon, privacy.delta, privacy.sampling_rate, rounds * steps, drift)
+    return _plan(privacy.target_epsilon, privacy.target_delta, privacy.sampling_rate, rounds * steps, drift)
 
 
 @functools.lru_cache(maxsize=64)
@@ -127,7 +140,7 @@ def _plan(target: float, delta: float, rate: float, steps: int, drift_noise: flo
     if looser_cost(MOST_NOISE) > target and cost(MOST_NOISE) > target:
         raise PrivacyError(
             f"no noise keeps the study within ε {target:g}: raise privacy.target_epsilon or "
-            "privacy.drift_noise_multiplier, or set drift.mean to none"
+            "privacy.drift_noise_multiplier, or set drift.shape to none"
         )
     # the looser bound is several times as quick, and brackets the tight one
     high = _least(looser_cost, target, LEAST_NOISE, MOST_NOISE, BRACKET_TOLERANCE)
@@ -187,9 +200,9 @@ def _composed(accountant: object, charges: Sequence[Charge], delta: float) -> fl
     return found
 
 
-def noise_over_signal(noise_multiplier: float, parameters: int, batch_patients: int) -> float:
+def noise_over_signal(noise_multiplier: float, parameters: int, expected_batch_size: int) -> float:
     """Norm of one step's noise over the most that its mean clipped gradient can have: above 1 little is learned.
 
-    noise_multiplier * sqrt(parameters) / batch_patients; the clip norm cancels.
+    noise_multiplier * sqrt(parameters) / expected_batch_size; the clip norm cancels.
     """
-    return noise_multiplier * parameters**0.5 / batch_patients
+    return noise_multiplier * parameters**0.5 / expected_batch_size

@@ -32,7 +32,7 @@ FILES = (STUDY, MODALITY, AUTHORITY, BUNDLE)
 LINES = ("study", "site", "server", "release_service", "software")
 DIGESTS = ("study_digest", "base_digest", "modality_digest")
 MAX_BYTES = 32_000_000
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Of others, `zipfile` unpacks more than an entry says that it holds."""
 DAMAGE = (
     OSError,
@@ -118,7 +118,7 @@ def read_kit(path: Path) -> Kit:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
                 raise DeploymentError(f"'{path}' unpacks to more than {MAX_BYTES} bytes: this is no kit")
-            if any(entry.compress_type not in METHODS for entry in archive.infolist()):
+            if any(entry.compress_type not in COMPRESSIONS for entry in archive.infolist()):
                 raise DeploymentError(f"'{path}' is compressed in a way that no kit is: ask the study for it again")
             manifest = archive.read(MANIFEST)
             signature = archive.read(SIGNATURE).decode()

@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ld_common.adapters.registry import State
 from ld_common.core.errors import LdError
+from ld_common.core.state import State
 from ld_common.protocol.attestation import Attestation, AuditHead, content_digest, head_from_record, head_record, plain
 from ld_common.protocol.secagg.messages import Payload
 

@@ -34,8 +34,8 @@ def site_coverage(
         own: dict[str, list[Value]] = {}
         for patient, values in zip(patients, attributes, strict=True):
             own.setdefault(patient, []).append(values[name])
-        if known.words:
-            told += [float(sum(word in values for values in own.values()) >= fewest) for word in known.words]
+        if known.categories:
+            told += [float(sum(word in values for values in own.values()) >= fewest) for word in known.categories]
             continue
         ends = [(min(map(float, values)), max(map(float, values))) for values in own.values()]
         if len(ends) < fewest:
@@ -55,7 +55,7 @@ def trained_on(modality: Modality, rounds: Sequence[dict[str, Any]]) -> dict[str
         rounds: records of the rounds, as a manifest holds them.
     """
     counted = [one["sites"].values() for one in rounds if one.get("counted")]
-    size = sum(len(known.words) or 2 for known in modality.attributes.values())
+    size = sum(len(known.categories) or 2 for known in modality.attributes.values())
     told = [site.get("coverage") or [] for site in (counted[-1] if counted else [])]
     told = [one for one in told if len(one) == size]
     if not told:
@@ -63,11 +63,11 @@ def trained_on(modality: Modality, rounds: Sequence[dict[str, Any]]) -> dict[str
     found: dict[str, Range | list[str]] = {}
     at = 0
     for name, known in modality.attributes.items():
-        if known.words:
-            found[name] = [word for row, word in enumerate(known.words, start=at) if any(one[row] for one in told)]
+        if known.categories:
+            found[name] = [word for row, word in enumerate(known.categories, start=at) if any(one[row] for one in told)]
         else:
             found[name] = min(one[at] for one in told), max(one[at + 1] for one in told)
-        at += len(known.words) or 2
+        at += len(known.categories) or 2
     return found
 
 

@@ -29,7 +29,7 @@ def release_card(manifest: dict[str, Any], adapter_digest: str) -> str:
         [
             f"# {study['name']}: a shared counterfactual generator",
             "",
-            f"A {study['scheme']['name'].replace('_', ' ')} adapter ({parameters:,} numbers) of the base model "
+            f"A {study['adapter']['name'].replace('_', ' ')} adapter ({parameters:,} numbers) of the base model "
             f"`{manifest['base_model']['name']}` (sha256 `{manifest['base_model']['sha256'][:16]}`), trained by "
             f"{len(sites)} sites in {len(rounds)} rounds. No scan left a site.",
             "",
@@ -92,6 +92,6 @@ def _privacy_sentence(statement: dict[str, Any]) -> str:
     return (
         f"Differential privacy: ε = {statement['epsilon']:.3g} at δ = {statement['delta']:g} for {statement['unit']}, "
         f"over {statement['horizon']} (noise multiplier {statement['noise_multiplier']:.3g}, sampling rate "
-        f"{statement['sampling_rate']:.3g}, {statement['steps']} steps, clip norm {statement['clip_norm']:g}; "
+        f"{statement['sampling_rate']:.3g}, {statement['steps']} steps, clip norm {statement['max_grad_norm']:g}; "
         f"{statement['accountant']}; {statement['epsilon_by_renyi']:.3g} by Rényi DP)."
     )

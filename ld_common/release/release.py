@@ -12,13 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ld_common.adapters.registry import State, attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import check_state, read_tensors, write_tensors
 from ld_common.core.atomic_files import file_digest, write_bytes
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import AdapterError, ConfigError, ReleaseError
+from ld_common.core.state import State
 from ld_common.diffusion.base_model import BaseModel, base_digest, load_base
 from ld_common.diffusion.drift import ConditionalDrift, Drift, entering
+from ld_common.editing.base import Editor
+from ld_common.editing.registry import editor_options, read_editor
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.dp_accounting import epsilon_rdp
 from ld_common.protocol.site_name import check_site_name
@@ -63,7 +67,8 @@ def write_release(
     write_tensors(folder / ADAPTER, state, {"format": "pt"})
     manifest = {
         "format": FORMAT,
-        "study": {key: value for key, value in to_mapping(study).items() if key != "output"},
+        "study": {key: value for key, value in to_mapping(study).items() if key != "output"}
+        | {"edit": editor_options(read_editor(study.edit))},
         "study_digest": study.digest(),
         "modality": to_mapping(modality),
         "base_model": {"name": study.base_model, "sha256": digest},
@@ -161,20 +166,25 @@ def load_release_base(
             f"base model '{name}' is not the one of this release (sha256 {release.base_digest[:12]}...): "
             "name the right one with --base"
         )
-    attached = attach(load_base(name, device, precision), read_scheme(release.study.scheme), release.study.seed)
+    adapted = inject(load_base(name, device, precision), read_adapter(release.study.adapter), release.study.seed)
     try:
-        check_state(release.state, attached.state())
+        check_state(release.state, adapted.state())
     except AdapterError as error:
         raise ReleaseError(f"the release's adapter does not fit its base: {error}") from error
-    attached.load(release.state)
-    for parameter in attached.parameters.values():
+    adapted.load(release.state)
+    for parameter in adapted.parameters.values():
         parameter.requires_grad_(False)
-    return attached.model
+    return adapted.model
 
 
 def edit_drift(release: Release) -> Drift | None:
     """The drift that edits are drawn under; a conditional one only says where sampling from noise starts."""
     return release.drift if isinstance(release.drift, Drift) else None
+
+
+def release_editor(release: Release) -> Editor:
+    """The editor that the release recommends; raises `ConfigError` where it is not installed here."""
+    return read_editor(release.study.edit)
 
 
 def release_record(release: Release) -> dict[str, Any]:
@@ -197,13 +207,13 @@ def privacy_statement(study: StudyConfig) -> dict[str, Any]:
         "unit": "one patient of one site, with all visits; neighbouring data sets differ by that patient",
         "horizon": "all rounds of this study",
         "epsilon": planned.epsilon,
-        "epsilon_by_renyi": epsilon_rdp(planned.charges, privacy.delta),
-        "delta": privacy.delta,
+        "epsilon_by_renyi": epsilon_rdp(planned.charges, privacy.target_delta),
+        "delta": privacy.target_delta,
         "accountant": "PRV (Opacus)",
         "noise_multiplier": planned.step.noise_multiplier,
         "sampling_rate": planned.step.sampling_rate,
         "sampling": "Poisson",
-        "clip_norm": privacy.clip_norm,
+        "max_grad_norm": privacy.max_grad_norm,
         "steps": planned.step.steps,
         "drift_noise_multiplier": None if planned.drift is None else planned.drift.noise_multiplier,
     }

@@ -42,8 +42,10 @@ def train_predictors(
     numbers: dict[str, tuple[AttributeClassifier, float, float]] = {}
     words: dict[str, dict[str, AttributeClassifier]] = {}
     for name, known in modality.attributes.items():
-        if known.words:
-            found = {word: torch.tensor([own[name] == word for own in attributes]) for word in list(known.words)[1:]}
+        if known.categories:
+            found = {
+                word: torch.tensor([own[name] == word for own in attributes]) for word in list(known.categories)[1:]
+            }
             if all(0 < int(labels.sum()) < len(labels) for labels in found.values()):
                 words[name] = {word: train_classifier(images, labels, seed, steps) for word, labels in found.items()}
             continue

@@ -17,7 +17,7 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
 from ld_common.imaging.geometry import Frame
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.metrics.image import MEASURES
+from ld_common.metrics.registry import BIOMARKERS
 from ld_generate.samples import write_strip
 
 MOST_VALUES = 100
@@ -26,7 +26,7 @@ COMMENT = "SyntheticData=YES: drawn by latent-drift-federation, not an observati
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Sweep:
     """The values of one attribute at which a scan is drawn."""
 
     attribute: str
@@ -38,7 +38,7 @@ class Trajectory:
         return [{self.attribute: value} for value in self.values]
 
 
-def read_trajectory(modality: Modality, text: str) -> Trajectory:
+def read_sweep(modality: Modality, text: str) -> Sweep:
     """`attribute=first:last:step`, the last one included where a step meets it.
 
     Raises:
@@ -47,8 +47,8 @@ def read_trajectory(modality: Modality, text: str) -> Trajectory:
     """
     name, _, spoken = text.partition("=")
     known = modality.attributes.get(name)
-    if known is not None and known.words:
-        raise RequestError(f"{name} is one of {', '.join(known.words)}: ask for each with --set")
+    if known is not None and known.categories:
+        raise RequestError(f"{name} is one of {', '.join(known.categories)}: ask for each with --set")
     try:
         first, last, step = (float(part) for part in spoken.split(":"))
         count = int(np.floor((last - first) / step + 1e-9)) + 1
@@ -59,13 +59,13 @@ def read_trajectory(modality: Modality, text: str) -> Trajectory:
     values = [float(modality.parse(name, f"{first + row * step:.10g}")) for row in range(count)]
     if len({round(value) for value in values}) < count:
         raise RequestError(f"--trajectory '{text}': prompts say whole numbers, so several of these are one: step by 1")
-    return Trajectory(name, values)
+    return Sweep(name, values)
 
 
-def write_trajectory(
+def write_sweep(
     folder: Path,
     modality: Modality,
-    trajectory: Trajectory,
+    trajectory: Sweep,
     frame: Frame,
     factual: Attributes,
     scan: Tensor,
@@ -108,7 +108,7 @@ def areas_mm2(modality: Modality, frame: Frame, pictures: Tensor) -> list[dict[s
     if frame.spacing_mm is None:
         return [{} for _ in pictures]
     pixel_mm = frame.field_of_view / pictures.shape[-1]
-    found = {name: MEASURES[name](pictures.float(), pixel_mm).tolist() for name in modality.measures}
+    found = {name: BIOMARKERS.load(name)(pictures.float(), pixel_mm).tolist() for name in modality.biomarkers}
     return [{name: values[row] for name, values in found.items()} for row in range(len(pictures))]
 
 

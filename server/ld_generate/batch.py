@@ -18,22 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ld_common.core.atomic_files import write_bytes
-from ld_common.core.config import to_mapping
 from ld_common.core.errors import LdError, RequestError
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.editing.pipeline import EditConfig
+from ld_common.editing.base import Editor
+from ld_common.editing.registry import editor_options
 from ld_common.imaging.modality import Attributes
 from ld_common.release.release import Release
-from ld_generate.request import Question, make_folders, read_questions, read_target
+from ld_generate.request import EditRequest, make_folders, read_requests, read_target
 from ld_generate.samples import RECORD
-from ld_generate.writer import answer
+from ld_generate.writer import run_edits
 
 OUTCOMES, DRAWN = "batch.csv", "drawn"
 COLUMNS, NEEDED = ("input", "set", "given", "slice"), ("input", "set")
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """One scan of the table, as it is written there."""
 
     number: int
@@ -65,7 +65,7 @@ class Outcome:
     """Hash of the row, the release and how it was drawn: another one is drawn again."""
 
 
-def read_rows(table: Path) -> list[Row]:
+def read_rows(table: Path) -> list[BatchRow]:
     """The table's rows; raises `RequestError` for one that cannot be read, or lacks a column."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
@@ -78,7 +78,7 @@ def read_rows(table: Path) -> list[Row]:
             if unknown := sorted(set(columns) - set(COLUMNS)):
                 raise RequestError(f"'{table}' has columns that mean nothing here: {', '.join(unknown)}")
             rows = [
-                Row(
+                BatchRow(
                     number,
                     **{name: (values.get(name) or "").strip() for name in columns},
                     beyond=",".join(values.get(None) or []),
@@ -98,7 +98,7 @@ def draw_batch(
     table: Path,
     given: Attributes,
     released: bool,
-    config: EditConfig,
+    editor: Editor,
     out: Path,
     progress: Callable[[int, int], None],
     mark: bool = False,
@@ -110,17 +110,17 @@ def draw_batch(
         release: the release.
         table: the table of scans.
         given: what holds for every row that does not say otherwise.
-        released: as in `read_questions`.
-        config: how edits are drawn; `batch_size` scans are read and drawn together.
+        released: as in `read_requests`.
+        editor: how edits are drawn; `batch_size` scans are read and drawn together.
         out: folder of the results, one folder a row.
         progress: told the rows that are done and all of them.
-        mark: as in `read_questions`.
+        mark: as in `read_requests`.
 
     Raises:
         RequestError: the table cannot be read, or the folder not be written.
     """
     rows = read_rows(table)
-    known = {row.number: _request(row, release, given, config, mark) for row in rows}
+    known = {row.number: _request(row, release, given, editor, mark) for row in rows}
     done = {
         one.row: one
         for one in _read_outcomes(out / OUTCOMES)
@@ -128,9 +128,9 @@ def draw_batch(
     }
     left = [row for row in rows if row.number not in done]
     progress(len(done), len(rows))
-    for first in range(0, len(left), config.batch_size):
-        group = left[first : first + config.batch_size]
-        for row, said in _draw(model, release, table.parent, group, given, released, config, out, mark).items():
+    for first in range(0, len(left), editor.batch_size):
+        group = left[first : first + editor.batch_size]
+        for row, said in _draw(model, release, table.parent, group, given, released, editor, out, mark).items():
             warned = _warned(out / row.folder) if said == DRAWN else ""
             done[row.number] = Outcome(row.number, row.input, row.folder, said, warned, known[row.number])
         _write_outcomes(out / OUTCOMES, [done[number] for number in sorted(done)])
@@ -142,16 +142,16 @@ def _draw(
     model: BaseModel,
     release: Release,
     place: Path,
-    group: Sequence[Row],
+    group: Sequence[BatchRow],
     given: Attributes,
     released: bool,
-    config: EditConfig,
+    editor: Editor,
     out: Path,
     mark: bool,
-) -> dict[Row, str]:
+) -> dict[BatchRow, str]:
     """Draw a group together; where that fails, its rows one by one, so that each says what ails it."""
-    questions: dict[Row, Question] = {}
-    said: dict[Row, str] = {}
+    questions: dict[BatchRow, EditRequest] = {}
+    said: dict[BatchRow, str] = {}
     for row in group:
         try:
             _clear(out / row.folder)
@@ -161,7 +161,7 @@ def _draw(
     together = [list(questions)] if questions else []
     for rows in together:
         try:
-            answer(model, release, [questions[row] for row in rows], config, [config.delta], lambda done: None)
+            run_edits(model, release, [questions[row] for row in rows], editor, [editor.delta], lambda done: None)
         except (LdError, OSError) as error:
             if len(rows) > 1:
                 together += [[row] for row in rows]
@@ -195,8 +195,15 @@ def _one_line(error: Exception) -> str:
 
 
 def _question(
-    model: BaseModel, release: Release, place: Path, row: Row, given: Attributes, released: bool, out: Path, mark: bool
-) -> Question:
+    model: BaseModel,
+    release: Release,
+    place: Path,
+    row: BatchRow,
+    given: Attributes,
+    released: bool,
+    out: Path,
+    mark: bool,
+) -> EditRequest:
     targets = [read_target(release.modality, text) for text in row.set.split(";") if text.strip()]
     if row.beyond:
         raise RequestError(
@@ -208,17 +215,17 @@ def _question(
     if row.slice and not row.slice.isdecimal():
         raise RequestError(f"slice is '{row.slice}': give the number of a slice, from 0")
     index = int(row.slice) if row.slice else None
-    (question,) = read_questions(
-        release.modality, model.side, [place / row.input], targets, own, index, released, out, mark=mark
+    (question,) = read_requests(
+        release.modality, model.resolution, [place / row.input], targets, own, index, released, out, mark=mark
     )
     question = dataclasses.replace(question, folder=out / row.folder)
     make_folders([question])
     return question
 
 
-def _request(row: Row, release: Release, given: Attributes, config: EditConfig, mark: bool) -> str:
+def _request(row: BatchRow, release: Release, given: Attributes, editor: Editor, mark: bool) -> str:
     adapter = release.manifest["files"]["adapter.safetensors"]
-    said = [dataclasses.asdict(row), adapter, given, to_mapping(config), release.study.seed, mark]
+    said = [dataclasses.asdict(row), adapter, given, editor_options(editor), release.study.seed, mark]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ld_common.core.command import TRUST_HELP, UNSIGNED_HELP, loading, run_cli
 from ld_common.core.errors import RequestError
+from ld_common.editing.registry import EDITORS
 from ld_common.protocol.site_name import AUTO, RELEASE
 from ld_generate.web.cli import cli as page
 
@@ -44,20 +45,16 @@ def generate(
     trust: str = typer.Option("", help=TRUST_HELP),
     allow_unsigned: bool = typer.Option(False, "--allow-unsigned", help=UNSIGNED_HELP),
     released: bool = typer.Option(False, help="A person has checked the inputs for burned-in text (DERIVED images)."),
-    method: str = typer.Option(
-        "", help="invert, belm, ddpm, flowedit, pix2pix-zero, sdedit or instruct. By default as the release says."
+    editor: str = typer.Option("", help=f"{', '.join(EDITORS)}. By default as the release recommends."),
+    guidance_scale: float | None = typer.Option(
+        None, help="Strength of the edit; 0 changes nothing. By default as the release recommends."
     ),
-    strength: float | None = typer.Option(
-        None, help="How strongly to edit; 0 changes nothing. By default as the release says."
-    ),
-    depth: float | None = typer.Option(
-        None, help="Share of the diffusion that is undone, above 0 and up to 1. As the release says."
+    noise_fraction: float | None = typer.Option(
+        None, help="Share of the diffusion that is inverted, above 0 and up to 1. By default as the release recommends."
     ),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     precision: str = typer.Option("float32", help="float32, bfloat16 or float16."),
-    overrides: list[str] = typer.Argument(
-        None, help="key=value of the edit: steps, late_share, late_below, refinements, attention, batch_size."
-    ),
+    overrides: list[str] = typer.Argument(None, help="key=value of the editor, for example num_inference_steps=80."),
 ) -> None:
     """Draw counterfactuals of scans: PNG and synthetic DICOM, the reconstruction, difference maps, a record.
 
@@ -82,41 +79,44 @@ def generate(
         raise RequestError("--trajectory is drawn under one drift: give --drift once, or --set for each value")
     with loading(console):
         from ld_common.core.config import load_config
-        from ld_common.editing.pipeline import EditConfig
-        from ld_common.editing.registry import METHODS
-        from ld_common.release.release import load_release_base
+        from ld_common.editing.registry import change_editor
+        from ld_common.release.release import load_release_base, release_editor
         from ld_common.release.trusted_keys import read_trusted_release
         from ld_generate import runner
-        from ld_generate.attribute_sweep import read_trajectory
+        from ld_generate.attribute_sweep import read_sweep
         from ld_generate.drift_choice import choose_drifts
-        from ld_generate.request import make_folders, read_questions
-        from ld_generate.volume import read_volume_questions
+        from ld_generate.request import make_folders, read_requests
+        from ld_generate.volume import read_volume_requests
 
-    named = {"method": method or None, "strength": strength, "depth": depth}
+    named = {"guidance_scale": guidance_scale, "noise_fraction": noise_fraction}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     loaded, notes = read_trusted_release(release, trust, allow_unsigned)
-    config = load_config(EditConfig, None, [*(overrides or []), *extra], start=loaded.study.edit)
+    recommended = release_editor(loaded)
+    chosen = change_editor(recommended, editor) if editor else recommended
+    config = load_config(type(chosen), None, [*(overrides or []), *extra], start=chosen)
     known = loaded.modality.parse_all(given)
     model = load_release_base(loaded, base, device, precision)
     if batch is not None:
         files = runner.draw_rows(model, loaded, batch, known, released, config, out, mark)
     elif not inputs:
-        files = runner.draw_pictures(model, loaded, known, sets, drift, samples, config.steps, sampler, out, mark)
+        files = runner.draw_pictures(
+            model, loaded, known, sets, drift, samples, config.num_inference_steps, sampler, out, mark
+        )
     elif volume:
         (delta,) = runner.edit_deltas(choose_drifts(loaded, drift), config.delta)
         targets = runner.read_targets(loaded.modality, sets)
-        volumes = read_volume_questions(
-            loaded.modality, model.side, inputs, targets, known, slices, released, out, mask, mark
+        volumes = read_volume_requests(
+            loaded.modality, model.resolution, inputs, targets, known, slices, released, out, mask, mark
         )
         files = runner.edit_volumes(model, loaded, volumes, dataclasses.replace(config, delta=delta))
     else:
         targets = runner.read_targets(loaded.modality, sets, needed=not trajectory)
-        along = read_trajectory(loaded.modality, trajectory) if trajectory else None
-        if seeds < 1 or (seeds > 1 and not METHODS[config.method]().uses_noise):
-            drawing = ", ".join(name for name, method in METHODS.items() if method().uses_noise)
-            raise RequestError(f"--seeds {seeds}: give 1, or more with a --method that draws noise: {drawing}")
-        questions = read_questions(
-            loaded.modality, model.side, inputs, targets, known, slice_index, released, out, along, mask, mark
+        along = read_sweep(loaded.modality, trajectory) if trajectory else None
+        if seeds < 1 or (seeds > 1 and not config.draws_noise()):
+            drawing = ", ".join(name for name in EDITORS if EDITORS.load(name).draws_noise())
+            raise RequestError(f"--seeds {seeds}: give 1, or more with an --editor that draws noise: {drawing}")
+        questions = read_requests(
+            loaded.modality, model.resolution, inputs, targets, known, slice_index, released, out, along, mask, mark
         )
         deltas = runner.edit_deltas(choose_drifts(loaded, [word for word in drift if word != AUTO]), config.delta)
         make_folders(questions)

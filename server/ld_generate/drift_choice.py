@@ -32,7 +32,7 @@ class DriftChoice:
             ConfigError: a δ, where the base's schedule ends without signal.
         """
         if not self.delta:
-            drift = at_designs(self.own, [release.modality.design(attributes)])
+            drift = at_designs(self.own, [release.modality.design_vector(attributes)])
             # all samples have these attributes, and so one μ
             return Drift(drift.mean[0], drift.formulation) if drift and drift.mean.dim() == 4 else drift
         return Drift(drift_from_shift(self.delta, model.scheduler.alphas_cumprod), release.study.drift.formulation)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ld_common.core.errors import RequestError, ScanError
 from ld_common.imaging.modality import Attributes, Modality, Value
 from ld_common.imaging.scan_reader import Frame, Scan, read_scan, to_model
-from ld_generate.attribute_sweep import Trajectory
+from ld_generate.attribute_sweep import Sweep
 from ld_generate.preserve_mask import read_mask
 from ld_generate.samples import make_folder
 from ld_generate.watermark import check_room
@@ -24,7 +24,7 @@ MIN_SIDE = 16
 
 
 @dataclass(frozen=True)
-class Question:
+class EditRequest:
     """One input: its scan in the model's frame, what it shows, and what is asked of it."""
 
     path: Path
@@ -38,7 +38,7 @@ class Question:
     slice_index: int | None
     """The slice that was asked for; None is the one that training used."""
     folder: Path
-    trajectory: Trajectory | None = None
+    trajectory: Sweep | None = None
     """Its targets are the last of `targets`."""
     kept: np.ndarray | None = None
     """How much of each pixel `(H,W)` stays the scan's, from 0 to 1; None edits all of it."""
@@ -46,7 +46,7 @@ class Question:
     """Whether the word synthetic is written into the pixels of the answers."""
 
 
-def read_questions(
+def read_requests(
     modality: Modality,
     side: int,
     inputs: Sequence[Path],
@@ -55,10 +55,10 @@ def read_questions(
     slice_index: int | None,
     released: bool,
     out: Path,
-    trajectory: Trajectory | None = None,
+    trajectory: Sweep | None = None,
     mask: Path | None = None,
     mark: bool = False,
-) -> list[Question]:
+) -> list[EditRequest]:
     """Read the inputs and settle what each shows; raises `ScanError` or `RequestError`."""
     asked, questions = [*targets, *(trajectory.targets if trajectory else [])], []
     for path, name in zip(inputs, folder_names(inputs), strict=True):
@@ -70,7 +70,7 @@ def read_questions(
         kept = None if mask is None else read_mask(mask, modality, slice_index, scan, frame, side)
         folder = out / name
         questions.append(
-            Question(path, scan, frame, image, factual, asked, slice_index, folder, trajectory, kept, mark)
+            EditRequest(path, scan, frame, image, factual, asked, slice_index, folder, trajectory, kept, mark)
         )
     return questions
 
@@ -100,7 +100,7 @@ def folder_names(inputs: Sequence[Path]) -> list[str]:
     return names
 
 
-def make_folders(questions: Sequence[Question]) -> None:
+def make_folders(questions: Sequence[EditRequest]) -> None:
     """Make the folders before anything is drawn; raises `RequestError` when one cannot be."""
     for question in questions:
         make_folder(question.folder)

@@ -15,18 +15,19 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.command import progress_bar
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.diffusion.drift_search import best, search_counterfactual
-from ld_common.editing.pipeline import EditConfig
+from ld_common.diffusion.drift_search import best
+from ld_common.editing.base import Editor
+from ld_common.editing.delta_search import search_counterfactual
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.protocol.site_name import AUTO, RELEASE
 from ld_common.release.release import Release, edit_drift
 from ld_generate.batch import DRAWN, OUTCOMES, draw_batch, read_rows
 from ld_generate.drift_choice import DriftChoice, choose_drifts
-from ld_generate.request import Question, read_target
+from ld_generate.request import EditRequest, read_target
 from ld_generate.samples import RECORD, draw_samples, make_folder
-from ld_generate.volume import VolumeQuestion, draw_volume
+from ld_generate.volume import VolumeEditRequest, draw_volume
 from ld_generate.volume_writer import write_volumes
-from ld_generate.writer import answer, edits_of, factual_prompts
+from ld_generate.writer import edits_of, factual_prompts, run_edits
 
 console = Console()
 
@@ -50,7 +51,7 @@ def draw_rows(
     table: Path,
     given: Attributes,
     released: bool,
-    config: EditConfig,
+    editor: Editor,
     out: Path,
     mark: bool,
 ) -> list[Path]:
@@ -64,7 +65,7 @@ def draw_rows(
             advance(now - done)
             done = now
 
-        outcomes = draw_batch(model, release, table, given, released, config, out, show, mark)
+        outcomes = draw_batch(model, release, table, given, released, editor, out, show, mark)
     failed = [one for one in outcomes if one.outcome != DRAWN]
     for one in failed:
         console.print(f"row {one.row}, {one.input}: {one.outcome}", soft_wrap=True, highlight=False, markup=False)
@@ -111,19 +112,19 @@ def edit_deltas(choices: Sequence[DriftChoice], release_delta: float) -> list[fl
 def edit_scans(
     model: BaseModel,
     release: Release,
-    questions: Sequence[Question],
-    config: EditConfig,
+    questions: Sequence[EditRequest],
+    editor: Editor,
     deltas: Sequence[float],
     seeds: int,
 ) -> list[Path]:
     """Counterfactuals of scans under each δ, with a bar."""
     total = len(questions) + len(deltas) * sum(len(question.targets) for question in questions)
     with progress_bar(console, "drawing", total * seeds) as advance:
-        return answer(model, release, questions, config, deltas, advance, seeds)
+        return run_edits(model, release, questions, editor, deltas, advance, seeds)
 
 
 def edit_volumes(
-    model: BaseModel, release: Release, questions: Sequence[VolumeQuestion], config: EditConfig
+    model: BaseModel, release: Release, questions: Sequence[VolumeEditRequest], editor: Editor
 ) -> list[Path]:
     """Counterfactuals of volumes, with a bar that counts slices."""
     for question in questions:
@@ -133,20 +134,20 @@ def edit_volumes(
         return [
             file
             for question in questions
-            for file in write_volumes(release, question, draw_volume(model, release, question, config, advance), config)
+            for file in write_volumes(release, question, draw_volume(model, release, question, editor, advance), editor)
         ]
 
 
-def search_delta(model: BaseModel, release: Release, questions: Sequence[Question], config: EditConfig) -> float:
+def search_delta(model: BaseModel, release: Release, questions: Sequence[EditRequest], editor: Editor) -> float:
     """The δ at which these edits reach their target and stay near the reconstruction (arXiv 2412.20651, Eq. 5)."""
     edits, factual = edits_of(release.modality, questions, [0.0]), factual_prompts(release.modality, questions)
     images = torch.stack([question.image for question in questions])
-    latents = torch.cat([model.encode(chunk) for chunk in images.split(config.batch_size)])
+    latents = torch.cat([model.encode(chunk) for chunk in images.split(editor.batch_size)])
     search = release.study.drift.search
     with progress_bar(console, "searching δ", len(search.deltas)) as advance:
         seed, drift = release.study.seed, edit_drift(release)
         trials = search_counterfactual(
-            model, latents, factual, edits, search, config, seed, drift, lambda *_: advance(1)
+            model, latents, factual, edits, search, editor, seed, drift, lambda *_: advance(1)
         )
     table = Table("δ", "loss", "target not reached", "distance to the reconstruction")
     for trial in trials:

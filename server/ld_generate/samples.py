@@ -49,9 +49,9 @@ def draw_samples(
         RequestError: an attribute is missing, the folder cannot be written, or the pictures are too small to be marked.
         ConfigError: an unknown sampler or too many steps.
     """
-    prompt = release.modality.describe(attributes)
+    prompt = release.modality.prompt(attributes)
     if marked:
-        check_room(base.side, base.side)
+        check_room(base.resolution, base.resolution)
     make_folder(folder)
     with torch.no_grad():
         context = base.embed([prompt]).expand(count, -1, -1)

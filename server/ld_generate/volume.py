@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.editing.pipeline import EditConfig, draw_counterfactuals, edit_to
+from ld_common.editing.base import Editor
+from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to
 from ld_common.imaging.geometry import Frame, from_model, to_model
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rejection import slice_number
@@ -32,7 +33,7 @@ REACH = 0.025
 
 
 @dataclass(frozen=True, eq=False)
-class VolumeQuestion:
+class VolumeEditRequest:
     """One input: its volume, what it shows, and what is asked of which of its slices."""
 
     path: Path
@@ -49,7 +50,7 @@ class VolumeQuestion:
     mark: bool
 
 
-def read_volume_questions(
+def read_volume_requests(
     modality: Modality,
     side: int,
     inputs: Sequence[Path],
@@ -60,8 +61,8 @@ def read_volume_questions(
     out: Path,
     mask: Path | None,
     marked: bool,
-) -> list[VolumeQuestion]:
-    """As `read_questions`, of volumes; `slices` is `first:last`, or empty for those about the trained one.
+) -> list[VolumeEditRequest]:
+    """As `read_requests`, of volumes; `slices` is `first:last`, or empty for those about the trained one.
 
     Raises:
         ScanError, RequestError: as there; also a series whose slices are not axial and shall be marked.
@@ -79,7 +80,7 @@ def read_volume_questions(
         window = picture_of(path, trained, side, modality)[1]
         factual = factual_of(modality, path, volume.attributes_in_file, given)
         kept = None if mask is None else read_mask_volume(mask, modality, volume, edited, window, side)
-        questions.append(VolumeQuestion(path, volume, window, edited, factual, targets, out / name, kept, marked))
+        questions.append(VolumeEditRequest(path, volume, window, edited, factual, targets, out / name, kept, marked))
     return questions
 
 
@@ -105,38 +106,38 @@ def slices_about(count: int, position: float) -> range:
 def draw_volume(
     base: BaseModel,
     release: Release,
-    question: VolumeQuestion,
-    config: EditConfig,
+    question: VolumeEditRequest,
+    editor: Editor,
     progress: Callable[[int], None],
 ) -> list[Volume]:
     """The volume under each target; every slice that is not edited has the input's own values.
 
     Methods that draw noise give all slices the same. No more of them are in the model at once than a batch holds.
     """
-    factual = release.modality.describe(question.factual)
+    factual = release.modality.prompt(question.factual)
     answers = [question.volume.copied() for _ in question.targets]
     drift, seed = edit_drift(release), release.study.seed
-    for first in range(0, len(question.edited), config.batch_size):
-        rows = range(len(question.edited))[first : first + config.batch_size]
-        pictures = torch.stack([_picture(question, row, base.side, release.modality) for row in rows])
+    for first in range(0, len(question.edited), editor.batch_size):
+        rows = range(len(question.edited))[first : first + editor.batch_size]
+        pictures = torch.stack([_picture(question, row, base.resolution, release.modality) for row in rows])
         edits = [
-            edit_to(release.modality, place, question.factual, target, config.delta)
+            edit_to(release.modality, place, question.factual, target, editor.delta)
             for target in question.targets
             for place in range(len(rows))
         ]
-        drawn = draw_counterfactuals(base, pictures, [factual] * len(rows), edits, config, progress, drift, seed)
+        drawn = draw_counterfactuals(base, pictures, [factual] * len(rows), edits, editor, progress, drift, seed)
         for answer, images in zip(answers, drawn.images.split(len(rows)), strict=True):
             for row, image, restored in zip(rows, images, drawn.reconstructions, strict=True):
                 answer.upright[question.edited[row]] = _changed(question, row, image, restored)
     return answers
 
 
-def _picture(question: VolumeQuestion, row: int, side: int, modality: Modality) -> Tensor:
+def _picture(question: VolumeEditRequest, row: int, side: int, modality: Modality) -> Tensor:
     scan = question.volume.scan(question.edited[row])
     return to_model(scan, side, modality.image, question.window)[0]
 
 
-def _changed(question: VolumeQuestion, row: int, image: Tensor, restored: Tensor) -> np.ndarray:
+def _changed(question: VolumeEditRequest, row: int, image: Tensor, restored: Tensor) -> np.ndarray:
     """An edited slice `(H,W)`: the scan's, changed as `image` differs from `restored`, within the window."""
     own, window = question.volume.upright[question.edited[row]], question.window
     change = from_model(image, window) - from_model(restored, window)  # 0 outside the field of view

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ld_common.core.config import to_mapping
-from ld_common.editing.pipeline import EditConfig
+from ld_common.editing.base import Editor
+from ld_common.editing.registry import editor_options
 from ld_common.imaging.modality import Attributes
 from ld_common.imaging.nifti import write_nifti_like
 from ld_common.imaging.secondary_capture import Place, write_synthetic_dicom
 from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release
 from ld_generate.samples import INCHES, SYNTHETIC
-from ld_generate.volume import VolumeQuestion, slices_about
+from ld_generate.volume import VolumeEditRequest, slices_about
 from ld_generate.writer import DIFFERENCE_LIMIT, name_of, write_record
 
 MONTAGE = "montage.png"
@@ -27,18 +27,18 @@ AXIS_ENDS = ("LR", "PA", "FH")
 
 
 def write_volumes(
-    release: Release, question: VolumeQuestion, answers: Sequence[Volume], config: EditConfig
+    release: Release, question: VolumeEditRequest, answers: Sequence[Volume], editor: Editor
 ) -> list[Path]:
     """Write the answers, one a target, into the question's folder; returns what was written."""
     folder, volume, files, told = question.folder, question.volume, [], []
     for target, answer in zip(question.targets, answers, strict=True):
-        written = _write_answer(release, question, target, answer, config)
+        written = _write_answer(release, question, target, answer, editor)
         files += written
         told.append(
             {
                 "set": target,
-                "prompt": release.modality.describe(question.factual | target),
-                "drift": config.delta,
+                "prompt": release.modality.prompt(question.factual | target),
+                "drift": editor.delta,
                 "files": [file.relative_to(folder).as_posix() for file in written],
             }
         )
@@ -58,10 +58,10 @@ def write_volumes(
         "seeds": [release.study.seed],
         "marked": question.mark,
     }
-    return [*files, write_record(folder, release, config, about, told, more, _far_slices(release, question))]
+    return [*files, write_record(folder, release, editor, about, told, more, _far_slices(release, question))]
 
 
-def _far_slices(release: Release, question: VolumeQuestion) -> list[str]:
+def _far_slices(release: Release, question: VolumeEditRequest) -> list[str]:
     """A sentence where slices are edited that lie further from the trained one than those edited by default."""
     known = slices_about(len(question.volume.upright), release.modality.image.slice_position)
     if set(question.edited) <= set(known):
@@ -73,25 +73,25 @@ def _far_slices(release: Release, question: VolumeQuestion) -> list[str]:
 
 
 def _write_answer(
-    release: Release, question: VolumeQuestion, target: Attributes, answer: Volume, config: EditConfig
+    release: Release, question: VolumeEditRequest, target: Attributes, answer: Volume, editor: Editor
 ) -> list[Path]:
-    name = name_of(target, config.delta)
+    name = name_of(target, editor.delta)
     files = [question.folder / f"{name}.nii.gz"]
     first, last, count = question.edited[0], question.edited[-1], len(answer.upright)
     description = f"slices {first} to {last} of 0 to {count - 1}; the others are the input's"
     write_nifti_like(files[0], answer.voxels, answer.affine, answer.source, description)
     if answer.source is None:
-        files += _write_series(release, question, target, answer, config, question.folder / name)
+        files += _write_series(release, question, target, answer, editor, question.folder / name)
     return files
 
 
 def _write_series(
-    release: Release, question: VolumeQuestion, target: Attributes, answer: Volume, config: EditConfig, folder: Path
+    release: Release, question: VolumeEditRequest, target: Attributes, answer: Volume, editor: Editor, folder: Path
 ) -> list[Path]:
     """One file a slice of the input's, in its plane and at its position."""
     folder.mkdir(exist_ok=True)
     row_mm, column_mm, distance_mm = map(float, np.linalg.norm(answer.affine[:3, [1, 0, 2]], axis=0))
-    values, request = (float(answer.voxels.min()), float(answer.voxels.max())), _request(question, target, config)
+    values, request = (float(answer.voxels.min()), float(answer.voxels.max())), _request(question, target, editor)
     files = []
     for number in range(answer.voxels.shape[2]):
         pixels, own = (voxels[:, :, number].T for voxels in (answer.voxels, question.volume.voxels))
@@ -104,7 +104,7 @@ def _write_series(
             files[-1],
             pixels,
             (row_mm, column_mm),
-            release.modality.describe(question.factual | target),
+            release.modality.prompt(question.factual | target),
             release.manifest["files"]["adapter.safetensors"],
             model_name=release.study.name,
             seed=release.study.seed,
@@ -122,17 +122,17 @@ def _letter(way: np.ndarray) -> str:
     return AXIS_ENDS[axis][int(way[axis] > 0)]
 
 
-def _request(question: VolumeQuestion, target: Attributes, config: EditConfig) -> str:
+def _request(question: VolumeEditRequest, target: Attributes, editor: Editor) -> str:
     """What was asked, as a hash."""
-    words = json.dumps([question.factual, target, to_mapping(config), list(question.edited), question.mark])
+    words = json.dumps([question.factual, target, editor_options(editor), list(question.edited), question.mark])
     return hashlib.sha256(question.volume.voxels.tobytes() + _bytes_kept(question) + words.encode()).hexdigest()
 
 
-def _bytes_kept(question: VolumeQuestion) -> bytes:
+def _bytes_kept(question: VolumeEditRequest) -> bytes:
     return b"" if question.kept is None else np.stack(question.kept).tobytes()
 
 
-def _write_montage(path: Path, question: VolumeQuestion, answers: Sequence[Volume]) -> Path:
+def _write_montage(path: Path, question: VolumeEditRequest, answers: Sequence[Volume]) -> Path:
     """Slices of the edited ones, from below: the scan's, and each answer's and their difference."""
     chosen = np.unique(np.linspace(question.edited[0], question.edited[-1], MOST_COLUMNS).round().astype(int))
     scan, window = question.volume.upright, question.window

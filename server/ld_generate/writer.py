@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ld_common.core.config import to_mapping
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.editing.pipeline import Counterfactuals, Edit, EditConfig, draw_several, edit_to
+from ld_common.editing.base import Editor
+from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_several, edit_to
+from ld_common.editing.registry import editor_options
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.nifti import NIFTI
 from ld_common.imaging.scan_reader import Frame, from_model, write_difference_png, write_nifti, write_png
 from ld_common.imaging.secondary_capture import write_synthetic_dicom
-from ld_common.release.release import Release, edit_drift, release_record, software
-from ld_generate.attribute_sweep import areas_mm2, write_trajectory
+from ld_common.release.release import Release, edit_drift, release_editor, release_record, software
+from ld_generate.attribute_sweep import areas_mm2, write_sweep
 from ld_generate.preserve_mask import keep, keep_in_picture
-from ld_generate.request import Question, shown
+from ld_generate.request import EditRequest, shown
 from ld_generate.samples import RECORD, STRIP, SYNTHETIC, extrapolated, write_strip
 from ld_generate.watermark import mark
 
@@ -34,11 +35,11 @@ STRONG = 3.0
 """Times the release's own strength (or 1, if that is less): edits that are stronger are warned of."""
 
 
-def answer(
+def run_edits(
     base: BaseModel,
     release: Release,
-    questions: Sequence[Question],
-    config: EditConfig,
+    questions: Sequence[EditRequest],
+    editor: Editor,
     deltas: Sequence[float],
     progress: Callable[[int], None],
     seeds: int = 1,
@@ -50,16 +51,16 @@ def answer(
     edits, factual = edits_of(release.modality, questions, deltas), factual_prompts(release.modality, questions)
     images = torch.stack([question.image for question in questions])
     numbers = range(release.study.seed, release.study.seed + seeds)
-    drawn, each = draw_several(base, images, factual, edits, config, numbers, progress, edit_drift(release))
+    drawn, each = draw_several(base, images, factual, edits, editor, numbers, progress, edit_drift(release))
     files: list[Path] = []
     for index, question in enumerate(questions):
         own = [row for row, edit in enumerate(edits) if edit.scan == index]
         single = Counterfactuals(drawn.autoencoded[index], drawn.reconstructions[index], drawn.images[own])
-        files += write_answer(release, question, single, config, deltas, each[own])
+        files += write_answer(release, question, single, editor, deltas, each[own])
     return files
 
 
-def edits_of(modality: Modality, questions: Sequence[Question], deltas: Sequence[float]) -> list[Edit]:
+def edits_of(modality: Modality, questions: Sequence[EditRequest], deltas: Sequence[float]) -> list[Edit]:
     """Every target of every question under every δ, in that order."""
     return [
         edit_to(modality, index, question.factual, target, delta)
@@ -69,16 +70,16 @@ def edits_of(modality: Modality, questions: Sequence[Question], deltas: Sequence
     ]
 
 
-def factual_prompts(modality: Modality, questions: Sequence[Question]) -> list[str]:
+def factual_prompts(modality: Modality, questions: Sequence[EditRequest]) -> list[str]:
     """What each question's scan shows, in words."""
-    return [modality.describe(question.factual) for question in questions]
+    return [modality.prompt(question.factual) for question in questions]
 
 
 def write_answer(
     release: Release,
-    question: Question,
+    question: EditRequest,
     drawn: Counterfactuals,
-    config: EditConfig,
+    editor: Editor,
     deltas: Sequence[float],
     each: Tensor,
 ) -> list[Path]:
@@ -97,7 +98,7 @@ def write_answer(
         release.modality, frame, torch.stack([question.image, drawn.reconstructions, *shown])
     )
     for (target, delta), image, own, area in zip(asked, drawn.images, each, areas, strict=True):
-        request = _request(question, target, config, delta)
+        request = _request(question, target, editor, delta)
         written = _write_edit(release, question, target, delta, image, restored, request)
         by_seed = {}
         if len(own) > 1:
@@ -105,7 +106,7 @@ def write_answer(
             kept = keep_in_picture(question.kept, question.scan, question.image, own, release.modality)
             by_seed = {"areas_mm2_by_seed": areas_mm2(release.modality, frame, kept)}
         files += written
-        description = release.modality.describe(question.factual | target)
+        description = release.modality.prompt(question.factual | target)
         names = [file.name for file in written]
         said = {"set": target, "prompt": description, "drift": delta, "files": names, "areas_mm2": area}
         answers.append(said | by_seed)
@@ -115,7 +116,7 @@ def write_answer(
         files.append(write_strip(folder / STRIP, columns, " / ".join(map(_named, question.targets))))
     if question.trajectory is not None:
         pictures = question.image, drawn.reconstructions, list(shown[-len(question.trajectory.values) :])
-        files += write_trajectory(folder, release.modality, question.trajectory, frame, question.factual, *pictures)
+        files += write_sweep(folder, release.modality, question.trajectory, frame, question.factual, *pictures)
     about = {
         "name": question.path.name,
         "sha256_of_pixels": hashlib.sha256(question.scan.pixels.tobytes()).hexdigest(),
@@ -125,13 +126,13 @@ def write_answer(
     }
     seeds = [release.study.seed + number for number in range(each.shape[1])]
     more = {"seeds": seeds, "marked": question.mark, "areas_mm2": {"scan": scan, "reconstruction": restoration}}
-    return [*files, write_record(folder, release, config, about, answers, more)]
+    return [*files, write_record(folder, release, editor, about, answers, more)]
 
 
 def write_record(
     folder: Path,
     release: Release,
-    config: EditConfig,
+    editor: Editor,
     about: dict[str, Any],
     answers: list[dict[str, Any]],
     more: dict[str, Any],
@@ -142,26 +143,26 @@ def write_record(
     record = {
         "input": about,
         "release": release_record(release),
-        "edit": to_mapping(config),
+        "edit": editor_options(editor),
         "counterfactuals": answers,
         "software": software(),
-        "warnings": [*extrapolated(release, asked), *_too_strong(release, config), *warnings],
+        "warnings": [*extrapolated(release, asked), *_too_strong(release, editor), *warnings],
         **more,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     return folder / RECORD
 
 
-def _too_strong(release: Release, config: EditConfig) -> list[str]:
-    own = release.study.edit.strength
-    if config.strength <= STRONG * max(own, 1.0):
+def _too_strong(release: Release, editor: Editor) -> list[str]:
+    scale, own = editor.guidance_scale, release_editor(release).guidance_scale
+    if scale <= STRONG * max(own, 1.0):
         return []
-    return [f"strength {config.strength:g}: the release is best asked at {own:g}, this may draw what no scan shows"]
+    return [f"guidance_scale {scale:g}: the release recommends {own:g}; this may draw what no scan shows"]
 
 
 def _write_edit(
     release: Release,
-    question: Question,
+    question: EditRequest,
     target: Attributes,
     delta: float,
     image: Tensor,
@@ -172,7 +173,7 @@ def _write_edit(
     frame, name = question.frame, name_of(target, delta)
     values = keep(question.kept, question.scan, from_model(image, frame))
     pixels = _marked(question, values)
-    description = release.modality.describe(question.factual | target)
+    description = release.modality.prompt(question.factual | target)
     written = [question.folder / f"{name}{ending}" for ending in (".png", "_difference.png", ".dcm")]
     write_png(written[0], pixels, frame, SYNTHETIC | {"Description": description})
     before = keep(question.kept, question.scan, restored)  # nothing differs where the scan is kept
@@ -195,9 +196,9 @@ def _write_edit(
     return written
 
 
-def _write_seeds(release: Release, question: Question, target: Attributes, delta: float, own: Tensor) -> list[Path]:
+def _write_seeds(release: Release, question: EditRequest, target: Attributes, delta: float, own: Tensor) -> list[Path]:
     """Each seed's answer `(K,1,S,S)` and the deviation by pixel."""
-    description = release.modality.describe(question.factual | target)
+    description = release.modality.prompt(question.factual | target)
     frame, name, written, values = question.frame, name_of(target, delta), [], []
     for seed, image in enumerate(own, start=release.study.seed):
         values.append(keep(question.kept, question.scan, from_model(image, frame)))
@@ -208,13 +209,13 @@ def _write_seeds(release: Release, question: Question, target: Attributes, delta
     return written
 
 
-def _write_map(question: Question, path: Path, values: np.ndarray, limit: float) -> None:
+def _write_map(question: EditRequest, path: Path, values: np.ndarray, limit: float) -> None:
     """Real values `(H,W)` in colour, the fullest at `limit` of the model's range."""
     shares = values / _unit(question.frame)
     write_difference_png(path, mark(shares, 0.0, limit) if question.mark else shares, SYNTHETIC, limit=limit)
 
 
-def _marked(question: Question, values: np.ndarray) -> np.ndarray:
+def _marked(question: EditRequest, values: np.ndarray) -> np.ndarray:
     return mark(values, question.frame.low, question.frame.high) if question.mark else values
 
 
@@ -233,8 +234,8 @@ def _named(target: Attributes) -> str:
     return ", ".join(f"{key} {shown(value)}" for key, value in target.items())
 
 
-def _request(question: Question, target: Attributes, config: EditConfig, delta: float) -> str:
+def _request(question: EditRequest, target: Attributes, editor: Editor, delta: float) -> str:
     """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
-    words = json.dumps([question.factual, target, to_mapping(config), delta, question.mark], sort_keys=True)
+    words = json.dumps([question.factual, target, editor_options(editor), delta, question.mark], sort_keys=True)
     kept = b"" if question.kept is None else question.kept.tobytes()
     return hashlib.sha256(question.scan.pixels.tobytes() + kept + words.encode()).hexdigest()

@@ -1,19 +1,171 @@
-"""From the sites' answers to one adapter: pure functions, the same result in whatever order answers arrive."""
+"""Aggregators: from the sites' adapters to one, as pure functions with the same result in any order of arrival."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ld_common.adapters.registry import State
 from ld_common.adapters.state_dict import check_state, update_norm
+from ld_common.core.config import checked, require, to_mapping
 from ld_common.core.errors import AdapterError
-from ld_common.diffusion.drift import LARGEST_DRIFT, mean_drift
+from ld_common.core.registry import Registry
+from ld_common.core.state import State
+from ld_common.diffusion.options import LARGEST_DRIFT
 from ld_common.protocol.messages import TrainNumbers, TrainResult
 from ld_common.protocol.study_config import FederationConfig
+
+DRIFT = "drift"
+
+
+class Aggregator(ABC):
+    """A way to combine the sites' tensors. Subclasses are dataclasses whose fields are the options of a study's
+    `federation.aggregation` section.
+
+    Our aggregators combine each tensor by itself: a LoRA's factors A and B are averaged apart, and mean(B)·mean(A) is
+    not the mean of the products B·A (nor is it with medians). With `adapter.freeze_a` all sites share one A, and the
+    mean is exact.
+    """
+
+    name: ClassVar[str]
+    """Name in configs and in `AGGREGATORS`."""
+    weighted: ClassVar[bool] = True
+    """Whether it uses the sites' weights; one that does not needs `federation.weighting: equal`."""
+    min_sites: ClassVar[int] = 1
+    """Fewest sites whose aggregate means what the name says."""
+
+    @abstractmethod
+    def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
+        """The sites' states as one.
+
+        Args:
+            states: one a site, in the order of the sites' names, with the same names and shapes.
+            weights: one a site, above 0.
+
+        Returns:
+            Float32 tensors of the same names and shapes.
+        """
+
+
+@dataclass
+class Mean(Aggregator):
+    """The weighted mean, summed in float64 (FedAvg, arXiv 1602.05629)."""
+
+    name: ClassVar[str] = "mean"
+
+    def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
+        """See `Aggregator.aggregate`."""
+        total, mean = sum(weights), {}
+        for key in sorted(states[0]):
+            summed: Tensor = torch.zeros_like(states[0][key], dtype=torch.float64)
+            for state, weight in zip(states, weights, strict=True):
+                summed += state[key].double() * (weight / total)
+            mean[key] = summed.float()
+        return mean
+
+
+@dataclass
+class TrimmedMean(Aggregator):
+    """The mean without the highest and the lowest sites, number by number (arXiv 1803.01498).
+
+    A minority of lying sites, at most the share `beta`, cannot move a number beyond the range of the honest ones.
+    """
+
+    name: ClassVar[str] = "trimmed_mean"
+    weighted: ClassVar[bool] = False
+    min_sites: ClassVar[int] = 3
+
+    beta: float = 0.2
+    """Share of the round's sites trimmed at each end, rounded up; at least two sites remain, of an odd number one."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.beta < 0.5, f"federation.aggregation.beta is {self.beta:g}: use a share below 0.5")
+
+    def trimmed(self, sites: int) -> int:
+        """How many sites are left out at each end."""
+        return min((sites - 1) // 2, math.ceil(self.beta * sites - 1e-9))  # 0.1 * 30 is a little above 3
+
+    def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
+        """See `Aggregator.aggregate`; the weights play no part."""
+        cut = self.trimmed(len(states))
+        return {key: _trimmed_mean([state[key] for state in states], cut) for key in sorted(states[0])}
+
+
+@dataclass
+class Median(Aggregator):
+    """The median, number by number (arXiv 1803.01498); of an even number of sites the mean of the middle two."""
+
+    name: ClassVar[str] = "median"
+    weighted: ClassVar[bool] = False
+    min_sites: ClassVar[int] = 3
+
+    def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
+        """See `Aggregator.aggregate`; the weights play no part."""
+        cut = (len(states) - 1) // 2
+        return {key: _trimmed_mean([state[key] for state in states], cut) for key in sorted(states[0])}
+
+
+AGGREGATORS: Registry[type[Aggregator]] = Registry(
+    "aggregator",
+    "latent_drift.aggregators",
+    {
+        "mean": "ld_server.aggregation:Mean",
+        "median": "ld_server.aggregation:Median",
+        "trimmed_mean": "ld_server.aggregation:TrimmedMean",
+    },
+)
+"""A new one is a subclass of `Aggregator` and a line here, or an entry point of another package."""
+
+
+def read_aggregator(federation: FederationConfig) -> Aggregator:
+    """The aggregator of a study, checked against the rest of its federation section.
+
+    Raises:
+        ConfigError: no such aggregator, an unknown option, or a federation that it does not fit.
+    """
+    options = federation.aggregation
+    name = str(options.get("name", "mean"))
+    schema = AGGREGATORS.load(name)
+    given = {key: value for key, value in options.items() if key != "name"}
+    aggregator = checked(schema, given, "federation.aggregation.")
+    where = f"federation.aggregation {name}"
+    equal = schema.weighted or federation.weighting == "equal"
+    require(equal, f"{where} counts every site the same: set federation.weighting to equal")
+    enough = federation.min_train_nodes >= schema.min_sites
+    require(enough, f"{where} needs {schema.min_sites} sites a round: raise federation.min_train_nodes")
+    return aggregator
+
+
+def complete_aggregation(federation: FederationConfig) -> dict[str, Any]:
+    """A study's `federation.aggregation` section with every option filled in; raises `ConfigError`."""
+    aggregator = read_aggregator(federation)
+    return {"name": aggregator.name, **to_mapping(aggregator)}
+
+
+def aggregate_states(states: Mapping[str, State], weights: Mapping[str, float], aggregator: Aggregator) -> State:
+    """The sites' states, by name, as one."""
+    names = sorted(states)
+    return aggregator.aggregate([states[name] for name in names], [weights[name] for name in names])
+
+
+def aggregate_drifts(
+    drifts: Mapping[str, Tensor], weights: Mapping[str, float], aggregator: Aggregator
+) -> Tensor | None:
+    """The sites' drifts as one, by the same aggregator; None without drifts."""
+    if not drifts:
+        return None
+    return aggregate_states({name: {DRIFT: drift} for name, drift in drifts.items()}, weights, aggregator)[DRIFT]
+
+
+def _trimmed_mean(values: Sequence[Tensor], cut: int) -> Tensor:
+    """The mean, number by number, without the `cut` highest and lowest; with all but one or two cut, the median."""
+    ordered = torch.stack(list(values)).sort(dim=0).values
+    return ordered[cut : len(values) - cut].double().mean(0).float()
 
 
 def check_result(result: TrainResult, reference: State, drift_shape: torch.Size | None, max_norm: float) -> float:
@@ -64,51 +216,3 @@ def clip_update(state: State, reference: State, limit: float) -> tuple[State, bo
         for name, value in state.items()
     }
     return clipped, True
-
-
-def aggregate_states(states: Mapping[str, State], weights: Mapping[str, float], rule: FederationConfig) -> State:
-    """The sites' states as one, by the study's rule; the same for every order of sites.
-
-    Each tensor is taken by itself: a LoRA's factors A and B are aggregated apart, and mean(B)·mean(A) is not the mean
-    of the products B·A (nor is it with medians). `scheme.freeze_a` has one A for all, and the mean is then exact.
-    """
-    if rule.aggregate == "mean":
-        return average_states(states, weights)
-    names, cut = sorted(states), trimmed_sites(len(states), rule)
-    return {key: trimmed_mean([states[name][key] for name in names], cut) for key in sorted(states[names[0]])}
-
-
-def aggregate_drifts(
-    drifts: Mapping[str, Tensor], weights: Mapping[str, float], rule: FederationConfig
-) -> Tensor | None:
-    """The sites' drifts as one, by the same rule; None without drifts."""
-    names = sorted(drifts)
-    if rule.aggregate == "mean" or not names:
-        return mean_drift([drifts[name] for name in names], [weights[name] for name in names])
-    return trimmed_mean([drifts[name] for name in names], trimmed_sites(len(names), rule))
-
-
-def trimmed_sites(sites: int, rule: FederationConfig) -> int:
-    """How many sites are left out at each end: so many that lie cannot move a number past the honest sites' range."""
-    most = (sites - 1) // 2
-    if rule.aggregate == "median":
-        return most
-    return min(most, math.ceil(rule.trim_share * sites - 1e-9))  # 0.1 * 30 is a little above 3
-
-
-def trimmed_mean(values: Sequence[Tensor], cut: int) -> Tensor:
-    """The mean, number by number, without the `cut` highest and lowest; with all but one or two cut, the median."""
-    ordered = torch.stack(list(values)).sort(dim=0).values
-    return ordered[cut : len(values) - cut].double().mean(0).float()
-
-
-def average_states(states: Mapping[str, State], weights: Mapping[str, float]) -> State:
-    """The weighted mean of the sites' states, summed in float64 in the order of the sites' names."""
-    names, total = sorted(states), sum(weights[name] for name in sorted(states))
-    mean: State = {}
-    for key in sorted(states[names[0]]):
-        summed: Tensor = torch.zeros_like(states[names[0]][key], dtype=torch.float64)
-        for name in names:
-            summed += states[name][key].double() * (weights[name] / total)
-        mean[key] = summed.float()
-    return mean

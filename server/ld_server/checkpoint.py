@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ld_common.adapters.registry import State
 from ld_common.adapters.state_dict import read_tensors, write_tensors
 from ld_common.core.errors import AdapterError, CheckpointError
+from ld_common.core.state import State
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 _NEXT = "checkpoint.next.safetensors"

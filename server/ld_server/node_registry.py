@@ -25,16 +25,16 @@ AUDIT_HEAD = "audit_head"
 
 
 @dataclass(frozen=True)
-class Present:
+class PresentNodes:
     """The nodes that are connected now."""
 
     nodes: dict[str, int]
     """Site -> node, for the sites that are known."""
-    strangers: list[str] = field(default_factory=list)
+    unknown_nodes: list[str] = field(default_factory=list)
     """Fingerprints of the keys of nodes that are none of them, sorted."""
 
 
-Identify = Callable[[Grid], Present]
+Identify = Callable[[Grid], PresentNodes]
 Allowed = Callable[[], Mapping[str, str]]
 """The list of who may take part as it is now: site -> its public key, one line of OpenSSH's format."""
 Entry = Mapping[str, Any]
@@ -51,7 +51,7 @@ class AskedNames:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
 
-    def __call__(self, grid: Grid) -> Present:
+    def __call__(self, grid: Grid) -> PresentNodes:
         """Ask the new nodes; of two with one name the first to say it stays."""
         nodes = set(grid.get_node_ids())
         self._names = {node: name for node, name in self._names.items() if node in nodes}
@@ -64,7 +64,7 @@ class AskedNames:
         found: dict[str, int] = {}
         for node, name in self._names.items():
             found.setdefault(name, node)
-        return Present(found)
+        return PresentNodes(found)
 
 
 class AllowedKeys:
@@ -73,7 +73,7 @@ class AllowedKeys:
     def __init__(self, allowed: Allowed) -> None:
         self.allowed = allowed
 
-    def __call__(self, grid: Grid) -> Present:
+    def __call__(self, grid: Grid) -> PresentNodes:
         """Look every node's key up.
 
         Raises:
@@ -81,15 +81,15 @@ class AllowedKeys:
         """
         names = {public_line(read_public_line(line)): name for name, line in self.allowed().items()}
         nodes: dict[str, int] = {}
-        strangers: set[str] = set()
+        unknown_nodes: set[str] = set()
         for node in grid.get_nodes():
             key = _node_key(bytes(node.public_key))
             name = None if key is None else names.get(public_line(key))
             if name is not None:
                 nodes[name] = node.node_id
             else:
-                strangers.add("a node without a key" if key is None else fingerprint(key))
-        return Present(nodes, sorted(strangers))
+                unknown_nodes.add("a node without a key" if key is None else fingerprint(key))
+        return PresentNodes(nodes, sorted(unknown_nodes))
 
 
 @dataclass(frozen=True)

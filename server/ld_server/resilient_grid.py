@@ -21,7 +21,7 @@ MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError,
 """What decoding raises; an error of the connection to the SuperLink is none of these and still ends the run."""
 
 
-class SteadyGrid(Grid):
+class ResilientGrid(Grid):
     """A grid that takes a reply which cannot be decoded for one that never came."""
 
     def __init__(self, grid: Grid) -> None:

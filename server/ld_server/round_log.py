@@ -24,7 +24,7 @@ class RoundRecord:
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     """Site -> why its answer did not count."""
-    strangers: list[str] = field(default_factory=list)
+    unknown_nodes: list[str] = field(default_factory=list)
     """Fingerprints of connected nodes' keys that are none of an admitted site; they were asked nothing."""
     counted: bool = False
     """Whether enough answers passed the checks for the round to change the adapter."""

@@ -36,7 +36,7 @@ from ld_common.protocol.secagg.messages import (
     RevealedShares,
     Roster,
     RoutedShares,
-    Setting,
+    SecaggSetting,
     Stage,
     UnmaskRequest,
     dequantise,
@@ -64,7 +64,7 @@ class SecureAggregation:
     `left_out` holds, by site, why it is not in the sum.
     """
 
-    def __init__(self, setting: Setting, sites: Sequence[str]) -> None:
+    def __init__(self, setting: SecaggSetting, sites: Sequence[str]) -> None:
         self.setting = setting
         self.left_out: dict[str, str] = {}
         self._sites = sorted(set(sites))

@@ -11,12 +11,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from ld_common.adapters.registry import State
 from ld_common.adapters.state_dict import update_norm
 from ld_common.core.errors import FederationError
-from ld_common.diffusion.drift import LARGEST_DRIFT
+from ld_common.core.state import State
+from ld_common.diffusion.options import LARGEST_DRIFT
 from ld_common.protocol import messages
-from ld_common.protocol.secagg.messages import Payload, Setting, Stage, default_threshold, drift_unit, restore
+from ld_common.protocol.secagg.messages import Payload, SecaggSetting, Stage, default_threshold, drift_unit, restore
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.secagg import SecureAggregation
 
@@ -37,7 +37,7 @@ class MeanUpdate:
     """L2 norm of the mean update."""
 
 
-class SecureRound:
+class SecaggServerRound:
     """One round: `begin` before the sites train, `finish` with what they sent."""
 
     def __init__(
@@ -55,12 +55,12 @@ class SecureRound:
             FederationError: too few sites are here or are left.
         """
         federation, count = self.study.federation, len(nodes)
-        threshold = max(federation.secure_threshold or default_threshold(count), federation.min_sites)
+        threshold = max(federation.secure_threshold or default_threshold(count), federation.min_train_nodes)
         length = sum(value.numel() for value in self.state.values())
         length += 0 if self.drift_shape is None else math.prod(self.drift_shape)
         if count < threshold:
             raise FederationError(f"{count} sites are here, a secure sum needs {threshold}")
-        setting = Setting(self.study.digest(), self.round, count, threshold, length, federation.secure_clip)
+        setting = SecaggSetting(self.study.digest(), self.round, count, threshold, length, federation.secure_clip)
         self._nodes, self._aggregation = nodes, SecureAggregation(setting, list(nodes))
         try:
             return self._aggregation.agree(self._exchange)

@@ -16,7 +16,8 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from ld_common.adapters.registry import Attached, attach, read_scheme
+from ld_common.adapters.base import AdaptedModel, inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import check_state
 from ld_common.core import offline
 from ld_common.core.errors import AdapterError, ConfigError, FederationError, LdError, ReleaseError
@@ -29,7 +30,7 @@ from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpo
 from ld_server.deployment.admission import deployed_admission
 from ld_server.deployment.study_home import StudyHome
 from ld_server.node_registry import Admission
-from ld_server.resilient_grid import SteadyGrid
+from ld_server.resilient_grid import ResilientGrid
 from ld_server.round_log import FAILURE, RELEASE, append_round, locked, write_rounds
 from ld_server.strategy import DriftFederation
 
@@ -45,14 +46,14 @@ def main(grid: Grid, context: Context) -> None:
     resume = bool(config.get("resume", False))
     if not home:
         study, modality = load_study(Path(str(config["study"])), overrides)
-        run_study(SteadyGrid(grid), study, modality, resume=resume)
+        run_study(ResilientGrid(grid), study, modality, resume=resume)
         return
     if overrides:
         raise ConfigError("overrides: sites approved the study of its home as it is; edit study.yaml there")
     deployed = StudyHome(Path(home)).check()
     study, modality = deployed.study()
     admission = deployed_admission(deployed, study)
-    run_study(SteadyGrid(grid), study, modality, resume=resume, overwrite=False, admission=admission)
+    run_study(ResilientGrid(grid), study, modality, resume=resume, overwrite=False, admission=admission)
 
 
 def run_study(
@@ -109,7 +110,7 @@ def _run(
     digest = base_digest(study.base_model)
     checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
     model = load_denoiser(study.base_model)
-    attached = attach(model, read_scheme(study.scheme), study.seed)
+    adapted = inject(model, read_adapter(study.adapter), study.seed)
     strategy = DriftFederation(
         study,
         digest,
@@ -123,30 +124,30 @@ def _run(
         drop_checkpoint(output)
         if study.start:
             start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # a simulation's, often
-            start_from(attached, start, study, digest)
-            strategy.frozen = attached.frozen_state()
+            start_from(adapted, start, study, digest)
+            strategy.frozen = adapted.frozen_state()
     else:
-        check_state(checkpoint.state, attached.learned_state())
-        attached.load({**checkpoint.frozen, **checkpoint.state})
+        check_state(checkpoint.state, adapted.trainable_state())
+        adapted.load({**checkpoint.frozen, **checkpoint.state})
         strategy.restore(checkpoint)
     write_rounds(output, strategy.records)
     remaining = study.federation.rounds - len(strategy.records)
     if remaining:
         strategy.start(
             grid=grid,
-            initial_arrays=ArrayRecord(dict(attached.learned_state())),
+            initial_arrays=ArrayRecord(dict(adapted.trainable_state())),
             num_rounds=remaining,
             timeout=study.federation.round_timeout_seconds,
         )
     if not any(record.counted for record in strategy.records):
         raise FederationError("no round had enough good answers: no release is written")
-    attached.load(strategy.state)
+    adapted.load(strategy.state)
     return write_release(
         output / RELEASE,
         study,
         modality,
         digest,
-        attached.state(),
+        adapted.state(),
         strategy.drift,
         strategy.site_drifts,
         [vars(record) for record in strategy.records],
@@ -181,19 +182,21 @@ def last_checkpoint(output: Path, study: StudyConfig, digest: str, modality_dige
     return checkpoint
 
 
-def start_from(attached: Attached[Any], release: Release, study: StudyConfig, digest: str) -> None:
+def start_from(adapted: AdaptedModel[Any], release: Release, study: StudyConfig, digest: str) -> None:
     """Load a release's adapter, what learns and what stays frozen, as a study's start.
 
     Raises:
-        ReleaseError: it is of another base, or its adapter is not what the study's scheme would make.
+        ReleaseError: it is of another base, or its adapter is not what the study's adapter would make.
     """
     if release.base_digest != digest:
         raise ReleaseError(f"start: '{study.start}' is of another base model than the study's")
     try:
-        check_state(release.state, attached.state())
+        check_state(release.state, adapted.state())
     except AdapterError as error:
-        raise ReleaseError(f"start: the adapter of '{study.start}' does not fit the study's scheme: {error}") from error
-    attached.load(release.state)
+        raise ReleaseError(
+            f"start: the adapter of '{study.start}' does not fit the study's adapter: {error}"
+        ) from error
+    adapted.load(release.state)
 
 
 def drift_shape(study: StudyConfig, modality: Modality, latent_shape: tuple[int, int, int]) -> torch.Size | None:
@@ -204,5 +207,5 @@ def drift_shape(study: StudyConfig, modality: Modality, latent_shape: tuple[int,
         "map": latent_shape,
         "conditional": (1 + modality.design_width, *latent_shape),
     }
-    shape = shapes.get(study.drift.mean)
+    shape = shapes.get(study.drift.shape)
     return None if shape is None else torch.Size(shape)

@@ -16,18 +16,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from ld_common.adapters.registry import State
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import FederationError, LdError
+from ld_common.core.state import State
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
 from ld_common.protocol.study_config import StudyConfig
-from ld_server.aggregation import aggregate_drifts, aggregate_states, check_result, clip_update
+from ld_server.aggregation import aggregate_drifts, aggregate_states, check_result, clip_update, read_aggregator
 from ld_server.checkpoint import Checkpoint, write_checkpoint
-from ld_server.node_registry import Admission, Present
+from ld_server.node_registry import Admission, PresentNodes
 from ld_server.reply_validation import read_reply, reason, summary
 from ld_server.round_log import RoundRecord
-from ld_server.secagg_round import SecureRound
+from ld_server.secagg_round import SecaggServerRound
 
 POLL_SECONDS = 1.0
 
@@ -36,7 +36,7 @@ class DriftFederation(Strategy):
     """Federated averaging of a named set of tensors, each site with a latent drift of its own.
 
     A bad or missing answer leaves its site out of the round, with the reason in the round's record; it never
-    ends the run. Below `min_sites` good answers the adapter stays as it was.
+    ends the run. Below `min_train_nodes` good answers the adapter stays as it was.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class DriftFederation(Strategy):
         on_round: Callable[[RoundRecord], None] = lambda record: None,
         admission: Admission | None = None,
     ) -> None:
-        self.study = study
+        self.study, self.aggregator = study, read_aggregator(study.federation)
         self.base_digest, self.modality_digest = base_digest, modality_digest
         self.drift_shape = drift_shape
         self.output = output
@@ -64,9 +64,9 @@ class DriftFederation(Strategy):
         self._rounds_before = 0
         """Rounds of the study that earlier runs held; Flower counts from 1 in each run."""
         self._mean_drift: Tensor | None = None
-        self._secure: SecureRound | None = None
+        self._secure: SecaggServerRound | None = None
         self._failure = ""
-        self._present = Present({})
+        self._present = PresentNodes({})
         self._tasks: dict[str, TrainTask] = {}
         self._asked: dict[str, Message] = {}
         self._started = 0.0
@@ -86,7 +86,7 @@ class DriftFederation(Strategy):
         self._failure, self._secure = "", None
         self.state = dict(arrays.to_torch_state_dict())
         number = self._rounds_before + server_round
-        self._present = Present({})
+        self._present = PresentNodes({})
         try:
             self._present = self._wait_for_sites(grid, number)
             self._require_enough(self._present)
@@ -121,7 +121,7 @@ class DriftFederation(Strategy):
         here = sorted(self._present.nodes)
         tasks = dict.fromkeys(here, common)
         if self.study.federation.secure_aggregation:
-            self._secure = SecureRound(self.study, number, self.state, self.drift_shape, grid)
+            self._secure = SecaggServerRound(self.study, number, self.state, self.drift_shape, grid)
             try:
                 secured = self._secure.begin({name: self._present.nodes[name] for name in here})
             except FederationError as error:
@@ -133,7 +133,7 @@ class DriftFederation(Strategy):
     def _last_entry(self, site: str) -> dict[str, Any] | None:
         return next((record.sites[site] for record in reversed(self.records) if site in record.sites), None)
 
-    def _wait_for_sites(self, grid: Grid, number: int) -> Present:
+    def _wait_for_sites(self, grid: Grid, number: int) -> PresentNodes:
         """The study's sites that are here once all are or the wait is over; raises `LdError`."""
         federation, told = self.study.federation, False
         deadline = time.monotonic() + federation.wait_seconds
@@ -148,14 +148,14 @@ class DriftFederation(Strategy):
                 print(f"round {number}: waits up to {left:.0f} s for {', '.join(absent)}", flush=True)
                 told = True
             time.sleep(min(POLL_SECONDS, left))
-        return Present(nodes, found.strangers)
+        return PresentNodes(nodes, found.unknown_nodes)
 
-    def _require_enough(self, present: Present) -> None:
+    def _require_enough(self, present: PresentNodes) -> None:
         federation = self.study.federation
-        if len(present.nodes) < federation.min_sites:
+        if len(present.nodes) < federation.min_train_nodes:
             absent = sorted(set(federation.sites) - set(present.nodes))
             raise FederationError(
-                f"only {len(present.nodes)} of {federation.min_sites} sites came within "
+                f"only {len(present.nodes)} of {federation.min_train_nodes} sites came within "
                 f"{federation.wait_seconds:g} s; missing: {', '.join(absent)}"
             )
 
@@ -163,7 +163,7 @@ class DriftFederation(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the answers, aggregate the good ones, write the checkpoint."""
-        record = RoundRecord(self._rounds_before + server_round, strangers=self._present.strangers)
+        record = RoundRecord(self._rounds_before + server_round, unknown_nodes=self._present.unknown_nodes)
         results: dict[str, TrainResult] = {}
         # by message, not by source: the answer for a node that died comes from the SuperLink
         waiting = {message.metadata.message_id: name for name, message in self._asked.items()}
@@ -205,7 +205,7 @@ class DriftFederation(Strategy):
             entry |= check(name, task, result)
         return accepted, entry
 
-    def _sum(self, record: RoundRecord, results: dict[str, TrainResult], secure: SecureRound) -> None:
+    def _sum(self, record: RoundRecord, results: dict[str, TrainResult], secure: SecaggServerRound) -> None:
         """Take over the secure mean of the sites that are in it."""
         try:
             found = secure.finish({name: result.secure for name, result in results.items() if result.secure})
@@ -219,8 +219,10 @@ class DriftFederation(Strategy):
 
     def _average(self, record: RoundRecord, results: dict[str, TrainResult]) -> None:
         federation = self.study.federation
-        if len(results) < federation.min_sites:
-            record.failure = f"{len(results)} good answers came, federation.min_sites is {federation.min_sites}"
+        if len(results) < federation.min_train_nodes:
+            record.failure = (
+                f"{len(results)} good answers came, federation.min_train_nodes is {federation.min_train_nodes}"
+            )
             return
         record.counted = True
         equal = federation.weighting == "equal"
@@ -228,7 +230,9 @@ class DriftFederation(Strategy):
             name: 1.0 if equal or result.numbers is None else float(result.numbers.visits)
             for name, result in results.items()
         }
-        self.state = aggregate_states({name: result.state for name, result in results.items()}, weights, federation)
+        self.state = aggregate_states(
+            {name: result.state for name, result in results.items()}, weights, self.aggregator
+        )
         for name, result in results.items():
             self.site_weights[name] = weights[name]
             if result.drift is not None:
@@ -265,7 +269,7 @@ class DriftFederation(Strategy):
         """Drift μ of the sites that released one, aggregated as the adapter is, or the mean of the secure sum."""
         if self.study.federation.secure_aggregation:
             return self._mean_drift
-        return aggregate_drifts(self.site_drifts, self.site_weights, self.study.federation)
+        return aggregate_drifts(self.site_drifts, self.site_weights, self.aggregator)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.drift import Drift
-from ld_common.editing.pipeline import Counterfactuals, EditConfig, draw_counterfactuals, edit_to
+from ld_common.editing.base import Editor
+from ld_common.editing.counterfactuals import Counterfactuals, draw_counterfactuals, edit_to
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.scan_reader import Scan, read_scan, to_model
 from ld_common.metrics.image import psnr
 from ld_simulations.benchmarks.latent_drift.pictures import decode
-from ld_simulations.phantoms.base import SEX_EDIT, Body
-from ld_simulations.phantoms.registry import find_body
+from ld_simulations.phantoms.base import SEX_EDIT, Phantom
+from ld_simulations.phantoms.registry import find_phantom
 
 HELD_OUT = "held_out.json"
 """Names the held-out patients, their edits and where the truth is."""
@@ -52,7 +53,7 @@ class HeldOut:
 class Evaluation:
     """Held-out scans `(N,1,S,S)`, their answers in the order of `cases`, and what was measured."""
 
-    body: Body[Any, Any]
+    phantom: Phantom[Any, Any]
     cases: list[HeldOut]
     scans: Tensor
     drawn: Counterfactuals
@@ -78,9 +79,9 @@ def read_held_out(folder: Path, modality: Modality, side: int) -> tuple[Tensor, 
     return torch.stack(scans), cases
 
 
-def read_body(folder: Path) -> Body[Any, Any]:
+def read_phantom(folder: Path) -> Phantom[Any, Any]:
     """What the held-out patients of a folder are patients of."""
-    return find_body(_manifest(folder)["body"])
+    return find_phantom(_manifest(folder)["phantom"])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def evaluate(
     base: BaseModel,
     modality: Modality,
     folder: Path,
-    config: EditConfig,
+    config: Editor,
     ceiling: float,
     progress: Callable[[int], None] = lambda done: None,
     drift: Drift | None = None,
@@ -108,35 +109,35 @@ def evaluate(
         progress: as in `draw_counterfactuals`.
         drift: the drift that the adapter was trained with.
     """
-    body = read_body(folder)
-    scans, cases = read_held_out(folder, modality, base.side)
-    factual = {case.scan: modality.describe(case.attributes) for case in cases}
+    phantom = read_phantom(folder)
+    scans, cases = read_held_out(folder, modality, base.resolution)
+    factual = {case.scan: modality.prompt(case.attributes) for case in cases}
     edits = [edit_to(modality, case.scan, case.attributes, case.target, config.delta) for case in cases]
     prompts = [factual[row] for row in range(len(scans))]
     drawn = draw_counterfactuals(base, scans, prompts, edits, config, progress, drift)
-    rows = measure(base, body, modality, scans, cases, drawn)
+    rows = measure(base, phantom, modality, scans, cases, drawn)
     summary = summarize(rows, growth_ceiling=ceiling)
     summary["inversion_psnr_db"] = float(psnr(drawn.reconstructions, drawn.autoencoded).mean())
     summary["vae_psnr_db"] = float(psnr(drawn.autoencoded, scans).mean())
-    summary["area_validation"] = validate_area(body, modality, base.side, scans, cases)
-    return Evaluation(body, cases, scans, drawn, rows, summary)
+    summary["area_validation"] = validate_area(phantom, modality, base.resolution, scans, cases)
+    return Evaluation(phantom, cases, scans, drawn, rows, summary)
 
 
 def measure(
     base: BaseModel,
-    body: Body[Any, Any],
+    phantom: Phantom[Any, Any],
     modality: Modality,
     scans: Tensor,
     cases: Sequence[HeldOut],
     drawn: Counterfactuals,
 ) -> list[dict[str, Any]]:
     """One row of numbers for each case; areas and PSNRs are of images that all went through the VAE."""
-    pixel_mm = modality.image.field_of_view_mm / base.side
+    pixel_mm = modality.image.field_of_view_mm / base.resolution
     truths = torch.stack([case.truth for case in cases])
     seen_truths = decode(base, truths)
     owner = torch.tensor([case.scan for case in cases])
     before = drawn.autoencoded[owner]
-    areas = [body.measure_areas_mm2(images, pixel_mm) for images in (drawn.autoencoded, drawn.images, seen_truths)]
+    areas = [phantom.measure_areas_mm2(images, pixel_mm) for images in (drawn.autoencoded, drawn.images, seen_truths)]
     gain = psnr(drawn.images, seen_truths) - psnr(before, seen_truths)
     rows = []
     for row, case in enumerate(cases):
@@ -195,12 +196,12 @@ def _of_edit(rows: Sequence[dict[str, Any]], edit: str) -> dict[str, float | int
 
 
 def validate_area(
-    body: Body[Any, Any], modality: Modality, side: int, scans: Tensor, cases: Sequence[HeldOut]
+    phantom: Phantom[Any, Any], modality: Modality, side: int, scans: Tensor, cases: Sequence[HeldOut]
 ) -> dict[str, float]:
     """The area measure on plain scans and true counterfactuals against the areas that the causal model knows."""
     pixel_mm = modality.image.field_of_view_mm / side
-    before = body.measure_areas_mm2(scans, pixel_mm).numpy()
-    after = body.measure_areas_mm2(torch.stack([case.truth for case in cases]), pixel_mm).numpy()
+    before = phantom.measure_areas_mm2(scans, pixel_mm).numpy()
+    after = phantom.measure_areas_mm2(torch.stack([case.truth for case in cases]), pixel_mm).numpy()
     grown = [row for row, case in enumerate(cases) if case.edit != SEX_EDIT]
     known = np.array([case.true_area_mm2 for case in cases])
     measured = np.stack([before[[case.scan for case in cases]], after], 1)

@@ -5,7 +5,7 @@
 Below `output`:
 
     <hospital>/visits.csv                                  one row a visit, in the hospital's own words
-    <hospital>/dicom/<patient>/<visit date>/IM000N.dcm     the body's views; position, not name, orders slices
+    <hospital>/dicom/<patient>/<visit date>/IM000N.dcm     the phantom's views; position, not name, orders slices
     scans.csv                                              all of these visits in the modality's words, for judges alone
     held_out/held_out.json                                 who is held out, their edits, and where the truth is
     held_out/scans.csv                                     their scans: the first visit and the last
@@ -13,7 +13,7 @@ Below `output`:
     held_out/<hospital>/<patient>/follow_up/IM000N.dcm     the last one, up to six years later
     held_out/<hospital>/<patient>/truth/<edit>.npz         the true counterfactual of the view that models see
 
-What is scanned follows from `body`, and so does the structure that disease and age change (`phantoms.base`). A
+What is scanned follows from `phantom`, and so does the structure that disease and age change (`phantoms.base`). A
 truth holds `pixels` (H,W), float32 device values as after the rescale, brighter is higher whatever the files'
 photometric interpretation; `structure` (H,W), the structure's share in each; and `area_mm2`, its area. `factual.npz` is
 the first scan itself. Paths in a manifest or table are relative to its folder.
@@ -38,10 +38,10 @@ from ld_common.core.config import from_mapping, load_config, require
 from ld_common.core.errors import ConfigError
 from ld_common.core.seeding import numpy_generator
 from ld_common.imaging.modality import Attributes
-from ld_simulations.phantoms.base import HEALTHY, Body, Patient, Population, Rendering
+from ld_simulations.phantoms.base import HEALTHY, Patient, Phantom, Population, Rendering
 from ld_simulations.phantoms.device import Array, DeviceConfig
-from ld_simulations.phantoms.registry import find_body
-from ld_simulations.phantoms.study_metadata import Examination
+from ld_simulations.phantoms.registry import find_phantom
+from ld_simulations.phantoms.study_metadata import StudyMetadata
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -67,7 +67,7 @@ class TableConfig:
     diagnosis: str = "DX"
     sex_words: dict[str, str] = field(default_factory=lambda: {"F": "F", "M": "M"})
     diagnosis_words: dict[str, str] = field(default_factory=dict)
-    """Empty takes the body's own."""
+    """Empty takes the phantom's own."""
 
     def __post_init__(self) -> None:
         require(set(self.sex_words) == {"F", "M"}, "sex_words needs the keys F and M")
@@ -83,7 +83,7 @@ class HospitalConfig:
     """Further patients, kept for judging counterfactuals."""
     population: Population = field(default_factory=Population)
     scanner: Any = field(default_factory=dict)
-    """Settings of the body's device: a `ScannerConfig` for a brain, a `DetectorConfig` for a chest."""
+    """Settings of the phantom's device: a `ScannerConfig` for a brain, a `DetectorConfig` for a chest."""
     table: TableConfig = field(default_factory=TableConfig)
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class HospitalConfig:
 class HospitalsConfig:
     """All hospitals of a demo."""
 
-    body: str = "brain"
+    phantom: str = "brain"
     """What the hospitals scan: a name in `ld_simulations.phantoms.registry`."""
     seed: int = 0
     output: str = "runs/hospitals"
@@ -108,31 +108,31 @@ class HospitalsConfig:
         names = [hospital.name for hospital in self.hospitals]
         require(bool(names), "no hospitals: name at least one under `hospitals`")
         require(len(set(names)) == len(names), f"two hospitals have the same name: {', '.join(names)}")
-        body = find_body(self.body)
+        phantom = find_phantom(self.phantom)
         for hospital in self.hospitals:
-            _complete(hospital, body)
+            _complete(hospital, phantom)
             hospital.patients = hospital.patients if self.patients is None else self.patients
             hospital.held_out = hospital.held_out if self.held_out is None else self.held_out
             hospital.__post_init__()
 
 
-def _complete(hospital: HospitalConfig, body: Body[Any, Any]) -> None:
-    """Give a hospital's scanner and table the meaning that its body has for them; raises `ConfigError`."""
+def _complete(hospital: HospitalConfig, phantom: Phantom[Any, Any]) -> None:
+    """Give a hospital's scanner and table the meaning that its phantom has for them; raises `ConfigError`."""
     if not isinstance(hospital.scanner, DeviceConfig):
-        hospital.scanner = from_mapping(body.device, hospital.scanner)
-    known = (HEALTHY, body.disease)
+        hospital.scanner = from_mapping(phantom.device, hospital.scanner)
+    known = (HEALTHY, phantom.disease)
     words = hospital.table.diagnosis_words or {value: value for value in known}
     require(set(words) == set(known), f"{hospital.name}: diagnosis_words needs the keys {' and '.join(known)}")
     hospital.table.diagnosis_words = words
 
 
 @dataclass(frozen=True)
-class Visit:
+class SimulatedVisit:
     """A patient's visit, counted from 0."""
 
     patient: Patient[Any]
     index: int
-    examination: Examination
+    examination: StudyMetadata
 
     @property
     def attributes(self) -> Attributes:
@@ -146,7 +146,9 @@ def held_out_population(population: Population) -> Population:
     return replace(population, age_mean_years=mean, oldest_years=min(population.oldest_years, OLDEST_HELD_OUT_YEARS))
 
 
-def draw_visits(body: Body[Any, Any], seed: int, hospital: HospitalConfig, held_out: bool) -> list[list[Visit]]:
+def draw_visits(
+    phantom: Phantom[Any, Any], seed: int, hospital: HospitalConfig, held_out: bool
+) -> list[list[SimulatedVisit]]:
     """A hospital's patients, each as its visits in order."""
     group, count = ("held-out", hospital.held_out) if held_out else ("patients", hospital.patients)
     population = held_out_population(hospital.population) if held_out else hospital.population
@@ -156,28 +158,30 @@ def draw_visits(body: Body[Any, Any], seed: int, hospital: HospitalConfig, held_
     for index in range(count):
         rng = numpy_generator(seed, hospital.name, group, index)
         identity = f"{hospital.name[0].upper()}{'H' if held_out else 'P'}{index + 1:04d}"
-        patient = body.draw_patient(rng, identity, population, body.disease if order[index] < diseased else HEALTHY)
+        patient = phantom.draw_patient(
+            rng, identity, population, phantom.disease if order[index] < diseased else HEALTHY
+        )
         patients.append(_visits_of(patient, hospital.name, seed, rng))
     return patients
 
 
 def scan(
-    body: Body[Any, Any], visit: Visit, attributes: Attributes, view: int, device: DeviceConfig
+    phantom: Phantom[Any, Any], visit: SimulatedVisit, attributes: Attributes, view: int, device: DeviceConfig
 ) -> tuple[Array, Rendering]:
     """Device values (H,W) of one view of a visit had `attributes` been the patient's, and what was scanned.
 
     The device's noise is that of the visit, whatever the attributes.
     """
     noise = visit.patient.noise
-    rendering = body.render(visit.patient, attributes, device, view)
+    rendering = phantom.render(visit.patient, attributes, device, view)
     rng = numpy_generator(noise.scanner_seed, "scanner", visit.index, view)
-    return body.acquire(rendering, device, noise, rng), rendering
+    return phantom.acquire(rendering, device, noise, rng), rendering
 
 
-def write_visit(folder: Path, body: Body[Any, Any], visit: Visit, device: DeviceConfig) -> None:
+def write_visit(folder: Path, phantom: Phantom[Any, Any], visit: SimulatedVisit, device: DeviceConfig) -> None:
     """Scan a visit as it was and write its files into `folder`."""
-    pictures = [scan(body, visit, visit.attributes, view, device)[0] for view in range(body.views)]
-    body.write(folder, visit.examination, pictures, device, visit.patient.noise)
+    pictures = [scan(phantom, visit, visit.attributes, view, device)[0] for view in range(phantom.views)]
+    phantom.write(folder, visit.examination, pictures, device, visit.patient.noise)
 
 
 def write_hospitals(config: HospitalsConfig) -> Path:
@@ -191,16 +195,16 @@ def write_hospitals(config: HospitalsConfig) -> Path:
         raise ConfigError(f"output '{output}' exists: remove it, or choose another with output=FOLDER")
     part = output.with_name(f"{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    body, patients, scans, held_out_scans = find_body(config.body), [], [], []
+    phantom, patients, scans, held_out_scans = find_phantom(config.phantom), [], [], []
     for hospital in config.hospitals:
-        scans += _write_hospital(part, body, hospital, config.seed)
-        visits = draw_visits(body, config.seed, hospital, held_out=True)
+        scans += _write_hospital(part, phantom, hospital, config.seed)
+        visits = draw_visits(phantom, config.seed, hospital, held_out=True)
         for first, *_, last in track(visits, f"{hospital.name}, held out"):
-            patients.append(_write_held_out(part / "held_out", body, hospital, first))
+            patients.append(_write_held_out(part / "held_out", phantom, hospital, first))
             place = Path(hospital.name) / first.patient.identity
-            write_visit(part / "held_out" / place / "follow_up", body, last, hospital.scanner)
+            write_visit(part / "held_out" / place / "follow_up", phantom, last, hospital.scanner)
             held_out_scans += [_listed(place / "series", first), _listed(place / "follow_up", last)]
-    manifest = {"body": body.name, "patients": patients}
+    manifest = {"phantom": phantom.name, "patients": patients}
     (part / "held_out").mkdir(exist_ok=True)
     (part / "held_out" / "held_out.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     _write_table(part / SCANS, scans)
@@ -209,15 +213,15 @@ def write_hospitals(config: HospitalsConfig) -> Path:
     return output
 
 
-def _write_hospital(output: Path, body: Body[Any, Any], hospital: HospitalConfig, seed: int) -> list[list[str]]:
+def _write_hospital(output: Path, phantom: Phantom[Any, Any], hospital: HospitalConfig, seed: int) -> list[list[str]]:
     """Write a hospital's visits and its table; returns them as rows of `scans.csv`."""
     folder, table, scans = output / hospital.name, hospital.table, []
     rows = [[table.patient, table.date, table.age, table.sex, table.diagnosis]]
-    for visits in track(draw_visits(body, seed, hospital, held_out=False), hospital.name):
+    for visits in track(draw_visits(phantom, seed, hospital, held_out=False), hospital.name):
         for visit in visits:
             day = visit.examination.day.isoformat()
             place = Path(hospital.name) / "dicom" / visit.patient.identity / day
-            write_visit(output / place, body, visit, hospital.scanner)
+            write_visit(output / place, phantom, visit, hospital.scanner)
             scans.append(_listed(place, visit))
             sex, diagnosis = table.sex_words[visit.patient.sex], table.diagnosis_words[visit.patient.diagnosis]
             rows.append([visit.patient.identity, day, f"{visit.examination.age_years:.1f}", sex, diagnosis])
@@ -226,7 +230,7 @@ def _write_hospital(output: Path, body: Body[Any, Any], hospital: HospitalConfig
     return scans
 
 
-def _listed(place: Path, visit: Visit) -> list[str]:
+def _listed(place: Path, visit: SimulatedVisit) -> list[str]:
     """A visit as a row of `scans.csv`."""
     return [visit.patient.identity, place.as_posix(), *(str(visit.attributes[name]) for name in ATTRIBUTES)]
 
@@ -240,15 +244,17 @@ def _write_rows(path: Path, rows: list[list[str]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _write_held_out(folder: Path, body: Body[Any, Any], hospital: HospitalConfig, visit: Visit) -> dict[str, Any]:
+def _write_held_out(
+    folder: Path, phantom: Phantom[Any, Any], hospital: HospitalConfig, visit: SimulatedVisit
+) -> dict[str, Any]:
     """Write a held-out visit and its true counterfactuals; returns its entry in the manifest, paths from `folder`."""
     place = Path(hospital.name) / visit.patient.identity
-    write_visit(folder / place / "series", body, visit, hospital.scanner)
+    write_visit(folder / place / "series", phantom, visit, hospital.scanner)
     (folder / place / "truth").mkdir()
     entry: dict[str, Any] = {"hospital": hospital.name, "patient": visit.patient.identity}
     entry |= {"series": (place / "series").as_posix(), "attributes": visit.attributes, "edits": []}
-    for name, target in {"factual": {}, **body.edits_of(visit.attributes)}.items():
-        values, rendering = scan(body, visit, {**visit.attributes, **target}, body.shown_view, hospital.scanner)
+    for name, target in {"factual": {}, **phantom.edits_of(visit.attributes)}.items():
+        values, rendering = scan(phantom, visit, {**visit.attributes, **target}, phantom.shown_view, hospital.scanner)
         area, truth = rendering.area_mm2, place / "truth" / f"{name}.npz"
         np.savez(folder / truth, pixels=values, structure=rendering.structure, area_mm2=area)
         known = {"truth": truth.as_posix(), "area_mm2": round(area, 2)}
@@ -259,7 +265,7 @@ def _write_held_out(folder: Path, body: Body[Any, Any], hospital: HospitalConfig
     return entry
 
 
-def _visits_of(patient: Patient[Any], hospital: str, seed: int, rng: np.random.Generator) -> list[Visit]:
+def _visits_of(patient: Patient[Any], hospital: str, seed: int, rng: np.random.Generator) -> list[SimulatedVisit]:
     count = int(rng.integers(VISITS[0], VISITS[1] + 1))
     gaps = rng.uniform(*YEARS_BETWEEN_VISITS, VISITS[1] - 1)[: count - 1] * DAYS_PER_YEAR
     first = FIRST_DAY + timedelta(days=int(rng.integers(ENROLMENT_DAYS)))
@@ -270,7 +276,9 @@ def _visits_of(patient: Patient[Any], hospital: str, seed: int, rng: np.random.G
         day = first + timedelta(days=round(days))
         age = round((day - born).days / DAYS_PER_YEAR, 1)
         visits.append(
-            Visit(patient, index, Examination(patient.identity, name, born, patient.sex, age, day, hospital, seed))
+            SimulatedVisit(
+                patient, index, StudyMetadata(patient.identity, name, born, patient.sex, age, day, hospital, seed)
+            )
         )
     return visits
 

@@ -53,15 +53,15 @@ def write_report(
         study=release.study,
         aims=[(key, summary[key], aim.words, aim_met(key, summary)) for key, aim in AIMS.items()],
         summary=summary,
-        hospitals=[_hospital(demo, name, base.side) for name in release.study.federation.sites],
+        hospitals=[_hospital(demo, name, base.resolution) for name in release.study.federation.sites],
         losses=_losses(release),
         withheld=release.study.withholds_numbers,
         drifts=_drifts(release),
         rounds=release.manifest["rounds"],
         samples=_samples(release, base),
         patients=_patients(release.modality, judged),
-        titles=judged.body.edit_titles(),
-        words=judged.body.words,
+        titles=judged.phantom.edit_titles(),
+        words=judged.phantom.words,
         manifest=json.dumps({key: release.manifest[key] for key in ("base_model", "files", "software")}, indent=2),
     )
     path.write_text(text, encoding="utf-8")
@@ -70,7 +70,7 @@ def write_report(
 
 def write_strip(path: Path, judged: Evaluation) -> Path:
     """A picture for the README: one held-out patient a hospital, each answer beside its truth."""
-    titles = judged.body.edit_titles()
+    titles = judged.phantom.edit_titles()
     first = {case.hospital: case.scan for case in reversed(judged.cases)}
     chosen = [
         (name, [row for row, case in enumerate(judged.cases) if case.scan == first[name]]) for name in sorted(first)
@@ -153,8 +153,8 @@ def _drifts(release: Release) -> str:
 def _samples(release: Release, base: BaseModel) -> list[dict[str, Any]]:
     """Images from the same noise: without drift, with the mean drift and in each site's own style."""
     shown_attributes = _sample_attributes(release.modality)
-    prompts = [release.modality.describe(attributes) for attributes in shown_attributes]
-    designs = [release.modality.design(attributes) for attributes in shown_attributes]
+    prompts = [release.modality.prompt(attributes) for attributes in shown_attributes]
+    designs = [release.modality.design_vector(attributes) for attributes in shown_attributes]
     context = base.embed(prompts)
     noise = torch.randn((len(prompts), *base.latent_shape), generator=torch_generator(release.study.seed, "samples"))
     sampler = make_sampler(base.scheduler, steps=SAMPLE_STEPS)
@@ -175,8 +175,8 @@ def _sample_attributes(modality: Modality) -> Sequence[Attributes]:
     for index in range(SAMPLES):
         attributes: Attributes = {}
         for name, known in modality.attributes.items():
-            if known.words:
-                attributes[name] = sorted(known.words)[(index // (1 + len(attributes))) % len(known.words)]
+            if known.categories:
+                attributes[name] = sorted(known.categories)[(index // (1 + len(attributes))) % len(known.categories)]
             else:
                 share = 0.45 + 0.45 * index / (SAMPLES - 1)
                 attributes[name] = round(known.minimum + share * (known.maximum - known.minimum))
@@ -185,7 +185,7 @@ def _sample_attributes(modality: Modality) -> Sequence[Attributes]:
 
 
 def _patients(modality: Modality, judged: Evaluation) -> list[dict[str, Any]]:
-    titles, patients = judged.body.edit_titles(), []
+    titles, patients = judged.phantom.edit_titles(), []
     for scan in range(len(judged.scans)):
         own = [row for row, case in enumerate(judged.cases) if case.scan == scan]
         case = judged.cases[own[0]]
@@ -204,7 +204,7 @@ def _patients(modality: Modality, judged: Evaluation) -> list[dict[str, Any]]:
         patients.append(
             {
                 "name": f"{case.hospital}, {case.patient}",
-                "prompt": modality.describe(case.attributes),
+                "prompt": modality.prompt(case.attributes),
                 "scan": _picture(judged.scans[scan]),
                 "reconstruction": _picture(restored),
                 "edits": edits,

@@ -17,13 +17,14 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.store import open_store
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import BaseModel
+from ld_common.editing.registry import read_editor
 from ld_common.release.release import Release, edit_drift, load_release_base, read_release
 from ld_simulations.demo import Demo, load_demo, prepare_sites
 from ld_simulations.evaluation import Evaluation, evaluate
 from ld_simulations.federation import run_federation
 from ld_simulations.hospitals import held_out_population
 from ld_simulations.phantoms.growth_ceiling import growth_ceiling
-from ld_simulations.phantoms.registry import find_body
+from ld_simulations.phantoms.registry import find_phantom
 from ld_simulations.report import write_report, write_strip
 from ld_simulations.resources import ResourceMonitor
 from ld_simulations.summary import AIMS, aim_met, as_markdown, shown, summarize_run
@@ -101,7 +102,7 @@ def _round_line(record: dict[str, Any], rounds: int) -> str:
 
 def _judge(demo: Demo, release: Release, base: BaseModel) -> Evaluation:
     populations = [held_out_population(hospital.population) for hospital in demo.hospitals.hospitals]
-    ceiling = growth_ceiling(populations, body=find_body(demo.hospitals.body)).overall
+    ceiling = growth_ceiling(populations, phantom=find_phantom(demo.hospitals.phantom)).overall
     held_out = Path(demo.hospitals.output) / "held_out"
     patients = json.loads((held_out / "held_out.json").read_text())["patients"]
     total, done = sum(1 + len(patient["edits"]) for patient in patients), 0
@@ -112,7 +113,9 @@ def _judge(demo: Demo, release: Release, base: BaseModel) -> Evaluation:
             done += more
             advance("counterfactuals", done, total)
 
-        return evaluate(base, release.modality, held_out, demo.study.edit, ceiling, count, edit_drift(release))
+        return evaluate(
+            base, release.modality, held_out, read_editor(demo.study.edit), ceiling, count, edit_drift(release)
+        )
 
 
 def _stores(demo: Demo) -> list[Path]:

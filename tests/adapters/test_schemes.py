@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.prior_preservation import draw_prior
-from ld_common.adapters.registry import SCHEMES, Attached, attach, complete, read_scheme
+from ld_common.adapters.registry import ADAPTERS, complete, read_adapter
 from ld_common.adapters.state_dict import check_state, read_tensors, update_norm, write_tensors
 from ld_common.adapters.textual_inversion import TextualInversion
 from ld_common.core.errors import AdapterError, ConfigError
@@ -17,18 +18,18 @@ from ld_common.diffusion.base_model import Denoiser, load_denoiser
 PROMPT = "axial T1 brain MRI, woman, 70 years, healthy"
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2},
-    "basic": {},
+    "full": {},
     "textual_inversion": {"vectors": 2, "words": ["woman", "man", "Alzheimer's disease"]},
-    "dreambooth": {"prior_samples": 3, "prior_steps": 2},
+    "dreambooth": {"num_class_images": 3, "class_inference_steps": 2},
     "custom_diffusion": {},
     "instruct": {"rank": 2},
 }
-CHANGES_NOTHING = ("lora", "basic", "custom_diffusion", "instruct")
+CHANGES_NOTHING = ("lora", "full", "custom_diffusion", "instruct")
 """Schemes whose untrained form is the base itself; the others read another prompt from the start."""
 
 
-def attached(base: Path, seed: int = 0, **options: Any) -> Attached[Denoiser]:
-    return attach(load_denoiser(str(base)), read_scheme({"name": "lora", **options}), seed)
+def adapted_model(base: Path, seed: int = 0, **options: Any) -> AdaptedModel[Denoiser]:
+    return inject(load_denoiser(str(base)), read_adapter({"name": "lora", **options}), seed)
 
 
 @torch.no_grad()
@@ -38,20 +39,20 @@ def output(model: Denoiser) -> torch.Tensor:
 
 
 def test_every_scheme_is_tried_here() -> None:
-    assert set(OPTIONS) == set(SCHEMES)
+    assert set(OPTIONS) == set(ADAPTERS)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_a_scheme_starts_from_the_base_learns_something_and_survives_the_disk(
     tiny_base: Path, tmp_path: Path, name: str
 ) -> None:
     plain = load_denoiser(str(tiny_base))
-    first = attached(tiny_base, name=name, **OPTIONS[name])
+    first = adapted_model(tiny_base, name=name, **OPTIONS[name])
     if name in CHANGES_NOTHING:
         assert torch.equal(output(first.model), output(plain))
-    again = attached(tiny_base, name=name, **OPTIONS[name])
+    again = adapted_model(tiny_base, name=name, **OPTIONS[name])
     assert torch.equal(output(first.model), output(again.model))
-    learned = first.learned_state()
+    learned = first.trainable_state()
     assert list(learned) == sorted(learned)
     before = output(first.model)
     changed = {key: value + 0.05 * torch.randn_like(value) for key, value in learned.items()}
@@ -65,9 +66,9 @@ def test_a_scheme_starts_from_the_base_learns_something_and_survives_the_disk(
     assert torch.equal(output(again.model), output(first.model))
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_only_what_travels_has_a_gradient(tiny_base: Path, name: str) -> None:
-    adapted = attached(tiny_base, name=name, **OPTIONS[name])
+    adapted = adapted_model(tiny_base, name=name, **OPTIONS[name])
     model = adapted.model
     latents = torch.randn(2, *model.latent_shape)
     loss = model.unet(latents, torch.tensor([10, 500]), model.embed([PROMPT, PROMPT])).sample.square().mean()
@@ -75,25 +76,25 @@ def test_only_what_travels_has_a_gradient(tiny_base: Path, name: str) -> None:
     moved = [
         value for part in (model.unet, model.text_encoder) for value in part.parameters() if value.grad is not None
     ]
-    learned = list(adapted.learned.values())
+    learned = list(adapted.trainable.values())
     assert {id(value) for value in moved} <= {id(value) for value in learned}
     assert any(bool(value.grad.abs().sum() > 0) for value in moved if value.grad is not None)
 
 
 def test_every_side_starts_from_the_same_adapter(tiny_base: Path) -> None:
-    states = [attached(tiny_base, seed, rank=2).state() for seed in (3, 3, 4)]
+    states = [adapted_model(tiny_base, seed, rank=2).state() for seed in (3, 3, 4)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
 def test_with_frozen_a_only_b_travels(tiny_base: Path) -> None:
-    adapted = attached(tiny_base, rank=2, freeze_a=True)
-    assert all(".lora_B." in name for name in adapted.learned)
-    assert set(adapted.learned) < set(adapted.parameters)
+    adapted = adapted_model(tiny_base, rank=2, freeze_a=True)
+    assert all(".lora_B." in name for name in adapted.trainable)
+    assert set(adapted.trainable) < set(adapted.parameters)
 
 
 def test_diffusers_itself_loads_the_lora(tiny_base: Path) -> None:
-    adapted = attached(tiny_base, rank=2)
+    adapted = adapted_model(tiny_base, rank=2)
     adapted.load({name: 0.1 * torch.randn_like(value) for name, value in adapted.state().items()})
     plain = load_denoiser(str(tiny_base))
     plain.unet.load_lora_adapter(adapted.state(), prefix="unet")
@@ -101,29 +102,29 @@ def test_diffusers_itself_loads_the_lora(tiny_base: Path) -> None:
 
 
 def test_custom_diffusion_is_keys_and_values_of_the_attention_to_the_prompt(tiny_base: Path) -> None:
-    adapted = attached(tiny_base, name="custom_diffusion")
-    assert adapted.learned
-    assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in adapted.learned)
+    adapted = adapted_model(tiny_base, name="custom_diffusion")
+    assert adapted.trainable
+    assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in adapted.trainable)
 
 
 def test_basic_is_the_whole_unet(tiny_base: Path) -> None:
-    adapted = attached(tiny_base, name="basic")
-    assert sum(value.numel() for value in adapted.learned.values()) == adapted.model.unet.num_parameters()
+    adapted = adapted_model(tiny_base, name="full")
+    assert sum(value.numel() for value in adapted.trainable.values()) == adapted.model.unet.num_parameters()
 
 
 def test_words_are_replaced_whole_and_the_longest_first() -> None:
-    scheme = TextualInversion(vectors=1, words=["man", "woman", "a man"])
-    assert scheme.decorate("a man, woman") == "<scan-0> <a-man-0>, <woman-0>"
-    assert scheme.decorate("human, man") == "<scan-0> human, <man-0>"
+    adapter = TextualInversion(vectors=1, words=["man", "woman", "a man"])
+    assert adapter.transform_prompt("a man, woman") == "<scan-0> <a-man-0>, <woman-0>"
+    assert adapter.transform_prompt("human, man") == "<scan-0> human, <man-0>"
 
 
 def test_learned_tokens_start_as_their_phrases_and_are_read_in_their_place(tiny_base: Path) -> None:
     plain = load_denoiser(str(tiny_base))
-    adapted = attached(tiny_base, name="textual_inversion", vectors=1, words=["woman"])
+    adapted = adapted_model(tiny_base, name="textual_inversion", vectors=1, words=["woman"])
     ids = plain.tokenizer("woman", add_special_tokens=False).input_ids
     own = plain.text_encoder.get_input_embeddings().weight[ids].mean(0)
     assert torch.allclose(adapted.parameters["text_encoder.<woman>"][0], own, atol=1e-6)
-    tokens = adapted.model.tokenizer.tokenize(adapted.model.decorate(PROMPT))
+    tokens = adapted.model.tokenizer.tokenize(adapted.model.transform_prompt(PROMPT))
     assert "<woman-0>" in tokens
     assert tokens[0] == "<scan-0>"
     assert adapted.model.embed([""]).shape == plain.embed([""]).shape
@@ -131,7 +132,7 @@ def test_learned_tokens_start_as_their_phrases_and_are_read_in_their_place(tiny_
 
 
 def test_the_preserved_prior_is_the_bases_own_and_the_same_everywhere(tiny_base: Path) -> None:
-    prior = read_scheme({"name": "dreambooth", **OPTIONS["dreambooth"]}).prior
+    prior = read_adapter({"name": "dreambooth", **OPTIONS["dreambooth"]}).prior
     assert prior is not None
     first, again = (draw_prior(load_denoiser(str(tiny_base)), prior, 5) for _ in range(2))
     assert torch.equal(first.latents, again.latents)
@@ -141,9 +142,9 @@ def test_the_preserved_prior_is_the_bases_own_and_the_same_everywhere(tiny_base:
 
 
 def test_dreambooth_of_a_rank_is_a_lora(tiny_base: Path) -> None:
-    adapted = attached(tiny_base, name="dreambooth", rank=2)
+    adapted = adapted_model(tiny_base, name="dreambooth", rank=2)
     assert all(".lora_" in name for name in adapted.parameters)
-    assert adapted.model.decorate("a scan") == "sks a scan"
+    assert adapted.model.transform_prompt("a scan") == "sks a scan"
 
 
 @pytest.mark.parametrize(
@@ -151,16 +152,16 @@ def test_dreambooth_of_a_rank_is_a_lora(tiny_base: Path) -> None:
     [
         ({"name": "lroa"}, "did you mean 'lora'"),
         ({"name": "lora", "ranc": 2}, "did you mean 'rank'"),
-        ({"name": "lora", "rank": 0}, "scheme.rank is 0"),
-        ({"name": "basic", "rank": 2}, "unknown config key 'scheme.rank'"),
+        ({"name": "lora", "rank": 0}, "adapter.rank is 0"),
+        ({"name": "full", "rank": 2}, "unknown config key 'adapter.rank'"),
         ({"name": "textual_inversion", "words": ["scan"]}, "scan"),
         ({"name": "textual_inversion", "words": ["a-b", "a b"]}, "'a b'"),
-        ({"name": "dreambooth", "prior_prompt": " "}, "prior_prompt"),
+        ({"name": "dreambooth", "class_prompt": " "}, "class_prompt"),
     ],
 )
 def test_a_wrong_scheme_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        read_scheme(options)
+        read_adapter(options)
 
 
 def test_a_complete_scheme_says_every_option_and_reads_back() -> None:
@@ -171,7 +172,7 @@ def test_a_complete_scheme_says_every_option_and_reads_back() -> None:
 
 def test_targets_that_fit_nothing_are_named(tiny_base: Path) -> None:
     with pytest.raises(AdapterError, match="nowhere"):
-        attached(tiny_base, targets=["nowhere"])
+        adapted_model(tiny_base, targets=["nowhere"])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from ld_client.audit.membership import (
     patient_scores,
 )
 from ld_client.audit.statistics import AuditError
-from ld_common.diffusion.base_model import Condition, Denoiser, load_denoiser
+from ld_common.diffusion.base_model import Denoiser, load_denoiser
+from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import FORMULATIONS, Drift
 from ld_common.diffusion.loss import denoising_loss
 from ld_common.imaging.modality import Modality
@@ -47,7 +48,7 @@ def patients(modality: Modality, seed: int) -> Scans:
     """White noise with prompts, one scan a patient."""
     latents = torch.randn((CANARIES, 4, 8, 8), generator=torch.Generator().manual_seed(seed))
     ages = torch.randint(50, 90, (CANARIES,), generator=torch.Generator().manual_seed(seed)).tolist()
-    prompts = [modality.describe({"age": age, "sex": "F", "diagnosis": "CN"}) for age in ages]
+    prompts = [modality.prompt({"age": age, "sex": "F", "diagnosis": "CN"}) for age in ages]
     return Scans(latents, prompts, [f"patient-{number:02d}" for number in range(CANARIES)])
 
 

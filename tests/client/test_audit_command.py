@@ -47,7 +47,7 @@ def audited(site_yaml: Path, tiny_base: Path, tmp_path: Path) -> tuple[Path, Pat
     options: dict[str, Any] = {
         "base_model": str(tiny_base),
         "output": str(tmp_path / "study"),
-        "scheme": {"name": "lora", "rank": 1, "targets": ["to_k"]},
+        "adapter": {"name": "lora", "rank": 1, "targets": ["to_k"]},
         "training": {"steps": 2, "batch_size": 2},
         "federation": {"rounds": 1, "sites": ["p", "q"], "wait_seconds": 1},
     }

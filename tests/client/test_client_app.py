@@ -20,8 +20,9 @@ from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_hours, within_memory
 from ld_client.privacy.ledger import Ledger
 from ld_client.site_config import PolicyConfig, load_site
-from ld_client.train import DivergedError, Lesson, train_round
-from ld_common.adapters.registry import Attached, attach, read_scheme
+from ld_client.train import DivergedError, TrainingData, train_round
+from ld_common.adapters.base import AdaptedModel, inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import AdapterError, ConfigError, LdError, PolicyError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
@@ -36,11 +37,11 @@ def task(site_yaml: Path, tiny_base: Path) -> TrainTask:
     site = load_site(site_yaml)
     build_store(site)
     study = from_mapping(
-        StudyConfig, {"scheme": {"rank": 2, "targets": ["to_k", "to_v"]}, "training": {"steps": 3, "batch_size": 2}}
+        StudyConfig, {"adapter": {"rank": 2, "targets": ["to_k", "to_v"]}, "training": {"steps": 3, "batch_size": 2}}
     )
     store = open_store(site.store_path)
     return TrainTask(
-        attached(tiny_base, study).learned_state(),
+        adapted_model(tiny_base, study).trainable_state(),
         1,
         json.dumps(to_mapping(study)),
         base_digest(str(tiny_base)),
@@ -48,19 +49,19 @@ def task(site_yaml: Path, tiny_base: Path) -> TrainTask:
     )
 
 
-def attached(tiny_base: Path, study: StudyConfig) -> Attached:
-    return attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
+def adapted_model(tiny_base: Path, study: StudyConfig) -> AdaptedModel:
+    return inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
 
 
 def test_a_round_trains_and_returns_what_may_leave(site_yaml: Path, task: TrainTask) -> None:
     site = load_site(site_yaml)
-    first, again = app.run_task(site, task), app.run_task(site, task)
+    first, again = app.handle_train(site, task), app.handle_train(site, task)
     assert (first.site, first.round) == ("aster", 1)
     assert first.numbers is not None
     assert (first.numbers.visits, first.numbers.patients) == (6, 3)
     assert any(not torch.equal(first.state[name], task.state[name]) for name in task.state)
     assert all(torch.equal(first.state[name], again.state[name]) for name in task.state)
-    other = app.run_task(site, replace(task, round=2))
+    other = app.handle_train(site, replace(task, round=2))
     assert any(not torch.equal(first.state[name], other.state[name]) for name in task.state)
     assert first.drift is not None
     store = open_store(site.store_path)
@@ -72,26 +73,26 @@ def test_a_site_trains_with_the_frozen_part_that_a_task_brings(
     site_yaml: Path, task: TrainTask, tiny_base: Path
 ) -> None:
     study = from_mapping(StudyConfig, json.loads(task.study))
-    study.scheme["freeze_a"] = True
-    own, site = attached(tiny_base, study), load_site(site_yaml)
-    drawn = replace(task, study=json.dumps(to_mapping(study)), state=own.learned_state())
+    study.adapter["freeze_a"] = True
+    own, site = adapted_model(tiny_base, study), load_site(site_yaml)
+    drawn = replace(task, study=json.dumps(to_mapping(study)), state=own.trainable_state())
     brought = messages.unpack_task(
         messages.pack_task(replace(drawn, frozen={name: -value for name, value in own.frozen_state().items()}))
     )
-    plain, flipped = app.run_task(site, drawn), app.run_task(site, brought)
+    plain, flipped = app.handle_train(site, drawn), app.handle_train(site, brought)
     assert set(flipped.state) == set(own.learned)
     for name in flipped.state:  # B learns against A: with A turned round, so is B
         assert torch.allclose(flipped.state[name], -plain.state[name], atol=1e-5)
         assert bool(plain.state[name].abs().sum() > 0)
     for wrong in (task.state, dict(list(brought.frozen.items())[1:])):
         with pytest.raises(AdapterError):
-            app.run_task(site, replace(brought, frozen=wrong))
+            app.handle_train(site, replace(brought, frozen=wrong))
 
 
 def test_results_and_tasks_survive_the_wire(site_yaml: Path, task: TrainTask) -> None:
     back = messages.unpack_task(messages.pack_task(task))
     assert (back.round, back.study, back.base_digest) == (task.round, task.study, task.base_digest)
-    result = app.run_task(load_site(site_yaml), back)
+    result = app.handle_train(load_site(site_yaml), back)
     arrived = messages.unpack_result(messages.pack_result(result))
     assert arrived.drift is not None
     assert result.drift is not None
@@ -103,8 +104,8 @@ def test_results_and_tasks_survive_the_wire(site_yaml: Path, task: TrainTask) ->
 def test_only_the_adapter_changes_in_training(site_yaml: Path, task: TrainTask, tiny_base: Path) -> None:
     study = from_mapping(StudyConfig, json.loads(task.study))
     before = load_denoiser(str(tiny_base)).unet.state_dict()
-    adapted, store = attached(tiny_base, study), open_store(load_site(site_yaml).store_path)
-    losses = train_round(adapted, Lesson(store.latents, store.prompts), study, 1, "aster")
+    adapted, store = adapted_model(tiny_base, study), open_store(load_site(site_yaml).store_path)
+    losses = train_round(adapted, TrainingData(store.latents, store.prompts), study, 1, "aster")
     assert len(losses.values) == 3
     after = {name.replace(".base_layer.", "."): value for name, value in adapted.model.unet.state_dict().items()}
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -112,7 +113,7 @@ def test_only_the_adapter_changes_in_training(site_yaml: Path, task: TrainTask, 
 
 def test_half_precision_computes_so_and_learns_in_float32(site_yaml: Path, task: TrainTask) -> None:
     site = load_site(site_yaml, ["precision=bfloat16"])
-    half, full = app.run_task(site, task), app.run_task(load_site(site_yaml), task)
+    half, full = app.handle_train(site, task), app.handle_train(load_site(site_yaml), task)
     assert all(value.dtype == torch.float32 for value in half.state.values())
     assert any(not torch.equal(half.state[name], task.state[name]) for name in task.state)
     assert any(not torch.equal(half.state[name], full.state[name]) for name in task.state)
@@ -136,15 +137,15 @@ def test_a_study_that_does_not_fit_the_site_is_refused(
     site_yaml: Path, task: TrainTask, changed: dict[str, object], code: str
 ) -> None:
     with pytest.raises(LdError) as caught:
-        app.run_task(load_site(site_yaml), replace(task, **changed))  # type: ignore[arg-type]
+        app.handle_train(load_site(site_yaml), replace(task, **changed))  # type: ignore[arg-type]
     assert caught.value.code == code
 
 
 def test_a_loss_that_is_not_finite_ends_the_round(site_yaml: Path, task: TrainTask, tiny_base: Path) -> None:
     study = from_mapping(StudyConfig, json.loads(task.study))
-    adapted, store = attached(tiny_base, study), open_store(load_site(site_yaml).store_path)
+    adapted, store = adapted_model(tiny_base, study), open_store(load_site(site_yaml).store_path)
     with pytest.raises(DivergedError):
-        train_round(adapted, Lesson(store.latents * float("nan"), store.prompts), study, 1, "aster")
+        train_round(adapted, TrainingData(store.latents * float("nan"), store.prompts), study, 1, "aster")
     with pytest.raises(AdapterError):
         adapted.load({"unet.none": torch.zeros(1)})
 
@@ -163,7 +164,7 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_steps": 2}, "training.steps=3"),
         ({"max_batch_size": 1}, "visits in a step=2"),
         ({"max_parameters": 100}, "this site allows 100"),
-        ({"drift": ["none"]}, "drift.mean=channel"),
+        ({"drift": ["none"]}, "drift.shape=channel"),
         ({"min_patients": 4}, "min_patients 4"),
         ({"max_rounds": 4}, "federation.rounds=5"),
         ({"max_memory_gb": 0.01}, "the process holds"),
@@ -175,13 +176,13 @@ def test_a_study_that_asks_for_more_than_the_site_allows_is_refused(
     site = load_site(site_yaml)
     limited = replace(site, policy=replace(site.policy, **policy))  # type: ignore[arg-type]
     with pytest.raises(PolicyError, match=words):
-        app.run_task(limited, task)
+        app.handle_train(limited, task)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"scheme": {"name": "dreambooth", "prior_samples": 10**7}},
+        {"adapter": {"name": "dreambooth", "num_class_images": 10**7}},
         {"drift": {"choice": "grid", "mean": "scalar", "search": {"images": 10**6}}},
     ],
 )
@@ -190,7 +191,7 @@ def test_work_before_training_is_bounded_before_it_is_done(
 ) -> None:
     study = from_mapping(StudyConfig, {"training": {"steps": 1, "batch_size": 1}, **options})
     with pytest.raises(PolicyError, match="network evaluations"):
-        app.run_task(load_site(site_yaml), replace(task, study=json.dumps(to_mapping(study))))
+        app.handle_train(load_site(site_yaml), replace(task, study=json.dumps(to_mapping(study))))
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "St. Mary", "release", "0", "nan", "", "$x"])
@@ -322,7 +323,7 @@ def test_a_task_outside_the_hours_is_refused(site_yaml: Path, task: TrainTask) -
     now = datetime.now()
     hours = f"{now + timedelta(hours=2):%H:%M}-{now + timedelta(hours=3):%H:%M}"
     with pytest.raises(PolicyError, match="begins rounds from"):
-        app.run_task(load_site(site_yaml, [f"policy.hours='{hours}'"]), task)
+        app.handle_train(load_site(site_yaml, [f"policy.hours='{hours}'"]), task)
 
 
 @pytest.mark.parametrize("hours", ["20-6", "24:00-06:00", "20:00", "20:00-06:60", "20:00-06:00 "])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ld_client.data.exclusions import LeftOut, Reason
+from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.ingest import Visit, read_visits, survey
 from ld_client.data.pseudonyms import load_key, pseudonym
 from ld_client.site_config import load_modality, load_site
@@ -20,17 +20,17 @@ from tests.conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table, wr
 KEY = bytes(32)
 
 
-def ingest(site_yaml: Path, overrides: Sequence[str] = ()) -> tuple[list[Visit], dict[str, LeftOut]]:
+def ingest(site_yaml: Path, overrides: Sequence[str] = ()) -> tuple[list[Visit], dict[str, Exclusion]]:
     """All visits, and what was left out by name."""
     site = load_site(site_yaml, overrides)
     found = survey(site, load_modality(site), KEY, lambda *_: None)
     entries = list(read_visits(found))
-    left_out = found.left_out + [entry for entry in entries if isinstance(entry, LeftOut)]
+    left_out = found.left_out + [entry for entry in entries if isinstance(entry, Exclusion)]
     assert len({one.name for one in left_out}) == len(left_out)
     return [entry for entry in entries if isinstance(entry, Visit)], {one.name: one for one in left_out}
 
 
-def reasons(left_out: dict[str, LeftOut]) -> Counter[Reason]:
+def reasons(left_out: dict[str, Exclusion]) -> Counter[Reason]:
     return Counter(one.reason for one in left_out.values())
 
 

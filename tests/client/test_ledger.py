@@ -14,7 +14,7 @@ import torch
 
 from ld_client import client_app as app
 from ld_client.data.store import build_store, open_store
-from ld_client.deployment.audit_recorder import Witness
+from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.drift_report import show_drift
 from ld_client.privacy.budget import budget_lines
 from ld_client.privacy.dp_drift import noised_drift
@@ -100,7 +100,7 @@ def test_a_private_site_sends_noised_tensors_its_name_and_nothing_else(
     site_yaml: Path, private_task: TrainTask
 ) -> None:
     site = load_site(site_yaml)
-    content = messages.pack_result(app.run_task(site, private_task))
+    content = messages.pack_result(app.handle_train(site, private_task))
     sent = {
         f"{record}/{key}" for record, values in content.items() for key in values if record not in ("state", "drift")
     }
@@ -116,9 +116,9 @@ def test_a_deployed_private_site_adds_a_signature_and_its_logs_head(
     site_yaml: Path, private_task: TrainTask, tmp_path: Path
 ) -> None:
     home = approved(make_home(tmp_path, site_yaml, from_mapping(StudyConfig, json.loads(private_task.study))))
-    witness = Witness(home, "train", 1)
+    witness = AuditRecorder(home, "train", 1)
     witness.task(private_task)
-    result = app.run_task(home.site(), private_task, None, witness.training)
+    result = app.handle_train(home.site(), private_task, None, witness.training)
     content = messages.pack_result(witness.signed(private_task, result))
     sent = {
         f"{record}/{key}" for record, values in content.items() for key in values if record not in ("state", "drift")
@@ -136,12 +136,12 @@ def test_a_deployed_private_site_adds_a_signature_and_its_logs_head(
 def test_no_more_rounds_of_a_study_are_trained_than_the_site_allows(site_yaml: Path, private_task: TrainTask) -> None:
     site = load_site(site_yaml, ["policy.max_rounds=2", "policy.repeated_rounds=9", "policy.max_epsilon=1e6"])
     for _ in range(2):
-        app.run_task(site, private_task)
+        app.handle_train(site, private_task)
     with pytest.raises(PolicyError, match="has trained 2 rounds here, this site allows 2"):
-        app.run_task(site, private_task)
+        app.handle_train(site, private_task)
     assert len([entry for entry in Ledger(site.ledger_path).entries() if entry.purpose == "training"]) == 2
     other = json.dumps({**json.loads(private_task.study), "name": "another"})
-    app.run_task(site, replace(private_task, study=other))
+    app.handle_train(site, replace(private_task, study=other))
 
 
 def test_a_study_whose_rounds_are_asked_again_costs_no_more_than_it_states(
@@ -150,12 +150,12 @@ def test_a_study_whose_rounds_are_asked_again_costs_no_more_than_it_states(
     site = load_site(site_yaml, ["policy.max_epsilon=1e6"])
     study = from_mapping(StudyConfig, json.loads(private_task.study))
     for _ in range(study.federation.rounds):
-        app.run_task(site, private_task)
+        app.handle_train(site, private_task)
     with pytest.raises(PolicyError, match=r"this site allows 2 .*policy\.repeated_rounds"):
-        app.run_task(site, private_task)
-    spent = epsilon(private_charges(Ledger(site.ledger_path).entries()), study.privacy.delta)
+        app.handle_train(site, private_task)
+    spent = epsilon(private_charges(Ledger(site.ledger_path).entries()), study.privacy.target_delta)
     assert spent <= study.privacy.target_epsilon
-    app.run_task(load_site(site_yaml, ["policy.max_epsilon=1e6", "policy.repeated_rounds=1"]), private_task)
+    app.handle_train(load_site(site_yaml, ["policy.max_epsilon=1e6", "policy.repeated_rounds=1"]), private_task)
 
 
 def test_a_study_that_cannot_end_within_the_limit_is_refused_before_its_first_round(
@@ -168,7 +168,7 @@ def test_a_study_that_cannot_end_within_the_limit_is_refused_before_its_first_ro
     assert one < whole
     site = load_site(site_yaml, [f"policy.max_epsilon={(one + whole) / 2}"])
     with pytest.raises(PrivacyError, match="all rounds together, would bring this data set's ε from 0 to"):
-        app.run_task(site, private_task)
+        app.handle_train(site, private_task)
     assert Ledger(site.ledger_path).entries() == []
 
 
@@ -179,7 +179,7 @@ def test_looking_at_a_private_studys_drift_releases_none(
     study = {**json.loads(private_task.study), "modality": str(BRAIN_MRI)}
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     show_drift(site, tmp_path / "study.yaml", "", None, [], lambda *_: None)
-    app.run_task(site, private_task)
+    app.handle_train(site, private_task)
     assert {entry.purpose for entry in Ledger(site.ledger_path).entries()} == {"training", "drift"}
 
 
@@ -203,7 +203,7 @@ def test_a_drift_that_cannot_be_made_is_not_charged(tmp_path: Path) -> None:
 
 def test_a_noised_drift_is_paid_for_once_and_then_the_same(site_yaml: Path, private_task: TrainTask) -> None:
     site = load_site(site_yaml)
-    first, second = app.run_task(site, private_task), app.run_task(site, replace(private_task, round=2))
+    first, second = app.handle_train(site, private_task), app.handle_train(site, replace(private_task, round=2))
     assert first.drift is not None
     assert second.drift is not None
     assert torch.equal(first.drift, second.drift)
@@ -217,12 +217,12 @@ def test_a_noised_drift_is_paid_for_once_and_then_the_same(site_yaml: Path, priv
 
 def test_a_site_refuses_what_its_policy_or_budget_forbids(site_yaml: Path, private_task: TrainTask) -> None:
     with pytest.raises(PrivacyError, match="above this site's limit 1"):
-        app.run_task(load_site(site_yaml, ["policy.max_epsilon=1"]), private_task)
+        app.handle_train(load_site(site_yaml, ["policy.max_epsilon=1"]), private_task)
     with pytest.raises(PrivacyError, match=r"policy.delta is 0.5: with 3 patients"):
-        app.run_task(load_site(site_yaml, ["policy.delta=0.5"]), private_task)
+        app.handle_train(load_site(site_yaml, ["policy.delta=0.5"]), private_task)
     open_study = {**json.loads(private_task.study), "privacy": {"enabled": False}}
     with pytest.raises(PolicyError, match="differential privacy only"):
-        app.run_task(
+        app.handle_train(
             load_site(site_yaml, ["policy.private_only=true"]), replace(private_task, study=json.dumps(open_study))
         )
     assert Ledger(load_site(site_yaml).ledger_path).entries() == []
@@ -242,7 +242,7 @@ def test_the_budget_says_what_is_spent_and_what_a_study_would_cost(
 ) -> None:
     site = load_site(site_yaml, ["policy.max_epsilon=8"])
     assert "nothing is spent of ε 8" in "\n".join(budget_lines(site, None, []))
-    app.run_task(site, private_task)
+    app.handle_train(site, private_task)
     study = {**json.loads(private_task.study), "modality": str(BRAIN_MRI), "name": "second"}
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     said = "\n".join(budget_lines(site, tmp_path / "study.yaml", []))
@@ -250,7 +250,7 @@ def test_the_budget_says_what_is_spent_and_what_a_study_would_cost(
     spent = epsilon(private_charges(Ledger(site.ledger_path).entries()), site.policy.delta)
     assert f"spent: ε {spent:.4g} of 8" in said
     assert "does not fit: the site will refuse a round of it" in said
-    assert "noise of deviation 5.7, where latents have about 1: set drift.mean to none" in said
+    assert "noise of deviation 5.7, where latents have about 1: set drift.shape to none" in said
     said = "\n".join(budget_lines(site, tmp_path / "study.yaml", ["privacy.enabled=false", "name=open"]))
     assert "study open: without differential privacy, no ε can be said" in said
 
@@ -259,7 +259,7 @@ def test_with_many_patients_a_noised_drift_is_near_the_plain_one(site_yaml: Path
     site = load_site(site_yaml)
     store = open_store(site.store_path)
     study = from_mapping(StudyConfig, json.loads(private_task.study))
-    study.drift.mean = "channel"
+    study.drift.shape = "channel"
     study.privacy.drift_clip_norm = 20.0
     rows = torch.arange(6).repeat(2000)
     many = replace(

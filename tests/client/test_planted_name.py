@@ -17,7 +17,7 @@ import ld_client.train
 from ld_client import client_app as app
 from ld_client.data.store import INDEX
 from ld_client.deployment.audit_log import parse_line
-from ld_client.deployment.audit_recorder import Witness
+from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.site_home import SiteHome
 from ld_client.privacy.secagg_round import SecureRound
@@ -25,7 +25,7 @@ from ld_client.site_config import load_modality, load_site
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import LdError
 from ld_common.protocol import messages
-from ld_common.protocol.secagg.messages import Setting, Stage, pack
+from ld_common.protocol.secagg.messages import SecaggSetting, Stage, pack
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import read_release
 from ld_server.server_app import run_study
@@ -37,7 +37,7 @@ NAME = "PLANTED-ANNA"
 PLANTED = sorted({word for row in PLANTED_ROWS for word in row.split(",")[:2]} | {"PLANTED", "planted", "Planted"})
 OPTIONS: dict[str, Any] = {
     "name": "demo",
-    "scheme": {"rank": 1, "targets": ["to_k"]},
+    "adapter": {"rank": 1, "targets": ["to_k"]},
     "training": {"steps": 1, "batch_size": 2},
     "federation": {"rounds": 2, "sites": ["aster", "birch", "cedar"], "weighting": "equal", "wait_seconds": 0},
 }
@@ -73,7 +73,7 @@ def content_of(home: SiteHome, kind: str) -> RecordDict:
     """A request that a site would answer, or for a later stage one out of turn."""
     if kind == "train":
         return messages.pack_task(task_of(home))
-    setting = Setting(home.study().digest(), 1, 3, 3, 10, 1.0)
+    setting = SecaggSetting(home.study().digest(), 1, 3, 3, 10, 1.0)
     return RecordDict() if kind == "query.join" else messages.pack_secure(pack(setting))
 
 
@@ -173,13 +173,13 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (SiteHome, "site"),
         (messages, "unpack_task"),
         (app, "check_approved"),
-        (app, "run_task"),
-        (Witness, "training"),
-        (Witness, "signed"),
+        (app, "handle_train"),
+        (AuditRecorder, "training"),
+        (AuditRecorder, "signed"),
         (messages, "pack_result"),
     ],
     **{
-        f"query.{stage.value}": [(SecureRound, "answer"), (messages, "unpack_secure"), (Witness, "left_payload")]
+        f"query.{stage.value}": [(SecureRound, "answer"), (messages, "unpack_secure"), (AuditRecorder, "left_payload")]
         for stage in (Stage.KEYS, Stage.SHARES, Stage.UNMASK)
     },
 }
@@ -206,7 +206,7 @@ def test_no_errors_text_leaves_wherever_a_handler_fails(
 
             with monkeypatch.context() as patched:
                 if name in ("signed", "pack_result"):
-                    patched.setattr(app, "run_task", lambda *_: trained)  # it need not be trained each time
+                    patched.setattr(app, "handle_train", lambda *_: trained)  # it need not be trained each time
                 patched.setattr(place, name, fail)
                 reply = app.app(asked(content, kind), node)
             clean(reply)
@@ -231,7 +231,7 @@ def test_a_person_who_interrupts_ends_the_process_and_tells_nobody_why(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt(NAME)
 
-    monkeypatch.setattr(app, "run_task", fail)
+    monkeypatch.setattr(app, "handle_train", fail)
     with pytest.raises(KeyboardInterrupt) as caught:
         app.app(asked(content_of(home, "train"), "train"), node_of(home))
     assert caught.value.args == ()
@@ -298,7 +298,7 @@ def test_a_node_without_a_site_says_so_by_a_code(home: SiteHome, kind: str) -> N
 
 @pytest.mark.parametrize("private", [False, True])
 def test_what_does_leave_names_nobody(planted_yaml: Path, private: bool) -> None:
-    privacy = {"enabled": private, "patients": 10, "batch_patients": 2, "delta": 1e-5, "draws": 1}
+    privacy = {"enabled": private, "patients": 10, "expected_batch_size": 2, "delta": 1e-5, "draws": 1}
     study = from_mapping(StudyConfig, OPTIONS | {"privacy": privacy})
     home = approved(make_home(planted_yaml.parent, planted_yaml, study))
     trained = ask(node_of(home), home, "train")

@@ -22,7 +22,8 @@ from ld_client.data.store import build_store, open_store
 from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, Use
 from ld_client.privacy.report import write_privacy_report
 from ld_client.site_config import PolicyConfig, SiteConfig, load_modality, load_site
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ReleaseError, SignatureError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
@@ -31,7 +32,7 @@ from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import read_release, write_release
 from tests.conftest import PLANTED_ROWS, write_table
 
-PRIVACY = {"enabled": True, "target_epsilon": 2.0, "patients": 10, "batch_patients": 10, "draws": 1}
+PRIVACY = {"enabled": True, "target_epsilon": 2.0, "patients": 10, "expected_batch_size": 10, "draws": 1}
 RANDOM_MEMBERS, RANDOM_OTHERS = [float(row % 7) for row in range(120)], [float(row % 7) for row in range(119)]
 
 
@@ -46,7 +47,7 @@ class Hospital:
         federation = {"rounds": 2, "sites": ["aster", "birch", "cedar"], "weighting": "equal"}
         common: dict[str, Any] = {
             "base_model": self.site.base_model,
-            "scheme": {"rank": 1, "targets": ["to_k"]},
+            "adapter": {"rank": 1, "targets": ["to_k"]},
             "training": {"steps": 2},
             "federation": federation,
         }
@@ -61,7 +62,7 @@ class Hospital:
             {"round": 1, "sites": sites, "left_out": {}, "counted": True},
             {"round": 2, "sites": others, "left_out": {"aster": "it was not connected"}, "counted": True},
         ]
-        state = attach(load_denoiser(self.site.base_model), read_scheme(study.scheme), study.seed).state()
+        state = inject(load_denoiser(self.site.base_model), read_adapter(study.adapter), study.seed).state()
         digest = base_digest(self.site.base_model)
         return write_release(self.folder / study.name, study, load_modality(self.site), digest, state, None, {}, rounds)
 

@@ -24,8 +24,9 @@ from ld_client.privacy.secure_rng import (
     secret_normal,
     secret_uniform,
 )
-from ld_client.train import Examples, Lesson
-from ld_common.adapters.registry import Attached, attach, read_scheme
+from ld_client.train import LossSampler, TrainingData
+from ld_common.adapters.base import AdaptedModel, inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import PrivacyError
 from ld_common.diffusion.base_model import load_denoiser
@@ -34,57 +35,62 @@ from ld_common.protocol.study_config import StudyConfig
 PATIENTS = ["a", "a", "b", "c", "c", "c"]
 
 
-def study_of(scheme: dict[str, object], **privacy: object) -> StudyConfig:
+def study_of(adapter: dict[str, object], **privacy: object) -> StudyConfig:
     return from_mapping(
         StudyConfig,
         {
-            "scheme": scheme,
+            "adapter": adapter,
             "training": {"steps": 3, "batch_size": 6, "prompt_dropout": 0.0},
             "federation": {"weighting": "equal"},
-            "privacy": {"enabled": True, "patients": 3, "batch_patients": 2, "delta": 0.01, "draws": 2, **privacy},
+            "privacy": {"enabled": True, "patients": 3, "expected_batch_size": 2, "delta": 0.01, "draws": 2, **privacy},
         },
     )
 
 
-def attached_of(tiny_base: Path, study: StudyConfig) -> Attached:
-    found = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
+def attached_of(tiny_base: Path, study: StudyConfig) -> AdaptedModel:
+    found = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
     generator = torch.Generator().manual_seed(3)
     for parameter in found.learned.values():  # B starts at zero, where A has no gradient
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return found
 
 
-def lesson() -> Lesson:
+def lesson() -> TrainingData:
     latents = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    return Lesson(
-        latents, ["woman", "woman", "man", "man", "woman", "man"], patients=PATIENTS, places=torch.zeros(6, 1)
+    return TrainingData(
+        latents,
+        ["woman", "woman", "man", "man", "woman", "man"],
+        patients=PATIENTS,
+        condition_vectors=torch.zeros(6, 1),
     )
 
 
-def noised_gradient(attached: Attached, study: StudyConfig, rows: Tensor, noise: float, seed: int = 5) -> list[Tensor]:
+def noised_gradient(
+    adapted: AdaptedModel, study: StudyConfig, rows: Tensor, noise: float, seed: int = 5
+) -> list[Tensor]:
     """What one step would apply for patients' rows `(P,K)`."""
-    learned = list(attached.learned.values())
-    examples = Examples(attached, lesson(), study, torch.Generator().manual_seed(seed))
+    learned = list(adapted.trainable.values())
+    examples = LossSampler(adapted, lesson(), study, torch.Generator().manual_seed(seed))
     optimizer = SecretNoiseOptimizer(
         torch.optim.SGD(learned, lr=1.0),
         noise_multiplier=noise,
-        max_grad_norm=study.privacy.clip_norm,
-        expected_batch_size=study.privacy.batch_patients,
+        max_grad_norm=study.privacy.max_grad_norm,
+        expected_batch_size=study.privacy.expected_batch_size,
     )
-    hooks = GradSampleModule(attached.model.unet.train(), loss_reduction="sum")
+    hooks = GradSampleModule(adapted.model.unet.train(), loss_reduction="sum")
     accumulate_gradient(optimizer, hooks, examples, rows, study.privacy, study.training.batch_size)
     hooks.to_standard_module()
     return [parameter.grad.clone() for parameter in learned]
 
 
-def reference_gradient(attached: Attached, study: StudyConfig, rows: Tensor) -> list[Tensor]:
+def reference_gradient(adapted: AdaptedModel, study: StudyConfig, rows: Tensor) -> list[Tensor]:
     """The same without noise, patient by patient, by autograd alone."""
-    learned = list(attached.learned.values())
+    learned = list(adapted.trainable.values())
     total, draws = [torch.zeros_like(parameter) for parameter in learned], rows.shape[1]
-    unet = attached.model.unet
+    unet = adapted.model.unet
     for patient in range(len(rows)):
         # the same random numbers for all, then the gradient of one patient's outputs alone
-        examples = Examples(attached, lesson(), study, torch.Generator().manual_seed(5))
+        examples = LossSampler(adapted, lesson(), study, torch.Generator().manual_seed(5))
 
         def only(*arguments: Tensor, patient: int = patient) -> SimpleNamespace:
             output = unet(*arguments).sample
@@ -95,21 +101,21 @@ def reference_gradient(attached: Attached, study: StudyConfig, rows: Tensor) -> 
         loss = examples.scans_loss(rows.flatten(), "sum") / draws
         gradients = torch.autograd.grad(loss, learned)
         norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients))
-        factor = min(1.0, study.privacy.clip_norm / float(norm))
+        factor = min(1.0, study.privacy.max_grad_norm / float(norm))
         total = [own + factor * gradient for own, gradient in zip(total, gradients, strict=True)]
-    return [own / study.privacy.batch_patients for own in total]
+    return [own / study.privacy.expected_batch_size for own in total]
 
 
 @pytest.mark.parametrize(
-    "scheme",
-    [{"name": "lora", "rank": 2}, {"name": "custom_diffusion"}, {"name": "basic"}, {"name": "instruct", "rank": 2}],
+    "adapter",
+    [{"name": "lora", "rank": 2}, {"name": "custom_diffusion"}, {"name": "full"}, {"name": "instruct", "rank": 2}],
 )
 @pytest.mark.parametrize("clip", [1e-3, 1e3])
-def test_one_gradient_a_patient_is_clipped(tiny_base: Path, scheme: dict[str, object], clip: float) -> None:
-    study = study_of(scheme, clip_norm=clip)
-    attached, rows = attached_of(tiny_base, study), torch.tensor([[0, 1], [2, 2], [5, 3]])
+def test_one_gradient_a_patient_is_clipped(tiny_base: Path, adapter: dict[str, object], clip: float) -> None:
+    study = study_of(adapter, max_grad_norm=clip)
+    adapted, rows = attached_of(tiny_base, study), torch.tensor([[0, 1], [2, 2], [5, 3]])
     for found, expected in zip(
-        noised_gradient(attached, study, rows, 0.0), reference_gradient(attached, study, rows), strict=True
+        noised_gradient(adapted, study, rows, 0.0), reference_gradient(adapted, study, rows), strict=True
     ):
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-6 * clip)
 
@@ -119,25 +125,25 @@ def test_a_patients_gradient_does_not_depend_on_how_many_are_held_at_once(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     study, rows = study_of({"name": "lora", "rank": 2}), torch.tensor([[0, 1], [2, 2], [5, 3]])
-    attached = attached_of(tiny_base, study)
+    adapted = attached_of(tiny_base, study)
     # a patient at a time draws its timesteps in the same order, but with other shapes: compare with fixed draws
     monkeypatch.setattr("ld_client.train.training_timesteps", lambda count, *_: torch.full((count,), 300))
     monkeypatch.setattr("ld_client.train.training_noise", lambda shape, *_: torch.ones(shape))
     sizes: list[int] = []
-    monkeypatch.setattr(Examples, "scans_loss", _counting(Examples.scans_loss, sizes))
-    together = noised_gradient(attached, study, rows, 0.0)
+    monkeypatch.setattr(LossSampler, "scans_loss", _counting(LossSampler.scans_loss, sizes))
+    together = noised_gradient(adapted, study, rows, 0.0)
     if bound == "memory":
         monkeypatch.setattr(private, "MOST_GRADIENTS", 1)
     else:
         study.training.batch_size = 3  # one patient of two draws
-    apart = noised_gradient(attached, study, rows, 0.0)
+    apart = noised_gradient(adapted, study, rows, 0.0)
     assert sizes == [6, 2, 2, 2]
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(together, apart, strict=True))
     assert any(value.abs().max() > 1e-4 for value in together)
 
 
 def _counting(loss: Callable[..., Tensor], sizes: list[int]) -> Callable[..., Tensor]:
-    def counted(self: Examples, rows: Tensor, reduction: str = "mean") -> Tensor:
+    def counted(self: LossSampler, rows: Tensor, reduction: str = "mean") -> Tensor:
         sizes.append(len(rows))
         return loss(self, rows, reduction)
 
@@ -146,9 +152,9 @@ def _counting(loss: Callable[..., Tensor], sizes: list[int]) -> Callable[..., Te
 
 @pytest.mark.parametrize("patients", [0, 3])
 def test_noise_has_the_size_that_the_plan_says_even_without_a_patient(tiny_base: Path, patients: int) -> None:
-    study = study_of({"name": "basic"}, clip_norm=0.5)
-    attached, rows = attached_of(tiny_base, study), torch.tensor([[0, 1], [2, 2], [5, 3]])[:patients]
-    clean, noised = (noised_gradient(attached, study, rows, noise) for noise in (0.0, 7.0))
+    study = study_of({"name": "full"}, max_grad_norm=0.5)
+    adapted, rows = attached_of(tiny_base, study), torch.tensor([[0, 1], [2, 2], [5, 3]])[:patients]
+    clean, noised = (noised_gradient(adapted, study, rows, noise) for noise in (0.0, 7.0))
     noise = torch.cat([(b - a).flatten() for a, b in zip(clean, noised, strict=True)])
     assert len(noise) > 10_000
     assert float(noise.std()) == pytest.approx(7.0 * 0.5 / 2, rel=0.03)
@@ -158,15 +164,15 @@ def test_noise_has_the_size_that_the_plan_says_even_without_a_patient(tiny_base:
 
 def test_a_patient_whose_gradient_is_not_finite_changes_nothing_else(tiny_base: Path) -> None:
     study = study_of({"name": "lora", "rank": 2})
-    attached = attached_of(tiny_base, study)
+    adapted = attached_of(tiny_base, study)
     broken = lesson()
     broken.latents[0] = torch.inf
-    learned = list(attached.learned.values())
+    learned = list(adapted.trainable.values())
     optimizer = SecretNoiseOptimizer(
         torch.optim.SGD(learned, lr=1.0), noise_multiplier=0.0, max_grad_norm=1.0, expected_batch_size=1
     )
-    hooks = GradSampleModule(attached.model.unet.train(), loss_reduction="sum")
-    examples = Examples(attached, broken, study, torch.Generator().manual_seed(5))
+    hooks = GradSampleModule(adapted.model.unet.train(), loss_reduction="sum")
+    examples = LossSampler(adapted, broken, study, torch.Generator().manual_seed(5))
     accumulate_gradient(optimizer, hooks, examples, torch.tensor([[0, 0], [2, 2]]), study.privacy, 4)
     hooks.to_standard_module()
     norm = torch.sqrt(sum(parameter.grad.square().sum() for parameter in learned))
@@ -186,27 +192,27 @@ def test_each_patient_is_drawn_with_the_public_rate() -> None:
     assert set(rows[1].tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("scheme", ["lora", "basic", "custom_diffusion", "dreambooth", "instruct"])
-def test_a_private_round_moves_the_adapter_and_nothing_else(tiny_base: Path, scheme: str) -> None:
-    study = study_of({"name": scheme}, ema=0.5)
-    attached = attached_of(tiny_base, study)
-    learned = set(attached.learned)
-    before = {name: value.clone() for name, value in attached.model.unet.state_dict().items()}
-    start = attached.learned_state()
-    train_round_privately(attached, lesson(), study, 1, 1.0)
-    after = attached.model.unet.state_dict()
+@pytest.mark.parametrize("adapter", ["lora", "full", "custom_diffusion", "dreambooth", "instruct"])
+def test_a_private_round_moves_the_adapter_and_nothing_else(tiny_base: Path, adapter: str) -> None:
+    study = study_of({"name": adapter}, ema=0.5)
+    adapted = attached_of(tiny_base, study)
+    learned = set(adapted.trainable)
+    before = {name: value.clone() for name, value in adapted.model.unet.state_dict().items()}
+    start = adapted.trainable_state()
+    train_round_privately(adapted, lesson(), study, 1, 1.0)
+    after = adapted.model.unet.state_dict()
     moved = {
         "unet." + name.replace(".default.", ".")
         for name, value in after.items()
         if not torch.equal(before[name], value)
     }
     assert moved == learned
-    again = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
+    again = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
     again.load(start)
     train_round_privately(again, lesson(), study, 1, 1.0)
-    first, second = attached.learned_state(), again.learned_state()
+    first, second = adapted.trainable_state(), again.trainable_state()
     assert any(not torch.equal(first[name], second[name]) for name in first)  # its noise cannot be repeated
-    assert not any(getattr(module, "activations", []) for module in attached.model.unet.modules())
+    assert not any(getattr(module, "activations", []) for module in adapted.model.unet.modules())
 
 
 def test_secret_numbers_have_the_distribution_and_the_tails_they_should() -> None:
@@ -238,26 +244,26 @@ def test_a_private_round_draws_nothing_that_a_seed_decides(tiny_base: Path, monk
     counted = []
     monkeypatch.setattr("os.urandom", lambda count, own=os.urandom: counted.append(count) or own(count))
     study = study_of({"name": "lora"})
-    attached = attached_of(tiny_base, study)
-    train_round_privately(attached, lesson(), study, 1, 1.0)
-    learned = sum(value.numel() for value in attached.learned.values())
+    adapted = attached_of(tiny_base, study)
+    train_round_privately(adapted, lesson(), study, 1, 1.0)
+    learned = sum(value.numel() for value in adapted.trainable.values())
     assert sum(counted) >= 8 * learned * study.training.steps + 4 * 624
 
 
 def test_lora_freezes_a_under_privacy_unless_told_otherwise() -> None:
-    assert study_of({"name": "lora"}).scheme["freeze_a"]
-    assert not study_of({"name": "lora", "freeze_a": False}).scheme["freeze_a"]
-    assert not from_mapping(StudyConfig, {"scheme": {"name": "lora"}}).scheme["freeze_a"]
+    assert study_of({"name": "lora"}).adapter["freeze_a"]
+    assert not study_of({"name": "lora", "freeze_a": False}).adapter["freeze_a"]
+    assert not from_mapping(StudyConfig, {"adapter": {"name": "lora"}}).adapter["freeze_a"]
 
 
 def test_what_has_no_gradient_for_each_patient_is_refused(tiny_base: Path) -> None:
     study = study_of({"name": "textual_inversion"})
     with pytest.raises(PrivacyError, match="outside the UNet"):
-        check_trainable(attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), 0))
-    attached = attached_of(tiny_base, study_of({"name": "lora"}))
-    attached.model.unet.enable_gradient_checkpointing()
+        check_trainable(inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), 0))
+    adapted = attached_of(tiny_base, study_of({"name": "lora"}))
+    adapted.model.unet.enable_gradient_checkpointing()
     with pytest.raises(PrivacyError, match="checkpointing"):
-        check_trainable(attached)
+        check_trainable(adapted)
     mixing = attached_of(tiny_base, study_of({"name": "lora"}))
     mixing.model.unet.conv_norm_out = torch.nn.BatchNorm2d(16)
     with pytest.raises(PrivacyError, match="mixes the examples"):

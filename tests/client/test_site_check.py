@@ -25,7 +25,7 @@ from ld_client.deployment.approvals import withdraw
 from ld_client.deployment.audit_log import AuditLog, parse_line
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.check import check_home
-from ld_client.deployment.check_result import Finding
+from ld_client.deployment.check_result import CheckResult
 from ld_client.deployment.site_home import SiteHome
 from ld_client.privacy.ledger import TRAINING, Ledger, Use
 from ld_common.core.config import from_mapping
@@ -39,11 +39,11 @@ from tests.support.site_homes import approved, make_home
 AUTHORITY_KEY, AUTHORITY_CERTIFICATE = make_authority("demo")
 OPEN: dict[str, Any] = {
     "name": "demo",
-    "scheme": {"rank": 1, "targets": ["to_k"]},
+    "adapter": {"rank": 1, "targets": ["to_k"]},
     "training": {"steps": 2, "batch_size": 2},
     "federation": {"rounds": 2, "sites": ["aster", "birch", "cedar"], "weighting": "equal"},
 }
-PRIVATE = OPEN | {"privacy": {"enabled": True, "patients": 10, "batch_patients": 2, "delta": 1e-5, "draws": 1}}
+PRIVATE = OPEN | {"privacy": {"enabled": True, "patients": 10, "expected_batch_size": 2, "delta": 1e-5, "draws": 1}}
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def change(home: SiteHome, **values: Any) -> None:
     home.config_file.write_text(yaml.safe_dump(content))
 
 
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
+def by_name(findings: list[CheckResult]) -> dict[str, CheckResult]:
     assert len({one.name for one in findings}) == len(findings)
     return {one.name: one for one in findings}
 

@@ -13,7 +13,7 @@ import typer
 
 from ld_client.cli import app
 from ld_client.data.exclusions import Reason
-from ld_client.data.store import build_store, open_store, read_left_out, split_store
+from ld_client.data.store import build_store, open_store, read_exclusions, split_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.command import run_cli
 from ld_common.core.errors import LdError, StoreError
@@ -46,13 +46,13 @@ def test_a_store_holds_each_visits_latent_and_prompt(site_yaml: Path, tiny_base:
     assert (store.base_digest, store.modality_digest) == (base.digest, modality.digest())
     assert (store.latents.shape, store.latents.dtype) == ((6, *base.latent_shape), torch.float32)
     torch.testing.assert_close(store.base_latent_mean, base.latent_mean)
-    assert store.prompts == [modality.describe(attributes) for attributes in store.attributes]
+    assert store.prompts == [modality.prompt(attributes) for attributes in store.attributes]
     order = list(zip(store.pseudonyms, store.days, strict=True))
     assert order == sorted(order)
     assert sorted(store.days) == [0, 0, 0, 366, 1096, 1096]
     row = next(row for row, attributes in enumerate(store.attributes) if attributes["age"] == 80)
     scan = read_scan(site_yaml.parent / "scans/planted-carl/2020-11-12/1.dcm", modality)
-    picture, _ = to_model(scan, base.side, modality.image)
+    picture, _ = to_model(scan, base.resolution, modality.image)
     torch.testing.assert_close(store.latents[row], base.encode(picture[None])[0], atol=1e-5, rtol=1e-5)
 
 
@@ -146,7 +146,7 @@ def test_an_ingest_without_visits_still_tells_why(site_yaml: Path, capsys: pytes
     assert run("index", "--config", str(site_yaml)) == 2
     assert "error: no visit could be used" in capsys.readouterr().err
     folder = site_yaml.parent / "store"
-    assert {one.reason for one in read_left_out(folder)} == {Reason.NO_TABLE_ROW}
+    assert {one.reason for one in read_exclusions(folder)} == {Reason.NO_TABLE_ROW}
     with pytest.raises(StoreError, match="holds no visit"):
         open_store(folder)
 

@@ -15,8 +15,10 @@ from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.diffusion.base_model import load_base, load_denoiser
 from ld_common.diffusion.drift import Drift, shift_of
-from ld_common.diffusion.drift_search import SearchConfig, best, search_counterfactual, search_grid
-from ld_common.editing.pipeline import Edit, EditConfig
+from ld_common.diffusion.drift_search import best, search_counterfactual, search_grid
+from ld_common.diffusion.options import SearchConfig
+from ld_common.editing.base import Editor
+from ld_common.editing.counterfactuals import Edit
 from ld_common.protocol.study_config import StudyConfig
 from ld_simulations.tiny_base.networks import make_scheduler
 from tests.support.gaussian import DATA_MEAN, SCHEDULER, gaussian_model, unit_noise
@@ -44,7 +46,7 @@ def test_a_counterfactual_without_weight_on_its_target_stays_with_the_patient(ti
     factual, edits = ["a scan, healthy"] * 2, [Edit(0, "a scan, ill"), Edit(1, "a scan, ill")]
     seen: list[int] = []
     config = SearchConfig(lowest=-0.2, highest=0.2, spacing=0.1, weight=0.0)
-    arguments = base, latents, factual, edits, config, EditConfig(steps=4, strength=0.0), 0
+    arguments = base, latents, factual, edits, config, Editor(steps=4, strength=0.0), 0
     trials = search_counterfactual(*arguments, progress=lambda done, total: seen.append(done))
     assert best(trials).delta == 0  # nothing is asked, so nothing should move
     assert all(trial.loss == trial.parts["inner"] for trial in trials)
@@ -56,7 +58,7 @@ def test_a_target_that_is_reached_costs_less(tiny_base: Path) -> None:
     """Swapping factual and target turns a reached target into a missed one: the two losses are of p and 1 - p."""
     base = load_base(str(tiny_base))
     latents = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(0))
-    config, edit = SearchConfig(lowest=0, highest=0), EditConfig(steps=2, strength=0.0)
+    config, edit = SearchConfig(lowest=0, highest=0), Editor(steps=2, strength=0.0)
     there, back = (
         search_counterfactual(base, latents, [first], [Edit(0, second)], config, edit, 0)[0].parts["outer"]
         for first, second in (("a scan, healthy", "a scan, ill"), ("a scan, ill", "a scan, healthy"))
@@ -105,7 +107,7 @@ def test_a_search_needs_two_scans_and_a_leak() -> None:
 @pytest.mark.parametrize(
     ("drift", "words"),
     [
-        ({"choice": "grid"}, "set drift.mean to scalar"),
+        ({"choice": "grid"}, "set drift.shape to scalar"),
         ({"choice": "grdi"}, "known: moments"),
         ({"formulation": "prio"}, "known: prior"),
         ({"search": {"spacing": 0}}, "spacing"),

@@ -7,7 +7,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from ld_common.diffusion.base_model import Condition, Denoiser, load_base
+from ld_common.diffusion.base_model import Denoiser, load_base
+from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import Drift, step_shift
 from ld_common.diffusion.loss import denoising_loss, training_noise, training_timesteps
 from ld_common.diffusion.schedule import denoise, invert, predictor, trajectory
@@ -114,7 +115,7 @@ def test_timesteps_lean_towards_noise_by_their_power() -> None:
 
 def test_a_bases_channels_scale_and_size_are_read_from_the_model(tiny_base: Path) -> None:
     base = load_base(str(tiny_base))
-    images = torch.rand(2, 1, base.side, base.side) * 2 - 1
+    images = torch.rand(2, 1, base.resolution, base.resolution) * 2 - 1
     latents = base.encode(images)
     assert latents.shape == (2, *base.latent_shape)
     assert base.decode(latents).shape == images.shape

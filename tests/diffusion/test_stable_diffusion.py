@@ -13,10 +13,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ld_client.client_app import run_task
+from ld_client.client_app import handle_train
 from ld_client.data.store import build_store, open_store
 from ld_client.site_config import load_modality, load_site
-from ld_common.adapters.registry import SCHEMES, attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import ADAPTERS, read_adapter
 from ld_common.core.command import run_cli
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.diffusion.base_model import load_base, load_denoiser
@@ -86,7 +87,7 @@ def stable_diffusion(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 
 def test_what_a_folder_says_is_read_from_it(stable_diffusion: Path) -> None:
     base = load_base(str(stable_diffusion))
-    assert (base.side, base.channels, base.latent_shape) == (64, 3, (4, 8, 8))
+    assert (base.resolution, base.channels, base.latent_shape) == (64, 3, (4, 8, 8))
     assert isinstance(base.scheduler, DDIMScheduler)
     images = torch.rand(2, 1, 64, 64) * 2 - 1
     assert base.decode(base.encode(images)).shape == images.shape
@@ -110,7 +111,7 @@ def test_it_samples_with_every_sampler_and_in_half_precision(
     assert torch.isfinite(image).all()
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_every_scheme_trains_is_released_and_edits(
     stable_diffusion: Path, site_yaml: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,19 +125,19 @@ def test_every_scheme_trains_is_released_and_edits(
     build_store(site)
     options: dict[str, Any] = {
         "base_model": str(stable_diffusion),
-        "scheme": {"name": name, **OPTIONS[name]},
+        "adapter": {"name": name, **OPTIONS[name]},
         "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.01},
     }
     study, modality = from_mapping(StudyConfig, options), load_modality(site)
-    attached = attach(load_denoiser(str(stable_diffusion)), read_scheme(study.scheme), study.seed)
+    adapted = inject(load_denoiser(str(stable_diffusion)), read_adapter(study.adapter), study.seed)
     store = open_store(site.store_path)
     said = json.dumps(to_mapping(study))
-    task = TrainTask(attached.learned_state(), 1, said, store.base_digest, store.modality_digest)
-    result = run_task(site, task)
+    task = TrainTask(adapted.trainable_state(), 1, said, store.base_digest, store.modality_digest)
+    result = handle_train(site, task)
     assert any(not torch.equal(result.state[key], task.state[key]) for key in task.state)
-    attached.load(result.state)
+    adapted.load(result.state)
     release = write_release(
-        tmp_path / "release", study, modality, store.base_digest, attached.state(), result.drift, {}, []
+        tmp_path / "release", study, modality, store.base_digest, adapted.state(), result.drift, {}, []
     )
     assert load_release_base(read_release(release)).digest == store.base_digest
     volume = np.random.default_rng(0).random((60, 60, 3)).astype(np.float32)

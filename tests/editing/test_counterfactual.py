@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from ld_common.diffusion.base_model import BaseModel, load_base
-from ld_common.editing.pipeline import Edit, EditConfig, draw_counterfactuals
-from ld_common.metrics.image import psnr, ventricle_areas_mm2
+from ld_common.editing.base import Editor
+from ld_common.editing.counterfactuals import Edit, draw_counterfactuals
+from ld_common.metrics.biomarkers import ventricle_areas_mm2
+from ld_common.metrics.image import psnr
 
 HEALTHY, ILL = "axial T1 brain MRI, woman, 70 years, healthy", "axial T1 brain MRI, man, 80 years, Alzheimer's disease"
 
@@ -19,28 +21,28 @@ def base(tiny_base: Path) -> BaseModel:
 
 @pytest.fixture
 def images(base: BaseModel) -> torch.Tensor:
-    return torch.rand(3, 1, base.side, base.side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return torch.rand(3, 1, base.resolution, base.resolution, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def test_no_strength_and_an_unchanged_prompt_both_return_the_reconstruction(
     base: BaseModel, images: torch.Tensor
 ) -> None:
     factual = [HEALTHY] * 3
-    still = draw_counterfactuals(base, images, factual, [Edit(1, ILL)], EditConfig(steps=6, strength=0.0))
-    same = draw_counterfactuals(base, images, factual, [Edit(1, HEALTHY)], EditConfig(steps=6, strength=3.0))
+    still = draw_counterfactuals(base, images, factual, [Edit(1, ILL)], Editor(steps=6, strength=0.0))
+    same = draw_counterfactuals(base, images, factual, [Edit(1, HEALTHY)], Editor(steps=6, strength=3.0))
     for drawn in (still, same):
         assert torch.allclose(drawn.images[0], drawn.reconstructions[1], atol=1e-4)
 
 
 def test_another_prompt_changes_the_image(base: BaseModel, images: torch.Tensor) -> None:
-    drawn = draw_counterfactuals(base, images, [HEALTHY] * 3, [Edit(1, ILL)], EditConfig(steps=6, strength=3.0))
+    drawn = draw_counterfactuals(base, images, [HEALTHY] * 3, [Edit(1, ILL)], Editor(steps=6, strength=3.0))
     assert float((drawn.images[0] - drawn.reconstructions[1]).abs().max()) > 1e-3
 
 
 def test_the_batch_size_changes_nothing(base: BaseModel, images: torch.Tensor) -> None:
     edits = [Edit(0, ILL), Edit(2, ILL), Edit(0, HEALTHY), Edit(1, ILL)]
     drawn = [
-        draw_counterfactuals(base, images, [HEALTHY, ILL, HEALTHY], edits, EditConfig(steps=5, batch_size=size))
+        draw_counterfactuals(base, images, [HEALTHY, ILL, HEALTHY], edits, Editor(steps=5, batch_size=size))
         for size in (1, 3)
     ]
     assert torch.allclose(drawn[0].images, drawn[1].images, atol=1e-4)
@@ -49,9 +51,7 @@ def test_the_batch_size_changes_nothing(base: BaseModel, images: torch.Tensor) -
 
 def test_progress_counts_every_image_and_edit(base: BaseModel, images: torch.Tensor) -> None:
     done: list[int] = []
-    draw_counterfactuals(
-        base, images, [HEALTHY] * 3, [Edit(0, ILL)] * 4, EditConfig(steps=2, batch_size=2), done.append
-    )
+    draw_counterfactuals(base, images, [HEALTHY] * 3, [Edit(0, ILL)] * 4, Editor(steps=2, batch_size=2), done.append)
     assert sum(done) == 7
 
 

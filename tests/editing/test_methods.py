@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError
-from ld_common.diffusion.base_model import BaseModel, Condition, load_base
+from ld_common.diffusion.base_model import BaseModel, load_base
+from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import Drift
 from ld_common.diffusion.schedule import predictor
-from ld_common.editing.pipeline import Edit, EditConfig, LatentEditor
+from ld_common.editing.base import Editor
+from ld_common.editing.counterfactuals import Edit, LatentEditor
 from ld_common.editing.pix2pix_zero import watched
-from ld_common.editing.registry import METHODS
+from ld_common.editing.registry import EDITORS
 
 HEALTHY, ILL = "axial T1 brain MRI, woman, 70 years, healthy", "axial T1 brain MRI, man, 80 years, Alzheimer's disease"
 
@@ -33,17 +36,17 @@ def latents(base: BaseModel) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def seeing(tiny_base: Path) -> BaseModel:
     """A base that also sees the scan, as method instruct needs it."""
-    attached = attach(load_base(str(tiny_base)), read_scheme({"name": "instruct", "rank": 2}), 0)
+    adapted = inject(load_base(str(tiny_base)), read_adapter({"name": "instruct", "rank": 2}), 0)
     generator = torch.Generator().manual_seed(0)
-    attached.load({name: 0.1 * torch.randn(own.shape, generator=generator) for name, own in attached.state().items()})
-    return attached.model
+    adapted.load({name: 0.1 * torch.randn(own.shape, generator=generator) for name, own in adapted.state().items()})
+    return adapted.model
 
 
 def editor(base: BaseModel, seed: int = 0, drift: Drift | None = None, **options: object) -> LatentEditor:
-    return LatentEditor(base, [HEALTHY, ILL], EditConfig(**{"steps": 12, **options}), drift, seed)  # type: ignore[arg-type]
+    return LatentEditor(base, [HEALTHY, ILL], Editor(**{"steps": 12, **options}), drift, seed)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDITORS)
 def test_no_strength_and_an_unchanged_prompt_return_the_reconstruction(
     seeing: BaseModel, latents: torch.Tensor, method: str
 ) -> None:
@@ -54,7 +57,7 @@ def test_no_strength_and_an_unchanged_prompt_return_the_reconstruction(
         assert torch.allclose(drawn[0], abducted.reconstructions[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDITORS)
 def test_late_steps_may_be_guided_less_or_not_at_all(seeing: BaseModel, latents: torch.Tensor, method: str) -> None:
     def change(**options: float) -> float:
         own = editor(seeing, method=method, strength=3.0, depth=1.0, attention=0.0, **options)
@@ -67,7 +70,7 @@ def test_late_steps_may_be_guided_less_or_not_at_all(seeing: BaseModel, latents:
     assert change(late_share=0.0, late_below=1.0) < 1e-3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDITORS)
 def test_another_prompt_changes_the_answer_and_the_batch_size_does_not(
     seeing: BaseModel, latents: torch.Tensor, method: str
 ) -> None:
@@ -80,17 +83,17 @@ def test_another_prompt_changes_the_answer_and_the_batch_size_does_not(
     assert torch.allclose(answers[0], answers[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDITORS)
 def test_only_methods_that_draw_depend_on_the_seed(seeing: BaseModel, latents: torch.Tensor, method: str) -> None:
     answers = []
     for seed in (1, 1, 2):
         own = editor(seeing, seed, method=method)
         answers.append(own.answer(own.abduct(latents, [HEALTHY] * 3), [Edit(0, ILL)]))
     assert torch.equal(answers[0], answers[1])
-    assert torch.equal(answers[0], answers[2]) is not METHODS[method]().uses_noise
+    assert torch.equal(answers[0], answers[2]) is not EDITORS[method]().uses_noise
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDITORS)
 def test_an_answer_does_not_depend_on_what_else_is_asked(seeing: BaseModel, latents: torch.Tensor, method: str) -> None:
     together = editor(seeing, method=method, batch_size=2)
     answers = together.answer(together.abduct(latents, [HEALTHY] * 3), [Edit(row, ILL) for row in range(3)])
@@ -99,7 +102,7 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(seeing: BaseModel, late
     assert torch.allclose(own, answers[2], atol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDITORS)
 def test_a_shift_moves_the_answer_its_own_way(seeing: BaseModel, latents: torch.Tensor, method: str) -> None:
     own = editor(seeing, method=method)
     abducted = own.abduct(latents, [HEALTHY] * 3)
@@ -154,7 +157,7 @@ def test_belm_says_that_it_needs_steps(base: BaseModel, latents: torch.Tensor) -
 
 def test_a_method_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="did you mean 'invert'"):
-        from_mapping(EditConfig, {"method": "inverse"})
+        from_mapping(Editor, {"method": "inverse"})
 
 
 def test_pix2pix_zero_holds_the_edit_to_where_the_scan_s_prompt_looked(base: BaseModel, latents: torch.Tensor) -> None:

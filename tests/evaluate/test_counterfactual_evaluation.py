@@ -14,21 +14,22 @@ import torch
 import yaml
 from PIL import Image
 
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.command import run_cli
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.diffusion.base_model import base_digest, load_base, load_denoiser
-from ld_common.editing.pipeline import EditConfig
-from ld_common.editing.registry import METHODS
+from ld_common.editing.base import Editor
+from ld_common.editing.registry import EDITORS
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import load_release_base, read_release, write_release
 from ld_simulations.benchmarks.counterfactuals import execution
 from ld_simulations.benchmarks.counterfactuals.cli import cli as fill_table
 from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, read_data, read_pictures
-from ld_simulations.benchmarks.counterfactuals.execution import Run, Worker
-from ld_simulations.benchmarks.counterfactuals.judge import Judge, JudgeConfig, interval
+from ld_simulations.benchmarks.counterfactuals.execution import ReleaseWorker, Run
+from ld_simulations.benchmarks.counterfactuals.judge import CounterfactualJudge, JudgeConfig, interval
 from ld_simulations.benchmarks.counterfactuals.plan import load_counterfactuals
 from ld_simulations.benchmarks.counterfactuals.table import page, release_page, summarize_table
 from ld_simulations.benchmarks.latent_drift.cli import cli as evaluate
@@ -50,9 +51,9 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    study = from_mapping(StudyConfig, {"base_model": str(tiny_base), "scheme": {"rank": 2}, "edit": {"steps": 4}})
-    attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
-    state = random_state(attached.state(), 0.1)
+    study = from_mapping(StudyConfig, {"base_model": str(tiny_base), "adapter": {"rank": 2}, "edit": {"steps": 4}})
+    adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
+    state = random_state(adapted.state(), 0.1)
     folder = tmp_path_factory.mktemp("release")
     return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, [])
 
@@ -173,7 +174,7 @@ def test_networks_that_do_no_better_than_chance_are_named() -> None:
 def test_an_exact_method_composes_and_a_noisy_one_does_not(release: Path, data: EvaluationData) -> None:
     loaded = read_release(release)
     base = load_release_base(loaded)
-    judge = Judge(load_base(loaded.base_name), data, None, FEW)
+    judge = CounterfactualJudge(load_base(loaded.base_name), data, None, FEW)
     found = {
         method: judge.judge(base, loaded, replace(loaded.study.edit, method=method, depth=1.0)).metrics
         for method in ("belm", "sdedit")
@@ -189,8 +190,8 @@ def test_an_exact_method_composes_and_a_noisy_one_does_not(release: Path, data: 
 
 def test_no_edit_at_all_is_the_copy_that_a_method_must_beat(release: Path, data: EvaluationData) -> None:
     loaded = read_release(release)
-    judge = Judge(load_base(loaded.base_name), data, None, FEW)
-    metrics = judge.judge(load_release_base(loaded), loaded, EditConfig(method="belm", steps=4, strength=0.0)).metrics
+    judge = CounterfactualJudge(load_base(loaded.base_name), data, None, FEW)
+    metrics = judge.judge(load_release_base(loaded), loaded, Editor(method="belm", steps=4, strength=0.0)).metrics
     assert metrics["change"] < 1e-4
     assert metrics["copy_gain_db"] == pytest.approx(0, abs=0.05)
     assert metrics["followup_psnr_db"] == pytest.approx(metrics["copy_psnr_db"], abs=0.05)
@@ -200,8 +201,8 @@ def test_no_edit_at_all_is_the_copy_that_a_method_must_beat(release: Path, data:
 
 def test_several_seeds_are_judged_by_their_mean(release: Path, data: EvaluationData) -> None:
     loaded = read_release(release)
-    base, edit = load_release_base(loaded), EditConfig(method="sdedit", steps=4)
-    judge = Judge(load_base(loaded.base_name), data, None, FEW)
+    base, edit = load_release_base(loaded), Editor(method="sdedit", steps=4)
+    judge = CounterfactualJudge(load_base(loaded.base_name), data, None, FEW)
     first, second, both = (judge.judge(base, loaded, edit, seeds).drawn.images for seeds in ([3], [4], [3, 4]))
     assert not torch.equal(first, second)
     assert torch.allclose(both, (first + second) / 2, atol=1e-6)
@@ -212,8 +213,8 @@ def test_real_scans_give_predictors_and_a_distance(
 ) -> None:
     loaded = read_release(release)
     reference = read_pictures(hospitals / "scans.csv", brain_mri, 32)
-    judge = Judge(load_base(loaded.base_name), data, reference, FEW)
-    metrics = judge.judge(load_release_base(loaded), loaded, EditConfig(method="belm", steps=4)).metrics
+    judge = CounterfactualJudge(load_base(loaded.base_name), data, reference, FEW)
+    metrics = judge.judge(load_release_base(loaded), loaded, Editor(method="belm", steps=4)).metrics
     assert {"frechet", "kernel", "age_moved"} <= set(metrics)
     assert {"frechet", "kernel", "age_error"} <= set(judge.references)
 
@@ -248,12 +249,12 @@ def test_a_release_is_judged_by_a_command(
 def test_the_table_is_filled_once_and_read_again(
     hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = ["scheme.rank=1", "training.steps=1", "training.batch_size=2", "federation.rounds=1", "edit.steps=3"]
+    quick = ["adapter.rank=1", "training.steps=1", "training.batch_size=2", "federation.rounds=1", "edit.steps=3"]
     config = {
         "output": str(tmp_path / "runs"),
         "results": str(tmp_path / "docs"),
         "demos": {"brain": str(CONFIGS / "demo.yaml")},
-        "releases": {"prompt": quick, "instruct": [*quick, "scheme.name=instruct"]},
+        "releases": {"prompt": quick, "instruct": [*quick, "adapter.name=instruct"]},
         "methods": {
             "belm": {"release": "prompt", "edit": {"method": "belm"}},
             "seen": {"release": "instruct", "edit": {"method": "instruct"}},
@@ -282,8 +283,8 @@ def test_the_table_is_filled_once_and_read_again(
 def test_a_way_of_asking_may_be_kept_to_one_modality() -> None:
     table = CONFIGS / "benchmark_counterfactuals.yaml"
     benchmark = load_counterfactuals(table, ["seeds=[0]", "methods.pix2pix-zero.modalities=[chest]"])
-    asked = {name: {one.training.modality for one in benchmark.askings if one.method == name} for name in METHODS}
-    assert asked == {name: {"brain", "chest"} for name in METHODS} | {"pix2pix-zero": {"chest"}}
+    asked = {name: {one.training.modality for one in benchmark.askings if one.method == name} for name in EDITORS}
+    assert asked == {name: {"brain", "chest"} for name in EDITORS} | {"pix2pix-zero": {"chest"}}
     assert set(benchmark.trainings) == {one.training for one in benchmark.askings}
     with pytest.raises(ConfigError, match="no demo 'knee': known: brain, chest"):
         load_counterfactuals(table, ["methods.belm.modalities=[knee]"])
@@ -297,19 +298,19 @@ def test_an_earlier_table_counts_as_done_except_of_what_is_asked_otherwise_now(t
 
     def found(*more: str) -> dict[str, Run]:
         benchmark = load_counterfactuals(table, [*options, *more])
-        worker = Worker(benchmark)
+        worker = ReleaseWorker(benchmark)
         return {asking.name: run for asking in benchmark.askings if (run := worker.found(asking)) is not None}
 
     assert found() == runs
     others = load_counterfactuals(table, [*options, "seeds=[1]"])
     asked = next(one for one in others.askings if one.method == batch["method"])
-    assert Worker(others).batch_speedup(asked) == batch  # whichever seed's release was timed
+    assert ReleaseWorker(others).batch_speedup(asked) == batch  # whichever seed's release was timed
     for change in ("edit.strength=9", "seeds=2", "release=longer"):
         left = {name for name in runs if name.endswith("-0")} - found("seeds=[0]", f"methods.invert.{change}").keys()
         assert left == {"brain-invert-0", "chest-invert-0"}
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(RequestError, match="no table of counterfactuals"):
-        Worker(load_counterfactuals(table, [f"adopt={tmp_path / 'other.json'}"]))
+        ReleaseWorker(load_counterfactuals(table, [f"adopt={tmp_path / 'other.json'}"]))
 
 
 def run_of(method: str, seed: int, gain: float) -> Run:

@@ -78,13 +78,13 @@ def test_what_was_drawn_is_not_drawn_again_and_what_changed_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[list[str]] = []
-    answer = batch.answer
+    run_edits = batch.run_edits
 
-    def counted(model: object, own: object, questions: list[batch.Question], *rest: object) -> object:
+    def counted(model: object, own: object, questions: list[batch.EditRequest], *rest: object) -> object:
         drawn.append([question.path.name for question in questions])
-        return answer(model, own, questions, *rest)  # type: ignore[arg-type]
+        return run_edits(model, own, questions, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "answer", counted)
+    monkeypatch.setattr(batch, "run_edits", counted)
     common = ["--release", release, "--out", scans / "out", "--batch"]
     first = table(scans, f"scan0.dcm,age=84,{GIVEN}", f"scan1.dcm,age=84,{GIVEN}")
     assert run(capsys, *common, first)[0] == 0
@@ -114,14 +114,14 @@ def test_where_a_group_fails_its_rows_are_drawn_one_by_one(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answer = batch.answer
+    run_edits = batch.run_edits
 
-    def picky(model: object, own: object, questions: list[batch.Question], *rest: object) -> object:
+    def picky(model: object, own: object, questions: list[batch.EditRequest], *rest: object) -> object:
         if any(question.path.name == "scan1.dcm" for question in questions):
             raise RequestError("not this one")
-        return answer(model, own, questions, *rest)  # type: ignore[arg-type]
+        return run_edits(model, own, questions, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "answer", picky)
+    monkeypatch.setattr(batch, "run_edits", picky)
     rows = table(scans, *(f"scan{number}.dcm,age=84,{GIVEN}" for number in range(3)))
     assert run(capsys, "--release", release, "--batch", rows, "--out", scans / "out")[0] == 1
     assert outcomes(scans / "out") == ["drawn", "not this one", "drawn"]

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.command import run_cli
 from ld_common.core.config import from_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
@@ -30,9 +31,9 @@ GIVEN = "age=74,sex=F,diagnosis=CN"
 
 @pytest.fixture(scope="module")
 def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    study = from_mapping(StudyConfig, {"base_model": str(tiny_base), "scheme": {"rank": 2}})
-    attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
-    state = random_state(attached.state(), 0.1)
+    study = from_mapping(StudyConfig, {"base_model": str(tiny_base), "adapter": {"rank": 2}})
+    adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
+    state = random_state(adapted.state(), 0.1)
     folder, drift = tmp_path_factory.mktemp("release"), torch.full((4, 1, 1), 0.5)
     return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, drift, {"aster": 2 * drift}, [])
 

@@ -22,7 +22,8 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, LdError, RequestError
 from ld_common.diffusion.base_model import BaseModel, base_digest, load_denoiser
@@ -34,7 +35,7 @@ from ld_common.release.release import Release, load_release_base, read_release, 
 from ld_generate.cli import main
 from ld_generate.web import drawing, layout
 from ld_generate.web.appearance import message
-from ld_generate.web.drawing import Wish, draw
+from ld_generate.web.drawing import EditForm, draw
 from ld_generate.web.scans import find_examples, one_scan
 from ld_generate.web.server import MOST_BYTES, is_loopback, serving
 from tests.conftest import random_state, write_mr_slice
@@ -52,10 +53,10 @@ def write_scan(path: Path, **elements: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    asked = {"base_model": str(tiny_base), "scheme": {"rank": 2}, "edit": {"steps": 4}}
+    asked = {"base_model": str(tiny_base), "adapter": {"rank": 2}, "edit": {"steps": 4}}
     study = from_mapping(StudyConfig, asked)
-    attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
-    state = random_state(attached.state(), 0.1)
+    adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
+    state = random_state(adapted.state(), 0.1)
     folder = tmp_path_factory.mktemp("release")
     return read_release(write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, []))
 
@@ -220,9 +221,9 @@ def upload(address: str, content: bytes) -> list[Path]:
     return [Path(path) for path in answered.json()]
 
 
-def wish(**changes: Any) -> Wish:
+def wish(**changes: Any) -> EditForm:
     how: dict[str, Any] = {"drift": 0.0, "method": "belm", "strength": 2.0, "depth": 1.0, "seed": 0}
-    return Wish(**({"shows": SHOWN, "wanted": SHOWN | {"age": 80.0}} | how | changes))
+    return EditForm(**({"shows": SHOWN, "wanted": SHOWN | {"age": 80.0}} | how | changes))
 
 
 def test_a_volume_comes_back_as_one_with_a_trajectory_and_the_seed_that_was_asked_for(

@@ -177,7 +177,7 @@ def home(site_yaml: Path, tmp_path: Path) -> SiteHome:
         StudyConfig,
         {
             "name": "demo",
-            "scheme": {"rank": 1, "targets": ["to_k"]},
+            "adapter": {"rank": 1, "targets": ["to_k"]},
             "training": {"steps": 1, "batch_size": 2},
             "federation": {"rounds": 3, "sites": ["aster", "birch"]},
         },

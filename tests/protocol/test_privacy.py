@@ -12,7 +12,7 @@ from ld_common.protocol.dp_accounting import Charge, DpConfig, epsilon, epsilon_
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import privacy_statement
 
-ON = {"enabled": True, "patients": 400, "batch_patients": 32, "delta": 1 / 4000}
+ON = {"enabled": True, "patients": 400, "expected_batch_size": 32, "delta": 1 / 4000}
 PRIVATE = {"privacy": ON, "federation": {"weighting": "equal", "rounds": 3}}
 
 
@@ -29,7 +29,7 @@ def test_a_drift_is_paid_for_out_of_the_same_target() -> None:
     privacy = DpConfig(**ON, target_epsilon=3.0, drift_noise_multiplier=4.0)
     without, paid = (plan(privacy, 1, 300, with_drift) for with_drift in (False, True))
     assert paid.step.noise_multiplier > without.step.noise_multiplier
-    assert 2.9 < epsilon(paid.charges, privacy.delta) <= 3.0
+    assert 2.9 < epsilon(paid.charges, privacy.target_delta) <= 3.0
     with pytest.raises(PrivacyError, match="drift_noise_multiplier"):
         plan(DpConfig(**ON, target_epsilon=0.1, drift_noise_multiplier=1.0), 1, 10, with_drift=True)
 
@@ -58,10 +58,10 @@ def test_noise_over_signal_is_the_design_notes_arithmetic() -> None:
     ("privacy", "words"),
     [
         ({"delta": 1 / 400}, "below 1/patients"),
-        ({"batch_patients": 500}, "batch_patients is 500"),
+        ({"expected_batch_size": 500}, "expected_batch_size is 500"),
         ({"target_epsilon": 0.0}, "target_epsilon is 0"),
         ({"target_epsilon": 1e6}, "target_epsilon"),
-        ({"clip_norm": -1.0}, "clip_norm is -1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1"),
         ({"ema": 1.0}, "ema is 1"),
         ({"draws": 0}, "draws is 0"),
         ({"drift_clip_norm": 30.0}, "drift_clip_norm is 30"),

@@ -14,7 +14,7 @@ from ld_common.protocol.secagg.crypto import crowd_digest, masking_key, pair_mas
 from ld_common.protocol.secagg.messages import (
     CHECK_WORDS,
     MOST_SITES,
-    Setting,
+    SecaggSetting,
     Stage,
     default_threshold,
     flatten,
@@ -139,7 +139,7 @@ def test_the_state_survives_as_bytes_and_damage_is_refused() -> None:
 
 
 def test_quantisation_counts_what_it_clips_and_refuses_nan() -> None:
-    setting = Setting("study", 1, 3, 2, 4, clip=0.5)
+    setting = SecaggSetting("study", 1, 3, 2, 4, clip=0.5)
     levels, clipped = quantise(np.array([-2.0, -0.5, 0.5, 0.6]), setting)
     assert levels.tolist() == [0, 0, setting.levels - 1, setting.levels - 1] and clipped == 2
     for bad in (np.array([0.0, np.nan, 0.0, 0.0]), np.array([0.0, np.inf, 0.0, 0.0]), np.zeros(3)):
@@ -179,9 +179,9 @@ def test_a_vector_carries_tensors_and_drift_there_and_back() -> None:
 )
 def test_a_setting_that_is_unsafe_or_overflows_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(FederationError):
-        replace(Setting("study", 1, 5, 4, 3, clip=1.0), **changes)
+        replace(SecaggSetting("study", 1, 5, 4, 3, clip=1.0), **changes)
 
 
 def test_the_default_threshold_is_a_majority_of_any_number_of_sites() -> None:
     for count in range(3, MOST_SITES + 1):
-        Setting("study", 1, count, default_threshold(count), 1, clip=1.0)
+        SecaggSetting("study", 1, count, default_threshold(count), 1, clip=1.0)

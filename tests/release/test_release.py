@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping, load_config
 from ld_common.core.errors import ModelError, ReleaseError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
@@ -23,10 +24,10 @@ ROUND = {"sites": {"p": {"visits": 9, "patients": 4}}, "left_out": {}, "round": 
 @pytest.fixture
 def released(tiny_base: Path, tmp_path: Path) -> Path:
     study = from_mapping(
-        StudyConfig, {"base_model": str(tiny_base), "scheme": {"rank": 2}, "federation": {"sites": ["p", "q"]}}
+        StudyConfig, {"base_model": str(tiny_base), "adapter": {"rank": 2}, "federation": {"sites": ["p", "q"]}}
     )
-    attached = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed)
-    state = random_state(attached.state(), 1.0)
+    adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
+    state = random_state(adapted.state(), 1.0)
     drift = torch.tensor([0.1, -0.2, 0.3, 0.0])[:, None, None]
     digest = base_digest(str(tiny_base))
     return write_release(tmp_path / "release", study, MODALITY, digest, state, drift, {"p": drift}, [ROUND])
@@ -36,7 +37,7 @@ def test_a_release_comes_back_as_it_was(released: Path) -> None:
     release = read_release(released)
     assert release.modality == MODALITY
     shown = {"age": 90.0, "sex": "M", "diagnosis": "AD"}
-    assert release.modality.design(shown) == MODALITY.design(shown)  # whatever the order of its file
+    assert release.modality.design_vector(shown) == MODALITY.design_vector(shown)  # whatever the order of its file
     assert release.drift is not None
     assert torch.allclose(release.drift.mean, release.site_drifts["p"].mean)
     loaded = dict(load_release_base(release).unet.named_parameters())

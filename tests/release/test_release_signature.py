@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.command import run_cli
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, ReleaseError, SignatureError
@@ -245,8 +246,8 @@ def test_a_home_that_cannot_be_written_does_not_stop_a_trusted_key(signed: Path,
 
 @pytest.fixture(scope="module")
 def drawable(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    study = from_mapping(StudyConfig, {"name": "drawn", "base_model": str(tiny_base), "scheme": {"rank": 2}})
-    state = attach(load_denoiser(str(tiny_base)), read_scheme(study.scheme), study.seed).state()
+    study = from_mapping(StudyConfig, {"name": "drawn", "base_model": str(tiny_base), "adapter": {"rank": 2}})
+    state = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed).state()
     folder, drift = tmp_path_factory.mktemp("drawable"), torch.zeros(4, 1, 1)
     return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, drift, {}, [])
 

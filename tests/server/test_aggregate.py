@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from ld_common.adapters.registry import State
 from ld_common.adapters.state_dict import update_norm
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import AdapterError, CheckpointError, ConfigError
+from ld_common.core.state import State
 from ld_common.protocol.messages import TrainNumbers, TrainResult
 from ld_common.protocol.study_config import FederationConfig
 from ld_server.aggregation import aggregate_drifts, aggregate_states, average_states, check_result, clip_update
@@ -53,7 +53,7 @@ def test_the_average_is_weighted_and_exact_in_double_precision() -> None:
 
 def rule(aggregate: str, sites: int, **settings: object) -> FederationConfig:
     names = [f"s{number}" for number in range(sites)]
-    values = {"sites": names, "aggregate": aggregate, "weighting": "equal", "min_sites": 3, **settings}
+    values = {"sites": names, "aggregate": aggregate, "weighting": "equal", "min_train_nodes": 3, **settings}
     return from_mapping(FederationConfig, values)
 
 
@@ -160,7 +160,7 @@ def test_a_change_is_clipped_to_its_norm_in_its_direction_or_left_as_it_is() -> 
     [
         ({"aggregate": "krum"}, "known: mean, median, trimmed_mean"),
         ({"aggregate": "median", "weighting": "visits"}, "set weighting to equal"),
-        ({"aggregate": "median", "min_sites": 2}, "set min_sites to 3"),
+        ({"aggregate": "median", "min_train_nodes": 2}, "set min_train_nodes to 3"),
         ({"aggregate": "trimmed_mean", "secure_aggregation": True}, "shows the server only the sum"),
         ({"aggregate": "mean", "secure_aggregation": True, "clip_update_norm": 1.0}, "each site clips to secure_clip"),
         ({"aggregate": "trimmed_mean", "trim_share": 0.5}, "trim_share is 0.5"),

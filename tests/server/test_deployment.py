@@ -45,9 +45,9 @@ def stage(site_yaml: Path, tmp_path: Path) -> Iterator[Deployment]:
                 "name": "deployed",
                 "base_model": site.base_model,
                 "modality": site.modality,
-                "scheme": {"name": "lora", "rank": 2},
+                "adapter": {"name": "lora", "rank": 2},
                 "training": {"steps": 2, "batch_size": 2},
-                "federation": {"rounds": 2, "sites": SITES, "min_sites": 2, "round_timeout_seconds": 120},
+                "federation": {"rounds": 2, "sites": SITES, "min_train_nodes": 2, "round_timeout_seconds": 120},
             }
         )
     )

@@ -28,7 +28,7 @@ from ld_common.release.release import read_release
 from ld_server.deployment.admission import deployed_admission
 from ld_server.deployment.study_home import AdmittedSite, StudyHome
 from ld_server.node_registry import AUDIT_HEAD, Admission, AllowedKeys, AskedNames
-from ld_server.resilient_grid import SteadyGrid
+from ld_server.resilient_grid import ResilientGrid
 from ld_server.server_app import main, run_study
 from tests.server.test_strategy import MODALITY, Behaviour, LocalGrid, honest, load_channels, study
 
@@ -98,7 +98,7 @@ def test_a_node_is_the_site_of_its_key_and_a_stranger_is_noted() -> None:
     grid = KeyedGrid(dict.fromkeys(["q", "stranger", "p"], honest))
     found = AllowedKeys(lambda: lines("p", "q", "r"))(grid)
     assert found.nodes == {"q": 11, "p": 13}
-    assert found.strangers == [fingerprint(KEYS["stranger"])]
+    assert found.unknown_nodes == [fingerprint(KEYS["stranger"])]
 
 
 def test_a_node_without_a_key_or_with_one_of_another_kind_is_nobody() -> None:
@@ -110,7 +110,7 @@ def test_a_node_without_a_key_or_with_one_of_another_kind_is_nobody() -> None:
     ed25519 = public_line(new_study_key().public_key())
     found = AllowedKeys(lambda: lines("p") | {"q": ed25519})(Odd({}, 4))
     assert found.nodes == {}
-    assert found.strangers == ["a node without a key"]
+    assert found.unknown_nodes == ["a node without a key"]
 
 
 def test_a_name_is_asked_for_once(tiny_base: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_deployed_study_runs_with_the_keys_of_its_home(home: StudyHome, tiny_b
     main(grid, context(home))
     rounds = read_release(home.run / "release").manifest["rounds"]
     assert [sorted(record["sites"]) for record in rounds] == [SITES, SITES]
-    assert [record["strangers"] for record in rounds] == [[fingerprint(KEYS["stranger"])]] * 2
+    assert [record["unknown_nodes"] for record in rounds] == [[fingerprint(KEYS["stranger"])]] * 2
     with pytest.raises(FederationError, match="--resume"):
         main(KeyedGrid({}), context(home))
     assert "--resume" in (home.run / "failure.txt").read_text()
@@ -175,7 +175,7 @@ def test_a_revocation_holds_at_once(home: StudyHome, tiny_base: Path) -> None:
     first, second = read_release(home.run / "release").manifest["rounds"]
     assert first["left_out"] == {"r": "it was revoked during the round"}
     assert second["left_out"] == {"r": "it was not connected"}
-    assert second["strangers"] == [fingerprint(KEYS["r"])]
+    assert second["unknown_nodes"] == [fingerprint(KEYS["r"])]
     assert [sorted(record["sites"]) for record in (first, second)] == [["p", "q"]] * 2
 
 
@@ -269,7 +269,7 @@ def test_tasks_are_prepared_and_answers_judged_site_by_site(tiny_base: Path, tmp
             return super()._good(name, task)
 
     grid = Watched(dict.fromkeys(SITES, honest), load_channels(tiny_base))
-    own = study(tiny_base, tmp_path, SITES, min_sites=1)
+    own = study(tiny_base, tmp_path, SITES, min_train_nodes=1)
     folder = run_study(grid, own, MODALITY, admission=Admission(prepare=prepare, checks=[check]))
     rounds = read_release(folder).manifest["rounds"]
     assert all(list(record["sites"]) == ["p"] for record in rounds)
@@ -322,7 +322,7 @@ def test_a_reply_counts_only_for_the_message_that_it_was_pulled_for() -> None:
     grid = Forging({"p": lambda result: None, "q": honest})  # type: ignore[dict-item,return-value]
     task = TrainTask({"a": torch.zeros(2)}, 1, "{}", "", "")
     asked = [Message(wire.pack_task(task), dst_node_id=node, message_type="train") for node in grid.sites]
-    assert list(SteadyGrid(grid).send_and_receive(asked, timeout=0.5)) == []
+    assert list(ResilientGrid(grid).send_and_receive(asked, timeout=0.5)) == []
     assert all(len(ids) == 1 for ids in grid.pulls)
 
 
@@ -334,7 +334,7 @@ def test_a_connection_that_fails_is_not_taken_for_a_silent_site() -> None:
     grid = Broken({"p": honest})
     task = TrainTask({"a": torch.zeros(2)}, 1, "{}", "", "")
     with pytest.raises(ConnectionError):
-        SteadyGrid(grid).send_and_receive(
+        ResilientGrid(grid).send_and_receive(
             [Message(wire.pack_task(task), dst_node_id=11, message_type="train")], timeout=0.5
         )
 

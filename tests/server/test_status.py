@@ -102,7 +102,7 @@ def test_a_round_that_did_not_count_and_a_private_sites_numbers(tiny_base: Path,
     own = study(tiny_base, tmp_path, ["p", "q"])
     run_study(LocalGrid({"p": honest, "q": fails_after_round_one}, load_channels(tiny_base)), own, MODALITY)
     assert status_lines(tmp_path, own, ADMITTED)[1].endswith(
-        "did not count: 1 good answers came, federation.min_sites is 2"
+        "did not count: 1 good answers came, federation.min_train_nodes is 2"
     )
 
 

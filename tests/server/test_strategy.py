@@ -18,7 +18,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import save
 
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import update_norm
 from ld_common.core.config import from_mapping, load_config
 from ld_common.core.errors import FederationError
@@ -98,14 +99,21 @@ class LocalGrid(Grid):
 
 
 def study(base: Path, output: Path, sites: list[str], **federation: object) -> StudyConfig:
-    settings = {"rounds": 2, "sites": sites, "min_sites": 2, "wait_seconds": 0.1, "max_update_norm": 50.0, **federation}
+    settings = {
+        "rounds": 2,
+        "sites": sites,
+        "min_train_nodes": 2,
+        "wait_seconds": 0.1,
+        "max_update_norm": 50.0,
+        **federation,
+    }
     return from_mapping(
         StudyConfig,
         {
             "name": "test",
             "base_model": str(base),
             "output": str(output),
-            "scheme": {"rank": 2, "targets": ["to_k", "to_v"]},
+            "adapter": {"rank": 2, "targets": ["to_k", "to_v"]},
             "federation": settings,
         },
     )
@@ -347,7 +355,7 @@ def test_clipping_bounds_what_one_site_moves_and_is_recorded(tiny_base: Path, tm
 
 def moved(state: dict[str, torch.Tensor], own: StudyConfig) -> float:
     """How far a released adapter is from the study's start."""
-    start = attach(load_denoiser(own.base_model), read_scheme(own.scheme), own.seed).state()
+    start = inject(load_denoiser(own.base_model), read_adapter(own.adapter), own.seed).state()
     return update_norm(state, start)
 
 
@@ -360,7 +368,7 @@ def test_a_colluding_minority_cannot_move_a_robust_study(tiny_base: Path, tmp_pa
 
     names = ["p", "q", "r", "y", "z"]
     for rule in ("mean", "median", "trimmed_mean"):
-        settings: dict[str, object] = {"aggregate": rule, "trim_share": 0.4, "weighting": "equal", "min_sites": 3}
+        settings: dict[str, object] = {"aggregate": rule, "trim_share": 0.4, "weighting": "equal", "min_train_nodes": 3}
         own = study(tiny_base, tmp_path / rule, names, max_update_norm=1e4, **settings)
         sites = dict.fromkeys("pqr", honest) | dict.fromkeys("yz", lies)
         release = read_release(run_study(LocalGrid(sites, load_channels(tiny_base)), own, MODALITY))
@@ -387,7 +395,7 @@ def test_a_start_brings_its_frozen_part_to_the_sites_and_into_the_release(tiny_b
     start = run_study(Watched(sites, channels), public, MODALITY)
     assert not any(sent)
     own = study(tiny_base, tmp_path / "own", ["p", "q"], rounds=1)
-    own.scheme, own.seed, own.start = {**own.scheme, "freeze_a": True}, 5, str(start)
+    own.adapter, own.seed, own.start = {**own.adapter, "freeze_a": True}, 5, str(start)
     learned = read_release(start).state
     release = read_release(run_study(Watched(sites, channels), own, MODALITY))
     frozen = {name for name in learned if ".lora_A." in name}

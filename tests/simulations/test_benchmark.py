@@ -15,19 +15,19 @@ from ld_simulations.benchmarks.latent_drift.plan import load_benchmark
 from ld_simulations.benchmarks.latent_drift.table import find, metrics_of, reduction, rows_of, shown, verdicts
 
 CONFIG = Path(__file__).parents[2] / "configs/benchmark_ld.yaml"
-SCHEMES = ["basic", "lora", "textual_inversion", "dreambooth", "custom_diffusion"]
+ADAPTERS = ["full", "lora", "textual_inversion", "dreambooth", "custom_diffusion"]
 
 
 def test_the_plan_is_the_papers_table_with_its_controls() -> None:
     benchmark = load_benchmark(CONFIG, [])
-    assert list(benchmark.config.schemes) == SCHEMES
+    assert list(benchmark.config.adapters) == ADAPTERS
     assert set(benchmark.config.modalities) == {"brain", "chest"}
     assert len(benchmark.config.seeds) >= 3
     drawings = benchmark.all_drawings
     plain = [drawing for drawing in drawings if drawing.training.variant == "plain"]
     for modality in ("brain", "chest"):
-        for scheme in SCHEMES:
-            own = [one for one in plain if (one.training.modality, one.training.scheme) == (modality, scheme)]
+        for adapter in ADAPTERS:
+            own = [one for one in plain if (one.training.modality, one.training.adapter) == (modality, adapter)]
             assert {(one.drift, one.control) for one in own} == {
                 (False, None),
                 (True, None),
@@ -48,7 +48,7 @@ def test_the_plan_is_the_papers_table_with_its_controls() -> None:
         ("first_seed_only=[centered]", "centered"),
         ("forms.basics=[prior-map]", "basics"),
         ("forms.basic=[prior-maps]", "prior-maps"),
-        ("schemes.lora.scheme.ranc=2", "ranc"),
+        ("adapters.lora.adapter.ranc=2", "ranc"),
         ("device=tpu", "device is 'tpu'"),
     ],
 )
@@ -57,10 +57,10 @@ def test_a_wrong_plan_is_named(override: str, words: str) -> None:
         load_benchmark(CONFIG, [override])
 
 
-def run_of(scheme: str, drift: bool, seed: int, control: str | None = None, **metrics: float) -> dict[str, Any]:
+def run_of(adapter: str, drift: bool, seed: int, control: str | None = None, **metrics: float) -> dict[str, Any]:
     return {
         "modality": "brain",
-        "scheme": scheme,
+        "adapter": adapter,
         "drift": drift,
         "formulation": "prior" if drift else "none",
         "control": control,
@@ -72,26 +72,26 @@ def run_of(scheme: str, drift: bool, seed: int, control: str | None = None, **me
 def table(cut: float, slope: float) -> list[dict[str, Any]]:
     runs = []
     for seed in range(2):
-        runs.append(run_of("basic", False, seed, frechet_x=10.0 + seed, size_slope=0.3))
-        runs.append(run_of("basic", False, seed, "histogram_matching", frechet_x=5.0, size_slope=0.5))
-        runs.append(run_of("basic", True, seed, frechet_x=(10.0 + seed) * (1 - cut), size_slope=slope))
+        runs.append(run_of("full", False, seed, frechet_x=10.0 + seed, size_slope=0.3))
+        runs.append(run_of("full", False, seed, "histogram_matching", frechet_x=5.0, size_slope=0.5))
+        runs.append(run_of("full", True, seed, frechet_x=(10.0 + seed) * (1 - cut), size_slope=slope))
     return runs
 
 
 @pytest.mark.parametrize(("cut", "slope", "met"), [(0.7, 0.9, [True, True, True]), (0.3, 1.8, [False, True, False])])
 def test_verdicts_follow_from_the_runs(cut: float, slope: float, met: list[bool]) -> None:
-    assert [verdict.met for verdict in verdicts(table(cut, slope), "brain", ["basic"])] == met
+    assert [verdict.met for verdict in verdicts(table(cut, slope), "brain", ["full"])] == met
 
 
 def test_drift_that_worsens_one_scheme_does_not_improve_every_scheme() -> None:
     runs = table(0.7, 0.9)
     runs += [run_of("lora", drift, 0, frechet_x=4.0 + drift, size_slope=0.3) for drift in (False, True)]
-    assert not verdicts(runs, "brain", ["basic", "lora"])[1].met
+    assert not verdicts(runs, "brain", ["full", "lora"])[1].met
 
 
 def test_rows_pair_the_seeds_and_show_their_spread() -> None:
     rows = rows_of(table(0.5, 0.9), "brain")
-    plain, drifted = find(rows, "basic", "none"), find(rows, "basic", "prior")
+    plain, drifted = find(rows, "full", "none"), find(rows, "full", "prior")
     assert plain is not None
     assert drifted is not None
     assert reduction(plain, drifted, "frechet_x") == pytest.approx(0.5)
@@ -114,15 +114,15 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
         "classifier_steps=2",
         "workers=1",
         "features=[gabor]",
-        "schemes.dreambooth.scheme.prior_samples=2",
-        "schemes.dreambooth.scheme.prior_steps=2",
-        *(f"schemes.{name}.training.{key}" for name in SCHEMES for key in ("steps=2", "batch_size=2")),
+        "adapters.dreambooth.adapter.num_class_images=2",
+        "adapters.dreambooth.adapter.class_inference_steps=2",
+        *(f"adapters.{name}.training.{key}" for name in ADAPTERS for key in ("steps=2", "batch_size=2")),
     ]
     cli(["--config", str(CONFIG), *overrides], standalone_mode=False)
     results = tmp_path / "results"
     runs = json.loads((results / "latent_drift.json").read_text())
-    cells = {(run["modality"], run["scheme"], run["drift"], run["seed"]) for run in runs if run["control"] is None}
-    assert cells == {(m, s, d, n) for m in ("brain", "chest") for s in SCHEMES for d in (False, True) for n in (0,)}
+    cells = {(run["modality"], run["adapter"], run["drift"], run["seed"]) for run in runs if run["control"] is None}
+    assert cells == {(m, s, d, n) for m in ("brain", "chest") for s in ADAPTERS for d in (False, True) for n in (0,)}
     forms = {"none", "prior", "prior-map", "prior-conditional", "prior-scalar", "prior-local"}
     assert {run["formulation"] for run in runs} == forms | {"centred", "noise", "per-step", "per-step-literal"}
     assert {run["control"] for run in runs} == {None, "histogram_matching", "offset_noise"}
@@ -138,7 +138,7 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
             Image.open(results / f"latent_drift_{modality}_basic.png") as first,
         ):
             assert first.size[0] == sheet.size[0] > 300
-            assert first.size[1] < sheet.size[1]  # the first scheme's rows alone
+            assert first.size[1] < sheet.size[1]  # the first adapter's rows alone
     with pytest.raises(ConfigError, match="another samples"):
         cli(["--config", str(CONFIG), *overrides, "samples=13"], standalone_mode=False)
     first = (tmp_path / "work/runs").glob("*.json")

@@ -148,7 +148,7 @@ def test_edits_stay_within_what_the_modality_knows() -> None:
         edits = BRAIN.edits_of(factual)
         assert set(edits) == {"age_plus_10", "age_plus_20", change, "other_sex"}
         for target in edits.values():
-            assert modality.describe({**factual, **target}) != modality.describe(factual)
+            assert modality.prompt({**factual, **target}) != modality.prompt(factual)
             assert all(modality.parse(name, str(value)) == value for name, value in target.items())
 
 

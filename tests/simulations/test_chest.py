@@ -13,14 +13,14 @@ from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.imaging.geometry import Scan, to_model
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.metrics.image import heart_areas_mm2
+from ld_common.metrics.biomarkers import heart_areas_mm2
 from ld_simulations.phantoms.base import Patient, Population, Rendering
 from ld_simulations.phantoms.chest import CHEST
 from ld_simulations.phantoms.chest_anatomy import FLOOR_MM, effusion_share, ray_lengths
-from ld_simulations.phantoms.chest_scm import Noise, grid_points, render_state, shape_of, state_of, warped
+from ld_simulations.phantoms.chest_scm import ChestNoise, grid_points, render_state, shape_of, state_of, warped
 from ld_simulations.phantoms.detector import DetectorConfig, expose
 from ld_simulations.phantoms.growth_ceiling import growth_ceiling
-from ld_simulations.phantoms.registry import find_body
+from ld_simulations.phantoms.registry import find_phantom
 
 CHEST_RADIOGRAPH = Path(__file__).parents[2] / "configs/modalities/chest_radiograph.yaml"
 SHAPE, SPACING_MM = (96, 96), 3.9
@@ -28,7 +28,7 @@ AGES_YEARS = (50, 60, 70, 80, 90, 100)
 
 
 @pytest.fixture(scope="module")
-def patients() -> list[Patient[Noise]]:
+def patients() -> list[Patient[ChestNoise]]:
     return [CHEST.draw_patient(np.random.default_rng(seed), str(seed), Population()) for seed in range(8)]
 
 
@@ -36,11 +36,11 @@ def attributes(age: float = 70, sex: str = "F", diagnosis: str = "CN") -> Attrib
     return {"age": age, "sex": sex, "diagnosis": diagnosis}
 
 
-def picture(patient: Patient[Noise], target: Attributes) -> Rendering:
+def picture(patient: Patient[ChestNoise], target: Attributes) -> Rendering:
     return render_state(patient.noise, state_of(patient.noise, target), SHAPE, SPACING_MM)
 
 
-def test_same_noise_and_attributes_give_the_same_picture(patients: list[Patient[Noise]]) -> None:
+def test_same_noise_and_attributes_give_the_same_picture(patients: list[Patient[ChestNoise]]) -> None:
     again = CHEST.draw_patient(np.random.default_rng(0), "0", Population())
     first, second = (picture(patient, attributes()) for patient in (patients[0], again))
     np.testing.assert_array_equal(first.contrast, second.contrast)
@@ -49,14 +49,14 @@ def test_same_noise_and_attributes_give_the_same_picture(patients: list[Patient[
     assert np.abs(other.contrast - first.contrast).max() > 0.3
 
 
-def test_a_disease_that_is_removed_and_added_again_leaves_no_trace(patients: list[Patient[Noise]]) -> None:
+def test_a_disease_that_is_removed_and_added_again_leaves_no_trace(patients: list[Patient[ChestNoise]]) -> None:
     factual = attributes(diagnosis="HF")
     removed = {**factual, **CHEST.edits_of(factual)["disease_removed"]}
     restored = {**removed, **CHEST.edits_of(removed)["disease_added"]}
     np.testing.assert_array_equal(picture(patients[0], restored).contrast, picture(patients[0], factual).contrast)
 
 
-def test_attenuation_is_finite_none_beside_the_body_and_least_in_the_lungs(patients: list[Patient[Noise]]) -> None:
+def test_attenuation_is_finite_none_beside_the_body_and_least_in_the_lungs(patients: list[Patient[ChestNoise]]) -> None:
     for patient in patients:
         for target in (attributes(50), attributes(100, "M", "HF")):
             contrast = picture(patient, target).contrast
@@ -67,7 +67,7 @@ def test_attenuation_is_finite_none_beside_the_body_and_least_in_the_lungs(patie
 
 
 def test_the_heart_points_to_the_patients_left_and_the_right_dome_stands_higher(
-    patients: list[Patient[Noise]],
+    patients: list[Patient[ChestNoise]],
 ) -> None:
     for patient in patients:
         rendering = picture(patient, attributes())
@@ -78,7 +78,7 @@ def test_the_heart_points_to_the_patients_left_and_the_right_dome_stands_higher(
         assert right < left
 
 
-def test_the_heart_grows_with_age_and_with_failure_in_every_patient(patients: list[Patient[Noise]]) -> None:
+def test_the_heart_grows_with_age_and_with_failure_in_every_patient(patients: list[Patient[ChestNoise]]) -> None:
     for patient in patients:
         healthy = [picture(patient, attributes(age)).area_mm2 for age in AGES_YEARS]
         failing = [picture(patient, attributes(age, diagnosis="HF")).area_mm2 for age in AGES_YEARS]
@@ -86,8 +86,8 @@ def test_the_heart_grows_with_age_and_with_failure_in_every_patient(patients: li
         assert np.all(np.greater(failing, np.multiply(healthy, 1.1)))
 
 
-def test_the_heart_takes_a_usual_share_of_the_thorax(patients: list[Patient[Noise]]) -> None:
-    def ratio(patient: Patient[Noise], target: Attributes) -> float:
+def test_the_heart_takes_a_usual_share_of_the_thorax(patients: list[Patient[ChestNoise]]) -> None:
+    def ratio(patient: Patient[ChestNoise], target: Attributes) -> float:
         rendering = picture(patient, target)
         width = (rendering.structure.max(0) > 0.5).sum() * SPACING_MM
         return width / (276 * state_of(patient.noise, target).size)
@@ -99,7 +99,7 @@ def test_the_heart_takes_a_usual_share_of_the_thorax(patients: list[Patient[Nois
     assert 0.40 < healthy < 0.52 and 0.53 < failing < 0.68
 
 
-def test_each_attribute_moves_what_the_equations_say_and_nothing_else(patients: list[Patient[Noise]]) -> None:
+def test_each_attribute_moves_what_the_equations_say_and_nothing_else(patients: list[Patient[ChestNoise]]) -> None:
     for patient in patients:
         before = state_of(patient.noise, attributes())
         older, failing, man = (
@@ -125,7 +125,7 @@ def test_each_attribute_moves_what_the_equations_say_and_nothing_else(patients: 
         assert grown[0] - before.heart == pytest.approx(grown[1] - man.heart)
 
 
-def test_growth_follows_the_patients_own_rate(patients: list[Patient[Noise]]) -> None:
+def test_growth_follows_the_patients_own_rate(patients: list[Patient[ChestNoise]]) -> None:
     slow, fast = (replace(patients[0], noise=replace(patients[0].noise, rate=rate)) for rate in (0.7, 1.4))
     growth = [
         picture(patient, attributes(80)).area_mm2 - picture(patient, attributes(60)).area_mm2
@@ -134,7 +134,7 @@ def test_growth_follows_the_patients_own_rate(patients: list[Patient[Noise]]) ->
     assert growth[1] > 1.6 * growth[0]
 
 
-def test_fluid_alone_changes_the_costophrenic_region_only(patients: list[Patient[Noise]]) -> None:
+def test_fluid_alone_changes_the_costophrenic_region_only(patients: list[Patient[ChestNoise]]) -> None:
     for patient in patients:
         noise, dry = patient.noise, state_of(patient.noise, attributes())
         wet = replace(dry, effusion_mm=(60.0, 0.0))
@@ -149,7 +149,7 @@ def test_fluid_alone_changes_the_costophrenic_region_only(patients: list[Patient
         assert top[0] < top[1]
 
 
-def test_opacity_alone_changes_the_lungs_only(patients: list[Patient[Noise]]) -> None:
+def test_opacity_alone_changes_the_lungs_only(patients: list[Patient[ChestNoise]]) -> None:
     noise, clear = patients[0].noise, state_of(patients[0].noise, attributes())
     before, after = (
         render_state(noise, replace(clear, opacity=opacity), SHAPE, SPACING_MM).contrast for opacity in (0.0, 0.3)
@@ -162,7 +162,7 @@ def test_opacity_alone_changes_the_lungs_only(patients: list[Patient[Noise]]) ->
     assert (after - before)[hilum].mean() > 0.25
 
 
-def test_lengths_are_those_of_a_body(patients: list[Patient[Noise]]) -> None:
+def test_lengths_are_those_of_a_body(patients: list[Patient[ChestNoise]]) -> None:
     noise = patients[0].noise
     u, v = grid_points(SHAPE, SPACING_MM)
     lengths = ray_lengths(shape_of(noise, state_of(noise, attributes())), u, v, np.zeros_like(u))
@@ -177,23 +177,23 @@ def test_edits_stay_within_what_the_modality_knows() -> None:
         edits = CHEST.edits_of(factual)
         assert set(edits) == {"age_plus_10", "age_plus_20", change, "other_sex"} <= set(CHEST.edit_titles())
         for target in edits.values():
-            assert modality.describe({**factual, **target}) != modality.describe(factual)
+            assert modality.prompt({**factual, **target}) != modality.prompt(factual)
             assert all(modality.parse(name, str(value)) == value for name, value in target.items())
 
 
-def test_the_foretold_growth_is_the_rendered_one_where_the_rate_is_certain(patients: list[Patient[Noise]]) -> None:
+def test_the_foretold_growth_is_the_rendered_one_where_the_rate_is_certain(patients: list[Patient[ChestNoise]]) -> None:
     for patient in patients:
         # no warp: the closed form leaves it out
         plain = replace(patient, noise=replace(patient.noise, warp_mm=np.zeros_like(patient.noise.warp_mm)))
         for target in (attributes(85), attributes(70, diagnosis="HF")):
             rendered = picture(plain, target).area_mm2 - picture(plain, attributes()).area_mm2
-            growth = CHEST.foretell(plain, attributes(), target)
+            growth = CHEST.predict_growth(plain, attributes(), target)
             assert growth.true == pytest.approx(rendered, rel=0.03)
-            assert growth.foretold > 0
+            assert growth.predicted > 0
 
 
 def test_the_growth_ceiling_lies_between_chance_and_certainty() -> None:
-    ceiling = growth_ceiling([Population()], patients=400, body=CHEST)
+    ceiling = growth_ceiling([Population()], patients=400, phantom=CHEST)
     assert 0.9 < ceiling.overall < 1
     assert set(ceiling.by_edit) == {"age_plus_10", "age_plus_20", "disease_added", "disease_removed"}
     assert all(0.4 < value < 0.97 for value in ceiling.by_edit.values())
@@ -250,13 +250,13 @@ def test_more_attenuation_is_brighter_and_scatter_takes_contrast_away() -> None:
     assert 0 < steps[1] < 0.8 * steps[0]
 
 
-def test_what_the_model_does_not_know_is_refused(patients: list[Patient[Noise]]) -> None:
+def test_what_the_model_does_not_know_is_refused(patients: list[Patient[ChestNoise]]) -> None:
     with pytest.raises(RequestError, match="diagnosis"):
         state_of(patients[0].noise, {"age": 70.0, "sex": "F"})
     with pytest.raises(RequestError, match="AD"):
         state_of(patients[0].noise, attributes(diagnosis="AD"))
     with pytest.raises(ConfigError, match="did you mean 'chest'"):
-        find_body("chset")
+        find_phantom("chset")
     with pytest.raises(ConfigError, match="340 mm"):
         DetectorConfig(rows=100, columns=100, spacing_mm=2.0)
     with pytest.raises(ConfigError, match="DX"):

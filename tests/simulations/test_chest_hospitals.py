@@ -14,7 +14,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from ld_client.data.exclusions import LeftOut
+from ld_client.data.exclusions import Exclusion
 from ld_client.data.ingest import read_visits, survey
 from ld_client.site_config import load_site
 from ld_common.core.config import load_config
@@ -22,7 +22,7 @@ from ld_common.core.errors import ConfigError
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import Refusal, ScanRefused
 from ld_common.imaging.scan_reader import read_scan, to_model
-from ld_simulations.evaluation import read_body, read_held_out, validate_area
+from ld_simulations.evaluation import read_held_out, read_phantom, validate_area
 from ld_simulations.hospitals import HospitalsConfig, write_hospitals
 from ld_simulations.phantoms.scanner import ScannerConfig
 
@@ -88,7 +88,7 @@ def test_files_are_what_a_reader_of_radiographs_expects(hospitals: Path, name: s
 
 def test_what_is_read_is_what_was_exposed(hospitals: Path, modality: Modality) -> None:
     manifest = json.loads((hospitals / "held_out/held_out.json").read_text())
-    assert manifest["body"] == "chest" and len(manifest["patients"]) == 6
+    assert manifest["phantom"] == "chest" and len(manifest["patients"]) == 6
     for patient in manifest["patients"]:
         scan = read_scan(hospitals / "held_out" / patient["series"], modality)
         truth = np.load(hospitals / "held_out" / patient["truth"])
@@ -179,7 +179,7 @@ def test_a_site_takes_every_frontal_view_and_says_why_it_left_out_the_lateral_on
     loaded = load_site(site)
     found = survey(loaded, load_config(Modality, CHEST_RADIOGRAPH), bytes(32), lambda *_: None)
     read = list(read_visits(found))
-    left_out = [one for one in read if isinstance(one, LeftOut)]
+    left_out = [one for one in read if isinstance(one, Exclusion)]
     assert [(one.name, one.reason.value) for one in left_out] == [("lateral.dcm", "wrong geometry")]
     assert len(read) - len(left_out) == len(visits) and not found.left_out
 
@@ -187,18 +187,18 @@ def test_a_site_takes_every_frontal_view_and_says_why_it_left_out_the_lateral_on
 def test_the_hearts_area_can_be_validated_on_scans(hospitals: Path, modality: Modality) -> None:
     folder = hospitals / "held_out"
     scans, cases = read_held_out(folder, modality, 64)
-    found = validate_area(read_body(folder), modality, 64, scans, cases)
+    found = validate_area(read_phantom(folder), modality, 64, scans, cases)
     assert found["correlation"] > 0.9 and found["change_correlation"] > 0.8
 
 
 def test_settings_of_another_body_are_refused() -> None:
     with pytest.raises(ConfigError, match="diagnosis_words needs the keys CN and HF"):
         load_config(
-            HospitalsConfig, None, ["body=chest", "hospitals=[{name: a, table: {diagnosis_words: {CN: a, AD: b}}}]"]
+            HospitalsConfig, None, ["phantom=chest", "hospitals=[{name: a, table: {diagnosis_words: {CN: a, AD: b}}}]"]
         )
     with pytest.raises(ConfigError, match="tissue_contrast"):
-        load_config(HospitalsConfig, None, ["body=chest", "hospitals=[{name: a, scanner: {tissue_contrast: 0.5}}]"])
+        load_config(HospitalsConfig, None, ["phantom=chest", "hospitals=[{name: a, scanner: {tissue_contrast: 0.5}}]"])
     with pytest.raises(ConfigError, match="known: brain, chest"):
-        load_config(HospitalsConfig, None, ["body=foot", "hospitals=[{name: a}]"])
+        load_config(HospitalsConfig, None, ["phantom=foot", "hospitals=[{name: a}]"])
     plain = load_config(HospitalsConfig, None, ["hospitals=[{name: a}]"]).hospitals[0]
     assert plain.scanner == ScannerConfig() and plain.table.diagnosis_words == {"CN": "CN", "AD": "AD"}

@@ -43,7 +43,7 @@ def test_a_small_demo_runs_and_leaves_nothing_running(
         "edit.steps=4",
     ]
     arguments = ["--config", str(CONFIGS / "demo.yaml"), f"output={output}"]
-    arguments += ["hospital_overrides=[patients=2,held_out=1]", f"overrides=[{','.join([*study, 'scheme.rank=2'])}]"]
+    arguments += ["hospital_overrides=[patients=2,held_out=1]", f"overrides=[{','.join([*study, 'adapter.rank=2'])}]"]
     cli(arguments, standalone_mode=False)
     said = capsys.readouterr().out
     assert re.search(r"round 2/2 .*aster .*birch .*cedar", said.replace("\n", " "))

@@ -1,4 +1,4 @@
-"""Every scheme through a whole study: server, two sites that train for real, release, a loaded generator."""
+"""Every adapter through a whole study: server, two sites that train for real, release, a loaded generator."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from ld_client.client_app import run_task
+from ld_client.client_app import handle_train
 from ld_client.data.store import build_store
 from ld_client.site_config import SiteConfig, load_modality, load_site
-from ld_common.adapters.registry import SCHEMES
+from ld_common.adapters.registry import ADAPTERS
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import PolicyError, PrivacyError, ReleaseError
 from ld_common.diffusion.base_model import load_base
@@ -45,7 +45,7 @@ class RealSites(LocalGrid):
         if message.metadata.message_type.startswith("query"):
             return super()._reply(message)
         task = wire.unpack_task(message.content)
-        content: RecordDict = wire.pack_result(run_task(replace(self.site, site=name), task))
+        content: RecordDict = wire.pack_result(handle_train(replace(self.site, site=name), task))
         return Message(content, reply_to=message)
 
 
@@ -58,7 +58,7 @@ def test_a_conditional_drift_is_regressed_at_sites_averaged_released_and_drawn_w
     options: dict[str, Any] = {
         "base_model": str(tiny_base),
         "output": str(tmp_path / "study"),
-        "scheme": {"name": "lora", "rank": 2},
+        "adapter": {"name": "lora", "rank": 2},
         "drift": {"mean": "conditional"},
         "training": {"steps": 1, "batch_size": 2},
         "federation": {"rounds": 1, "sites": ["p", "q"], "wait_seconds": 1},
@@ -71,13 +71,13 @@ def test_a_conditional_drift_is_regressed_at_sites_averaged_released_and_drawn_w
     assert isinstance(release.drift, ConditionalDrift)
     base = load_base(str(tiny_base))
     assert release.drift.coefficients.shape == (1 + modality.design_width, *base.latent_shape)
-    old, young = (modality.design({"age": age, "sex": "F", "diagnosis": "CN"}) for age in (90.0, 50.0))
+    old, young = (modality.design_vector({"age": age, "sex": "F", "diagnosis": "CN"}) for age in (90.0, 50.0))
     means = release.drift.at([old, young]).mean
     assert not torch.allclose(means[0], means[1])
 
 
 @pytest.mark.parametrize("formulation", ["prior", "centred"])
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_a_scheme_is_trained_by_sites_averaged_released_and_loaded(
     site_yaml: Path, tiny_base: Path, tmp_path: Path, name: str, formulation: str
 ) -> None:
@@ -86,7 +86,7 @@ def test_a_scheme_is_trained_by_sites_averaged_released_and_loaded(
     options: dict[str, Any] = {
         "base_model": str(tiny_base),
         "output": str(tmp_path / "study"),
-        "scheme": {"name": name, **OPTIONS[name]},
+        "adapter": {"name": name, **OPTIONS[name]},
         "drift": {"formulation": formulation},
         "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.01},
         "federation": {"rounds": 2, "sites": ["p", "q"], "wait_seconds": 1},
@@ -95,7 +95,7 @@ def test_a_scheme_is_trained_by_sites_averaged_released_and_loaded(
     release = read_release(folder)
     assert [record["counted"] for record in release.manifest["rounds"]] == [True, True]
     base = load_release_base(release)
-    prompt = release.modality.describe({"age": 70.0, "sex": "F", "diagnosis": "CN"})
+    prompt = release.modality.prompt({"age": 70.0, "sex": "F", "diagnosis": "CN"})
     latents = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(0))
     plain = load_base(str(tiny_base))
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
     options: dict[str, Any] = {
         "base_model": str(tiny_base),
         "output": str(tmp_path / "public"),
-        "scheme": {"name": "lora", "rank": 1, "targets": ["to_k"]},
+        "adapter": {"name": "lora", "rank": 1, "targets": ["to_k"]},
         "training": {"steps": 2, "batch_size": 2},
         "federation": {"rounds": 1, "sites": ["p", "q"], "wait_seconds": 1, "weighting": "equal"},
     }
@@ -124,7 +124,7 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
         "output": str(tmp_path / "private"),
         "start": str(public),
         "seed": 1,
-        "privacy": {"enabled": True, "patients": 10, "batch_patients": 2, "delta": 1e-5, "draws": 1},
+        "privacy": {"enabled": True, "patients": 10, "expected_batch_size": 2, "delta": 1e-5, "draws": 1},
     }
     tight = replace(site, policy=replace(site.policy, max_epsilon=0.5))
     with pytest.raises(PrivacyError, match=r"limit 0\.5"):
@@ -144,6 +144,6 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
     assert {name for name, value in taught.items() if torch.equal(release.state[name], value)} == {
         name for name in taught if ".lora_A." in name
     }
-    with pytest.raises(ReleaseError, match="does not fit the study's scheme"):
-        other = {**private, "scheme": {**options["scheme"], "rank": 2}}
+    with pytest.raises(ReleaseError, match="does not fit the study's adapter"):
+        other = {**private, "adapter": {**options["adapter"], "rank": 2}}
         run_study(RealSites(willing), from_mapping(StudyConfig, other), modality)

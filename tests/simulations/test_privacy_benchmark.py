@@ -18,14 +18,14 @@ from ld_simulations.benchmarks.privacy.attacks import attack
 from ld_simulations.benchmarks.privacy.norms import gradient_norms
 from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, load_privacy_benchmark
 from ld_simulations.benchmarks.privacy.quality import QualityRuns
-from ld_simulations.benchmarks.privacy.report import Results, write_results
+from ld_simulations.benchmarks.privacy.report import PrivacyResults, write_results
 from ld_simulations.benchmarks.privacy.sums import measure_sum
 
 CONFIG = Path(__file__).parents[2] / "configs/benchmark_privacy.yaml"
 SMALL = [
     "seeds=[0]", "workers=1", "epsilons=[8]", "patients=[4]", "public_patients=2", "public_steps=2", "held_out=2",
-    "samples=4", "setting.patients=6", "setting.batch_patients=3", "setting.steps=2", "setting.rank=1",
-    "attacked_patients=16", "attacked.batch_patients=4", "attacked.steps=2", "overfitted.steps=2",
+    "samples=4", "setting.patients=6", "setting.expected_batch_size=3", "setting.steps=2", "setting.rank=1",
+    "attacked_patients=16", "attacked.expected_batch_size=4", "attacked.steps=2", "overfitted.steps=2",
 ]  # fmt: skip
 
 
@@ -34,8 +34,8 @@ def benchmark(tiny_base: Path, tmp_path: Path) -> PrivacyBenchmark:
     overrides = [f"output={tmp_path / 'work'}", f"results={tmp_path / 'results'}", *SMALL]
     loaded = load_privacy_benchmark(CONFIG, overrides)
     loaded.config.levers = {"no public start": {"warm_start": False}}
-    scheme = {**loaded.study.scheme, "targets": ["to_k"]}
-    return replace(loaded, study=replace(loaded.study, base_model=str(tiny_base), scheme=scheme))
+    adapter = {**loaded.study.adapter, "targets": ["to_k"]}
+    return replace(loaded, study=replace(loaded.study, base_model=str(tiny_base), adapter=adapter))
 
 
 def test_the_plan_asks_what_a_hospital_asks() -> None:
@@ -47,7 +47,7 @@ def test_the_plan_asks_what_a_hospital_asks() -> None:
     for _, title, setting in plan.tables():
         study = plan.study_of(setting, 0)
         assert study.privacy.enabled == (title not in ("no privacy", "public start alone"))
-        assert study.privacy.delta * setting.patients <= 0.1 + 1e-9
+        assert study.privacy.target_delta * setting.patients <= 0.1 + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_too_few_left_out_show_no_rate_of_all_seeds() -> None:
 
 @pytest.mark.slow
 def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None:
-    results, runs = Results(benchmark), QualityRuns(benchmark)
+    results, runs = PrivacyResults(benchmark), QualityRuns(benchmark)
     runs.prepare()
     for training in benchmark.trainings:
         results.write("quality", training.name, runs.run(training))
@@ -113,7 +113,7 @@ def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None
     assert results.sums()[0]["largest_error"] < 1e-6
     page = files[1].read_text()
     clips = results.read("norms", "norms")["clips"]
-    assert [row["clip_norm"] for row in clips] == sorted((row["clip_norm"] for row in clips), reverse=True)
+    assert [row["max_grad_norm"] for row in clips] == sorted((row["max_grad_norm"] for row in clips), reverse=True)
     shares = [row["clipped_share"] for row in clips]
     assert shares == sorted(shares)
     assert all(0 <= row["signal"] <= 1.0001 for row in clips)
@@ -129,4 +129,4 @@ def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None
     assert private["epsilon"] <= 8.0
     assert private["noise_over_signal"] > 0
     again = replace(benchmark, config=replace(benchmark.config, output="elsewhere", adopt=str(files[0])))
-    assert Results(again).kept() == results.kept()
+    assert PrivacyResults(again).kept() == results.kept()

@@ -79,7 +79,7 @@ def options(tiny_base: Path, output: Path, **federation: Any) -> dict[str, Any]:
     return {
         "base_model": str(tiny_base),
         "output": str(output),
-        "scheme": {"name": "lora", "rank": 1, "targets": ["to_k"]},
+        "adapter": {"name": "lora", "rank": 1, "targets": ["to_k"]},
         "training": {"steps": 1, "batch_size": 2},
         "federation": {**settings, **federation},
     }

@@ -14,7 +14,7 @@ from ld_client.privacy.secagg import SiteState, answer_stage, begun, mask_update
 from ld_common.protocol.secagg.messages import (
     Payload,
     RoutedShares,
-    Setting,
+    SecaggSetting,
     Stage,
     UnmaskRequest,
     default_threshold,
@@ -31,7 +31,7 @@ Tamper = Callable[[Stage, str, Payload], Payload]
 class Sites:
     """Sites that keep their state as bytes, and are silent from the stage at which they drop out."""
 
-    setting: Setting
+    setting: SecaggSetting
     updates: dict[str, Vector]
     silent: dict[str, Stage] = field(default_factory=dict)
     tamper: Tamper = lambda stage, site, answer: answer
@@ -70,7 +70,7 @@ class Sites:
 
 
 def make_sites(count: int, length: int = 5, seed: int = 0, threshold: int | None = None) -> Sites:
-    setting = Setting("study", 3, count, threshold or default_threshold(count), length, clip=1.0)
+    setting = SecaggSetting("study", 3, count, threshold or default_threshold(count), length, clip=1.0)
     generator = np.random.default_rng(seed)
     return Sites(setting, {f"s{place:02}": generator.uniform(-1, 1, length) for place in range(count)})
 

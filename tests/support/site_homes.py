@@ -17,7 +17,8 @@ from ld_client.deployment.approvals import approve
 from ld_client.deployment.join import join
 from ld_client.deployment.site_home import SiteHome
 from ld_client.site_config import load_modality, load_site
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import to_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.protocol.attestation import new_nonce
@@ -63,7 +64,7 @@ def approved(home: SiteHome) -> SiteHome:
 def task_of(home: SiteHome, **changes: Any) -> TrainTask:
     """The server's task of round 1."""
     study, kit, site = home.study(), home.kit(), home.site()
-    state = attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed).learned_state()
+    state = inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed).trainable_state()
     task = TrainTask(state, 1, json.dumps(to_mapping(study)), kit.base_digest, kit.modality_digest, nonce=new_nonce())
     return dataclasses.replace(task, **changes)
 

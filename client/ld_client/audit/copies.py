@@ -63,7 +63,7 @@ class CopyReport:
 
     distance: str
     patients_on_each_side: int
-    """Drawn at random from the larger side, with all their visits, for `nearer_to_training` alone."""
+    """EditResult at random from the larger side, with all their visits, for `nearer_to_training` alone."""
     nearer_to_training: Share
     """Generated pictures whose nearest neighbour is a training patient's; the interval takes the patients as given."""
     chance_low: float

@@ -32,7 +32,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """One attack's result."""
 
     attack: str
@@ -73,7 +73,7 @@ def read_audit(path: Path, site_name: str, release: Release) -> Audit:
     return replace(audit, membership=membership)
 
 
-def findings(audit: Audit, promised: float | None) -> list[Finding]:
+def findings(audit: Audit, promised: float | None) -> list[AuditFinding]:
     """Every attack's result in words; `promised` is the study's ε, and without one no ε is spoken of."""
     found = [_membership(report) for report in audit.membership]
     found.append(_copies(audit.copies))
@@ -95,7 +95,7 @@ def _read_report(held: dict[str, object]) -> MembershipReport:
     return replace(report, operating_points=tuple(from_mapping(OperatingPoint, point) for point in points))
 
 
-def _membership(report: MembershipReport) -> Finding:
+def _membership(report: MembershipReport) -> AuditFinding:
     area = report.area
     results = [
         f"Shown one patient who was trained on and one who was held out, it tells which is which in "
@@ -113,7 +113,7 @@ def _membership(report: MembershipReport) -> Finding:
         else f"An attack that is right in {percent(least)} of cases would have been noticed in four audits of five; "
         "a weaker leak may have stayed unseen."
     )
-    return Finding(
+    return AuditFinding(
         attack=f"Was this patient in the training? ({report.attack})",
         verdict="a leak was found" if leaks else "found nothing",
         results=results,
@@ -138,7 +138,7 @@ def _named(point: OperatingPoint) -> str:
     )
 
 
-def _copies(copies: CopyReport) -> Finding:
+def _copies(copies: CopyReport) -> AuditFinding:
     nearer, closer = copies.nearer_to_training, copies.closer_than_real
     results = [
         f"Of {nearer.total} generated pictures {nearer.count} lie nearer to a patient who was trained on than to one "
@@ -155,7 +155,7 @@ def _copies(copies: CopyReport) -> Finding:
             f"{percent(closer.high)}), lie as near to a training picture as only {percent(copies.quantile)} of real "
             "pictures of other patients do."
         )
-    return Finding(
+    return AuditFinding(
         attack="Do generated pictures copy a patient?",
         verdict="a leak was found" if copied else "found nothing",
         results=results,
@@ -169,9 +169,9 @@ def _copies(copies: CopyReport) -> Finding:
     )
 
 
-def _unpromised(bound: EpsilonBound) -> Finding:
+def _unpromised(bound: EpsilonBound) -> AuditFinding:
     leaks = bound.epsilon > 0
-    return Finding(
+    return AuditFinding(
         attack="Does a rehearsal betray who took part?",
         verdict="it does" if leaks else "found nothing",
         results=[_guessed(bound)],
@@ -181,10 +181,10 @@ def _unpromised(bound: EpsilonBound) -> Finding:
     )
 
 
-def _promised(bound: EpsilonBound, promised: float) -> Finding:
+def _promised(bound: EpsilonBound, promised: float) -> AuditFinding:
     refuted = bound.epsilon > promised
     short = "less than the promise, which it therefore could not have refuted"
-    return Finding(
+    return AuditFinding(
         attack="Does a rehearsal betray who took part?",
         verdict="refutes the promise" if refuted else "does not refute the promise",
         results=[

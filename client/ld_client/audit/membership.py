@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ld_client.audit.statistics import Area, AuditError, OperatingPoint, area_under_curve, operating_point
 from ld_common.core.seeding import torch_generator
-from ld_common.diffusion.base_model import Condition, Denoiser
+from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import Drift, centre, shift_noise
 from ld_common.diffusion.loss import denoising_loss, training_noise
 from ld_common.diffusion.schedule import predictor
@@ -44,8 +45,8 @@ class Scans:
     """Whose each is."""
     drift: Drift | None = None
     """Under which training saw them; its μ may be one for each scan, `(N,C,h,w)`."""
-    places: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    """`Modality.place` of each, `(N,k)`, or none at all: needed by schemes that see a baseline."""
+    condition_vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """`Modality.condition_vector` of each, `(N,k)`, or none at all: needed by adapters that see a baseline."""
 
     def __post_init__(self) -> None:
         counts = len(self.latents), len(self.prompts), len(self.pseudonyms)
@@ -61,7 +62,7 @@ class Scans:
         """Some of the scans, in this order."""
         prompts, pseudonyms = ([words[row] for row in rows] for words in (self.prompts, self.pseudonyms))
         drift = None if self.drift is None else self.drift.rows(rows)
-        places = self.places[rows] if len(self.places) else self.places
+        places = self.condition_vectors[rows] if len(self.condition_vectors) else self.condition_vectors
         return Scans(self.latents[rows], prompts, pseudonyms, drift, places)
 
 
@@ -71,8 +72,8 @@ class AttackOptions:
 
     points: int = 32
     """Pairs of timestep and noise at which each scan's loss is taken, the same for every scan and for both models."""
-    offset_noise: float = 0.0
-    """The study's `training.offset_noise`: the loss is then of the noise that training drew."""
+    noise_offset: float = 0.0
+    """The study's `training.noise_offset`: the loss is then of the noise that training drew."""
     batch_size: int = 16
     seed: int = 0
 
@@ -181,7 +182,7 @@ def grid_losses(
     levels, kind = model.scheduler.alphas_cumprod, model.scheduler.config["prediction_type"]
     generator = torch_generator(options.seed, "audit", "grid")
     timesteps = ((torch.arange(options.points) + 0.5) / options.points * len(levels)).long()
-    noise = training_noise(torch.Size((options.points, *latents.shape[1:])), options.offset_noise, generator)
+    noise = training_noise(torch.Size((options.points, *latents.shape[1:])), options.noise_offset, generator)
     losses = []
     for row, prompt in enumerate(prompts):
         own = None if drift is None else drift.rows([row])
@@ -201,15 +202,15 @@ def proximal_errors(model: Denoiser, latents: Tensor, prompts: Sequence[str], dr
     """Proximal initialisation attack (PIA, arXiv 2305.18355): one error for each scan, `(B,)`; it draws nothing.
 
     ε0 = ε(x_0, 0) stands in for the noise; the error is the mean of |ε(a x_0 + s ε0, t) - ε0|^4. Where training mixed
-    ε + δ into the latents, ε stands for that mixture.
+    ε + δ into the latents, ε stands for that noise.
     """
     levels = model.scheduler.alphas_cumprod
     forward = None if drift is None or drift.formulation in ("prior", "centred") else Drift(drift.mean, "noise")
     predict = predictor(model, Condition(model.embed(prompts)), forward)
     clean, timestep = centre(latents, drift).to(model.device), round(PROXIMAL_TIME * len(levels))
-    proximal, signal = predict(clean, 0).noise, float(levels[timestep])
+    proximal, signal = predict(clean, 0).pred_epsilon, float(levels[timestep])
     noisy = signal**0.5 * clean + (1 - signal) ** 0.5 * proximal
-    distance = predict(noisy, timestep).noise - proximal
+    distance = predict(noisy, timestep).pred_epsilon - proximal
     return distance.abs().pow(PROXIMAL_POWER).flatten(1).mean(1).float().cpu()
 
 

@@ -23,9 +23,10 @@ from ld_client.audit.one_run import EpsilonBound
 from ld_client.data.store import Store
 from ld_client.privacy.dp_sgd import train_round_privately
 from ld_client.site_config import SiteConfig
-from ld_client.train import Lesson, train_round
+from ld_client.train import TrainingData, train_round
+from ld_common.adapters.base import inject
 from ld_common.adapters.prior_preservation import draw_prior
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel, Denoiser, load_denoiser
 from ld_common.diffusion.drift import Drift, at_designs
@@ -91,10 +92,10 @@ def audit_release(
     tuned, base = load_release_base(release, site.base_model, site.device), load_denoiser(site.base_model, site.device)
     drift = training_drift(site, release)
     inside, outside = (
-        Scans(store.latents, store.prompts, store.pseudonyms, drift, store.places(release.modality))
+        Scans(store.latents, store.prompts, store.pseudonyms, drift, store.condition_vectors(release.modality))
         for store in (members, held_out)
     )
-    attack = AttackOptions(points=options.points, offset_noise=release.study.training.offset_noise, seed=options.seed)
+    attack = AttackOptions(points=options.points, noise_offset=release.study.training.noise_offset, seed=options.seed)
     membership = audit_membership(
         base,
         tuned,
@@ -139,8 +140,8 @@ def _draw(
     sampler, parts = make_sampler(tuned.scheduler, SAMPLER, SAMPLER_STEPS), []
     for start in range(0, count, SAMPLED_TOGETHER):
         some = said[start : start + SAMPLED_TOGETHER]
-        context = tuned.embed([release.modality.describe(attributes) for attributes in some])
-        drift = at_designs(release.drift, [release.modality.design(attributes) for attributes in some])
+        context = tuned.embed([release.modality.prompt(attributes) for attributes in some])
+        drift = at_designs(release.drift, [release.modality.design_vector(attributes) for attributes in some])
         parts.append(sample(tuned, context, noise[start : start + len(some)], sampler, drift, SAMPLED_TOGETHER).cpu())
         progress("drawing", start + len(some), count)
     return torch.cat(parts).float()
@@ -161,11 +162,11 @@ def _rehearse(
         [prompt for scans in sides for prompt in scans.prompts],
         [name for scans in sides for name in scans.pseudonyms],
         sides[0].drift,
-        torch.cat([scans.places for scans in sides]),
+        torch.cat([scans.condition_vectors for scans in sides]),
     )
     rehearsal = cast_rehearsal(everybody, count, secrets.randbits(63))
     tuned = _rehearsed(site, rehearsal.training, study, progress)
-    delta = study.privacy.delta if study.privacy.enabled else 0.0
+    delta = study.privacy.target_delta if study.privacy.enabled else 0.0
     return audit_canaries(
         load_denoiser(site.base_model, site.device),
         tuned,
@@ -179,10 +180,10 @@ def _rehearse(
 
 def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Progress) -> Denoiser:
     """All rounds of a study at this site alone; what a `start` would bring is not known here."""
-    model, scheme = load_denoiser(site.base_model, site.device), read_scheme(study.scheme)
-    prior = None if scheme.prior is None else draw_prior(model, scheme.prior, study.seed)
-    attached = attach(model, scheme, study.seed)
-    lesson = Lesson(scans.latents, scans.prompts, scans.drift, prior, scans.pseudonyms, scans.places)
+    model, adapter = load_denoiser(site.base_model, site.device), read_adapter(study.adapter)
+    prior = None if adapter.prior is None else draw_prior(model, adapter.prior, study.seed)
+    adapted = inject(model, adapter, study.seed)
+    lesson = TrainingData(scans.latents, scans.prompts, scans.drift, prior, scans.pseudonyms, scans.condition_vectors)
     total, done = study.federation.rounds * study.training.steps, 0
 
     def advance(*_: object) -> None:
@@ -193,7 +194,7 @@ def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Pro
     for number in range(1, study.federation.rounds + 1):
         if study.privacy.enabled:
             noise = study.privacy_plan().step.noise_multiplier
-            train_round_privately(attached, lesson, study, number, noise, advance)
+            train_round_privately(adapted, lesson, study, number, noise, advance)
         else:
-            train_round(attached, lesson, study, number, site.site, site.precision, advance)
-    return attached.model
+            train_round(adapted, lesson, study, number, site.site, site.precision, advance)
+    return adapted.model

@@ -34,7 +34,7 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Exclusion:
     """One file, series or table row that became no visit. It names files of the site and stays there."""
 
     name: str

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ld_client.data.exclusions import LeftOut, Reason
+from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.pseudonyms import pseudonym
-from ld_client.data.table import Row, Table, read_table
+from ld_client.data.table import Table, TableRow, read_table
 from ld_client.site_config import SiteConfig
 from ld_common.core.config import is_number
 from ld_common.core.errors import RequestError, ScanError, TableError
@@ -61,7 +61,7 @@ class Survey:
     site: SiteConfig
     modality: Modality
     patients: dict[str, dict[datetime.date, list[Candidate]]] = field(default_factory=dict)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[Exclusion] = field(default_factory=list)
 
     @property
     def scans(self) -> int:
@@ -87,7 +87,7 @@ def survey(site: SiteConfig, modality: Modality, key: bytes, progress: Progress)
     return joiner.found
 
 
-def read_visits(found: Survey) -> Iterator[Visit | LeftOut]:
+def read_visits(found: Survey) -> Iterator[Visit | Exclusion]:
     """Every visit in the order (pseudonym, day), and whatever is left out on the way.
 
     Of several series of one patient and date the first that can be read is taken, in the order of their numbers.
@@ -99,10 +99,10 @@ def read_visits(found: Survey) -> Iterator[Visit | LeftOut]:
             for candidate in sorted(found.patients[patient][date], key=lambda one: (one.series_number, one.name)):
                 if taken is not None:
                     detail = f"the visit's scan is {taken.name}"
-                    yield LeftOut(candidate.name, candidate.files, Reason.OTHER_SERIES, detail)
+                    yield Exclusion(candidate.name, candidate.files, Reason.OTHER_SERIES, detail)
                     continue
                 scan = _read(candidate, found)
-                if isinstance(scan, LeftOut):
+                if isinstance(scan, Exclusion):
                     yield scan
                 else:
                     taken = candidate
@@ -111,14 +111,14 @@ def read_visits(found: Survey) -> Iterator[Visit | LeftOut]:
             yield Visit(patient, (date - read[0][0]).days, candidate.attributes, scan)
 
 
-def _read(candidate: Candidate, found: Survey) -> Scan | LeftOut:
+def _read(candidate: Candidate, found: Survey) -> Scan | Exclusion:
     try:
         scan = read_scan(candidate.source, found.modality, released=_released(candidate.source, found.site))
         value_range(scan, found.modality.image)
     except ScanRefused as error:
-        return LeftOut(candidate.name, candidate.files, Reason(error.refusal.value), error.detail)
+        return Exclusion(candidate.name, candidate.files, Reason(error.refusal.value), error.detail)
     except ScanError as error:
-        return LeftOut(candidate.name, candidate.files, Reason.NO_CONTRAST, str(error))
+        return Exclusion(candidate.name, candidate.files, Reason.NO_CONTRAST, str(error))
     return scan
 
 
@@ -223,7 +223,7 @@ class _Joiner:
         self._add(patient, date, row, chosen, Candidate(chosen.path, name, len(headers), _number(chosen), {}))
 
     def _add(
-        self, patient: str, date: datetime.date, row: Row, header: DicomHeader | None, candidate: Candidate
+        self, patient: str, date: datetime.date, row: TableRow, header: DicomHeader | None, candidate: Candidate
     ) -> None:
         for name in self.found.modality.attributes:
             problem = self._add_attribute(name, row, header, candidate.attributes)
@@ -234,7 +234,7 @@ class _Joiner:
         dates.setdefault(date, []).append(candidate)
 
     def _add_attribute(
-        self, name: str, row: Row, header: DicomHeader | None, attributes: Attributes
+        self, name: str, row: TableRow, header: DicomHeader | None, attributes: Attributes
     ) -> tuple[Reason, str] | None:
         """Put the attribute's value, from the table or else from the header, into `attributes`, or say why not."""
         text = row.cells.get(name, "")
@@ -247,12 +247,12 @@ class _Joiner:
         try:
             attributes[name] = self.found.modality.parse(name, text)
         except RequestError as error:
-            number = not self.found.modality.attributes[name].words and is_number(text)
+            number = not self.found.modality.attributes[name].categories and is_number(text)
             return (Reason.OUT_OF_RANGE if number else Reason.UNKNOWN_VALUE), f"row {row.line}: {error}"
         return None
 
     def _leave_out(self, name: str, files: int, reason: Reason, detail: str) -> None:
-        self.found.left_out.append(LeftOut(name, files, reason, detail))
+        self.found.left_out.append(Exclusion(name, files, reason, detail))
 
 
 def _number(header: DicomHeader) -> int:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_client.data.exclusions import LeftOut, Reason
+from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.ingest import Progress, Survey, read_visits, survey
 from ld_client.data.pseudonyms import load_key
 from ld_client.site_config import SiteConfig, load_modality
@@ -51,7 +51,7 @@ class IndexSummary:
     visits: int
     pairs: int
     """Ordered pairs of visits of one patient at different dates."""
-    left_out: list[LeftOut]
+    left_out: list[Exclusion]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +71,9 @@ class Store:
     days: list[int]
     """Days since the patient's first visit."""
 
-    def places(self, modality: Modality) -> Tensor:
-        """`Modality.place` of each visit, `(N,k)`."""
-        return torch.tensor([modality.place(attributes) for attributes in self.attributes])
+    def condition_vectors(self, modality: Modality) -> Tensor:
+        """`Modality.condition_vector` of each visit, `(N,k)`."""
+        return torch.tensor([modality.condition_vector(attributes) for attributes in self.attributes])
 
 
 @dataclass(frozen=True)
@@ -175,26 +175,26 @@ def _rows(store: Store, rows: list[int]) -> Store:
     )
 
 
-def read_left_out(folder: Path) -> list[LeftOut]:
+def read_exclusions(folder: Path) -> list[Exclusion]:
     """What the last index run left out; raises `StoreError` without a store."""
     with _reading(folder) as index:
         rows = index.execute("SELECT name, files, reason, detail FROM left_out ORDER BY rowid").fetchall()
-        return [LeftOut(name, files, Reason(reason), detail) for name, files, reason, detail in rows]
+        return [Exclusion(name, files, Reason(reason), detail) for name, files, reason, detail in rows]
 
 
-def _encode_scans(found: Survey, base: BaseModel, progress: Progress) -> tuple[list[_Entry], Tensor, list[LeftOut]]:
+def _encode_scans(found: Survey, base: BaseModel, progress: Progress) -> tuple[list[_Entry], Tensor, list[Exclusion]]:
     """Index rows, latents `(N,C,h,w)` and everything that was left out."""
     modality, left_out = found.modality, list(found.left_out)
     entries: list[_Entry] = []
     waiting: list[Tensor] = []
     latents = [torch.empty(0, *base.latent_shape)]
     for visit in read_visits(found):
-        if isinstance(visit, LeftOut):
+        if isinstance(visit, Exclusion):
             left_out.append(visit)
             continue
-        prompt = modality.describe(visit.attributes)
+        prompt = modality.prompt(visit.attributes)
         entries.append(_Entry(visit.pseudonym, visit.days_since_baseline, visit.attributes, prompt))
-        waiting.append(to_model(visit.scan, base.side, modality.image)[0])
+        waiting.append(to_model(visit.scan, base.resolution, modality.image)[0])
         if len(waiting) == found.site.batch_size:
             latents.append(base.encode(torch.stack(waiting)))
             waiting.clear()
@@ -215,7 +215,7 @@ def _write_cache(folder: Path, tensors: dict[str, Tensor]) -> str:
     return name
 
 
-def _write_index(folder: Path, meta: dict[str, str], entries: list[_Entry], left_out: list[LeftOut]) -> None:
+def _write_index(folder: Path, meta: dict[str, str], entries: list[_Entry], left_out: list[Exclusion]) -> None:
     visits = [
         (row, entry.pseudonym, entry.day, json.dumps(entry.attributes, sort_keys=True), entry.prompt)
         for row, entry in enumerate(entries)

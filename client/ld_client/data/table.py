@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ld_client.data.exclusions import LeftOut, Reason
+from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.site_config import ColumnsConfig, DataConfig
 from ld_common.core.config import nearest
 from ld_common.core.errors import TableError
@@ -18,7 +18,7 @@ BLANK = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One usable row; it names the patient and stays in memory."""
 
     line: int
@@ -35,17 +35,17 @@ class Row:
 class Table:
     """The rows of a table by what finds them."""
 
-    by_file: dict[str, Row] = field(default_factory=dict)
-    by_patient: dict[str, dict[datetime.date, Row]] = field(default_factory=dict)
+    by_file: dict[str, TableRow] = field(default_factory=dict)
+    by_patient: dict[str, dict[datetime.date, TableRow]] = field(default_factory=dict)
     """Rows without a file: patient -> date -> row."""
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[Exclusion] = field(default_factory=list)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TableRow]:
         """All usable rows in the table's order."""
         dated = (row for visits in self.by_patient.values() for row in visits.values())
         return sorted([*self.by_file.values(), *dated], key=lambda row: row.line)
 
-    def nearest(self, patient: str, date: datetime.date) -> tuple[Row | None, int]:
+    def nearest(self, patient: str, date: datetime.date) -> tuple[TableRow | None, int]:
         """The patient's row nearest in time, the earlier of two, and the days between; (None, 0) without one."""
         visits = self.by_patient.get(patient, {})
         if not visits:
@@ -77,7 +77,7 @@ def read_table(data: DataConfig) -> Table:
         if any(line):
             cells = dict(zip(header, [*line, *[""] * len(header)], strict=False))
             row = _row(number, cells, data)
-            if isinstance(row, LeftOut):
+            if isinstance(row, Exclusion):
                 table.left_out.append(row)
             else:
                 _add(table, row, conflicting)
@@ -105,13 +105,13 @@ def _check_columns(path: Path, header: Sequence[str], columns: ColumnsConfig) ->
         raise TableError(f"the table '{path}' does not fit the site's config: {'; '.join(problems)}")
 
 
-def _row(number: int, cells: dict[str, str], data: DataConfig) -> Row | LeftOut:
+def _row(number: int, cells: dict[str, str], data: DataConfig) -> TableRow | Exclusion:
     columns, name = data.columns, f"row {number}"
     patient, date = cells[columns.patient], parse_date(cells[columns.date], data.date_format)
     if _blank(patient) or date is None:
         shape = data.date_format or "YYYY-MM-DD"
         detail = "no patient" if _blank(patient) else f"no date of the form {shape}; see data.date_format"
-        return LeftOut(name, 0, Reason.NO_PATIENT_OR_DATE, detail)
+        return Exclusion(name, 0, Reason.NO_PATIENT_OR_DATE, detail)
     file = cells[columns.file] if columns.file else ""
     file = "" if _blank(file) else PurePosixPath(file.replace("\\", "/")).as_posix()
     found = {
@@ -119,10 +119,10 @@ def _row(number: int, cells: dict[str, str], data: DataConfig) -> Row | LeftOut:
         name: "" if _blank(cells[column]) and cells[column] not in data.values.get(name, {}) else cells[column]
         for name, column in columns.attributes.items()
     }
-    return Row(number, patient, date, file, found)
+    return TableRow(number, patient, date, file, found)
 
 
-def _add(table: Table, row: Row, conflicting: set[tuple[str, datetime.date | str]]) -> None:
+def _add(table: Table, row: TableRow, conflicting: set[tuple[str, datetime.date | str]]) -> None:
     """File the row; of two equal ones the first stays, of two that disagree none."""
     key: tuple[str, datetime.date | str] = ("", row.file) if row.file else (row.patient, row.date)
     dated = table.by_patient.setdefault(row.patient, {})
@@ -135,7 +135,7 @@ def _add(table: Table, row: Row, conflicting: set[tuple[str, datetime.date | str
         else:
             dated[row.date] = row
     elif (known.patient, known.date, known.cells) == (row.patient, row.date, row.cells):
-        table.left_out.append(LeftOut(f"row {row.line}", 0, Reason.DUPLICATE, f"the same as row {known.line}"))
+        table.left_out.append(Exclusion(f"row {row.line}", 0, Reason.DUPLICATE, f"the same as row {known.line}"))
     else:
         conflicting.add(key)
         table.left_out += [_conflict(known), _conflict(row)]
@@ -145,9 +145,9 @@ def _add(table: Table, row: Row, conflicting: set[tuple[str, datetime.date | str
             del dated[row.date]
 
 
-def _conflict(row: Row) -> LeftOut:
+def _conflict(row: TableRow) -> Exclusion:
     detail = "rows of one scan that disagree: keep the right one"
-    return LeftOut(f"row {row.line}", 0, Reason.CONFLICTING_ROWS, detail)
+    return Exclusion(f"row {row.line}", 0, Reason.CONFLICTING_ROWS, detail)
 
 
 def parse_date(text: str, date_format: str) -> datetime.date | None:

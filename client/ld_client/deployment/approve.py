@@ -50,7 +50,7 @@ def _asking(home: SiteHome, study: StudyConfig, known: list[Approval], kit: KitM
     site = home.site()
     training, rounds = study.training, study.federation.rounds
     lines = [
-        f"  {rounds} rounds of {training.steps} steps, scheme {study.scheme['name']}, drift {study.drift.mean}",
+        f"  {rounds} rounds of {training.steps} steps, adapter {study.adapter['name']}, drift {study.drift.shape}",
         "  base model " + kit.base_digest[:16] + ", modality " + kit.modality_digest[:16],
     ]
     check_study(site.policy, study)
@@ -70,9 +70,9 @@ def _leaving(study: StudyConfig) -> list[str]:
     if study.federation.secure_aggregation:
         lines.append("  each round: this site's update and drift under a mask that only the sum of all sites removes")
     else:
-        lines.append(f"  each round: the tensors that scheme {study.scheme['name']} learned, readable for the server")
-        if study.drift.mean != "none":
-            lines.append(f"  each round: the site's latent drift, of shape {study.drift.mean}")
+        lines.append(f"  each round: the tensors that adapter {study.adapter['name']} learned, readable for the server")
+        if study.drift.shape != "none":
+            lines.append(f"  each round: the site's latent drift, of shape {study.drift.shape}")
     if study.withholds_numbers:
         lines.append("  no count of visits or patients, no loss")
     else:
@@ -83,8 +83,8 @@ def _leaving(study: StudyConfig) -> list[str]:
     if study.privacy.enabled:
         planned = study.privacy_plan()
         lines.append(
-            f"  under differential privacy by patient: epsilon {planned.epsilon:.3g} at delta {study.privacy.delta:g} "
-            "over the whole study"
+            f"  under patient-level differential privacy: epsilon {planned.epsilon:.3g} at delta "
+            f"{study.privacy.target_delta:g} over the whole study"
         )
     else:
         lines.append("  without differential privacy: no limit is proven on what it tells of a patient")

@@ -37,7 +37,7 @@ BLOCK = 65536
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogEntry:
     """One line of the log."""
 
     sequence: int
@@ -97,7 +97,7 @@ class AuditLog:
     def _opening(self) -> dict[str, Any]:
         return {"site": self.site, "study": self.study, "key": fingerprint(self.key.public_key())}
 
-    def _missing(self, last: Entry | None) -> dict[str, Any] | None:
+    def _missing(self, last: LogEntry | None) -> dict[str, Any] | None:
         """What the head that was kept says the log should hold and it does not; None when they agree.
 
         A process may be killed between an entry and its head: the log is one entry ahead, whose head is then kept now.
@@ -112,7 +112,7 @@ class AuditLog:
             return None
         return {"kept_head": None if kept is None else head_record(kept), "log_ended_at": end}
 
-    def _write(self, stream: IO[bytes], last: Entry | None, event: str, details: dict[str, Any]) -> Entry:
+    def _write(self, stream: IO[bytes], last: LogEntry | None, event: str, details: dict[str, Any]) -> LogEntry:
         entry = make_entry(last, event, {**details, "salt": secrets.token_hex(16)})
         stream.seek(0, os.SEEK_END)
         stream.write(entry.line() + b"\n")
@@ -121,10 +121,10 @@ class AuditLog:
         self._keep_head(entry)
         return entry
 
-    def _keep_head(self, entry: Entry) -> None:
+    def _keep_head(self, entry: LogEntry) -> None:
         write_bytes(head_file(self.path), canonical(head_record(self._head(entry))))
 
-    def _head(self, entry: Entry) -> AuditHead:
+    def _head(self, entry: LogEntry) -> AuditHead:
         return sign_head(self.key, AuditHead(self.site, self.study, entry.sequence, entry.hash, entry.time))
 
     @contextmanager
@@ -134,7 +134,7 @@ class AuditLog:
             yield stream
 
 
-def make_entry(last: Entry | None, event: str, details: dict[str, Any]) -> Entry:
+def make_entry(last: LogEntry | None, event: str, details: dict[str, Any]) -> LogEntry:
     """The entry after `last`, now."""
     content: dict[str, Any] = {
         "sequence": 1 if last is None else last.sequence + 1,
@@ -143,7 +143,7 @@ def make_entry(last: Entry | None, event: str, details: dict[str, Any]) -> Entry
         "details": details,
         "previous": FIRST if last is None else last.hash,
     }
-    return Entry(**content, hash=entry_hash(content))
+    return LogEntry(**content, hash=entry_hash(content))
 
 
 def entry_hash(content: dict[str, Any]) -> str:
@@ -152,7 +152,7 @@ def entry_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(covered)).hexdigest()
 
 
-def parse_line(line: bytes) -> Entry:
+def parse_line(line: bytes) -> LogEntry:
     """The entry of a line; raises `ValueError` unless the line is, byte for byte, what such an entry is written as."""
     try:
         content = json.loads(line)
@@ -161,7 +161,7 @@ def parse_line(line: bytes) -> Entry:
     kinds = {"sequence": int, "time": str, "event": str, "details": dict, "previous": str, "hash": str}
     if not isinstance(content, dict) or {name: type(value) for name, value in content.items()} != kinds:
         raise ValueError("not an entry of an audit log")
-    entry = Entry(**content)
+    entry = LogEntry(**content)
     if entry.line() != line:
         raise ValueError("not written as this software writes an entry")
     return entry
@@ -195,7 +195,7 @@ def read_log(log: Path) -> tuple[bytes, AuditHead | None]:
         raise DeploymentError(f"cannot read '{log}': {error.strerror or error}") from error
 
 
-def _tail(stream: IO[bytes]) -> tuple[Entry | None, int]:
+def _tail(stream: IO[bytes]) -> tuple[LogEntry | None, int]:
     """The last whole entry, and how many bytes of an unfinished one follow it.
 
     Raises:

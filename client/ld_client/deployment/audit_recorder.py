@@ -18,7 +18,7 @@ from typing import Any
 from ld_client.deployment.approvals import approvals
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.site_home import SiteHome
-from ld_client.round import DataUse
+from ld_client.round import DataUsage
 from ld_common.core.errors import ConfigError, FederationError, LdError, ScanError, TableError
 from ld_common.protocol.attestation import AuditHead, Statement, attest, check_head, head_record, plain
 from ld_common.protocol.messages import TrainResult, TrainTask, error_code, tensor_record
@@ -29,7 +29,7 @@ MOST_LETTERS = 1000
 """Of one text in the log."""
 
 
-class Witness:
+class AuditRecorder:
     """One message to a site."""
 
     def __init__(self, home: SiteHome | None, kind: str, run: int) -> None:
@@ -63,10 +63,14 @@ class Witness:
             check_head(log.key.public_key(), task.audit_head, log.site, log.study)
             self._append(log, "acknowledged", head_record(task.audit_head))
 
-    def training(self, use: DataUse) -> None:
+    def training(self, use: DataUsage) -> None:
         """The data are about to be used."""
         privacy = use.study.privacy
-        noise = {"noise_multiplier": use.noise_multiplier, "delta": privacy.delta, "epsilon": privacy.target_epsilon}
+        noise = {
+            "noise_multiplier": use.noise_multiplier,
+            "delta": privacy.target_delta,
+            "epsilon": privacy.target_epsilon,
+        }
         self._write(
             "training",
             {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ld_client.deployment.audit_log import FIRST, Entry, entry_hash, parse_line, read_log
+from ld_client.deployment.audit_log import FIRST, LogEntry, entry_hash, parse_line, read_log
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import LdError
 from ld_common.protocol.attestation import AuditHead, check_head, head_from_record
@@ -46,7 +46,7 @@ def verify_log(content: bytes, kept: AuditHead | None, key: PublicKey, site: str
     """
     verdict = Verdict()
     *lines, rest = content.split(b"\n")
-    entries: dict[int, Entry] = {}
+    entries: dict[int, LogEntry] = {}
     """Line -> entry."""
     for number, line in enumerate(lines, start=1):
         try:
@@ -65,7 +65,7 @@ def verify_log(content: bytes, kept: AuditHead | None, key: PublicKey, site: str
     return verdict
 
 
-def _check_chain(entries: Mapping[int, Entry], lines: int, verdict: Verdict) -> None:
+def _check_chain(entries: Mapping[int, LogEntry], lines: int, verdict: Verdict) -> None:
     expected, number, seen = FIRST, 1, dict[str, int]()
     """Hash and number that the next entry should name."""
     for line in range(1, lines + 1):
@@ -88,7 +88,7 @@ def _check_chain(entries: Mapping[int, Entry], lines: int, verdict: Verdict) -> 
         expected, number = entry.hash, entry.sequence + 1
 
 
-def _check_events(entries: Mapping[int, Entry], verdict: Verdict, key: PublicKey, site: str, study: str) -> None:
+def _check_events(entries: Mapping[int, LogEntry], verdict: Verdict, key: PublicKey, site: str, study: str) -> None:
     hashes = {entry.sequence: entry.hash for entry in entries.values()}
     first = entries.get(1)
     if first is not None and not _opens(first, key, site, study):
@@ -115,7 +115,7 @@ def _check_events(entries: Mapping[int, Entry], verdict: Verdict, key: PublicKey
 
 
 def _check_end(
-    entries: Mapping[int, Entry], kept: AuditHead | None, verdict: Verdict, key: PublicKey, site: str, study: str
+    entries: Mapping[int, LogEntry], kept: AuditHead | None, verdict: Verdict, key: PublicKey, site: str, study: str
 ) -> None:
     last = entries[max(entries)] if entries else None
     if kept is None:
@@ -140,7 +140,7 @@ def _check_end(
         verdict.notes.append(f"entry {end} was not signed: a process was killed right after it")
 
 
-def _opens(entry: Entry, key: PublicKey, site: str, study: str) -> bool:
+def _opens(entry: LogEntry, key: PublicKey, site: str, study: str) -> bool:
     said = {name: value for name, value in entry.details.items() if name != "salt"}
     return entry.event == "opened" and said == {"site": site, "study": study, "key": fingerprint(key)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ld_client.deployment.approvals import check_approved, check_bundle
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.check_data import Checked, check_data, guarded
-from ld_client.deployment.check_result import Finding, failed, good, warning
+from ld_client.deployment.check_result import CheckResult, failed, good, warning
 from ld_client.deployment.check_server import check_server, dated
 from ld_client.deployment.site_certificate import read_certificate
 from ld_client.deployment.site_home import SiteHome
@@ -16,7 +16,7 @@ from ld_common.protocol.keys import fingerprint, read_public_line
 ASK_AGAIN = "ask the study for its kit again and open it with ld-client init"
 
 
-def check_home(home: SiteHome) -> list[Finding]:
+def check_home(home: SiteHome) -> list[CheckResult]:
     """All findings, in the order in which they are best mended."""
     findings = guarded("kit", ASK_AGAIN, lambda: _kit(home))
     findings += guarded("key", "restore site.key from a backup, or enrol again", lambda: _key(home))
@@ -34,7 +34,7 @@ def check_home(home: SiteHome) -> list[Finding]:
     return findings + guarded("audit log", "see ld-client audit verify", lambda: _audit(home))
 
 
-def _kit(home: SiteHome) -> list[Finding]:
+def _kit(home: SiteHome) -> list[CheckResult]:
     kit = home.kit()
     said = f"study {kit.study}, site {kit.site}, signed by {fingerprint(read_public_line(kit.public_key))}"
     if home.study().digest() != kit.study_digest:
@@ -43,15 +43,15 @@ def _kit(home: SiteHome) -> list[Finding]:
     return [good("kit", said)]
 
 
-def _key(home: SiteHome) -> list[Finding]:
+def _key(home: SiteHome) -> list[CheckResult]:
     return [good("key", f"{fingerprint(home.key().public_key())}, readable by its owner alone")]
 
 
-def _config(home: SiteHome) -> list[Finding]:
+def _config(home: SiteHome) -> list[CheckResult]:
     return [good("config", f"{home.config_file.name} of site {home.site().site}")]
 
 
-def _certificate(home: SiteHome, kit: KitManifest) -> list[Finding]:
+def _certificate(home: SiteHome, kit: KitManifest) -> list[CheckResult]:
     if not home.certificate.exists():
         remedy = "ld-client start fetches it, once the study has admitted what ld-client enroll prints"
         return [warning("certificate", "there is none yet", remedy)]
@@ -59,7 +59,7 @@ def _certificate(home: SiteHome, kit: KitManifest) -> list[Finding]:
     return [dated("certificate", certificate, f"of {kit.site}", "ask the study to admit this site again")]
 
 
-def _approval(home: SiteHome, kit: KitManifest) -> list[Finding]:
+def _approval(home: SiteHome, kit: KitManifest) -> list[CheckResult]:
     try:
         check_bundle(home, kit.bundle_digest)
         check_approved(home, kit.study_digest, kit.base_digest, kit.modality_digest)
@@ -68,7 +68,7 @@ def _approval(home: SiteHome, kit: KitManifest) -> list[Finding]:
     return [good("approval", f"code {kit.bundle_digest[:16]} and study {kit.study_digest[:16]} are approved")]
 
 
-def _audit(home: SiteHome) -> list[Finding]:
+def _audit(home: SiteHome) -> list[CheckResult]:
     verdict = verify_home(home)
     if verdict.problems:
         said = f"{len(verdict.problems)} problems, the first: {verdict.problems[0]}"

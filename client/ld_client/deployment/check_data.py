@@ -12,12 +12,13 @@ import psutil
 import torch
 
 from ld_client.data.store import Store, open_store, split_store
-from ld_client.deployment.check_result import Finding, failed, good, warning
+from ld_client.deployment.check_result import CheckResult, failed, good, warning
 from ld_client.policy import check_hours, check_size, check_store, check_study
 from ld_client.privacy.budget import still_to_charge
 from ld_client.privacy.ledger import Ledger, by_study, private_charges
 from ld_client.site_config import SiteConfig, load_modality
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.errors import LdError, PolicyError
 from ld_common.diffusion.base_model import base_digest, load_denoiser, locate_base
 from ld_common.protocol.dp_accounting import epsilon
@@ -47,9 +48,9 @@ class Checked:
         return split_store(store, self.site.held_out)[0]
 
 
-def check_data(checked: Checked) -> list[Finding]:
+def check_data(checked: Checked) -> list[CheckResult]:
     """Everything that needs no network."""
-    checks: list[tuple[str, str, Callable[[Checked], list[Finding]]]] = [
+    checks: list[tuple[str, str, Callable[[Checked], list[CheckResult]]]] = [
         ("disk", "make the folder of `store` writable", _disk),
         ("base model", "point base_model at the study's base", _base),
         ("memory", "use a machine that can hold the base", _memory),
@@ -58,7 +59,7 @@ def check_data(checked: Checked) -> list[Finding]:
         ("policy", "talk to the study, or change the site's policy", _policy),
         ("budget", "talk to the study, or change policy.max_epsilon", _budget),
     ]
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     for name, remedy, check in checks:
         found = guarded(name, remedy, partial(check, checked))
         if any(one.name == "base model" and one.said == found[0].said for one in findings):  # it is told already
@@ -67,7 +68,7 @@ def check_data(checked: Checked) -> list[Finding]:
     return findings
 
 
-def guarded(name: str, remedy: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+def guarded(name: str, remedy: str, check: Callable[[], list[CheckResult]]) -> list[CheckResult]:
     """A check's findings; one that cannot be made has failed."""
     try:
         return check()
@@ -75,7 +76,7 @@ def guarded(name: str, remedy: str, check: Callable[[], list[Finding]]) -> list[
         return [failed(name, str(error), remedy)]
 
 
-def _disk(checked: Checked) -> list[Finding]:
+def _disk(checked: Checked) -> list[CheckResult]:
     folder = checked.site.store_path
     while not folder.exists():
         folder = folder.parent
@@ -86,7 +87,7 @@ def _disk(checked: Checked) -> list[Finding]:
     return [warning("disk", said, remedy) if free < LITTLE_DISK else good("disk", said)]
 
 
-def _base(checked: Checked) -> list[Finding]:
+def _base(checked: Checked) -> list[CheckResult]:
     found, wanted = base_digest(checked.site.base_model), checked.kit.base_digest
     if found != wanted:
         remedy = "point base_model at the study's base: the same files, byte for byte"
@@ -94,7 +95,7 @@ def _base(checked: Checked) -> list[Finding]:
     return [good("base model", f"{found[:16]}, as the study's")]
 
 
-def _memory(checked: Checked) -> list[Finding]:
+def _memory(checked: Checked) -> list[CheckResult]:
     site = checked.site
     folder = locate_base(site.base_model)
     parts = [file for part in ("unet", "text_encoder") for file in (folder / part).glob("*.safetensors")]
@@ -112,14 +113,14 @@ def _memory(checked: Checked) -> list[Finding]:
     return [_room("memory", available, needed, said)]
 
 
-def _room(name: str, free: int, needed: int, said: str) -> Finding:
+def _room(name: str, free: int, needed: int, said: str) -> CheckResult:
     if free < needed:
         remedy = "end other programs, or use a larger machine; ld-client dry-run shows the real need"
         return warning(name, f"{said}; this base takes some {needed / GIB:.1f}", remedy)
     return good(name, said)
 
 
-def _modality(checked: Checked) -> list[Finding]:
+def _modality(checked: Checked) -> list[CheckResult]:
     found, wanted = load_modality(checked.site).digest(), checked.kit.modality_digest
     if found != wanted:
         said = f"it is {found[:16]}, the study's is {wanted[:16]}"
@@ -127,7 +128,7 @@ def _modality(checked: Checked) -> list[Finding]:
     return [good("modality", f"{found[:16]}, as the study's")]
 
 
-def _index(checked: Checked) -> list[Finding]:
+def _index(checked: Checked) -> list[CheckResult]:
     store, visits = checked.store, defaultdict[str, set[int]](set)
     for patient, day in zip(store.pseudonyms, store.days, strict=True):
         visits[patient].add(day)
@@ -148,10 +149,10 @@ def _index(checked: Checked) -> list[Finding]:
     return [*findings, good("ages", said) if whole else warning("ages", said, remedy)]
 
 
-def _policy(checked: Checked) -> list[Finding]:
+def _policy(checked: Checked) -> list[CheckResult]:
     site, study = checked.site, checked.study
     check_study(site.policy, study)
-    check_size(site.policy, attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed))
+    check_size(site.policy, inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed))
     done = by_study(Ledger(site.ledger_path).entries()).get(study.digest(), [])
     rounds = sum(entry.purpose == "training" for entry in done)
     left = site.policy.max_rounds - rounds
@@ -166,7 +167,7 @@ def _policy(checked: Checked) -> list[Finding]:
     return findings
 
 
-def _budget(checked: Checked) -> list[Finding]:
+def _budget(checked: Checked) -> list[CheckResult]:
     site, study = checked.site, checked.study
     if not study.privacy.enabled:
         return [good("budget", "the study has no differential privacy: no ε can be said, none is charged")]

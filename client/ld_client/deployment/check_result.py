@@ -15,7 +15,7 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line of the table."""
 
     name: str
@@ -24,16 +24,16 @@ class Finding:
     remedy: str = ""
 
 
-def good(name: str, said: str) -> Finding:
+def good(name: str, said: str) -> CheckResult:
     """It is as it should be."""
-    return Finding(name, Standing.OK, said)
+    return CheckResult(name, Standing.OK, said)
 
 
-def warning(name: str, said: str, remedy: str) -> Finding:
+def warning(name: str, said: str, remedy: str) -> CheckResult:
     """It does not stop a round; somebody should look."""
-    return Finding(name, Standing.WARNING, said, remedy)
+    return CheckResult(name, Standing.WARNING, said, remedy)
 
 
-def failed(name: str, said: str, remedy: str) -> Finding:
+def failed(name: str, said: str, remedy: str) -> CheckResult:
     """A round would fail or be refused."""
-    return Finding(name, Standing.FAILED, said, remedy)
+    return CheckResult(name, Standing.FAILED, said, remedy)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import httpx
 from cryptography import x509
 
-from ld_client.deployment.check_result import Finding, failed, good, warning
+from ld_client.deployment.check_result import CheckResult, failed, good, warning
 
 T = TypeVar("T")
 STEP_SECONDS = 5.0
@@ -29,7 +29,7 @@ NOT_YET, EXPIRED, OTHER_HOST, OTHER_ADDRESS = 9, 10, 62, 64
 RENEW = "the study must renew it: ask its people"
 
 
-def check_server(address: str, authority: Path) -> list[Finding]:
+def check_server(address: str, authority: Path) -> list[CheckResult]:
     """Reach the server, check its certificate, compare clocks.
 
     Args:
@@ -55,7 +55,7 @@ def check_server(address: str, authority: Path) -> list[Finding]:
     return [reached, dated("server certificate", certificate, f"for {host}", RENEW), _clock(address, context)]
 
 
-def dated(name: str, certificate: x509.Certificate, said: str, remedy: str) -> Finding:
+def dated(name: str, certificate: x509.Certificate, said: str, remedy: str) -> CheckResult:
     """Whether a certificate is valid today, and for how long."""
     end, days = certificate.not_valid_after_utc, (certificate.not_valid_after_utc - datetime.now(UTC)).days
     if datetime.now(UTC) >= end:
@@ -100,7 +100,7 @@ def _certificate(host: str, port: int, context: ssl.SSLContext) -> x509.Certific
         return x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
 
 
-def _refused(error: ssl.SSLCertVerificationError, host: str, port: int) -> Finding:
+def _refused(error: ssl.SSLCertVerificationError, host: str, port: int) -> CheckResult:
     """Why the server's certificate is not believed."""
     name = "server certificate"
     anything = ssl.create_default_context()
@@ -130,7 +130,7 @@ def _names(certificate: x509.Certificate) -> list[str]:
     return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
-def _clock(address: str, context: ssl.SSLContext) -> Finding:
+def _clock(address: str, context: ssl.SSLContext) -> CheckResult:
     """This machine's clock less the server's, from the `Date` of an answer, which is cut to whole seconds."""
     try:
         before = time.time()

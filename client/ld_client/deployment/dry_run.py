@@ -21,9 +21,10 @@ import torch
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.site_home import SiteHome
 from ld_client.privacy.ledger import Ledger
-from ld_client.round import run_task
+from ld_client.round import handle_train
 from ld_client.site_config import LEDGER, SiteConfig
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import to_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.protocol.messages import TrainResult, TrainTask, tensor_record
@@ -62,11 +63,11 @@ def rehearse(site: SiteConfig, study: StudyConfig, modality_digest: str) -> DryR
     """Round 1 of a study at a site, on a copy of its store; raises `LdError`."""
     # there are no other sites to mask towards; what is computed is the same
     alone = replace(study, federation=replace(study.federation, secure_aggregation=False))
-    state = attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed).learned_state()
+    state = inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed).trainable_state()
     task = TrainTask(state, 1, json.dumps(to_mapping(alone)), base_digest(site.base_model), modality_digest)
     with _copy(site) as copied:
         started = time.monotonic()
-        result = run_task(copied, task)
+        result = handle_train(copied, task)
         seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if site.device == "cuda":

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.privacy.dp_drift import drift_is_free
-from ld_client.privacy.ledger import DRIFT, TRAINING, Entry, Ledger, by_study, private_charges
+from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, LedgerEntry, by_study, private_charges
 from ld_client.site_config import SiteConfig
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.diffusion.base_model import load_denoiser
 from ld_common.protocol.dp_accounting import Charge, epsilon, epsilon_rdp, noise_over_signal
 from ld_common.protocol.study_config import StudyConfig, load_study
@@ -37,7 +38,7 @@ def budget_lines(site: SiteConfig, study_file: Path | None, overrides: Sequence[
     return lines
 
 
-def _by_study(entries: Sequence[Entry]) -> list[str]:
+def _by_study(entries: Sequence[LedgerEntry]) -> list[str]:
     lines = []
     for digest, own in by_study(entries).items():
         trained = [entry for entry in own if entry.purpose == TRAINING]
@@ -59,7 +60,7 @@ def _spent(site: SiteConfig, charges: Sequence[Charge]) -> list[str]:
 
 
 def still_to_charge(
-    site: SiteConfig, store: Store, study: StudyConfig, entries: Sequence[Entry]
+    site: SiteConfig, store: Store, study: StudyConfig, entries: Sequence[LedgerEntry]
 ) -> tuple[list[Charge], list[Charge]]:
     """What the next round of a private study will charge here, and all that are left, when none runs again."""
     planned = study.privacy_plan()
@@ -72,20 +73,20 @@ def still_to_charge(
     return one, every
 
 
-def _asked(site: SiteConfig, study: StudyConfig, entries: Sequence[Entry]) -> list[str]:
+def _asked(site: SiteConfig, study: StudyConfig, entries: Sequence[LedgerEntry]) -> list[str]:
     if not study.privacy.enabled:
         refused = "; this site refuses it (policy.private_only)" if site.policy.private_only else ""
         return [f"study {study.name}: without differential privacy, no ε can be said{refused}"]
     planned, delta, limit = study.privacy_plan(), site.policy.delta, site.policy.max_epsilon
     store, _ = split_store(open_store(site.store_path), site.held_out)
     charges, (one, every) = private_charges(entries), still_to_charge(site, store, study, entries)
-    attached = attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed)
-    parameters = sum(parameter.numel() for parameter in attached.learned.values())
-    ratio = noise_over_signal(planned.step.noise_multiplier, parameters, study.privacy.batch_patients)
+    adapted = inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed)
+    parameters = sum(parameter.numel() for parameter in adapted.trainable.values())
+    ratio = noise_over_signal(planned.step.noise_multiplier, parameters, study.privacy.expected_batch_size)
     after_one, after_all = epsilon([*charges, *one], delta), epsilon([*charges, *every], delta)
     fits = "fits" if after_all <= limit else "does not fit: the site will refuse a round of it"
     return [
-        f"study {study.name}: ε {planned.epsilon:.4g} at its δ {study.privacy.delta:g}, noise multiplier "
+        f"study {study.name}: ε {planned.epsilon:.4g} at its δ {study.privacy.target_delta:g}, noise multiplier "
         f"{planned.step.noise_multiplier:.4g}, sampling rate {planned.step.sampling_rate:.4g}, "
         f"{planned.step.steps} steps",
         f"  its next round brings the data set to ε {after_one:.4g}, all its {study.federation.rounds} rounds to "
@@ -100,5 +101,5 @@ def _drift_noise(study: StudyConfig) -> str:
     privacy = study.privacy
     deviation = privacy.drift_noise_multiplier * 2**0.5 * privacy.drift_clip_norm / privacy.patients
     return f"  each value of its drift has noise of deviation {deviation:.2g}, where latents have about 1" + (
-        ": set drift.mean to none, or more patients" if deviation > DRIFT_NOISE else ""
+        ": set drift.shape to none, or more patients" if deviation > DRIFT_NOISE else ""
     )

@@ -42,7 +42,7 @@ def paid_drift(site: SiteConfig, store: Store, study: StudyConfig) -> Tensor | N
     Raises:
         PrivacyError: none was charged for.
     """
-    if study.drift.mean == "none":
+    if study.drift.shape == "none":
         return None
     kept = Ledger(site.ledger_path).kept(_key(store, study))
     if kept is None:
@@ -62,7 +62,7 @@ def noised_drift(store: Store, study: StudyConfig) -> Tensor:
         rows[owner].append(row)
     total, shape = torch.zeros(0, dtype=torch.float64), torch.Size()
     for own in rows.values():
-        drift = drift_from_moments(store.latents[own], store.base_latent_mean, study.drift.mean)
+        drift = drift_from_moments(store.latents[own], store.base_latent_mean, study.drift.shape)
         if drift is None or not bool(drift.isfinite().all()):
             continue
         clip = min(1.0, privacy.drift_clip_norm / max(float(drift.norm()), 1e-12))

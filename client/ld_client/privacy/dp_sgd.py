@@ -18,8 +18,8 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from ld_client.privacy.secure_rng import SecretNoiseOptimizer, secret_generator, secret_uniform
-from ld_client.train import Examples, Lesson, learning_rate
-from ld_common.adapters.registry import Attached
+from ld_client.train import LossSampler, TrainingData, learning_rate
+from ld_common.adapters.base import AdaptedModel
 from ld_common.core.errors import PrivacyError
 from ld_common.protocol.dp_accounting import DpConfig
 from ld_common.protocol.study_config import StudyConfig
@@ -29,21 +29,21 @@ MOST_GRADIENTS = 2**26
 
 
 def train_round_privately(
-    attached: Attached[Any],
-    lesson: Lesson,
+    adapted: AdaptedModel[Any],
+    lesson: TrainingData,
     study: StudyConfig,
     round_number: int,
     noise_multiplier: float,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Train a scheme's parameters for one round, in place; charge the round before it runs, whatever becomes of it.
+    """Train an adapter's parameters for one round, in place; charge the round before it runs, whatever becomes of it.
 
     What the parameters are afterwards has, for one patient, the ε of `training.steps` times the Gaussian mechanism
     with `noise_multiplier` on a Poisson sample at `privacy.sampling_rate`. Losses are not even computed into a return
     value: nothing but the parameters may leave.
 
     Args:
-        attached: the model with the scheme's parameters at the start of the round.
+        adapted: the model with the adapter's parameters at the start of the round.
         lesson: what it learns from, and whose it is.
         study: how; `privacy` decides how many patients make a step, `training.batch_size` how many examples pass the
             network at once.
@@ -52,26 +52,26 @@ def train_round_privately(
         on_step: called after each step with its number.
 
     Raises:
-        PrivacyError: the model or scheme has no per-example gradients.
+        PrivacyError: the model or adapter has no per-example gradients.
     """
-    check_trainable(attached)
+    check_trainable(adapted)
     privacy, training = study.privacy, study.training
-    examples, sampled = Examples(attached, lesson, study, secret_generator()), Patients(lesson.patients)
-    learned = list(attached.learned.values())
+    examples, sampled = LossSampler(adapted, lesson, study, secret_generator()), Patients(lesson.patients)
+    learned = list(adapted.trainable.values())
     optimizer = SecretNoiseOptimizer(
         torch.optim.AdamW(learned, lr=training.learning_rate, weight_decay=0.0),
         noise_multiplier=noise_multiplier,
-        max_grad_norm=privacy.clip_norm,
-        expected_batch_size=privacy.batch_patients,
+        max_grad_norm=privacy.max_grad_norm,
+        expected_batch_size=privacy.expected_batch_size,
     )
     average = _Average(learned, privacy.ema)
-    hooks = GradSampleModule(attached.model.unet, loss_reduction="sum")
-    attached.model.unet.train()
+    hooks = GradSampleModule(adapted.model.unet, loss_reduction="sum")
+    adapted.model.unet.train()
     try:
         for index, chosen in enumerate(sampled.steps(privacy.sampling_rate, training.steps)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(study, round_number, index)
-            rows = sampled.draw(chosen, privacy.draws)
+            rows = sampled.draw(chosen, privacy.augmentation_multiplicity)
             accumulate_gradient(optimizer, hooks, examples, rows, privacy, training.batch_size)
             _add_prior_gradient(hooks, examples, learned)
             optimizer.original_optimizer.step()
@@ -80,21 +80,21 @@ def train_round_privately(
             on_step(index + 1)
     finally:
         hooks.to_standard_module()
-        attached.model.unet.eval()
+        adapted.model.unet.eval()
         for parameter in learned:
             parameter.grad = None
     average.write()
 
 
-def check_trainable(attached: Attached[Any]) -> None:
+def check_trainable(adapted: AdaptedModel[Any]) -> None:
     """Refuse what has no gradient of its own for each example; raises `PrivacyError`."""
-    outside = [name for name in attached.learned if not name.startswith("unet.")]
+    outside = [name for name in adapted.trainable if not name.startswith("unet.")]
     if outside:
         raise PrivacyError(
             f"'{outside[0]}' learns outside the UNet, without a gradient for each patient: under privacy.enabled "
-            "choose scheme lora, custom_diffusion, dreambooth or basic"
+            "choose adapter lora, custom_diffusion, dreambooth or basic"
         )
-    unet = attached.model.unet
+    unet = adapted.model.unet
     if getattr(unet, "is_gradient_checkpointing", False):
         raise PrivacyError("gradient checkpointing leaves no gradient for each patient: switch it off")
     mixing = [str(error) for error in ModuleValidator.validate(unet.train(), strict=False)]
@@ -126,24 +126,29 @@ class Patients:
 
 
 def accumulate_gradient(
-    optimizer: DPOptimizer, hooks: GradSampleModule, examples: Examples, rows: Tensor, privacy: DpConfig, at_once: int
+    optimizer: DPOptimizer,
+    hooks: GradSampleModule,
+    examples: LossSampler,
+    rows: Tensor,
+    privacy: DpConfig,
+    at_once: int,
 ) -> None:
     """Put the noised mean gradient of these patients' rows `(P,K)` into the parameters' `grad`, in chunks.
 
     A chunk is of whole patients with `at_once` examples together, and of one patient at least.
     """
     parameters = [parameter for parameter in hooks.parameters() if parameter.requires_grad]
-    size = sum(parameter.numel() for parameter in parameters) * privacy.draws
-    chunks = rows.split(max(1, min(at_once // privacy.draws, MOST_GRADIENTS // size)))
+    size = sum(parameter.numel() for parameter in parameters) * privacy.augmentation_multiplicity
+    chunks = rows.split(max(1, min(at_once // privacy.augmentation_multiplicity, MOST_GRADIENTS // size)))
     for number, chunk in enumerate(chunks, start=1):
         if len(chunk):
             hooks.enable_hooks()
             with warnings.catch_warnings():  # a first layer that learns has no input with a gradient, nor needs one
                 warnings.filterwarnings("ignore", "Full backward hook")
-                (examples.scans_loss(chunk.flatten(), "sum") / privacy.draws).backward()
+                (examples.scans_loss(chunk.flatten(), "sum") / privacy.augmentation_multiplicity).backward()
             hooks.disable_hooks()
         for parameter in parameters:
-            parameter.grad_sample = _by_patient(parameter, len(chunk), privacy.draws)
+            parameter.grad_sample = _by_patient(parameter, len(chunk), privacy.augmentation_multiplicity)
         last = number == len(chunks)
         optimizer.signal_skip_step(do_skip=not last)
         optimizer.pre_step()
@@ -162,7 +167,7 @@ def _by_patient(parameter: nn.Parameter, patients: int, draws: int) -> Tensor:
     return torch.nan_to_num(found.view(patients, draws, *parameter.shape).sum(1), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _add_prior_gradient(hooks: GradSampleModule, examples: Examples, learned: Sequence[nn.Parameter]) -> None:
+def _add_prior_gradient(hooks: GradSampleModule, examples: LossSampler, learned: Sequence[nn.Parameter]) -> None:
     """The preserved prior is the base's own and public: its gradient is neither clipped nor noised."""
     hooks.disable_hooks()
     loss = examples.prior_loss()

@@ -29,7 +29,7 @@ TRAINING, DRIFT = "training", "drift"
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One row of the ledger."""
 
     time: str
@@ -83,7 +83,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         """All charges in their order; raises `PrivacyError` when the file is no ledger."""
         if not self.path.exists():
             return []
@@ -191,25 +191,25 @@ def _refuse_beyond(limit: float, delta: float, held: Sequence[Charge], total: fl
         )
 
 
-def _entries(database: sqlite3.Connection) -> list[Entry]:
+def _entries(database: sqlite3.Connection) -> list[LedgerEntry]:
     rows = database.execute(
         "SELECT time, study, study_digest, round, purpose, noise_multiplier, sampling_rate, steps FROM charges "
         "ORDER BY id"
     )
     return [
-        Entry(time, study, digest, number, purpose, None if noise is None else Charge(noise, rate, steps))
+        LedgerEntry(time, study, digest, number, purpose, None if noise is None else Charge(noise, rate, steps))
         for time, study, digest, number, purpose, noise, rate, steps in rows
     ]
 
 
-def private_charges(entries: Sequence[Entry]) -> list[Charge]:
+def private_charges(entries: Sequence[LedgerEntry]) -> list[Charge]:
     """Those of which an ε can be said."""
     return [entry.charge for entry in entries if entry.charge]
 
 
-def by_study(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+def by_study(entries: Sequence[LedgerEntry]) -> dict[str, list[LedgerEntry]]:
     """Entries by their study's digest, in the order of its first charge."""
-    studies: dict[str, list[Entry]] = {}
+    studies: dict[str, list[LedgerEntry]] = {}
     for entry in entries:
         studies.setdefault(entry.study_digest, []).append(entry)
     return studies

@@ -15,12 +15,12 @@ from pathlib import Path
 import jinja2
 
 from ld_client.audit.findings import findings, read_audit
-from ld_client.privacy.ledger import DRIFT, TRAINING, Entry, Ledger
+from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, LedgerEntry
 from ld_client.privacy.report_data import (
-    Holdings,
-    OwnRound,
-    Promise,
-    Spent,
+    BudgetSpent,
+    DatasetSummary,
+    PrivacyStatement,
+    RoundParticipation,
     StudyUse,
     holdings_of,
     number,
@@ -101,7 +101,11 @@ def write_privacy_report(
 
 
 def _promise_warnings(
-    site: SiteConfig, promise: Promise | None, spent: Spent | None, holdings: Holdings, studies: Sequence[StudyUse]
+    site: SiteConfig,
+    promise: PrivacyStatement | None,
+    spent: BudgetSpent | None,
+    holdings: DatasetSummary,
+    studies: Sequence[StudyUse],
 ) -> list[str]:
     if promise is None or spent is None:
         return [
@@ -138,7 +142,9 @@ def _promise_warnings(
     return said
 
 
-def _ledger_warnings(rounds: Sequence[OwnRound], own: Sequence[Entry], promise: Promise | None) -> list[str]:
+def _ledger_warnings(
+    rounds: Sequence[RoundParticipation], own: Sequence[LedgerEntry], promise: PrivacyStatement | None
+) -> list[str]:
     if not own:
         return [
             "The site's ledger holds nothing of this study, though the site took part: it was lost, replaced, or this "
@@ -156,7 +162,7 @@ def _ledger_warnings(rounds: Sequence[OwnRound], own: Sequence[Entry], promise: 
     return said
 
 
-def _site_warnings(site: SiteConfig, holdings: Holdings) -> list[str]:
+def _site_warnings(site: SiteConfig, holdings: DatasetSummary) -> list[str]:
     said = []
     if site.held_out == 0:
         said.append(

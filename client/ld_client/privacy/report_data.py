@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ld_client.data.store import open_store, read_left_out, split_store
-from ld_client.privacy.ledger import DRIFT, TRAINING, Entry, by_study, private_charges
+from ld_client.data.store import open_store, read_exclusions, split_store
+from ld_client.privacy.ledger import DRIFT, TRAINING, LedgerEntry, by_study, private_charges
 from ld_client.site_config import SiteConfig
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, ReleaseError
@@ -18,7 +18,7 @@ from ld_common.release.release import Release
 
 
 @dataclass
-class Promise:
+class PrivacyStatement:
     """What a private release states of itself; unit: one patient of one site; horizon: all rounds of the study."""
 
     differential_privacy: bool
@@ -31,7 +31,7 @@ class Promise:
     noise_multiplier: float
     sampling_rate: float
     sampling: str
-    clip_norm: float
+    max_grad_norm: float
     steps: int
     drift_noise_multiplier: float | None
 
@@ -43,7 +43,7 @@ class Promise:
 
 
 @dataclass(frozen=True)
-class OwnRound:
+class RoundParticipation:
     """This site's part in one round."""
 
     number: int
@@ -71,7 +71,7 @@ class StudyUse:
 
 
 @dataclass(frozen=True)
-class Spent:
+class BudgetSpent:
     """What the ledger adds up to; unit: one patient; horizon: all private studies on the data set so far."""
 
     total: float
@@ -84,7 +84,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class DatasetSummary:
     """What the store holds and what indexing left out, in numbers."""
 
     trained_patients: int
@@ -96,7 +96,7 @@ class Holdings:
     """Whether the store is of the release's base model and modality."""
 
 
-def read_promise(release: Release) -> Promise | None:
+def read_promise(release: Release) -> PrivacyStatement | None:
     """The release's own privacy statement, None without differential privacy.
 
     Raises:
@@ -112,12 +112,12 @@ def read_promise(release: Release) -> Promise | None:
     if not private:
         return None
     try:
-        return from_mapping(Promise, stated)
+        return from_mapping(PrivacyStatement, stated)
     except ConfigError as error:
         raise ReleaseError(f"the release's privacy statement is not whole ({error}): ask for it again") from error
 
 
-def own_rounds(name: str, release: Release, own: Sequence[Entry]) -> list[OwnRound]:
+def own_rounds(name: str, release: Release, own: Sequence[LedgerEntry]) -> list[RoundParticipation]:
     """A site's part in every round of a release, beside what its ledger was charged.
 
     Raises:
@@ -133,7 +133,7 @@ def own_rounds(name: str, release: Release, own: Sequence[Entry]) -> list[OwnRou
         else:
             outcome = "in the release" if record["counted"] else "not used: the round had too few sites"
         sent = None if seen is None else int(seen["uplink_bytes"])
-        found.append(OwnRound(int(record["round"]), outcome, sent, charged[int(record["round"])]))
+        found.append(RoundParticipation(int(record["round"]), outcome, sent, charged[int(record["round"])]))
     if not present:
         took_part = sorted({site for record in release.manifest["rounds"] for site in record["sites"]})
         raise ReleaseError(
@@ -143,7 +143,7 @@ def own_rounds(name: str, release: Release, own: Sequence[Entry]) -> list[OwnRou
     return found
 
 
-def study_uses(entries: Sequence[Entry], delta: float | None) -> list[StudyUse]:
+def study_uses(entries: Sequence[LedgerEntry], delta: float | None) -> list[StudyUse]:
     """The ledger by study, in the order of their first charge; without a `delta` no ε is computed."""
     uses = []
     for digest, own in by_study(entries).items():
@@ -162,7 +162,7 @@ def study_uses(entries: Sequence[Entry], delta: float | None) -> list[StudyUse]:
     return uses
 
 
-def _charge_words(own: Sequence[Entry]) -> list[str]:
+def _charge_words(own: Sequence[LedgerEntry]) -> list[str]:
     steps: Counter[tuple[str, float, float]] = Counter()
     for entry in own:
         if entry.charge is not None:
@@ -176,9 +176,11 @@ def _charge_words(own: Sequence[Entry]) -> list[str]:
     ]
 
 
-def spent_on(promise: Promise, site_delta: float, entries: Sequence[Entry], own: Sequence[Entry]) -> Spent:
+def spent_on(
+    promise: PrivacyStatement, site_delta: float, entries: Sequence[LedgerEntry], own: Sequence[LedgerEntry]
+) -> BudgetSpent:
     charges = private_charges(entries)
-    return Spent(
+    return BudgetSpent(
         total=_composed(tuple(charges), site_delta),
         by_renyi=epsilon_rdp(charges, site_delta),
         this_study=_composed(tuple(private_charges(own)), promise.delta),
@@ -192,12 +194,12 @@ def _composed(charges: tuple[Charge, ...], delta: float) -> float:
     return epsilon(charges, delta)
 
 
-def holdings_of(site: SiteConfig, release: Release) -> Holdings:
+def holdings_of(site: SiteConfig, release: Release) -> DatasetSummary:
     """What the site's store holds and what of it the release was trained on."""
-    store, entries = open_store(site.store_path), read_left_out(site.store_path)
+    store, entries = open_store(site.store_path), read_exclusions(site.store_path)
     trained, held_out = (len(set(side.pseudonyms)) for side in split_store(store, site.held_out))
     reasons = Counter(one.reason for one in entries)
-    return Holdings(
+    return DatasetSummary(
         trained_patients=trained,
         held_out_patients=held_out,
         visits=len(store.prompts),

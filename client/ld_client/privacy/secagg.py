@@ -40,7 +40,7 @@ from ld_common.protocol.secagg.messages import (
     RevealedShares,
     Roster,
     RoutedShares,
-    Setting,
+    SecaggSetting,
     Stage,
     UnmaskRequest,
     quantise,
@@ -68,7 +68,7 @@ class SiteState:
 
     progress: Progress
     site: str
-    setting: Setting
+    setting: SecaggSetting
     sealing_secret: bytes = b""
     masking_secret: bytes = b""
     seed: bytes = b""
@@ -94,7 +94,9 @@ class SiteState:
             for name in ("sealing_secret", "masking_secret", "seed", "session"):
                 fields[name] = bytes.fromhex(fields[name])
             fields["shares"] = {dealer: bytes.fromhex(share) for dealer, share in fields["shares"].items()}
-            return cls(**fields | {"progress": Progress(fields["progress"]), "setting": Setting(**fields["setting"])})
+            return cls(
+                **fields | {"progress": Progress(fields["progress"]), "setting": SecaggSetting(**fields["setting"])}
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FederationError(
                 "the site's state of secure aggregation cannot be read: wait for a new round"
@@ -125,7 +127,7 @@ def answer_stage(
         FederationError: the request is malformed, out of turn or asks for what must not be revealed.
     """
     if stage is Stage.KEYS:
-        return offer_keys(site, unpack(Setting, request), fewest, state)
+        return offer_keys(site, unpack(SecaggSetting, request), fewest, state)
     held = begun(state)
     if stage is Stage.SHARES:
         return deal_shares(held, unpack(Roster, request))
@@ -141,7 +143,7 @@ def begun(state: SiteState | None) -> SiteState:
 
 
 def offer_keys(
-    site: str, setting: Setting, fewest: int = 2, previous: SiteState | None = None
+    site: str, setting: SecaggSetting, fewest: int = 2, previous: SiteState | None = None
 ) -> tuple[SiteState, KeyOffer]:
     """Stage `keys`: fresh secrets for one round.
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ld_client.privacy.secagg import SiteState, answer_stage, begun, mask_update, open_shares
 from ld_client.site_config import SiteConfig
-from ld_common.adapters.registry import State
+from ld_common.core.state import State
 from ld_common.protocol.secagg.messages import Payload, RoutedShares, Stage, drift_unit, flatten, pack, unpack
 
 RECORD = "secure-aggregation"
 
 
-class SecureRound:
+class SecaggSiteRound:
     """One site's round; what it keeps lies in the node's own state, which Flower stores and never sends."""
 
     def __init__(self, kept: RecordDict) -> None:

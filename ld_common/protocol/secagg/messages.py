@@ -32,9 +32,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ld_common.adapters.registry import State
 from ld_common.core.errors import FederationError
-from ld_common.diffusion.drift import LARGEST_DRIFT
+from ld_common.core.state import State
+from ld_common.diffusion.options import LARGEST_DRIFT
 from ld_common.protocol.secagg.crypto import digest
 
 Payload = dict[str, int | float | str | bytes | list[str] | list[bytes]]
@@ -74,7 +74,7 @@ def drift_unit(clip: float) -> float:
 
 
 @dataclass(frozen=True)
-class Setting:
+class SecaggSetting:
     """What all sites of one round agree on; the request of stage `keys`.
 
     The threshold must be a majority. A site reveals either the own-mask share or the mask-key share of another, never
@@ -137,7 +137,7 @@ class Roster:
     sealing_keys: list[bytes]
     masking_keys: list[bytes]
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: SecaggSetting) -> None:
         """Refuse fewer sites than the threshold, a name or key that stands twice; raises `FederationError`."""
         count = len(self.sites)
         require(
@@ -148,7 +148,7 @@ class Roster:
         aligned = len(self.sealing_keys) == len(self.masking_keys) == count
         require(aligned and len(set(keys)) == 2 * count, "a roster whose keys are not two of each site's own")
 
-    def session(self, setting: Setting) -> bytes:
+    def session(self, setting: SecaggSetting) -> bytes:
         """Digest of setting and roster, to which everything that follows is bound."""
         return digest(setting.digest(), *map(str.encode, self.sites), *self.sealing_keys, *self.masking_keys)
 
@@ -219,10 +219,10 @@ def unpack(kind: type[P], content: Mapping[str, object]) -> P:
     return kind(**{name: content[name] for name in hints})
 
 
-def quantise(update: NDArray[np.float64], setting: Setting) -> tuple[NDArray[np.uint32], int]:
+def quantise(update: NDArray[np.float64], setting: SecaggSetting) -> tuple[NDArray[np.uint32], int]:
     """The nearest level of each number, clipped to the setting's range, and how many numbers were clipped.
 
-    Rounding to the nearest, not at random: off by at most half a `Setting.step`, and it needs no random numbers.
+    Rounding to the nearest, not at random: off by at most half a `SecaggSetting.step`, and it needs no random numbers.
 
     Raises:
         FederationError: NaN or infinite numbers, or another length than the setting's.
@@ -233,7 +233,7 @@ def quantise(update: NDArray[np.float64], setting: Setting) -> tuple[NDArray[np.
     return np.rint((within + setting.clip) / setting.step).astype(np.uint32), int(np.count_nonzero(within != update))
 
 
-def dequantise(total: NDArray[np.uint32], sites: int, setting: Setting) -> NDArray[np.float64]:
+def dequantise(total: NDArray[np.uint32], sites: int, setting: SecaggSetting) -> NDArray[np.float64]:
     """The sum of updates from the sum of their levels over `sites` sites.
 
     Raises:

@@ -9,7 +9,7 @@ import gradio
 from gradio.themes.utils.fonts import Font
 
 from ld_common.release.release import Release
-from ld_generate.web.drawing import MEASURED, Drawn
+from ld_generate.web.drawing import MEASURED, EditResult
 from ld_generate.writer import DIFFERENCE_LIMIT
 
 NOTICE = (
@@ -115,7 +115,7 @@ def message(kind: str, line: str) -> str:
     return f'<div class="message {kind}" role="alert">{escape(line)}</div>'
 
 
-def caption(name: str, drawn: Drawn) -> str:
+def caption(name: str, drawn: EditResult) -> str:
     """What the pictures show, and how they were drawn."""
     how = f"{escape(name)} · {escape(drawn.settings)}"
     return f'<div class="caption"><b>Synthetic: {escape(drawn.title)}</b><div>{how}</div></div>'

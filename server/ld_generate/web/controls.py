@@ -9,15 +9,15 @@ from typing import Any
 import gradio
 from gradio.components import Component
 
-from ld_common.editing.registry import METHODS
+from ld_common.editing.registry import EDITORS
 from ld_common.imaging.modality import AttributeConfig, Attributes
-from ld_common.release.release import Release
+from ld_common.release.release import Release, release_editor
 from ld_generate.request import shown
 from ld_generate.web.appearance import heading
-from ld_generate.web.drawing import Wish
+from ld_generate.web.drawing import EditForm
 
-DRIFT_STEP, STRENGTH_STEP, DEPTH_STEP = 0.01, 0.05, 0.05
-MOST_STRENGTH = 5.0
+DRIFT_STEP, GUIDANCE_STEP, NOISE_STEP = 0.01, 0.05, 0.05
+MAX_GUIDANCE = 5.0
 TRAJECTORY_VALUES = 8
 NOWHERE = "no"
 
@@ -50,22 +50,31 @@ class Controls:
                 heading("It should show")
                 self.wanted = {name: _wanted(name, known) for name, known in attributes.items()}
         gradio.HTML('<div class="note">What the file itself says is grey and settled.</div>')
-        edit, search = release.study.edit, release.study.drift.search
+        edit, search = release_editor(release), release.study.drift.search
         reach = max(abs(search.lowest), abs(search.highest), abs(edit.delta))
         heading("How")
         self.drift = gradio.Slider(
             -reach, reach, edit.delta, step=DRIFT_STEP, label="Drift δ", info="Shift of z_T, in the paper's units."
         )
-        with gradio.Accordion("Method, strength, seed", open=False):
-            self.method = gradio.Dropdown(list(METHODS), value=edit.method, label="Method")
-            self.strength = gradio.Slider(
-                0, max(MOST_STRENGTH, edit.strength), edit.strength, step=STRENGTH_STEP, label="Strength"
+        with gradio.Accordion("Editor, guidance, seed", open=False):
+            self.editor = gradio.Dropdown(list(EDITORS), value=edit.name, label="Editor")
+            self.guidance_scale = gradio.Slider(
+                0,
+                max(MAX_GUIDANCE, edit.guidance_scale),
+                edit.guidance_scale,
+                step=GUIDANCE_STEP,
+                label="Guidance scale",
             )
-            self.depth = gradio.Slider(
-                DEPTH_STEP, 1, edit.depth, step=DEPTH_STEP, label="Depth", info="Share of the diffusion that is undone."
+            self.noise_fraction = gradio.Slider(
+                NOISE_STEP,
+                1,
+                edit.noise_fraction,
+                step=NOISE_STEP,
+                label="Noise fraction",
+                info="Share of the diffusion that is inverted.",
             )
             self.seed = gradio.Number(release.study.seed, label="Seed", precision=0, minimum=0)
-        numbers = {name: known for name, known in attributes.items() if not known.words}
+        numbers = {name: known for name, known in attributes.items() if not known.categories}
         with gradio.Accordion("Trajectory", open=False, visible=bool(numbers)):
             self.along = gradio.Radio([NOWHERE, *numbers], value=NOWHERE, label="Draw one along")
             with gradio.Row():
@@ -87,22 +96,22 @@ class Controls:
 
     @property
     def all(self) -> set[Component]:
-        """What a wish is read from."""
-        how = {self.drift, self.method, self.strength, self.depth, self.seed}
+        """What a form is read from."""
+        how = {self.drift, self.editor, self.guidance_scale, self.noise_fraction, self.seed}
         along = {self.along, self.first, self.last, self.step}
         return self.scan | how | along | {*self.shows.values(), *self.wanted.values()}
 
-    def wish(self, values: Mapping[Component, Any]) -> Wish:
+    def form(self, values: Mapping[Component, Any]) -> EditForm:
         """What the controls say."""
         along = values[self.along]
         spoken = f"{along}={values[self.first]}:{values[self.last]}:{values[self.step]}"
-        return Wish(
+        return EditForm(
             shows={name: values[control] for name, control in self.shows.items()},
             wanted={name: values[control] for name, control in self.wanted.items()},
             drift=values[self.drift],
-            method=values[self.method],
-            strength=values[self.strength],
-            depth=values[self.depth],
+            editor=values[self.editor],
+            guidance_scale=values[self.guidance_scale],
+            noise_fraction=values[self.noise_fraction],
             seed=values[self.seed],
             trajectory="" if along == NOWHERE else spoken,
             slice_index=values[self.slice_index],
@@ -129,27 +138,27 @@ class Controls:
 
 def _known(name: str, known: AttributeConfig) -> Component:
     """What the scan shows: empty until the file or a person says it."""
-    if known.words:
+    if known.categories:
         return gradio.Radio(_words(known), value=None, label=name, elem_id=f"shows-{name}")
     return gradio.Textbox(label=_label(name, known), placeholder="not known", max_lines=1, elem_id=f"shows-{name}")
 
 
 def _wanted(name: str, known: AttributeConfig) -> Component:
-    if known.words:
+    if known.categories:
         return gradio.Radio(_words(known), value=None, label=name, elem_id=f"wanted-{name}")
     return gradio.Slider(known.minimum, known.maximum, step=1, label=name, elem_id=f"wanted-{name}")
 
 
 def _following(known: AttributeConfig) -> str:
     """What a person says of the scan is also what should be seen, in the browser, at once: nothing is different yet."""
-    if known.words:
+    if known.categories:
         return "(said, wanted) => said"
     within = f"{known.minimum} <= Number(said) && Number(said) <= {known.maximum}"
     return f"(said, wanted) => said.trim() && {within} ? Number(said) : wanted"
 
 
 def _words(known: AttributeConfig) -> list[tuple[str, str]]:
-    return [(words, value) for value, words in known.words.items()]
+    return [(words, value) for value, words in known.categories.items()]
 
 
 def _label(name: str, known: AttributeConfig) -> str:

@@ -13,13 +13,14 @@ import numpy as np
 
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
+from ld_common.editing.registry import change_editor
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.scan_reader import from_model, read_scan, to_model
-from ld_common.release.release import Release
-from ld_generate.attribute_sweep import read_trajectory
-from ld_generate.request import make_folders, read_questions, shown
+from ld_common.release.release import Release, release_editor
+from ld_generate.attribute_sweep import read_sweep
+from ld_generate.request import make_folders, read_requests, shown
 from ld_generate.samples import RECORD
-from ld_generate.writer import answer
+from ld_generate.writer import run_edits
 
 MEASURED = ("scan", "reconstruction", "counterfactual")
 Chosen = Mapping[str, float | str | None]
@@ -27,16 +28,16 @@ Chosen = Mapping[str, float | str | None]
 
 
 @dataclass(frozen=True)
-class Wish:
+class EditForm:
     """All that the page's controls say."""
 
     shows: Chosen
     wanted: Chosen
     drift: float
     """δ in the paper's units."""
-    method: str
-    strength: float
-    depth: float
+    editor: str
+    guidance_scale: float
+    noise_fraction: float
     seed: int
     trajectory: str = ""
     """attribute=first:last:step, or nothing."""
@@ -46,7 +47,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class EditResult:
     """The files of one answer, and what is said of them."""
 
     title: str
@@ -86,8 +87,8 @@ def preview(modality: Modality, side: int, scan: Path, slice_index: int | None, 
 
 
 def draw(
-    model: BaseModel, release: Release, scan: Path, wish: Wish, out: Path, progress: Callable[[float], None]
-) -> Drawn:
+    model: BaseModel, release: Release, scan: Path, form: EditForm, out: Path, progress: Callable[[float], None]
+) -> EditResult:
     """Answer one question about one scan into a folder of its own in `out`.
 
     Args:
@@ -97,16 +98,20 @@ def draw(
         LdError: a scan or a question that cannot be used.
     """
     modality = release.modality
-    given = _given(modality, wish.shows)
-    target = _changed(modality, wish.wanted, given)
-    along = read_trajectory(modality, wish.trajectory) if wish.trajectory else None
+    given = _given(modality, form.shows)
+    target = _changed(modality, form.wanted, given)
+    along = read_sweep(modality, form.trajectory) if form.trajectory else None
     if not target and along is None:
         raise RequestError("nothing should be different yet: move a control under “It should show”")
-    config = replace(release.study.edit, method=wish.method, strength=wish.strength, depth=wish.depth)
-    seeded = replace(release, study=replace(release.study, seed=wish.seed))
+    editor = replace(
+        change_editor(release_editor(release), form.editor),
+        guidance_scale=form.guidance_scale,
+        noise_fraction=form.noise_fraction,
+    )
+    seeded = replace(release, study=replace(release.study, seed=form.seed))
     targets = [target] if target else []
-    (question,) = read_questions(
-        modality, model.side, [scan], targets, given, wish.slice_index, wish.released, out, along
+    (question,) = read_requests(
+        modality, model.resolution, [scan], targets, given, form.slice_index, form.released, out, along
     )
     make_folders([question])
     done, total = 0, 1 + len(question.targets)
@@ -116,16 +121,16 @@ def draw(
         done += count
         progress(min(done / total, 1.0))
 
-    files = answer(model, seeded, [question], config, [wish.drift], advance)
+    files = run_edits(model, seeded, [question], editor, [form.drift], advance)
     record = json.loads((question.folder / RECORD).read_text())
     own = record["counterfactuals"][0 if target else -1]
     own_files = [question.folder / name for name in own["files"]]
     pictures = _pictures(question.folder, own_files)
     measured = [*(record["areas_mm2"][name] for name in MEASURED[:2]), own["areas_mm2"]]
     areas = {name: [one[name] for one in measured] for name in measured[0]}
-    return Drawn(
+    return EditResult(
         title=_difference(modality, question.factual, own["set"]),
-        settings=_settings(wish),
+        settings=_settings(form),
         pictures=pictures,
         dicom=next(file for file in own_files if file.suffix == ".dcm"),
         nifti=next((file for file in own_files if file.name.endswith(".nii.gz")), None),
@@ -165,14 +170,16 @@ def _difference(modality: Modality, factual: Attributes, target: Attributes) -> 
     told = []
     for name, value in target.items():
         known = modality.attributes[name]
-        before, after = (known.words.get(str(one), shown(one)) for one in (factual[name], value))
+        before, after = (known.categories.get(str(one), shown(one)) for one in (factual[name], value))
         told.append(f"{name} {before} → {after} {known.unit}".strip())
     return ", ".join(told)
 
 
-def _settings(wish: Wish) -> str:
-    drift = f"{wish.drift:+g}" if wish.drift else "0"
-    return f"δ {drift}, {wish.method}, strength {wish.strength:g}, depth {wish.depth:g}, seed {wish.seed}"
+def _settings(form: EditForm) -> str:
+    drift = f"{form.drift:+g}" if form.drift else "0"
+    return (
+        f"δ {drift}, {form.editor}, guidance {form.guidance_scale:g}, noise {form.noise_fraction:g}, seed {form.seed}"
+    )
 
 
 def _pictures(folder: Path, files: list[Path]) -> dict[str, Path]:

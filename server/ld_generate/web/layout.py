@@ -20,7 +20,7 @@ from ld_common.release.release import Release
 from ld_generate.web import appearance
 from ld_generate.web.controls import Controls
 from ld_generate.web.drawing import draw, preview
-from ld_generate.web.results import Results
+from ld_generate.web.results import ResultView
 from ld_generate.web.scans import one_scan
 
 KEPT_SECONDS, SWEEP_SECONDS = 1800, 60
@@ -46,7 +46,7 @@ class Page:
                 with gradio.Column(scale=4, min_width=360, elem_id="ask"):
                     self._controls = Controls(release, examples)
                 with gradio.Column(scale=9, min_width=500):
-                    self._results = Results()
+                    self._results = ResultView()
             self._connect()
         self.blocks.queue(max_size=MOST_WAITING)
 
@@ -72,7 +72,7 @@ class Page:
             try:
                 _, scan = self._scan(values, Path(folder))
                 index, released = values[controls.slice_index], values[controls.released]
-                seen = preview(modality, self._model.side, scan, index, released)
+                seen = preview(modality, self._model.resolution, scan, index, released)
             except Exception as error:
                 return self._results.show_no_scan(_told(error)) | controls.prefill({})
         return self._results.show_scan(seen) | controls.prefill(seen.says)
@@ -85,8 +85,8 @@ class Page:
             try:
                 progress(0.0, desc="drawing")
                 name, scan = self._scan(values, Path(folder))
-                wish = self._controls.wish(values)
-                drawn = draw(self._model, self._release, scan, wish, Path(folder) / "out", progress)
+                form = self._controls.form(values)
+                drawn = draw(self._model, self._release, scan, form, Path(folder) / "out", progress)
             except Exception as error:
                 yield self._results.show_error(_told(error))
             else:

@@ -8,12 +8,12 @@ import gradio
 from gradio.components import Component
 
 from ld_generate.web import appearance
-from ld_generate.web.drawing import Drawn, Preview
+from ld_generate.web.drawing import EditResult, Preview
 
 EMPTY = "Drop a scan, or pick an example.<br>Say what should be different.<br>Press Draw."
 
 
-class Results:
+class ResultView:
     """Where answers appear; it is placed where this is called, inside `gradio.Blocks`."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Results:
             self.after: gradio.update(visible=False),
         }
 
-    def show_answer(self, name: str, drawn: Drawn) -> dict[Component, Any]:
+    def show_answer(self, name: str, drawn: EditResult) -> dict[Component, Any]:
         """An answer about the scan `name`, with its warnings first."""
         pictures = {what: str(file) for what, file in drawn.pictures.items()}
         counterfactual = pictures["counterfactual"]

@@ -60,7 +60,7 @@ OPTIONS = (
 log = logging.getLogger(__name__)
 
 
-class Refusal(Exception):
+class ServiceError(Exception):
     """Why a call is refused: a status, and a sentence for the site."""
 
     def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
@@ -128,7 +128,7 @@ class Doorkeeper(grpc.ServerInterceptor):
             try:
                 with self._admit(context):
                     return answer(request, context)
-            except Refusal as error:
+            except ServiceError as error:
                 refusal = error
             except Exception as error:
                 refusal = _failure(error)
@@ -144,7 +144,7 @@ class Doorkeeper(grpc.ServerInterceptor):
                     for message in answer(request, context):
                         yield message
                         check_peer(self._home, context)
-            except Refusal as error:
+            except ServiceError as error:
                 refusal = error
             except Exception as error:
                 refusal = _failure(error)
@@ -158,7 +158,9 @@ class Doorkeeper(grpc.ServerInterceptor):
         site = check_peer(self._home, context)
         with self._lock:
             if self._running[site] >= CALLS_OF_A_SITE:
-                raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{site} has too many calls open: try again later")
+                raise ServiceError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"{site} has too many calls open: try again later"
+                )
             self._running[site] += 1
         try:
             yield
@@ -168,28 +170,30 @@ class Doorkeeper(grpc.ServerInterceptor):
 
 
 def check_peer(home: StudyHome, context: Any) -> str:
-    """The site that is calling; raises `Refusal` when its certificate is not that of an admitted site's key."""
+    """The site that is calling; raises `ServiceError` when its certificate is not that of an admitted site's key."""
     found = context.auth_context().get("x509_pem_cert", [])
     if not found:
-        raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "show the certificate of an admitted site")
+        raise ServiceError(grpc.StatusCode.UNAUTHENTICATED, "show the certificate of an admitted site")
     try:
         certificate = x509.load_pem_x509_certificate(found[0])
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         name, key = str(names[0].value), certificate.public_key()
     except (ValueError, IndexError) as error:
-        raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "the certificate names no site") from error
+        raise ServiceError(grpc.StatusCode.UNAUTHENTICATED, "the certificate names no site") from error
     now = datetime.datetime.now(datetime.UTC)
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise Refusal(
+        raise ServiceError(
             grpc.StatusCode.UNAUTHENTICATED, f"the certificate of '{name}' is not valid today: ask for a new one"
         )
     site = home.sites().get(name)
     if site is None:
-        raise Refusal(grpc.StatusCode.PERMISSION_DENIED, f"'{name}' is no site of this study")
+        raise ServiceError(grpc.StatusCode.PERMISSION_DENIED, f"'{name}' is no site of this study")
     if site.revoked is not None:
-        raise Refusal(grpc.StatusCode.PERMISSION_DENIED, f"site '{name}' was revoked: ask the study's people")
+        raise ServiceError(grpc.StatusCode.PERMISSION_DENIED, f"site '{name}' was revoked: ask the study's people")
     if not isinstance(key, ec.EllipticCurvePublicKey) or public_line(key) != public_line(site.key):
-        raise Refusal(grpc.StatusCode.PERMISSION_DENIED, f"the certificate is not of the key that '{name}' enrolled")
+        raise ServiceError(
+            grpc.StatusCode.PERMISSION_DENIED, f"the certificate is not of the key that '{name}' enrolled"
+        )
     return name
 
 
@@ -205,11 +209,11 @@ def _releases(home: StudyHome) -> grpc.GenericRpcHandler:
         try:
             asked = read_file_request(request)
         except ValueError as error:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+            raise ServiceError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
         with _find(home, asked.release, asked.file).open("rb") as stream:
             size = stream.seek(0, 2)
             if asked.offset > size:
-                raise Refusal(
+                raise ServiceError(
                     grpc.StatusCode.OUT_OF_RANGE, f"{asked.file} has {size} bytes, none from {asked.offset} on"
                 )
             stream.seek(asked.offset)
@@ -231,9 +235,9 @@ def _find(home: StudyHome, release: str, file: str) -> Any:
     """A file of an issued release. Both names are looked up among those there are, so that none can lead elsewhere."""
     listed = next((one for one in list_releases(home) if one.name == release), None)
     if listed is None:
-        raise Refusal(grpc.StatusCode.NOT_FOUND, "there is no such release")
+        raise ServiceError(grpc.StatusCode.NOT_FOUND, "there is no such release")
     if file not in FILES or file not in listed.files:
-        raise Refusal(grpc.StatusCode.NOT_FOUND, "the release has no such file")
+        raise ServiceError(grpc.StatusCode.NOT_FOUND, "the release has no such file")
     return releases_folder(home) / listed.name / file
 
 
@@ -246,7 +250,7 @@ def _health() -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(health.SERVICE_NAME, {"Check": check})
 
 
-def _failure(error: Exception) -> Refusal:
+def _failure(error: Exception) -> ServiceError:
     """What a site hears of a failure at the server: that there was one. What it was stays in the server's log."""
     log.error("a call failed: %s", " ".join(str(error).split()) if isinstance(error, LdError) else repr(error))
-    return Refusal(grpc.StatusCode.INTERNAL, "the server failed: ask the study's people to read its log")
+    return ServiceError(grpc.StatusCode.INTERNAL, "the server failed: ask the study's people to read its log")

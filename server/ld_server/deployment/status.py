@@ -33,8 +33,8 @@ def status_lines(folder: Path, study: StudyConfig, admitted: Mapping[str, Admitt
         last = records[-1]
         counted = "counted" if last.counted else f"did not count: {last.failure}"
         lines.append(f"round {last.round} ended {last.ended}, after {last.seconds:.0f} s, and {counted}")
-        if last.strangers:
-            lines.append(f"nodes of no admitted site were there: {', '.join(last.strangers)}")
+        if last.unknown_nodes:
+            lines.append(f"nodes of no admitted site were there: {', '.join(last.unknown_nodes)}")
     for name in study.federation.sites:
         lines += [f"{_site_line(name, records)}{_standing(admitted.get(name))}"]
         lines += [*(f"    {doubt}" for doubt in _log_doubts(name, records))]

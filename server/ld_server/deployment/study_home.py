@@ -194,7 +194,7 @@ def host_in_ascii(host: str) -> str:
     """A host as certificates and kits hold it: an IP address, or a name with its labels in IDNA's ASCII form.
 
     Raises:
-        ConfigError: neither of them; one with a port, a scheme or a path, for instance.
+        ConfigError: neither of them; one with a port, an adapter or a path, for instance.
     """
     with suppress(ValueError):
         return str(ipaddress.ip_address(host))

@@ -1,6 +1,6 @@
-"""What a part of the body must offer so that hospitals, true counterfactuals, a ceiling and a report can be made of it.
+"""The interface of a phantom: hospitals, true counterfactuals, a growth ceiling and a report are made of it.
 
-A `Body` is a causal model with the device that sees it: it draws a patient's exogenous noise, renders what a device
+A `Phantom` is a causal model with the device that sees it: it draws a patient's exogenous noise, renders what a device
 would see of the patient under any attributes, takes the picture, writes it to files, and measures in pictures the
 one structure whose size disease and age change. `ld_simulations.phantoms.registry` knows them all by name.
 """
@@ -21,7 +21,7 @@ from ld_common.core.config import require
 from ld_common.core.errors import RequestError
 from ld_common.imaging.modality import Attributes
 from ld_simulations.phantoms.device import Array, DeviceConfig
-from ld_simulations.phantoms.study_metadata import Examination
+from ld_simulations.phantoms.study_metadata import StudyMetadata
 
 HEALTHY = "CN"
 SEX_EDIT = "other_sex"
@@ -80,7 +80,7 @@ class Rendering:
     """A picture before its device."""
 
     contrast: Array
-    """What the device is to see (H,W), in the body's units; rows run to the back or the feet, columns to the left."""
+    """What the device sees (H,W), in the phantom's units; rows run to the back or the feet, columns to the left."""
     structure: Array
     """Share (H,W), 0 to 1, of the structure that disease and age change."""
     spacing_mm: float
@@ -96,13 +96,13 @@ class Growth:
     """What an edit does to the structure's area, mm2."""
 
     true: float
-    foretold: float
+    predicted: float
     """The best prediction from one picture: the posterior mean given what can be seen of the endogenous variables."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """How a report speaks of a body."""
+    """How a report speaks of a phantom."""
 
     origin: str
     """What the pictures are of."""
@@ -112,7 +112,7 @@ class Words:
     disease_short: str
 
 
-class Body(ABC, Generic[N, D]):
+class Phantom(ABC, Generic[N, D]):
     """One part of the body; `N` is its noise, `D` the config of the device that takes its pictures."""
 
     name: str
@@ -142,7 +142,7 @@ class Body(ABC, Generic[N, D]):
         """Device values (H,W) of a rendering."""
 
     @abstractmethod
-    def write(self, folder: Path, examination: Examination, pictures: Sequence[Array], device: D, noise: N) -> None:
+    def write(self, folder: Path, examination: StudyMetadata, pictures: Sequence[Array], device: D, noise: N) -> None:
         """Write a visit's pictures, device values (H,W) in the order of the views, as DICOM files."""
 
     @abstractmethod
@@ -150,7 +150,7 @@ class Body(ABC, Generic[N, D]):
         """Area of the structure in model pictures `(N,1,S,S)`, in mm2 by picture `(N,)`."""
 
     @abstractmethod
-    def foretell(self, patient: Patient[N], attributes: Attributes, target: Attributes) -> Growth:
+    def predict_growth(self, patient: Patient[N], attributes: Attributes, target: Attributes) -> Growth:
         """What changing `attributes` to `target`, of the same sex, does to the structure."""
 
     def draw_patient(

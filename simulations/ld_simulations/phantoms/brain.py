@@ -1,6 +1,6 @@
-"""The brain as a body that hospitals can be made of: T1 slices of the MNI152 head, moved by `brain_scm`.
+"""The brain as a phantom that hospitals can be made of: T1 slices of the MNI152 head, moved by `brain_scm`.
 
-How much of a patient's growth can be foretold: with all else known, widening E and thinning T (causal.py) are two noisy
+How much of a patient's growth can be predicted: with all else known, widening E and thinning T are two noisy
 readings of the rate r: E = cap(start + v + 0.24 r b), T = 0.021 r b + c, where b is the burden at rate 1. The true
 change follows from a curve of area against widening, rendered once with an unwarped head for a few heights of the
 slice; the head's size scales both area and change. Warps are left out: they scale a patient's area and its change alike
@@ -18,9 +18,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from ld_common.imaging.modality import Attributes
-from ld_common.metrics.image import ventricle_areas_mm2
+from ld_common.metrics.biomarkers import ventricle_areas_mm2
 from ld_simulations.phantoms import brain_scm as causal
-from ld_simulations.phantoms.base import Body, Growth, Patient, Rendering, Words, known_attributes
+from ld_simulations.phantoms.base import Growth, Patient, Phantom, Rendering, Words, known_attributes
 from ld_simulations.phantoms.brain_anatomy import SERIES_Z_MM
 from ld_simulations.phantoms.brain_scm import (
     CORTEX_SD,
@@ -33,8 +33,8 @@ from ld_simulations.phantoms.brain_scm import (
     WIDENING_LOWEST_MM,
     WIDENING_MM_PER_YEAR,
     WIDENING_START_MM,
-    Noise,
-    State,
+    BrainNoise,
+    BrainState,
     burden_years,
     capped,
     render_state,
@@ -44,14 +44,14 @@ from ld_simulations.phantoms.device import Array
 from ld_simulations.phantoms.dicom_series import write_series
 from ld_simulations.phantoms.rate_posterior import Numbers, Reading, posterior_weights, rate_quantiles
 from ld_simulations.phantoms.scanner import ScannerConfig, acquire
-from ld_simulations.phantoms.study_metadata import Examination
+from ld_simulations.phantoms.study_metadata import StudyMetadata
 
 MIDDLE_SLICE = len(SERIES_Z_MM) // 2
 CURVE_HEIGHTS, CURVE_WIDENINGS = 5, 24
 CURVE_SHAPE, CURVE_SPACING_MM = (104, 88), 2.0
 
 
-class Brain(Body[Noise, ScannerConfig]):
+class Brain(Phantom[BrainNoise, ScannerConfig]):
     """Axial T1 slices of the bare brain; disease and age widen its ventricles."""
 
     name = "brain"
@@ -65,20 +65,29 @@ class Brain(Body[Noise, ScannerConfig]):
     device = ScannerConfig
     views, shown_view = len(SERIES_Z_MM), MIDDLE_SLICE
 
-    def draw_noise(self, rng: np.random.Generator) -> Noise:
+    def draw_noise(self, rng: np.random.Generator) -> BrainNoise:
         """As `causal.draw_noise`."""
         return causal.draw_noise(rng)
 
-    def render(self, patient: Patient[Noise], attributes: Attributes, device: ScannerConfig, view: int) -> Rendering:
+    def render(
+        self, patient: Patient[BrainNoise], attributes: Attributes, device: ScannerConfig, view: int
+    ) -> Rendering:
         """One slice of the series, tissue contrast in [0, 1]."""
         return causal.render(patient, attributes, device.shape, device.spacing_mm, SERIES_Z_MM[view])
 
-    def acquire(self, rendering: Rendering, device: ScannerConfig, noise: Noise, rng: np.random.Generator) -> Array:
+    def acquire(
+        self, rendering: Rendering, device: ScannerConfig, noise: BrainNoise, rng: np.random.Generator
+    ) -> Array:
         """As `scanner.acquire`, with the patient's bias field."""
         return acquire(rendering.contrast, device, noise.bias, rng)
 
     def write(
-        self, folder: Path, examination: Examination, pictures: Sequence[Array], device: ScannerConfig, noise: Noise
+        self,
+        folder: Path,
+        examination: StudyMetadata,
+        pictures: Sequence[Array],
+        device: ScannerConfig,
+        noise: BrainNoise,
     ) -> None:
         """A series of slices at the patient's own heights."""
         heights = [z_mm + noise.height_mm for z_mm in SERIES_Z_MM]
@@ -88,7 +97,7 @@ class Brain(Body[Noise, ScannerConfig]):
         """As `ventricle_areas_mm2`."""
         return ventricle_areas_mm2(images, pixel_mm)
 
-    def foretell(self, patient: Patient[Noise], attributes: Attributes, target: Attributes) -> Growth:
+    def predict_growth(self, patient: Patient[BrainNoise], attributes: Attributes, target: Attributes) -> Growth:
         """By the curve of area (module docstring), of an unwarped head."""
         noise = patient.noise
         before, after = (_burden(values) for values in (attributes, target))
@@ -134,9 +143,9 @@ def _area_curve() -> Numbers:
     heights = np.linspace(-SLICE_HEIGHT_LIMIT_MM, SLICE_HEIGHT_LIMIT_MM, CURVE_HEIGHTS)
     widenings = np.linspace(WIDENING_LOWEST_MM, WIDENING_HIGHEST_MM, CURVE_WIDENINGS)
     for row, height in enumerate(heights):
-        noise = Noise(0, 0, 1, 0, plain, plain[0, :1], plain, plain[0], float(height), plain[0], 0)
+        noise = BrainNoise(0, 0, 1, 0, plain, plain[0, :1], plain, plain[0], float(height), plain[0], 0)
         for column, widening in enumerate(widenings):
-            state = State(1.0, float(widening), 0.0)
+            state = BrainState(1.0, float(widening), 0.0)
             rendering = render_state(noise, state, CURVE_SHAPE, CURVE_SPACING_MM, SERIES_Z_MM[MIDDLE_SLICE])
             areas[row, column] = rendering.area_mm2
     return areas

@@ -1,6 +1,6 @@
 """The demo's structural causal model: a patient's attributes and noise -> a brain whose true counterfactuals are known.
 
-Exogenous noise U, drawn once per patient and kept under every intervention (`Noise`):
+Exogenous noise U, drawn once per patient and kept under every intervention (`BrainNoise`):
 
     h ~ N(0, 0.015)   head size              v ~ N(0, 0.75) mm   ventricles as they were in youth
     r ~ LogN(0, 0.22) rate of ageing         c ~ N(0, 0.10)     cortex as it was in youth
@@ -20,7 +20,7 @@ The picture at a point p of the patient's head (`render`), with d and n the wall
     contrast = tone(T1(x); T, d_edge(x)) (1 + texture(x)), fluid where d(q) < E
 
 Sex acts on size alone; age and disease act through B alone. The true counterfactual of a patient is `render` with
-other attributes and the same `Noise`. Sizes and rates are of the order that cohorts report and were set for
+other attributes and the same `BrainNoise`. Sizes and rates are of the order that cohorts report and were set for
 visibility at 3 mm a pixel, not fitted to any.
 """
 
@@ -72,7 +72,7 @@ BIAS_TERMS = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Noise:
+class BrainNoise:
     """One patient's exogenous noise U."""
 
     head: float
@@ -96,7 +96,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class State:
+class BrainState:
     """The endogenous variables that a picture depends on."""
 
     size: float
@@ -104,13 +104,13 @@ class State:
     thinning: float
 
 
-def draw_noise(rng: np.random.Generator) -> Noise:
+def draw_noise(rng: np.random.Generator) -> BrainNoise:
     """Draw one patient's exogenous noise."""
     directions = rng.standard_normal((WARP_WAVES, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     lengths = rng.uniform(*WARP_LENGTHS_MM, (WARP_WAVES, 1))
     amplitude = WARP_MM * math.sqrt(2 / WARP_WAVES)
-    return Noise(
+    return BrainNoise(
         head=HEAD_SIZE_SD * rng.standard_normal(),
         ventricle_mm=VENTRICLE_SD_MM * rng.standard_normal(),
         rate=float(np.clip(np.exp(RATE_SD * rng.standard_normal()), *RATE_LIMITS)),
@@ -141,7 +141,7 @@ def capped(widening_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(widening_mm > WIDENING_KNEE_MM, above, np.where(widening_mm < 0, below, widening_mm))
 
 
-def state_of(noise: Noise, attributes: Attributes) -> State:
+def state_of(noise: BrainNoise, attributes: Attributes) -> BrainState:
     """The endogenous variables of `noise` under `attributes` (age, sex, diagnosis).
 
     Raises:
@@ -150,7 +150,7 @@ def state_of(noise: Noise, attributes: Attributes) -> State:
     age, sex, diseased = known_attributes(attributes, DISEASE)
     burden = burden_years(age, diseased, noise.rate)
     widening = np.array(WIDENING_START_MM + noise.ventricle_mm + WIDENING_MM_PER_YEAR * burden)
-    return State(
+    return BrainState(
         size=HEAD_SIZE[sex] + noise.head,
         widening_mm=float(capped(widening)),
         thinning=THINNING_PER_YEAR * burden + noise.cortex,
@@ -158,7 +158,7 @@ def state_of(noise: Noise, attributes: Attributes) -> State:
 
 
 def render(
-    patient: Patient[Noise], attributes: Attributes, shape: tuple[int, int], spacing_mm: float, z_mm: float
+    patient: Patient[BrainNoise], attributes: Attributes, shape: tuple[int, int], spacing_mm: float, z_mm: float
 ) -> Rendering:
     """The axial slice at height `z_mm`, centred on the head, of `patient` had `attributes` been theirs.
 
@@ -168,7 +168,9 @@ def render(
     return render_state(patient.noise, state_of(patient.noise, attributes), shape, spacing_mm, z_mm)
 
 
-def render_state(noise: Noise, state: State, shape: tuple[int, int], spacing_mm: float, z_mm: float) -> Rendering:
+def render_state(
+    noise: BrainNoise, state: BrainState, shape: tuple[int, int], spacing_mm: float, z_mm: float
+) -> Rendering:
     """The slice of `shape` (H,W) that `noise` and `state` cause."""
     anatomy = load_anatomy()
     points = warped(noise, state.size, slice_points(shape, spacing_mm, z_mm + noise.height_mm))
@@ -182,7 +184,7 @@ def render_state(noise: Noise, state: State, shape: tuple[int, int], spacing_mm:
     return Rendering(contrast, ventricle, spacing_mm)
 
 
-def warped(noise: Noise, size: float, points_mm: Array) -> Array:
+def warped(noise: BrainNoise, size: float, points_mm: Array) -> Array:
     """Where in the template (3,...) a slice's points (3,...) come from by the head's size and shape alone."""
     pivot = np.array([0.0, CENTRE_Y_MM, points_mm[2].flat[0]], np.float32).reshape(3, *[1] * (points_mm.ndim - 1))
     at = (points_mm - pivot) / np.float32(size) + pivot

@@ -1,6 +1,6 @@
-"""The chest as a body that hospitals can be made of: frontal radiographs of the chest of `chest_scm`.
+"""The chest as a phantom that hospitals can be made of: frontal radiographs of the chest of `chest_scm`.
 
-How much of a patient's growth can be foretold: with all else known, the heart's size K and the aorta's unfolding Q
+How much of a patient's growth can be predicted: with all else known, the heart's size K and the aorta's unfolding Q
 (chest_causal.py) are two noisy readings of the rate r: K = K(S) + k + r (0.004 s + 0.18 D), Q = a + 0.02 r s. The
 silhouette covers H^2 K^2 times an area that the heart's axis alone decides, so the change follows from r in closed
 form. Warps are left out: they scale a patient's area and its change alike and are visible in the picture.
@@ -17,9 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from ld_common.imaging.modality import Attributes
-from ld_common.metrics.image import heart_areas_mm2
+from ld_common.metrics.biomarkers import heart_areas_mm2
 from ld_simulations.phantoms import chest_scm as chest_causal
-from ld_simulations.phantoms.base import Body, Growth, Patient, Rendering, Words, known_attributes
+from ld_simulations.phantoms.base import Growth, Patient, Phantom, Rendering, Words, known_attributes
 from ld_simulations.phantoms.chest_anatomy import heart_radius
 from ld_simulations.phantoms.chest_scm import (
     AORTA_SD,
@@ -29,7 +29,7 @@ from ld_simulations.phantoms.chest_scm import (
     RATE_SD,
     TILT_LIMIT,
     UNFOLDING_PER_YEAR,
-    Noise,
+    ChestNoise,
     ageing_years,
     grid_points,
     heart_burden,
@@ -42,13 +42,13 @@ from ld_simulations.phantoms.detector import DetectorConfig, expose
 from ld_simulations.phantoms.device import Array
 from ld_simulations.phantoms.radiograph import write_radiograph
 from ld_simulations.phantoms.rate_posterior import Numbers, Reading, posterior_weights, rate_quantiles
-from ld_simulations.phantoms.study_metadata import Examination
+from ld_simulations.phantoms.study_metadata import StudyMetadata
 
 CURVE_TILTS = 9
 CURVE_SHAPE, CURVE_SPACING_MM = (160, 160), 1.5
 
 
-class Chest(Body[Noise, DetectorConfig]):
+class Chest(Phantom[ChestNoise, DetectorConfig]):
     """Frontal radiographs; disease and age enlarge the heart."""
 
     name = "chest"
@@ -63,20 +63,29 @@ class Chest(Body[Noise, DetectorConfig]):
     device = DetectorConfig
     views, shown_view = 1, 0
 
-    def draw_noise(self, rng: np.random.Generator) -> Noise:
+    def draw_noise(self, rng: np.random.Generator) -> ChestNoise:
         """As `chest_causal.draw_noise`."""
         return chest_causal.draw_noise(rng)
 
-    def render(self, patient: Patient[Noise], attributes: Attributes, device: DetectorConfig, view: int) -> Rendering:
+    def render(
+        self, patient: Patient[ChestNoise], attributes: Attributes, device: DetectorConfig, view: int
+    ) -> Rendering:
         """Attenuation of the beam from back to front, the only view."""
         return render_state(patient.noise, state_of(patient.noise, attributes), device.shape, device.spacing_mm)
 
-    def acquire(self, rendering: Rendering, device: DetectorConfig, noise: Noise, rng: np.random.Generator) -> Array:
+    def acquire(
+        self, rendering: Rendering, device: DetectorConfig, noise: ChestNoise, rng: np.random.Generator
+    ) -> Array:
         """As `detector.expose`."""
         return expose(rendering.contrast, device, rng)
 
     def write(
-        self, folder: Path, examination: Examination, pictures: Sequence[Array], device: DetectorConfig, noise: Noise
+        self,
+        folder: Path,
+        examination: StudyMetadata,
+        pictures: Sequence[Array],
+        device: DetectorConfig,
+        noise: ChestNoise,
     ) -> None:
         """One CR or DX file."""
         (picture,) = pictures
@@ -86,7 +95,7 @@ class Chest(Body[Noise, DetectorConfig]):
         """As `heart_areas_mm2`."""
         return heart_areas_mm2(images, pixel_mm)
 
-    def foretell(self, patient: Patient[Noise], attributes: Attributes, target: Attributes) -> Growth:
+    def predict_growth(self, patient: Patient[ChestNoise], attributes: Attributes, target: Attributes) -> Growth:
         """In closed form (module docstring), of a chest without warp."""
         noise, state = patient.noise, state_of(patient.noise, attributes)
         age, sex, diseased = known_attributes(attributes, chest_causal.DISEASE)

@@ -1,6 +1,6 @@
 """A structural causal model of the frontal chest radiograph: attributes and noise -> a chest, and its counterfactuals.
 
-Exogenous noise U, drawn once per patient and kept under every intervention (`Noise`):
+Exogenous noise U, drawn once per patient and kept under every intervention (`ChestNoise`):
 
     h ~ N(0, 0.03)    body size             k ~ N(0, 0.04)    the heart as it was in youth
     r ~ LogN(0, 0.25) rate of ageing        a ~ N(0, 0.12)    the aorta as it was in youth
@@ -28,7 +28,7 @@ The picture at a point p (`render`), with the lengths of ray in soft tissue and 
 The tube is set to the patient's size, as radiographers do: a larger body does not hold back more of its beam.
 
 Sex acts through H, the heart's 0.02 and T; age through K, Q and V; disease through K, E, O and V. The true
-counterfactual of a patient is `render` with other attributes and the same `Noise`. Sizes and rates are of the order
+counterfactual of a patient is `render` with other attributes and the same noise. Sizes and rates are of the order
 that radiographs show (cardiothoracic ratio 0.45 in health, 0.55 and more in failure) and were set for visibility at
 6 mm a pixel, not fitted to any cohort.
 """
@@ -74,7 +74,7 @@ DISEASE = "HF"
 
 
 @dataclass(frozen=True, eq=False)
-class Noise:
+class ChestNoise:
     """One patient's exogenous noise U."""
 
     size: float
@@ -110,7 +110,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class State:
+class ChestState:
     """The endogenous variables that a picture depends on."""
 
     size: float
@@ -123,7 +123,7 @@ class State:
     breast_mm: float
 
 
-def draw_noise(rng: np.random.Generator) -> Noise:
+def draw_noise(rng: np.random.Generator) -> ChestNoise:
     """Draw one patient's exogenous noise."""
     directions = rng.standard_normal((WARP_WAVES, 2))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -131,7 +131,7 @@ def draw_noise(rng: np.random.Generator) -> Noise:
     amplitude = WARP_MM * math.sqrt(2 / WARP_WAVES)
     angles = np.linspace(-1.5, 1.45, BRANCHES) + 0.12 * rng.standard_normal((2, BRANCHES))
     curvatures = 0.005 * rng.standard_normal((2, BRANCHES))
-    return Noise(
+    return ChestNoise(
         size=BODY_SIZE_SD * rng.standard_normal(),
         heart=HEART_SD * rng.standard_normal(),
         rate=_log_normal(rng, RATE_SD, RATE_LIMITS),
@@ -167,7 +167,7 @@ def ageing_years(age_years: float) -> float:
     return 10 * math.log1p(math.exp((age_years - 40) / 10))
 
 
-def state_of(noise: Noise, attributes: Attributes) -> State:
+def state_of(noise: ChestNoise, attributes: Attributes) -> ChestState:
     """The endogenous variables of `noise` under `attributes` (age, sex, diagnosis).
 
     Raises:
@@ -175,7 +175,7 @@ def state_of(noise: Noise, attributes: Attributes) -> State:
     """
     age, sex, diseased = known_attributes(attributes, DISEASE)
     fluid = EFFUSION_MM * noise.effusion * diseased
-    return State(
+    return ChestState(
         size=BODY_SIZE[sex] + noise.size,
         heart=HEART_SIZE[sex] + noise.heart + noise.rate * heart_burden(age, diseased),
         unfolding=noise.aorta + noise.rate * UNFOLDING_PER_YEAR * ageing_years(age),
@@ -191,7 +191,7 @@ def heart_burden(age_years: float, diseased: bool) -> float:
     return HEART_PER_YEAR * ageing_years(age_years) + HEART_OF_DISEASE * diseased
 
 
-def shape_of(noise: Noise, state: State) -> Shape:
+def shape_of(noise: ChestNoise, state: ChestState) -> Shape:
     """The chest that `noise` and `state` cause, before its size and warp."""
     return Shape(
         heart=state.heart,
@@ -210,7 +210,7 @@ def shape_of(noise: Noise, state: State) -> Shape:
     )
 
 
-def render_state(noise: Noise, state: State, grid: tuple[int, int], spacing_mm: float) -> Rendering:
+def render_state(noise: ChestNoise, state: ChestState, grid: tuple[int, int], spacing_mm: float) -> Rendering:
     """Attenuation (H,W) on a grid of pixels, and the heart's silhouette."""
     at = warped(noise, state.size, grid_points(grid, spacing_mm))
     shape = shape_of(noise, state)
@@ -226,7 +226,7 @@ def grid_points(grid: tuple[int, int], spacing_mm: float) -> Array:
     return np.stack([u, v]).astype(np.float32)
 
 
-def warped(noise: Noise, size: float, points_mm: Array) -> Array:
+def warped(noise: ChestNoise, size: float, points_mm: Array) -> Array:
     """Where in the standard chest (2,...) points (2,...) of the picture come from."""
     at = (points_mm - noise.standing_mm[:, None, None]) / np.float32(size)
     return bent(at, noise.warp_waves, noise.warp_phases, noise.warp_mm)

@@ -1,8 +1,8 @@
-"""A hospital's X-ray detector: from what a body takes away of the beam to the numbers that a DICOM file stores.
+"""A hospital's X-ray detector: from what a phantom takes away of the beam to the numbers that a DICOM file stores.
 
 The signal is the share of the beam that arrives, exp(-attenuation), blurred by the detector, with scattered radiation
 added and photons counted. What a file holds is the negative logarithm of that, through the hospital's tone curve: the
-more the body has held back, the brighter.
+more the phantom has held back, the brighter.
 """
 
 from __future__ import annotations

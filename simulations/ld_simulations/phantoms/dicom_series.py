@@ -13,13 +13,15 @@ from ld_common.core.seeding import numpy_generator
 from ld_simulations.phantoms.brain_anatomy import CENTRE_Y_MM
 from ld_simulations.phantoms.device import Array
 from ld_simulations.phantoms.scanner import ScannerConfig
-from ld_simulations.phantoms.study_metadata import Examination, new_image
+from ld_simulations.phantoms.study_metadata import StudyMetadata, new_image
 
 SLICE_THICKNESS_MM = 4.0
 ORIGIN_NOTE = "Simulated patient: MNI152 anatomy, Latent Drift Federation demo"
 
 
-def write_series(folder: Path, examination: Examination, slices: Mapping[float, Array], config: ScannerConfig) -> None:
+def write_series(
+    folder: Path, examination: StudyMetadata, slices: Mapping[float, Array], config: ScannerConfig
+) -> None:
     """Write slices of device values (H,W), keyed by their height in mm, into `folder`.
 
     Neither file names nor instance numbers follow the slices' positions, as at many a real site.
@@ -56,7 +58,7 @@ def _describe_place(dataset: Dataset, z_mm: float, config: ScannerConfig) -> Non
     dataset.SliceThickness = SLICE_THICKNESS_MM
 
 
-def _describe_series(dataset: Dataset, examination: Examination) -> None:
+def _describe_series(dataset: Dataset, examination: StudyMetadata) -> None:
     """How the series was made."""
     dataset.Modality = "MR"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]

@@ -1,8 +1,8 @@
-"""How well any method can foretell from one picture how much a structure grows.
+"""How well any method can predict_growth from one picture how much a structure grows.
 
 A patient's own rate of ageing is not in the picture, only its result so far. A perfect reader of the picture, its
 attributes and the edit predicts best by the posterior mean of the change given the endogenous variables that it sees
-(`Body.foretell`); no prediction correlates more with the truth.
+(`Phantom.predict_growth`); no prediction correlates more with the truth.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ld_common.core.seeding import numpy_generator
-from ld_simulations.phantoms.base import SEX_EDIT, Body, Population
+from ld_simulations.phantoms.base import SEX_EDIT, Phantom, Population
 from ld_simulations.phantoms.brain import BRAIN
 
 
@@ -30,20 +30,20 @@ class GrowthCeiling:
 
 
 def growth_ceiling(
-    populations: Sequence[Population], patients: int = 4000, seed: int = 0, body: Body[Any, Any] = BRAIN
+    populations: Sequence[Population], patients: int = 4000, seed: int = 0, phantom: Phantom[Any, Any] = BRAIN
 ) -> GrowthCeiling:
     """The ceiling over `patients` drawn from the populations in turn, at their first visit, under all edits but sex."""
     rng = numpy_generator(seed, "growth-ceiling")
     true: dict[str, list[float]] = {}
     best: dict[str, list[float]] = {}
     for index in range(patients):
-        patient = body.draw_patient(rng, str(index), populations[index % len(populations)])
+        patient = phantom.draw_patient(rng, str(index), populations[index % len(populations)])
         attributes = patient.attributes()
-        for name, target in body.edits_of(attributes).items():
+        for name, target in phantom.edits_of(attributes).items():
             if name != SEX_EDIT:
-                growth = body.foretell(patient, attributes, {**attributes, **target})
+                growth = phantom.predict_growth(patient, attributes, {**attributes, **target})
                 true.setdefault(name, []).append(growth.true)
-                best.setdefault(name, []).append(growth.foretold)
+                best.setdefault(name, []).append(growth.predicted)
     by_edit = {name: _correlation(true[name], best[name]) for name in true}
     together = (list(itertools.chain.from_iterable(values.values())) for values in (true, best))
     return GrowthCeiling(_correlation(*together), by_edit)

@@ -9,14 +9,14 @@ from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorage
 
 from ld_simulations.phantoms.detector import DetectorConfig
 from ld_simulations.phantoms.device import Array
-from ld_simulations.phantoms.study_metadata import Examination, new_image
+from ld_simulations.phantoms.study_metadata import StudyMetadata, new_image
 
 ORIGIN_NOTE = "Simulated patient: chest drawn from equations, Latent Drift Federation demo"
 CHEST = ("51185008", "SCT", "Chest")
 POSTERO_ANTERIOR = ("399348003", "SCT", "postero-anterior")
 
 
-def write_radiograph(folder: Path, examination: Examination, values: Array, config: DetectorConfig) -> None:
+def write_radiograph(folder: Path, examination: StudyMetadata, values: Array, config: DetectorConfig) -> None:
     """Write device values (H,W) of a postero-anterior chest radiograph into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     sop_class = DigitalXRayImageStorageForPresentation if config.digital else ComputedRadiographyImageStorage
@@ -66,7 +66,7 @@ def _describe_digital(dataset: Dataset, config: DetectorConfig) -> None:
     dataset.WindowCenter, dataset.WindowWidth = (low + high + 1) / 2, high - low + 1
 
 
-def _code(value: str, scheme: str, meaning: str) -> Dataset:
+def _code(value: str, adapter: str, meaning: str) -> Dataset:
     item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, adapter, meaning
     return item

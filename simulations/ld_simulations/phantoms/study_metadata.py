@@ -12,7 +12,7 @@ from ld_simulations.phantoms.device import Array, DeviceConfig, stored_values
 
 
 @dataclass(frozen=True)
-class Examination:
+class StudyMetadata:
     """What a hospital's records say of one visit, as its device writes it into every file."""
 
     identity: str
@@ -32,7 +32,7 @@ class Examination:
         return str(generate_uid(entropy_srcs=["/".join(map(str, whose))]))
 
 
-def new_image(examination: Examination, sop_class: str, name: str, values: Array, config: DeviceConfig) -> Dataset:
+def new_image(examination: StudyMetadata, sop_class: str, name: str, values: Array, config: DeviceConfig) -> Dataset:
     """A data set of device values (H,W) with its file's header and whose it is; `name` tells a visit's images apart."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(sop_class)
@@ -62,7 +62,7 @@ def _describe_pixels(dataset: Dataset, values: Array, config: DeviceConfig) -> N
     dataset.add_new("PixelData", "OB" if config.bits_allocated == 8 else "OW", stored_values(values, config).tobytes())
 
 
-def _describe_patient(dataset: Dataset, examination: Examination) -> None:
+def _describe_patient(dataset: Dataset, examination: StudyMetadata) -> None:
     """Who was examined, when and where: what a site must not let out."""
     dataset.PatientName, dataset.PatientID = examination.name, examination.identity
     dataset.PatientBirthDate = f"{examination.born:%Y%m%d}"

@@ -50,9 +50,9 @@ def write_card(
     model = load_base(str(base))
     recipe = json.loads((base / "recipe.json").read_text())
     rng = numpy_generator(recipe["seed"] + 1, "card")
-    drawn = [generic_picture(rng, model.side) for _ in range(PICTURES)]
+    drawn = [generic_picture(rng, model.resolution) for _ in range(PICTURES)]
     generic = torch.from_numpy(np.stack([picture.pixels for picture in drawn]))[:, None]
-    scans, _ = read_held_out(held_out, load_config(Modality, modality), model.side)
+    scans, _ = read_held_out(held_out, load_config(Modality, modality), model.resolution)
     quality = {name: _reconstruction(model, images) for name, images in (("generic", generic), ("scans", scans))}
     _write_sheet(base / "sheet.png", model, generic, scans)
     (base / "README.md").write_text(_card(model, recipe, quality, len(scans), note))
@@ -90,8 +90,8 @@ def _card(model: BaseModel, recipe: dict[str, object], quality: dict[str, float]
     return f"""# The tiny base model
 
 A latent diffusion model in Stable Diffusion's own folder format, small enough to live in the repository and to be
-fine-tuned on two processors: {model.side}x{model.side} grey pictures, latents {"x".join(map(str, model.latent_shape))},
-half precision. Parameters: {sizes}.
+fine-tuned on two processors: {model.resolution}x{model.resolution} grey pictures, latents
+{"x".join(map(str, model.latent_shape))}, half precision. Parameters: {sizes}.
 
 **What it has seen:** {recipe["pictures"]} generic procedural pictures with captions (dead leaves, 1/f textures,
 gradients, mazes, warped shapes with holes), drawn by `tiny_base.generic_images`. Nothing medical: the shift from

@@ -31,7 +31,8 @@ from transformers import CLIPTokenizer
 from ld_common.core.command import run_cli
 from ld_common.core.config import load_config, to_mapping
 from ld_common.core.seeding import derive_seed, numpy_generator, torch_generator
-from ld_common.diffusion.base_model import Condition, load_base, load_denoiser
+from ld_common.diffusion.base_model import load_base, load_denoiser
+from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.loss import denoising_loss
 from ld_simulations.tiny_base.generic_images import generic_picture
 from ld_simulations.tiny_base.networks import (

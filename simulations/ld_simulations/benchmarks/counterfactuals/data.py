@@ -22,16 +22,16 @@ from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.scan_reader import read_scan
 from ld_generate.request import agree, shown
-from ld_simulations.evaluation import HELD_OUT, HeldOut, read_body, read_held_out
+from ld_simulations.evaluation import HELD_OUT, HeldOut, read_held_out, read_phantom
 from ld_simulations.hospitals import SCANS
-from ld_simulations.phantoms.base import Body
+from ld_simulations.phantoms.base import Phantom
 
 YEARS_LATER = (10.0, 20.0)
 """Made-up edits of a number, as far as the modality's bounds allow them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class ScanSet:
     """Scans as models see them."""
 
     images: Tensor
@@ -55,15 +55,15 @@ class EvaluationData:
     """What a release is asked, and what is known of the answers."""
 
     modality: Modality
-    baselines: Pictures
-    follow_ups: Pictures
+    baselines: ScanSet
+    follow_ups: ScanSet
     """Later scans of the same patients."""
     owners: list[int]
     """The baseline of each follow-up."""
     asked: list[Asked]
     truths: list[HeldOut]
     """One for each question, or none at all."""
-    body: Body[Any, Any] | None
+    phantom: Phantom[Any, Any] | None
     """What rendered the patients, or None."""
 
 
@@ -92,19 +92,19 @@ def read_data(folder: Path, modality: Modality, side: int) -> EvaluationData:
             raise RequestError(
                 f"'{folder / SCANS}': the rows of patient {scans.patients[own[0]]} are not in the order of the visits"
             )
-    owners, body = [firsts.index(own[0]) for own in later], None
+    owners, phantom = [firsts.index(own[0]) for own in later], None
     truths: list[HeldOut] = []
     if (folder / HELD_OUT).exists():
         images, truths = read_held_out(folder, modality, side)
         _check_baselines(folder, baselines, images)
-        body = read_body(folder)
+        phantom = read_phantom(folder)
     asked = [Asked(truth.scan, truth.edit, truth.target) for truth in truths]
     if not truths:
         asked = [one for row, own in enumerate(baselines.attributes) for one in _edits_of(modality, row, own)]
-    return EvaluationData(modality, baselines, follow_ups, owners, asked, truths, body)
+    return EvaluationData(modality, baselines, follow_ups, owners, asked, truths, phantom)
 
 
-def read_pictures(table: Path, modality: Modality, side: int) -> Pictures:
+def read_pictures(table: Path, modality: Modality, side: int) -> ScanSet:
     """All scans of a table; raises as `read_data` does."""
     images, attributes, patients = [], [], []
     for patient, path, own in _rows(table, modality):
@@ -117,10 +117,10 @@ def read_pictures(table: Path, modality: Modality, side: int) -> Pictures:
         patients.append(patient)
     if not images:
         raise RequestError(f"'{table}' has no row")
-    return Pictures(torch.stack(images), attributes, patients)
+    return ScanSet(torch.stack(images), attributes, patients)
 
 
-def _check_baselines(folder: Path, baselines: Pictures, images: Tensor) -> None:
+def _check_baselines(folder: Path, baselines: ScanSet, images: Tensor) -> None:
     """Raise `RequestError` where a table's baselines are not those whose truth is known, `(N,1,S,S)`."""
     names = f"'{folder / SCANS}' and '{folder / HELD_OUT}'"
     if len(images) != len(baselines.images):
@@ -148,8 +148,10 @@ def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attribut
 def _edits_of(modality: Modality, scan: int, attributes: Attributes) -> Iterator[Asked]:
     """Every other word, and numbers some years on."""
     for name, known in modality.attributes.items():
-        if known.words:
-            yield from (Asked(scan, f"{name}_{word}", {name: word}) for word in known.words if word != attributes[name])
+        if known.categories:
+            yield from (
+                Asked(scan, f"{name}_{word}", {name: word}) for word in known.categories if word != attributes[name]
+            )
             continue
         for more in YEARS_LATER:
             value = float(attributes[name]) + more
@@ -157,6 +159,6 @@ def _edits_of(modality: Modality, scan: int, attributes: Attributes) -> Iterator
                 yield Asked(scan, f"{name}_plus_{more:g}", {name: value})
 
 
-def _some(pictures: Pictures, rows: list[int]) -> Pictures:
+def _some(pictures: ScanSet, rows: list[int]) -> ScanSet:
     attributes, patients = [pictures.attributes[row] for row in rows], [pictures.patients[row] for row in rows]
-    return Pictures(pictures.images[rows], attributes, patients)
+    return ScanSet(pictures.images[rows], attributes, patients)

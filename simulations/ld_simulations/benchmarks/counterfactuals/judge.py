@@ -9,7 +9,7 @@ prediction     a baseline edited to its follow-up's attributes against the follo
 truth          of rendered patients, the true counterfactual
 
 The first four are the axioms of arXiv 2303.01274 and measures of their failure. Every picture that is compared went
-through the VAE, truth and follow-up included: what it loses is no method's doing.
+through the VAE, truth and follow-up included: what it loses is no editor's doing.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from torch import Tensor
 from ld_common.core.config import require
 from ld_common.core.seeding import numpy_generator, torch_generator
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.editing.pipeline import Counterfactuals, EditConfig, draw_counterfactuals, draw_several, edit_to
+from ld_common.editing.base import Editor
+from ld_common.editing.counterfactuals import Counterfactuals, draw_counterfactuals, draw_several, edit_to
 from ld_common.metrics.features import extract_features, load_extractor
 from ld_common.metrics.frechet import frechet_distance, kernel_distance
-from ld_common.metrics.image import MEASURES, psnr
+from ld_common.metrics.image import psnr
+from ld_common.metrics.registry import BIOMARKERS
 from ld_common.release.release import Release, edit_drift
 from ld_evaluate.predictors import Predictors, train_predictors
-from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, Pictures
+from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, ScanSet
 from ld_simulations.benchmarks.latent_drift.pictures import decode
 from ld_simulations.evaluation import measure, summarize
 
@@ -67,14 +69,14 @@ class Judged:
     metrics: Metrics
     by_edit: dict[str, dict[str, float]]
     drawn: Counterfactuals
-    """Answers to the questions of the data, then follow-ups foretold."""
+    """Answers to the questions of the data, then follow-ups predicted."""
 
 
-class Judge:
+class CounterfactualJudge:
     """What is known of one set of scans, whatever is judged on it."""
 
     def __init__(
-        self, base: BaseModel, data: EvaluationData, reference: Pictures | None, config: JudgeConfig, seed: int = 0
+        self, base: BaseModel, data: EvaluationData, reference: ScanSet | None, config: JudgeConfig, seed: int = 0
     ) -> None:
         """Train the predictors and take the features of real pictures.
 
@@ -87,7 +89,7 @@ class Judge:
             seed: of the predictors, and of which real pictures are compared with each other.
         """
         self.data, self.config = data, config
-        side, view = base.side, data.modality.image
+        side, view = base.resolution, data.modality.image
         self.pixel_mm = view.field_of_view_mm / side if view.field_of_view_mm else None
         self.counts = {
             "patients": len(data.baselines.patients),
@@ -110,7 +112,7 @@ class Judge:
         self,
         base: BaseModel,
         release: Release,
-        edit: EditConfig,
+        edit: Editor,
         seeds: Sequence[int] = (0,),
         progress: Callable[[int], None] = lambda done: None,
     ) -> Judged:
@@ -120,14 +122,14 @@ class Judge:
             base: the base with the release's adapter.
             release: the release.
             edit: how edits are drawn.
-            seeds: of the noise of methods that draw any; of several, the mean of their answers is judged.
+            seeds: of the noise of editors that draw any; of several, the mean of their answers is judged.
             progress: as in `draw_counterfactuals`.
         """
-        data, describe = self.data, self.data.modality.describe
+        data, describe = self.data, self.data.modality.prompt
         own = data.baselines.attributes
         edits = [edit_to(data.modality, one.scan, own[one.scan], one.target, edit.delta) for one in data.asked]
-        foretold = zip(data.owners, data.follow_ups.attributes, strict=True)
-        edits += [edit_to(data.modality, owner, own[owner], later, edit.delta) for owner, later in foretold]
+        predicted = zip(data.owners, data.follow_ups.attributes, strict=True)
+        edits += [edit_to(data.modality, owner, own[owner], later, edit.delta) for owner, later in predicted]
         prompts, drift = [describe(one) for one in own], edit_drift(release)
         drawn, _ = draw_several(base, data.baselines.images, prompts, edits, edit, seeds, progress, drift)
         asked = len(data.asked)
@@ -143,10 +145,10 @@ class Judge:
             metrics["kernel"] = kernel_distance(features, self.real)
         metrics |= self._prediction(later)
         by_edit: dict[str, dict[str, float]] = {}
-        if data.body is not None:
+        if data.phantom is not None:
             rows = measure(
                 base,
-                data.body,
+                data.phantom,
                 data.modality,
                 data.baselines.images,
                 data.truths,
@@ -165,7 +167,7 @@ class Judge:
         base: BaseModel,
         drawn: Counterfactuals,
         prompts: Sequence[str],
-        edit: EditConfig,
+        edit: Editor,
         release: Release,
         seed: int,
     ) -> Metrics:
@@ -185,7 +187,7 @@ class Judge:
         }
 
     def _reversibility(
-        self, base: BaseModel, drawn: Counterfactuals, edit: EditConfig, release: Release, seeds: Sequence[int]
+        self, base: BaseModel, drawn: Counterfactuals, edit: Editor, release: Release, seeds: Sequence[int]
     ) -> Metrics:
         data = self.data
         rows = [row for row, one in enumerate(data.asked) if one.scan < self.config.cycled]
@@ -195,7 +197,7 @@ class Judge:
         edits = [
             edit_to(data.modality, number, now, then) for number, (now, then) in enumerate(zip(there, own, strict=True))
         ]
-        shown = [data.modality.describe(one) for one in there]
+        shown = [data.modality.prompt(one) for one in there]
         back, _ = draw_several(base, drawn.images[rows], shown, edits, edit, seeds, drift=edit_drift(release))
         return {"reversal_psnr_db": float(psnr(back.images, before).mean())}
 
@@ -216,30 +218,30 @@ class Judge:
         for name in self.predictors.words:
             rows = [row for row, one in enumerate(data.asked) if set(one.target) == {name}]
             if rows:
-                said = self.predictors.word(name, list(data.modality.attributes[name].words), answers[rows])
+                said = self.predictors.word(name, list(data.modality.attributes[name].categories), answers[rows])
                 wanted = [data.asked[row].target[name] for row in rows]
                 right = [one == other for one, other in zip(said, wanted, strict=True)]
                 found[f"{name}_reached"] = float(np.mean(right))
         return found
 
-    def _prediction(self, foretold: Tensor) -> Metrics:
-        if not len(foretold):
+    def _prediction(self, predicted: Tensor) -> Metrics:
+        if not len(predicted):
             return {}
         copied = self.baselines[self.data.owners]
         found: Metrics = {}
-        for name, pictures in (("followup", foretold), ("copy", copied)):
+        for name, pictures in (("followup", predicted), ("copy", copied)):
             found |= {
                 f"{name}_psnr_db": float(psnr(pictures, self.later).mean()),
                 f"{name}_ssim": float(_ssim(pictures, self.later)),
                 f"{name}_ms_ssim": float(_ms_ssim(pictures, self.later)),
             }
         errors: dict[str, np.ndarray] = {}
-        for name, pictures in (("followup", foretold), ("copy", copied)):
-            for structure in self.data.modality.measures:
+        for name, pictures in (("followup", predicted), ("copy", copied)):
+            for structure in self.data.modality.biomarkers:
                 if self.pixel_mm is not None:
-                    seen, true = (MEASURES[structure](own, self.pixel_mm) for own in (pictures, self.later))
+                    seen, true = (BIOMARKERS.load(structure)(own, self.pixel_mm) for own in (pictures, self.later))
                     errors[f"{name}_{structure}_error_mm2"] = (seen - true).abs().double().numpy()
-        for structure in self.data.modality.measures if errors else []:
+        for structure in self.data.modality.biomarkers if errors else []:
             own, copy = (errors[f"{name}_{structure}_error_mm2"] for name in ("followup", "copy"))
             if copy.sum() > 0:
                 key = f"followup_{structure}_error_cut"
@@ -264,7 +266,7 @@ class Judge:
             found[f"{name}_error"] = float((said - true).abs().mean())
             found[f"{name}_error_by_chance"] = float((true - self.predictors.numbers[name][1]).abs().mean())
         for name in self.predictors.words:
-            words = self.predictors.word(name, list(data.modality.attributes[name].words), self.baselines)
+            words = self.predictors.word(name, list(data.modality.attributes[name].categories), self.baselines)
             right = [word == own[name] for word, own in zip(words, data.baselines.attributes, strict=True)]
             found[f"{name}_right"] = float(np.mean(right))
             shares = Counter(own[name] for own in data.baselines.attributes)

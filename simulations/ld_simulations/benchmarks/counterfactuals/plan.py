@@ -13,7 +13,7 @@ from ld_simulations.demo import Demo, load_demo
 
 
 @dataclass
-class MethodPlan:
+class EditorPlan:
     """One way of asking."""
 
     release: str = ""
@@ -36,7 +36,7 @@ class CounterfactualsConfig:
     """Where the table goes."""
     adopt: str = ""
     """A `counterfactuals.json` of an earlier run, perhaps of another machine: its results count as done, except of
-    methods that are asked otherwise here."""
+    editors that are asked otherwise here."""
     workers: int = 1
     """Trainings or judgements at the same time, each a process."""
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -44,7 +44,7 @@ class CounterfactualsConfig:
     """A demo's YAML for each modality, relative to this file."""
     releases: dict[str, list[str]] = field(default_factory=dict)
     """key=value of the demo's study, by the release's name."""
-    methods: dict[str, MethodPlan] = field(default_factory=dict)
+    editors: dict[str, EditorPlan] = field(default_factory=dict)
     """By the name under which the table has it."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     hospitals: list[str] = field(default_factory=list)
@@ -52,18 +52,18 @@ class CounterfactualsConfig:
 
     def __post_init__(self) -> None:
         require(self.workers > 0, f"workers is {self.workers}: it must be above 0")
-        require(bool(self.seeds and self.demos and self.methods), "seeds, demos and methods must not be empty")
-        for name, method in self.methods.items():
+        require(bool(self.seeds and self.demos and self.editors), "seeds, demos and editors must not be empty")
+        for name, plan in self.editors.items():
             known = ", ".join(self.releases)
-            require(method.seeds > 0, f"methods.{name}.seeds is {method.seeds}: it must be above 0")
-            require(method.release in self.releases, f"methods.{name}: no release '{method.release}': known: {known}")
-            for modality in method.modalities:
+            require(plan.seeds > 0, f"editors.{name}.seeds is {plan.seeds}: it must be above 0")
+            require(plan.release in self.releases, f"editors.{name}: no release '{plan.release}': known: {known}")
+            for modality in plan.modalities:
                 known = ", ".join(self.demos)
-                require(modality in self.demos, f"methods.{name}: no demo '{modality}': known: {known}")
+                require(modality in self.demos, f"editors.{name}: no demo '{modality}': known: {known}")
 
 
 @dataclass(frozen=True, order=True)
-class Training:
+class ReleaseTraining:
     """One release."""
 
     seed: int
@@ -80,13 +80,13 @@ class Training:
 class Asking:
     """One way of asking it."""
 
-    training: Training
-    method: str
+    training: ReleaseTraining
+    editor: str
 
     @property
     def name(self) -> str:
         """Of its result."""
-        return f"{self.training.modality}-{self.method}-{self.training.seed}"
+        return f"{self.training.modality}-{self.editor}-{self.training.seed}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class CounterfactualsBenchmark:
         return load_demo(file, [place, *chosen, f"hospital_overrides={self.config.hospitals}"])
 
     @property
-    def trainings(self) -> list[Training]:
+    def trainings(self) -> list[ReleaseTraining]:
         """Every release, one seed after the other."""
         return list(dict.fromkeys(asking.training for asking in self.askings))
 
@@ -119,9 +119,9 @@ class CounterfactualsBenchmark:
         """Every way of asking every release."""
         for seed in self.config.seeds:
             for modality in self.config.demos:
-                for name, method in self.config.methods.items():
-                    if not method.modalities or modality in method.modalities:
-                        yield Asking(Training(seed, modality, method.release), name)
+                for name, plan in self.config.editors.items():
+                    if not plan.modalities or modality in plan.modalities:
+                        yield Asking(ReleaseTraining(seed, modality, plan.release), name)
 
 
 def load_counterfactuals(path: Path, overrides: list[str]) -> CounterfactualsBenchmark:

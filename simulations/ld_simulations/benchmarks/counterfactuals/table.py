@@ -15,7 +15,7 @@ from ld_simulations.summary import Aim, as_markdown, shown
 
 RESULTS, PAGE = "counterfactuals.json", "counterfactuals.md"
 JUDGED_BY = "copy_gain_db"
-"""What makes a method the best one."""
+"""What makes a editor the best one."""
 TITLES = {
     "null_edit_psnr_gap_db": "null edit, dB below the VAE",
     "null_edits_psnr_gap_db": "one after the other",
@@ -52,15 +52,15 @@ AIMS = {
 }
 
 
-def best_method(runs: Sequence[Run]) -> tuple[str, str]:
+def best_editor(runs: Sequence[Run]) -> tuple[str, str]:
     """The first modality, and the way of asking that comes nearest to the truth in it."""
     modality = runs[0]["modality"]
-    return modality, max(methods_of(runs, modality), key=lambda method: _mean(runs, modality, method, JUDGED_BY))
+    return modality, max(editors_of(runs, modality), key=lambda editor: _mean(runs, modality, editor, JUDGED_BY))
 
 
 def summarize_table(runs: Sequence[Run], ceilings: Mapping[str, float], speedup: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers with an aim, of the best method in the first modality."""
-    modality, best = best_method(runs)
+    """The numbers with an aim, of the best editor in the first modality."""
+    modality, best = best_editor(runs)
 
     def of_best(key: str) -> float:
         return _mean(runs, modality, best, key)
@@ -68,7 +68,7 @@ def summarize_table(runs: Sequence[Run], ceilings: Mapping[str, float], speedup:
     cut = next((key for key in runs[0]["metrics"] if key.endswith("_error_cut")), "")
     return {
         "modality": modality,
-        "method": best,
+        "editor": best,
         "seeds": len({run["seed"] for run in runs}),
         "null_edit_psnr_gap_db": of_best("null_edit_psnr_gap_db"),
         "followup_ventricle_error_cut": of_best(cut),
@@ -99,9 +99,9 @@ def write_release_table(folder: Path, runs: Sequence[Run], name: str, data: Path
     return [folder / RESULTS, folder / PAGE]
 
 
-def methods_of(runs: Sequence[Run], modality: str) -> list[str]:
+def editors_of(runs: Sequence[Run], modality: str) -> list[str]:
     """The ways of asking in their order."""
-    return list(dict.fromkeys(run["method"] for run in runs if run["modality"] == modality))
+    return list(dict.fromkeys(run["editor"] for run in runs if run["modality"] == modality))
 
 
 def page(
@@ -122,7 +122,7 @@ def page(
         "whom none was trained on; strengths and steps were chosen on these same patients, with some of the seeds. "
         f"{READING}{missing}",
         "",
-        f"Of the method that comes nearest to the truth in the {summary['modality']}, **{summary['method']}**:",
+        f"Of the editor that comes nearest to the truth in the {summary['modality']}, **{summary['editor']}**:",
         "",
         as_markdown(summary, AIMS),
     ]
@@ -180,10 +180,10 @@ def _section(runs: Sequence[Run], ceiling: float | None) -> list[str]:
 
 def _table(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
     modality, keys = runs[0]["modality"], [key for key in keys if key in runs[0]["metrics"]]
-    lines = ["| method | " + " | ".join(TITLES[key] for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
-    for method in methods_of(runs, modality):
-        cells = [_cell(_values(runs, modality, method, key), key in PERCENT) for key in keys]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    lines = ["| editor | " + " | ".join(TITLES[key] for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
+    for editor in editors_of(runs, modality):
+        cells = [_cell(_values(runs, modality, editor, key), key in PERCENT) for key in keys]
+        lines.append(f"| {editor} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -195,11 +195,11 @@ def _effectiveness(runs: Sequence[Run], real: Mapping[str, float]) -> list[str]:
         else f"{key.removesuffix('_reached')} reached"
         for key in keys
     ]
-    lines = ["| method | " + " | ".join(titles) + " |", "|---" * (len(keys) + 1) + "|"]
+    lines = ["| editor | " + " | ".join(titles) + " |", "|---" * (len(keys) + 1) + "|"]
     modality = runs[0]["modality"]
-    for method in methods_of(runs, modality):
-        cells = [_cell(_values(runs, modality, method, key), key.endswith("_reached")) for key in keys]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    for editor in editors_of(runs, modality):
+        cells = [_cell(_values(runs, modality, editor, key), key.endswith("_reached")) for key in keys]
+        lines.append(f"| {editor} | " + " | ".join(cells) + " |")
     kinds = (("_error", "{} off by {:.1f} ({:.1f} by chance)"), ("_right", "{} right in {:.0%} ({:.0%} by chance)"))
     said = [
         words.format(key.removesuffix(end), real[key], real[f"{key}_by_chance"])
@@ -232,45 +232,45 @@ def _follow_up(runs: Sequence[Run]) -> list[str]:
     keys = [*FOLLOW_UP, *sizes]
     titles = [TITLES.get(f"followup_{key}", key.replace("_error_mm2", ", error in mm²")) for key in keys]
     cuts = sorted(key for key in metrics if key.endswith("_error_cut"))
-    lines = ["| method | " + " | ".join([*titles, *("error cut" for _ in cuts)]) + " |"]
+    lines = ["| editor | " + " | ".join([*titles, *("error cut" for _ in cuts)]) + " |"]
     lines.append("|---" * (len(keys) + len(cuts) + 1) + "|")
     copied = [shown(float(np.mean([run["metrics"][f"copy_{key}"] for run in runs]))) for key in keys]
     lines.append("| *copying the baseline* | " + " | ".join([*copied, *("" for _ in cuts)]) + " |")
-    for method in methods_of(runs, modality):
-        cells = [_cell(_values(runs, modality, method, f"followup_{key}")) for key in keys]
-        cells += [_cell(_values(runs, modality, method, key), True) for key in cuts]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    for editor in editors_of(runs, modality):
+        cells = [_cell(_values(runs, modality, editor, f"followup_{key}")) for key in keys]
+        cells += [_cell(_values(runs, modality, editor, key), True) for key in cuts]
+        lines.append(f"| {editor} | " + " | ".join(cells) + " |")
     return lines
 
 
 def _intervals(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
     modality = runs[0]["modality"]
     titles = [TITLES.get(key, key.removeprefix("followup_").replace("_", " ")) for key in keys]
-    lines = ["| method | " + " | ".join(titles) + " |", "|---" * (len(keys) + 1) + "|"]
-    for method in methods_of(runs, modality):
-        ends = [[_mean(runs, modality, method, f"{key}_{end}") for end in ("low", "high")] for key in keys]
-        lines.append(f"| {method} | " + " | ".join(f"{shown(low)} to {shown(high)}" for low, high in ends) + " |")
+    lines = ["| editor | " + " | ".join(titles) + " |", "|---" * (len(keys) + 1) + "|"]
+    for editor in editors_of(runs, modality):
+        ends = [[_mean(runs, modality, editor, f"{key}_{end}") for end in ("low", "high")] for key in keys]
+        lines.append(f"| {editor} | " + " | ".join(f"{shown(low)} to {shown(high)}" for low, high in ends) + " |")
     return [*lines, "", "95 % intervals, by drawing other patients from these (bootstrap); their mean over the seeds."]
 
 
 def _by_edit(runs: Sequence[Run]) -> list[str]:
     modality, edits = runs[0]["modality"], sorted({edit for run in runs for edit in run["by_edit"]})
-    lines = ["| method | " + " | ".join(edit.replace("_", " ") for edit in edits) + " |"]
+    lines = ["| editor | " + " | ".join(edit.replace("_", " ") for edit in edits) + " |"]
     lines.append("|---" * (len(edits) + 1) + "|")
-    for method in methods_of(runs, modality):
-        own = [run["by_edit"] for run in runs if run["method"] == method]
+    for editor in editors_of(runs, modality):
+        own = [run["by_edit"] for run in runs if run["editor"] == editor]
         cells = [_cell([one[edit]["copy_gain_db"] for one in own if edit in one]) for edit in edits]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {editor} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _values(runs: Sequence[Run], modality: str, method: str, key: str) -> list[float]:
-    own = [run["metrics"] for run in runs if run["modality"] == modality and run["method"] == method]
+def _values(runs: Sequence[Run], modality: str, editor: str, key: str) -> list[float]:
+    own = [run["metrics"] for run in runs if run["modality"] == modality and run["editor"] == editor]
     return [one[key] for one in own if key in one]
 
 
-def _mean(runs: Sequence[Run], modality: str, method: str, key: str) -> float:
-    values = _values(runs, modality, method, key)
+def _mean(runs: Sequence[Run], modality: str, editor: str, key: str) -> float:
+    values = _values(runs, modality, editor, key)
     return float(np.mean(values)) if values else float("nan")
 
 

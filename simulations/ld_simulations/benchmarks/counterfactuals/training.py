@@ -8,15 +8,16 @@ from pathlib import Path
 from ld_client.data.store import open_store
 from ld_client.site_config import load_site
 from ld_client.site_drift import site_drift
-from ld_client.train import Lesson, train_round
-from ld_common.adapters.registry import attach, read_scheme
+from ld_client.train import TrainingData, train_round
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.drift import Drift, entering
 from ld_common.imaging.modality import Modality
 from ld_common.release.release import write_release
-from ld_server.aggregation import aggregate_drifts, aggregate_states
+from ld_server.aggregation import aggregate_drifts, aggregate_states, read_aggregator
 from ld_simulations.demo import Demo
 
 
@@ -29,11 +30,11 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
         progress: called after each site's round.
 
     Raises:
-        ConfigError: a private study, a secure sum or a scheme that preserves a prior, which this loop does not do.
+        ConfigError: a private study, a secure sum or an adapter that preserves a prior, which this loop does not do.
     """
     study, modality = demo.study, load_config(Modality, demo.modality_file)
-    scheme = read_scheme(study.scheme)
-    if study.withholds_numbers or scheme.prior is not None:
+    adapter = read_adapter(study.adapter)
+    if study.withholds_numbers or adapter.prior is not None:
         raise ConfigError("only plain studies are trained in one process: run this one through ld-simulate")
     model = load_denoiser(study.base_model)
     lessons, drifts = {}, {}
@@ -45,23 +46,27 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
         if found is not None:
             drifts[name] = found
         lesson_drift = own if isinstance(own, Drift) else None
-        lessons[name] = Lesson(
-            store.latents, store.prompts, lesson_drift, patients=store.pseudonyms, places=store.places(modality)
+        lessons[name] = TrainingData(
+            store.latents,
+            store.prompts,
+            lesson_drift,
+            patients=store.pseudonyms,
+            condition_vectors=store.condition_vectors(modality),
         )
-    attached = attach(model, scheme, study.seed)
-    equal = study.federation.weighting == "equal"
+    adapted = inject(model, adapter, study.seed)
+    aggregator, equal = read_aggregator(study.federation), study.federation.weighting == "equal"
     weights = {name: 1.0 if equal else float(len(lesson.latents)) for name, lesson in lessons.items()}
-    state = attached.learned_state()
+    state = adapted.trainable_state()
     for number in range(1, study.federation.rounds + 1):
         answers = {}
         for name, lesson in lessons.items():
-            attached.load(state)
-            train_round(attached, lesson, study, number, name)
-            answers[name] = attached.learned_state()
+            adapted.load(state)
+            train_round(adapted, lesson, study, number, name)
+            answers[name] = adapted.trainable_state()
             progress()
-        state = aggregate_states(answers, weights, study.federation)
-    attached.load(state)
-    mean = aggregate_drifts(drifts, weights, study.federation)
+        state = aggregate_states(answers, weights, aggregator)
+    adapted.load(state)
+    mean = aggregate_drifts(drifts, weights, aggregator)
     return write_release(
-        folder, study, modality, base_digest(study.base_model), attached.state(), mean, drifts, rounds=[]
+        folder, study, modality, base_digest(study.base_model), adapted.state(), mean, drifts, rounds=[]
     )

@@ -62,7 +62,7 @@ def measure(
     output = Path(settings.output).resolve()
     for part in settings.parts:
         console.print(f"[bold]{part}")
-        result = MEASURES[part](settings, config)
+        result = RUNNERS[part](settings, config)
         write_bytes(output / f"{part}.json", (json.dumps(result, indent=1) + "\n").encode())
     for file in write_report(output, Path(settings.results)):
         console.print(f"wrote {file}", soft_wrap=True)
@@ -103,7 +103,7 @@ def _overhead(settings: SoakConfig, config: Path) -> dict[str, Any]:
     return overhead(_plain(settings, config), rounds)
 
 
-MEASURES = {"soak": _soak, "intruders": _intruders, "resume": _resume, "overhead": _overhead}
+RUNNERS = {"soak": _soak, "intruders": _intruders, "resume": _resume, "overhead": _overhead}
 
 
 def _demo(settings: SoakConfig, config: Path, overrides: list[str]) -> Demo:

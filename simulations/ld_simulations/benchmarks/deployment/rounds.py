@@ -14,8 +14,9 @@ import torch
 
 from ld_client.data.store import open_store
 from ld_client.site_config import load_modality, load_site
-from ld_client.train import Lesson, train_round
-from ld_common.adapters.registry import attach, read_scheme
+from ld_client.train import TrainingData, train_round
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.errors import DeploymentError
 from ld_common.core.processes import environment
 from ld_common.diffusion.base_model import load_denoiser
@@ -85,11 +86,16 @@ def overhead(demo: Demo, rounds: list[dict[str, Any]]) -> dict[str, float]:
 def _bare_loop(demo: Demo, file: Path) -> float:
     site, study = load_site(file), demo.study
     store = open_store(site.store_path)
-    attached = attach(load_denoiser(site.base_model, site.device), read_scheme(study.scheme), study.seed)
-    lesson = Lesson(store.latents, store.prompts, patients=store.pseudonyms, places=store.places(load_modality(site)))
-    train_round(attached, lesson, study, 1, site.site, site.precision)  # the first step allocates
+    adapted = inject(load_denoiser(site.base_model, site.device), read_adapter(study.adapter), study.seed)
+    lesson = TrainingData(
+        store.latents,
+        store.prompts,
+        patients=store.pseudonyms,
+        condition_vectors=store.condition_vectors(load_modality(site)),
+    )
+    train_round(adapted, lesson, study, 1, site.site, site.precision)  # the first step allocates
     started = time.perf_counter()
-    train_round(attached, lesson, study, 1, site.site, site.precision)
+    train_round(adapted, lesson, study, 1, site.site, site.precision)
     return time.perf_counter() - started
 
 

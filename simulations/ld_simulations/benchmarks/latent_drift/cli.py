@@ -20,17 +20,17 @@ def evaluate(
     release: Path | None = typer.Option(None, help="In place of --config: a release whose counterfactuals are judged."),
     data: Path | None = typer.Option(None, help="With --release: folder with scans.csv (patient, input, attributes)."),
     reference: Path | None = typer.Option(None, help="With --release: such a table of other patients, for judges."),
-    method: list[str] = typer.Option([], help="With --release: a way of editing; repeatable. By default its own."),
-    seeds: int = typer.Option(3, help="With --release: how often methods that draw noise are asked."),
+    editor: list[str] = typer.Option([], help="With --release: an editor; repeatable. By default its own."),
+    seeds: int = typer.Option(3, help="With --release: how often editors that draw noise are asked."),
     base: str | None = typer.Option(None, help="With --release: its base model, if not where it says."),
     out: Path = typer.Option(Path("evaluation"), help="With --release: folder for the table."),
     overrides: list[str] = typer.Argument(
         None, help="key=value: of the benchmark, seeds=[0] device=cuda workers=8; with --release cycles, cycled."
     ),
 ) -> None:
-    """Judge a release's counterfactuals on scans, or (--config) fill the table of latent drift.
+    """SampleJudge a release's counterfactuals on scans, or (--config) fill the table of latent drift.
 
-    The latter trains every scheme, draws with and without drift and under each control, measures, writes the table.
+    The latter trains every adapter, draws with and without drift and under each control, measures, writes the table.
     """
     if (config is None) == (release is None) or (release is None) != (data is None):
         raise RequestError("give --config, or --release with --data")
@@ -40,7 +40,7 @@ def evaluate(
     if config is not None:
         run.fill_table(config, overrides or [], only_report)
     if release is not None and data is not None:
-        run.judge(release, data, reference, method, seeds, base, out, overrides or [])
+        run.judge(release, data, reference, editor, seeds, base, out, overrides or [])
 
 
 def main() -> None:

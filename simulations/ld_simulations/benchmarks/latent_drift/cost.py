@@ -25,7 +25,8 @@ from diffusers import UNet2DConditionModel
 from scipy.optimize import nnls
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.command import run_cli
 from ld_common.diffusion.base_model import Denoiser
 
@@ -55,12 +56,12 @@ WARM, TIMED = 1, 3
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def measure(scheme: str, side: int, batch: int, device: str, precision: str) -> dict[str, Any]:
+def measure(adapter: str, side: int, batch: int, device: str, precision: str) -> dict[str, Any]:
     """Seconds of a training step and of a network evaluation, and the peak memory in MB, at one size."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**STABLE_DIFFUSION_1_4).requires_grad_(False).to(device)
     model = Denoiser(unet=unet, text_encoder=None, tokenizer=None, scheduler=None)  # type: ignore[arg-type]
-    learned = list(attach(model, read_scheme({"name": scheme}), 0).learned.values())
+    learned = list(inject(model, read_adapter({"name": adapter}), 0).trainable.values())
     optimizer = torch.optim.AdamW(learned, lr=1e-4)
     latents = torch.randn(batch, 4, side // PIXELS_PER_LATENT, side // PIXELS_PER_LATENT, device=device)
     context = torch.randn(batch, TOKENS, 768, device=device)
@@ -78,7 +79,7 @@ def measure(scheme: str, side: int, batch: int, device: str, precision: str) -> 
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             unet(latents, timesteps, context)
 
-    found: dict[str, Any] = {"scheme": scheme, "side": side, "batch": batch, "device": device, "precision": precision}
+    found: dict[str, Any] = {"adapter": adapter, "side": side, "batch": batch, "device": device, "precision": precision}
     found["threads"] = torch.get_num_threads() if device == "cpu" else 0
     found |= {"parameters": sum(value.numel() for value in learned), "computed": False}
     found["evaluation_seconds"] = _timed(evaluation, device)
@@ -103,7 +104,7 @@ def _timed(work: Any, device: str) -> float:
 
 
 def compute(measured: list[dict[str, Any]], side: int) -> dict[str, Any]:
-    """What a larger side would need, from three or more measured sides of one scheme."""
+    """What a larger side would need, from three or more measured sides of one adapter."""
     pixels = np.array([(one["side"] / PIXELS_PER_LATENT) ** 2 for one in measured])
     wanted = (side / PIXELS_PER_LATENT) ** 2
     found = {**measured[0], "side": side, "computed": True}
@@ -124,7 +125,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "`make benchmark-cost`; rows marked *computed* are extrapolated from the measured ones above them by a",
         "quadratic in the number of latent pixels, and were not run. Memory is the process's or the GPU's.",
         "",
-        "| scheme | learned, million | pixels | on | a training step, s | one evaluation, s | memory, GB | |",
+        "| adapter | learned, million | pixels | on | a training step, s | one evaluation, s | memory, GB | |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:
@@ -132,7 +133,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         numbers = f"{one['step_seconds']:.2f} | {one['evaluation_seconds']:.2f} | {one['peak_mb'] / 1e3:.1f}"
         mark = "*computed*" if one["computed"] else "measured"
         learned = one["parameters"] / 1e6
-        lines.append(f"| {one['scheme']} | {learned:.1f} | {one['side']} | {where} | {numbers} | {mark} |")
+        lines.append(f"| {one['adapter']} | {learned:.1f} | {one['side']} | {where} | {numbers} | {mark} |")
     lines += [
         "",
         "A counterfactual with 50 steps, one refinement and one question takes about 250 evaluations of one picture:",
@@ -149,19 +150,19 @@ def main(
     text: Path = typer.Option(Path("docs/stable_diffusion.md"), help="Markdown page of all numbers."),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     precision: str = typer.Option("float32", help="float32 or bfloat16."),
-    schemes: str = typer.Option("lora,custom_diffusion,basic", help="Schemes that are measured."),
+    adapters: str = typer.Option("lora,custom_diffusion,basic", help="Schemes that are measured."),
     sides: str = typer.Option("64,128,256", help="Picture sides that are measured, in pixels."),
-    batch: int = typer.Option(1, help="Pictures a step."),
+    batch: int = typer.Option(1, help="PictureSet a step."),
     target: int = typer.Option(512, help="Side that is computed, unless it is measured."),
 ) -> None:
     """Measure training steps and evaluations of Stable Diffusion 1.4's UNet and add them to a file."""
     kept = json.loads(out.read_text()) if out.exists() else []
-    for scheme in schemes.split(","):
+    for adapter in adapters.split(","):
         measured = []
         for side in map(int, sides.split(",")):
             # a process of its own, or the peak would be that of the largest before
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                measured.append(alone.submit(measure, scheme, side, batch, device, precision).result())
+                measured.append(alone.submit(measure, adapter, side, batch, device, precision).result())
             print(measured[-1], flush=True)
         if target not in [one["side"] for one in measured]:
             measured.append(compute(measured, target))
@@ -174,7 +175,7 @@ def main(
 
 
 def _same(one: dict[str, Any], measured: list[dict[str, Any]]) -> bool:
-    keys = ("scheme", "device", "precision", "batch")
+    keys = ("adapter", "device", "precision", "batch")
     return any(all(one[key] == other[key] for key in keys) for other in measured)
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_client.train import Lesson, train_round
+from ld_client.train import TrainingData, train_round
+from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.prior_preservation import draw_prior
-from ld_common.adapters.registry import Attached, attach, read_scheme
+from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import read_tensors, write_tensors
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import from_mapping
@@ -24,12 +25,12 @@ from ld_common.diffusion.drift import ConditionalDrift, Drift, drift_from_attrib
 from ld_common.diffusion.sampling import make_sampler, sample
 from ld_common.metrics.histogram import match_grey_levels
 from ld_common.protocol.study_config import StudyConfig
-from ld_simulations.benchmarks.latent_drift.judge import Judge
+from ld_simulations.benchmarks.latent_drift.judge import SampleJudge
 from ld_simulations.benchmarks.latent_drift.pictures import (
     OTHERS,
     TEST,
     TRAINING,
-    Pictures,
+    PictureSet,
     decode,
     draw_pictures,
     encode,
@@ -42,26 +43,26 @@ from ld_simulations.benchmarks.latent_drift.plan import (
     PRIOR,
     ZERO_SNR,
     Benchmark,
-    Drawing,
-    Training,
+    DriftDrawing,
+    DriftTraining,
 )
-from ld_simulations.phantoms.registry import find_body
+from ld_simulations.phantoms.registry import find_phantom
 
 SHOWN = 12
 """Samples of the first seed that are kept for the sheet."""
 SAMPLED_TOGETHER = {"cpu": 32, "cuda": 512}
 
 
-class Worker:
+class DriftWorker:
     """Runs trainings; data, bases and real features are loaded once for each modality."""
 
     def __init__(self, benchmark: Benchmark) -> None:
         self.benchmark, self.config = benchmark, benchmark.config
         self.output = Path(self.config.output)
         self._loaded: dict[str, Any] = {}
-        self._last: tuple[Training, Attached[BaseModel]] | None = None
+        self._last: tuple[DriftTraining, AdaptedModel[BaseModel]] | None = None
 
-    def run(self, training: Training) -> list[Path]:
+    def run(self, training: DriftTraining) -> list[Path]:
         """Train and draw what is not there yet; returns the result files."""
         planned = list(self.benchmark.drawings(training))
         files = [self.output / "runs" / f"{drawing.name}.json" for drawing in planned]
@@ -70,7 +71,7 @@ class Worker:
                 self._judge(drawing, self._samples(drawing))
         return files
 
-    def _samples(self, drawing: Drawing) -> Tensor:
+    def _samples(self, drawing: DriftDrawing) -> Tensor:
         """Samples `(N,1,S,S)` before any control that acts on them, drawn once and kept."""
         file = self.output / "samples" / f"{drawing.training.name}-{drawing.formulation}.safetensors"
         if not file.exists():
@@ -98,49 +99,49 @@ class Worker:
             self._keep(f"{modality}-real", judge.test.images[self._rows(judge)[:SHOWN]])
         return file
 
-    def _trained(self, training: Training) -> Attached[BaseModel]:
+    def _trained(self, training: DriftTraining) -> AdaptedModel[BaseModel]:
         """The training's model, trained now or before; the last one stays loaded."""
         if self._last is None or self._last[0] != training:
             self._last = training, self._train(training)
         return self._last[1]
 
-    def _train(self, training: Training) -> Attached[BaseModel]:
+    def _train(self, training: DriftTraining) -> AdaptedModel[BaseModel]:
         study, base = self._study(training), self._base(training)
-        scheme = read_scheme(study.scheme)
-        attached = attach(base, scheme, study.seed)
+        adapter = read_adapter(study.adapter)
+        adapted = inject(base, adapter, study.seed)
         file = self.output / "states" / f"{training.name}.safetensors"
         if file.exists():
-            attached.load(read_tensors(file)[0])
+            adapted.load(read_tensors(file)[0])
         else:
-            # `base` draws as it did before the scheme, which has learned nothing yet
-            prior = None if scheme.prior is None else draw_prior(base, scheme.prior, study.seed)
+            # `base` draws as it did before the adapter, which has learned nothing yet
+            prior = None if adapter.prior is None else draw_prior(base, adapter.prior, study.seed)
             train, _, _ = self._pictures(training.modality)
-            lesson = Lesson(self._latents(training), self._prompts(training.modality, train), None, prior)
+            lesson = TrainingData(self._latents(training), self._prompts(training.modality, train), None, prior)
             if training.variant in ("centred", "noise"):
                 lesson = replace(lesson, drift=Drift(self._mean(training, "channel"), training.variant))
-            losses = train_round(attached, lesson, study, 1, "benchmark")
-            write_tensors(file, attached.state(), {"losses": json.dumps([losses.first, losses.last])})
-        for parameter in attached.parameters.values():
+            losses = train_round(adapted, lesson, study, 1, "benchmark")
+            write_tensors(file, adapted.state(), {"losses": json.dumps([losses.first, losses.last])})
+        for parameter in adapted.parameters.values():
             parameter.requires_grad_(False)
-        return attached
+        return adapted
 
-    def _study(self, training: Training) -> StudyConfig:
-        plan = self.config.schemes[training.scheme]
-        offset = self.config.offset_noise if training.variant == OFFSET_NOISE else 0.0
+    def _study(self, training: DriftTraining) -> StudyConfig:
+        plan = self.config.adapters[training.adapter]
+        offset = self.config.noise_offset if training.variant == OFFSET_NOISE else 0.0
         return from_mapping(
             StudyConfig,
             {
                 "seed": training.seed,
-                "scheme": plan.scheme,
+                "adapter": plan.adapter,
                 "training": {**vars(plan.training), "offset_noise": offset},
                 "federation": {"rounds": 1},
             },
         )
 
     @torch.no_grad()
-    def _drawn(self, attached: Attached[BaseModel], drawing: Drawing) -> Tensor:
+    def _drawn(self, adapted: AdaptedModel[BaseModel], drawing: DriftDrawing) -> Tensor:
         """Samples `(N,1,S,S)` of the drawing's training under its drift."""
-        model, training, count = attached.model, drawing.training, self.config.samples
+        model, training, count = adapted.model, drawing.training, self.config.samples
         judge = self._judge_of(training.modality)
         rows = self._rows(judge)
         prompts = self._prompts(training.modality, judge.test)
@@ -157,7 +158,7 @@ class Worker:
             latents[several] = drawn.float().cpu()
         return torch.cat([model.decode(chunk) for chunk in latents.split(size)])
 
-    def _drifts(self, drawing: Drawing, hospitals: list[int]) -> list[tuple[Drift | None, list[int]]]:
+    def _drifts(self, drawing: DriftDrawing, hospitals: list[int]) -> list[tuple[Drift | None, list[int]]]:
         """Each drift with the numbers of the samples that are drawn under it."""
         everything = list(range(len(hospitals)))
         if not drawing.drift:
@@ -178,13 +179,13 @@ class Worker:
             return [(Drift(self._mean(training, shape), PRIOR), everything)]
         return [(Drift(self._mean(training, "channel"), drawing.formulation), everything)]
 
-    def _judge(self, drawing: Drawing, images: Tensor) -> None:
+    def _judge(self, drawing: DriftDrawing, images: Tensor) -> None:
         training = drawing.training
         judge = self._judge_of(training.modality)
         if drawing.control == HISTOGRAM:
             images = match_grey_levels(images, judge.train.images)
         rows = self._rows(judge)
-        samples = Pictures(
+        samples = PictureSet(
             images,
             [judge.test.attributes[row] for row in rows],
             [judge.test.hospitals[row] for row in rows],
@@ -195,7 +196,7 @@ class Worker:
             self.output / "runs" / f"{drawing.name}.json",
             {
                 "modality": training.modality,
-                "scheme": training.scheme,
+                "adapter": training.adapter,
                 "drift": drawing.drift,
                 "formulation": drawing.formulation,
                 "control": drawing.control,
@@ -206,7 +207,7 @@ class Worker:
             },
         )
 
-    def _rows(self, judge: Judge) -> list[int]:
+    def _rows(self, judge: SampleJudge) -> list[int]:
         """The test pictures whose conditions the samples take, the same for every seed."""
         order = torch.randperm(len(judge.test.images), generator=torch_generator(0, "benchmark-conditions")).tolist()
         return [order[number % len(order)] for number in range(self.config.samples)]
@@ -214,12 +215,12 @@ class Worker:
     def _keep(self, name: str, images: Tensor) -> None:
         write_tensors(self.output / "sheets" / f"{name}.safetensors", {"images": images.contiguous()}, {})
 
-    def _base(self, training: Training) -> BaseModel:
-        """A fresh base: attaching a scheme changes it."""
+    def _base(self, training: DriftTraining) -> BaseModel:
+        """A fresh base: attaching an adapter changes it."""
         name = self.config.zero_snr_base if training.variant == ZERO_SNR else self.config.base_model
         return load_base(name, self.config.device)
 
-    def _latents(self, training: Training) -> Tensor:
+    def _latents(self, training: DriftTraining) -> Tensor:
         """Latents of all training pictures under the training's base."""
         own = ZERO_SNR if training.variant == ZERO_SNR else "plain"
         file = self.output / f"latents-{training.modality}-{own}.safetensors"
@@ -228,31 +229,31 @@ class Worker:
             write_tensors(file, {"latents": encode(self._base(training), train.images)}, {})
         return read_tensors(file)[0]["latents"]
 
-    def _mean(self, training: Training, shape: str, hospital: int | None = None) -> Tensor:
+    def _mean(self, training: DriftTraining, shape: str, hospital: int | None = None) -> Tensor:
         latents = self._latents(training)
         if hospital is not None:
             train, _, _ = self._pictures(training.modality)
             latents = latents[[number == hospital for number in train.hospitals]]
         return cast(Tensor, drift_from_moments(latents, self._base_mean(), shape))
 
-    def _conditional(self, training: Training) -> Drift:
+    def _conditional(self, training: DriftTraining) -> Drift:
         """One μ for each sample, by what its prompt says."""
         modality, judge = self.benchmark.modalities[training.modality], self._judge_of(training.modality)
         train, _, _ = self._pictures(training.modality)
-        design = [modality.design(own) for own in train.attributes]
+        design = [modality.design_vector(own) for own in train.attributes]
         fitted = ConditionalDrift(drift_from_attributes(self._latents(training), self._base_mean(), design))
-        return fitted.at([modality.design(judge.test.attributes[row]) for row in self._rows(judge)])
+        return fitted.at([modality.design_vector(judge.test.attributes[row]) for row in self._rows(judge)])
 
     def _base_mean(self) -> Tensor:
         if "mean" not in self._loaded:
             self._loaded["mean"] = load_base(self.config.base_model).latent_mean
         return self._loaded["mean"]
 
-    def _pictures(self, modality: str) -> tuple[Pictures, Pictures, Pictures]:
-        """Training and test pictures, and as many further ones as there are test pictures."""
+    def _pictures(self, modality: str) -> tuple[PictureSet, PictureSet, PictureSet]:
+        """DriftTraining and test pictures, and as many further ones as there are test pictures."""
         key = f"pictures-{modality}"
         if key not in self._loaded:
-            side = load_base(self.config.base_model).side
+            side = load_base(self.config.base_model).resolution
             common = self.benchmark.hospitals[modality], self.benchmark.modalities[modality], side
             folder, processes = self.output / "pictures", os.cpu_count() or 1
             self._loaded[key] = (
@@ -262,7 +263,7 @@ class Worker:
             )
         return self._loaded[key]
 
-    def _seen(self, modality: str) -> list[Pictures]:
+    def _seen(self, modality: str) -> list[PictureSet]:
         """The same three as the VAE returns them."""
         key, names = f"seen-{modality}", ("train", "test", "others")
         if key not in self._loaded:
@@ -274,17 +275,17 @@ class Worker:
             self._loaded[key] = [replace(one, images=images[name]) for name, one in zip(names, pictures, strict=True)]
         return self._loaded[key]
 
-    def _prompts(self, modality: str, pictures: Pictures) -> list[str]:
-        return [self.benchmark.modalities[modality].describe(own) for own in pictures.attributes]
+    def _prompts(self, modality: str, pictures: PictureSet) -> list[str]:
+        return [self.benchmark.modalities[modality].prompt(own) for own in pictures.attributes]
 
-    def _judge_of(self, modality: str) -> Judge:
+    def _judge_of(self, modality: str) -> SampleJudge:
         key = f"judge-{modality}"
         if key not in self._loaded:
             config = self.config
-            body = find_body(self.benchmark.hospitals[modality].body)
+            phantom = find_phantom(self.benchmark.hospitals[modality].phantom)
             train, test, _ = self._seen(modality)
             folder = self.output / "real" / modality
-            self._loaded[key] = Judge(self.benchmark.modalities[modality], body, train, test, config, folder)
+            self._loaded[key] = SampleJudge(self.benchmark.modalities[modality], phantom, train, test, config, folder)
         return self._loaded[key]
 
 

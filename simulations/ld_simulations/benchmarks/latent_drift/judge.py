@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ld_common.adapters.registry import State
 from ld_common.adapters.state_dict import read_tensors, write_tensors
+from ld_common.core.state import State
 from ld_common.imaging.modality import Modality
 from ld_common.metrics.features import FeatureExtractor, extract_features, load_extractor
 from ld_common.metrics.frechet import frechet_distance, kernel_distance
@@ -27,28 +27,28 @@ from ld_common.metrics.histogram import (
     size_slope,
 )
 from ld_evaluate.attribute_classifier import AttributeClassifier, auc, score, train_classifier
-from ld_simulations.benchmarks.latent_drift.pictures import Pictures
+from ld_simulations.benchmarks.latent_drift.pictures import PictureSet
 from ld_simulations.benchmarks.latent_drift.plan import BenchmarkConfig
-from ld_simulations.phantoms.base import Body
+from ld_simulations.phantoms.base import Phantom
 
 Metrics = dict[str, float]
 SIZE_RANGE = (0.01, 0.99)
 """Between these quantiles of real pictures lies what counts as an anatomy that occurs."""
 
 
-class Judge:
+class SampleJudge:
     """Real pictures of one modality, and everything that is measured on them once."""
 
     def __init__(
         self,
         modality: Modality,
-        body: Body[Any, Any],
-        train: Pictures,
-        test: Pictures,
+        phantom: Phantom[Any, Any],
+        train: PictureSet,
+        test: PictureSet,
         config: BenchmarkConfig,
         folder: Path,
     ) -> None:
-        self.body, self.train, self.test = body, train, test
+        self.phantom, self.train, self.test = phantom, train, test
         self.pixel_mm = modality.image.field_of_view_mm / test.images.shape[-1]
         self.steps, self.device, self.folder = config.classifier_steps, config.device, folder
         weights = Path(config.inception) if config.inception else None
@@ -80,7 +80,7 @@ class Judge:
         """Train the real pictures' classifier, which every worker then reads."""
         self._classifier(seed)
 
-    def measure(self, samples: Pictures, seed: int) -> Metrics:
+    def measure(self, samples: PictureSet, seed: int) -> Metrics:
         """All metrics of samples `(N,1,S,S)`; `seed` decides the classifiers' start and batches."""
         metrics = self._distances(samples.images, self.real, self.real_matched)
         metrics["background_error"] = float(background_error(samples.images, self.test.images, self.mask).mean())
@@ -94,10 +94,10 @@ class Judge:
         metrics |= self._usefulness(samples, seed)
         return metrics
 
-    def _beside_expected(self, sizes: Tensor, pictures: Pictures) -> Tensor:
+    def _beside_expected(self, sizes: Tensor, pictures: PictureSet) -> Tensor:
         return sizes.double().cpu() - self.expected.predict(self._design(pictures))
 
-    def _in_range(self, sizes: Tensor, samples: Pictures) -> float:
+    def _in_range(self, sizes: Tensor, samples: PictureSet) -> float:
         """Share of samples whose size a real picture of that condition could have."""
         (low, high), beside = self.size_range, self._beside_expected(sizes, samples)
         return float(((beside >= low) & (beside <= high)).double().mean())
@@ -112,7 +112,7 @@ class Judge:
             metrics[f"frechet_matched_{one.name}"] = frechet_distance(even, real_matched[one.name])
         return metrics
 
-    def _usefulness(self, samples: Pictures, seed: int) -> Metrics:
+    def _usefulness(self, samples: PictureSet, seed: int) -> Metrics:
         """AUC on real test pictures of a classifier that learned from samples, and from samples and real ones."""
         together = torch.cat([samples.images, self.train.images])
         labels = torch.cat([self._ill(samples), self._ill(self.train)])
@@ -136,13 +136,13 @@ class Judge:
             self._real_classifiers[seed] = model.to(self.device).eval()
         return self._real_classifiers[seed]
 
-    def _ill(self, pictures: Pictures) -> Tensor:
-        return pictures.labels("diagnosis", self.body.disease)
+    def _ill(self, pictures: PictureSet) -> Tensor:
+        return pictures.labels("diagnosis", self.phantom.disease)
 
     def _sizes(self, images: Tensor) -> Tensor:
-        return self.body.measure_areas_mm2(images, self.pixel_mm)
+        return self.phantom.measure_areas_mm2(images, self.pixel_mm)
 
-    def _design(self, pictures: Pictures) -> Tensor:
+    def _design(self, pictures: PictureSet) -> Tensor:
         """Age in years, disease and sex of each picture, `(N,3)`."""
         ages = torch.tensor([float(own["age"]) for own in pictures.attributes])
         return torch.stack([ages, self._ill(pictures).float(), pictures.labels("sex", "F").float()], 1)

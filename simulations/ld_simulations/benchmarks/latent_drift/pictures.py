@@ -21,7 +21,7 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.imaging.geometry import Scan, to_model
 from ld_common.imaging.modality import Attributes, Modality
 from ld_simulations.hospitals import HospitalConfig, HospitalsConfig, draw_visits, scan
-from ld_simulations.phantoms.registry import find_body
+from ld_simulations.phantoms.registry import find_phantom
 
 TRAINING, TEST, OTHERS = range(3)
 """Parts of a hospital's patients."""
@@ -33,7 +33,7 @@ FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class PictureSet:
     """N pictures of rendered patients, hospital by hospital."""
 
     images: Tensor
@@ -51,7 +51,7 @@ class Pictures:
 
 def draw_pictures(
     config: HospitalsConfig, modality: Modality, side: int, patients: int, part: int, processes: int, folder: Path
-) -> Pictures:
+) -> PictureSet:
     """All visits of `patients` patients a hospital (`TRAINING`), or the first of as many others.
 
     Scans are rendered and seen by their hospital's device as in `write_hospitals`, but pass to the model's frame
@@ -62,7 +62,7 @@ def draw_pictures(
     file = folder / f"pictures-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if not file.exists():
         tasks = [
-            (config.body, config.seed + part, replace(hospital, patients=patients), modality, side, part, n)
+            (config.phantom, config.seed + part, replace(hospital, patients=patients), modality, side, part, n)
             for hospital in config.hospitals
             for n in range(patients)
         ]
@@ -83,24 +83,24 @@ def draw_pictures(
 
 def _what_decides(config: HospitalsConfig) -> dict[str, Any]:
     """What of hospitals decides their pictures, in words."""
-    return {"body": config.body, "seed": config.seed, "hospitals": [vars(one) for one in config.hospitals]}
+    return {"phantom": config.phantom, "seed": config.seed, "hospitals": [vars(one) for one in config.hospitals]}
 
 
-def _read(file: Path) -> Pictures:
+def _read(file: Path) -> PictureSet:
     with safe_open(file, framework="pt") as opened:
         words = opened.metadata()
     lists = (json.loads(words[key]) for key in ("attributes", "hospitals", "patients"))
-    return Pictures(load_file(file)["images"].float(), *lists)
+    return PictureSet(load_file(file)["images"].float(), *lists)
 
 
 def _draw_patient(task: tuple[str, int, HospitalConfig, Modality, int, int, int]) -> tuple[Tensor, list[Attributes]]:
     """The pictures of one patient and what they show."""
     body_name, seed, hospital, modality, side, part, number = task
-    body, device = find_body(body_name), hospital.scanner
+    phantom, device = find_phantom(body_name), hospital.scanner
     images, attributes = [], []
     visits = _visits(body_name, seed, hospital)[number]
     for visit in visits[:1] if part else visits:
-        values, _ = scan(body, visit, visit.attributes, body.shown_view, device)
+        values, _ = scan(phantom, visit, visit.attributes, phantom.shown_view, device)
         spacing = device.spacing_mm
         images.append(to_model(Scan(values, (spacing, spacing), {}), side, modality.image)[0])
         attributes.append(visit.attributes)
@@ -114,7 +114,7 @@ def _visits(body_name: str, seed: int, hospital: HospitalConfig) -> Any:
     """A hospital's patients, drawn once in each process."""
     key = f"{body_name}/{seed}/{hospital.name}/{hospital.patients}"
     if key not in _CACHE:
-        _CACHE[key] = draw_visits(find_body(body_name), seed, hospital, held_out=False)
+        _CACHE[key] = draw_visits(find_phantom(body_name), seed, hospital, held_out=False)
     return _CACHE[key]
 
 
@@ -126,5 +126,5 @@ def encode(base: BaseModel, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(base: BaseModel, images: Tensor) -> Tensor:
-    """Pictures `(N,1,S,S)` as the base's VAE returns them."""
+    """PictureSet `(N,1,S,S)` as the base's VAE returns them."""
     return torch.cat([base.decode(base.encode(chunk)) for chunk in images.split(ENCODED_TOGETHER)])

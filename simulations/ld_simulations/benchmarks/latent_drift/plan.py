@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ld_common.adapters.registry import complete
+from ld_common.adapters.registry import complete_adapter
 from ld_common.core.config import load_config, require, to_mapping
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import base_digest
+from ld_common.diffusion.options import TrainingConfig
 from ld_common.imaging.modality import Modality
-from ld_common.protocol.study_config import TrainingConfig
 from ld_simulations.hospitals import HospitalsConfig
 
 OFFSET_NOISE, ZERO_SNR, HISTOGRAM = "offset_noise", "zero_terminal_snr", "histogram_matching"
@@ -34,14 +34,14 @@ class ModalityPlan:
 
 
 @dataclass
-class SchemePlan:
-    """One scheme and how it trains."""
+class AdapterPlan:
+    """One adapter and how it trains."""
 
-    scheme: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        self.scheme = complete(self.scheme)
+        self.adapter = complete_adapter(self.adapter)
 
 
 @dataclass
@@ -60,7 +60,7 @@ class BenchmarkConfig:
     """Trainings at the same time, each a process."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     patients: int = 80
-    """Training patients of each hospital, with two to four visits."""
+    """DriftTraining patients of each hospital, with two to four visits."""
     test_patients: int = 350
     """Further patients of each hospital, one picture each: what samples are compared with."""
     samples: int = 1024
@@ -70,54 +70,54 @@ class BenchmarkConfig:
     features: list[str] = field(default_factory=lambda: ["efficientnet_lite0", "gabor"])
     inception: str = ""
     """TorchScript file of the Inception of FID; when given, its features are measured as well."""
-    offset_noise: float = 0.1
+    noise_offset: float = 0.1
     variants: dict[str, list[str]] = field(default_factory=dict)
-    """Variant of training -> the schemes that are trained so, beside the plain one of each."""
+    """Variant of training -> the adapters that are trained so, beside the plain one of each."""
     first_seed_only: list[str] = field(default_factory=list)
     """Variants that are trained with the first seed alone."""
     forms: dict[str, list[str]] = field(default_factory=dict)
-    """Scheme -> further formulations of the drift that are drawn from its plain training, beside `prior`."""
+    """Adapter -> further formulations of the drift that are drawn from its plain training, beside `prior`."""
     modalities: dict[str, ModalityPlan] = field(default_factory=dict)
-    schemes: dict[str, SchemePlan] = field(default_factory=dict)
+    adapters: dict[str, AdapterPlan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = ("workers", "patients", "test_patients", "samples", "sampler_steps", "classifier_steps")
         for name in counts:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0")
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}': use cpu or cuda")
-        require(bool(self.seeds and self.modalities and self.schemes), "name seeds, modalities and schemes")
+        require(bool(self.seeds and self.modalities and self.adapters), "name seeds, modalities and adapters")
         for variant, names in self.variants.items():
             require(variant in VARIANTS[1:], f"variants: '{variant}' is none of {', '.join(VARIANTS[1:])}")
-            unknown = sorted(set(names) - set(self.schemes))
-            require(not unknown, f"variants.{variant} names {', '.join(unknown)}, which schemes lacks")
+            unknown = sorted(set(names) - set(self.adapters))
+            require(not unknown, f"variants.{variant} names {', '.join(unknown)}, which adapters lacks")
         for variant in self.first_seed_only:
             require(variant in self.variants, f"first_seed_only: variants lacks '{variant}'")
-        for scheme, forms in self.forms.items():
-            require(scheme in self.schemes, f"forms: schemes lacks '{scheme}'")
+        for adapter, forms in self.forms.items():
+            require(adapter in self.adapters, f"forms: adapters lacks '{adapter}'")
             unknown = sorted(set(forms) - set(FORMS))
-            require(not unknown, f"forms.{scheme}: {', '.join(unknown)}: choose of {', '.join(FORMS)}")
+            require(not unknown, f"forms.{adapter}: {', '.join(unknown)}: choose of {', '.join(FORMS)}")
 
 
 @dataclass(frozen=True)
-class Training:
+class DriftTraining:
     """One training."""
 
     modality: str
-    scheme: str
+    adapter: str
     variant: str
     seed: int
 
     @property
     def name(self) -> str:
         """Its file's name."""
-        return f"{self.modality}-{self.scheme}-{self.variant}-{self.seed}"
+        return f"{self.modality}-{self.adapter}-{self.variant}-{self.seed}"
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DriftDrawing:
     """One set of samples from a training."""
 
-    training: Training
+    training: DriftTraining
     drift: bool
     formulation: str
     """How the drift enters, `none` without one. μ has a value for each latent channel and is that of the pooled scans;
@@ -162,38 +162,40 @@ class Benchmark:
         file.write_text(own)
 
     @property
-    def trainings(self) -> list[Training]:
+    def trainings(self) -> list[DriftTraining]:
         """All of them: the table proper, seed by seed, before the controls; a run may be stopped early."""
         config = self.config
         found = []
-        for seed, modality, scheme in itertools.product(config.seeds, config.modalities, config.schemes):
-            own = [name for name in VARIANTS if name == "plain" or scheme in config.variants.get(name, [])]
-            found += [Training(modality, scheme, variant, seed) for variant in own if self._possible(variant, seed)]
+        for seed, modality, adapter in itertools.product(config.seeds, config.modalities, config.adapters):
+            own = [name for name in VARIANTS if name == "plain" or adapter in config.variants.get(name, [])]
+            found += [
+                DriftTraining(modality, adapter, variant, seed) for variant in own if self._possible(variant, seed)
+            ]
         return sorted(found, key=lambda training: VARIANTS.index(training.variant))
 
     def _possible(self, variant: str, seed: int) -> bool:
         later = variant in self.config.first_seed_only and seed != self.config.seeds[0]
         return not later and (variant != ZERO_SNR or bool(self.config.zero_snr_base))
 
-    def drawings(self, training: Training) -> Iterator[Drawing]:
+    def drawings(self, training: DriftTraining) -> Iterator[DriftDrawing]:
         """What is drawn from a training."""
         if training.variant == "plain":
-            yield Drawing(training, False, "none", None)
-            yield Drawing(training, False, "none", HISTOGRAM)
-            for form in (PRIOR, *self.config.forms.get(training.scheme, [])):
-                yield Drawing(training, True, form, None)
+            yield DriftDrawing(training, False, "none", None)
+            yield DriftDrawing(training, False, "none", HISTOGRAM)
+            for form in (PRIOR, *self.config.forms.get(training.adapter, [])):
+                yield DriftDrawing(training, True, form, None)
         elif training.variant == OFFSET_NOISE:
-            yield Drawing(training, False, "none", OFFSET_NOISE)
-            yield from (Drawing(training, True, form, OFFSET_NOISE) for form in (PRIOR, MAP, CONDITIONAL))
+            yield DriftDrawing(training, False, "none", OFFSET_NOISE)
+            yield from (DriftDrawing(training, True, form, OFFSET_NOISE) for form in (PRIOR, MAP, CONDITIONAL))
         elif training.variant == ZERO_SNR:
-            yield Drawing(training, False, "none", ZERO_SNR)
+            yield DriftDrawing(training, False, "none", ZERO_SNR)
         elif training.variant == "centred":
-            yield Drawing(training, True, "centred", None)
+            yield DriftDrawing(training, True, "centred", None)
         else:
-            yield from (Drawing(training, True, name, None) for name in ("noise", "per-step", "per-step-literal"))
+            yield from (DriftDrawing(training, True, name, None) for name in ("noise", "per-step", "per-step-literal"))
 
     @property
-    def all_drawings(self) -> list[Drawing]:
+    def all_drawings(self) -> list[DriftDrawing]:
         """Every result of the plan, in its order."""
         return [drawing for training in self.trainings for drawing in self.drawings(training)]
 

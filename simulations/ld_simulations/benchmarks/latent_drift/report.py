@@ -24,10 +24,10 @@ from ld_simulations.benchmarks.latent_drift.plan import (
     Benchmark,
 )
 from ld_simulations.benchmarks.latent_drift.table import (
+    AimVerdict,
     Metric,
-    Row,
+    ResultRow,
     Run,
-    Verdict,
     find,
     metrics_of,
     rows_of,
@@ -37,7 +37,7 @@ from ld_simulations.benchmarks.latent_drift.table import (
 
 RUNS, REFERENCE, PAGE = "latent_drift.json", "latent_drift_reference.json", "latent_drift.md"
 SHEET, SHORT_SHEET = "latent_drift_{}.png", "latent_drift_{}_{}.png"
-"""Samples of a modality under all configurations, and under those of its first scheme alone."""
+"""Samples of a modality under all configurations, and under those of its first adapter alone."""
 INCHES = 0.62
 SHOWN_IN_SHEET = 10
 FORMULATIONS = ("none", PRIOR, MAP, CONDITIONAL)
@@ -52,10 +52,10 @@ def write_results(benchmark: Benchmark) -> list[Path]:
     write_bytes(folder / RUNS, (json.dumps(runs, indent=1) + "\n").encode())
     write_bytes(folder / REFERENCE, (json.dumps(references, indent=1) + "\n").encode())
     write_bytes(folder / PAGE, page(benchmark, runs, references).encode())
-    sheets, schemes = [], list(benchmark.config.schemes)
+    sheets, adapters = [], list(benchmark.config.adapters)
     for modality in benchmark.modalities:
-        first = schemes[0]
-        for name, of in ((SHEET.format(modality), schemes), (SHORT_SHEET.format(modality, first), [first])):
+        first = adapters[0]
+        for name, of in ((SHEET.format(modality), adapters), (SHORT_SHEET.format(modality, first), [first])):
             sheets.append(folder / name)
             _write_sheet(sheets[-1], benchmark, modality, of)
     return [folder / RUNS, folder / REFERENCE, folder / PAGE, *sheets]
@@ -86,7 +86,7 @@ def page(benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run]) -
         "# Latent drift, measured",
         "",
         f"`make benchmark-ld` (`ld-evaluate --config configs/benchmark_ld.yaml`) wrote this page.{missing}",
-        f"Pictures of 64 x 64 pixels of rendered patients, {config.samples} samples of each configuration against "
+        f"PictureSet of 64 x 64 pixels of rendered patients, {config.samples} samples of each configuration against "
         f"{real} pictures of other patients as the VAE returns them (what *real* means here), {config.sampler_steps} "
         f"{config.sampler} steps, on {where}. Mean ± standard deviation over the seeds; all rows of a seed share the "
         "draws of their training and the noise of their samples.",
@@ -109,27 +109,27 @@ def _section(benchmark: Benchmark, modality: str, runs: Sequence[Run], reference
     rows, known = rows_of(runs, modality), metrics_of(runs)
     if not rows:
         return []
-    schemes = list(benchmark.config.schemes)
+    adapters = list(benchmark.config.adapters)
     lines = [f"## {modality.title()}", "", "| aim | measured | |", "|---|---|---|"]
-    lines += [_verdict(one) for one in verdicts(runs, modality, schemes)]
+    lines += [_verdict(one) for one in verdicts(runs, modality, adapters)]
     lines += ["", "### With and without drift", "", *_header(list(known), known)]
-    for scheme in schemes:
+    for adapter in adapters:
         for formulation in FORMULATIONS:
-            lines += _line(find(rows, scheme, formulation), known, f"**{scheme.replace('_', ' ')}**, ")
+            lines += _line(find(rows, adapter, formulation), known, f"**{adapter.replace('_', ' ')}**, ")
     lines += ["", "### Controls", "", *_header(list(known), known)]
-    for scheme in schemes:
+    for adapter in adapters:
         for control in CONTROLS:
             for formulation in FORMULATIONS:
-                lines += _line(find(rows, scheme, formulation, control), known, f"{scheme.replace('_', ' ')}, ")
+                lines += _line(find(rows, adapter, formulation, control), known, f"{adapter.replace('_', ' ')}, ")
     lines += ["", "### Other forms of the drift", "", *_header(list(known), known)]
     for row in rows:
         if row.formulation not in FORMULATIONS:
-            lines += _line(row, known, f"{row.scheme.replace('_', ' ')}, ")
+            lines += _line(row, known, f"{row.adapter.replace('_', ' ')}, ")
     lines += ["", "### What real pictures score", "", *_header(list(known), known)]
     for what, title in (("real", "pictures of other patients"), ("raw", "the same pictures before the VAE")):
         own = [one for one in references if one["what"] == what]
         if own:
-            lines += _line(Row(modality, "", False, "", None, list(own)), known, title, plain=True)
+            lines += _line(ResultRow(modality, "", False, "", None, list(own)), known, title, plain=True)
     auc = [one["metrics"]["auc_real"] for one in references if one["what"] == "real"]
     if auc:
         lines += ["", f"A classifier trained on the real training scans alone: AUC {sum(auc) / len(auc):.3f}."]
@@ -138,7 +138,7 @@ def _section(benchmark: Benchmark, modality: str, runs: Sequence[Run], reference
     return lines
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(verdict: AimVerdict) -> str:
     return f"| {verdict.aim} | {verdict.measured} | {'held' if verdict.met else '**did not hold**'} |"
 
 
@@ -147,22 +147,22 @@ def _header(names: Sequence[str], known: dict[str, Metric]) -> list[str]:
     return [f"| | seeds | {titles} |", "|---" * (len(names) + 2) + "|"]
 
 
-def _line(row: Row | None, known: dict[str, Metric], start: str, plain: bool = False) -> list[str]:
+def _line(row: ResultRow | None, known: dict[str, Metric], start: str, plain: bool = False) -> list[str]:
     if row is None:
         return []
     cells = " | ".join(shown(row, name) for name in known)
     return [f"| {start}{'' if plain else row.title} | {len(row.runs)} | {cells} |"]
 
 
-def _write_sheet(path: Path, benchmark: Benchmark, modality: str, schemes: Sequence[str]) -> None:
-    """One row of samples a configuration of these schemes, all from the same noise and prompts; real ones on top."""
+def _write_sheet(path: Path, benchmark: Benchmark, modality: str, adapters: Sequence[str]) -> None:
+    """One row of samples a configuration of these adapters, all from the same noise and prompts; real ones on top."""
     folder, first = Path(benchmark.config.output) / "sheets", benchmark.config.seeds[0]
     shown_rows = [("real", folder / f"{modality}-real.safetensors")]
     for drawing in benchmark.all_drawings:
         training = drawing.training
-        if (training.modality, training.seed) == (modality, first) and training.scheme in schemes:
-            row = Row(modality, training.scheme, drawing.drift, drawing.formulation, drawing.control, [])
-            title = f"{training.scheme.replace('_', ' ')}, {row.title}"
+        if (training.modality, training.seed) == (modality, first) and training.adapter in adapters:
+            row = ResultRow(modality, training.adapter, drawing.drift, drawing.formulation, drawing.control, [])
+            title = f"{training.adapter.replace('_', ' ')}, {row.title}"
             shown_rows.append((title, folder / f"{drawing.name}.safetensors"))
     shown_rows = [(title, file) for title, file in shown_rows if file.exists()]
     count = min(SHOWN, SHOWN_IN_SHEET)

@@ -59,11 +59,11 @@ def metrics_of(runs: Sequence[Run]) -> dict[str, Metric]:
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One configuration, its runs in the order of their seeds."""
 
     modality: str
-    scheme: str
+    adapter: str
     drift: bool
     formulation: str
     control: str | None
@@ -82,16 +82,16 @@ class Row:
         return drift + ("" if self.control is None else f" + {self.control.replace('_', ' ')}")
 
 
-def rows_of(runs: Sequence[Run], modality: str) -> list[Row]:
+def rows_of(runs: Sequence[Run], modality: str) -> list[ResultRow]:
     """A modality's configurations in the order in which the runs come."""
     grouped: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         if run["modality"] == modality:
-            key = run["scheme"], run["drift"], run["formulation"], run["control"]
+            key = run["adapter"], run["drift"], run["formulation"], run["control"]
             grouped.setdefault(key, []).append(run)
     return [
-        Row(modality, scheme, drift, formulation, control, sorted(own, key=_seed))
-        for (scheme, drift, formulation, control), own in grouped.items()
+        ResultRow(modality, adapter, drift, formulation, control, sorted(own, key=_seed))
+        for (adapter, drift, formulation, control), own in grouped.items()
     ]
 
 
@@ -99,15 +99,15 @@ def _seed(run: Run) -> int:
     return int(run["seed"])
 
 
-def find(rows: Sequence[Row], scheme: str, formulation: str, control: str | None = None) -> Row | None:
-    """The configuration of a scheme with this formulation of the drift (`none` without one) and control."""
+def find(rows: Sequence[ResultRow], adapter: str, formulation: str, control: str | None = None) -> ResultRow | None:
+    """The configuration of an adapter with this formulation of the drift (`none` without one) and control."""
     for row in rows:
-        if (row.scheme, row.formulation, row.control) == (scheme, formulation, control):
+        if (row.adapter, row.formulation, row.control) == (adapter, formulation, control):
             return row
     return None
 
 
-def shown(row: Row, metric: str) -> str:
+def shown(row: ResultRow, metric: str) -> str:
     """Mean ± standard deviation over the seeds."""
     values = row.values(metric)
     digits = 3 if abs(values.mean()) < 10 else 1
@@ -115,25 +115,25 @@ def shown(row: Row, metric: str) -> str:
     return f"{values.mean():.{digits}f}{spread}"
 
 
-def reduction(before: Row, after: Row, metric: str) -> float:
+def reduction(before: ResultRow, after: ResultRow, metric: str) -> float:
     """Mean over the seeds of by how much, as a share, the metric fell from one configuration to the other."""
     first, second = before.values(metric), after.values(metric)
     return float((1 - second / first).mean())
 
 
-def seeds_better(before: Row, after: Row, name: str, metric: Metric) -> tuple[int, int]:
+def seeds_better(before: ResultRow, after: ResultRow, name: str, metric: Metric) -> tuple[int, int]:
     """In how many of the seeds the second configuration is better than the first."""
     pairs = list(zip(before.values(name), after.values(name), strict=True))
     return sum(metric.worse(float(b)) < metric.worse(float(a)) for a, b in pairs), len(pairs)
 
 
-def best_row(rows: Sequence[Row], metric: str) -> Row:
+def best_row(rows: Sequence[ResultRow], metric: str) -> ResultRow:
     """The configuration of least metric, by its mean over the seeds."""
     return min(rows, key=lambda row: float(row.values(metric).mean()))
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AimVerdict:
     """One aim, what was measured, and whether it was met."""
 
     aim: str
@@ -145,30 +145,30 @@ CUT_BY = {"brain": 0.60, "chest": 0.25}
 """By how much drift should cut basic fine-tuning's distance."""
 
 
-def verdicts(runs: Sequence[Run], modality: str, schemes: Sequence[str]) -> list[Verdict]:
+def verdicts(runs: Sequence[Run], modality: str, adapters: Sequence[str]) -> list[AimVerdict]:
     """The aims of the table for one modality, for μ by channel, as a map, and as a map that follows the prompt."""
     rows, known = rows_of(runs, modality), metrics_of(runs)
     main = next(iter(known))
     found = []
     for formulation, what in ((PRIOR, "drift"), (MAP, "drift as a map"), (CONDITIONAL, "conditional drift")):
         cuts = {}
-        for scheme in schemes:
-            before, after = find(rows, scheme, "none"), find(rows, scheme, formulation)
+        for adapter in adapters:
+            before, after = find(rows, adapter, "none"), find(rows, adapter, formulation)
             if before and after:
-                cuts[scheme] = reduction(before, after, main), *seeds_better(before, after, main, known[main])
-        if "basic" in cuts and modality in CUT_BY:
+                cuts[adapter] = reduction(before, after, main), *seeds_better(before, after, main, known[main])
+        if "full" in cuts and modality in CUT_BY:
             aim = f"{what} cuts the {known[main].title} of basic fine-tuning by {CUT_BY[modality]:.0%} or more"
-            found.append(Verdict(aim, f"{cuts['basic'][0]:.0%}", cuts["basic"][0] >= CUT_BY[modality]))
+            found.append(AimVerdict(aim, f"{cuts['basic'][0]:.0%}", cuts["full"][0] >= CUT_BY[modality]))
         if cuts:
-            words = ", ".join(f"{scheme} {share:.0%} ({won}/{of} seeds)" for scheme, (share, won, of) in cuts.items())
-            aim = f"{what} lowers the {known[main].title} of every scheme"
-            found.append(Verdict(aim, words, all(share > 0 for share, _, _ in cuts.values())))
+            words = ", ".join(f"{adapter} {share:.0%} ({won}/{of} seeds)" for adapter, (share, won, of) in cuts.items())
+            aim = f"{what} lowers the {known[main].title} of every adapter"
+            found.append(AimVerdict(aim, words, all(share > 0 for share, _, _ in cuts.values())))
     if any(row.control == HISTOGRAM for row in rows):
         found.append(_against_matching(rows, known, main))
     return found
 
 
-def _against_matching(rows: Sequence[Row], known: dict[str, Metric], main: str) -> Verdict:
+def _against_matching(rows: Sequence[ResultRow], known: dict[str, Metric], main: str) -> AimVerdict:
     """The best configuration with drift against the best with its histogram matched, on all beyond brightness."""
     drifted = [row for row in rows if row.drift and row.control in (None, OFFSET_NOISE)]
     best, rival = best_row(drifted, main), best_row([row for row in rows if row.control == HISTOGRAM], main)
@@ -178,7 +178,7 @@ def _against_matching(rows: Sequence[Row], known: dict[str, Metric], main: str) 
         if metric.beyond_brightness:
             mine, other = (float(np.mean([metric.worse(float(v)) for v in row.values(name)])) for row in (best, rival))
             (won if mine < other else lost).append(metric.title)
-    words = f"{best.scheme}, {best.title}, against {rival.scheme}: better in {', '.join(won) or 'nothing'}"
+    words = f"{best.adapter}, {best.title}, against {rival.adapter}: better in {', '.join(won) or 'nothing'}"
     words += f"; not in {', '.join(lost)}" if lost else ""
     aim = "drift at its best (offset noise allowed) beats plain histogram matching at its best beyond brightness"
-    return Verdict(aim, words, not lost)
+    return AimVerdict(aim, words, not lost)

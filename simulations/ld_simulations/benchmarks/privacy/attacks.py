@@ -16,10 +16,11 @@ from ld_client.audit.membership import (
 )
 from ld_client.audit.one_run import audit_epsilon
 from ld_client.privacy.dp_sgd import train_round_privately
-from ld_client.train import Lesson, train_round
-from ld_common.adapters.registry import attach, read_scheme
+from ld_client.train import TrainingData, train_round
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.diffusion.base_model import load_denoiser
-from ld_simulations.benchmarks.privacy.plan import Training
+from ld_simulations.benchmarks.privacy.plan import PrivacyTraining
 from ld_simulations.benchmarks.privacy.quality import QualityRuns
 
 POINTS = 16
@@ -31,29 +32,29 @@ def patients_of_attacks(runs: QualityRuns) -> Scans:
     return Scans(lesson.latents, lesson.prompts, lesson.patients)
 
 
-def attack(runs: QualityRuns, training: Training) -> dict[str, Any]:
+def attack(runs: QualityRuns, training: PrivacyTraining) -> dict[str, Any]:
     """Train on whom a coin let take part, with or without privacy, and tell them from the others."""
     benchmark, seed, private = runs.benchmark, training.seed, training.setting.epsilon > 0
     config, device = benchmark.config, benchmark.config.device
     study = benchmark.study_of(training.setting, seed)
     rehearsal = cast_rehearsal(patients_of_attacks(runs), config.attacked_patients, seed)
     inside = rehearsal.training
-    attached = attach(load_denoiser(benchmark.study.base_model, device), read_scheme(study.scheme), seed)
-    lesson = Lesson(inside.latents, inside.prompts, patients=inside.pseudonyms)
+    adapted = inject(load_denoiser(benchmark.study.base_model, device), read_adapter(study.adapter), seed)
+    lesson = TrainingData(inside.latents, inside.prompts, patients=inside.pseudonyms)
     if private:
-        train_round_privately(attached, lesson, study, 1, study.privacy_plan().step.noise_multiplier)
+        train_round_privately(adapted, lesson, study, 1, study.privacy_plan().step.noise_multiplier)
     else:
-        train_round(attached, lesson, study, 1, "attack")
+        train_round(adapted, lesson, study, 1, "attack")
     base = load_denoiser(benchmark.study.base_model, device)
-    options = AttackOptions(points=POINTS, offset_noise=study.training.offset_noise, seed=seed)
+    options = AttackOptions(points=POINTS, noise_offset=study.training.noise_offset, seed=seed)
     coins, membership, scores = rehearsal.included.tolist(), [], {}
     for kind in (LOSS_THRESHOLD, PROXIMAL_INITIALISATION):
-        scores[kind] = list(patient_scores(kind, base, attached.model, rehearsal.canaries, options).values())
+        scores[kind] = list(patient_scores(kind, base, adapted.model, rehearsal.canaries, options).values())
         sides: tuple[list[float], list[float]] = [], []
         for score, included in zip(scores[kind], coins, strict=True):
             sides[0 if included else 1].append(score)
         membership.append(asdict(membership_report(kind, *sides)))
-    delta = study.privacy.delta if private else 0.0
+    delta = study.privacy.target_delta if private else 0.0
     return {
         "epsilon": study.privacy_plan().epsilon if private else None,
         "seed": seed,

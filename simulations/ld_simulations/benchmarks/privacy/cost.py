@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from ld_client.privacy.dp_sgd import train_round_privately
-from ld_client.train import Lesson, train_round
-from ld_common.adapters.registry import attach, read_scheme
+from ld_client.train import TrainingData, train_round
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.diffusion.base_model import load_denoiser
-from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, Setting
+from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, PrivacySetting
 
 BATCH, DRAWS, STEPS, TURNS = 16, 1, 6, 15
 WARM = 1
@@ -28,14 +29,16 @@ def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
     On one thread: several wait for each other where something else runs, and only the quotient is of interest.
     """
     torch.set_num_threads(1)
-    setting = Setting(patients=BATCH, batch_patients=BATCH, draws=DRAWS, steps=STEPS, warm_start=False)
+    setting = PrivacySetting(
+        patients=BATCH, expected_batch_size=BATCH, augmentation_multiplicity=DRAWS, steps=STEPS, warm_start=False
+    )
     private = benchmark.study_of(setting, 0)
     training = replace(private.training, batch_size=BATCH * DRAWS)
     plain = replace(private, training=training, privacy=replace(private.privacy, enabled=False))
     model = load_denoiser(benchmark.study.base_model, benchmark.config.device)
-    attached = attach(model, read_scheme(private.scheme), 0)
+    adapted = inject(model, read_adapter(private.adapter), 0)
     latents = torch.randn((BATCH, *model.latent_shape), generator=torch.Generator().manual_seed(0))
-    lesson = Lesson(latents, ["scan"] * BATCH, patients=[str(number) for number in range(BATCH)])
+    lesson = TrainingData(latents, ["scan"] * BATCH, patients=[str(number) for number in range(BATCH)])
 
     def timed(train: Callable[[Callable[..., None]], object]) -> float:
         moments: list[float] = []
@@ -51,8 +54,8 @@ def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
 
     ratios, seconds = [], []
     for _ in range(TURNS):
-        without = timed(lambda note: train_round(attached, lesson, plain, 1, "cost", on_step=note))
-        with_it = timed(lambda note: train_round_privately(attached, lesson, private, 1, 1.0, note))
+        without = timed(lambda note: train_round(adapted, lesson, plain, 1, "cost", on_step=note))
+        with_it = timed(lambda note: train_round_privately(adapted, lesson, private, 1, 1.0, note))
         ratios.append(with_it / without)
         seconds.append((without, with_it))
     return {

@@ -15,9 +15,10 @@ from multiprocessing.connection import Connection
 
 from ld_client.data.store import open_store
 from ld_client.privacy.ledger import Ledger, private_charges
-from ld_client.round import run_task
+from ld_client.round import handle_train
 from ld_client.site_config import SiteConfig
-from ld_common.adapters.registry import attach, read_scheme
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import FederationError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
@@ -48,16 +49,22 @@ def small_task(site: SiteConfig, number: int = 0) -> TrainTask:
     study = from_mapping(
         StudyConfig,
         {
-            "scheme": {"rank": 1, "targets": ["to_k"]},
+            "adapter": {"rank": 1, "targets": ["to_k"]},
             "training": {"steps": 2},
             "name": f"small {number}",
             "federation": {"weighting": "equal", "rounds": 2},
-            "privacy": {"enabled": True, "patients": 10, "batch_patients": 2, "delta": 1e-5, "draws": 1},
+            "privacy": {
+                "enabled": True,
+                "patients": 10,
+                "expected_batch_size": 2,
+                "delta": 1e-5,
+                "augmentation_multiplicity": 1,
+            },
         },
     )
-    attached = attach(load_denoiser(site.base_model), read_scheme(study.scheme), study.seed)
+    adapted = inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed)
     return TrainTask(
-        attached.learned_state(),
+        adapted.trainable_state(),
         1,
         json.dumps(to_mapping(study)),
         base_digest(site.base_model),
@@ -92,9 +99,9 @@ def _kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
     context, chance = multiprocessing.get_context("fork"), random.Random(seed)
     site = replace(site, policy=replace(site.policy, max_epsilon=UNLIMITED, max_rounds=MANY, repeated_rounds=MANY))
     ledger = Ledger(site.ledger_path)
-    run_task(site, small_task(site, kills))  # solves the noise once for all forks
+    handle_train(site, small_task(site, kills))  # solves the noise once for all forks
     started = time.monotonic()
-    run_task(site, small_task(site, kills + 1))
+    handle_train(site, small_task(site, kills + 1))
     round_seconds = time.monotonic() - started
     under_counts = lost = 0
     for done in range(kills):
@@ -122,7 +129,7 @@ def _kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
 def _answer(site: SiteConfig, task: TrainTask, sender: Connection) -> None:
     while True:
         sender.send_bytes(b"start")
-        run_task(site, task)
+        handle_train(site, task)
         sender.send_bytes(b"sent")
 
 

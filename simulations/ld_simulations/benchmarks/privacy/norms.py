@@ -1,4 +1,4 @@
-"""How long a patient's gradient is, on public patients: what `privacy.clip_norm` should be chosen by."""
+"""How long a patient's gradient is, on public patients: what `privacy.max_grad_norm` should be chosen by."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from opacus import GradSampleModule
 from torch import Tensor
 
 from ld_client.privacy.dp_sgd import Patients
-from ld_client.train import Examples
-from ld_common.adapters.registry import attach, read_scheme
+from ld_client.train import LossSampler
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import load_denoiser
 from ld_simulations.benchmarks.privacy.plan import AT_ONCE
@@ -34,39 +35,43 @@ def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
     benchmark, seed = runs.benchmark, runs.config.seeds[0]
     setting = benchmark.config.base_setting()
     study = benchmark.study_of(setting, seed)
-    attached = attach(load_denoiser(benchmark.study.base_model, runs.config.device), read_scheme(study.scheme), seed)
+    adapted = inject(load_denoiser(benchmark.study.base_model, runs.config.device), read_adapter(study.adapter), seed)
     if setting.warm_start:
-        attached.load(runs.public_start((setting.rank, seed)))
+        adapted.load(runs.public_start((setting.rank, seed)))
     lesson = runs.lesson(runs.public, runs.config.public_patients)
     generator = torch_generator(seed, "gradient norms")
-    examples = Examples(attached, lesson, study, generator)
+    examples = LossSampler(adapted, lesson, study, generator)
     patients = Patients(lesson.patients, functools.partial(torch.rand, generator=generator))
-    hooks = GradSampleModule(attached.model.unet, loss_reduction="sum")
+    hooks = GradSampleModule(adapted.model.unet, loss_reduction="sum")
     rows = []
     for _ in range(CHUNKS):
-        chosen = torch.randint(len(patients.rows), (max(1, AT_ONCE // setting.draws),), generator=generator)
+        chosen = torch.randint(
+            len(patients.rows), (max(1, AT_ONCE // setting.augmentation_multiplicity),), generator=generator
+        )
         with warnings.catch_warnings():  # a first layer that learns has no input with a gradient, nor needs one
             warnings.filterwarnings("ignore", "Full backward hook")
-            examples.scans_loss(patients.draw(chosen.tolist(), setting.draws).flatten(), "sum").backward()
-        rows.append(_by_patient(hooks, setting.draws))
+            examples.scans_loss(
+                patients.draw(chosen.tolist(), setting.augmentation_multiplicity).flatten(), "sum"
+            ).backward()
+        rows.append(_by_patient(hooks, setting.augmentation_multiplicity))
     hooks.to_standard_module()
     gradients = torch.cat(rows)
     norms = gradients.norm(dim=1)
     return {
         "patients": len(gradients),
-        "draws": setting.draws,
+        "augmentation_multiplicity": setting.augmentation_multiplicity,
         "quantiles": {f"{own:g}": float(norms.quantile(own)) for own in QUANTILES},
-        "clips": [{"clip_norm": clip, **_clipped(gradients, norms, clip)} for clip in CLIPS],
+        "clips": [{"max_grad_norm": clip, **_clipped(gradients, norms, clip)} for clip in CLIPS],
     }
 
 
-def _by_patient(hooks: GradSampleModule, draws: int) -> Tensor:
+def _by_patient(hooks: GradSampleModule, augmentation_multiplicity: int) -> Tensor:
     """Mean gradients over each patient's draws `(P,N)`; what the hooks hold is forgotten."""
     learned = [parameter for parameter in hooks.parameters() if parameter.requires_grad]
     found = torch.cat([parameter.grad_sample.flatten(1) for parameter in learned], 1).cpu()
     for parameter in learned:
         parameter.grad_sample = parameter.grad = None
-    return found.view(-1, draws, found.shape[1]).mean(1)
+    return found.view(-1, augmentation_multiplicity, found.shape[1]).mean(1)
 
 
 def _clipped(gradients: Tensor, norms: Tensor, clip: float) -> dict[str, float]:

@@ -21,26 +21,26 @@ NO_PRIVACY = "no privacy"
 START_ALONE = "public start alone"
 """Title of the row that no patient of the hospital has a part in."""
 AT_ONCE = 32
-"""Examples of a private step that pass the network together."""
+"""LossSampler of a private step that pass the network together."""
 
 
 @dataclass(frozen=True)
-class Setting:
+class PrivacySetting:
     """One way to train at one hospital."""
 
     epsilon: float = 8.0
     """Target ε of the run at δ = 1 / (10 patients); 0 for training without differential privacy."""
     patients: int = 3000
-    batch_patients: int = 170
+    expected_batch_size: int = 170
     """Expected number of patients in a step."""
-    draws: int = 1
+    augmentation_multiplicity: int = 1
     rank: int = 4
     freeze_a: bool = True
     ema: float = 0.9
     steps: int = 100
     """0 for the public start as it is, which no patient of the hospital has a part in."""
     learning_rate: float = 0.01
-    clip_norm: float = 0.01
+    max_grad_norm: float = 0.01
     warm_start: bool = True
     """Start from an adapter that learned from a public hospital's patients, both A and B, without noise."""
 
@@ -51,10 +51,10 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Training:
+class PrivacyTraining:
     """A setting and the seed of one run."""
 
-    setting: Setting
+    setting: PrivacySetting
     seed: int
 
     @property
@@ -89,7 +89,7 @@ class PrivacyBenchmarkConfig:
     lever_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of the rows of `levers`."""
     setting: dict[str, Any] = field(default_factory=dict)
-    """The default `Setting`, from which each table changes one thing."""
+    """The default `PrivacySetting`, from which each table changes one thing."""
     epsilons: list[float] = field(default_factory=lambda: [10.0, 8.0, 3.0, 1.0])
     patients: list[int] = field(default_factory=lambda: [100, 300, 1000, 3000, 10000])
     levers: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -100,14 +100,14 @@ class PrivacyBenchmarkConfig:
     held_out: int = 32
     """Patients whose true counterfactuals judge a run."""
     samples: int = 512
-    """Pictures for the Fréchet distance, and real ones of other patients."""
+    """PictureSet for the Fréchet distance, and real ones of other patients."""
     kills: int = 300
     sums: list[int] = field(default_factory=lambda: [3, 10, 50])
     lengths: list[int] = field(default_factory=lambda: [25_000, 200_000])
     attacked_patients: int = 240
     """Of whom coins let half into the overfitted run and into a private one; 100 left out show a rate at 1 %."""
     attacked: dict[str, Any] = field(default_factory=dict)
-    """Fields of the `Setting` of the private run that is attacked; `patients` is half of `attacked_patients`."""
+    """Fields of the `PrivacySetting` of the private run that is attacked; `patients` is half of `attacked_patients`."""
     overfitted: dict[str, Any] = field(default_factory=dict)
     """What the overfitted run changes of it."""
 
@@ -123,17 +123,17 @@ class PrivacyBenchmarkConfig:
         for words, fields in self.levers.items():
             _changed(self.base_setting(), fields, f"levers.{words}")
 
-    def base_setting(self) -> Setting:
+    def base_setting(self) -> PrivacySetting:
         """The default setting; raises `ConfigError`."""
-        return _changed(Setting(), self.setting, "setting")
+        return _changed(PrivacySetting(), self.setting, "setting")
 
-    def attacked_setting(self, private: bool) -> Setting:
+    def attacked_setting(self, private: bool) -> PrivacySetting:
         """The setting of a run that is attacked; raises `ConfigError`."""
-        own = _changed(Setting(), {**self.attacked, "patients": max(1, self.attacked_patients // 2)}, "attacked")
+        own = _changed(PrivacySetting(), {**self.attacked, "patients": max(1, self.attacked_patients // 2)}, "attacked")
         return own if private else _changed(own, {**self.overfitted, "epsilon": 0.0}, "overfitted")
 
 
-def _changed(setting: Setting, fields: dict[str, Any], where: str) -> Setting:
+def _changed(setting: PrivacySetting, fields: dict[str, Any], where: str) -> PrivacySetting:
     unknown = sorted(set(fields) - set(asdict(setting)))
     require(not unknown, f"{where}: {', '.join(unknown)} is no field of a setting: {', '.join(asdict(setting))}")
     return replace(setting, **fields)
@@ -153,7 +153,7 @@ class PrivacyBenchmark:
         """Where results are kept."""
         return Path(self.config.output)
 
-    def tables(self) -> Iterator[tuple[str, str, Setting]]:
+    def tables(self) -> Iterator[tuple[str, str, PrivacySetting]]:
         """Table, row's title, setting: no privacy first; the same setting may stand in several tables."""
         base = self.config.base_setting()
         yield "epsilon", NO_PRIVACY, replace(base, epsilon=0.0)
@@ -161,8 +161,8 @@ class PrivacyBenchmark:
         for epsilon in self.config.epsilons:
             yield "epsilon", f"{epsilon:g}", replace(base, epsilon=epsilon)
         for patients in self.config.patients:
-            batch = min(base.batch_patients, patients)
-            yield "patients", f"{patients}", replace(base, patients=patients, batch_patients=batch)
+            batch = min(base.expected_batch_size, patients)
+            yield "patients", f"{patients}", replace(base, patients=patients, expected_batch_size=batch)
         yield "levers", "default", base
         for words, fields in self.config.levers.items():
             yield "levers", words, replace(base, **fields)
@@ -172,10 +172,10 @@ class PrivacyBenchmark:
         return self.config.lever_seeds if table == "levers" else self.config.seeds
 
     @property
-    def trainings(self) -> list[Training]:
+    def trainings(self) -> list[PrivacyTraining]:
         """What the tables need, each once, the first table's first."""
         wanted = [
-            Training(setting, seed)
+            PrivacyTraining(setting, seed)
             for own in TABLES
             for seed in self.seeds_of(own)
             for table, _, setting in self.tables()
@@ -184,12 +184,12 @@ class PrivacyBenchmark:
         return list(dict.fromkeys(wanted))
 
     @property
-    def attacked(self) -> list[Training]:
+    def attacked(self) -> list[PrivacyTraining]:
         """The runs to attack."""
         settings = [self.config.attacked_setting(private) for private in (False, True)]
-        return [Training(setting, seed) for seed in self.config.seeds for setting in settings]
+        return [PrivacyTraining(setting, seed) for seed in self.config.seeds for setting in settings]
 
-    def study_of(self, setting: Setting, seed: int) -> StudyConfig:
+    def study_of(self, setting: PrivacySetting, seed: int) -> StudyConfig:
         """The study of a setting at one hospital in one round."""
         study = self.study
         privacy = {
@@ -197,17 +197,17 @@ class PrivacyBenchmark:
             "target_epsilon": setting.epsilon or 1.0,
             "delta": 0.1 / setting.patients,
             "patients": setting.patients,
-            "batch_patients": setting.batch_patients,
-            "draws": setting.draws,
-            "clip_norm": setting.clip_norm,
+            "expected_batch_size": setting.expected_batch_size,
+            "augmentation_multiplicity": setting.augmentation_multiplicity,
+            "max_grad_norm": setting.max_grad_norm,
             "ema": setting.ema,
         }
-        batch = setting.batch_patients * setting.draws
+        batch = setting.expected_batch_size * setting.augmentation_multiplicity
         return from_mapping(
             StudyConfig,
             {
                 "seed": seed,
-                "scheme": {**study.scheme, "rank": setting.rank, "freeze_a": setting.freeze_a},
+                "adapter": {**study.adapter, "rank": setting.rank, "freeze_a": setting.freeze_a},
                 "drift": {"mean": "none"},
                 "training": {
                     **vars(study.training),

@@ -13,18 +13,21 @@ from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.privacy.dp_sgd import train_round_privately
-from ld_client.train import Lesson, train_round
-from ld_common.adapters.registry import Attached, State, attach, read_scheme
+from ld_client.train import TrainingData, train_round
+from ld_common.adapters.base import AdaptedModel, inject
+from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import read_tensors, write_tensors
 from ld_common.core.seeding import torch_generator
+from ld_common.core.state import State
 from ld_common.diffusion.base_model import BaseModel, base_digest, load_base
 from ld_common.diffusion.sampling import make_sampler, sample
+from ld_common.editing.registry import read_editor
 from ld_common.metrics.features import extract_features, load_extractor
 from ld_common.metrics.frechet import frechet_distance
 from ld_common.protocol.dp_accounting import noise_over_signal
 from ld_common.protocol.study_config import StudyConfig
-from ld_simulations.benchmarks.latent_drift.pictures import OTHERS, TRAINING, Pictures, decode, draw_pictures, encode
-from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, Setting, Training
+from ld_simulations.benchmarks.latent_drift.pictures import OTHERS, TRAINING, PictureSet, decode, draw_pictures, encode
+from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, PrivacySetting, PrivacyTraining
 from ld_simulations.evaluation import evaluate
 from ld_simulations.hospitals import HospitalConfig, HospitalsConfig, write_hospitals
 
@@ -36,16 +39,16 @@ PublicStart = tuple[int, int]
 """Its rank and seed."""
 
 
-def first_patients(lesson: Lesson, count: int) -> Lesson:
+def first_patients(lesson: TrainingData, count: int) -> TrainingData:
     """The scans of the first `count` patients."""
     known = set(list(dict.fromkeys(lesson.patients))[:count])
     return lesson_of(lesson, [row for row, name in enumerate(lesson.patients) if name in known])
 
 
-def lesson_of(lesson: Lesson, rows: list[int]) -> Lesson:
+def lesson_of(lesson: TrainingData, rows: list[int]) -> TrainingData:
     """Some of its scans."""
     prompts, patients = ([words[row] for row in rows] for words in (lesson.prompts, lesson.patients))
-    return Lesson(lesson.latents[rows], prompts, patients=patients)
+    return TrainingData(lesson.latents[rows], prompts, patients=patients)
 
 
 class QualityRuns:
@@ -54,7 +57,7 @@ class QualityRuns:
     def __init__(self, benchmark: PrivacyBenchmark) -> None:
         self.benchmark, self.config = benchmark, benchmark.config
         self.private, self.public = benchmark.hospitals.hospitals[0], benchmark.hospitals.hospitals[-1]
-        self._lessons: dict[str, Lesson] = {}
+        self._lessons: dict[str, TrainingData] = {}
 
     def prepare(self) -> None:
         """Make once what several processes would make twice: patients and real features."""
@@ -63,52 +66,54 @@ class QualityRuns:
         self._all_private()
         self.lesson(self.public, self.config.public_patients)
 
-    def run(self, training: Training) -> dict[str, Any]:
+    def run(self, training: PrivacyTraining) -> dict[str, Any]:
         """What was trained, and all its metrics."""
         setting, seed = training.setting, training.seed
-        study, attached = self.trained(setting, seed)
-        base = attached.model
-        parameters = sum(value.numel() for value in attached.learned.values())
+        study, adapted = self.trained(setting, seed)
+        base = adapted.model
+        parameters = sum(value.numel() for value in adapted.trainable.values())
         metrics: dict[str, Any] = {"setting": asdict(setting), "seed": seed, "parameters": parameters}
         if setting.epsilon:
             planned = study.privacy_plan()
-            noise, delta = planned.step.noise_multiplier, study.privacy.delta
-            ratio = noise_over_signal(noise, parameters, study.privacy.batch_patients)
+            noise, delta = planned.step.noise_multiplier, study.privacy.target_delta
+            ratio = noise_over_signal(noise, parameters, study.privacy.expected_batch_size)
             metrics |= {
                 "epsilon": planned.epsilon,
                 "delta": delta,
                 "noise_multiplier": noise,
                 "noise_over_signal": ratio,
             }
-        for parameter in attached.parameters.values():
+        for parameter in adapted.parameters.values():
             parameter.requires_grad_(False)
-        judged = evaluate(base, self.benchmark.modality, self._held_out(), self.benchmark.study.edit, 1.0).summary
+        judged = evaluate(
+            base, self.benchmark.modality, self._held_out(), read_editor(self.benchmark.study.edit), 1.0
+        ).summary
         kept = ("copy_gain_db", "growth_correlation", "growth_ratio", "edit_direction_rate", "identity_ratio")
         return metrics | {key: judged[key] for key in kept} | {"frechet": self._frechet(base, seed)}
 
-    def trained(self, setting: Setting, seed: int) -> tuple[StudyConfig, Attached[BaseModel]]:
+    def trained(self, setting: PrivacySetting, seed: int) -> tuple[StudyConfig, AdaptedModel[BaseModel]]:
         """A setting's study and its trained model."""
         study = self.benchmark.study_of(setting, seed)
         base = load_base(self.benchmark.study.base_model, self.config.device)
-        attached = attach(base, read_scheme(study.scheme), study.seed)
+        adapted = inject(base, read_adapter(study.adapter), study.seed)
         if setting.warm_start:
-            attached.load(self.public_start((setting.rank, seed)))
+            adapted.load(self.public_start((setting.rank, seed)))
         if not setting.steps:
-            return study, attached
+            return study, adapted
         lesson = first_patients(self._all_private(), setting.patients)
         if setting.epsilon:
             noise = study.privacy_plan().step.noise_multiplier
-            train_round_privately(attached, lesson, study, 1, noise)
+            train_round_privately(adapted, lesson, study, 1, noise)
         else:
-            train_round(attached, lesson, study, 1, "benchmark")
-        return study, attached
+            train_round(adapted, lesson, study, 1, "benchmark")
+        return study, adapted
 
-    def _all_private(self) -> Lesson:
+    def _all_private(self) -> TrainingData:
         """The private hospital at its largest; a smaller one is its first patients."""
         most = max([*self.config.patients, self.config.base_setting().patients])
         return self.lesson(self.private, most)
 
-    def lesson(self, hospital: HospitalConfig, count: int) -> Lesson:
+    def lesson(self, hospital: HospitalConfig, count: int) -> TrainingData:
         """All visits of a hospital's patients, encoded."""
         key = f"{hospital.name}-{count}"
         if key not in self._lessons:
@@ -116,21 +121,21 @@ class QualityRuns:
             if not file.exists():
                 pictures = self._pictures(hospital, count, TRAINING)
                 base = load_base(self.benchmark.study.base_model, self.config.device)
-                prompts = [self.benchmark.modality.describe(own) for own in pictures.attributes]
+                prompts = [self.benchmark.modality.prompt(own) for own in pictures.attributes]
                 names = [f"{hospital.name}-{number}" for number in pictures.patients]
                 words = {"prompts": json.dumps(prompts), "patients": json.dumps(names)}
                 write_tensors(file, {"latents": encode(base, pictures.images)}, words)
             tensors, held = read_tensors(file)
-            self._lessons[key] = Lesson(
+            self._lessons[key] = TrainingData(
                 tensors["latents"], json.loads(held["prompts"]), patients=json.loads(held["patients"])
             )
         return self._lessons[key]
 
-    def _pictures(self, hospital: HospitalConfig, count: int, part: int) -> Pictures:
+    def _pictures(self, hospital: HospitalConfig, count: int, part: int) -> PictureSet:
         config = HospitalsConfig(
-            body=self.benchmark.hospitals.body, seed=self.benchmark.hospitals.seed, hospitals=[replace(hospital)]
+            phantom=self.benchmark.hospitals.phantom, seed=self.benchmark.hospitals.seed, hospitals=[replace(hospital)]
         )
-        side = load_base(self.benchmark.study.base_model).side
+        side = load_base(self.benchmark.study.base_model).resolution
         folder = self.benchmark.output / "pictures"
         return draw_pictures(config, self.benchmark.modality, side, count, part, os.cpu_count() or 1, folder)
 
@@ -142,14 +147,14 @@ class QualityRuns:
         name = f"public-{digest}-{rank}-{steps}-{rate:g}-{seed}.safetensors"
         file = self.benchmark.output / name
         if not file.exists():
-            own = Setting(epsilon=0.0, rank=rank, steps=steps, learning_rate=rate, freeze_a=False)
+            own = PrivacySetting(epsilon=0.0, rank=rank, steps=steps, learning_rate=rate, freeze_a=False)
             study = self.benchmark.study_of(own, seed)
             study.training.batch_size = self.benchmark.study.training.batch_size
             base = load_base(self.benchmark.study.base_model, self.config.device)
-            attached = attach(base, read_scheme(study.scheme), study.seed)
+            adapted = inject(base, read_adapter(study.adapter), study.seed)
             lesson = self.lesson(self.public, self.config.public_patients)
-            train_round(attached, lesson, study, 1, "public")
-            write_tensors(file, attached.state(), {})
+            train_round(adapted, lesson, study, 1, "public")
+            write_tensors(file, adapted.state(), {})
         return read_tensors(file)[0]
 
     def _held_out(self) -> Path:
@@ -166,7 +171,7 @@ class QualityRuns:
         """Fréchet distance of samples to pictures of other patients of the hospital as the VAE returns them."""
         real, features = self._real()
         count, extractor = self.config.samples, load_extractor(FEATURES, self.config.device)
-        prompts = [self.benchmark.modality.describe(own) for own in real.attributes]
+        prompts = [self.benchmark.modality.prompt(own) for own in real.attributes]
         known = sorted(set(prompts))
         context = torch.cat([base.embed(known[start : start + 64]) for start in range(0, len(known), 64)])
         context = context[[known.index(prompt) for prompt in prompts]]
@@ -176,8 +181,8 @@ class QualityRuns:
         images = torch.cat([base.decode(chunk) for chunk in latents.split(64)])
         return frechet_distance(extract_features(extractor, images), features)
 
-    def _real(self) -> tuple[Pictures, Tensor]:
-        """Pictures of other patients of the private hospital, and their features as the VAE returns them."""
+    def _real(self) -> tuple[PictureSet, Tensor]:
+        """PictureSet of other patients of the private hospital, and their features as the VAE returns them."""
         real = self._pictures(self.private, self.config.samples, OTHERS)
         file = self.benchmark.output / f"real-{self.config.samples}.safetensors"
         if not file.exists():

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ld_common.core.atomic_files import write_bytes
 from ld_simulations.benchmarks.privacy.attack_table import Attacked, attack_lines, attack_numbers
-from ld_simulations.benchmarks.privacy.plan import NO_PRIVACY, START_ALONE, PrivacyBenchmark, Setting
+from ld_simulations.benchmarks.privacy.plan import NO_PRIVACY, START_ALONE, PrivacyBenchmark, PrivacySetting
 
 NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
 RUNS = "runs"
@@ -27,8 +27,8 @@ SHOWN = {
 }
 
 
-class Results:
-    """Results that there are, each a JSON file under the benchmark's output or adopted from an earlier run."""
+class PrivacyResults:
+    """PrivacyResults that there are, each a JSON file under the benchmark's output or adopted from an earlier run."""
 
     def __init__(self, benchmark: PrivacyBenchmark) -> None:
         self.benchmark = benchmark
@@ -48,7 +48,7 @@ class Results:
         """Keep a result."""
         write_bytes(self.path(part, name), (json.dumps(result, indent=1) + "\n").encode())
 
-    def quality(self, setting: Setting) -> list[dict[str, Any]]:
+    def quality(self, setting: PrivacySetting) -> list[dict[str, Any]]:
         """A setting's runs, seed by seed, as far as they are there."""
         found = [self.read("quality", run.name) for run in self.benchmark.trainings if run.setting == setting]
         return [run for run in found if run is not None]
@@ -76,7 +76,7 @@ class Results:
 
 def write_results(benchmark: PrivacyBenchmark) -> list[Path]:
     """Write what is there, however far the benchmark has come; returns the files."""
-    folder, results = Path(benchmark.config.results), Results(benchmark)
+    folder, results = Path(benchmark.config.results), PrivacyResults(benchmark)
     numbers = _numbers(benchmark, results)
     write_bytes(folder / NUMBERS, (json.dumps(numbers | {RUNS: results.kept()}, indent=1) + "\n").encode())
     files = [folder / NUMBERS, folder / PAGE]
@@ -87,7 +87,7 @@ def write_results(benchmark: PrivacyBenchmark) -> list[Path]:
     return files
 
 
-def _numbers(benchmark: PrivacyBenchmark, results: Results) -> dict[str, Any]:
+def _numbers(benchmark: PrivacyBenchmark, results: PrivacyResults) -> dict[str, Any]:
     numbers: dict[str, Any] = dict(results.read("cost", "step") or {})
     kills = results.read("kills", "kills")
     if kills:
@@ -114,7 +114,7 @@ def _key(title: str) -> str:
     return f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
 
 
-def _over_start(benchmark: PrivacyBenchmark, results: Results) -> dict[str, list[float]]:
+def _over_start(benchmark: PrivacyBenchmark, results: PrivacyResults) -> dict[str, list[float]]:
     """Row of the table of ε -> dB of copy gain beyond the public start of the same seed, seed by seed."""
     gains = {
         title: {run["seed"]: run["copy_gain_db"] for run in results.quality(setting)}
@@ -125,7 +125,7 @@ def _over_start(benchmark: PrivacyBenchmark, results: Results) -> dict[str, list
     return {title: found for title, found in pairs.items() if found}
 
 
-def _attacked(benchmark: PrivacyBenchmark, results: Results) -> Attacked:
+def _attacked(benchmark: PrivacyBenchmark, results: PrivacyResults) -> Attacked:
     found: Attacked = {}
     for name in ("overfitted", "private"):
         runs = [results.read("attacks", run.name) for run in benchmark.attacked if run.kind == name]
@@ -134,7 +134,7 @@ def _attacked(benchmark: PrivacyBenchmark, results: Results) -> Attacked:
     return found
 
 
-def _rows(benchmark: PrivacyBenchmark, table: str) -> list[tuple[str, str, Setting]]:
+def _rows(benchmark: PrivacyBenchmark, table: str) -> list[tuple[str, str, PrivacySetting]]:
     return [row for row in benchmark.tables() if row[0] == table]
 
 
@@ -142,7 +142,7 @@ def _mean(runs: Sequence[dict[str, Any]], key: str) -> float | None:
     return float(np.mean([run[key] for run in runs])) if runs else None
 
 
-def _page(benchmark: PrivacyBenchmark, results: Results, numbers: dict[str, Any], plot: str) -> str:
+def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[str, Any], plot: str) -> str:
     lines = [
         "# Privacy, measured",
         "",
@@ -241,11 +241,13 @@ def _norms(found: dict[str, Any] | None) -> list[str]:
         "| clip norm | patients whose gradient is clipped | signal |",
         "|---" * 3 + "|",
     ]
-    rows = [f"| {row['clip_norm']:g} | {row['clipped_share']:.0%} | {row['signal']:.3f} |" for row in found["clips"]]
+    rows = [
+        f"| {row['max_grad_norm']:g} | {row['clipped_share']:.0%} | {row['signal']:.3f} |" for row in found["clips"]
+    ]
     return [*lines, *rows, ""]
 
 
-def _quality(title: str, table: str, rows: Sequence[tuple[str, Setting, list[dict[str, Any]]]]) -> list[str]:
+def _quality(title: str, table: str, rows: Sequence[tuple[str, PrivacySetting, list[dict[str, Any]]]]) -> list[str]:
     if not rows:
         return []
     heads = " | ".join(SHOWN.values())
@@ -255,7 +257,7 @@ def _quality(title: str, table: str, rows: Sequence[tuple[str, Setting, list[dic
         cells = " | ".join(_cell([run[key] for run in runs]) for key in SHOWN)
         noise = f"{runs[0]['noise_over_signal']:.2f}" if setting.epsilon else "none"
         lines.append(
-            f"| {name} | {len(runs)} | {setting.batch_patients} | {runs[0]['parameters']:,} | {noise} | {cells} |"
+            f"| {name} | {len(runs)} | {setting.expected_batch_size} | {runs[0]['parameters']:,} | {noise} | {cells} |"
         )
     return [*lines, ""]
 
@@ -265,7 +267,7 @@ def _cell(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2f}{spread}"
 
 
-def _plot(benchmark: PrivacyBenchmark, results: Results) -> bytes:
+def _plot(benchmark: PrivacyBenchmark, results: PrivacyResults) -> bytes:
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     rows = [(setting.patients, results.quality(setting)) for _, _, setting in _rows(benchmark, "patients")]

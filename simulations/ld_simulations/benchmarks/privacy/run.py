@@ -17,7 +17,7 @@ from ld_simulations.benchmarks.privacy.kills import kill_rounds
 from ld_simulations.benchmarks.privacy.norms import gradient_norms
 from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, load_privacy_benchmark
 from ld_simulations.benchmarks.privacy.quality import QualityRuns
-from ld_simulations.benchmarks.privacy.report import Results, write_results
+from ld_simulations.benchmarks.privacy.report import PrivacyResults, write_results
 from ld_simulations.benchmarks.privacy.sums import measure_sum
 from ld_simulations.benchmarks.workers import work_through
 from ld_simulations.demo import load_demo, prepare_sites
@@ -27,13 +27,13 @@ PATIENTS_OF_KILLS = 4
 console = Console()
 
 
-def _cost(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
+def _cost(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
     if results.read("cost", "step") is None:
         with console.status("timing private and plain steps"):
             results.write("cost", "step", step_ratio(benchmark))
 
 
-def _kills(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
+def _kills(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
     if results.read("kills", "kills") is not None:
         return
     output, patients = benchmark.output / "killed", f"hospital_overrides=[patients={PATIENTS_OF_KILLS},held_out=1]"
@@ -44,7 +44,7 @@ def _kills(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
         results.write("kills", "kills", asdict(kill_rounds(site, benchmark.config.kills, 0)))
 
 
-def _sums(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
+def _sums(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
     for sites in benchmark.config.sums:
         for length in benchmark.config.lengths:
             if results.read("sums", f"{sites}-{length}") is None:
@@ -52,13 +52,13 @@ def _sums(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
                     results.write("sums", f"{sites}-{length}", measure_sum(sites, length))
 
 
-def _norms(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
+def _norms(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
     if results.read("norms", "norms") is None:
         with console.status("lengths of public patients' gradients"):
             results.write("norms", "norms", gradient_norms(QualityRuns(benchmark)))
 
 
-def _attacks(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
+def _attacks(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
     missing = [run for run in benchmark.attacked if results.read("attacks", run.name) is None]
     make = functools.partial(QualityRuns, benchmark)
     if missing:
@@ -69,7 +69,7 @@ def _attacks(benchmark: PrivacyBenchmark, results: Results, config: Path) -> Non
             advance(1)
 
 
-def _quality(benchmark: PrivacyBenchmark, results: Results, config: Path) -> None:
+def _quality(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
     missing = [run for run in benchmark.trainings if results.read("quality", run.name) is None]
     make = functools.partial(QualityRuns, benchmark)
     if missing:
@@ -91,7 +91,7 @@ PARTS = {"cost": _cost, "kills": _kills, "sums": _sums, "norms": _norms, "attack
 def fill_tables(config: Path, overrides: list[str], only_report: bool) -> None:
     """Run what is not there yet of each part, unless `only_report`, and write the tables."""
     benchmark = load_privacy_benchmark(config, overrides)
-    results = Results(benchmark)
+    results = PrivacyResults(benchmark)
     if not only_report:
         for part in benchmark.config.parts:
             PARTS[part](benchmark, results, config)

@@ -13,7 +13,7 @@ from ld_client.privacy.secagg import SiteState, answer_stage, mask_update, open_
 from ld_common.protocol.secagg.messages import (
     Payload,
     RoutedShares,
-    Setting,
+    SecaggSetting,
     Stage,
     default_threshold,
     pack,
@@ -34,7 +34,7 @@ def measure_sum(sites: int, length: int) -> dict[str, Any]:
 def _round(count: int, length: int, seed: int) -> dict[str, float]:
     names, rng = [f"site{number}" for number in range(count)], np.random.default_rng(seed)
     updates = {name: rng.uniform(-1, 1, length) for name in names}
-    setting = Setting("0" * 64, 1, count, default_threshold(count), length, 1.0)
+    setting = SecaggSetting("0" * 64, 1, count, default_threshold(count), length, 1.0)
     states: dict[str, SiteState] = {}
     spent, sent, received = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), dict.fromkeys(names, 0)
 

@@ -1,0 +1,51 @@
+"""What the denoising network takes beside noisy latents and their timestep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ld_common.core.errors import ConfigError
+
+DELTA_CHANNELS = 8
+"""Channels for the difference between the scan that the network takes and the one it is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the network is told beside noisy latents and their timestep."""
+
+    context: Tensor
+    """Prompt embeddings `(B,T,D)`."""
+    baseline: Tensor | None = None
+    """Another scan and the difference from it, by `image_condition`, for adapters whose network takes one."""
+
+    def beside(self, other: Condition) -> Condition:
+        """Both as one batch; they have a baseline both, or neither."""
+        pairs = zip((self.context, self.baseline), (other.context, other.baseline), strict=True)
+        return Condition(*(None if one is None or two is None else torch.cat([one, two]) for one, two in pairs))  # type: ignore[arg-type]
+
+    def seen(self, latents: Tensor) -> Tensor:
+        """The network's input `(B,C or 2C+DELTA_CHANNELS,h,w)`: noisy latents, then the baseline's channels."""
+        return latents if self.baseline is None else torch.cat([latents, self.baseline.to(latents)], 1)
+
+
+def image_condition(latents: Tensor, changes: Tensor) -> Tensor:
+    """What a network that sees a scan is shown of it, `(B,C+DELTA_CHANNELS,h,w)`.
+
+    Args:
+        latents: of the scans, `(B,C,h,w)`.
+        changes: what differs between them and what is asked for, differences of `Modality.place`, `(B,k)`.
+
+    Raises:
+        ConfigError: a modality of more numbers than there are channels.
+    """
+    if changes.shape[1] > DELTA_CHANNELS:
+        raise ConfigError(
+            f"adapter instruct tells {DELTA_CHANNELS} numbers of a change, this modality has {changes.shape[1]}"
+        )
+    maps = F.pad(changes, (0, DELTA_CHANNELS - changes.shape[1])).to(latents)
+    return torch.cat([latents, maps[:, :, None, None].expand(-1, -1, *latents.shape[2:])], 1)

@@ -1,0 +1,108 @@
+"""Options of drift and training, checked, as studies and Python callers give them. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ld_common.core.config import require
+
+FORMULATIONS = ("prior", "centred", "noise", "per-step", "per-step-literal")
+SHAPES = ("none", "scalar", "channel", "map", "conditional")
+ESTIMATORS = ("moments", "grid")
+LARGEST_DRIFT = 20.0
+"""Largest accepted drift, in scaled latents, whose own standard deviation is about 1."""
+MAX_TRIALS = 1000
+
+
+@dataclass
+class SearchConfig:
+    """Which δ are tried, and with how many images."""
+
+    lowest: float = -0.2
+    highest: float = 0.2
+    spacing: float = 0.05
+    """The paper's grid."""
+    images: int = 64
+    """Images compared, at most."""
+    steps: int = 25
+    """Sampler steps of each."""
+    weight: float = 1.0
+    """λ of `counterfactual`: 0 asks only that the patient stays."""
+    targets: list[str] = field(default_factory=list)
+    """`counterfactual` asks these of each scan, as `diagnosis=AD`; a scan that is so already is left out."""
+
+    def __post_init__(self) -> None:
+        finite = all(map(math.isfinite, (self.lowest, self.highest, self.spacing)))
+        require(finite, "drift.search.lowest, highest and spacing must be numbers")
+        require(self.lowest <= self.highest, "drift.search.lowest must not be above drift.search.highest")
+        require(self.spacing > 0, f"drift.search.spacing is {self.spacing}: it must be above 0")
+        require(self.count <= MAX_TRIALS, f"drift.search has {self.count} δ, at most {MAX_TRIALS}: widen spacing")
+        require(self.images > 1 and self.steps > 0, "drift.search needs images above 1 and steps above 0")
+        require(self.weight >= 0, f"drift.search.weight is {self.weight}: it must not be negative")
+
+    @property
+    def count(self) -> int:
+        """How many δ are tried."""
+        return int((self.highest - self.lowest) / self.spacing + 1e-6) + 1
+
+    @property
+    def deltas(self) -> list[float]:
+        """The grid, rounded to six digits."""
+        return [round(self.lowest + index * self.spacing, 6) for index in range(self.count)]
+
+
+@dataclass
+class DriftConfig:
+    """How a site's latent drift μ is found and how it enters."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"mean": "shape", "choice": "estimator"}
+
+    formulation: str = "prior"
+    """`prior`, `centred`, `noise`, `per-step` or `per-step-literal`: see `ld_common.diffusion.drift`."""
+    estimator: str = "moments"
+    """`moments`: the mean of the site's latents; `grid`: a scalar δ, by the paper's search over `search`."""
+    shape: str = "channel"
+    """Shape of μ: `none`, `scalar`, `channel` (C,1,1), `map` (C,h,w), or `conditional`: a map that follows age, sex and
+    diagnosis. A search finds a scalar."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("shape", self.shape, SHAPES),
+            ("formulation", self.formulation, FORMULATIONS),
+            ("estimator", self.estimator, ESTIMATORS),
+        ):
+            require(value in known, f"drift.{key} is '{value}': known: {', '.join(known)}")
+        fits = self.shape != "conditional" or self.formulation == "prior"
+        require(fits, "drift.shape conditional says where sampling starts: set drift.formulation to prior")
+        fits = self.estimator == "moments" or self.shape == "scalar"
+        require(fits, f"drift.estimator {self.estimator} finds a scalar: set drift.shape to scalar")
+
+
+@dataclass
+class TrainingConfig:
+    """One site's work in one round."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"offset_noise": "noise_offset", "prompt_dropout": "conditioning_dropout_prob"}
+
+    steps: int = 100
+    batch_size: int = 16
+    """Visits drawn for a step. Under `privacy.enabled` that follows from `privacy.expected_batch_size` and
+    `privacy.augmentation_multiplicity`, and this is how many of them pass the network at once: what fits into memory."""
+    learning_rate: float = 2e-3
+    """At the first step of the study; falls by a half cosine to a twentieth of it at the last."""
+    noise_offset: float = 0.1
+    """Deviation of a noise that is constant over each latent channel, added to the noise; 0 is off."""
+    conditioning_dropout_prob: float = 0.1
+    """Share of visits that learn without their prompt."""
+    timestep_power: float = 1.0
+    """1 draws timesteps uniformly; above 1 favours noisy ones, where prompts decide (3 is T2I-Adapter's)."""
+
+    def __post_init__(self) -> None:
+        require(self.steps > 0 and self.batch_size > 0, "training.steps and training.batch_size must be above 0")
+        require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}: it must be above 0")
+        require(self.noise_offset >= 0, "training.noise_offset must not be negative")
+        require(0 <= self.conditioning_dropout_prob < 1, "training.conditioning_dropout_prob must lie in [0, 1)")
+        require(self.timestep_power > 0, f"training.timestep_power is {self.timestep_power}: it must be above 0")

@@ -1,0 +1,189 @@
+"""Counterfactuals of scans by any editor: encode, invert each scan once, edit it under each target, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ld_common.core.seeding import torch_generator
+from ld_common.diffusion.base_model import BaseModel, Denoiser
+from ld_common.diffusion.conditioning import Condition, image_condition
+from ld_common.diffusion.drift import Drift, centre, restore
+from ld_common.editing.base import Editor
+from ld_common.imaging.modality import Attributes, Modality
+
+Progress = Callable[[int], None]
+"""Called with the number of images and edits finished since the last call."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit of one scan: the scan's row and the prompt that the answer shall show."""
+
+    scan: int
+    target: str
+    delta: float = 0.0
+    """A further shift of this answer, spread evenly over the whole schedule (arXiv 2412.20651, Eq. 4)."""
+    change: tuple[float, ...] = ()
+    """Target minus source `Modality.condition_vector`, for networks that take the scan as input."""
+
+
+def edit_to(modality: Modality, scan: int, source: Attributes, target: Attributes, delta: float = 0.0) -> Edit:
+    """The edit that gives a scan other attributes.
+
+    Args:
+        modality: for prompts and condition vectors.
+        scan: the scan's row.
+        source: all attributes of the scan.
+        target: the attributes that change.
+        delta: as in `Edit`.
+    """
+    attributes = source | target
+    vectors = zip(modality.condition_vector(attributes), modality.condition_vector(source), strict=True)
+    return Edit(scan, modality.prompt(attributes), delta, tuple(after - before for after, before in vectors))
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """Pictures in [-1, 1]."""
+
+    autoencoded: Tensor
+    """What the VAE alone returns, `(N,1,S,S)`."""
+    reconstructions: Tensor
+    """What inversion and denoising without an edit return, `(N,1,S,S)`."""
+    images: Tensor
+    """The answers `(M,1,S,S)`, in the order of the edits."""
+
+
+def draw_counterfactuals(
+    base: BaseModel,
+    images: Tensor,
+    source: Sequence[str],
+    edits: Sequence[Edit],
+    editor: Editor,
+    progress: Progress = lambda done: None,
+    drift: Drift | None = None,
+    seed: int = 0,
+) -> Counterfactuals:
+    """Draw the answers to `edits` of `images`; each scan is inverted once however many edits it has.
+
+    Args:
+        base: the base with the release's adapter.
+        images: `(N,1,S,S)` in [-1, 1].
+        source: prompt of each image.
+        edits: what is asked.
+        editor: how.
+        progress: called as scans and edits finish.
+        drift: the drift that the adapter was trained with. As z_T comes from the image, `prior` plays no part here.
+        seed: noise of editors that draw any. All images get the same noise, so that an answer does not depend on the
+            rest of the batch and the slices of a volume fit each other.
+    """
+    latents = torch.cat([base.encode(chunk) for chunk in images.split(editor.batch_size)])
+    latent_editor = LatentEditor(base, sorted({*source, *(edit.target for edit in edits)}), editor, drift, seed)
+    inverted = latent_editor.invert(latents, source, progress)
+    answers = latent_editor.edit(inverted, edits, progress)
+    parts = latents, inverted.reconstructions, answers
+    return Counterfactuals(*(_decode(base, part, editor.batch_size) for part in parts))
+
+
+def draw_several(
+    base: BaseModel,
+    images: Tensor,
+    source: Sequence[str],
+    edits: Sequence[Edit],
+    editor: Editor,
+    seeds: Sequence[int],
+    progress: Progress = lambda done: None,
+    drift: Drift | None = None,
+) -> tuple[Counterfactuals, Tensor]:
+    """The same edits under several seeds; the other arguments are those of `draw_counterfactuals`.
+
+    Returns:
+        The first seed's reconstructions with the mean of the seeds' answers; and each seed's answers `(M,K,1,S,S)`.
+    """
+    drawn = [draw_counterfactuals(base, images, source, edits, editor, progress, drift, seed) for seed in seeds]
+    answers = torch.stack([counterfactuals.images for counterfactuals in drawn], 1)
+    return replace(drawn[0], images=answers.mean(1)), answers
+
+
+@dataclass(frozen=True, eq=False)
+class InvertedScans:
+    """The inversion of N scans, in latents."""
+
+    scans: Tensor
+    """`(N,C,h,w)`, centred where the drift is."""
+    source: list[str]
+    """Prompt of each."""
+    states: Tensor
+    """The editor's, `(N,...)`."""
+    reconstructions: Tensor
+    """`(N,C,h,w)`: what an edit that changes nothing returns."""
+
+
+class LatentEditor:
+    """Inversion and editing in latents; `draw_counterfactuals` adds the VAE on both sides."""
+
+    def __init__(
+        self, model: Denoiser, prompts: Sequence[str], editor: Editor, drift: Drift | None, seed: int = 0
+    ) -> None:
+        self.editor, self.drift = editor, drift
+        self.context = editor.context(model, drift)
+        self._generator = torch_generator(seed, "edit")
+        with torch.no_grad():
+            self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))
+
+    def invert(self, latents: Tensor, source: Sequence[str], progress: Progress = lambda done: None) -> InvertedScans:
+        """Invert image latents `(N,C,h,w)` under their prompts."""
+        states, reconstructions, scans = [], [latents[:0]], centre(latents, self.drift)
+        count = self.editor.noise_count(self.context)
+        drawn = torch.randn((count, *latents.shape[1:]), generator=self._generator)
+        noise = drawn.to(latents).expand(len(latents), *drawn.shape)
+        for rows in torch.arange(len(latents)).split(self.editor.batch_size):
+            condition = self._condition([source[row] for row in rows], scans[rows])
+            state = self.editor.invert(self.context, scans[rows], condition, noise[rows])
+            reconstruction = self.editor.edit(self.context, state, condition, None, self.context.shift)
+            states.append(state)
+            reconstructions.append(restore(reconstruction, self.drift))
+            progress(len(rows))
+        return InvertedScans(scans, list(source), torch.cat(states), torch.cat(reconstructions))
+
+    def edit(self, inverted: InvertedScans, edits: Sequence[Edit], progress: Progress = lambda done: None) -> Tensor:
+        """The scans under other prompts: latents `(M,C,h,w)` in the order of the edits."""
+        answers = []
+        for first in range(0, len(edits), self.editor.batch_size):
+            batch = edits[first : first + self.editor.batch_size]
+            rows = [edit.scan for edit in batch]
+            scans, changes = inverted.scans[rows], [edit.change for edit in batch]
+            source = self._condition([inverted.source[row] for row in rows], scans)
+            target = self._condition([edit.target for edit in batch], scans, changes)
+            answer = self.editor.edit(self.context, inverted.states[rows], source, target, self._shifts(batch))
+            answers.append(restore(answer, self.drift))
+            progress(len(batch))
+        return torch.cat(answers) if answers else torch.empty((0, *self.context.model.latent_shape))
+
+    def _shifts(self, edits: Sequence[Edit]) -> Tensor | None:
+        """What is added after each step: the drift's shift, and each edit's `(M,1,1,1)`; None for neither."""
+        shift = self.context.shift
+        if not any(edit.delta for edit in edits):
+            return shift
+        steps = len(self.context.schedule.timesteps)
+        added = torch.tensor([edit.delta / steps for edit in edits]).view(-1, 1, 1, 1)
+        return added if shift is None else shift + added
+
+    def _condition(self, prompts: Sequence[str], scans: Tensor, changes: Sequence[tuple[float, ...]] = ()) -> Condition:
+        context = torch.stack([self._embedded[prompt] for prompt in prompts])
+        if not self.context.model.image_conditioned:
+            return Condition(context)
+        deltas = torch.zeros(len(scans), max((len(change) for change in changes), default=0))
+        for row, change in enumerate(changes):
+            deltas[row, : len(change)] = torch.tensor(change)
+        return Condition(context, image_condition(scans, deltas))
+
+
+def _decode(base: BaseModel, latents: Tensor, batch_size: int) -> Tensor:
+    if not len(latents):
+        return torch.empty((0, 1, base.resolution, base.resolution))
+    return torch.cat([base.decode(chunk) for chunk in latents.split(batch_size)])
