@@ -126,7 +126,7 @@ def privacy_report(
     allow_unsigned: bool = UNSIGNED,
 ) -> None:
     """Write what the data protection officer reads and signs: one page that needs nothing else."""
-    from ld_client.privacy.report import write_privacy_report
+    from ld_client.privacy_report.report import write_privacy_report
 
     console, trusted = Console(), _trusted(release, trust, allow_unsigned)
     with console.status("composing the privacy loss"):

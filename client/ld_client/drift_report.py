@@ -16,7 +16,7 @@ from ld_client.site_drift import search_delta, site_drift
 from ld_common.core.config import require
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
-from ld_common.diffusion.drift import Drift, by_channel
+from ld_common.diffusion.drift import LatentDrift, by_channel
 from ld_common.diffusion.drift_search import best
 from ld_common.diffusion.options import ESTIMATORS, SearchConfig
 from ld_common.editing.counterfactuals import Edit, edit_to
@@ -70,7 +70,7 @@ def show_drift(
         trials = search_delta(store, model, study, advance)
     else:
         edits, search = _edits(modality, store, study.drift.search), study.drift.search
-        drift = release.drift if release is not None and isinstance(release.drift, Drift) else None
+        drift = release.drift if release is not None and isinstance(release.drift, LatentDrift) else None
         trials = search_counterfactual(
             model, store.latents, store.prompts, edits, search, read_editor(study.edit), study.seed, drift, advance
         )

@@ -15,14 +15,15 @@ from ld_client.privacy.ledger import TRAINING, Ledger, RoundLimit, Use
 from ld_client.privacy.secagg_round import SecaggSiteRound
 from ld_client.site_config import SiteConfig, load_modality
 from ld_client.site_drift import site_drift, site_prior
-from ld_client.train import TrainingData, train_round
+from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import check_state
 from ld_common.core.atomic_files import file_digest
 from ld_common.core.errors import FederationError, ModelError, PolicyError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
-from ld_common.diffusion.drift import Drift, entering
+from ld_common.diffusion.drift import LatentDrift, entering
+from ld_common.diffusion.training import TrainingData
 from ld_common.protocol.messages import TrainNumbers, TrainResult, TrainTask
 from ld_common.protocol.study_config import StudyConfig, study_from_json
 from ld_common.release.data_ranges import site_coverage
@@ -96,7 +97,7 @@ def _handle_train(
     prior = None if adapter.prior is None else site_prior(site, store, model, adapter.prior, study.seed)
     adapted.load({**task.frozen, **task.state})
     entered = None if drift is None else entering(drift, study.drift.formulation)
-    own = entered if isinstance(entered, Drift) else None
+    own = entered if isinstance(entered, LatentDrift) else None
     lesson = TrainingData(store.latents, store.prompts, own, prior, store.pseudonyms, store.condition_vectors(modality))
     numbers = None
     if noise_multiplier is not None:

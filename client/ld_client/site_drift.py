@@ -12,7 +12,7 @@ from torch import Tensor
 from ld_client.data.store import Store
 from ld_client.site_config import SiteConfig
 from ld_common.adapters.base import Prior
-from ld_common.adapters.prior_preservation import PriorExamples, draw_prior
+from ld_common.adapters.prior_preservation import draw_prior
 from ld_common.adapters.state_dict import read_tensors, write_tensors
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import PrivacyError
@@ -20,6 +20,7 @@ from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.drift import drift_from_attributes, drift_from_moments, drift_from_shift
 from ld_common.diffusion.drift_search import Trial, best, search_grid
+from ld_common.diffusion.training import PriorImages
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 
@@ -51,7 +52,7 @@ def site_drift(
     return _kept(site, store, "drift", said, compute)["drift"]
 
 
-def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, seed: int) -> PriorExamples:
+def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, seed: int) -> PriorImages:
     """The base's own pictures that an adapter preserves; drawn in the first round alone."""
 
     def compute() -> State:
@@ -60,7 +61,7 @@ def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, se
 
     state = _kept(site, store, "prior", [seed, vars(prior)], compute)
     on_device = {name: value.to(model.device) for name, value in state.items()}
-    return PriorExamples(on_device["latents"], on_device["context"], prior.weight)
+    return PriorImages(on_device["latents"], on_device["context"], prior.weight)
 
 
 def search_delta(

@@ -32,7 +32,7 @@ class Prior:
 
 
 class Adapter(ABC):
-    """A way to fine-tune a base. Subclasses are dataclasses; their fields are the options of a study's `adapter` section."""
+    """A way to fine-tune a base. Subclasses are dataclasses whose fields are options of a study's `adapter` section."""
 
     name: ClassVar[str]
     """Name in configs and in `ADAPTERS`."""

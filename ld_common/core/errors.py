@@ -17,7 +17,7 @@ LdError                 exit 2, one line; `code` is all of it that may cross the
 ├── DeploymentError     a study's or a site's folder, a kit, a certificate, a process of theirs
 ├── ApprovalError       a study or its code that the site has not approved
 ├── AuditError          an audit that these scans cannot answer (in `ld_client.audit.statistics`)
-└── DivergedError       training whose loss is not finite (in `ld_client.train`)
+└── DivergedError       training whose loss is not finite (in `ld_common.diffusion.training`)
 """
 
 from __future__ import annotations

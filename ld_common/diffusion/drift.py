@@ -33,7 +33,7 @@ RIDGE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Drift:
+class LatentDrift:
     """A latent drift and the rule by which it enters."""
 
     mean: Tensor
@@ -44,9 +44,9 @@ class Drift:
         if self.formulation not in FORMULATIONS:
             raise ConfigError(f"drift.formulation is '{self.formulation}': known: {', '.join(FORMULATIONS)}")
 
-    def rows(self, which: slice | list[int]) -> Drift:
+    def rows(self, which: slice | list[int]) -> LatentDrift:
         """The drift of some of a batch's pictures."""
-        return self if self.mean.dim() == 3 else Drift(self.mean[which], self.formulation)
+        return self if self.mean.dim() == 3 else LatentDrift(self.mean[which], self.formulation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +61,20 @@ class ConditionalDrift:
     """w in scaled latents, float32 `(K+1,C,h,w)`; w_0 less the base's mean."""
     formulation: str = "prior"
 
-    def at(self, design: Sequence[Sequence[float]]) -> Drift:
+    def at(self, design: Sequence[Sequence[float]]) -> LatentDrift:
         """The drift of pictures with these designs `(B,K)`: one μ each."""
         conditions = torch.tensor([[1.0, *row] for row in design])
-        return Drift(torch.einsum("bk,kchw->bchw", conditions, self.coefficients), self.formulation)
+        return LatentDrift(torch.einsum("bk,kchw->bchw", conditions, self.coefficients), self.formulation)
 
 
-def at_designs(drift: Drift | ConditionalDrift | None, design: Sequence[Sequence[float]]) -> Drift | None:
+def at_designs(drift: LatentDrift | ConditionalDrift | None, design: Sequence[Sequence[float]]) -> LatentDrift | None:
     """The drift of pictures with these designs, whatever kind it is."""
     return drift.at(design) if isinstance(drift, ConditionalDrift) else drift
 
 
-def entering(mean: Tensor, formulation: str) -> Drift | ConditionalDrift:
+def entering(mean: Tensor, formulation: str) -> LatentDrift | ConditionalDrift:
     """A drift from the tensor that travels: `(K+1,C,h,w)` is a conditional one's coefficients, `(C,h,w)` a μ."""
-    return ConditionalDrift(mean, formulation) if mean.dim() == 4 else Drift(mean, formulation)
+    return ConditionalDrift(mean, formulation) if mean.dim() == 4 else LatentDrift(mean, formulation)
 
 
 def drift_from_moments(latents: Tensor, base_mean: Tensor, shape: str) -> Tensor | None:
@@ -127,7 +127,7 @@ def drift_from_shift(delta: float, alphas_cumprod: Tensor) -> Tensor:
     return torch.full((1, 1, 1), delta / level)
 
 
-def shift_of(drift: Drift, alphas_cumprod: Tensor) -> Tensor:
+def shift_of(drift: LatentDrift, alphas_cumprod: Tensor) -> Tensor:
     """δ = a(T)·μ, the paper's shift of z_T, in the shape of μ."""
     return _last_signal_level(alphas_cumprod) * drift.mean
 
@@ -143,28 +143,28 @@ def flow_signal_level(time: float) -> float:
     return 1.0 - time
 
 
-def centre(latents: Tensor, drift: Drift | None) -> Tensor:
+def centre(latents: Tensor, drift: LatentDrift | None) -> Tensor:
     """Forward: latents `(B,C,h,w)` as the network shall learn them."""
     if drift is None or drift.formulation != "centred":
         return latents
     return latents - drift.mean.to(latents)
 
 
-def restore(latents: Tensor, drift: Drift | None) -> Tensor:
+def restore(latents: Tensor, drift: LatentDrift | None) -> Tensor:
     """Reverse: the end of `centre`, after the last step."""
     if drift is None or drift.formulation != "centred":
         return latents
     return latents + drift.mean.to(latents)
 
 
-def shift_noise(noise: Tensor, drift: Drift | None, alphas_cumprod: Tensor) -> Tensor:
+def shift_noise(noise: Tensor, drift: LatentDrift | None, alphas_cumprod: Tensor) -> Tensor:
     """Forward: the noise that is mixed into z_0, `ε + δ` where the formulation says so."""
     if drift is None or drift.formulation in ("prior", "centred"):
         return noise
     return noise + shift_of(drift, alphas_cumprod).to(noise)
 
 
-def prior_shift(drift: Drift | None, signal_level: float, alphas_cumprod: Tensor) -> Tensor | None:
+def prior_shift(drift: LatentDrift | None, signal_level: float, alphas_cumprod: Tensor) -> Tensor | None:
     """Mean of z at the first sampled timestep, of signal level a(t0), in the shape of μ; None for N(0, I)."""
     if drift is None or drift.formulation not in ("prior", "noise"):
         return None
@@ -172,7 +172,7 @@ def prior_shift(drift: Drift | None, signal_level: float, alphas_cumprod: Tensor
 
 
 def shift_output(
-    output: Tensor, drift: Drift | None, prediction_type: str, signal_level: float, alphas_cumprod: Tensor
+    output: Tensor, drift: LatentDrift | None, prediction_type: str, signal_level: float, alphas_cumprod: Tensor
 ) -> Tensor:
     """Reverse: a network's output whose noise is `ε̂ + δ`, for `epsilon`, `v_prediction` and `sample` networks."""
     if drift is None or drift.formulation != "noise" or prediction_type == "sample":
@@ -181,7 +181,7 @@ def shift_output(
     return output + (delta if prediction_type == "epsilon" else signal_level * delta).to(output)
 
 
-def step_shift(drift: Drift | None, steps: int, alphas_cumprod: Tensor) -> Tensor | None:
+def step_shift(drift: LatentDrift | None, steps: int, alphas_cumprod: Tensor) -> Tensor | None:
     """Reverse, Eq. 4: what is added to z after each of `steps` steps; None where the formulation adds nothing."""
     if drift is None or not drift.formulation.startswith("per-step"):
         return None

@@ -1,8 +1,8 @@
 """The paper's search for a scalar drift δ, in units of the shift of z_T (arXiv 2412.20651).
 
-From a grid of δ it takes the one whose samples are nearest to the site's images in L1, by Monte Carlo. E|x - y| alone is
-least where all samples are the median image, so the energy distance 2 E|x - y| - E|x - x'| - E|y - y'| is minimised; the
-plain term is reported beside it.
+From a grid of δ it takes the one whose samples are nearest to the site's images in L1, by Monte Carlo. E|x - y| alone
+is least where all samples are the median image, so the energy distance 2 E|x - y| - E|x - x'| - E|y - y'| is minimised;
+the plain term is reported beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ld_common.core.config import require
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import Denoiser
-from ld_common.diffusion.drift import Drift, drift_from_shift
+from ld_common.diffusion.drift import LatentDrift, drift_from_shift
 from ld_common.diffusion.options import SearchConfig
 from ld_common.diffusion.sampling import make_sampler, sample
 
@@ -80,8 +80,8 @@ def search_grid(
     return trials
 
 
-def _scalar(delta: float, model: Denoiser, formulation: str) -> Drift | None:
-    return Drift(drift_from_shift(delta, model.scheduler.alphas_cumprod), formulation) if delta else None
+def _scalar(delta: float, model: Denoiser, formulation: str) -> LatentDrift | None:
+    return LatentDrift(drift_from_shift(delta, model.scheduler.alphas_cumprod), formulation) if delta else None
 
 
 def _mean_distance(first: Tensor, second: Tensor) -> float:

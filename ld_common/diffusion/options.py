@@ -90,7 +90,7 @@ class TrainingConfig:
     steps: int = 100
     batch_size: int = 16
     """Visits drawn for a step. Under `privacy.enabled` that follows from `privacy.expected_batch_size` and
-    `privacy.augmentation_multiplicity`, and this is how many of them pass the network at once: what fits into memory."""
+    `privacy.augmentation_multiplicity`, and this is how many pass the network at once: what fits into memory."""
     learning_rate: float = 2e-3
     """At the first step of the study; falls by a half cosine to a twentieth of it at the last."""
     noise_offset: float = 0.1

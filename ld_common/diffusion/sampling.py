@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import Denoiser
-from ld_common.diffusion.drift import Drift, prior_shift, restore, shift_output, step_shift
+from ld_common.diffusion.drift import LatentDrift, prior_shift, restore, shift_output, step_shift
 from ld_common.diffusion.schedule import check_steps
 
 if TYPE_CHECKING:
@@ -58,7 +58,12 @@ def make_sampler(scheduler: DDIMScheduler, name: str = "ddim", steps: int = 50, 
 
 @torch.no_grad()
 def sample(
-    model: Denoiser, context: Tensor, noise: Tensor, sampler: Any, drift: Drift | None = None, batch_size: int = 64
+    model: Denoiser,
+    context: Tensor,
+    noise: Tensor,
+    sampler: Any,
+    drift: LatentDrift | None = None,
+    batch_size: int = 64,
 ) -> Tensor:
     """Draw latents `(N,C,h,w)`.
 
@@ -78,7 +83,7 @@ def sample(
     return torch.cat(parts)
 
 
-def _sample(model: Denoiser, context: Tensor, noise: Tensor, sampler: Any, drift: Drift | None) -> Tensor:
+def _sample(model: Denoiser, context: Tensor, noise: Tensor, sampler: Any, drift: LatentDrift | None) -> Tensor:
     sampler.set_timesteps(sampler.num_inference_steps)
     levels, kind = model.scheduler.alphas_cumprod, model.scheduler.config["prediction_type"]
     latents = noise * sampler.init_noise_sigma

@@ -18,7 +18,7 @@ from torch import Tensor
 from ld_common.core.errors import ConfigError, ModelError
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.conditioning import Condition
-from ld_common.diffusion.drift import Drift, shift_output
+from ld_common.diffusion.drift import LatentDrift, shift_output
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -64,7 +64,7 @@ def check_steps(scheduler: DDIMScheduler, steps: int) -> None:
         raise ConfigError(f"steps is {steps}: this base allows 1 to {most}")
 
 
-def predictor(model: Denoiser, condition: Condition, drift: Drift | None = None) -> Predictor:
+def predictor(model: Denoiser, condition: Condition, drift: LatentDrift | None = None) -> Predictor:
     """The network under a condition, whatever it was trained to predict, under the drift it learned."""
     kind, levels = model.scheduler.config["prediction_type"], model.scheduler.alphas_cumprod
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ld_common.core.config import require
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.conditioning import Condition
-from ld_common.diffusion.drift import Drift, step_shift
+from ld_common.diffusion.drift import LatentDrift, step_shift
 from ld_common.diffusion.schedule import DdimSchedule, Prediction, Predictor, ddim_schedule, predictor
 
 
@@ -43,7 +43,7 @@ class EditContext:
     start: int
     """Level of the schedule at which editing starts; 0 is the noisiest."""
     guidance: Guidance
-    drift: Drift | None
+    drift: LatentDrift | None
     shift: Tensor | None
     """Added after each step (arXiv 2412.20651, Eq. 4), or None."""
 
@@ -119,7 +119,7 @@ class Editor(ABC):
         )
         require(math.isfinite(self.delta), f"edit.delta is {self.delta}: it must be a number")
 
-    def context(self, model: Denoiser, drift: Drift | None) -> EditContext:
+    def context(self, model: Denoiser, drift: LatentDrift | None) -> EditContext:
         """The schedule, guidance and shift of these options on a model.
 
         Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel, Denoiser
 from ld_common.diffusion.conditioning import Condition, image_condition
-from ld_common.diffusion.drift import Drift, centre, restore
+from ld_common.diffusion.drift import LatentDrift, centre, restore
 from ld_common.editing.base import Editor
 from ld_common.imaging.modality import Attributes, Modality
 
@@ -65,7 +65,7 @@ def draw_counterfactuals(
     edits: Sequence[Edit],
     editor: Editor,
     progress: Progress = lambda done: None,
-    drift: Drift | None = None,
+    drift: LatentDrift | None = None,
     seed: int = 0,
 ) -> Counterfactuals:
     """Draw the answers to `edits` of `images`; each scan is inverted once however many edits it has.
@@ -97,7 +97,7 @@ def draw_several(
     editor: Editor,
     seeds: Sequence[int],
     progress: Progress = lambda done: None,
-    drift: Drift | None = None,
+    drift: LatentDrift | None = None,
 ) -> tuple[Counterfactuals, Tensor]:
     """The same edits under several seeds; the other arguments are those of `draw_counterfactuals`.
 
@@ -127,7 +127,7 @@ class LatentEditor:
     """Inversion and editing in latents; `draw_counterfactuals` adds the VAE on both sides."""
 
     def __init__(
-        self, model: Denoiser, prompts: Sequence[str], editor: Editor, drift: Drift | None, seed: int = 0
+        self, model: Denoiser, prompts: Sequence[str], editor: Editor, drift: LatentDrift | None, seed: int = 0
     ) -> None:
         self.editor, self.drift = editor, drift
         self.context = editor.context(model, drift)

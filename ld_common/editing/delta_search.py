@@ -17,7 +17,7 @@ from torch import Tensor
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.conditioning import Condition
-from ld_common.diffusion.drift import Drift, centre
+from ld_common.diffusion.drift import LatentDrift, centre
 from ld_common.diffusion.drift_search import Progress, Trial
 from ld_common.diffusion.options import SearchConfig
 from ld_common.diffusion.schedule import predictor
@@ -38,7 +38,7 @@ def search_counterfactual(
     config: SearchConfig,
     editor: Editor,
     seed: int,
-    drift: Drift | None = None,
+    drift: LatentDrift | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Trial]:
     """Try each δ in edits: λ times whether the target was reached, plus how far the scan moved (Eq. 5).
@@ -81,7 +81,7 @@ def _cross_entropy(
     prompts: Sequence[tuple[str, str]],
     noise: Tensor,
     batch_size: int,
-    drift: Drift | None,
+    drift: LatentDrift | None,
 ) -> float:
     """Cross-entropy of the denoising classifier that tells each pair's target prompt from its source prompt."""
     errors = []

@@ -20,7 +20,7 @@ from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import AdapterError, ConfigError, ReleaseError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import BaseModel, base_digest, load_base
-from ld_common.diffusion.drift import ConditionalDrift, Drift, entering
+from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, entering
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import editor_options, read_editor
 from ld_common.imaging.modality import Modality
@@ -45,9 +45,9 @@ class Release:
     base_name: str
     base_digest: str
     state: State
-    drift: Drift | ConditionalDrift | None
+    drift: LatentDrift | ConditionalDrift | None
     """The sites' mean drift, or None."""
-    site_drifts: dict[str, Drift | ConditionalDrift]
+    site_drifts: dict[str, LatentDrift | ConditionalDrift]
     manifest: dict[str, Any]
     signed_by: str | None = None
     """Fingerprint of the trusted key that signed it, where `trusted_keys` checked that."""
@@ -177,9 +177,9 @@ def load_release_base(
     return adapted.model
 
 
-def edit_drift(release: Release) -> Drift | None:
+def edit_drift(release: Release) -> LatentDrift | None:
     """The drift that edits are drawn under; a conditional one only says where sampling from noise starts."""
-    return release.drift if isinstance(release.drift, Drift) else None
+    return release.drift if isinstance(release.drift, LatentDrift) else None
 
 
 def release_editor(release: Release) -> Editor:

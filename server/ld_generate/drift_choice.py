@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import Denoiser
-from ld_common.diffusion.drift import ConditionalDrift, Drift, at_designs, drift_from_shift
+from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, at_designs, drift_from_shift
 from ld_common.imaging.modality import Attributes
 from ld_common.protocol.site_name import AUTO, RELEASE
 from ld_common.release.release import Release
@@ -22,10 +22,10 @@ class DriftChoice:
     """As files and labels show it."""
     delta: float | None
     """δ in the paper's units; None for `release` or a site's drift."""
-    own: Drift | ConditionalDrift | None = None
+    own: LatentDrift | ConditionalDrift | None = None
     """The drift of the release, or of the site."""
 
-    def drift(self, release: Release, model: Denoiser, attributes: Attributes) -> Drift | None:
+    def drift(self, release: Release, model: Denoiser, attributes: Attributes) -> LatentDrift | None:
         """What samples with these attributes start from.
 
         Raises:
@@ -34,8 +34,10 @@ class DriftChoice:
         if not self.delta:
             drift = at_designs(self.own, [release.modality.design_vector(attributes)])
             # all samples have these attributes, and so one μ
-            return Drift(drift.mean[0], drift.formulation) if drift and drift.mean.dim() == 4 else drift
-        return Drift(drift_from_shift(self.delta, model.scheduler.alphas_cumprod), release.study.drift.formulation)
+            return LatentDrift(drift.mean[0], drift.formulation) if drift and drift.mean.dim() == 4 else drift
+        return LatentDrift(
+            drift_from_shift(self.delta, model.scheduler.alphas_cumprod), release.study.drift.formulation
+        )
 
 
 def choose_drifts(release: Release, words: Sequence[str]) -> list[DriftChoice]:

@@ -10,8 +10,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from ld_common.core.errors import RequestError
+from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.scan_reader import Frame, Scan, read_scan, to_model
+from ld_common.imaging.scan_reader import read_scan
 from ld_common.imaging.volume import Volume, check_same_grid, read_volume
 
 FEATHER = 2.0

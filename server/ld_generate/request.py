@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from ld_common.core.errors import RequestError, ScanError
-from ld_common.imaging.modality import Attributes, Modality, Value
-from ld_common.imaging.scan_reader import Frame, Scan, read_scan, to_model
+from ld_common.imaging.geometry import Frame, Scan, to_model
+from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_table import agree, shown
 from ld_generate.attribute_sweep import Sweep
 from ld_generate.preserve_mask import read_mask
 from ld_generate.samples import make_folder
@@ -124,15 +125,3 @@ def factual_of(modality: Modality, path: Path, in_file: Attributes, given: Attri
     if missing:
         raise RequestError(f"'{path}' does not say {', '.join(missing)}: add --given {'=...,'.join(missing)}=...")
     return factual
-
-
-def agree(in_file: Value, given: Value) -> bool:
-    """Whether a file and a table say the same: DICOM says whole years, a study's table often parts of them."""
-    if isinstance(in_file, str) or isinstance(given, str):
-        return in_file == given
-    return in_file in (given, math.floor(given))
-
-
-def shown(value: float | str) -> str:
-    """An attribute's value as people write it."""
-    return value if isinstance(value, str) else f"{value:g}"

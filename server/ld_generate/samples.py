@@ -15,8 +15,9 @@ from ld_common.core.errors import RequestError
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.sampling import make_sampler, sample
+from ld_common.imaging.geometry import Frame
+from ld_common.imaging.image_io import write_png
 from ld_common.imaging.modality import Attributes
-from ld_common.imaging.scan_reader import Frame, write_png
 from ld_common.release.data_ranges import beyond, trained_on
 from ld_common.release.release import Release, release_record, software
 from ld_generate.drift_choice import DriftChoice

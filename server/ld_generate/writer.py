@@ -16,14 +16,16 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_several, edit_to
 from ld_common.editing.registry import editor_options
+from ld_common.imaging.geometry import Frame, from_model
+from ld_common.imaging.image_io import write_difference_png, write_png
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.nifti import NIFTI
-from ld_common.imaging.scan_reader import Frame, from_model, write_difference_png, write_nifti, write_png
+from ld_common.imaging.nifti import NIFTI, write_nifti
+from ld_common.imaging.scan_table import shown
 from ld_common.imaging.secondary_capture import write_synthetic_dicom
 from ld_common.release.release import Release, edit_drift, release_editor, release_record, software
 from ld_generate.attribute_sweep import areas_mm2, write_sweep
 from ld_generate.preserve_mask import keep, keep_in_picture
-from ld_generate.request import EditRequest, shown
+from ld_generate.request import EditRequest
 from ld_generate.samples import RECORD, STRIP, SYNTHETIC, extrapolated, write_strip
 from ld_generate.watermark import mark
 

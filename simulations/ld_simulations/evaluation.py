@@ -14,11 +14,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.diffusion.drift import Drift
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import Counterfactuals, draw_counterfactuals, edit_to
+from ld_common.imaging.geometry import Scan, to_model
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.scan_reader import Scan, read_scan, to_model
+from ld_common.imaging.scan_reader import read_scan
 from ld_common.metrics.image import psnr
 from ld_simulations.benchmarks.latent_drift.pictures import decode
 from ld_simulations.phantoms.base import SEX_EDIT, Phantom
@@ -96,7 +97,7 @@ def evaluate(
     config: Editor,
     ceiling: float,
     progress: Callable[[int], None] = lambda done: None,
-    drift: Drift | None = None,
+    drift: LatentDrift | None = None,
 ) -> Evaluation:
     """Draw and judge every case of a folder of held-out patients.
 

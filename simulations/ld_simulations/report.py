@@ -23,10 +23,11 @@ from ld_client.data.store import open_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.diffusion.drift import ConditionalDrift, Drift, at_designs, by_channel
+from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, at_designs, by_channel
 from ld_common.diffusion.sampling import make_sampler, sample
+from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.scan_reader import read_scan, to_model
+from ld_common.imaging.scan_reader import read_scan
 from ld_common.release.release import Release
 from ld_simulations.demo import Demo
 from ld_simulations.evaluation import Evaluation
@@ -139,7 +140,7 @@ def _drifts(release: Release) -> str:
     axes = figure.subplots()
     drawn = {**release.site_drifts, **({} if release.drift is None else {"mean": release.drift})}
     for index, (name, drift) in enumerate(sorted(drawn.items())):
-        values = np.array(by_channel(drift.mean if isinstance(drift, Drift) else drift.coefficients))
+        values = np.array(by_channel(drift.mean if isinstance(drift, LatentDrift) else drift.coefficients))
         place = np.arange(len(values)) + (index - (len(drawn) - 1) / 2) * 0.2
         axes.bar(place, values, 0.18, label=name, color="#999999" if name == "mean" else COLOURS[index % len(COLOURS)])
     axes.axhline(0, color="black", lw=0.6)
@@ -158,7 +159,7 @@ def _samples(release: Release, base: BaseModel) -> list[dict[str, Any]]:
     context = base.embed(prompts)
     noise = torch.randn((len(prompts), *base.latent_shape), generator=torch_generator(release.study.seed, "samples"))
     sampler = make_sampler(base.scheduler, steps=SAMPLE_STEPS)
-    kinds: dict[str, Drift | ConditionalDrift | None] = {"no drift": None}
+    kinds: dict[str, LatentDrift | ConditionalDrift | None] = {"no drift": None}
     if release.drift is not None:
         kinds["mean drift"] = release.drift
     kinds |= {f"drift of {name}": drift for name, drift in sorted(release.site_drifts.items())}

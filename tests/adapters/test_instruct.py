@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ld_client.train import LossSampler, TrainingData, train_round
+from ld_client.train import loss_sampler, train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping
@@ -15,6 +15,7 @@ from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import Denoiser, load_denoiser
 from ld_common.diffusion.conditioning import DELTA_CHANNELS, Condition, image_condition
 from ld_common.diffusion.loss import denoising_loss
+from ld_common.diffusion.training import TrainingData
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import LatentEditor, edit_to
 from ld_common.imaging.modality import Attributes, Modality
@@ -60,7 +61,7 @@ def test_training_shows_visits_of_the_same_patient_and_at_times_none(adapted: Ad
 
     years = torch.tensor([0.0, 2.0, 10.0, 13.0, 17.0, 40.0])
     lesson = TrainingData(latents, [PROMPT] * 6, patients=PATIENTS, condition_vectors=years[:, None])
-    examples = LossSampler(adapted, lesson, study_of(), torch.Generator().manual_seed(0))
+    examples = loss_sampler(adapted, lesson, study_of(), torch.Generator().manual_seed(0))
     object.__setattr__(examples.model, "unet", watching)
     rows = torch.arange(6).repeat(200)
     examples.scans_loss(rows)

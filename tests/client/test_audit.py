@@ -24,7 +24,7 @@ from ld_client.audit.membership import (
 from ld_client.audit.statistics import AuditError
 from ld_common.diffusion.base_model import Denoiser, load_denoiser
 from ld_common.diffusion.conditioning import Condition
-from ld_common.diffusion.drift import FORMULATIONS, Drift
+from ld_common.diffusion.drift import FORMULATIONS, LatentDrift
 from ld_common.diffusion.loss import denoising_loss
 from ld_common.imaging.modality import Modality
 
@@ -130,10 +130,10 @@ def test_drift_enters_scores_as_it_entered_training(overfitted: Overfitted, atta
     plain = Scans(scans.latents[:2], scans.prompts[:2], scans.pseudonyms[:2])
     models, options = (overfitted.base, overfitted.tuned), replace(OPTIONS, points=4)
     expected = patient_scores(attack, *models, plain, options)
-    shifted = replace(plain, drift=Drift(torch.full((1, 1, 1), 3.0), formulation))
+    shifted = replace(plain, drift=LatentDrift(torch.full((1, 1, 1), 3.0), formulation))
     found = patient_scores(attack, *models, shifted, options)
     assert (found == expected) is (formulation == "prior")
-    each = replace(plain, drift=Drift(torch.full((2, 4, 8, 8), 3.0), formulation))
+    each = replace(plain, drift=LatentDrift(torch.full((2, 4, 8, 8), 3.0), formulation))
     assert patient_scores(attack, *models, each, options) == pytest.approx(found, rel=1e-3, abs=1e-5)
     if formulation == "centred":
         moved = replace(shifted, latents=plain.latents + 3.0)
@@ -187,7 +187,7 @@ def test_coins_decide_whose_visits_take_part(brain_mri: Modality) -> None:
 
 def test_a_take_keeps_each_scans_own_drift(brain_mri: Modality) -> None:
     one = patients(brain_mri, 5)
-    shared, own = Drift(torch.ones(4, 1, 1)), Drift(torch.arange(CANARIES * 4.0).view(CANARIES, 4, 1, 1))
+    shared, own = LatentDrift(torch.ones(4, 1, 1)), LatentDrift(torch.arange(CANARIES * 4.0).view(CANARIES, 4, 1, 1))
     assert replace(one, drift=shared).take([3, 1]).drift is shared
     taken = replace(one, drift=own).take([3, 1]).drift
     assert taken is not None

@@ -20,12 +20,13 @@ from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_hours, within_memory
 from ld_client.privacy.ledger import Ledger
 from ld_client.site_config import PolicyConfig, load_site
-from ld_client.train import DivergedError, TrainingData, train_round
+from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import AdapterError, ConfigError, LdError, PolicyError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.diffusion.training import DivergedError, TrainingData
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig

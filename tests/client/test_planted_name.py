@@ -187,7 +187,7 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
 
 def test_every_error_of_ours_is_tried() -> None:
     assert {"StoreError", "PrivacyError", "ApprovalError", "DivergedError", "AuditError", "ScanRefused"} <= set(ERRORS)
-    assert {ld_client.train.DivergedError, ld_client.audit.statistics.AuditError} <= set(_subclasses(LdError))
+    assert {DivergedError, ld_client.audit.statistics.AuditError} <= set(_subclasses(LdError))
     assert set(PLACES) == set(KINDS)
 
 

@@ -20,7 +20,7 @@ from ld_client.audit.statistics import AuditError, area_under_curve, operating_p
 from ld_client.cli import app
 from ld_client.data.store import build_store, open_store
 from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, Use
-from ld_client.privacy.report import write_privacy_report
+from ld_client.privacy_report.report import write_privacy_report
 from ld_client.site_config import PolicyConfig, SiteConfig, load_modality, load_site
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter

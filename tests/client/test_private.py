@@ -24,12 +24,13 @@ from ld_client.privacy.secure_rng import (
     secret_normal,
     secret_uniform,
 )
-from ld_client.train import LossSampler, TrainingData
+from ld_client.train import loss_sampler
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import PrivacyError
 from ld_common.diffusion.base_model import load_denoiser
+from ld_common.diffusion.training import LossSampler, TrainingData
 from ld_common.protocol.study_config import StudyConfig
 
 PATIENTS = ["a", "a", "b", "c", "c", "c"]
@@ -70,7 +71,7 @@ def noised_gradient(
 ) -> list[Tensor]:
     """What one step would apply for patients' rows `(P,K)`."""
     learned = list(adapted.trainable.values())
-    examples = LossSampler(adapted, lesson(), study, torch.Generator().manual_seed(seed))
+    examples = loss_sampler(adapted, lesson(), study, torch.Generator().manual_seed(seed))
     optimizer = SecretNoiseOptimizer(
         torch.optim.SGD(learned, lr=1.0),
         noise_multiplier=noise,
@@ -90,7 +91,7 @@ def reference_gradient(adapted: AdaptedModel, study: StudyConfig, rows: Tensor) 
     unet = adapted.model.unet
     for patient in range(len(rows)):
         # the same random numbers for all, then the gradient of one patient's outputs alone
-        examples = LossSampler(adapted, lesson(), study, torch.Generator().manual_seed(5))
+        examples = loss_sampler(adapted, lesson(), study, torch.Generator().manual_seed(5))
 
         def only(*arguments: Tensor, patient: int = patient) -> SimpleNamespace:
             output = unet(*arguments).sample
@@ -172,7 +173,7 @@ def test_a_patient_whose_gradient_is_not_finite_changes_nothing_else(tiny_base: 
         torch.optim.SGD(learned, lr=1.0), noise_multiplier=0.0, max_grad_norm=1.0, expected_batch_size=1
     )
     hooks = GradSampleModule(adapted.model.unet.train(), loss_reduction="sum")
-    examples = LossSampler(adapted, broken, study, torch.Generator().manual_seed(5))
+    examples = loss_sampler(adapted, broken, study, torch.Generator().manual_seed(5))
     accumulate_gradient(optimizer, hooks, examples, torch.tensor([[0, 0], [2, 2]]), study.privacy, 4)
     hooks.to_standard_module()
     norm = torch.sqrt(sum(parameter.grad.square().sum() for parameter in learned))

@@ -18,7 +18,8 @@ from ld_client.site_config import load_modality, load_site
 from ld_common.core.command import run_cli
 from ld_common.core.errors import LdError, StoreError
 from ld_common.diffusion.base_model import load_base
-from ld_common.imaging.scan_reader import read_scan, to_model
+from ld_common.imaging.geometry import to_model
+from ld_common.imaging.scan_reader import read_scan
 from tests.conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table
 
 

@@ -9,7 +9,7 @@ from ld_common.core.errors import ConfigError
 from ld_common.diffusion.drift import (
     FORMULATIONS,
     ConditionalDrift,
-    Drift,
+    LatentDrift,
     centre,
     drift_from_attributes,
     drift_from_moments,
@@ -45,7 +45,7 @@ def test_no_drift_is_the_very_same_tensor_everywhere() -> None:
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_a_formulation_keeps_the_dtype(formulation: str) -> None:
-    latents, drift = torch.randn(2, 2, 8, 8, dtype=torch.bfloat16), Drift(MEAN, formulation)
+    latents, drift = torch.randn(2, 2, 8, 8, dtype=torch.bfloat16), LatentDrift(MEAN, formulation)
     for answer in (
         centre(latents, drift),
         restore(latents, drift),
@@ -59,7 +59,7 @@ def test_each_formulation_enters_where_its_definition_says() -> None:
     latents, a = torch.zeros(1, 2, 4, 4), float(LEVELS[-1]) ** 0.5
     places = {}
     for name in FORMULATIONS:
-        drift = Drift(MEAN, name)
+        drift = LatentDrift(MEAN, name)
         places[name] = [
             centre(latents, drift)[0, 0, 0, 0].item(),
             shift_noise(latents, drift, LEVELS)[0, 0, 0, 0].item(),
@@ -79,7 +79,7 @@ def test_each_formulation_enters_where_its_definition_says() -> None:
 
 
 def test_a_shift_in_the_papers_units_comes_back() -> None:
-    drift = Drift(drift_from_shift(-0.1, LEVELS))
+    drift = LatentDrift(drift_from_shift(-0.1, LEVELS))
     assert float(shift_of(drift, LEVELS)) == pytest.approx(-0.1)
     assert float(drift.mean) == pytest.approx(-0.1 / 0.0683, rel=0.01)
 
@@ -91,7 +91,7 @@ def test_a_schedule_without_a_leak_has_no_shift_to_convert() -> None:
 
 def test_an_unknown_formulation_is_named() -> None:
     with pytest.raises(ConfigError, match="per-step"):
-        Drift(MEAN, "per-stp")
+        LatentDrift(MEAN, "per-stp")
 
 
 @pytest.mark.parametrize("first", [0.999, 0.95, 0.9])
@@ -109,7 +109,7 @@ def test_rectified_flow_is_recentred_by_its_own_leak(first: float) -> None:
             z = z + (following - time) * velocity
         return float(z.mean())
 
-    shift = prior_shift(Drift(torch.tensor(mean)), flow_signal_level(first), LEVELS)
+    shift = prior_shift(LatentDrift(torch.tensor(mean)), flow_signal_level(first), LEVELS)
     assert end(noise + shift) == pytest.approx(mean, abs=0.03)
     assert abs(end(noise) - mean) > abs(end(noise + shift) - mean)
 
@@ -157,7 +157,7 @@ def test_each_picture_starts_from_its_own_mean_whatever_the_batch() -> None:
     means = torch.linspace(0, 3, 6)[:, None, None, None]
     sampler = make_sampler(SCHEDULER, steps=5)
     context, noise = NO_CONTEXT.expand(6, -1, -1), unit_noise(6)
-    whole, parts = (sample(gaussian_model(), context, noise, sampler, Drift(means), size) for size in (6, 4))
+    whole, parts = (sample(gaussian_model(), context, noise, sampler, LatentDrift(means), size) for size in (6, 4))
     assert torch.equal(whole, parts)
-    alone = sample(gaussian_model(), context[4:5], noise[4:5], sampler, Drift(means[4]))
+    alone = sample(gaussian_model(), context[4:5], noise[4:5], sampler, LatentDrift(means[4]))
     assert torch.allclose(whole[4:5], alone)

@@ -14,7 +14,7 @@ from ld_client.site_drift import ask, site_drift
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.diffusion.base_model import load_base, load_denoiser
-from ld_common.diffusion.drift import Drift, shift_of
+from ld_common.diffusion.drift import LatentDrift, shift_of
 from ld_common.diffusion.drift_search import best, search_counterfactual, search_grid
 from ld_common.diffusion.options import SearchConfig
 from ld_common.editing.base import Editor
@@ -76,7 +76,7 @@ def test_a_site_searches_once_and_keeps_what_it_found(site_yaml: Path, tiny_base
     found = site_drift(site, load_modality(site), store, model, study)
     assert found is not None
     assert found.shape == (1, 1, 1)
-    delta = float(shift_of(Drift(found), model.scheduler.alphas_cumprod))
+    delta = float(shift_of(LatentDrift(found), model.scheduler.alphas_cumprod))
     assert min(abs(delta - tried) for tried in study.drift.search.deltas) < 1e-6
     (kept,) = site.store_path.glob("drift-*.safetensors")
     changed = kept.stat().st_mtime_ns

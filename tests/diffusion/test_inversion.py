@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ld_common.diffusion.base_model import Denoiser, load_base
 from ld_common.diffusion.conditioning import Condition
-from ld_common.diffusion.drift import Drift, step_shift
+from ld_common.diffusion.drift import LatentDrift, step_shift
 from ld_common.diffusion.loss import denoising_loss, training_noise, training_timesteps
 from ld_common.diffusion.schedule import denoise, invert, predictor, trajectory
 from ld_simulations.tiny_base.networks import make_scheduler
@@ -31,7 +31,7 @@ def test_refined_inversion_then_denoising_returns_the_image(start: int) -> None:
 
 @pytest.mark.parametrize("formulation", ["noise", "per-step", "per-step-literal"])
 def test_inversion_under_a_drift_is_the_inverse_of_denoising_under_it(formulation: str) -> None:
-    drift = Drift(torch.full((1, 1, 1), 0.5), formulation)
+    drift = LatentDrift(torch.full((1, 1, 1), 0.5), formulation)
     latents, path = DATA_MEAN + unit_noise(3, seed=2), trajectory(SCHEDULER, 30)
     predict = predictor(gaussian_model(), Condition(NO_CONTEXT), drift)
     shift = step_shift(drift, 30, SCHEDULER.alphas_cumprod)

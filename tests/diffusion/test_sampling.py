@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import load_base
-from ld_common.diffusion.drift import Drift, drift_from_shift
+from ld_common.diffusion.drift import LatentDrift, drift_from_shift
 from ld_common.diffusion.sampling import SAMPLERS, SPACINGS, make_sampler, sample
 from ld_simulations.tiny_base.networks import make_scheduler
 from tests.support.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
@@ -20,11 +20,11 @@ PLAIN: dict[str, Any] = {
     "dpm-solver++": DPMSolverMultistepScheduler,
     "euler": EulerDiscreteScheduler,
 }
-MEAN = Drift(torch.full((1, 1, 1), DATA_MEAN))
+MEAN = LatentDrift(torch.full((1, 1, 1), DATA_MEAN))
 COUNT = 4000
 
 
-def drawn_mean(model: Any, sampler: Any, drift: Drift | None) -> float:
+def drawn_mean(model: Any, sampler: Any, drift: LatentDrift | None) -> float:
     return float(sample(model, NO_CONTEXT.expand(COUNT, -1, -1), unit_noise(COUNT), sampler, drift, COUNT).mean())
 
 
@@ -75,9 +75,9 @@ def test_a_centred_network_and_a_noise_network_draw_the_data_too(kind: str, step
     """`centred` learns data of mean 0; `noise` learns under noise of mean δ: both return the data's own mean."""
     scheduler = DDIMScheduler.from_config(SCHEDULER.config, prediction_type=kind)
     sampler = make_sampler(scheduler, "ddim", steps)
-    centred = Drift(MEAN.mean, "centred")
+    centred = LatentDrift(MEAN.mean, "centred")
     assert drawn_mean(gaussian_model(scheduler, mean=0.0), sampler, centred) == pytest.approx(DATA_MEAN, abs=0.02)
-    noise = Drift(drift_from_shift(0.1, scheduler.alphas_cumprod), "noise")
+    noise = LatentDrift(drift_from_shift(0.1, scheduler.alphas_cumprod), "noise")
     own = drawn_mean(gaussian_model(scheduler, noise_mean=0.1), sampler, noise)
     plain = drawn_mean(gaussian_model(scheduler), sampler, None)
     # self-consistent, and therefore inert: it neither mends nor worsens the leak of plain diffusion
@@ -86,7 +86,7 @@ def test_a_centred_network_and_a_noise_network_draw_the_data_too(kind: str, step
 
 def test_the_shared_shift_means_the_same_at_any_number_of_steps_and_the_literal_one_does_not() -> None:
     def moved(formulation: str, steps: int) -> float:
-        drift = Drift(drift_from_shift(0.1, SCHEDULER.alphas_cumprod), formulation)
+        drift = LatentDrift(drift_from_shift(0.1, SCHEDULER.alphas_cumprod), formulation)
         sampler = make_sampler(SCHEDULER, "ddim", steps)
         return drawn_mean(gaussian_model(), sampler, drift) - drawn_mean(gaussian_model(), sampler, None)
 

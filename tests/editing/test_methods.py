@@ -13,7 +13,7 @@ from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import BaseModel, load_base
 from ld_common.diffusion.conditioning import Condition
-from ld_common.diffusion.drift import Drift
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.diffusion.schedule import predictor
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import Edit, LatentEditor
@@ -42,7 +42,7 @@ def seeing(tiny_base: Path) -> BaseModel:
     return adapted.model
 
 
-def editor(base: BaseModel, seed: int = 0, drift: Drift | None = None, **options: object) -> LatentEditor:
+def editor(base: BaseModel, seed: int = 0, drift: LatentDrift | None = None, **options: object) -> LatentEditor:
     return LatentEditor(base, [HEALTHY, ILL], Editor(**{"steps": 12, **options}), drift, seed)  # type: ignore[arg-type]
 
 
@@ -124,7 +124,7 @@ def test_an_exact_method_returns_every_scan(
     seen: bool,
 ) -> None:
     model, prompts = seeing if seen else base, [HEALTHY, ILL, HEALTHY]
-    drift = None if formulation is None else Drift(torch.full((4, 1, 1), 0.3), formulation)
+    drift = None if formulation is None else LatentDrift(torch.full((4, 1, 1), 0.3), formulation)
     restored = editor(model, drift=drift, method=method, depth=depth).abduct(latents, prompts).reconstructions
     assert float((restored - latents).abs().max()) < 1e-4
     inverted = editor(model, drift=drift, method="invert", depth=depth).abduct(latents, prompts).reconstructions

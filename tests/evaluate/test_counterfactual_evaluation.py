@@ -23,11 +23,12 @@ from ld_common.diffusion.base_model import base_digest, load_base, load_denoiser
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import EDITORS
 from ld_common.imaging.modality import Modality
+from ld_common.imaging.scan_table import read_scan_table
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import load_release_base, read_release, write_release
 from ld_simulations.benchmarks.counterfactuals import execution
 from ld_simulations.benchmarks.counterfactuals.cli import cli as fill_table
-from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, read_data, read_pictures
+from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, read_data
 from ld_simulations.benchmarks.counterfactuals.execution import ReleaseWorker, Run
 from ld_simulations.benchmarks.counterfactuals.judge import CounterfactualJudge, JudgeConfig, interval
 from ld_simulations.benchmarks.counterfactuals.plan import load_counterfactuals
@@ -212,7 +213,7 @@ def test_real_scans_give_predictors_and_a_distance(
     release: Path, hospitals: Path, data: EvaluationData, brain_mri: Modality
 ) -> None:
     loaded = read_release(release)
-    reference = read_pictures(hospitals / "scans.csv", brain_mri, 32)
+    reference = read_scan_table(hospitals / "scans.csv", brain_mri, 32)
     judge = CounterfactualJudge(load_base(loaded.base_name), data, reference, FEW)
     metrics = judge.judge(load_release_base(loaded), loaded, Editor(method="belm", steps=4)).metrics
     assert {"frechet", "kernel", "age_moved"} <= set(metrics)

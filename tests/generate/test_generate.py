@@ -18,7 +18,7 @@ from ld_common.adapters.registry import read_adapter
 from ld_common.core.command import run_cli
 from ld_common.core.config import from_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
-from ld_common.diffusion.drift import Drift
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import read_release, write_release
@@ -276,7 +276,7 @@ def test_what_no_site_had_scans_of_is_warned_of_and_areas_are_in_the_record(
     site = {"visits": 9, "patients": 4, "coverage": [55.0, 80.0, 0.0, 1.0, 1.0, 1.0]}
     rounds = [{"round": 1, "counted": True, "sites": {"aster": site}, "left_out": {}}]
     folder = tmp_path / "covered"
-    state, drift = told.state, told.drift.mean if isinstance(told.drift, Drift) else None
+    state, drift = told.state, told.drift.mean if isinstance(told.drift, LatentDrift) else None
     write_release(folder, told.study, told.modality, told.base_digest, state, drift, {}, rounds)
     asked = ("--set", "age=75", "--set", "age=90,diagnosis=AD", "--given", "age=70,sex=F,diagnosis=CN")
     code, said = run(capsys, "--release", folder, "--input", scan, *asked, "--out", tmp_path / "out")

@@ -12,18 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ld_common.core.errors import ScanError
+from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
+from ld_common.imaging.image_io import write_difference_png, write_png
 from ld_common.imaging.modality import ImageConfig, Modality
+from ld_common.imaging.nifti import write_nifti
 from ld_common.imaging.rejection import Refusal, ScanRefused
-from ld_common.imaging.scan_reader import (
-    Frame,
-    Scan,
-    from_model,
-    read_scan,
-    to_model,
-    write_difference_png,
-    write_nifti,
-    write_png,
-)
+from ld_common.imaging.scan_reader import read_scan
 
 FULL = ImageConfig(field_of_view_mm=0, low_percentile=0, high_percentile=100)
 

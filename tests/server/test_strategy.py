@@ -24,7 +24,7 @@ from ld_common.adapters.state_dict import update_norm
 from ld_common.core.config import from_mapping, load_config
 from ld_common.core.errors import FederationError
 from ld_common.diffusion.base_model import load_denoiser
-from ld_common.diffusion.drift import Drift
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol import messages as wire
 from ld_common.protocol.messages import TrainNumbers, TrainResult, TrainTask
@@ -372,7 +372,7 @@ def test_a_colluding_minority_cannot_move_a_robust_study(tiny_base: Path, tmp_pa
         own = study(tiny_base, tmp_path / rule, names, max_update_norm=1e4, **settings)
         sites = dict.fromkeys("pqr", honest) | dict.fromkeys("yz", lies)
         release = read_release(run_study(LocalGrid(sites, load_channels(tiny_base)), own, MODALITY))
-        assert isinstance(release.drift, Drift)
+        assert isinstance(release.drift, LatentDrift)
         step, drift = moved(release.state, own), float(release.drift.mean.max())
         most = 2 * 0.03 * sum(value.numel() for value in release.state.values()) ** 0.5  # two rounds, q's shift
         assert (step > most and drift > 1) if rule == "mean" else (0 < step <= most and 0.01 <= drift <= 0.03)

@@ -19,9 +19,10 @@ from ld_client.data.ingest import read_visits, survey
 from ld_client.site_config import load_site
 from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError
+from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import Refusal, ScanRefused
-from ld_common.imaging.scan_reader import read_scan, to_model
+from ld_common.imaging.scan_reader import read_scan
 from ld_simulations.evaluation import read_held_out, read_phantom, validate_area
 from ld_simulations.hospitals import HospitalsConfig, write_hospitals
 from ld_simulations.phantoms.scanner import ScannerConfig

@@ -18,7 +18,7 @@ from ld_client.audit.statistics import Area, AuditError, OperatingPoint, area_un
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.conditioning import Condition
-from ld_common.diffusion.drift import Drift, centre, shift_noise
+from ld_common.diffusion.drift import LatentDrift, centre, shift_noise
 from ld_common.diffusion.loss import denoising_loss, training_noise
 from ld_common.diffusion.schedule import predictor
 
@@ -43,7 +43,7 @@ class Scans:
     prompts: list[str]
     pseudonyms: list[str]
     """Whose each is."""
-    drift: Drift | None = None
+    drift: LatentDrift | None = None
     """Under which training saw them; its μ may be one for each scan, `(N,C,h,w)`."""
     condition_vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     """`Modality.condition_vector` of each, `(N,k)`, or none at all: needed by adapters that see a baseline."""
@@ -173,7 +173,7 @@ def mean_by_patient(scores: Sequence[float], pseudonyms: Sequence[str]) -> dict[
 
 @torch.no_grad()
 def grid_losses(
-    model: Denoiser, latents: Tensor, prompts: Sequence[str], drift: Drift | None, options: AttackOptions
+    model: Denoiser, latents: Tensor, prompts: Sequence[str], drift: LatentDrift | None, options: AttackOptions
 ) -> Tensor:
     """The training loss of each scan, `(B,)`, over one grid of (timestep, noise) that depends on the options alone.
 
@@ -198,14 +198,14 @@ def grid_losses(
 
 
 @torch.no_grad()
-def proximal_errors(model: Denoiser, latents: Tensor, prompts: Sequence[str], drift: Drift | None) -> Tensor:
+def proximal_errors(model: Denoiser, latents: Tensor, prompts: Sequence[str], drift: LatentDrift | None) -> Tensor:
     """Proximal initialisation attack (PIA, arXiv 2305.18355): one error for each scan, `(B,)`; it draws nothing.
 
     ε0 = ε(x_0, 0) stands in for the noise; the error is the mean of |ε(a x_0 + s ε0, t) - ε0|^4. Where training mixed
     ε + δ into the latents, ε stands for that noise.
     """
     levels = model.scheduler.alphas_cumprod
-    forward = None if drift is None or drift.formulation in ("prior", "centred") else Drift(drift.mean, "noise")
+    forward = None if drift is None or drift.formulation in ("prior", "centred") else LatentDrift(drift.mean, "noise")
     predict = predictor(model, Condition(model.embed(prompts)), forward)
     clean, timestep = centre(latents, drift).to(model.device), round(PROXIMAL_TIME * len(levels))
     proximal, signal = predict(clean, 0).pred_epsilon, float(levels[timestep])
@@ -215,7 +215,7 @@ def proximal_errors(model: Denoiser, latents: Tensor, prompts: Sequence[str], dr
 
 
 def _errors(
-    attack: str, model: Denoiser, latents: Tensor, prompts: list[str], drift: Drift | None, options: AttackOptions
+    attack: str, model: Denoiser, latents: Tensor, prompts: list[str], drift: LatentDrift | None, options: AttackOptions
 ) -> Tensor:
     if attack == LOSS_THRESHOLD:
         return grid_losses(model, latents, prompts, drift, options)

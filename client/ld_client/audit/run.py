@@ -23,14 +23,15 @@ from ld_client.audit.one_run import EpsilonBound
 from ld_client.data.store import Store
 from ld_client.privacy.dp_sgd import train_round_privately
 from ld_client.site_config import SiteConfig
-from ld_client.train import TrainingData, train_round
+from ld_client.train import train_round
 from ld_common.adapters.base import inject
 from ld_common.adapters.prior_preservation import draw_prior
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel, Denoiser, load_denoiser
-from ld_common.diffusion.drift import Drift, at_designs
+from ld_common.diffusion.drift import LatentDrift, at_designs
 from ld_common.diffusion.sampling import make_sampler, sample
+from ld_common.diffusion.training import TrainingData
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import Release, load_release_base
 
@@ -123,11 +124,11 @@ def audit_release(
     )
 
 
-def training_drift(site: SiteConfig, release: Release) -> Drift | None:
+def training_drift(site: SiteConfig, release: Release) -> LatentDrift | None:
     """The drift under which this site trained: its own, or what the server knows of it; a conditional one does not
     enter training."""
     found = release.site_drifts.get(site.site, release.drift)
-    return found if isinstance(found, Drift) else None
+    return found if isinstance(found, LatentDrift) else None
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Privacy at the site: DP training, the ledger, masked sums, the attacks, the report."""
+"""Differential privacy at the site, its ledger, and masked sums."""

@@ -18,9 +18,10 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from ld_client.privacy.secure_rng import SecretNoiseOptimizer, secret_generator, secret_uniform
-from ld_client.train import LossSampler, TrainingData, learning_rate
+from ld_client.train import learning_rate, loss_sampler
 from ld_common.adapters.base import AdaptedModel
 from ld_common.core.errors import PrivacyError
+from ld_common.diffusion.training import LossSampler, TrainingData
 from ld_common.protocol.dp_accounting import DpConfig
 from ld_common.protocol.study_config import StudyConfig
 
@@ -56,7 +57,7 @@ def train_round_privately(
     """
     check_trainable(adapted)
     privacy, training = study.privacy, study.training
-    examples, sampled = LossSampler(adapted, lesson, study, secret_generator()), Patients(lesson.patients)
+    examples, sampled = loss_sampler(adapted, lesson, study, secret_generator()), Patients(lesson.patients)
     learned = list(adapted.trainable.values())
     optimizer = SecretNoiseOptimizer(
         torch.optim.AdamW(learned, lr=training.learning_rate, weight_decay=0.0),

@@ -11,8 +11,8 @@ from gradio.components import Component
 
 from ld_common.editing.registry import EDITORS
 from ld_common.imaging.modality import AttributeConfig, Attributes
+from ld_common.imaging.scan_table import shown
 from ld_common.release.release import Release, release_editor
-from ld_generate.request import shown
 from ld_generate.web.appearance import heading
 from ld_generate.web.drawing import EditForm
 

@@ -14,11 +14,13 @@ import numpy as np
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.registry import change_editor
+from ld_common.imaging.geometry import from_model, to_model
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.scan_reader import from_model, read_scan, to_model
+from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_table import shown
 from ld_common.release.release import Release, release_editor
 from ld_generate.attribute_sweep import read_sweep
-from ld_generate.request import make_folders, read_requests, shown
+from ld_generate.request import make_folders, read_requests
 from ld_generate.samples import RECORD
 from ld_generate.writer import run_edits
 

@@ -8,7 +8,6 @@ take the place of edits made up here.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +17,14 @@ import torch
 from torch import Tensor
 
 from ld_common.core.errors import RequestError
-from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.scan_reader import read_scan
-from ld_generate.request import agree, shown
+from ld_common.imaging.scan_table import ScanTable, read_scan_table
 from ld_simulations.evaluation import HELD_OUT, HeldOut, read_held_out, read_phantom
 from ld_simulations.hospitals import SCANS
 from ld_simulations.phantoms.base import Phantom
 
 YEARS_LATER = (10.0, 20.0)
 """Made-up edits of a number, as far as the modality's bounds allow them."""
-
-
-@dataclass(frozen=True, eq=False)
-class ScanSet:
-    """Scans as models see them."""
-
-    images: Tensor
-    """`(N,1,S,S)` in [-1, 1]."""
-    attributes: list[Attributes]
-    patients: list[str]
 
 
 @dataclass(frozen=True)
@@ -55,8 +42,8 @@ class EvaluationData:
     """What a release is asked, and what is known of the answers."""
 
     modality: Modality
-    baselines: ScanSet
-    follow_ups: ScanSet
+    baselines: ScanTable
+    follow_ups: ScanTable
     """Later scans of the same patients."""
     owners: list[int]
     """The baseline of each follow-up."""
@@ -80,12 +67,12 @@ def read_data(folder: Path, modality: Modality, side: int) -> EvaluationData:
             in the order of the visits.
         ScanError: a scan that cannot be used.
     """
-    scans = read_pictures(folder / SCANS, modality, side)
+    scans = read_scan_table(folder / SCANS, modality, side)
     rows: dict[str, list[int]] = {}
     for row, patient in enumerate(scans.patients):
         rows.setdefault(patient, []).append(row)
     firsts, later = [own[0] for own in rows.values()], [own for own in rows.values() if len(own) > 1]
-    baselines, follow_ups = _some(scans, firsts), _some(scans, [own[-1] for own in later])
+    baselines, follow_ups = scans.rows(firsts), scans.rows([own[-1] for own in later])
     for own in later:
         ages = [float(scans.attributes[row].get("age", 0)) for row in own]
         if ages != sorted(ages):
@@ -104,23 +91,7 @@ def read_data(folder: Path, modality: Modality, side: int) -> EvaluationData:
     return EvaluationData(modality, baselines, follow_ups, owners, asked, truths, phantom)
 
 
-def read_pictures(table: Path, modality: Modality, side: int) -> ScanSet:
-    """All scans of a table; raises as `read_data` does."""
-    images, attributes, patients = [], [], []
-    for patient, path, own in _rows(table, modality):
-        scan = read_scan(path, modality)
-        for name, value in scan.attributes_in_file.items():
-            if not agree(value, own[name]):
-                raise RequestError(f"{name} is {shown(value)} in '{path}' and {shown(own[name])} in '{table}'")
-        images.append(to_model(scan, side, modality.image)[0])
-        attributes.append(own)
-        patients.append(patient)
-    if not images:
-        raise RequestError(f"'{table}' has no row")
-    return ScanSet(torch.stack(images), attributes, patients)
-
-
-def _check_baselines(folder: Path, baselines: ScanSet, images: Tensor) -> None:
+def _check_baselines(folder: Path, baselines: ScanTable, images: Tensor) -> None:
     """Raise `RequestError` where a table's baselines are not those whose truth is known, `(N,1,S,S)`."""
     names = f"'{folder / SCANS}' and '{folder / HELD_OUT}'"
     if len(images) != len(baselines.images):
@@ -128,21 +99,6 @@ def _check_baselines(folder: Path, baselines: ScanSet, images: Tensor) -> None:
     for patient, own, other in zip(baselines.patients, baselines.images, images, strict=True):
         if not torch.equal(own, other):
             raise RequestError(f"{names} have other first scans of patient {patient}: keep both as they were")
-
-
-def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attributes]]:
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"cannot read the table '{table}': {error}") from error
-    rows = [{(name or "").strip(): value for name, value in row.items()} for row in rows]
-    for number, row in enumerate(rows, start=1):
-        missing = [name for name in ("patient", "input", *modality.attributes) if not row.get(name)]
-        if missing:
-            raise RequestError(f"'{table}', row {number}, lacks {', '.join(missing)}")
-        attributes = {name: modality.parse(name, row[name]) for name in modality.attributes}
-        yield row["patient"], table.parent / row["input"], attributes
 
 
 def _edits_of(modality: Modality, scan: int, attributes: Attributes) -> Iterator[Asked]:
@@ -157,8 +113,3 @@ def _edits_of(modality: Modality, scan: int, attributes: Attributes) -> Iterator
             value = float(attributes[name]) + more
             if value <= known.maximum:
                 yield Asked(scan, f"{name}_plus_{more:g}", {name: value})
-
-
-def _some(pictures: ScanSet, rows: list[int]) -> ScanSet:
-    attributes, patients = [pictures.attributes[row] for row in rows], [pictures.patients[row] for row in rows]
-    return ScanSet(pictures.images[rows], attributes, patients)

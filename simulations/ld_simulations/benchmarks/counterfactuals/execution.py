@@ -20,8 +20,9 @@ from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to
 from ld_common.editing.registry import EDITORS, change_editor, editor_options, read_editor
 from ld_common.imaging.modality import Modality
+from ld_common.imaging.scan_table import read_scan_table
 from ld_common.release.release import Release, edit_drift, load_release_base, read_release, release_editor
-from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, read_data, read_pictures
+from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, read_data
 from ld_simulations.benchmarks.counterfactuals.judge import CounterfactualJudge, JudgeConfig, Judged
 from ld_simulations.benchmarks.counterfactuals.plan import Asking, CounterfactualsBenchmark, EditorPlan, ReleaseTraining
 from ld_simulations.benchmarks.counterfactuals.training import train_release
@@ -59,7 +60,7 @@ def judge_release(
     base = load_release_base(release, base_name)
     plain = load_base(base_name or release.base_name)
     scans = read_data(data, release.modality, base.resolution)
-    others = None if reference is None else read_pictures(reference, release.modality, base.resolution)
+    others = None if reference is None else read_scan_table(reference, release.modality, base.resolution)
     if others is not None and (both := sorted(set(scans.baselines.patients) & set(others.patients))):
         raise RequestError(
             f"{len(both)} patients of --data are in --reference too, {both[0]} for one: its networks must not know them"
@@ -162,7 +163,7 @@ class ReleaseWorker:
         if modality not in self._judges:
             demo = self.benchmark.demo(modality)
             base = load_base(demo.study.base_model)
-            reference = read_pictures(Path(demo.hospitals.output) / SCANS, _modality(demo), base.resolution)
+            reference = read_scan_table(Path(demo.hospitals.output) / SCANS, _modality(demo), base.resolution)
             data = self._data(modality, base.resolution)
             self._judges[modality] = CounterfactualJudge(base, data, reference, self.benchmark.config.judge)
         return self._judges[modality]

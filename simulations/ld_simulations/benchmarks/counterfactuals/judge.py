@@ -28,13 +28,14 @@ from ld_common.core.seeding import numpy_generator, torch_generator
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import Counterfactuals, draw_counterfactuals, draw_several, edit_to
+from ld_common.imaging.scan_table import ScanTable
 from ld_common.metrics.features import extract_features, load_extractor
 from ld_common.metrics.frechet import frechet_distance, kernel_distance
 from ld_common.metrics.image import psnr
 from ld_common.metrics.registry import BIOMARKERS
 from ld_common.release.release import Release, edit_drift
 from ld_evaluate.predictors import Predictors, train_predictors
-from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, ScanSet
+from ld_simulations.benchmarks.counterfactuals.data import EvaluationData
 from ld_simulations.benchmarks.latent_drift.pictures import decode
 from ld_simulations.evaluation import measure, summarize
 
@@ -76,7 +77,7 @@ class CounterfactualJudge:
     """What is known of one set of scans, whatever is judged on it."""
 
     def __init__(
-        self, base: BaseModel, data: EvaluationData, reference: ScanSet | None, config: JudgeConfig, seed: int = 0
+        self, base: BaseModel, data: EvaluationData, reference: ScanTable | None, config: JudgeConfig, seed: int = 0
     ) -> None:
         """Train the predictors and take the features of real pictures.
 

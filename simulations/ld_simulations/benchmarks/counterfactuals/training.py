@@ -8,13 +8,14 @@ from pathlib import Path
 from ld_client.data.store import open_store
 from ld_client.site_config import load_site
 from ld_client.site_drift import site_drift
-from ld_client.train import TrainingData, train_round
+from ld_client.train import train_round
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
-from ld_common.diffusion.drift import Drift, entering
+from ld_common.diffusion.drift import LatentDrift, entering
+from ld_common.diffusion.training import TrainingData
 from ld_common.imaging.modality import Modality
 from ld_common.release.release import write_release
 from ld_server.aggregation import aggregate_drifts, aggregate_states, read_aggregator
@@ -45,7 +46,7 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
         own = None if found is None else entering(found, study.drift.formulation)
         if found is not None:
             drifts[name] = found
-        lesson_drift = own if isinstance(own, Drift) else None
+        lesson_drift = own if isinstance(own, LatentDrift) else None
         lessons[name] = TrainingData(
             store.latents,
             store.prompts,

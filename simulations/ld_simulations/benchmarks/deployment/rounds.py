@@ -14,12 +14,13 @@ import torch
 
 from ld_client.data.store import open_store
 from ld_client.site_config import load_modality, load_site
-from ld_client.train import TrainingData, train_round
+from ld_client.train import train_round
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.errors import DeploymentError
 from ld_common.core.processes import environment
 from ld_common.diffusion.base_model import load_denoiser
+from ld_common.diffusion.training import TrainingData
 from ld_server.round_log import RELEASE, ROUNDS
 from ld_simulations.benchmarks.deployment.soak import LINK
 from ld_simulations.benchmarks.deployment.stage import RUN, SERVER, Deployment

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_client.train import TrainingData, train_round
+from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.prior_preservation import draw_prior
 from ld_common.adapters.registry import read_adapter
@@ -21,8 +21,9 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import from_mapping
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel, load_base
-from ld_common.diffusion.drift import ConditionalDrift, Drift, drift_from_attributes, drift_from_moments
+from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, drift_from_attributes, drift_from_moments
 from ld_common.diffusion.sampling import make_sampler, sample
+from ld_common.diffusion.training import TrainingData
 from ld_common.metrics.histogram import match_grey_levels
 from ld_common.protocol.study_config import StudyConfig
 from ld_simulations.benchmarks.latent_drift.judge import SampleJudge
@@ -118,7 +119,7 @@ class DriftWorker:
             train, _, _ = self._pictures(training.modality)
             lesson = TrainingData(self._latents(training), self._prompts(training.modality, train), None, prior)
             if training.variant in ("centred", "noise"):
-                lesson = replace(lesson, drift=Drift(self._mean(training, "channel"), training.variant))
+                lesson = replace(lesson, drift=LatentDrift(self._mean(training, "channel"), training.variant))
             losses = train_round(adapted, lesson, study, 1, "benchmark")
             write_tensors(file, adapted.state(), {"losses": json.dumps([losses.first, losses.last])})
         for parameter in adapted.parameters.values():
@@ -158,7 +159,7 @@ class DriftWorker:
             latents[several] = drawn.float().cpu()
         return torch.cat([model.decode(chunk) for chunk in latents.split(size)])
 
-    def _drifts(self, drawing: DriftDrawing, hospitals: list[int]) -> list[tuple[Drift | None, list[int]]]:
+    def _drifts(self, drawing: DriftDrawing, hospitals: list[int]) -> list[tuple[LatentDrift | None, list[int]]]:
         """Each drift with the numbers of the samples that are drawn under it."""
         everything = list(range(len(hospitals)))
         if not drawing.drift:
@@ -169,15 +170,15 @@ class DriftWorker:
         if drawing.formulation == LOCAL:
             return [
                 (
-                    Drift(self._mean(training, "channel", one), PRIOR),
+                    LatentDrift(self._mean(training, "channel", one), PRIOR),
                     [number for number in everything if hospitals[number] == one],
                 )
                 for one in sorted(set(hospitals))
             ]
         if drawing.formulation.startswith(PRIOR):
             shape = drawing.formulation.removeprefix(PRIOR).removeprefix("-") or "channel"
-            return [(Drift(self._mean(training, shape), PRIOR), everything)]
-        return [(Drift(self._mean(training, "channel"), drawing.formulation), everything)]
+            return [(LatentDrift(self._mean(training, shape), PRIOR), everything)]
+        return [(LatentDrift(self._mean(training, "channel"), drawing.formulation), everything)]
 
     def _judge(self, drawing: DriftDrawing, images: Tensor) -> None:
         training = drawing.training
@@ -236,7 +237,7 @@ class DriftWorker:
             latents = latents[[number == hospital for number in train.hospitals]]
         return cast(Tensor, drift_from_moments(latents, self._base_mean(), shape))
 
-    def _conditional(self, training: DriftTraining) -> Drift:
+    def _conditional(self, training: DriftTraining) -> LatentDrift:
         """One μ for each sample, by what its prompt says."""
         modality, judge = self.benchmark.modalities[training.modality], self._judge_of(training.modality)
         train, _, _ = self._pictures(training.modality)

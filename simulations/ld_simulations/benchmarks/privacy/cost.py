@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from ld_client.privacy.dp_sgd import train_round_privately
-from ld_client.train import TrainingData, train_round
+from ld_client.train import train_round
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.diffusion.base_model import load_denoiser
+from ld_common.diffusion.training import TrainingData
 from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, PrivacySetting
 
 BATCH, DRAWS, STEPS, TURNS = 16, 1, 6, 15

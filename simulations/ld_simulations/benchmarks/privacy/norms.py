@@ -11,7 +11,7 @@ from opacus import GradSampleModule
 from torch import Tensor
 
 from ld_client.privacy.dp_sgd import Patients
-from ld_client.train import LossSampler
+from ld_client.train import loss_sampler
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.seeding import torch_generator
@@ -40,7 +40,7 @@ def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
         adapted.load(runs.public_start((setting.rank, seed)))
     lesson = runs.lesson(runs.public, runs.config.public_patients)
     generator = torch_generator(seed, "gradient norms")
-    examples = LossSampler(adapted, lesson, study, generator)
+    examples = loss_sampler(adapted, lesson, study, generator)
     patients = Patients(lesson.patients, functools.partial(torch.rand, generator=generator))
     hooks = GradSampleModule(adapted.model.unet, loss_reduction="sum")
     rows = []

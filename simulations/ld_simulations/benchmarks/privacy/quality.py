@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.privacy.dp_sgd import train_round_privately
-from ld_client.train import TrainingData, train_round
+from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import read_tensors, write_tensors
@@ -21,6 +21,7 @@ from ld_common.core.seeding import torch_generator
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import BaseModel, base_digest, load_base
 from ld_common.diffusion.sampling import make_sampler, sample
+from ld_common.diffusion.training import TrainingData
 from ld_common.editing.registry import read_editor
 from ld_common.metrics.features import extract_features, load_extractor
 from ld_common.metrics.frechet import frechet_distance

@@ -16,7 +16,7 @@ import jinja2
 
 from ld_client.audit.findings import findings, read_audit
 from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, LedgerEntry
-from ld_client.privacy.report_data import (
+from ld_client.privacy_report.report_data import (
     BudgetSpent,
     DatasetSummary,
     PrivacyStatement,

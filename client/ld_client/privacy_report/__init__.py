@@ -1,0 +1,1 @@
+"""`ld-client privacy-report`: the report that a data protection officer reads and signs."""

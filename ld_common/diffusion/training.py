@@ -1,0 +1,260 @@
+"""Training of an adapter's parameters on cached latents, in one process."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ld_common.core.errors import LdError
+from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.conditioning import Condition, image_condition
+from ld_common.diffusion.drift import LatentDrift, centre, shift_noise
+from ld_common.diffusion.loss import denoising_loss, training_noise, training_timesteps
+from ld_common.diffusion.options import TrainingConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ld_common.diffusion.base_model import BaseModel
+    from ld_common.imaging.modality import Modality
+
+WARMUP_STEPS = 5
+FINAL_RATE = 0.05
+"""Learning rate at the end of training, as a share of the first."""
+
+
+class DivergedError(LdError):
+    """The training loss is not finite."""
+
+    code = "diverged"
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of each step."""
+
+    values: list[float]
+
+    @property
+    def first(self) -> float:
+        """Mean over the first fifth."""
+        return float(np.mean(self.values[: math.ceil(len(self.values) / 5)]))
+
+    @property
+    def last(self) -> float:
+        """Mean over the last fifth."""
+        return float(np.mean(self.values[-math.ceil(len(self.values) / 5) :]))
+
+
+@dataclass(frozen=True, eq=False)
+class PriorImages:
+    """Pictures of a class that the base drew itself, for prior preservation (arXiv 2208.12242)."""
+
+    latents: Tensor
+    """`(N,C,h,w)`."""
+    context: Tensor
+    """`(T,D)`: embedding of the class prompt."""
+    weight: float
+    """Weight of their loss."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Scans to train on, as latents with their prompts."""
+
+    latents: Tensor
+    """`(N,C,h,w)`, scaled."""
+    prompts: list[str]
+    """One a scan."""
+    drift: LatentDrift | None = None
+    """The latent drift of these scans."""
+    prior: PriorImages | None = None
+    """The base's own pictures, for adapters that preserve its prior."""
+    patients: list[str] = field(default_factory=list)
+    """Patient of each scan, for differential privacy and for adapters whose network takes another visit."""
+    condition_vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """`Modality.condition_vector` of each scan, `(N,k)`, for adapters whose network takes another visit."""
+
+    @classmethod
+    def from_table(cls, table: Path | str, *, modality: Modality | Path | str, base: BaseModel) -> TrainingData:
+        """Read and encode the scans of a CSV table.
+
+        Args:
+            table: a row a scan, with columns `patient`, `input` (path of a scan, relative to the table) and each
+                attribute of the modality.
+            modality: a modality, or its YAML file.
+            base: encodes the scans.
+
+        Raises:
+            RequestError: a table that cannot be read, or a row that lacks a value.
+            ScanError: a scan that cannot be used.
+        """
+        from ld_common.imaging.scan_table import load_modality, read_scan_table
+
+        known = load_modality(modality)
+        scans = read_scan_table(table, known, base.resolution)
+        images = scans.images.split(16)
+        return cls(
+            latents=torch.cat([base.encode(chunk).float().cpu() for chunk in images]),
+            prompts=[known.prompt(attributes) for attributes in scans.attributes],
+            patients=scans.patients,
+            condition_vectors=torch.tensor([known.condition_vector(attributes) for attributes in scans.attributes]),
+        )
+
+
+class LossSampler:
+    """Draws noisy examples of the scans and returns the network's loss on them."""
+
+    def __init__(
+        self,
+        model: Denoiser,
+        trainable: Mapping[str, nn.Parameter],
+        data: TrainingData,
+        options: TrainingConfig,
+        generator: torch.Generator,
+    ) -> None:
+        """Embed the prompts, unless their tokens train.
+
+        Args:
+            model: the base with the adapter in it.
+            trainable: the adapter's parameters that train, by name.
+            data: the scans.
+            options: batch size, noise offset, dropout, timesteps.
+            generator: source of every draw; on the CPU.
+        """
+        self.model, self.data, self.options, self.generator = model, data, options, generator
+        self.levels = model.scheduler.alphas_cumprod
+        self.latents = centre(data.latents, data.drift).to(model.device)
+        self.prompts = ["", *sorted(set(data.prompts))]
+        numbers = {prompt: number for number, prompt in enumerate(self.prompts)}
+        self.rows = torch.tensor([numbers[prompt] for prompt in data.prompts])
+        tokens_train = any(name.startswith("text_encoder.") for name in trainable)
+        self.contexts = None if tokens_train else model.embed(self.prompts)
+        self.visits = _visits(data.patients) if model.image_conditioned else []
+
+    def loss(self) -> Tensor:
+        """The loss of a new batch, plus that of a batch of the preserved prior."""
+        rows = torch.randint(len(self.latents), (self.options.batch_size,), generator=self.generator)
+        loss = self.scans_loss(rows)
+        prior = self.prior_loss()
+        return loss if prior is None else loss + prior
+
+    def scans_loss(self, rows: Tensor, reduction: str = "mean") -> Tensor:
+        """The mean loss of the scans of these rows `(B,)`, or their `sum`."""
+        dropped = torch.rand(len(rows), generator=self.generator) < self.options.conditioning_dropout_prob
+        which = torch.where(dropped, 0, self.rows[rows])
+        latents = self.latents[rows.to(self.latents.device)]
+        condition = Condition(self._context(which), self._baseline(rows))
+        return self._loss(latents, condition, self.data.drift, reduction)
+
+    def prior_loss(self) -> Tensor | None:
+        """The weighted loss of a batch of the preserved prior, which holds nothing of the scans, or None."""
+        prior, size = self.data.prior, self.options.batch_size
+        if prior is None:
+            return None
+        rows = torch.randint(len(prior.latents), (size,), generator=self.generator)
+        condition = Condition(prior.context.expand(size, -1, -1))
+        return prior.weight * self._loss(prior.latents[rows.to(prior.latents.device)], condition, None)
+
+    def _loss(
+        self, latents: Tensor, condition: Condition, drift: LatentDrift | None, reduction: str = "mean"
+    ) -> Tensor:
+        count, model = len(latents), self.model
+        timesteps = training_timesteps(count, len(self.levels), self.options.timestep_power, self.generator)
+        noise = training_noise(latents.shape, self.options.noise_offset, self.generator)
+        mixed = shift_noise(noise, drift, self.levels)
+        prediction_type, device = model.scheduler.config["prediction_type"], latents.device
+        parts = timesteps.to(device), noise.to(device), mixed.to(device)
+        return denoising_loss(model.unet, self.levels, prediction_type, latents, condition, *parts, reduction)
+
+    def _baseline(self, rows: Tensor) -> Tensor | None:
+        """For each scan a random visit of its patient, by `image_condition`, or zeros; None without conditioning."""
+        if not self.model.image_conditioned:
+            return None
+        picked = torch.rand(len(rows), generator=self.generator)
+        kept = torch.rand(len(rows), generator=self.generator) >= self.options.conditioning_dropout_prob
+        visits = [self.visits[row] for row in rows.tolist()]
+        chosen = [choices[int(share * len(choices))] for choices, share in zip(visits, picked.tolist(), strict=True)]
+        changes = self.data.condition_vectors[rows] - self.data.condition_vectors[chosen]
+        return image_condition(self.latents[chosen], changes) * kept.view(-1, 1, 1, 1).to(self.latents)
+
+    def _context(self, which: Tensor) -> Tensor:
+        if self.contexts is not None:
+            return self.contexts[which.to(self.contexts.device)]
+        used, positions = which.unique(return_inverse=True)
+        return self.model.embed([self.prompts[row] for row in used])[positions.to(self.model.device)]
+
+
+def optimize(
+    model: Denoiser,
+    trainable: Mapping[str, nn.Parameter],
+    data: TrainingData,
+    options: TrainingConfig,
+    generator: torch.Generator,
+    learning_rate: Callable[[int], float],
+    precision: str = "float32",
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Losses:
+    """Train parameters for `options.steps` steps of AdamW, in place.
+
+    Args:
+        model: the base with the adapter in it.
+        trainable: the parameters that train, by name.
+        data: the scans.
+        options: steps, batch size, noise.
+        generator: source of every draw, on the CPU; the same one gives the same result on the same machine.
+        learning_rate: by step, from 0.
+        precision: `bfloat16` runs the network so; the trained parameters stay float32.
+        on_step: called with each step's number, from 1, and its loss.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    sampler, parameters = LossSampler(model, trainable, data, options, generator), list(trainable.values())
+    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
+    values: list[float] = []
+    model.unet.train()
+    for index in range(options.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(index)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = sampler.loss()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(float(loss.detach()))
+        if not math.isfinite(values[-1]):
+            raise DivergedError(f"the loss of step {index + 1} is {values[-1]}: lower training.learning_rate")
+        on_step(index + 1, values[-1])
+    model.unet.eval()
+    return Losses(values)
+
+
+def scheduled_rate(options: TrainingConfig, step: int, rounds: int = 1, round_number: int = 1) -> float:
+    """Learning rate of a step: half a cosine over all rounds, with a short warm-up in each for the fresh optimizer.
+
+    Args:
+        options: its `learning_rate` is the first, `steps` those of a round.
+        step: in the round, from 0.
+        rounds: of the whole training.
+        round_number: from 1.
+    """
+    progress = (round_number - 1 + step / options.steps) / rounds
+    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return options.learning_rate * cosine * min(1.0, (step + 1) / WARMUP_STEPS)
+
+
+def _visits(patients: Sequence[str]) -> list[list[int]]:
+    """For each scan the rows of all visits of its patient."""
+    rows = defaultdict(list)
+    for row, patient in enumerate(patients):
+        rows[patient].append(row)
+    return [rows[patient] for patient in patients]
