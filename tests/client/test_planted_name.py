@@ -13,7 +13,6 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 import ld_client.audit.statistics
-import ld_client.train
 from ld_client import client_app as app
 from ld_client.data.store import INDEX
 from ld_client.deployment.audit_log import parse_line
@@ -24,6 +23,7 @@ from ld_client.privacy.secagg_round import SecureRound
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import LdError
+from ld_common.diffusion.training import DivergedError
 from ld_common.protocol import messages
 from ld_common.protocol.secagg.messages import SecaggSetting, Stage, pack
 from ld_common.protocol.study_config import StudyConfig

@@ -67,7 +67,7 @@ def write_privacy_report(
     ]
     sites = release.study.federation.sites
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ld_client.privacy", "."),
+        loader=jinja2.PackageLoader("ld_client.privacy_report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
