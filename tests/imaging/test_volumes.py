@@ -139,7 +139,7 @@ def test_a_tilted_series_slices_of_two_sizes_and_one_slice_are_refused(brain_mri
 def test_what_has_one_slice_or_a_release_of_radiographs_has_no_volume(brain_mri: Modality, tmp_path: Path) -> None:
     path, _ = marked_volume(("R", "A", "S"), tmp_path)
     with pytest.raises(ScanRefused, match="draws no volume"):
-        read_volume(path, Modality(prompt="a radiograph", image=ImageConfig(plane="none")))
+        read_volume(path, Modality(prompt_template="a radiograph", image=ImageConfig(plane="none")))
     with pytest.raises(ScanRefused, match="give a NIfTI file"):
         read_volume(write_mr_slice(tmp_path / "a.dcm", np.ones((5, 6), np.uint16)), brain_mri)
 
