@@ -44,8 +44,7 @@ def image_condition(latents: Tensor, changes: Tensor) -> Tensor:
         ConfigError: the modality has more numbers than there are channels.
     """
     if changes.shape[1] > DELTA_CHANNELS:
-        raise ConfigError(
-            f"adapter instruct_pix2pix has {DELTA_CHANNELS} channels for changes, this modality needs {changes.shape[1]}"
-        )
+        needed = changes.shape[1]
+        raise ConfigError(f"adapter instruct_pix2pix has {DELTA_CHANNELS} channels, this modality needs {needed}")
     maps = F.pad(changes, (0, DELTA_CHANNELS - changes.shape[1])).to(latents)
     return torch.cat([latents, maps[:, :, None, None].expand(-1, -1, *latents.shape[2:])], 1)

@@ -21,7 +21,8 @@ def histogram_match(pictures: Tensor, references: Tensor) -> Tensor:
 
     A pixel at quantile q of its picture gets the references' q-quantile; equal pixels share their mean rank and stay
     equal. Match both sets of a comparison: a single reference does not have the pooled grey levels, so matching only
-    the generated set would drive the sets apart. With both matched, a distance ignores any monotone change of grey levels.
+    the generated set would drive the sets apart. With both matched, a distance ignores any monotone change of grey
+    levels.
     """
     pixels = pictures[0].numel()
     pooled = references.to(pictures.device).flatten().sort().values
