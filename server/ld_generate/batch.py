@@ -224,7 +224,7 @@ def _question(
 
 
 def _request(row: BatchRow, release: Release, given: Attributes, editor: Editor, mark: bool) -> str:
-    adapter = release.manifest["files"]["adapter.safetensors"]
+    adapter = release.adapter_sha256
     said = [dataclasses.asdict(row), adapter, given, editor_options(editor), release.study.seed, mark]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

@@ -105,7 +105,7 @@ def _write_series(
             pixels,
             (row_mm, column_mm),
             release.modality.prompt(question.factual | target),
-            release.manifest["files"]["adapter.safetensors"],
+            release.adapter_sha256,
             model_name=release.study.name,
             seed=release.study.seed,
             request=request,

@@ -185,7 +185,7 @@ def _write_edit(
         pixels,
         question.scan.spacing_mm,
         description,
-        release.manifest["files"]["adapter.safetensors"],
+        release.adapter_sha256,
         model_name=release.study.name,
         seed=release.study.seed,
         request=request,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -21,7 +22,7 @@ from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import read_release, write_release
+from ld_common.release.release import ReleaseContent, find_release_base, read_release, write_release
 from ld_generate.cli import cli
 from ld_generate.request import folder_names
 from tests.conftest import random_state, write_mr_slice
@@ -35,7 +36,8 @@ def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempP
     adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
     state = random_state(adapted.state(), 0.1)
     folder, drift = tmp_path_factory.mktemp("release"), torch.full((4, 1, 1), 0.5)
-    return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, drift, {"aster": 2 * drift}, [])
+    content = ReleaseContent(base_digest(str(tiny_base)), state, drift, {"aster": 2 * drift})
+    return write_release(folder, study, brain_mri, content)
 
 
 @pytest.fixture
@@ -277,7 +279,8 @@ def test_what_no_site_had_scans_of_is_warned_of_and_areas_are_in_the_record(
     rounds = [{"round": 1, "counted": True, "sites": {"aster": site}, "left_out": {}}]
     folder = tmp_path / "covered"
     state, drift = told.state, told.drift.mean if isinstance(told.drift, LatentDrift) else None
-    write_release(folder, told.study, told.modality, told.base_digest, state, drift, {}, rounds)
+    study = dataclasses.replace(told.study, base_model=find_release_base(told))
+    write_release(folder, study, told.modality, ReleaseContent(told.base_digest, state, drift, rounds=rounds))
     asked = ("--set", "age=75", "--set", "age=90,diagnosis=AD", "--given", "age=70,sex=F,diagnosis=CN")
     code, said = run(capsys, "--release", folder, "--input", scan, *asked, "--out", tmp_path / "out")
     assert code == 0

@@ -31,7 +31,7 @@ from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import ScanRefused
 from ld_common.imaging.scan_reader import read_scan
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import Release, load_release_base, read_release, write_release
+from ld_common.release.release import Release, ReleaseContent, load_release_base, read_release, write_release
 from ld_generate.cli import main
 from ld_generate.web import drawing, layout
 from ld_generate.web.appearance import message
@@ -58,7 +58,7 @@ def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempP
     adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
     state = random_state(adapted.state(), 0.1)
     folder = tmp_path_factory.mktemp("release")
-    return read_release(write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, []))
+    return read_release(write_release(folder, study, brain_mri, ReleaseContent(base_digest(str(tiny_base)), state)))
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def write_privacy_report(
         release=release,
         study=release.study,
         manifest=release.manifest,
-        base_name=Path(release.base_name).name if Path(release.base_name).is_absolute() else release.base_name,
+        base_name=release.base_name,
         hashes=_hashes(release_folder, audit_file),
         version=installed_version(),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
