@@ -107,7 +107,7 @@ def _ordered(folder: Path, headers: Sequence[DicomHeader]) -> list[DicomHeader]:
         raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
     ordered = sorted(own.values(), key=lambda header: header.position_mm or 0.0)
     if len(ordered) < 2:
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "one slice is no volume: leave --volume out")
+        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "one slice is no volume: use ld-generate edit")
     return ordered
 
 

@@ -17,7 +17,7 @@ from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import check_state, read_tensors, write_tensors
 from ld_common.core.atomic_files import file_digest, write_bytes
 from ld_common.core.config import from_mapping, to_mapping
-from ld_common.core.errors import AdapterError, ConfigError, ReleaseError
+from ld_common.core.errors import AdapterError, ConfigError, ModelError, ReleaseError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import BaseModel, base_digest, load_base
 from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, entering
@@ -51,6 +51,11 @@ class Release:
     manifest: dict[str, Any]
     signed_by: str | None = None
     """Fingerprint of the trusted key that signed it, where `trusted_keys` checked that."""
+
+    @property
+    def adapter_sha256(self) -> str:
+        """SHA-256 of the file of the adapter's weights."""
+        return str(self.manifest["files"][ADAPTER])
 
 
 def write_release(
@@ -161,7 +166,11 @@ def load_release_base(
         ModelError: the base cannot be loaded, or not on this device.
     """
     name = base_name or release.base_name
-    if base_digest(name) != release.base_digest:
+    try:
+        digest = base_digest(name)
+    except ModelError as error:
+        raise ReleaseError(f"{error}; name the base of this release with --base") from error
+    if digest != release.base_digest:
         raise ReleaseError(
             f"base model '{name}' is not the one of this release (sha256 {release.base_digest[:12]}...): "
             "name the right one with --base"

@@ -142,16 +142,16 @@ def test_every_scheme_trains_is_released_and_edits(
     assert load_release_base(read_release(release)).digest == store.base_digest
     volume = np.random.default_rng(0).random((60, 60, 3)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([3.0, 3.0, 8.0, 1.0])), tmp_path / "scan.nii.gz")
-    arguments = ["--release", release, "--input", tmp_path / "scan.nii.gz", "--given", "age=70,sex=F,diagnosis=CN"]
+    arguments = ["edit", release, "--input", tmp_path / "scan.nii.gz", "--source", "age=70,sex=F,diagnosis=CN"]
     arguments += [
         "--allow-unsigned",
-        "--set",
+        "--target",
         "age=80",
         "--out",
         tmp_path / "out",
         "--precision",
         "bfloat16",
-        "steps=3",
+        "num_inference_steps=3",
     ]
     with pytest.raises(SystemExit) as ended:
         run_cli(cli, [str(one) for one in arguments])

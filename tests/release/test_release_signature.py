@@ -253,9 +253,9 @@ def drawable(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.Temp
 
 
 def generate(capsys: pytest.CaptureFixture[str], release: Path, out: Path, *arguments: str) -> tuple[int, str]:
-    asked = ["--release", str(release), "--given", "age=74,sex=F,diagnosis=CN", "--samples", "1", "--out", str(out)]
+    options = ["--source", "age=74,sex=F,diagnosis=CN", "--samples", "1", "--num-inference-steps", "2"]
     with pytest.raises(SystemExit) as ended:
-        run_cli(cli, [*asked, *arguments, "steps=2"])
+        run_cli(cli, ["sample", str(release), *options, "--out", str(out), *arguments])
     said = capsys.readouterr()
     return int(ended.value.code or 0), said.out + said.err
 
