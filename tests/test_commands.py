@@ -29,7 +29,7 @@ def test_help_needs_no_model_library(command: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "ld_client.data.store",
+        "ld_client.data.exclusions",
         "ld_client.deployment.check",
         "ld_client.privacy.budget",
         "ld_common.release.trusted_keys",
