@@ -26,7 +26,7 @@ def test_importing_a_command_imports_no_model_library() -> None:
 
 def test_modules_that_load_no_model_import_no_model_library() -> None:
     modules = [
-        "ld_client.data.store",
+        "ld_client.data.exclusions",
         "ld_client.deployment.check",
         "ld_client.privacy.budget",
         "ld_common.release.trusted_keys",

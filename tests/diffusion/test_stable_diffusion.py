@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditi
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ld_client.client_app import handle_train
-from ld_client.data.store import build_store, open_store
+from ld_client.data.indexing import build_store
+from ld_client.data.store import open_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import ADAPTERS, read_adapter
