@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +230,12 @@ def privacy_statement(study: StudyConfig) -> dict[str, Any]:
 
 
 def software() -> dict[str, str]:
-    """Versions of what computes a release or a counterfactual here."""
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    """Versions of Python and of the libraries here that compute a release or a counterfactual."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):  # ld-generate alone needs neither flwr nor opacus
+            versions[name] = version(name)
+    return versions
 
 
 def _listed(tensor: Tensor | None) -> list[Any] | None:

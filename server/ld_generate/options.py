@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -174,17 +174,17 @@ class EditorOptions:
         ),
     ] = None
     overrides: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
             show_default=False,
         ),
-    ] = field(default_factory=list)
+    ] = None
 
     def __post_init__(self) -> None:
         if self.editor and self.editor not in EDITORS:
             EDITORS.load(self.editor)  # raises, with the nearest or the new name
-        for text in self.overrides:
+        for text in self.overrides or []:
             key, equals, _ = text.partition("=")
             require(bool(key and equals), f"'{text}' is not of the form key=value")
         scale, fraction = self.guidance_scale, self.noise_fraction
@@ -195,7 +195,7 @@ class EditorOptions:
     def changes(self) -> list[str]:
         """All options that differ from the release's editor, as `key=value`."""
         named = {"guidance_scale": self.guidance_scale, "noise_fraction": self.noise_fraction}
-        return [*self.overrides, *(f"{key}={value}" for key, value in named.items() if value is not None)]
+        return [*(self.overrides or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ def serve(release_options: ReleaseOptions, options: PageOptions) -> None:
     """Serve a local web page: drop a scan, set what should change, see and download the counterfactual.
 
     The page loads nothing from the network. Files are deleted half an hour after their last use.
+
+    Example: ld-generate serve RELEASE --examples scans/
     """
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the page needs gradio: pip install 'latent-drift-generate[page]'")
