@@ -13,8 +13,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from ld_client.audit.command import run_audit
 from ld_client.audit.run import AuditOptions
 from ld_client.audit.statistics import AuditError
+from ld_client.data.indexing import build_store
 from ld_client.data.pseudonyms import write_key
-from ld_client.data.store import build_store, open_store, split_store
+from ld_client.data.store import open_store, split_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.config import from_mapping
 from ld_common.protocol.study_config import StudyConfig

@@ -18,7 +18,8 @@ from ld_client.audit.one_run import EpsilonBound, audit_epsilon
 from ld_client.audit.run import Audit, AuditOptions
 from ld_client.audit.statistics import AuditError, area_under_curve, operating_point, share
 from ld_client.cli import app
-from ld_client.data.store import build_store, open_store
+from ld_client.data.indexing import build_store
+from ld_client.data.store import open_store
 from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, Use
 from ld_client.privacy_report.report import write_privacy_report
 from ld_client.site_config import PolicyConfig, SiteConfig, load_modality, load_site

@@ -217,5 +217,5 @@ def _limited(parts: Iterator[bytes], limit: int) -> Iterator[bytes]:
 
 
 def _how_to_use(home: SiteHome, target: Path) -> list[str]:
-    asked = f"ld-generate --release {target} --trust {home.kit_folder / KIT_MANIFEST}"
-    return [f"draw with it: {asked} --input SCAN --set ATTRIBUTE=VALUE, or with --given for a picture of nobody"]
+    trust = f"--trust {home.kit_folder / KIT_MANIFEST}"
+    return [f"draw with it: ld-generate edit {target} {trust} --input SCAN --target ATTRIBUTE=VALUE"]

@@ -59,7 +59,7 @@ def run_release(home: Path, to: list[str], evaluation: Path | None) -> list[str]
         f"encrypted to {', '.join(recipients)}: nobody else can open it"
         if recipients
         else "not encrypted: every admitted site can pull it with ld-client pull",
-        f"researchers trust it with: ld-generate --trust '{public_line(key.public_key())}'",
+        f"researchers trust it with: ld-generate edit RELEASE --trust '{public_line(key.public_key())}'",
     ]
 
 
