@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-ld benchmark-counterfactuals benchmark-cost benchmark-privacy soak dist test check install clean
+.PHONY: docs demo federation benchmark-ld benchmark-counterfactuals benchmark-cost benchmark-privacy soak dist test check install clean
 
 install: .venv/.installed
 
@@ -48,6 +48,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The generated pages, then the site, offline, into runs/site.
+docs: install
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --quiet --strict
 
 # One worker more than there are processors: the longest tests mostly wait for processes of their own.
 test: install
