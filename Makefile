@@ -52,7 +52,7 @@ check: install
 # The generated pages, then the site, offline, into runs/site.
 docs: install
 	$(BIN)/python docs/generate.py
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # One worker more than there are processors: the longest tests mostly wait for processes of their own.
 test: install

@@ -15,7 +15,7 @@ from generators import HEADER, ROOT, cell, table
 INTRODUCTION = """\
 # Command lines
 
-A command ends with exit code 0; with 1 if a part of the work failed, such as a bad row of a batch or a failed check; and
+A command ends with exit code 0; with 1 if part of the work failed, such as a bad row of a batch or a failed check; and
 with 2 and one line that says what was wrong and how to mend it. `KEY=VALUE` arguments replace values of the YAML file;
 see [Configuration](configuration.md).
 

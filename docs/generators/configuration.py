@@ -9,6 +9,8 @@ import yaml
 
 from generators import HEADER, cell, table
 from generators.source import ClassSource, classes, loaded_schemas, subclasses
+from ld_common.adapters.registry import ADAPTERS
+from ld_common.editing.registry import EDITORS
 
 INTRODUCTION = """\
 # Configuration
@@ -84,7 +86,7 @@ def page() -> str:
     for title, text, members in SECTIONS:
         parts.append(f"## {title}\n\n{text}\n\n")
         for member, prefix in members:
-            names = subclasses(member[1:]) if member.startswith("*") else [member]
+            names = _in_table_order(subclasses(member[1:])) if member.startswith("*") else [member]
             for name in names:
                 shown.add(name)
                 parts.append(_section(name, prefix))
@@ -94,6 +96,12 @@ def page() -> str:
         for name in rest:
             parts += _with_nested(name, shown)
     return "".join(parts).rstrip() + "\n"
+
+
+def _in_table_order(names: list[str]) -> list[str]:
+    """Adapters and editors in the order of their registries; others as they are."""
+    order = {name: number for number, name in enumerate([*ADAPTERS, *EDITORS])}
+    return sorted(names, key=lambda name: order.get(_registered_name(classes()[name]), len(order)))
 
 
 def _with_nested(name: str, shown: set[str]) -> list[str]:
@@ -116,9 +124,9 @@ def _section(name: str, prefix: str) -> str:
     rows = [
         [
             f"`{prefix}{field.name}`",
-            f"`{cell(field.type)}`",
+            _type(field.type),
             _default(field.default),
-            cell(field.doc),
+            cell(field.doc or _first_sentence(field.type)),
         ]
         for field in source.fields
     ]
@@ -136,6 +144,16 @@ def _registered_name(source: ClassSource) -> str:
         if is_name and isinstance(getattr(value, "value", None), str) and "ClassVar" in _annotation(statement):
             return str(value.value)
     return ""
+
+
+def _type(text: str) -> str:
+    """A field's type; a section links to its own table."""
+    return f"[{text}](#{text.lower()})" if text in classes() else f"`{cell(text)}`"
+
+
+def _first_sentence(text: str) -> str:
+    """What a section's dataclass is, for a field that does not say it."""
+    return classes()[text].doc.split("\n\n")[0] if text in classes() else ""
 
 
 def _default(source: str | None) -> str:
