@@ -69,7 +69,7 @@ def show_drift(
     if estimator == "grid":
         trials = search_delta(store, model, study, advance)
     else:
-        edits, search = _edits(modality, store, study.drift.search), study.drift.search
+        edits, search = edits_of_targets(modality, store, study.drift.search), study.drift.search
         drift = release.drift if release is not None and isinstance(release.drift, LatentDrift) else None
         trials = search_counterfactual(
             model, store.latents, store.prompts, edits, search, read_editor(study.edit), study.seed, drift, advance
@@ -82,7 +82,7 @@ def show_drift(
     return [table, f"δ = {found.delta:+g}"]
 
 
-def _edits(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
+def edits_of_targets(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
     """The edits of `drift.search.targets`: each target of each scan that does not show it yet."""
     targets = [modality.parse_all(text) for text in config.targets]
     edits = [

@@ -130,10 +130,13 @@ def _section(name: str, prefix: str) -> str:
         ]
         for field in source.fields
     ]
+    parents = [base for base in source.bases if base in classes() and classes()[base].fields]
+    inherited = (
+        f"It also has the options of {' and '.join(_type(parent) for parent in parents)}.\n\n" if parents else ""
+    )
     if not rows:
-        inherits = any(base in classes() and classes()[base].fields for base in source.bases)
-        return title + doc + ("No options of its own.\n\n" if inherits else "No options.\n\n")
-    return title + doc + table(["Key", "Type", "Default", "Meaning"], rows) + "\n"
+        return title + doc + (inherited or "It has no options.\n\n")
+    return title + doc + inherited + table(["Key", "Type", "Default", "Meaning"], rows) + "\n"
 
 
 def _registered_name(source: ClassSource) -> str:
@@ -148,7 +151,10 @@ def _registered_name(source: ClassSource) -> str:
 
 def _type(text: str) -> str:
     """A field's type; a section links to its own table."""
-    return f"[{text}](#{text.lower()})" if text in classes() else f"`{cell(text)}`"
+    if text not in classes():
+        return f"`{cell(text)}`"
+    registered = _registered_name(classes()[text])
+    return f"[{text}](#{registered}-{text.lower()})" if registered else f"[{text}](#{text.lower()})"
 
 
 def _first_sentence(text: str) -> str:

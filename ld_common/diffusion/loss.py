@@ -1,4 +1,4 @@
-"""The training loss: what the network should have said, and how far from it it was."""
+"""The denoising loss, and the draws of noise and timesteps that go into it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def denoising_loss(
         alphas_cumprod: ᾱ by timestep `(T,)`.
         prediction_type: the scheduler's: `epsilon`, `v_prediction` or `sample`.
         latents: scaled latents `(B,C,h,w)`.
-        condition: what the network is told.
+        condition: prompt embeddings and, for some adapters, another scan.
         timesteps: `(B,)`, int64.
-        noise: `(B,C,h,w)`, what the network shall find.
-        mixed: `(B,C,h,w)`, the noise that is mixed into the latents where a drift makes it another.
-        reduction: `mean` over the batch too, or `sum` over it.
+        noise: `(B,C,h,w)`, the target.
+        mixed: `(B,C,h,w)`, the noise that is added to the latents, if a drift shifts it.
+        reduction: `mean` or `sum` over the batch.
     """
     alphas_cumprod = alphas_cumprod.to(latents.device)
     signal = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
@@ -41,16 +41,16 @@ def denoising_loss(
     targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
     if prediction_type not in targets:
         raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
-    said = unet(condition.seen(noisy), timesteps, condition.context).sample
-    loss = F.mse_loss(said.float(), targets[prediction_type])
+    output = unet(condition.network_input(noisy), timesteps, condition.context).sample
+    loss = F.mse_loss(output.float(), targets[prediction_type])
     return loss if reduction == "mean" else loss * len(latents)
 
 
 def training_noise(shape: torch.Size, offset: float, generator: torch.Generator) -> Tensor:
     """Noise `(B,C,h,w)` ~ N(0, I), plus `offset` times a N(0, 1) draw that is constant over each channel.
 
-    With `offset` 0 no further random number is drawn. Offset noise lets a base learn the image mean, which a
-    schedule with a leak hides from it (Guttenberg 2023; Lin et al., arXiv 2305.08891).
+    An `offset` of 0 draws no further random number. Offset noise lets a model learn the image mean, which a schedule
+    that does not end at zero SNR hides from it (Guttenberg 2023; Lin et al., arXiv 2305.08891).
     """
     noise = torch.randn(shape, generator=generator)
     if offset:
@@ -59,10 +59,10 @@ def training_noise(shape: torch.Size, offset: float, generator: torch.Generator)
 
 
 def training_timesteps(count: int, timesteps: int, power: float, generator: torch.Generator) -> Tensor:
-    """Timesteps `(count,)`, int64, in [0, timesteps): uniform at power 1, the more towards noise the larger it is.
+    """Timesteps `(count,)`, int64, in [0, timesteps): uniform at power 1, noisier for larger powers.
 
-    t = T (1 - u^power) with u uniform; power 3 is the cubic sampling of T2I-Adapter (arXiv 2302.08453), which
-    spends its steps where the prompt rather than the noisy latent says what the image shows.
+    t = T (1 - u^power) with u uniform. Power 3 is the cubic sampling of T2I-Adapter (arXiv 2302.08453), which favours
+    the noisy timesteps at which the prompt determines the image.
     """
     uniform = torch.rand(count, generator=generator)
     return (timesteps * (1 - uniform**power)).long().clamp(0, timesteps - 1)

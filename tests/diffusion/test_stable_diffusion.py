@@ -111,8 +111,10 @@ def test_it_samples_with_every_sampler_and_in_half_precision(
     assert torch.isfinite(image).all()
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_every_scheme_trains_is_released_and_edits(
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("lora", "full") else pytest.mark.slow) for name in ADAPTERS]
+)
+def test_every_adapter_trains_is_released_and_edits(
     stable_diffusion: Path, site_yaml: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = site_yaml.read_text()

@@ -72,12 +72,6 @@ def test_the_drift_table_is_what_the_benchmark_says() -> None:
         assert results.drift_cuts(formulation, control) == shares
 
 
-def test_the_demo_table_has_the_summary_s_aims() -> None:
-    from ld_simulations.summary import AIMS
-
-    assert list(results.DEMO_AIMS) == list(AIMS)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))

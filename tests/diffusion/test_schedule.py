@@ -11,19 +11,19 @@ from ld_common.diffusion.base_model import Denoiser, load_base
 from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import LatentDrift, step_shift
 from ld_common.diffusion.loss import denoising_loss, training_noise, training_timesteps
-from ld_common.diffusion.schedule import denoise, invert, predictor, trajectory
+from ld_common.diffusion.schedule import ddim_denoise, ddim_invert, ddim_schedule, predictor
 from ld_simulations.tiny_base.networks import make_scheduler
 from tests.support.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 
 
 @pytest.mark.parametrize("start", [0, 9, 24])
 def test_refined_inversion_then_denoising_returns_the_image(start: int) -> None:
-    latents, path = DATA_MEAN + unit_noise(3, seed=2), trajectory(SCHEDULER, 30)
+    latents, schedule = DATA_MEAN + unit_noise(3, seed=2), ddim_schedule(SCHEDULER, 30)
     predict = predictor(gaussian_model(), Condition(NO_CONTEXT))
 
     def error(refinements: int) -> float:
-        noisy = invert(latents, predict, path, start, refinements)
-        return float((denoise(noisy, predict, path, start) - latents).abs().max())
+        noisy = ddim_invert(latents, predict, schedule, start, refinements)
+        return float((ddim_denoise(noisy, predict, schedule, start) - latents).abs().max())
 
     assert error(6) < 1e-4
     assert error(6) < error(1) < error(0)
@@ -32,11 +32,11 @@ def test_refined_inversion_then_denoising_returns_the_image(start: int) -> None:
 @pytest.mark.parametrize("formulation", ["noise", "per-step", "per-step-literal"])
 def test_inversion_under_a_drift_is_the_inverse_of_denoising_under_it(formulation: str) -> None:
     drift = LatentDrift(torch.full((1, 1, 1), 0.5), formulation)
-    latents, path = DATA_MEAN + unit_noise(3, seed=2), trajectory(SCHEDULER, 30)
+    latents, schedule = DATA_MEAN + unit_noise(3, seed=2), ddim_schedule(SCHEDULER, 30)
     predict = predictor(gaussian_model(), Condition(NO_CONTEXT), drift)
     shift = step_shift(drift, 30, SCHEDULER.alphas_cumprod)
-    noisy = invert(latents, predict, path, 0, 8, shift)
-    assert torch.allclose(denoise(noisy, predict, path, 0, shift), latents, atol=1e-4)
+    noisy = ddim_invert(latents, predict, schedule, 0, 8, shift)
+    assert torch.allclose(ddim_denoise(noisy, predict, schedule, 0, shift), latents, atol=1e-4)
 
 
 def test_denoising_is_the_plain_ddim_scheduler() -> None:
@@ -45,27 +45,27 @@ def test_denoising_is_the_plain_ddim_scheduler() -> None:
     scheduler.set_timesteps(20)
     for timestep in scheduler.timesteps:
         plain = scheduler.step(model.unet(plain, timestep).sample, int(timestep), plain).prev_sample
-    ours = denoise(noise, predictor(model, Condition(NO_CONTEXT)), trajectory(SCHEDULER, 20))
+    ours = ddim_denoise(noise, predictor(model, Condition(NO_CONTEXT)), ddim_schedule(SCHEDULER, 20))
     assert torch.allclose(ours, plain, rtol=0, atol=1e-6)
 
 
 def test_a_schedule_that_ends_without_signal_stays_finite_both_ways() -> None:
     scheduler = make_scheduler(zero_terminal_snr=True)
-    path, predict = trajectory(scheduler, 20), predictor(gaussian_model(scheduler), Condition(NO_CONTEXT))
-    assert path.levels[0] == 0
+    schedule, predict = ddim_schedule(scheduler, 20), predictor(gaussian_model(scheduler), Condition(NO_CONTEXT))
+    assert schedule.alphas_cumprod[0] == 0
     latents = DATA_MEAN + unit_noise(4)
-    assert torch.isfinite(invert(latents, predict, path, 0, 1)).all()
-    assert torch.isfinite(denoise(unit_noise(4), predict, path)).all()
+    assert torch.isfinite(ddim_invert(latents, predict, schedule, 0, 1)).all()
+    assert torch.isfinite(ddim_denoise(unit_noise(4), predict, schedule)).all()
     # below the level without signal, inversion is as exact as ever
-    returned = denoise(invert(latents, predict, path, 1, 16), predict, path, 1)
+    returned = ddim_denoise(ddim_invert(latents, predict, schedule, 1, 16), predict, schedule, 1)
     assert torch.allclose(returned, latents, atol=1e-4)
 
 
 def test_the_trajectory_is_the_schedulers_own() -> None:
-    path = trajectory(SCHEDULER, 50)
-    assert path.timesteps[0] > path.timesteps[-1]
-    assert path.levels == sorted(path.levels)
-    assert path.levels[0] == pytest.approx(float(SCHEDULER.alphas_cumprod[path.timesteps[0]]))
+    schedule = ddim_schedule(SCHEDULER, 50)
+    assert schedule.timesteps[0] > schedule.timesteps[-1]
+    assert schedule.alphas_cumprod == sorted(schedule.alphas_cumprod)
+    assert schedule.alphas_cumprod[0] == pytest.approx(float(SCHEDULER.alphas_cumprod[schedule.timesteps[0]]))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -86,8 +86,8 @@ def test_every_prediction_type_gives_the_noise_that_was_added(kind: str) -> None
 
     perfect = Denoiser(unet=Perfect(), text_encoder=None, tokenizer=None, scheduler=scheduler)  # type: ignore[arg-type]
     predicted = predictor(perfect, Condition(torch.zeros(1)))(noisy, 300)
-    assert torch.allclose(predicted.noise, noise, atol=1e-5)
-    assert torch.allclose(predicted.clean, clean, atol=1e-5)
+    assert torch.allclose(predicted.pred_epsilon, noise, atol=1e-5)
+    assert torch.allclose(predicted.pred_original_sample, clean, atol=1e-5)
     loss = denoising_loss(
         Perfect(), scheduler.alphas_cumprod, kind, clean, Condition(torch.zeros(1)), torch.tensor([300, 300]), noise
     )

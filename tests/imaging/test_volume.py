@@ -16,7 +16,7 @@ from ld_common.imaging.rejection import Refusal, ScanRefused
 from ld_common.imaging.scan_reader import read_scan
 from ld_common.imaging.volume import check_same_grid, read_volume
 from tests.conftest import write_mr_slice
-from tests.imaging.test_images import marked_volume
+from tests.imaging.test_scan_reader import marked_volume
 
 CODES = [("R", "A", "S"), ("L", "P", "S"), ("P", "S", "R"), ("A", "R", "I")]
 
@@ -131,7 +131,7 @@ def test_a_tilted_series_slices_of_two_sizes_and_one_slice_are_refused(brain_mri
         shape, place = (5 + number, 6), {"ImagePositionPatient": [0, 0, 4 * number]}
         write_mr_slice(tmp_path / "sizes" / f"{number}.dcm", np.ones(shape, np.uint16), **place)
     write_mr_slice(tmp_path / "one" / "1.dcm", np.ones((5, 6), np.uint16))
-    for name, words in (("tilted", "tilted"), ("sizes", "several sizes"), ("one", "leave --volume out")):
+    for name, words in (("tilted", "tilted"), ("sizes", "several sizes"), ("one", "one slice")):
         with pytest.raises(ScanRefused, match=words):
             read_volume(tmp_path / name, brain_mri)
 
@@ -139,7 +139,7 @@ def test_a_tilted_series_slices_of_two_sizes_and_one_slice_are_refused(brain_mri
 def test_what_has_one_slice_or_a_release_of_radiographs_has_no_volume(brain_mri: Modality, tmp_path: Path) -> None:
     path, _ = marked_volume(("R", "A", "S"), tmp_path)
     with pytest.raises(ScanRefused, match="draws no volume"):
-        read_volume(path, Modality(prompt="a radiograph", image=ImageConfig(plane="none")))
+        read_volume(path, Modality(prompt_template="a radiograph", image=ImageConfig(plane="none")))
     with pytest.raises(ScanRefused, match="give a NIfTI file"):
         read_volume(write_mr_slice(tmp_path / "a.dcm", np.ones((5, 6), np.uint16)), brain_mri)
 

@@ -92,5 +92,5 @@ def test_kernel_distance_sees_a_shift() -> None:
 
 def test_one_picture_has_no_distance() -> None:
     for distance in (frechet_distance, kernel_distance):
-        with pytest.raises(RequestError, match="two pictures or more"):
+        with pytest.raises(RequestError, match="two rows or more"):
             distance(torch.zeros(1, 4), torch.zeros(5, 4))
