@@ -60,5 +60,12 @@ test: install
 test-all: install
 	$(call TIMED,$(PYTEST),make_test_all)
 
+.PHONY: docs
+
+# The generated pages, then the site, offline, into runs/site.
+docs: install
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
 	rm -rf runs build dist
