@@ -174,13 +174,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def file_names(manifest: dict[str, Any]) -> list[str]:
-    """The files that a manifest lists; raises `ReleaseError` for a name that could lead out of the folder."""
+    """The files that a manifest lists, card and weights first.
+
+    Raises:
+        ReleaseError: a name that could lead out of the folder, or no card or weights.
+    """
     files = manifest.get("files")
     names = list(files) if isinstance(files, dict) else []
     wrong = [name for name in names if not FILE_NAME.fullmatch(name) or name in (MANIFEST, SIGNATURE, ENVELOPE)]
     if wrong or manifest.get("weights") not in names or CARD not in names:
         raise ReleaseError(f"the manifest lists wrong files ({', '.join(wrong or names)}): copy the release again")
-    return names
+    return sorted(names, key=lambda name: (name != CARD, name != manifest["weights"], name))
 
 
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
