@@ -62,6 +62,16 @@ def run_blocks(page: str) -> dict[str, Any]:
     return namespace
 
 
+def write_release() -> str:
+    """A release of an untrained LoRA where the demo writes its own."""
+    from ld_common import adapters, import_lora, inject, load_base
+
+    base, modality, release = "simulations/tiny_base", "configs/modalities/brain_mri.yaml", "runs/demo/study/release"
+    inject(load_base(base), adapters.Lora(rank=1), seed=0).save_pretrained("lora")
+    import_lora("lora", base, modality, release)
+    return release
+
+
 def test_the_tutorial_runs(workspace: Path) -> None:
     names = run_blocks("docs/tutorial.md")
     assert len(names["losses"]) == 2
@@ -71,12 +81,24 @@ def test_the_tutorial_runs(workspace: Path) -> None:
     assert names["noisy"].shape == names["batch"].shape
 
 
-def test_the_readme_s_python_runs(workspace: Path) -> None:
-    from ld_common import adapters, import_lora, inject, load_base
+def test_the_researcher_s_scripts_run(workspace: Path) -> None:
+    from typer.testing import CliRunner
 
-    base, modality = "simulations/tiny_base", "configs/modalities/brain_mri.yaml"
-    inject(load_base(base), adapters.Lora(rank=1), seed=0).save_pretrained("lora")
-    import_lora("lora", base, modality, "runs/demo/study/release")
+    from ld_generate.cli import cli
+
+    release = write_release()
+    rows, figure = PYTHON.findall((ROOT / "docs/howto/researcher.md").read_text(encoding="utf-8"))
+    (workspace / "guide").mkdir()
+    exec(compile(rows, "rows.py", "exec"), {})
+    options = ["--allow-unsigned", "--out", "guide/batch", "num_inference_steps=2"]
+    done = CliRunner().invoke(cli, ["batch", release, "guide/rows.csv", *options])
+    assert done.exit_code == 0, done.output
+    exec(compile(figure, "figure.py", "exec"), {})
+    assert (workspace / "guide/figure.png").is_file()
+
+
+def test_the_readme_s_python_runs(workspace: Path) -> None:
+    write_release()
     with pytest.warns(UserWarning):
         names = run_blocks("README.md")
     assert names["result"].image.shape == names["result"].scan.shape
