@@ -49,6 +49,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # `worksteal` gives idle workers the tests that are left. Both targets leave their seconds in runs/ for benchmark-house.
 PYTEST = $(BIN)/pytest --numprocesses $$(nproc) --dist worksteal

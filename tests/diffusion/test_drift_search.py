@@ -8,7 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from ld_client.cli import app
-from ld_client.data.store import build_store, open_store
+from ld_client.data.indexing import build_store
+from ld_client.data.store import open_store
 from ld_client.drift_report import edits_of_targets
 from ld_client.site_config import load_modality, load_site
 from ld_client.site_drift import site_drift

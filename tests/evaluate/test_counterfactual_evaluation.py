@@ -25,7 +25,7 @@ from ld_common.editing.registry import EDITORS
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.scan_table import read_scan_table
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import load_release_base, read_release, write_release
+from ld_common.release.release import ReleaseContent, find_release_base, load_release_base, read_release, write_release
 from ld_simulations.benchmarks.counterfactuals import execution
 from ld_simulations.benchmarks.counterfactuals.cli import cli as fill_table
 from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, read_data
@@ -56,7 +56,7 @@ def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempP
     adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
     state = random_state(adapted.state(), 0.1)
     folder = tmp_path_factory.mktemp("release")
-    return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, [])
+    return write_release(folder, study, brain_mri, ReleaseContent(base_digest(str(tiny_base)), state))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_networks_that_do_no_better_than_chance_are_named() -> None:
 def test_an_exact_method_composes_and_a_noisy_one_does_not(release: Path, data: EvaluationData) -> None:
     loaded = read_release(release)
     base = load_release_base(loaded)
-    judge = CounterfactualJudge(load_base(loaded.base_name), data, None, FEW)
+    judge = CounterfactualJudge(load_base(find_release_base(loaded)), data, None, FEW)
     found = {
         method: judge.judge(base, loaded, replace(loaded.study.edit, method=method, depth=1.0)).metrics
         for method in ("belm", "sdedit")
@@ -191,7 +191,7 @@ def test_an_exact_method_composes_and_a_noisy_one_does_not(release: Path, data: 
 
 def test_no_edit_at_all_is_the_copy_that_a_method_must_beat(release: Path, data: EvaluationData) -> None:
     loaded = read_release(release)
-    judge = CounterfactualJudge(load_base(loaded.base_name), data, None, FEW)
+    judge = CounterfactualJudge(load_base(find_release_base(loaded)), data, None, FEW)
     metrics = judge.judge(load_release_base(loaded), loaded, Editor(method="belm", steps=4, strength=0.0)).metrics
     assert metrics["change"] < 1e-4
     assert metrics["copy_gain_db"] == pytest.approx(0, abs=0.05)
@@ -203,7 +203,7 @@ def test_no_edit_at_all_is_the_copy_that_a_method_must_beat(release: Path, data:
 def test_several_seeds_are_judged_by_their_mean(release: Path, data: EvaluationData) -> None:
     loaded = read_release(release)
     base, edit = load_release_base(loaded), Editor(method="sdedit", steps=4)
-    judge = CounterfactualJudge(load_base(loaded.base_name), data, None, FEW)
+    judge = CounterfactualJudge(load_base(find_release_base(loaded)), data, None, FEW)
     first, second, both = (judge.judge(base, loaded, edit, seeds).drawn.images for seeds in ([3], [4], [3, 4]))
     assert not torch.equal(first, second)
     assert torch.allclose(both, (first + second) / 2, atol=1e-6)
@@ -214,7 +214,7 @@ def test_real_scans_give_predictors_and_a_distance(
 ) -> None:
     loaded = read_release(release)
     reference = read_scan_table(hospitals / "scans.csv", brain_mri, 32)
-    judge = CounterfactualJudge(load_base(loaded.base_name), data, reference, FEW)
+    judge = CounterfactualJudge(load_base(find_release_base(loaded)), data, reference, FEW)
     metrics = judge.judge(load_release_base(loaded), loaded, Editor(method="belm", steps=4)).metrics
     assert {"frechet", "kernel", "age_moved"} <= set(metrics)
     assert {"frechet", "kernel", "age_error"} <= set(judge.references)

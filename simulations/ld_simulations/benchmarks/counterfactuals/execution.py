@@ -21,7 +21,14 @@ from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to
 from ld_common.editing.registry import EDITORS, change_editor, editor_options, read_editor
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.scan_table import read_scan_table
-from ld_common.release.release import Release, edit_drift, load_release_base, read_release, release_editor
+from ld_common.release.release import (
+    Release,
+    edit_drift,
+    find_release_base,
+    load_release_base,
+    read_release,
+    release_editor,
+)
 from ld_simulations.benchmarks.counterfactuals.data import EvaluationData, read_data
 from ld_simulations.benchmarks.counterfactuals.judge import CounterfactualJudge, JudgeConfig, Judged
 from ld_simulations.benchmarks.counterfactuals.plan import Asking, CounterfactualsBenchmark, EditorPlan, ReleaseTraining
@@ -58,7 +65,7 @@ def judge_release(
     """
     release = read_release(folder)
     base = load_release_base(release, base_name)
-    plain = load_base(base_name or release.base_name)
+    plain = load_base(find_release_base(release, base_name))
     scans = read_data(data, release.modality, base.resolution)
     others = None if reference is None else read_scan_table(reference, release.modality, base.resolution)
     if others is not None and (both := sorted(set(scans.baselines.patients) & set(others.patients))):
@@ -137,7 +144,7 @@ class ReleaseWorker:
         if (found := self._kept(name := _speedup_name(modality, label))) is not None:
             return found
         release, edit = self._asked(asking)
-        data = self._data(modality, load_base(release.base_name).resolution)
+        data = self._data(modality, load_base(find_release_base(release)).resolution)
         return self._keep(name, {"modality": modality, "editor": label, **_batch_speedup(release, edit, data)})
 
     def _asked(self, asking: Asking) -> tuple[Release, Editor]:

@@ -16,8 +16,8 @@ from ld_common.diffusion.base_model import Denoiser, load_denoiser
 from ld_common.diffusion.conditioning import DELTA_CHANNELS, Condition, image_condition
 from ld_common.diffusion.loss import denoising_loss
 from ld_common.diffusion.training import TrainingData
-from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import LatentEditor, edit_to
+from ld_common.editing.registry import read_editor
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.protocol.study_config import StudyConfig
 from tests.conftest import random_state
@@ -27,13 +27,13 @@ PATIENTS = ["a", "a", "b", "b", "b", "c"]
 
 
 @pytest.fixture
-def adapted_model(tiny_base: Path) -> AdaptedModel[Denoiser]:
-    return inject(load_denoiser(str(tiny_base)), read_adapter({"name": "instruct", "rank": 4}), 0)
+def adapted(smallest_base: Path) -> AdaptedModel[Denoiser]:
+    return inject(load_denoiser(str(smallest_base)), read_adapter({"name": "instruct_pix2pix", "rank": 4}), 0)
 
 
 def study_of(**training: object) -> StudyConfig:
-    options = {"batch_size": 8, "prompt_dropout": 0.25, "learning_rate": 0.02, **training}
-    return from_mapping(StudyConfig, {"adapter": {"name": "instruct", "rank": 4}, "training": options})
+    options = {"batch_size": 8, "conditioning_dropout_prob": 0.25, "learning_rate": 0.02, **training}
+    return from_mapping(StudyConfig, {"adapter": {"name": "instruct_pix2pix", "rank": 4}, "training": options})
 
 
 @torch.no_grad()
@@ -42,10 +42,14 @@ def test_a_visit_beside_the_latents_is_heard_once_something_was_learned(adapted:
     latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     context = model.embed([PROMPT] * 2)
     conditions = [Condition(context), Condition(context, image_condition(torch.ones_like(latents), torch.zeros(2, 3)))]
-    plain, seeing = (model.unet(one.network_input(latents), 10, one.context).sample for one in conditions)
+    plain, seeing = (
+        model.unet(condition.network_input(latents), 10, condition.context).sample for condition in conditions
+    )
     assert torch.equal(plain, seeing)
     adapted.parameters["unet.conv_in.baseline.weight"].add_(1.0)
-    after, changed = (model.unet(one.network_input(latents), 10, one.context).sample for one in conditions)
+    after, changed = (
+        model.unet(condition.network_input(latents), 10, condition.context).sample for condition in conditions
+    )
     assert torch.equal(plain, after)
     assert not torch.allclose(plain, changed, atol=1e-2)
 
@@ -60,11 +64,11 @@ def test_training_shows_visits_of_the_same_patient_and_at_times_none(adapted: Ad
         return SimpleNamespace(sample=latents[:, : shape[0]])
 
     years = torch.tensor([0.0, 2.0, 10.0, 13.0, 17.0, 40.0])
-    lesson = TrainingData(latents, [PROMPT] * 6, patients=PATIENTS, condition_vectors=years[:, None])
-    examples = loss_sampler(adapted, lesson, study_of(), torch.Generator().manual_seed(0))
-    object.__setattr__(examples.model, "unet", watching)
+    data = TrainingData(latents, [PROMPT] * 6, patients=PATIENTS, condition_vectors=years[:, None])
+    sampler = loss_sampler(adapted, data, study_of(), torch.Generator().manual_seed(0))
+    object.__setattr__(sampler.model, "unet", watching)
     rows = torch.arange(6).repeat(200)
-    examples.scans_loss(rows)
+    sampler.scans_loss(rows)
     shown = [(int(row), int(visit)) for row, visit in zip(rows, seen[0][:, 0], strict=True)]
     for (row, visit), told in zip(shown, seen[0][:, shape[0] :], strict=True):
         assert visit == 0 or PATIENTS[visit - 1] == PATIENTS[row]
@@ -82,10 +86,10 @@ def test_training_shows_visits_of_the_same_patient_and_at_times_none(adapted: Ad
 def test_what_is_learned_of_a_patient_is_read_off_the_seen_visit(adapted: AdaptedModel[Denoiser]) -> None:
     signs = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
     latents = signs.view(-1, 1, 1, 1).expand(6, *adapted.model.latent_shape)
-    lesson = TrainingData(
+    data = TrainingData(
         latents, [PROMPT] * 6, patients=["a", "a", "a", "b", "b", "b"], condition_vectors=torch.zeros(6, 1)
     )
-    train_round(adapted, lesson, study_of(steps=100), 1, "aster")
+    train_round(adapted, data, study_of(steps=100), 1, "aster")
     model, errors = adapted.model, []
     noise = torch.randn(6, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     timesteps, context = torch.full((6,), 400), model.embed([PROMPT] * 6).detach()
@@ -104,8 +108,8 @@ def test_how_many_years_lie_between_is_learned_though_no_prompt_says_it(adapted:
     own = torch.randn(8, 1, 1, 1, generator=torch.Generator().manual_seed(1))
     latents = (own[patients] + years.view(-1, 1, 1, 1)).expand(16, *adapted.model.latent_shape)
     names = [str(int(patient)) for patient in patients]
-    lesson = TrainingData(latents, [PROMPT] * 16, patients=names, condition_vectors=years[:, None])
-    train_round(adapted, lesson, study_of(steps=150), 1, "aster")
+    data = TrainingData(latents, [PROMPT] * 16, patients=names, condition_vectors=years[:, None])
+    train_round(adapted, data, study_of(steps=150), 1, "aster")
     model, errors = adapted.model, []
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     context, other = model.embed([PROMPT] * 16).detach(), latents.view(8, 2, *latents.shape[1:]).flip(1).flatten(0, 1)
@@ -126,22 +130,24 @@ def test_an_edit_tells_what_differs_and_the_answer_hears_it(
     assert edit.change == pytest.approx((1.0, -1.0, 0.0))  # AD is the reference of CN
     adapted.load(random_state(adapted.state(), 0.1))
     latents, factual = torch.zeros(1, *adapted.model.latent_shape), brain_mri.prompt(before)
-    editor = LatentEditor(adapted.model, [factual, edit.target], Editor(steps=4, method="belm"), None)
-    abducted = editor.abduct(latents, [factual])
+    editor = LatentEditor(
+        adapted.model, [factual, edit.target], read_editor({"name": "belm", "num_inference_steps": 4}), None
+    )
+    inverted = editor.invert(latents, [factual])
     heard, unheard, still = (
-        editor.answer(abducted, [one]) for one in (edit, replace(edit, change=()), replace(edit, target=factual))
+        editor.edit(inverted, [one]) for one in (edit, replace(edit, change=()), replace(edit, target=factual))
     )
     assert not torch.allclose(heard, unheard, atol=1e-3)
-    assert not torch.allclose(still, abducted.reconstructions, atol=1e-3)
+    assert not torch.allclose(still, inverted.reconstructions, atol=1e-3)
 
 
 def test_more_numbers_than_there_are_channels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="tells 8 numbers of a change, this modality has 9"):
+    with pytest.raises(ConfigError, match=r"8 .*9"):
         image_condition(torch.zeros(1, 4, 8, 8), torch.zeros(1, 9))
 
 
-def test_the_method_needs_a_network_that_sees_the_scan(tiny_base: Path) -> None:
-    model = load_denoiser(str(tiny_base))
-    editor = LatentEditor(model, [PROMPT], Editor(method="instruct", steps=4), None)
-    with pytest.raises(ConfigError, match="adapter instruct"):
-        editor.abduct(torch.zeros(1, *model.latent_shape), [PROMPT])
+def test_the_editor_needs_a_network_that_sees_the_scan(smallest_base: Path) -> None:
+    model = load_denoiser(str(smallest_base))
+    editor = LatentEditor(model, [PROMPT], read_editor({"name": "instruct_pix2pix", "num_inference_steps": 4}), None)
+    with pytest.raises(ConfigError, match="adapter instruct_pix2pix"):
+        editor.invert(torch.zeros(1, *model.latent_shape), [PROMPT])

@@ -1,4 +1,4 @@
-"""What is no usable scan is one clear line, and the rest of the batch is drawn."""
+"""A scan that cannot be used is one clear line, and the rest of the batch is drawn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import ScanRefused
 from ld_common.imaging.scan_reader import read_scan
 from tests.conftest import write_mr_slice
-from tests.generate.test_generate import GIVEN, release, run  # noqa: F401  (a fixture)
+from tests.support.releases import SOURCE, GenerateRunner
 
 PIXELS = np.random.default_rng(0).integers(0, 900, (64, 60)).astype(np.uint16)
 VOXELS = np.repeat(PIXELS.astype(np.float32)[..., None], 3, -1)
@@ -78,9 +78,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def test_each_is_one_line_of_a_batch_that_goes_on(
-    release: Path,  # noqa: F811
+    run: GenerateRunner,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, (make, _) in BAD.items():
         make(tmp_path / name)
@@ -89,28 +88,26 @@ def test_each_is_one_line_of_a_batch_that_goes_on(
     rows = [*((name, "age=80") for name in BAD), ("good.dcm", "weight=80")]
     rows += [("good.dcm", "age=80"), ("good.nii", "age=80")]
     with (tmp_path / "rows.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([("input", "set"), *rows])
-    asked = ["--batch", tmp_path / "rows.csv", "--given", GIVEN, "--out", tmp_path / "out"]
-    code, said = run(capsys, "--release", release, *asked)
-    assert (code, f"drew 2 of {len(rows)} rows" in said) == (1, True)
-    found = [row["outcome"] for row in csv.DictReader((tmp_path / "out" / "batch.csv").read_text().splitlines())]
-    for (name, (_, words)), outcome in zip(BAD.items(), found, strict=False):
+        csv.writer(stream).writerows([("input", "target"), *rows])
+    code, printed = run("batch", tmp_path / "rows.csv", "--source", SOURCE, "--out", tmp_path / "out")
+    assert (code, f"drew 2 of {len(rows)} rows" in printed) == (1, True)
+    outcomes = [row["outcome"] for row in csv.DictReader((tmp_path / "out" / "batch.csv").read_text().splitlines())]
+    for (name, (_, words)), outcome in zip(BAD.items(), outcomes, strict=False):
         assert words in outcome, name
         assert name in outcome
         assert "\n" not in outcome
         assert "Traceback" not in outcome
-    assert "unknown attribute 'weight'" in found[-3]
-    assert found[-2:] == ["drawn", "drawn"]
+    assert "unknown attribute 'weight'" in outcomes[-3]
+    assert outcomes[-2:] == ["drawn", "drawn"]
 
 
 def test_an_input_is_refused_with_one_line_on_its_own(
-    release: Path,  # noqa: F811
+    run: GenerateRunner,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = ["--input", tmp_path / "absent.dcm", "--set", "age=80", "--given", GIVEN]
-    code, said = run(capsys, "--release", release, *asked)
-    assert (code, said.count("\n"), said.startswith("error: cannot use '")) == (2, 1, True)
+    options = ["--target", "age=80", "--source", SOURCE, "--out", tmp_path / "out"]
+    code, printed = run("edit", "--input", tmp_path / "absent.dcm", *options)
+    assert (code, printed.count("\n"), "error: cannot use '" in printed) == (2, 2, True)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import torch
 
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.prior_preservation import draw_prior
-from ld_common.adapters.registry import ADAPTERS, complete, read_adapter
-from ld_common.adapters.state_dict import check_state, read_tensors, update_norm, write_tensors
+from ld_common.adapters.registry import ADAPTERS, complete_adapter, read_adapter
+from ld_common.adapters.state_dict import check_state, update_norm
 from ld_common.adapters.textual_inversion import TextualInversion
 from ld_common.core.errors import AdapterError, ConfigError
 from ld_common.core.seeding import torch_generator
@@ -22,10 +22,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "textual_inversion": {"vectors": 2, "words": ["woman", "man", "Alzheimer's disease"]},
     "dreambooth": {"num_class_images": 3, "class_inference_steps": 2},
     "custom_diffusion": {},
-    "instruct": {"rank": 2},
+    "instruct_pix2pix": {"rank": 2},
 }
-CHANGES_NOTHING = ("lora", "full", "custom_diffusion", "instruct")
-"""Schemes whose untrained form is the base itself; the others read another prompt from the start."""
+CHANGES_NOTHING = ("lora", "full", "custom_diffusion", "instruct_pix2pix")
+"""Untrained, these adapters leave the base as it is; the others change the prompt from the start."""
 
 
 def adapted_model(base: Path, seed: int = 0, **options: Any) -> AdaptedModel[Denoiser]:
@@ -38,19 +38,19 @@ def output(model: Denoiser) -> torch.Tensor:
     return model.unet(latents, 10, model.embed([PROMPT])).sample
 
 
-def test_every_scheme_is_tried_here() -> None:
+def test_every_adapter_is_tried_here() -> None:
     assert set(OPTIONS) == set(ADAPTERS)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_a_scheme_starts_from_the_base_learns_something_and_survives_the_disk(
-    tiny_base: Path, tmp_path: Path, name: str
+def test_an_adapter_starts_from_the_base_trains_and_survives_the_disk(
+    smallest_base: Path, tmp_path: Path, name: str
 ) -> None:
-    plain = load_denoiser(str(tiny_base))
-    first = adapted_model(tiny_base, name=name, **OPTIONS[name])
+    plain = load_denoiser(str(smallest_base))
+    first = adapted_model(smallest_base, name=name, **OPTIONS[name])
     if name in CHANGES_NOTHING:
         assert torch.equal(output(first.model), output(plain))
-    again = adapted_model(tiny_base, name=name, **OPTIONS[name])
+    again = adapted_model(smallest_base, name=name, **OPTIONS[name])
     assert torch.equal(output(first.model), output(again.model))
     learned = first.trainable_state()
     assert list(learned) == sorted(learned)
@@ -58,17 +58,17 @@ def test_a_scheme_starts_from_the_base_learns_something_and_survives_the_disk(
     changed = {key: value + 0.05 * torch.randn_like(value) for key, value in learned.items()}
     first.load(changed)
     assert not torch.allclose(output(first.model), before)
-    write_tensors(tmp_path / "a.safetensors", first.state(), {"note": "x"})
-    read, metadata = read_tensors(tmp_path / "a.safetensors")
+    first.save_pretrained(tmp_path)
+    read = first.adapter.read_files(tmp_path)
+    assert list(read) == sorted(read)
     check_state(read, again.state())
     again.load(read)
-    assert metadata == {"note": "x"}
     assert torch.equal(output(again.model), output(first.model))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_only_what_travels_has_a_gradient(tiny_base: Path, name: str) -> None:
-    adapted = adapted_model(tiny_base, name=name, **OPTIONS[name])
+def test_only_what_travels_has_a_gradient(smallest_base: Path, name: str) -> None:
+    adapted = adapted_model(smallest_base, name=name, **OPTIONS[name])
     model = adapted.model
     latents = torch.randn(2, *model.latent_shape)
     loss = model.unet(latents, torch.tensor([10, 500]), model.embed([PROMPT, PROMPT])).sample.square().mean()
@@ -81,68 +81,60 @@ def test_only_what_travels_has_a_gradient(tiny_base: Path, name: str) -> None:
     assert any(bool(value.grad.abs().sum() > 0) for value in moved if value.grad is not None)
 
 
-def test_every_side_starts_from_the_same_adapter(tiny_base: Path) -> None:
-    states = [adapted_model(tiny_base, seed, rank=2).state() for seed in (3, 3, 4)]
+def test_every_side_starts_from_the_same_adapter(smallest_base: Path) -> None:
+    states = [adapted_model(smallest_base, seed, rank=2).state() for seed in (3, 3, 4)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
-def test_with_frozen_a_only_b_travels(tiny_base: Path) -> None:
-    adapted = adapted_model(tiny_base, rank=2, freeze_a=True)
+def test_with_frozen_a_only_b_travels(smallest_base: Path) -> None:
+    adapted = adapted_model(smallest_base, rank=2, freeze_a=True)
     assert all(".lora_B." in name for name in adapted.trainable)
     assert set(adapted.trainable) < set(adapted.parameters)
 
 
-def test_diffusers_itself_loads_the_lora(tiny_base: Path) -> None:
-    adapted = adapted_model(tiny_base, rank=2)
-    adapted.load({name: 0.1 * torch.randn_like(value) for name, value in adapted.state().items()})
-    plain = load_denoiser(str(tiny_base))
-    plain.unet.load_lora_adapter(adapted.state(), prefix="unet")
-    assert torch.allclose(output(plain), output(adapted.model), atol=1e-6)
-
-
-def test_custom_diffusion_is_keys_and_values_of_the_attention_to_the_prompt(tiny_base: Path) -> None:
-    adapted = adapted_model(tiny_base, name="custom_diffusion")
+def test_custom_diffusion_is_keys_and_values_of_the_attention_to_the_prompt(smallest_base: Path) -> None:
+    adapted = adapted_model(smallest_base, name="custom_diffusion")
     assert adapted.trainable
     assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in adapted.trainable)
 
 
-def test_basic_is_the_whole_unet(tiny_base: Path) -> None:
-    adapted = adapted_model(tiny_base, name="full")
+def test_full_is_the_whole_unet(smallest_base: Path) -> None:
+    adapted = adapted_model(smallest_base, name="full")
     assert sum(value.numel() for value in adapted.trainable.values()) == adapted.model.unet.num_parameters()
 
 
 def test_words_are_replaced_whole_and_the_longest_first() -> None:
     adapter = TextualInversion(vectors=1, words=["man", "woman", "a man"])
-    assert adapter.transform_prompt("a man, woman") == "<scan-0> <a-man-0>, <woman-0>"
-    assert adapter.transform_prompt("human, man") == "<scan-0> human, <man-0>"
+    assert adapter.transform_prompt("a man, woman") == "<scan> <a-man>, <woman>"
+    assert adapter.transform_prompt("human, man") == "<scan> human, <man>"
 
 
-def test_learned_tokens_start_as_their_phrases_and_are_read_in_their_place(tiny_base: Path) -> None:
-    plain = load_denoiser(str(tiny_base))
-    adapted = adapted_model(tiny_base, name="textual_inversion", vectors=1, words=["woman"])
+def test_learned_tokens_start_as_their_phrases_and_are_read_in_their_place(smallest_base: Path) -> None:
+    plain = load_denoiser(str(smallest_base))
+    adapted = adapted_model(smallest_base, name="textual_inversion", vectors=1, words=["woman"])
     ids = plain.tokenizer("woman", add_special_tokens=False).input_ids
-    own = plain.text_encoder.get_input_embeddings().weight[ids].mean(0)
-    assert torch.allclose(adapted.parameters["text_encoder.<woman>"][0], own, atol=1e-6)
+    mean = plain.text_encoder.get_input_embeddings().weight[ids].mean(0)
+    assert torch.allclose(adapted.parameters["text_encoder.<woman>"][0], mean, atol=1e-6)
     tokens = adapted.model.tokenizer.tokenize(adapted.model.transform_prompt(PROMPT))
-    assert "<woman-0>" in tokens
-    assert tokens[0] == "<scan-0>"
+    assert "<woman>" in tokens
+    assert tokens[0] == "<scan>"
     assert adapted.model.embed([""]).shape == plain.embed([""]).shape
     assert torch.allclose(adapted.model.embed([""]), plain.embed([""]))
 
 
-def test_the_preserved_prior_is_the_bases_own_and_the_same_everywhere(tiny_base: Path) -> None:
+def test_the_preserved_prior_is_the_bases_own_and_the_same_everywhere(smallest_base: Path) -> None:
     prior = read_adapter({"name": "dreambooth", **OPTIONS["dreambooth"]}).prior
     assert prior is not None
-    first, again = (draw_prior(load_denoiser(str(tiny_base)), prior, 5) for _ in range(2))
+    first, again = (draw_prior(load_denoiser(str(smallest_base)), prior, 5) for _ in range(2))
     assert torch.equal(first.latents, again.latents)
-    assert first.latents.shape == (3, *load_denoiser(str(tiny_base)).latent_shape)
-    other = draw_prior(load_denoiser(str(tiny_base)), prior, 6)
+    assert first.latents.shape == (3, *load_denoiser(str(smallest_base)).latent_shape)
+    other = draw_prior(load_denoiser(str(smallest_base)), prior, 6)
     assert not torch.equal(first.latents, other.latents)
 
 
-def test_dreambooth_of_a_rank_is_a_lora(tiny_base: Path) -> None:
-    adapted = adapted_model(tiny_base, name="dreambooth", rank=2)
+def test_dreambooth_of_a_rank_is_a_lora(smallest_base: Path) -> None:
+    adapted = adapted_model(smallest_base, name="dreambooth", rank=2)
     assert all(".lora_" in name for name in adapted.parameters)
     assert adapted.model.transform_prompt("a scan") == "sks a scan"
 
@@ -151,6 +143,8 @@ def test_dreambooth_of_a_rank_is_a_lora(tiny_base: Path) -> None:
     ("options", "words"),
     [
         ({"name": "lroa"}, "did you mean 'lora'"),
+        ({"name": "basic"}, "full"),
+        ({"rank": 2}, "adapter.name is missing"),
         ({"name": "lora", "ranc": 2}, "did you mean 'rank'"),
         ({"name": "lora", "rank": 0}, "adapter.rank is 0"),
         ({"name": "full", "rank": 2}, "unknown config key 'adapter.rank'"),
@@ -159,20 +153,28 @@ def test_dreambooth_of_a_rank_is_a_lora(tiny_base: Path) -> None:
         ({"name": "dreambooth", "class_prompt": " "}, "class_prompt"),
     ],
 )
-def test_a_wrong_scheme_is_named(options: dict[str, Any], words: str) -> None:
+def test_a_wrong_adapter_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         read_adapter(options)
 
 
-def test_a_complete_scheme_says_every_option_and_reads_back() -> None:
-    said = complete({"name": "lora", "rank": 3})
-    assert (said["name"], said["rank"], said["freeze_a"]) == ("lora", 3, False)
-    assert complete(said) == said
+def test_a_complete_adapter_has_every_option_and_reads_back() -> None:
+    options = complete_adapter({"name": "lora", "rank": 3})
+    assert (options["name"], options["rank"], options["freeze_a"]) == ("lora", 3, False)
+    assert complete_adapter(options) == options
+    assert complete_adapter({"name": "lora"}, private=True)["freeze_a"] is True
 
 
-def test_targets_that_fit_nothing_are_named(tiny_base: Path) -> None:
+def test_multi_vector_tokens_are_single_tokens(smallest_base: Path) -> None:
+    adapted = adapted_model(smallest_base, name="textual_inversion", vectors=3, words=["woman"])
+    tokens = adapted.model.tokenizer.tokenize(adapted.model.transform_prompt("scan, woman."))
+    assert tokens[:3] == ["<scan>", "<scan>_1", "<scan>_2"]
+    assert [token for token in tokens if "woman" in token] == ["<woman>", "<woman>_1", "<woman>_2"]
+
+
+def test_targets_that_fit_nothing_are_named(smallest_base: Path) -> None:
     with pytest.raises(AdapterError, match="nowhere"):
-        adapted_model(tiny_base, targets=["nowhere"])
+        adapted_model(smallest_base, targets=["nowhere"])
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from ld_common.imaging.modality import AttributeConfig, Attributes, Modality
 from ld_common.release.data_ranges import beyond, site_coverage, trained_on
 
 MODALITY = Modality(
-    prompt="{age} {sex}",
+    prompt_template="{age} {sex}",
     attributes={
         "age": AttributeConfig(minimum=40, maximum=100, unit="years"),
-        "sex": AttributeConfig(words={"F": "woman", "M": "man"}),
+        "sex": AttributeConfig(categories={"F": "woman", "M": "man"}),
     },
 )
 

@@ -1,4 +1,4 @@
-"""Whatever `ld-generate` draws says in its format that it is synthetic, and in its pixels where that is asked for."""
+"""Every image that `ld-generate` writes is flagged as synthetic, with --watermark in its pixels as well."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 
 from ld_common.imaging.secondary_capture import MANUFACTURER
 from tests.conftest import write_mr_slice
-from tests.generate.test_generate import GIVEN, release, run  # noqa: F401  (a fixture)
+from tests.support.releases import SOURCE, GenerateRunner
 
 TEXT = (".csv", ".json")
 
 
 def flag(path: Path) -> str:
-    """What an image file says of its origin; fails for a kind of file that nobody thought of."""
+    """What an image file says of its origin; fails for an unknown kind of file."""
     if path.name.endswith(".nii.gz"):
         return "YES" if nibabel.load(path).header["descrip"].item().startswith(b"synthetic") else ""
     if path.suffix == ".dcm":
@@ -49,41 +49,39 @@ def series(tmp_path: Path) -> Path:
 
 
 def test_every_image_that_is_written_says_that_it_is_synthetic(
-    release: Path,  # noqa: F811
+    run: GenerateRunner,
     volume: Path,
     series: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    edit = ["--given", GIVEN, "--set", "age=80"]
-    kinds: list[list[object]] = [
-        ["--input", volume, *edit, "--trajectory", "age=60:80:20", "--method", "ddpm", "--seeds", "2"],
-        ["--input", series, *edit, "--drift", "0", "--drift", "0.1"],
-        ["--input", series, "--volume", *edit],
-        ["--given", GIVEN, "--samples", "2"],
+    edit = ["--source", SOURCE, "--target", "age=80"]
+    runs: list[list[object]] = [
+        ["sweep", "age=60:80:20", "--input", volume, "--source", SOURCE, "--editor", "ddpm", "--num-seeds", "2"],
+        ["edit", "--input", series, *edit, "--drift", "0", "--drift", "0.1"],
+        ["volume", "--input", series, *edit],
+        ["sample", "--source", SOURCE, "--samples", "2"],
     ]
-    for number, arguments in enumerate(kinds):
-        code, said = run(capsys, "--release", release, *arguments, "--out", tmp_path / "out" / str(number))
-        assert code == 0, said
+    for number, (command, *arguments) in enumerate(runs):
+        code, printed = run(str(command), *arguments, "--out", tmp_path / "out" / str(number))
+        assert code == 0, printed
     files = [path for path in (tmp_path / "out").rglob("*.*") if path.is_file() and path.suffix not in TEXT]
     unflagged = {path.name for path in files if flag(path) != "YES"}
     assert unflagged == {"input.png"}
     named = Counter(path.name for path in files)
     wanted = {"reconstruction.png", "age-80_difference.png", "age-80_uncertainty.png", "age-80_seed-1.png"}
-    wanted |= {"strip.png", "montage.png", "trajectory_age.png", "trajectory_age.gif", "sample-2_drift-release.png"}
+    wanted |= {"strip.png", "montage.png", "sweep_age.png", "sweep_age.gif", "sample-2_drift-release.png"}
     assert wanted | {"age-80.png", "age-80.dcm", "age-80.nii.gz", "IM0002.dcm"} <= set(named)
 
 
 def test_the_mark_is_in_the_pixels_of_every_picture_and_the_files_say_so(
-    release: Path,  # noqa: F811
+    run: GenerateRunner,
     volume: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = ["--release", release, "--input", volume, "--given", GIVEN, "--set", "age=80"]
-    for name, more in (("plain", []), ("marked", ["--mark"])):
-        code, said = run(capsys, *asked, *more, "--out", tmp_path / name)
-        assert code == 0, said
+    options = ["--input", volume, "--source", SOURCE, "--target", "age=80"]
+    for name, more in (("plain", []), ("marked", ["--watermark"])):
+        code, printed = run("edit", *options, *more, "--out", tmp_path / name)
+        assert code == 0, printed
     plain, marked = tmp_path / "plain" / "scan", tmp_path / "marked" / "scan"
     assert (plain / "input.png").read_bytes() == (marked / "input.png").read_bytes()
     corner = slice(55, 70), slice(0, 50)
@@ -99,15 +97,14 @@ def test_the_mark_is_in_the_pixels_of_every_picture_and_the_files_say_so(
     one, other = (pydicom.dcmread(folder / "age-80.dcm") for folder in (plain, marked))
     assert (one.BurnedInAnnotation, other.BurnedInAnnotation) == ("NO", "YES")
     assert one.SOPInstanceUID != other.SOPInstanceUID
-    assert '"marked": true' in (marked / "record.json").read_text()
-    assert '"marked": false' in (plain / "record.json").read_text()
+    assert '"watermark": true' in (marked / "record.json").read_text()
+    assert '"watermark": false' in (plain / "record.json").read_text()
 
 
 def test_a_picture_too_small_to_be_marked_is_named(
-    release: Path,  # noqa: F811
+    run: GenerateRunner,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = ["--given", GIVEN, "--samples", "1", "--mark", "--out", tmp_path / "out"]
-    code, said = run(capsys, "--release", release, *asked)
-    assert (code, "32 x 32 pixels is too small for --mark" in said) == (2, True)
+    options = ["--source", SOURCE, "--samples", "1", "--watermark", "--out", tmp_path / "out"]
+    code, printed = run("sample", *options)
+    assert (code, "32 x 32 pixels is too small for --watermark" in printed) == (2, True)
