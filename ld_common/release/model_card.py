@@ -37,8 +37,8 @@ def release_card(manifest: dict[str, Any], adapter_digest: str) -> str:
             "|---|---|---|---|---|",
             *rows,
             "",
-            f"Drift: {study['drift']['formulation']}, found by {study['drift']['choice']}.",
-            f"Images: {manifest['modality']['name']}; prompts: `{manifest['modality']['prompt']}`.",
+            f"Drift: {study['drift']['formulation']}, found by {study['drift']['estimator']}.",
+            f"Images: {manifest['modality']['name']}; prompts: `{manifest['modality']['prompt_template']}`.",
             _privacy_sentence(manifest["privacy"]),
             *(
                 ["Secure aggregation: the server learned the sum over each round's sites and no site's own update."]
