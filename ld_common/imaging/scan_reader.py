@@ -30,14 +30,16 @@ def read_scan(path: Path, modality: Modality, slice_index: int | None = None, re
     """The slice that `modality.image` takes, or the one at `slice_index`, of a file or a folder of one series.
 
     Axial slices are turned so that rows run to the patient's back and columns to the left, radiographs so that rows run
-    to the feet and columns to the left, whatever the file's own orientation. A PNG has one slice and no spacing.
+    to the feet and columns to the left. A PNG has one slice and no spacing.
 
     Args:
-        slice_index: counts from 0, the lowest slice, upwards along the normal.
-        released: a person has looked at the pixels and found no burned-in text.
+        path: DICOM file, folder of one DICOM series, NIfTI volume or grey PNG.
+        modality: its `image` options choose the slice.
+        slice_index: from 0, the lowest slice, upwards along the normal.
+        released: a person has checked the pixels for burned-in text.
 
     Raises:
-        ScanRefused: whatever keeps the file from being used; a `ScanError` that also holds the kind of reason.
+        ScanRefused: the file cannot be used; a `ScanError` with the reason's kind.
     """
     with refusing(path):
         folder = path.is_dir()
@@ -53,7 +55,7 @@ def read_scan(path: Path, modality: Modality, slice_index: int | None = None, re
 
 
 def series_headers(folder: Path, modality: Modality, released: bool) -> list[DicomHeader]:
-    """The headers of a folder's one series, by file name; other files are passed over. Raises `ScanRefused`."""
+    """Headers of the one series in a folder, by file name; skips other files. Raises `ScanRefused`."""
     headers = []
     with refusing(folder):
         files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -89,7 +91,7 @@ def _dicom_scan(path: Path, modality: Modality, released: bool) -> Scan:
 
 
 def _upright_scan(pixels: np.ndarray, header: DicomHeader, attributes: Attributes) -> Scan:
-    """A projection turned so that columns run to the left and rows to the feet, as far as the file says how it lies."""
+    """A projection with columns to the left and rows to the feet, as far as the file gives its orientation."""
     spacing, orientation = header.spacing_mm, header.orientation
     if orientation is not None and orientation[0] in "HF":
         pixels, orientation = pixels.T, orientation[::-1]
@@ -102,15 +104,15 @@ def _upright_scan(pixels: np.ndarray, header: DicomHeader, attributes: Attribute
 
 
 def known_attributes(header: DicomHeader, modality: Modality) -> Attributes:
-    """What a header says of the modality's attributes, as far as the modality has the value."""
-    found: Attributes = {}
-    said = {"age": "" if header.age_years is None else str(header.age_years), "sex": header.sex}
-    for name, text in said.items():
+    """The modality's attributes that a header gives with a value known to the modality."""
+    attributes: Attributes = {}
+    texts = {"age": "" if header.age_years is None else str(header.age_years), "sex": header.sex}
+    for name, text in texts.items():
         try:
-            found[name] = modality.parse(name, text)
+            attributes[name] = modality.parse(name, text)
         except RequestError:
-            continue  # not on the modality's allow-list, or a value it has no word for
-    return found
+            continue  # not an attribute or a value of this modality
+    return attributes
 
 
 def _nifti_scan(path: Path, modality: Modality, slice_index: int | None) -> Scan:
@@ -122,7 +124,7 @@ def _nifti_scan(path: Path, modality: Modality, slice_index: int | None) -> Scan
         across = int(np.flatnonzero(axes[:, 0] == 2)[0])
         slices = placed.shape[across]
         if modality.image.plane == "none" and slices > 1:
-            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "a volume, where a two-dimensional image is expected")
+            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "a volume; a two-dimensional image is expected")
         check_slice_size(path, *(length for axis, length in enumerate(placed.shape) if axis != across))
         chosen = slice_number(path, slices, modality.image.slice_position, slice_index)
         chosen = chosen if axes[across, 1] > 0 else slices - 1 - chosen
@@ -132,14 +134,14 @@ def _nifti_scan(path: Path, modality: Modality, slice_index: int | None) -> Scan
 
 
 def _axial_scan(path: Path, image: Nifti1Image, attributes: Attributes) -> Scan:
-    """A volume one slice thick -> its scan, rows to the back and columns to the left."""
+    """The scan of a one-slice volume, rows to the back and columns to the left."""
     canonical = nibabel.as_closest_canonical(image)
     if canonical.shape[2] != 1:
         raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "its slices are not axial")
     values = np.asarray(canonical.dataobj, np.float32)[::-1, ::-1, 0].T
     finite = np.isfinite(values)
     if not finite.any():
-        raise ScanRefused(path, Refusal.UNREADABLE, "its slice holds no numbers")
+        raise ScanRefused(path, Refusal.UNREADABLE, "its slice holds no finite number")
     pixels = np.where(finite, values, values[finite].min())
     height, width = pixels.shape
     turn = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -108,6 +108,9 @@ class StudyConfig:
     base is the study's, and so are its adapter's shapes: with `adapter.freeze_a`, A stays as the release has it."""
     adapter: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
     """What trains: an adapter's `name` and its options, the fields of its class in `ld_common.adapters`."""
+    packages: list[str] = field(default_factory=list)
+    """Packages of others that bring the study's adapter or aggregator, by distribution name. A deployed study lists
+    each with its hash in the kits, and every site approves it."""
     drift: DriftConfig = field(default_factory=DriftConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     privacy: DpConfig = field(default_factory=DpConfig)

@@ -10,7 +10,7 @@ from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import load_base
 from ld_common.editing.registry import EDITORS, change_editor, editor_options
 from ld_common.imaging.scan_table import read_scan_table
-from ld_common.release.release import Release, load_release_base, read_release, release_editor
+from ld_common.release.release import Release, find_release_base, load_release_base, read_release, release_editor
 from ld_evaluate.axioms import Candidate
 from ld_evaluate.dataset import read_data
 from ld_evaluate.judge import CounterfactualJudge, Judgement
@@ -93,4 +93,6 @@ def _judge(evaluation: Evaluation, release: Release, resolution: int) -> Counter
                 f"--reference has {len(shared)} patients of --data, for example {shared[0]}: its networks must be "
                 "trained on other patients"
             )
-    return CounterfactualJudge(load_base(evaluation.base or release.base_name), scans, reference, evaluation.config)
+    return CounterfactualJudge(
+        load_base(find_release_base(release, evaluation.base)), scans, reference, evaluation.config
+    )

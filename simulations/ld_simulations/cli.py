@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from ld_common.core.command import loading, run_cli
-from ld_common.core.version import VersionedGroup
+from ld_common.core.command import VERSION, Json, loading, print_json, run_cli
 from ld_simulations.run_folder import claim, locked, remove_parts, remove_run
 
 RUN = "run"
 
 
-class DefaultRunGroup(VersionedGroup):
+class DefaultRunGroup(TyperGroup):
     """Runs the demo where the first argument names no subcommand."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
@@ -31,8 +30,12 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Run a federation of simulated hospitals on this machine: ld-simulate --config FILE [KEY=VALUE]...",
 )
+
+
+@cli.callback()
+def describe(version: bool = VERSION) -> None:
+    """Run a federation of simulated hospitals on this machine: ld-simulate --config FILE [KEY=VALUE]..."""
 
 
 @cli.command(RUN)
@@ -41,7 +44,7 @@ def run(
     fresh: bool = typer.Option(
         False, "--fresh", help="Remove what an earlier run of this config made, and start anew."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
+    as_json: Json = False,
     overrides: list[str] = typer.Argument(
         None,
         metavar="[KEY=VALUE]...",
@@ -69,7 +72,7 @@ def run(
             console.print(f"interrupted: the same command resumes this run in {demo.output}", soft_wrap=True)
             raise typer.Exit(130) from None
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print_json(summary)
 
 
 @cli.command()

@@ -33,11 +33,10 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from ld_common.core.command import run_cli
+from ld_common.core.command import VERSION, run_cli
 from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError
 from ld_common.core.seeding import numpy_generator
-from ld_common.core.version import VersionedCommand
 from ld_common.imaging.modality import Attributes
 from ld_evaluate.files import SCANS, TRUTH
 from ld_simulations.hospitals_config import HospitalConfig, HospitalsConfig
@@ -232,10 +231,11 @@ def _visits_of(patient: Patient[Any], hospital: str, seed: int, rng: np.random.G
     return visits
 
 
-@cli.command(cls=VersionedCommand)
+@cli.command()
 def write(
     config: Path = typer.Option(..., help="YAML of the hospitals, for example configs/hospitals.yaml."),
     overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="For example patients=4 output=FOLDER."),
+    version: bool = VERSION,
 ) -> None:
     """Write simulated hospitals and their test patients."""
     hospitals = load_config(HospitalsConfig, config, overrides or [])

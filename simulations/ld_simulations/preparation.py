@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from ld_client.data.indexing import build_store
 from ld_client.data.pseudonyms import KEY_FILE, write_key
-from ld_client.data.store import build_store, open_store
+from ld_client.data.store import open_store
 from ld_client.site_config import load_site
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import StoreError

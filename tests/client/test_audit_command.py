@@ -13,8 +13,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from ld_client.audit.command import run_audit
 from ld_client.audit.run import AuditOptions
 from ld_client.audit.statistics import AuditError
+from ld_client.data.indexing import build_store
 from ld_client.data.pseudonyms import write_key
-from ld_client.data.store import build_store, open_store, split_store
+from ld_client.data.store import open_store, split_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.config import from_mapping
 from ld_common.protocol.study_config import StudyConfig
@@ -70,7 +71,7 @@ def test_an_audit_compares_members_with_those_held_out(audited: tuple[Path, Path
     file = tmp_path / "audit/audit.json"
     assert file.stat().st_mode & 0o077 == 0
     found = json.loads(file.read_text())
-    assert found["adapter_sha256"] == release.manifest["files"]["adapter.safetensors"]
+    assert found["adapter_sha256"] == release.adapter_sha256
     assert len(found["membership"]) == 2
     assert found["canaries"]["delta"] == 0.0
     assert "PLANTED" not in file.read_text()

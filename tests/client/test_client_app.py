@@ -12,8 +12,9 @@ import torch
 from flwr.app import Context, RecordDict
 
 from ld_client import client_app as app
-from ld_client.data.store import build_store, open_store
-from ld_client.deployment.approvals import approve, withdraw
+from ld_client.data.indexing import build_store
+from ld_client.data.store import open_store
+from ld_client.deployment.approve import approve, withdraw
 from ld_client.deployment.audit_log import parse_line
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.site_home import SiteHome

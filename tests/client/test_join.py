@@ -20,8 +20,9 @@ from flwr.supercore.superexec.executor import LaunchResultStatus
 from typer.testing import CliRunner
 
 from ld_client.cli import app as client
-from ld_client.deployment.approvals import approvals, approve, check_approved, check_bundle, withdraw
-from ld_client.deployment.approve import describe
+from ld_client.deployment.approval_summary import summary_lines
+from ld_client.deployment.approvals import approvals, check_approved, check_bundle
+from ld_client.deployment.approve import approve, withdraw
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.bundle import read_bundle
@@ -31,8 +32,9 @@ from ld_client.deployment.launcher import TOKEN, approved_install, silent_error
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import ApprovalError, ConfigError, DeploymentError, SignatureError
 from ld_common.core.processes import free_port, stop_family
-from ld_common.protocol.enrollment_kit import BUNDLE, FILES, MANIFEST, SIGNATURE, read_kit, write_kit
+from ld_common.protocol.enrollment_kit import BUNDLE, FILES, MANIFEST, SIGNATURE
 from ld_common.protocol.keys import new_site_key, new_study_key, public_line
+from ld_common.protocol.kit_archive import read_kit, write_kit
 from ld_common.protocol.site_name import check_site_name
 from ld_server.deployment import superlink
 from ld_server.deployment.bundle import build_bundle
@@ -40,13 +42,12 @@ from ld_server.deployment.provision import (
     admit,
     provision,
     revoke,
-    server_config,
     study_fingerprint,
     synchronize,
     update,
 )
 from ld_server.deployment.provision import check_bundle as check_installed
-from ld_server.deployment.study_home import AdmittedSite, StudyHome
+from ld_server.deployment.study_home import AdmittedSite, StudyHome, server_config
 
 PORTS = ["hosts=[localhost]", "gate_port=19492", "release_port=19493", "link_port=19491"]
 
@@ -280,7 +281,7 @@ def test_what_is_approved_is_what_was_shown(home: StudyHome, site: SiteHome, tmp
     wicked = dataclasses.replace(site.study(), seed=666).digest()
     write_kit(tmp_path / "x.kit", dataclasses.replace(kit.manifest, study_digest=wicked), kit.files, key)  # type: ignore[arg-type]
     join(tmp_path / "x.kit", site.path)
-    for look in (describe, approve):
+    for look in (summary_lines, approve):
         with pytest.raises(ApprovalError, match="to deceive"):
             look(site)
     with pytest.raises(ApprovalError, match="another kit"):
@@ -302,7 +303,7 @@ def test_a_kit_that_was_opened_half_way_can_be_opened_again(home: StudyHome, sit
 
 
 def test_approving_shows_what_runs_what_leaves_and_what_changed(home: StudyHome, site: SiteHome) -> None:
-    first = "\n".join(describe(site))
+    first = "\n".join(summary_lines(site))
     assert "byte for byte what is installed here" in first
     assert "without differential privacy" in first
     approve(site)
@@ -310,7 +311,7 @@ def test_approving_shows_what_runs_what_leaves_and_what_changed(home: StudyHome,
     (home.path / "study.yaml").write_text(text.replace("rounds: 2", "rounds: 7"))
     update(home)
     join(home.kits / "aster.kit", site.path)
-    second = "\n".join(describe(site))
+    second = "\n".join(summary_lines(site))
     assert "-  rounds: 2" in second
     assert "+  rounds: 7" in second
     with pytest.raises(ApprovalError):
@@ -325,7 +326,7 @@ def test_code_that_differs_from_the_installed_is_shown(home: StudyHome, site: Si
     key = home.key("study")
     write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
     join(tmp_path / "changed.kit", site.path)
-    lines = describe(site)
+    lines = summary_lines(site)
     assert any("DIFFERS" in line for line in lines)
     assert any(line.strip() == "+import this" for line in lines)
 
@@ -359,9 +360,9 @@ def test_a_bundle_with_anything_else_in_it_cannot_be_approved(
     write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
     join(tmp_path / "changed.kit", site.path)
     if name == "ld_common/sub/torch/__init__.py":  # a module of our own package shadows nothing
-        assert any(name in line for line in describe(site))
+        assert any(name in line for line in summary_lines(site))
         return
-    for look in (describe, approve):
+    for look in (summary_lines, approve):
         with pytest.raises(ApprovalError, match=r"refused|cannot be read"):
             look(site)
     assert approvals(site) == []
@@ -380,7 +381,7 @@ def test_nothing_of_a_difference_is_hidden(home: StudyHome, site: SiteHome, tmp_
             new.writestr(one, content)
     write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
     join(tmp_path / "changed.kit", site.path)
-    lines = describe(site)
+    lines = summary_lines(site)
     assert all(line.isprintable() for line in lines)
     assert {"    ld_client/app.py", "    ld_client/train.py"} <= set(lines)
     whole = (site.path / "approved" / "installed.diff").read_text()

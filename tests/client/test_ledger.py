@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ld_client import client_app as app
-from ld_client.data.store import build_store, open_store
+from ld_client.data.indexing import build_store
+from ld_client.data.store import open_store
 from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.drift_report import show_drift
 from ld_client.privacy.budget import budget_lines

@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import ld_client.audit.statistics
 from ld_client import client_app as app
-from ld_client.data.store import INDEX
+from ld_client.data.store_index import INDEX
 from ld_client.deployment.audit_log import parse_line
 from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.deployment.audit_verify import verify_home

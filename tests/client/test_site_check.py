@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from typer.testing import CliRunner
 
 from ld_client.cli import app as client
-from ld_client.deployment.approvals import withdraw
+from ld_client.deployment.approve import withdraw
 from ld_client.deployment.audit_log import AuditLog, parse_line
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.check import check_home

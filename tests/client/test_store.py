@@ -12,8 +12,9 @@ import torch
 import typer
 
 from ld_client.cli import app
-from ld_client.data.exclusions import Reason
-from ld_client.data.store import build_store, open_store, read_exclusions, split_store
+from ld_client.data.exclusions import Reason, read_exclusions
+from ld_client.data.indexing import build_store
+from ld_client.data.store import open_store, split_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.command import run_cli
 from ld_common.core.errors import LdError, StoreError

@@ -12,7 +12,14 @@ from ld_common.core.config import from_mapping
 from ld_common.diffusion.base_model import BaseModel, base_digest, load_base, load_denoiser
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import Release, load_release_base, read_release, write_release
+from ld_common.release.release import (
+    Release,
+    ReleaseContent,
+    find_release_base,
+    load_release_base,
+    read_release,
+    write_release,
+)
 from ld_evaluate.dataset import EvaluationData, read_data
 from ld_evaluate.judge import CounterfactualJudge
 from ld_evaluate.options import JudgeConfig
@@ -41,7 +48,7 @@ def release_folder(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytes
     adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
     state = random_state(adapted.state(), 0.1)
     folder = tmp_path_factory.mktemp("release")
-    return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, [])
+    return write_release(folder, study, brain_mri, ReleaseContent(base_digest(str(tiny_base)), state))
 
 
 @pytest.fixture(scope="session")
@@ -63,4 +70,4 @@ def data(hospital: Path, brain_mri: Modality) -> EvaluationData:
 @pytest.fixture(scope="session")
 def judge(release: Release, data: EvaluationData) -> CounterfactualJudge:
     """Without reference scans."""
-    return CounterfactualJudge(load_base(release.base_name), data, None, FEW)
+    return CounterfactualJudge(load_base(find_release_base(release)), data, None, FEW)

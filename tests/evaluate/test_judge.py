@@ -12,7 +12,7 @@ from ld_common.diffusion.base_model import BaseModel, load_base
 from ld_common.editing.registry import read_editor
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.scan_table import read_scan_table
-from ld_common.release.release import Release
+from ld_common.release.release import Release, find_release_base
 from ld_evaluate.axioms import Candidate
 from ld_evaluate.bootstrap import bootstrap_interval
 from ld_evaluate.dataset import EvaluationData
@@ -82,7 +82,7 @@ def test_reference_scans_give_predictors_and_a_distance(
     base: BaseModel, release: Release, hospital: Path, data: EvaluationData, brain_mri: Modality
 ) -> None:
     reference = read_scan_table(hospital / "scans.csv", brain_mri, 32)
-    judge = CounterfactualJudge(load_base(release.base_name), data, reference, FEW)
+    judge = CounterfactualJudge(load_base(find_release_base(release)), data, reference, FEW)
     metrics = judge.judge(Candidate(base, release, read_editor({"name": "belm", **QUICK}))).metrics
     assert {"frechet", "kernel", "age_moved"} <= set(metrics)
     assert {"frechet", "kernel", "age_error"} <= set(judge.references)

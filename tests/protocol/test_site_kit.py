@@ -14,16 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ld_common.core.errors import DeploymentError
-from ld_common.protocol.enrollment_kit import (
-    FILES,
-    MANIFEST,
-    SIGNATURE,
-    KitManifest,
-    check_manifest,
-    read_kit,
-    write_kit,
-)
+from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, KitManifest, check_manifest
 from ld_common.protocol.keys import Purpose, new_study_key, public_line, sign
+from ld_common.protocol.kit_archive import read_kit, write_kit
 
 KEY = new_study_key()
 CONTENTS = {name: name.encode() * 40 for name in FILES}

@@ -12,7 +12,7 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from ld_client.client_app import handle_train
-from ld_client.data.store import build_store
+from ld_client.data.indexing import build_store
 from ld_client.site_config import SiteConfig, load_modality, load_site
 from ld_common.adapters.registry import ADAPTERS
 from ld_common.core.config import from_mapping

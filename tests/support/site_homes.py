@@ -12,8 +12,8 @@ import yaml
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from ld_client.data.store import build_store
-from ld_client.deployment.approvals import approve
+from ld_client.data.indexing import build_store
+from ld_client.deployment.approve import approve
 from ld_client.deployment.join import join
 from ld_client.deployment.site_home import SiteHome
 from ld_client.site_config import load_modality, load_site
@@ -22,8 +22,9 @@ from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import to_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.protocol.attestation import new_nonce
-from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
+from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.keys import new_study_key
+from ld_common.protocol.kit_archive import write_kit
 from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.deployment.bundle import build_bundle

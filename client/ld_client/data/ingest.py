@@ -61,7 +61,7 @@ class Survey:
     site: SiteConfig
     modality: Modality
     patients: dict[str, dict[datetime.date, list[Candidate]]] = field(default_factory=dict)
-    left_out: list[Exclusion] = field(default_factory=list)
+    exclusions: list[Exclusion] = field(default_factory=list)
 
     @property
     def scans(self) -> int:
@@ -78,7 +78,7 @@ def survey(site: SiteConfig, modality: Modality, key: bytes, progress: Progress)
     table, root = read_table(site.data), Path(site.data.root)
     if not root.is_dir():
         raise TableError(f"data.root '{root}' is not a folder: set it to the folder that holds the scans")
-    joiner = _Joiner(Survey(site, modality, left_out=list(table.left_out)), table, key)
+    joiner = _Joiner(Survey(site, modality, exclusions=list(table.exclusions)), table, key)
     files = _files(site)
     for done, path in enumerate(files, start=1):
         joiner.add_file(path)
@@ -138,7 +138,7 @@ def _name(path: Path, site: SiteConfig) -> str:
 
 
 def _released(path: Path, site: SiteConfig) -> bool:
-    return any(fnmatch.fnmatchcase(_name(path, site), pattern) for pattern in site.data.released)
+    return any(fnmatch.fnmatchcase(_name(path, site), pattern) for pattern in site.data.burned_in_text_checked)
 
 
 @dataclass
@@ -165,13 +165,13 @@ class _Joiner:
             else:
                 column = self.found.site.data.columns.file
                 detail = "no row names this file" if column else "set data.columns.file to find its row"
-                self._leave_out(name, 1, Reason.NO_TABLE_ROW, detail)
+                self._exclude(name, 1, Reason.NO_TABLE_ROW, detail)
             return
         released = _released(path, self.found.site)
         try:
             header = read_header(path, self.found.modality.dicom_modalities, released)
         except ScanRefused as error:
-            self._leave_out(name, 1, Reason(error.refusal.value), error.detail)
+            self._exclude(name, 1, Reason(error.refusal.value), error.detail)
             return
         if row is not None:
             self._add(row.patient, row.date, row, header, Candidate(path, name, 1, _number(header), {}))
@@ -186,15 +186,15 @@ class _Joiner:
             try:
                 self._join(name, headers)
             except ScanRefused as error:
-                self._leave_out(name, len(headers), Reason(error.refusal.value), error.detail)
+                self._exclude(name, len(headers), Reason(error.refusal.value), error.detail)
         for row in self.table.rows():
             if row.line not in self.used:
-                self._leave_out(f"row {row.line}", 0, Reason.NO_SCAN, "no file fits this row")
+                self._exclude(f"row {row.line}", 0, Reason.NO_SCAN, "no file fits this row")
 
     def _add_slice(self, name: str, header: DicomHeader) -> None:
         pattern = self.found.site.data.series_description.lower()
         if pattern and not fnmatch.fnmatchcase(header.series_description.lower(), pattern):
-            self._leave_out(name, 1, Reason.NOT_SELECTED, "see data.series_description")
+            self._exclude(name, 1, Reason.NOT_SELECTED, "see data.series_description")
             return
         # two-dimensional images stand alone; the slices of a volume belong together
         single = self.found.modality.image.plane == "none" or not header.series_uid
@@ -202,7 +202,7 @@ class _Joiner:
         slices = self.series.setdefault(group, {})
         if header.sop_uid in slices:
             detail = f"the same DICOM object as {_name(slices[header.sop_uid].path, self.found.site)}"
-            self._leave_out(name, 1, Reason.DUPLICATE, detail)
+            self._exclude(name, 1, Reason.DUPLICATE, detail)
         else:
             slices[header.sop_uid or name] = header
 
@@ -210,13 +210,13 @@ class _Joiner:
         patient, date = headers[0].patient_id, headers[0].study_date
         if not patient or date is None:
             detail = "the header has no PatientID or no StudyDate"
-            self._leave_out(name, len(headers), Reason.NO_PATIENT_OR_DATE, detail)
+            self._exclude(name, len(headers), Reason.NO_PATIENT_OR_DATE, detail)
             return
         row, days = self.table.nearest(patient, date)
         if row is None or days > self.found.site.data.date_tolerance_days:
             detail = f"the nearest row is {days} days away; see data.date_tolerance_days"
             detail = "the table has no row of this patient" if row is None else detail
-            self._leave_out(name, len(headers), Reason.NO_TABLE_ROW, detail)
+            self._exclude(name, len(headers), Reason.NO_TABLE_ROW, detail)
             return
         self.used.add(row.line)
         chosen = choose_slice(headers, self.found.modality.image.slice_position)
@@ -228,7 +228,7 @@ class _Joiner:
         for name in self.found.modality.attributes:
             problem = self._add_attribute(name, row, header, candidate.attributes)
             if problem is not None:
-                self._leave_out(candidate.name, candidate.files, *problem)
+                self._exclude(candidate.name, candidate.files, *problem)
                 return
         dates = self.found.patients.setdefault(pseudonym(self.key, patient), {})
         dates.setdefault(date, []).append(candidate)
@@ -251,8 +251,8 @@ class _Joiner:
             return (Reason.OUT_OF_RANGE if number else Reason.UNKNOWN_VALUE), f"row {row.line}: {error}"
         return None
 
-    def _leave_out(self, name: str, files: int, reason: Reason, detail: str) -> None:
-        self.found.left_out.append(Exclusion(name, files, reason, detail))
+    def _exclude(self, name: str, files: int, reason: Reason, detail: str) -> None:
+        self.found.exclusions.append(Exclusion(name, files, reason, detail))
 
 
 def _number(header: DicomHeader) -> int:

@@ -38,7 +38,7 @@ class Table:
     by_file: dict[str, TableRow] = field(default_factory=dict)
     by_patient: dict[str, dict[datetime.date, TableRow]] = field(default_factory=dict)
     """Rows without a file: patient -> date -> row."""
-    left_out: list[Exclusion] = field(default_factory=list)
+    exclusions: list[Exclusion] = field(default_factory=list)
 
     def rows(self) -> list[TableRow]:
         """All usable rows in the table's order."""
@@ -55,7 +55,7 @@ class Table:
 
 
 def read_table(data: DataConfig) -> Table:
-    """Read the table; rows that cannot be used are in its `left_out`.
+    """Read the table; rows that cannot be used are in its `exclusions`.
 
     Raises:
         TableError: no such file, not UTF-8 CSV or TSV, or a configured column that it lacks.
@@ -78,7 +78,7 @@ def read_table(data: DataConfig) -> Table:
             cells = dict(zip(header, [*line, *[""] * len(header)], strict=False))
             row = _row(number, cells, data)
             if isinstance(row, Exclusion):
-                table.left_out.append(row)
+                table.exclusions.append(row)
             else:
                 _add(table, row, conflicting)
     return table
@@ -128,17 +128,17 @@ def _add(table: Table, row: TableRow, conflicting: set[tuple[str, datetime.date 
     dated = table.by_patient.setdefault(row.patient, {})
     known = table.by_file.get(row.file) if row.file else dated.get(row.date)
     if key in conflicting:
-        table.left_out.append(_conflict(row))
+        table.exclusions.append(_conflict(row))
     elif known is None:
         if row.file:
             table.by_file[row.file] = row
         else:
             dated[row.date] = row
     elif (known.patient, known.date, known.cells) == (row.patient, row.date, row.cells):
-        table.left_out.append(Exclusion(f"row {row.line}", 0, Reason.DUPLICATE, f"the same as row {known.line}"))
+        table.exclusions.append(Exclusion(f"row {row.line}", 0, Reason.DUPLICATE, f"the same as row {known.line}"))
     else:
         conflicting.add(key)
-        table.left_out += [_conflict(known), _conflict(row)]
+        table.exclusions += [_conflict(known), _conflict(row)]
         if row.file:
             del table.by_file[row.file]
         else:

@@ -13,8 +13,9 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import load_config
 from ld_common.core.errors import DeploymentError
 from ld_common.imaging.modality import Modality
-from ld_common.protocol.enrollment_kit import MANIFEST, MODALITY, SIGNATURE, Kit, KitManifest, read_kit
+from ld_common.protocol.enrollment_kit import MANIFEST, MODALITY, SIGNATURE, KitManifest
 from ld_common.protocol.keys import fingerprint, new_site_key, public_line, read_public_line, write_private_key
+from ld_common.protocol.kit_archive import Kit, read_kit
 
 TEMPLATE = """\
 # This site's side of a study. Paths are relative to this folder; ld-client check --home HERE says what is missing.

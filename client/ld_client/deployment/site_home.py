@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from ld_client.site_config import SiteConfig, load_site
 from ld_common.core.errors import DeploymentError
-from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, KitManifest, check_manifest
+from ld_common.core.registry import Registry
+from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, STUDY, KitManifest, check_manifest
+from ld_common.protocol.foreign_packages import check_installed, site_packages
 from ld_common.protocol.keys import read_elliptic_key
 
 if TYPE_CHECKING:
@@ -62,6 +64,11 @@ class SiteHome:
         """What ran and what left."""
         return self.path / "audit.jsonl"
 
+    @property
+    def study_file(self) -> Path:
+        """The kit's study."""
+        return self.kit_folder / STUDY
+
     def kit(self) -> KitManifest:
         """The kit's manifest, checked against its signature and the files that lie there.
 
@@ -81,12 +88,18 @@ class SiteHome:
         return read_elliptic_key(self.key_file)
 
     def study(self) -> StudyConfig:
-        """The kit's study."""
-        from ld_common.protocol.study_config import (
-            load_study,  # torch takes seconds to import; most commands need no study
-        )
+        """The kit's study. From then on this process may load entry points of its packages and of no others.
 
-        return load_study(self.kit_folder / "study.yaml")[0]
+        Raises:
+            ApprovalError: a package of the study is not installed here, or is not the one that the kit lists.
+            ConfigError: the study cannot be read, or its adapter comes from a package that it does not list.
+        """
+        from ld_common.protocol.study_config import load_study
+
+        records = self.kit().package_records
+        check_installed(records)
+        Registry.allow(site_packages(records))
+        return load_study(self.study_file)[0]
 
     def site(self) -> SiteConfig:
         """The site's config; raises `DeploymentError` when it names another site than the kit."""

@@ -1,4 +1,4 @@
-"""Make a study's home, let sites in, and shut them out."""
+"""Make a study's home, admit sites and revoke them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ld_common.core.atomic_files import write_bytes
-from ld_common.core.config import load_config, to_mapping
+from ld_common.core.config import to_mapping
 from ld_common.core.errors import DeploymentError
 from ld_common.diffusion.base_model import base_digest
-from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
+from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.keys import (
     PrivateKey,
     fingerprint,
@@ -25,26 +25,29 @@ from ld_common.protocol.keys import (
     read_public_line,
     write_private_key,
 )
+from ld_common.protocol.kit_archive import write_kit
 from ld_common.protocol.study_config import load_study
 from ld_server.deployment import superlink
 from ld_server.deployment.bundle import DISTRIBUTION, build_bundle
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
 from ld_server.deployment.study_home import AdmittedSite, ServerConfig, StudyHome, address, now
+from ld_server.deployment.study_packages import check_packages, study_packages, write_package_list
 
 LOCAL = ("localhost", superlink.LOOPBACK)
 
 
 def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Sequence[str] = ()) -> StudyHome:
-    """Make the home of a study: keys, certificates, bundle, one kit a site.
+    """Make the home of a study: keys, certificates, code bundle, one kit a site.
 
     Raises:
-        DeploymentError: there is a study already.
+        DeploymentError: the folder is a study's home already, or the study uses a package that it does not list.
         LdError: the study, its modality or its base cannot be read.
     """
     home = StudyHome(path.resolve())
     if home.registry.exists():
         raise DeploymentError(f"'{path}' is a study's home already: renew its kits with ld-server update")
     study, modality = load_study(study_file, list(overrides))
+    study_packages(study)
     digest = base_digest(study.base_model)
     base = Path(study.base_model)
     placed = dataclasses.replace(
@@ -83,12 +86,13 @@ def update(home: StudyHome) -> None:
 
 
 def check_bundle(home: StudyHome) -> None:
-    """Raise `DeploymentError` when the bundle that sites approved is not the software that is installed here."""
+    """Raise `DeploymentError` when the installed software or packages are not what the sites approved."""
     if home.bundle.read_bytes() != build_bundle():
         raise DeploymentError(
-            f"the software here is not what '{home.bundle}' holds: run ld-server update and send the sites their new "
-            "kits to approve, or install the version again that made it"
+            f"the installed software is not the code in '{home.bundle}', which the sites approved: run ld-server "
+            "update and send the new kits, or install the former version"
         )
+    check_packages(home.path, home.study()[0])
 
 
 def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> AdmittedSite:
@@ -172,9 +176,10 @@ def study_fingerprint(home: StudyHome) -> str:
 
 def _write_kits(home: StudyHome, digest: str) -> None:
     study, modality = load_study(home.path / "study.yaml")
-    server, key = home.server(), home.study_key()
+    server, key, packages = home.server(), home.study_key(), study_packages(study)
     write_bytes(home.bundle, build_bundle())
-    # the server's own folders are nobody else's business
+    write_package_list(home.path, packages)
+    # sites need not know the server's folders
     shared = dataclasses.replace(study, base_model=Path(study.base_model).name, start="", output="run")
     files = {
         STUDY: _yaml(to_mapping(shared)),
@@ -195,6 +200,7 @@ def _write_kits(home: StudyHome, digest: str) -> None:
             public_key="",
             files={},
             software=f"{DISTRIBUTION} {version(DISTRIBUTION)}",
+            packages=[vars(record) for record in packages],
         )
         write_kit(home.kits / f"{site}.kit", manifest, files, key)
 
@@ -205,14 +211,3 @@ def _yaml(content: object) -> bytes:
 
 def _write_yaml(path: Path, content: object) -> None:
     write_bytes(path, _yaml(content))
-
-
-def server_config(settings: Sequence[str]) -> tuple[ServerConfig, list[str]]:
-    """Addresses from `key=value`, and what of it is not of the server but of the study; raises `ConfigError`."""
-    ours = {one.name for one in dataclasses.fields(ServerConfig)}
-    own = [text for text in settings if text.split("=")[0] in ours]
-    own = [
-        f"hosts=[{text.removeprefix('hosts=')}]" if text.startswith("hosts=") and "[" not in text else text
-        for text in own
-    ]
-    return load_config(ServerConfig, None, own), [text for text in settings if text.split("=")[0] not in ours]

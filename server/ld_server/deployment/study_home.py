@@ -18,7 +18,7 @@ import fcntl
 import ipaddress
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,3 +220,15 @@ def address(host: str, port: int) -> str:
 def now() -> str:
     """The time as the home writes it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def server_config(settings: Sequence[str]) -> tuple[ServerConfig, list[str]]:
+    """Split `key=value` settings into the server's config and overrides of the study; raises `ConfigError`."""
+    names = {entry.name for entry in dataclasses.fields(ServerConfig)}
+    addresses = [text for text in settings if text.split("=")[0] in names]
+    addresses = [
+        f"hosts=[{text.removeprefix('hosts=')}]" if text.startswith("hosts=") and "[" not in text else text
+        for text in addresses
+    ]
+    overrides = [text for text in settings if text.split("=")[0] not in names]
+    return load_config(ServerConfig, None, addresses), overrides

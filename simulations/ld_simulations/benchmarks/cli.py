@@ -11,16 +11,14 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from ld_common.core.command import loading, run_cli
-from ld_common.core.version import VersionedCommand, VersionedGroup
+from ld_common.core.command import VERSION, loading, run_cli
 
-cli = typer.Typer(
-    cls=VersionedGroup,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Run a study and write its page. A stopped study resumes where it was; what has a result is not run again.",
-)
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+@cli.callback()
+def describe(version: bool = VERSION) -> None:
+    """Run a study and write its page. A stopped study resumes; what has a result is not run again."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ STUDIES = (
 )
 
 
-def _command(study: Study) -> Callable[..., None]:
+def _command_of(study: Study) -> Callable[..., None]:
     def command(
         config: Path = typer.Option(study.config, help="YAML of the study."),
         only_report: bool = typer.Option(
@@ -111,7 +109,7 @@ def _import(path: str) -> Callable[..., Any]:
 
 
 for _study in STUDIES:
-    cli.command(_study.name, cls=VersionedCommand, help=_study.help)(_command(_study))
+    cli.command(_study.name, help=_study.help)(_command_of(_study))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, entering
 from ld_common.diffusion.training import TrainingData
-from ld_common.release.release import write_release
+from ld_common.release.release import ReleaseContent, write_release
 from ld_server.aggregation import aggregate_drifts, aggregate_states, read_aggregator
 from ld_simulations.demo import Demo
 
@@ -68,6 +68,5 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
         state = aggregate_states(updates, weights, aggregator)
     adapted.load(state)
     mean = aggregate_drifts(drifts, weights, aggregator)
-    return write_release(
-        folder, study, modality, base_digest(study.base_model), adapted.state(), mean, drifts, rounds=[]
-    )
+    content = ReleaseContent(base_digest(study.base_model), adapted.state(), mean, drifts)
+    return write_release(folder, study, modality, content)

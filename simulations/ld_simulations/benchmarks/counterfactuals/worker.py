@@ -15,7 +15,7 @@ from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to
 from ld_common.editing.registry import change_editor, editor_options, read_editor
 from ld_common.imaging.scan_table import read_scan_table
-from ld_common.release.release import MANIFEST, Release, edit_drift, load_release_base, read_release
+from ld_common.release.release import MANIFEST, Release, edit_drift, find_release_base, load_release_base, read_release
 from ld_evaluate.axioms import Candidate
 from ld_evaluate.dataset import EvaluationData, read_data
 from ld_evaluate.evaluation import result
@@ -70,7 +70,7 @@ class ReleaseWorker:
     def batch_speedup(self, task: EditorTask) -> Run:
         """How many times faster 16 edits are drawn together than one by one: the median of paired turns."""
         release, editor = self._release_and_editor(task)
-        data = self._data(task.training.modality, load_base(release.base_name).resolution)
+        data = self._data(task.training.modality, load_base(find_release_base(release)).resolution)
         labels = {"modality": task.training.modality, "editor": task.editor}
         return {**labels, **_batch_speedup(release, editor, data)}
 

@@ -21,6 +21,7 @@ from ld_common.core.errors import DeploymentError
 from ld_common.core.processes import environment
 from ld_common.diffusion.base_model import load_denoiser
 from ld_common.diffusion.training import TrainingData
+from ld_common.release.release import ADAPTER
 from ld_server.round_log import RELEASE, ROUNDS
 from ld_simulations.benchmarks.deployment.soak import LINK
 from ld_simulations.benchmarks.deployment.stage import RUN, SERVER, Deployment
@@ -55,7 +56,7 @@ def run_to_release(stage: Deployment, kill_after_round: int = 0) -> bytes:
         stage.start(RUN, "--resume")
     if stage.wait(RUN, RUN_SECONDS):
         raise DeploymentError(f"the study ended without a release: {stage.log(RUN)[-400:]}")
-    return (stage.home.run / RELEASE / "adapter.safetensors").read_bytes()
+    return (stage.home.run / RELEASE / ADAPTER).read_bytes()
 
 
 def rounds_of(stage: Deployment) -> list[dict[str, Any]]:

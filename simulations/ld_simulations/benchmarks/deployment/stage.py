@@ -14,13 +14,13 @@ import httpx
 import psutil
 import yaml
 
-from ld_client.deployment.approvals import approve
+from ld_client.deployment.approve import approve
 from ld_client.deployment.join import enrolment, join
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import DeploymentError
 from ld_common.core.processes import environment, free_ports, stop_family, stop_holders, tool
-from ld_server.deployment.provision import admit, provision, server_config, study_fingerprint
-from ld_server.deployment.study_home import StudyHome
+from ld_server.deployment.provision import admit, provision, study_fingerprint
+from ld_server.deployment.study_home import StudyHome, server_config
 from ld_server.deployment.superlink import control, nodes
 
 STARTUP_SECONDS = 120.0
