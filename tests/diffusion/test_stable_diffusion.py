@@ -27,7 +27,7 @@ from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, load_release_base, read_release, write_release
 from ld_generate.cli import cli
-from ld_simulations.benchmarks.latent_drift.cost import STABLE_DIFFUSION_1_4, compute
+from ld_simulations.benchmarks.stable_diffusion.cost import STABLE_DIFFUSION_1_4, compute
 from ld_simulations.tiny_base.networks import make_tokenizer
 from tests.support.adapter_options import OPTIONS
 
@@ -175,7 +175,7 @@ def test_a_larger_size_is_computed_from_smaller_ones_and_marked() -> None:
     sides, latent = (128, 192, 256, 512), {side: (side / 8) ** 2 for side in (128, 192, 256, 512)}
     numbers = {side: 1 + 2e-3 * latent[side] + 1e-7 * latent[side] ** 2 for side in sides}
     keys = ("evaluation_seconds", "step_seconds", "peak_mb")
-    measured = [{"side": side, "computed": False, **dict.fromkeys(keys, numbers[side])} for side in sides[:3]]
+    measured = [{"resolution": side, "computed": False, **dict.fromkeys(keys, numbers[side])} for side in sides[:3]]
     found = compute(measured, 512)
     assert found["computed"]
     assert found["step_seconds"] == pytest.approx(numbers[512])

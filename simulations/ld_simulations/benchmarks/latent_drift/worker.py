@@ -1,4 +1,4 @@
-"""One training of the benchmark and everything that is drawn from it, in a process that keeps what it has loaded."""
+"""One process of the latent drift benchmark: trains adapters, draws samples and measures them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.prior_preservation import draw_prior
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import read_tensors, write_tensors
-from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import from_mapping
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel, load_base
@@ -26,13 +25,13 @@ from ld_common.diffusion.sampling import make_sampler, sample
 from ld_common.diffusion.training import TrainingData
 from ld_common.metrics.histogram import match_grey_levels
 from ld_common.protocol.study_config import StudyConfig
+from ld_simulations.benchmarks.harness import ResultStore
 from ld_simulations.benchmarks.latent_drift.judge import SampleJudge
 from ld_simulations.benchmarks.latent_drift.pictures import (
     OTHERS,
     TEST,
     TRAINING,
     PictureSet,
-    decode,
     draw_pictures,
     encode,
 )
@@ -46,62 +45,56 @@ from ld_simulations.benchmarks.latent_drift.plan import (
     Benchmark,
     DriftDrawing,
     DriftTraining,
+    adopted_results,
 )
 from ld_simulations.phantoms.registry import find_phantom
 
 SHOWN = 12
-"""Samples of the first seed that are kept for the sheet."""
+"""Samples of the first seed on the sheet."""
 SAMPLED_TOGETHER = {"cpu": 32, "cuda": 512}
 
 
 class DriftWorker:
-    """Runs trainings; data, bases and real features are loaded once for each modality."""
+    """Runs trainings; images and the features of real ones are loaded once for each modality."""
 
     def __init__(self, benchmark: Benchmark) -> None:
         self.benchmark, self.config = benchmark, benchmark.config
         self.output = Path(self.config.output)
+        self.store = ResultStore(self.output, adopted_results(benchmark))
         self._loaded: dict[str, Any] = {}
         self._last: tuple[DriftTraining, AdaptedModel[BaseModel]] | None = None
 
-    def run(self, training: DriftTraining) -> list[Path]:
-        """Train and draw what is not there yet; returns the result files."""
-        planned = list(self.benchmark.drawings(training))
-        files = [self.output / "runs" / f"{drawing.name}.json" for drawing in planned]
-        for drawing, file in zip(planned, files, strict=True):
-            if not file.exists():
-                self._judge(drawing, self._samples(drawing))
-        return files
+    def run(self, training: DriftTraining) -> None:
+        """Train, and draw and measure what has no result yet; each result is kept as soon as it is there."""
+        for drawing in self.benchmark.drawings(training):
+            if self.store.read(drawing.name) is None:
+                self._measure(drawing, self._samples(drawing))
 
     def _samples(self, drawing: DriftDrawing) -> Tensor:
-        """Samples `(N,1,S,S)` before any control that acts on them, drawn once and kept."""
+        """Samples `(N,1,S,S)` before histogram matching, drawn once and kept."""
         file = self.output / "samples" / f"{drawing.training.name}-{drawing.formulation}.safetensors"
         if not file.exists():
             write_tensors(file, {"images": self._drawn(self._trained(drawing.training), drawing).half()}, {})
         return read_tensors(file)[0]["images"].float()
 
-    def prepare(self, modality: str) -> Path:
-        """Draw a modality's pictures, encode them, and measure the references: what several workers would do twice."""
+    def prepare(self, modality: str) -> None:
+        """Draw and encode a modality's images and train the classifiers, for all processes."""
         for training in self.benchmark.trainings:
             if training.modality == modality:
                 self._latents(training)
-                self._judge_of(modality).prepare(training.seed)
-        return self.reference(modality)
+                self._judge(modality).prepare(training.seed)
 
-    def reference(self, modality: str) -> Path:
-        """Measure real pictures of other patients, and the test pictures before the VAE, as if they were samples."""
-        file = self.output / "runs" / f"reference-{modality}.json"
-        if not file.exists():
-            judge, first = self._judge_of(modality), self.config.seeds[0]
-            measured = [
-                {"modality": modality, "what": what, "seed": first, "metrics": judge.measure(pictures, first)}
-                for what, pictures in (("real", self._seen(modality)[2]), ("raw", self._pictures(modality)[1]))
-            ]
-            _write(file, measured)
-            self._keep(f"{modality}-real", judge.test.images[self._rows(judge)[:SHOWN]])
-        return file
+    def reference(self, modality: str) -> list[dict[str, Any]]:
+        """Metrics of real images of other patients, and of the test images before the VAE, as if they were samples."""
+        judge, first = self._judge(modality), self.config.seeds[0]
+        self._keep_for_sheet(f"{modality}-real", judge.test.images[self._rows(judge)[:SHOWN]])
+        return [
+            {"modality": modality, "what": what, "seed": first, "metrics": judge.measure(pictures, first)}
+            for what, pictures in (("real", self._autoencoded(modality)[2]), ("raw", self._pictures(modality)[1]))
+        ]
 
     def _trained(self, training: DriftTraining) -> AdaptedModel[BaseModel]:
-        """The training's model, trained now or before; the last one stays loaded."""
+        """The trained model; the last one stays loaded."""
         if self._last is None or self._last[0] != training:
             self._last = training, self._train(training)
         return self._last[1]
@@ -114,13 +107,13 @@ class DriftWorker:
         if file.exists():
             adapted.load(read_tensors(file)[0])
         else:
-            # `base` draws as it did before the adapter, which has learned nothing yet
+            # an untrained adapter leaves the output of `base` unchanged
             prior = None if adapter.prior is None else draw_prior(base, adapter.prior, study.seed)
             train, _, _ = self._pictures(training.modality)
-            lesson = TrainingData(self._latents(training), self._prompts(training.modality, train), None, prior)
+            data = TrainingData(self._latents(training), self._prompts(training.modality, train), None, prior)
             if training.variant in ("centred", "noise"):
-                lesson = replace(lesson, drift=LatentDrift(self._mean(training, "channel"), training.variant))
-            losses = train_round(adapted, lesson, study, 1, "benchmark")
+                data = replace(data, drift=LatentDrift(self._mean(training, "channel"), training.variant))
+            losses = train_round(adapted, data, study, 1, "benchmark")
             write_tensors(file, adapted.state(), {"losses": json.dumps([losses.first, losses.last])})
         for parameter in adapted.parameters.values():
             parameter.requires_grad_(False)
@@ -134,33 +127,33 @@ class DriftWorker:
             {
                 "seed": training.seed,
                 "adapter": plan.adapter,
-                "training": {**vars(plan.training), "offset_noise": offset},
+                "training": {**vars(plan.training), "noise_offset": offset},
                 "federation": {"rounds": 1},
             },
         )
 
     @torch.no_grad()
     def _drawn(self, adapted: AdaptedModel[BaseModel], drawing: DriftDrawing) -> Tensor:
-        """Samples `(N,1,S,S)` of the drawing's training under its drift."""
+        """Samples `(N,1,S,S)` of a trained model under the drawing's drift."""
         model, training, count = adapted.model, drawing.training, self.config.samples
-        judge = self._judge_of(training.modality)
+        judge = self._judge(training.modality)
         rows = self._rows(judge)
         prompts = self._prompts(training.modality, judge.test)
-        known = sorted(set(prompts))
-        embedded = torch.cat([model.embed(known[first : first + 64]) for first in range(0, len(known), 64)])
-        context = embedded[[known.index(prompts[row]) for row in rows]]
+        distinct = sorted(set(prompts))
+        embedded = torch.cat([model.embed(distinct[first : first + 64]) for first in range(0, len(distinct), 64)])
+        context = embedded[[distinct.index(prompts[row]) for row in rows]]
         noise = torch.randn((count, *model.latent_shape), generator=torch_generator(training.seed, "benchmark-samples"))
         sampler = make_sampler(model.scheduler, self.config.sampler, self.config.sampler_steps)
         size, parts = SAMPLED_TOGETHER[self.config.device], []
-        for own, several in self._drifts(drawing, [judge.test.hospitals[row] for row in rows]):
-            parts.append((several, sample(model, context[several], noise[several], sampler, own, size)))
+        for drift, numbers in self._drifts(drawing, [judge.test.hospitals[row] for row in rows]):
+            parts.append((numbers, sample(model, context[numbers], noise[numbers], sampler, drift, size)))
         latents = torch.empty((count, *model.latent_shape))
-        for several, drawn in parts:
-            latents[several] = drawn.float().cpu()
+        for numbers, drawn in parts:
+            latents[numbers] = drawn.float().cpu()
         return torch.cat([model.decode(chunk) for chunk in latents.split(size)])
 
     def _drifts(self, drawing: DriftDrawing, hospitals: list[int]) -> list[tuple[LatentDrift | None, list[int]]]:
-        """Each drift with the numbers of the samples that are drawn under it."""
+        """Each drift with the indices of the samples that are drawn under it."""
         everything = list(range(len(hospitals)))
         if not drawing.drift:
             return [(None, everything)]
@@ -170,19 +163,19 @@ class DriftWorker:
         if drawing.formulation == LOCAL:
             return [
                 (
-                    LatentDrift(self._mean(training, "channel", one), PRIOR),
-                    [number for number in everything if hospitals[number] == one],
+                    LatentDrift(self._mean(training, "channel", hospital), PRIOR),
+                    [number for number in everything if hospitals[number] == hospital],
                 )
-                for one in sorted(set(hospitals))
+                for hospital in sorted(set(hospitals))
             ]
         if drawing.formulation.startswith(PRIOR):
             shape = drawing.formulation.removeprefix(PRIOR).removeprefix("-") or "channel"
             return [(LatentDrift(self._mean(training, shape), PRIOR), everything)]
         return [(LatentDrift(self._mean(training, "channel"), drawing.formulation), everything)]
 
-    def _judge(self, drawing: DriftDrawing, images: Tensor) -> None:
+    def _measure(self, drawing: DriftDrawing, images: Tensor) -> None:
         training = drawing.training
-        judge = self._judge_of(training.modality)
+        judge = self._judge(training.modality)
         if drawing.control == HISTOGRAM:
             images = match_grey_levels(images, judge.train.images)
         rows = self._rows(judge)
@@ -192,39 +185,37 @@ class DriftWorker:
             [judge.test.hospitals[row] for row in rows],
         )
         if training.seed == self.config.seeds[0]:
-            self._keep(drawing.name, images[:SHOWN])
-        _write(
-            self.output / "runs" / f"{drawing.name}.json",
-            {
-                "modality": training.modality,
-                "adapter": training.adapter,
-                "drift": drawing.drift,
-                "formulation": drawing.formulation,
-                "control": drawing.control,
-                "seed": training.seed,
-                "device": self.config.device,
-                "torch": torch.__version__,
-                "metrics": judge.measure(samples, training.seed),
-            },
-        )
+            self._keep_for_sheet(drawing.name, images[:SHOWN])
+        result = {
+            "modality": training.modality,
+            "adapter": training.adapter,
+            "drift": drawing.drift,
+            "formulation": drawing.formulation,
+            "control": drawing.control,
+            "seed": training.seed,
+            "device": self.config.device,
+            "torch": torch.__version__,
+            "metrics": judge.measure(samples, training.seed),
+        }
+        self.store.write(drawing.name, result)
 
     def _rows(self, judge: SampleJudge) -> list[int]:
-        """The test pictures whose conditions the samples take, the same for every seed."""
+        """Rows of the test images whose attributes the samples have, the same for every seed."""
         order = torch.randperm(len(judge.test.images), generator=torch_generator(0, "benchmark-conditions")).tolist()
         return [order[number % len(order)] for number in range(self.config.samples)]
 
-    def _keep(self, name: str, images: Tensor) -> None:
+    def _keep_for_sheet(self, name: str, images: Tensor) -> None:
         write_tensors(self.output / "sheets" / f"{name}.safetensors", {"images": images.contiguous()}, {})
 
     def _base(self, training: DriftTraining) -> BaseModel:
-        """A fresh base: attaching an adapter changes it."""
+        """A fresh base: injecting an adapter changes it."""
         name = self.config.zero_snr_base if training.variant == ZERO_SNR else self.config.base_model
         return load_base(name, self.config.device)
 
     def _latents(self, training: DriftTraining) -> Tensor:
-        """Latents of all training pictures under the training's base."""
-        own = ZERO_SNR if training.variant == ZERO_SNR else "plain"
-        file = self.output / f"latents-{training.modality}-{own}.safetensors"
+        """Latents of all training images under the training's base."""
+        base = ZERO_SNR if training.variant == ZERO_SNR else "plain"
+        file = self.output / f"latents-{training.modality}-{base}.safetensors"
         if not file.exists():
             train, _, _ = self._pictures(training.modality)
             write_tensors(file, {"latents": encode(self._base(training), train.images)}, {})
@@ -238,10 +229,10 @@ class DriftWorker:
         return cast(Tensor, drift_from_moments(latents, self._base_mean(), shape))
 
     def _conditional(self, training: DriftTraining) -> LatentDrift:
-        """One μ for each sample, by what its prompt says."""
-        modality, judge = self.benchmark.modalities[training.modality], self._judge_of(training.modality)
+        """One μ for each sample, by the attributes in its prompt."""
+        modality, judge = self.benchmark.modalities[training.modality], self._judge(training.modality)
         train, _, _ = self._pictures(training.modality)
-        design = [modality.design_vector(own) for own in train.attributes]
+        design = [modality.design_vector(attributes) for attributes in train.attributes]
         fitted = ConditionalDrift(drift_from_attributes(self._latents(training), self._base_mean(), design))
         return fitted.at([modality.design_vector(judge.test.attributes[row]) for row in self._rows(judge)])
 
@@ -251,11 +242,11 @@ class DriftWorker:
         return self._loaded["mean"]
 
     def _pictures(self, modality: str) -> tuple[PictureSet, PictureSet, PictureSet]:
-        """DriftTraining and test pictures, and as many further ones as there are test pictures."""
+        """Images for training, for testing, and as many of other patients as for testing."""
         key = f"pictures-{modality}"
         if key not in self._loaded:
-            side = load_base(self.config.base_model).resolution
-            common = self.benchmark.hospitals[modality], self.benchmark.modalities[modality], side
+            resolution = load_base(self.config.base_model).resolution
+            common = self.benchmark.hospitals[modality], self.benchmark.modalities[modality], resolution
             folder, processes = self.output / "pictures", os.cpu_count() or 1
             self._loaded[key] = (
                 draw_pictures(*common, self.config.patients, TRAINING, processes, folder),
@@ -264,31 +255,28 @@ class DriftWorker:
             )
         return self._loaded[key]
 
-    def _seen(self, modality: str) -> list[PictureSet]:
-        """The same three as the VAE returns them."""
+    def _autoencoded(self, modality: str) -> list[PictureSet]:
+        """The same three after the VAE."""
         key, names = f"seen-{modality}", ("train", "test", "others")
         if key not in self._loaded:
             pictures, file = self._pictures(modality), self.output / "pictures" / f"{key}.safetensors"
             if not file.exists():
                 base = load_base(self.config.base_model, self.config.device)
-                write_tensors(file, {n: decode(base, one.images) for n, one in zip(names, pictures, strict=True)}, {})
+                images = {name: base.autoencode(part.images) for name, part in zip(names, pictures, strict=True)}
+                write_tensors(file, images, {})
             images = read_tensors(file)[0]
-            self._loaded[key] = [replace(one, images=images[name]) for name, one in zip(names, pictures, strict=True)]
+            self._loaded[key] = [replace(part, images=images[name]) for name, part in zip(names, pictures, strict=True)]
         return self._loaded[key]
 
     def _prompts(self, modality: str, pictures: PictureSet) -> list[str]:
-        return [self.benchmark.modalities[modality].prompt(own) for own in pictures.attributes]
+        return [self.benchmark.modalities[modality].prompt(attributes) for attributes in pictures.attributes]
 
-    def _judge_of(self, modality: str) -> SampleJudge:
+    def _judge(self, modality: str) -> SampleJudge:
         key = f"judge-{modality}"
         if key not in self._loaded:
             config = self.config
             phantom = find_phantom(self.benchmark.hospitals[modality].phantom)
-            train, test, _ = self._seen(modality)
+            train, test, _ = self._autoencoded(modality)
             folder = self.output / "real" / modality
             self._loaded[key] = SampleJudge(self.benchmark.modalities[modality], phantom, train, test, config, folder)
         return self._loaded[key]
-
-
-def _write(file: Path, content: Any) -> None:
-    write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())

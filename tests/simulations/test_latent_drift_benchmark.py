@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ld_simulations.benchmarks.latent_drift.cli import cli
 from PIL import Image
 
 from ld_common.core.errors import ConfigError
-from ld_simulations.benchmarks.latent_drift.cli import cli
 from ld_simulations.benchmarks.latent_drift.plan import load_benchmark
 from ld_simulations.benchmarks.latent_drift.table import find, metrics_of, reduction, rows_of, shown, verdicts
 
