@@ -260,9 +260,7 @@ def test_a_server_that_is_not_the_studys_is_not_believed(
     ("ahead", "status"),
     [(0, "ok"), (-3.5, "warning"), (-8, "failed"), (200, "warning"), (308, "failed"), (30, "ok")],
 )
-def test_a_clock_that_flower_would_refuse_is_found(
-    site_yaml: Path, tmp_path: Path, ahead: float, status: str
-) -> None:
+def test_a_clock_that_flower_would_refuse_is_found(site_yaml: Path, tmp_path: Path, ahead: float, status: str) -> None:
     with serving(tmp_path, ahead=ahead) as server:
         found = by_name(check_home(home_at(tmp_path, site_yaml, server)))
     assert found["clock"].status == status, found["clock"].detail
