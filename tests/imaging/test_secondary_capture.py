@@ -13,21 +13,16 @@ from pydicom.pixels import apply_modality_lut
 from ld_common.core.errors import ScanError
 from ld_common.imaging.dicom import read_header
 from ld_common.imaging.rejection import Refusal, ScanRefused
-from ld_common.imaging.secondary_capture import Place, write_synthetic_dicom
+from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
 
 PIXELS = np.random.default_rng(0).normal(300, 100, (20, 30)).astype(np.float32)
 
 
 def write(path: Path, pixels: np.ndarray = PIXELS, **changes: Any) -> pydicom.Dataset:
-    arguments: dict[str, Any] = {
-        "spacing_mm": (1.5, 2.0),
-        "description": "counterfactual: age=84",
-        "model_digest": "ab" * 32,
-        "model_name": "tiny base",
-        "seed": 1,
-        "request": "scan one",
-    }
-    write_synthetic_dicom(path, pixels, **(arguments | changes))
+    arguments: dict[str, Any] = {"spacing_mm": (1.5, 2.0), "description": "counterfactual: age=84"}
+    drawn_by = {"model_name": "tiny base", "model_digest": "ab" * 32, "seed": 1, "request": "scan one"}
+    drawn_by |= {name: changes.pop(name) for name in list(changes) if name in drawn_by}
+    write_synthetic_dicom(path, pixels, **(arguments | changes), provenance=Provenance(**drawn_by))
     return pydicom.dcmread(path)
 
 
