@@ -15,8 +15,8 @@ from ld_generate.console import print_note, status
 from ld_generate.options import (
     BurnedInTextChecked,
     EditorOptions,
-    OutputOptions,
     LoadOptions,
+    OutputOptions,
     Source,
     check_attributes,
 )

@@ -14,9 +14,9 @@ from ld_generate.console import status
 from ld_generate.options import (
     EDITOR,
     EditorOptions,
+    LoadOptions,
     NumSeeds,
     OutputOptions,
-    LoadOptions,
     ScanOptions,
     SliceIndex,
     Target,

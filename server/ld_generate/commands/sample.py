@@ -12,7 +12,7 @@ from ld_common.core.config import require
 from ld_common.core.errors import RequestError
 from ld_common.protocol.site_name import AUTO, RELEASE
 from ld_generate.console import status
-from ld_generate.options import SAMPLERS, OutputOptions, LoadOptions, check_attributes
+from ld_generate.options import SAMPLERS, LoadOptions, OutputOptions, check_attributes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from ld_generate.console import status
 from ld_generate.options import (
     Delta,
     EditorOptions,
+    LoadOptions,
     NumSeeds,
     OutputOptions,
-    LoadOptions,
     ScanOptions,
     SliceIndex,
     check_attributes,
