@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-ld benchmark-counterfactuals benchmark-cost benchmark-privacy soak dist test test-all check install clean
+.PHONY: demo federation dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -22,22 +22,11 @@ federation: install
 	FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 PATH="$(CURDIR)/$(BIN):$$PATH" \
 	$(BIN)/flwr run . --stream --federation-config "num-supernodes=3"
 
-benchmark-ld: install
-	$(BIN)/ld-evaluate --config configs/benchmark_ld.yaml
+BENCHMARKS := latent-drift counterfactuals privacy deployment stable-diffusion-cost house
 
-benchmark-counterfactuals: install
-	$(BIN)/python -m ld_simulations.benchmarks.counterfactuals.cli --config configs/benchmark_counterfactuals.yaml
-
-benchmark-privacy: install
-	$(BIN)/ld-evaluate-privacy --config configs/benchmark_privacy.yaml
-
-benchmark-cost: install
-	$(BIN)/python -m ld_simulations.benchmarks.latent_drift.cost
-
-SOAK_MINUTES ?= 10
-
-soak: install
-	$(BIN)/python -m ld_simulations.benchmarks.deployment.cli --config configs/soak.yaml minutes=$(SOAK_MINUTES)
+.PHONY: $(BENCHMARKS:%=benchmark-%)
+$(BENCHMARKS:%=benchmark-%): benchmark-%: install
+	$(BIN)/ld-benchmark $*
 
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client
@@ -50,6 +39,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # `worksteal` gives idle workers the tests that are left. Both targets leave their seconds in runs/ for benchmark-house.
 PYTEST = $(BIN)/pytest --numprocesses $$(nproc) --dist worksteal
@@ -60,6 +50,13 @@ test: install
 
 test-all: install
 	$(call TIMED,$(PYTEST),make_test_all)
+
+.PHONY: docs
+
+# The generated pages, then the site, offline, into runs/site.
+docs: install
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
 	rm -rf runs build dist

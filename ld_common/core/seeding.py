@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -16,6 +19,8 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 def torch_generator(seed: int, *names: str | int, device: str = "cpu") -> torch.Generator:
     """A generator for the stream `names`; keep it on the CPU for the same draws on every device."""
+    import torch  # seconds, which those who need only numpy save
+
     return torch.Generator(device).manual_seed(derive_seed(seed, *names))
 
 

@@ -16,14 +16,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.struct_pb2 import Struct
 
-from ld_common.release.encryption import ENVELOPE
-from ld_common.release.release import ADAPTER, CARD, MANIFEST, SEALED
-from ld_common.release.signature import SIGNATURE
-
 SERVICE = "latent_drift.v1.Releases"
 LIST, MANIFEST_OF, FETCH = "List", "Manifest", "Fetch"
-FILES = (MANIFEST, SIGNATURE, CARD, ADAPTER, SEALED, ENVELOPE)
-"""All that a release folder may hold and the service gives away."""
 MAX_REQUEST_BYTES = 16_000
 MAX_MESSAGE_BYTES = 16_000_000
 """The largest answer in one message; a manifest must fit."""

@@ -209,13 +209,13 @@ def test_the_server_cannot_name_the_sites_config() -> None:
         run_id=1, node_id=1, node_config={"partition-id": 0}, state=RecordDict(), run_config={"sites": "/anywhere"}
     )
     with pytest.raises(ConfigError, match="no site"):
-        app.own_site(context)
+        app.site_file_of_node(context)
 
 
 def test_a_node_with_a_home_is_the_site_that_lies_there(tmp_path: Path) -> None:
     context = Context(run_id=1, node_id=1, node_config={"home": str(tmp_path)}, state=RecordDict(), run_config={})
-    assert app.own_home(context) == SiteHome(tmp_path)
-    assert app.own_site(context) == tmp_path / "site.yaml"
+    assert app.home_of_node(context) == SiteHome(tmp_path)
+    assert app.site_file_of_node(context) == tmp_path / "site.yaml"
 
 
 @pytest.fixture

@@ -135,23 +135,23 @@ def by_name(findings: list[CheckResult]) -> dict[str, CheckResult]:
 def failures(home: SiteHome) -> dict[str, str]:
     """What failed: name -> what was said and the remedy."""
     findings = check_home(home)
-    assert all(one.remedy for one in findings if one.standing != "ok")
-    return {one.name: f"{one.said}; {one.remedy}" for one in findings if one.standing == "failed"}
+    assert all(one.remedy for one in findings if one.status != "ok")
+    return {one.name: f"{one.detail}; {one.remedy}" for one in findings if one.status == "failed"}
 
 
 def test_a_site_that_is_ready_has_nothing_failed(site_yaml: Path, tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         home = home_at(tmp_path, site_yaml, server)
         found = by_name(check_home(home))
-        assert {name for name, one in found.items() if one.standing == "failed"} == set()
+        assert {name for name, one in found.items() if one.status == "failed"} == set()
         assert set(found) == {
             *("kit", "key", "certificate", "server", "server certificate", "clock", "config", "disk", "base model"),
             *("memory", "modality", "index", "pairs", "ages", "policy", "budget", "approval", "audit log"),
         }
-        assert "signed by SHA256:" in found["kit"].said
-        assert "3 patients, 6 visits" in found["index"].said
-        assert found["pairs"].said.startswith("2 patients were seen at two dates")
-        assert found["ages"].said == "6 of 6 visits have an age"
+        assert "signed by SHA256:" in found["kit"].detail
+        assert "3 patients, 6 visits" in found["index"].detail
+        assert found["pairs"].detail.startswith("2 patients were seen at two dates")
+        assert found["ages"].detail == "6 of 6 visits have an age"
         outcome = CliRunner().invoke(client, ["check", "--home", str(home.path)])
         assert outcome.exit_code == 0, outcome.output
         withdraw(home)
@@ -231,10 +231,10 @@ def test_doubts_are_warnings_and_do_not_fail(site_yaml: Path, tmp_path: Path) ->
         ("hours", "this site begins rounds from"),
         ("memory", "this base"),
     ):
-        assert found[name].standing == "warning"
-        assert words in found[name].said
+        assert found[name].status == "warning"
+        assert words in found[name].detail
     home.certificate.unlink()
-    assert by_name(check_home(home))["certificate"].standing == "warning"
+    assert by_name(check_home(home))["certificate"].status == "warning"
 
 
 @pytest.mark.parametrize(
@@ -250,22 +250,20 @@ def test_a_server_that_is_not_the_studys_is_not_believed(
 ) -> None:
     with serving(tmp_path, **options) as server:
         found = by_name(check_home(home_at(tmp_path, site_yaml, server)))
-    assert found["server"].standing == "ok"
-    assert found["server certificate"].standing == "failed"
-    assert words in found["server certificate"].said
+    assert found["server"].status == "ok"
+    assert found["server certificate"].status == "failed"
+    assert words in found["server certificate"].detail
     assert "clock" not in found
 
 
 @pytest.mark.parametrize(
-    ("ahead", "standing"),
+    ("ahead", "status"),
     [(0, "ok"), (-3.5, "warning"), (-8, "failed"), (200, "warning"), (308, "failed"), (30, "ok")],
 )
-def test_a_clock_that_flower_would_refuse_is_found(
-    site_yaml: Path, tmp_path: Path, ahead: float, standing: str
-) -> None:
+def test_a_clock_that_flower_would_refuse_is_found(site_yaml: Path, tmp_path: Path, ahead: float, status: str) -> None:
     with serving(tmp_path, ahead=ahead) as server:
         found = by_name(check_home(home_at(tmp_path, site_yaml, server)))
-    assert found["clock"].standing == standing, found["clock"].said
+    assert found["clock"].status == status, found["clock"].detail
 
 
 @pytest.mark.parametrize("drip", [b"", b"\x16"])
@@ -275,21 +273,21 @@ def test_a_server_that_says_nothing_holds_nobody_up(site_yaml: Path, tmp_path: P
         started = time.monotonic()
         found = by_name(check_home(home))
         assert time.monotonic() - started < 30
-    assert found["server certificate"].standing == "failed"
+    assert found["server certificate"].status == "failed"
 
 
 def test_a_server_that_is_not_there_is_said_at_once(site_yaml: Path, tmp_path: Path) -> None:
     found = by_name(check_home(home_at(tmp_path, site_yaml, "localhost:1")))
-    assert found["server"].standing == "failed"
-    assert "localhost:1 cannot be reached" in found["server"].said
+    assert found["server"].status == "failed"
+    assert "localhost:1 cannot be reached" in found["server"].detail
 
 
 def test_the_budget_is_compared_with_what_the_study_costs(site_yaml: Path, tmp_path: Path) -> None:
     home = home_at(tmp_path, site_yaml, "localhost:1", PRIVATE)
-    assert by_name(check_home(home))["budget"].standing == "ok"
+    assert by_name(check_home(home))["budget"].status == "ok"
     change(home, policy={"max_epsilon": 7.9})
     found = by_name(check_home(home))["budget"]
-    assert (found.standing, "some rounds fit" in found.said) == ("warning", True)
+    assert (found.status, "some rounds fit" in found.detail) == ("warning", True)
     change(home, policy={"max_epsilon": 1.0})
     assert "not one round fits" in failures(home)["budget"]
 
@@ -350,9 +348,9 @@ def test_what_needs_the_base_does_not_repeat_that_there_is_none(site_yaml: Path,
     home = home_at(tmp_path, site_yaml, "localhost:1")
     change(home, base_model="/nowhere")
     found = by_name(check_home(home))
-    assert found["base model"].standing == "failed"
+    assert found["base model"].status == "failed"
     for name in ("memory", "policy"):
-        assert (found[name].standing, found[name].said) == ("warning", "not checked: it needs the base model")
+        assert (found[name].status, found[name].detail) == ("warning", "not checked: it needs the base model")
 
 
 def test_who_approves_or_withdraws_is_in_the_log(site_yaml: Path, tmp_path: Path) -> None:

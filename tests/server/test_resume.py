@@ -130,9 +130,14 @@ def test_a_resumed_study_gives_the_bytes_of_an_unbroken_one(
     assert_same(tmp_path, unbroken)
 
 
-@pytest.mark.parametrize("aggregate", ["median", "trimmed_mean"])
-def test_resuming_holds_for_robust_aggregates_with_clipping(tiny_base: Path, tmp_path: Path, aggregate: str) -> None:
-    rule: dict[str, Any] = {"aggregate": aggregate, "weighting": "equal", "min_train_nodes": 3, "clip_update_norm": 0.2}
+@pytest.mark.parametrize("aggregator", ["median", "trimmed_mean"])
+def test_resuming_holds_for_robust_aggregates_with_clipping(tiny_base: Path, tmp_path: Path, aggregator: str) -> None:
+    rule: dict[str, Any] = {
+        "aggregation": {"name": aggregator},
+        "weighting": "equal",
+        "min_train_nodes": 3,
+        "clip_update_norm": 0.2,
+    }
     whole, parts = (four_rounds(tiny_base, tmp_path / name, **rule) for name in ("whole", "parts"))
     run_study(Learners(tiny_base), whole, MODALITY)
     with pytest.raises(Crash):

@@ -29,6 +29,7 @@ from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.deployment.bundle import build_bundle
 from ld_server.deployment.certificates import make_authority, pem
+from ld_server.deployment.study_packages import study_packages
 
 
 def make_home(
@@ -45,7 +46,17 @@ def make_home(
         BUNDLE: build_bundle(),
     }
     digests = study.digest(), base_digest(site.base_model), load_modality(site).digest()
-    manifest = KitManifest(study.name, site.site, server, server, *digests, "", {}, "this version")
+    manifest = KitManifest(
+        study.name,
+        site.site,
+        server,
+        server,
+        *digests,
+        public_key="",
+        files={},
+        software="this version",
+        packages=[vars(record) for record in study_packages(study)] if study.packages else [],
+    )
     write_kit(kit_file, manifest, files, key)
     home = SiteHome(folder / "home")
     join(kit_file, home.path)

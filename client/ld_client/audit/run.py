@@ -115,7 +115,7 @@ def audit_release(
         site=site.site,
         study=release.study.name,
         study_digest=release.study.digest(),
-        adapter_sha256=str(release.manifest["files"]["adapter.safetensors"]),
+        adapter_sha256=release.adapter_sha256,
         differential_privacy=release.study.privacy.enabled,
         options=options,
         membership=membership,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from ld_common.core.config import require
 from ld_common.core.errors import RequestError
@@ -101,13 +100,13 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Words:
-    """How a report speaks of a phantom."""
+class ReportTerms:
+    """Terms of a report on a phantom's images."""
 
     origin: str
-    """What the pictures are of."""
+    """Source of the images."""
     structure: str
-    """The structure that is measured, in the plural or uncountable: "ventricles"."""
+    """The structure that is measured, for example "ventricles"."""
     disease: str
     disease_short: str
 
@@ -118,7 +117,9 @@ class Phantom(ABC, Generic[N, D]):
     name: str
     disease: str
     """The diagnosis that is not `HEALTHY`."""
-    words: Words
+    terms: ReportTerms
+    biomarker: str
+    """Name in `BIOMARKERS` of the measure of that structure in an image."""
     device: type[D]
     views: int
     """Pictures of a visit."""
@@ -142,12 +143,8 @@ class Phantom(ABC, Generic[N, D]):
         """Device values (H,W) of a rendering."""
 
     @abstractmethod
-    def write(self, folder: Path, examination: StudyMetadata, pictures: Sequence[Array], device: D, noise: N) -> None:
+    def write(self, folder: Path, metadata: StudyMetadata, pictures: Sequence[Array], device: D, noise: N) -> None:
         """Write a visit's pictures, device values (H,W) in the order of the views, as DICOM files."""
-
-    @abstractmethod
-    def measure_areas_mm2(self, images: Tensor, pixel_mm: float) -> Tensor:
-        """Area of the structure in model pictures `(N,1,S,S)`, in mm2 by picture `(N,)`."""
 
     @abstractmethod
     def predict_growth(self, patient: Patient[N], attributes: Attributes, target: Attributes) -> Growth:
@@ -179,8 +176,8 @@ class Phantom(ABC, Generic[N, D]):
     def edit_titles(self) -> dict[str, str]:
         """The edits in a reader's words."""
         titles = {f"age_plus_{years:.0f}": f"{years:.0f} years older" for years in AGE_EDITS_YEARS}
-        titles["disease_added"] = f"with {self.words.disease_short}"
-        titles["disease_removed"] = f"without {self.words.disease_short}"
+        titles["disease_added"] = f"with {self.terms.disease_short}"
+        titles["disease_removed"] = f"without {self.terms.disease_short}"
         return titles | {SEX_EDIT: "of the other sex"}
 
 

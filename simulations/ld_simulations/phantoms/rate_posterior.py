@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri
 
 Numbers = NDArray[np.float64]
 RATE_QUANTILES = 101
@@ -29,7 +29,7 @@ class Reading:
 def rate_quantiles(sd: float, limits: tuple[float, float]) -> Numbers:
     """Equally likely rates of the prior: log-normal about 1, clipped to `limits`."""
     shares = (np.arange(RATE_QUANTILES) + 0.5) / RATE_QUANTILES
-    rates: Numbers = np.clip(np.exp(sd * stats.norm.ppf(shares)), *limits)
+    rates: Numbers = np.clip(np.exp(sd * ndtri(shares)), *limits)
     return rates
 
 

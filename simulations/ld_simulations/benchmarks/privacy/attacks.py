@@ -29,8 +29,8 @@ POINTS = 16
 
 def patients_of_attacks(runs: QualityRuns) -> Scans:
     """Patients of the private hospital of whom a coin lets each take part; made once and kept."""
-    lesson = runs.lesson(runs.private, runs.config.attacked_patients)
-    return Scans(lesson.latents, lesson.prompts, lesson.patients)
+    data = runs.training_data(runs.private, runs.config.attacked_patients)
+    return Scans(data.latents, data.prompts, data.patients)
 
 
 def attack(runs: QualityRuns, training: PrivacyTraining) -> dict[str, Any]:
@@ -41,11 +41,11 @@ def attack(runs: QualityRuns, training: PrivacyTraining) -> dict[str, Any]:
     rehearsal = cast_rehearsal(patients_of_attacks(runs), config.attacked_patients, seed)
     inside = rehearsal.training
     adapted = inject(load_denoiser(benchmark.study.base_model, device), read_adapter(study.adapter), seed)
-    lesson = TrainingData(inside.latents, inside.prompts, patients=inside.pseudonyms)
+    data = TrainingData(inside.latents, inside.prompts, patients=inside.pseudonyms)
     if private:
-        train_round_privately(adapted, lesson, study, 1, study.privacy_plan().step.noise_multiplier)
+        train_round_privately(adapted, data, study, 1, study.privacy_plan().step.noise_multiplier)
     else:
-        train_round(adapted, lesson, study, 1, "attack")
+        train_round(adapted, data, study, 1, "attack")
     base = load_denoiser(benchmark.study.base_model, device)
     options = AttackOptions(points=POINTS, noise_offset=study.training.noise_offset, seed=seed)
     coins, membership, scores = rehearsal.included.tolist(), [], {}

@@ -39,7 +39,7 @@ def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
     model = load_denoiser(benchmark.study.base_model, benchmark.config.device)
     adapted = inject(model, read_adapter(private.adapter), 0)
     latents = torch.randn((BATCH, *model.latent_shape), generator=torch.Generator().manual_seed(0))
-    lesson = TrainingData(latents, ["scan"] * BATCH, patients=[str(number) for number in range(BATCH)])
+    data = TrainingData(latents, ["scan"] * BATCH, patients=[str(number) for number in range(BATCH)])
 
     def timed(train: Callable[[Callable[..., None]], object]) -> float:
         moments: list[float] = []
@@ -55,8 +55,8 @@ def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
 
     ratios, seconds = [], []
     for _ in range(TURNS):
-        without = timed(lambda note: train_round(adapted, lesson, plain, 1, "cost", on_step=note))
-        with_it = timed(lambda note: train_round_privately(adapted, lesson, private, 1, 1.0, note))
+        without = timed(lambda note: train_round(adapted, data, plain, 1, "cost", on_step=note))
+        with_it = timed(lambda note: train_round_privately(adapted, data, private, 1, 1.0, note))
         ratios.append(with_it / without)
         seconds.append((without, with_it))
     return {

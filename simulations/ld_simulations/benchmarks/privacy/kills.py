@@ -49,7 +49,7 @@ def small_task(site: SiteConfig, number: int = 0) -> TrainTask:
     study = from_mapping(
         StudyConfig,
         {
-            "adapter": {"rank": 1, "targets": ["to_k"]},
+            "adapter": {"name": "lora", "rank": 1, "targets": ["to_k"]},
             "training": {"steps": 2},
             "name": f"small {number}",
             "federation": {"weighting": "equal", "rounds": 2},
@@ -57,7 +57,7 @@ def small_task(site: SiteConfig, number: int = 0) -> TrainTask:
                 "enabled": True,
                 "patients": 10,
                 "expected_batch_size": 2,
-                "delta": 1e-5,
+                "target_delta": 1e-5,
                 "augmentation_multiplicity": 1,
             },
         },

@@ -38,10 +38,10 @@ def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
     adapted = inject(load_denoiser(benchmark.study.base_model, runs.config.device), read_adapter(study.adapter), seed)
     if setting.warm_start:
         adapted.load(runs.public_start((setting.rank, seed)))
-    lesson = runs.lesson(runs.public, runs.config.public_patients)
+    data = runs.training_data(runs.public, runs.config.public_patients)
     generator = torch_generator(seed, "gradient norms")
-    examples = loss_sampler(adapted, lesson, study, generator)
-    patients = Patients(lesson.patients, functools.partial(torch.rand, generator=generator))
+    examples = loss_sampler(adapted, data, study, generator)
+    patients = Patients(data.patients, functools.partial(torch.rand, generator=generator))
     hooks = GradSampleModule(adapted.model.unet, loss_reduction="sum")
     rows = []
     for _ in range(CHUNKS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ld_common.core.atomic_files import write_bytes
+from ld_simulations.benchmarks.harness import ResultStore, json_bytes
 from ld_simulations.benchmarks.privacy.attack_table import Attacked, attack_lines, attack_numbers
-from ld_simulations.benchmarks.privacy.plan import NO_PRIVACY, START_ALONE, PrivacyBenchmark, PrivacySetting
+from ld_simulations.benchmarks.privacy.plan import (
+    NO_PRIVACY,
+    RUNS,
+    START_ALONE,
+    PrivacyBenchmark,
+    PrivacySetting,
+    result_name,
+)
 
 NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
-RUNS = "runs"
-"""Key of the results from which the flat numbers were taken: part -> name -> result."""
 SHOWN = {
     "copy_gain_db": "copy gain, dB",
     "growth_correlation": "growth correlation",
@@ -28,38 +33,27 @@ SHOWN = {
 
 
 class PrivacyResults:
-    """PrivacyResults that there are, each a JSON file under the benchmark's output or adopted from an earlier run."""
+    """The results that there are, as the page needs them."""
 
-    def __init__(self, benchmark: PrivacyBenchmark) -> None:
-        self.benchmark = benchmark
-        adopted = benchmark.config.adopt
-        self._adopted: dict[str, Any] = json.loads(Path(adopted).read_text())[RUNS] if adopted else {}
-
-    def path(self, part: str, name: str) -> Path:
-        """Where a result is kept."""
-        return self.benchmark.output / part / f"{name}.json"
+    def __init__(self, benchmark: PrivacyBenchmark, store: ResultStore) -> None:
+        self.benchmark, self.store = benchmark, store
 
     def read(self, part: str, name: str) -> Any:
         """A result, or None."""
-        file = self.path(part, name)
-        return json.loads(file.read_text()) if file.exists() else self._adopted.get(part, {}).get(name)
-
-    def write(self, part: str, name: str, result: Any) -> None:
-        """Keep a result."""
-        write_bytes(self.path(part, name), (json.dumps(result, indent=1) + "\n").encode())
+        return self.store.read(result_name(part, name))
 
     def quality(self, setting: PrivacySetting) -> list[dict[str, Any]]:
-        """A setting's runs, seed by seed, as far as they are there."""
-        found = [self.read("quality", run.name) for run in self.benchmark.trainings if run.setting == setting]
-        return [run for run in found if run is not None]
+        """Results of a setting, seed by seed."""
+        results = [self.read("quality", run.name) for run in self.benchmark.trainings if run.setting == setting]
+        return [result for result in results if result is not None]
 
     def sums(self) -> list[dict[str, Any]]:
-        """The costs of secure sums that there are."""
+        """Costs of secure sums."""
         config = self.benchmark.config
-        found = [self.read("sums", f"{sites}-{length}") for sites in config.sums for length in config.lengths]
-        return [row for row in found if row is not None]
+        rows = [self.read("sums", f"{sites}-{length}") for sites in config.sums for length in config.lengths]
+        return [row for row in rows if row is not None]
 
-    def kept(self) -> dict[str, dict[str, Any]]:
+    def by_part(self) -> dict[str, dict[str, Any]]:
         """Part -> name -> result, of all that belongs to this benchmark."""
         config, benchmark = self.benchmark.config, self.benchmark
         names = {
@@ -70,15 +64,18 @@ class PrivacyResults:
             "attacks": [run.name for run in benchmark.attacked],
             "quality": [run.name for run in benchmark.trainings],
         }
-        found = {part: {name: self.read(part, name) for name in own} for part, own in names.items()}
-        return {part: {name: one for name, one in own.items() if one is not None} for part, own in found.items()}
+        results = {part: {name: self.read(part, name) for name in of_part} for part, of_part in names.items()}
+        return {
+            part: {name: result for name, result in of_part.items() if result is not None}
+            for part, of_part in results.items()
+        }
 
 
-def write_results(benchmark: PrivacyBenchmark) -> list[Path]:
-    """Write what is there, however far the benchmark has come; returns the files."""
-    folder, results = Path(benchmark.config.results), PrivacyResults(benchmark)
+def write_results(benchmark: PrivacyBenchmark, store: ResultStore) -> list[Path]:
+    """Write the page of the results that there are; returns the files."""
+    folder, results = Path(benchmark.config.results), PrivacyResults(benchmark, store)
     numbers = _numbers(benchmark, results)
-    write_bytes(folder / NUMBERS, (json.dumps(numbers | {RUNS: results.kept()}, indent=1) + "\n").encode())
+    write_bytes(folder / NUMBERS, json_bytes(numbers | {RUNS: results.by_part()}))
     files = [folder / NUMBERS, folder / PAGE]
     if all(results.quality(setting) for _, _, setting in _rows(benchmark, "patients")):  # not a line through gaps
         write_bytes(folder / PLOT, _plot(benchmark, results))
@@ -233,10 +230,10 @@ def _norms(found: dict[str, Any] | None) -> list[str]:
     lines = [
         "## Which clip norm?",
         "",
-        f"Of {found['patients']} draws of public patients at the public start ({found['draws']} examples each), the "
-        f"norm of a patient's gradient has the median {found['quantiles']['0.5']:.2g}, and nine in ten lie between "
-        f"{found['quantiles']['0.05']:.2g} and {found['quantiles']['0.95']:.2g}. Noise is in units of the clip norm, "
-        "so the norm of the mean clipped gradient in that unit is the signal that it hides.",
+        f"Of {found['patients']} draws of public patients at the public start ({found['augmentation_multiplicity']} "
+        f"examples each), the norm of a patient's gradient has the median {found['quantiles']['0.5']:.2g}, and nine "
+        f"in ten lie between {found['quantiles']['0.05']:.2g} and {found['quantiles']['0.95']:.2g}. Noise is in units "
+        "of the clip norm, so the norm of the mean clipped gradient in that unit is the signal that it hides.",
         "",
         "| clip norm | patients whose gradient is clipped | signal |",
         "|---" * 3 + "|",
