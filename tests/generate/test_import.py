@@ -13,8 +13,6 @@ from ld_generate.cli import cli
 from tests.conftest import BRAIN_MRI
 from tests.support.releases import SOURCE, GenerateRunner
 
-pytest.importorskip("ld_common.release.import_lora")
-
 
 @pytest.fixture
 def lora(tiny_base: Path, tmp_path: Path) -> Path:
