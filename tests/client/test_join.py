@@ -113,7 +113,7 @@ def test_the_bundle_is_the_same_each_time_and_holds_no_server_code(home: StudyHo
         "pyproject.toml",
         ".info",
     }
-    assert "ld_client/app.py" in names
+    assert "ld_client/client_app.py" in names
     check_installed(home)
     home.bundle.write_bytes(b"something else")
     with pytest.raises(DeploymentError, match="ld-server update"):
@@ -138,7 +138,7 @@ def test_what_is_no_kit_is_refused(home: StudyHome, tmp_path: Path) -> None:
     file = tmp_path / "scan.kit"
     for content in (b"", b"no archive", (home.kits / "aster.kit").read_bytes()[:2000]):
         file.write_bytes(content)
-        with pytest.raises(DeploymentError, match="no site kit"):
+        with pytest.raises(DeploymentError, match="not a site kit"):
             join(file, tmp_path / "home")
     with pytest.raises(DeploymentError, match="there is no file"):
         join(tmp_path / "absent.kit", tmp_path / "home")
@@ -282,9 +282,9 @@ def test_what_is_approved_is_what_was_shown(home: StudyHome, site: SiteHome, tmp
     write_kit(tmp_path / "x.kit", dataclasses.replace(kit.manifest, study_digest=wicked), kit.files, key)  # type: ignore[arg-type]
     join(tmp_path / "x.kit", site.path)
     for look in (summary_lines, approve):
-        with pytest.raises(ApprovalError, match="to deceive"):
+        with pytest.raises(ApprovalError, match="another version of this software"):
             look(site)
-    with pytest.raises(ApprovalError, match="another kit"):
+    with pytest.raises(ApprovalError, match="replaced"):
         approve(site, seen)
     join(home.kits / "aster.kit", site.path)
     approve(site, seen)
@@ -304,7 +304,7 @@ def test_a_kit_that_was_opened_half_way_can_be_opened_again(home: StudyHome, sit
 
 def test_approving_shows_what_runs_what_leaves_and_what_changed(home: StudyHome, site: SiteHome) -> None:
     first = "\n".join(summary_lines(site))
-    assert "byte for byte what is installed here" in first
+    assert "byte for byte" in first
     assert "without differential privacy" in first
     approve(site)
     text = (home.path / "study.yaml").read_text()
@@ -374,7 +374,7 @@ def test_nothing_of_a_difference_is_hidden(home: StudyHome, site: SiteHome, tmp_
     with zipfile.ZipFile(home.bundle) as old, zipfile.ZipFile(changed, "w") as new:
         for one in old.namelist():
             content = old.read(one)
-            if one == "ld_client/app.py":
+            if one == "ld_client/client_app.py":
                 content = b"".join(b"x%d = 1\n" % number for number in range(1000)) + content
             if one == "ld_client/train.py":
                 content = content.replace(b"\n", b"\r\n", 1) + b"steal()  # \x1b[2K\x1b[1A \xe2\x80\xae \xff\n"
@@ -383,7 +383,7 @@ def test_nothing_of_a_difference_is_hidden(home: StudyHome, site: SiteHome, tmp_
     join(tmp_path / "changed.kit", site.path)
     lines = summary_lines(site)
     assert all(line.isprintable() for line in lines)
-    assert {"    ld_client/app.py", "    ld_client/train.py"} <= set(lines)
+    assert {"    ld_client/client_app.py", "    ld_client/train.py"} <= set(lines)
     whole = (site.path / "approved" / "installed.diff").read_text()
     assert "+x999 = 1" in whole
     assert "steal()  # \\x1b[2K\\x1b[1A \\u202e \\xff" in whole

@@ -369,7 +369,8 @@ def test_a_colluding_minority_cannot_move_a_robust_study(tiny_base: Path, tmp_pa
     names = ["p", "q", "r", "y", "z"]
     options = {"mean": {}, "median": {}, "trimmed_mean": {"beta": 0.4}}
     for rule in options:
-        settings: dict[str, object] = {"aggregation": {"name": rule, **options[rule]}, "weighting": "equal", "min_train_nodes": 3}
+        aggregation = {"name": rule, **options[rule]}
+        settings: dict[str, object] = {"aggregation": aggregation, "weighting": "equal", "min_train_nodes": 3}
         own = study(tiny_base, tmp_path / rule, names, max_update_norm=1e4, **settings)
         sites = dict.fromkeys("pqr", honest) | dict.fromkeys("yz", lies)
         release = read_release(run_study(LocalGrid(sites, load_channels(tiny_base)), own, MODALITY))
