@@ -111,6 +111,7 @@ def test_the_bundle_is_the_same_each_time_and_holds_no_server_code(home: StudyHo
         "ld_client",
         "study_server.py",
         "pyproject.toml",
+        "LICENSE",
         ".info",
     }
     assert "ld_client/client_app.py" in names
@@ -251,7 +252,7 @@ def test_the_launcher_believes_bytes_and_unpacks_them_afresh(site: SiteHome, mon
     assert not (site.path / "flower" / "apps").exists()
     folder = Path(install(bundle, skip_prompt=True))
     (folder / "ld_client" / "train.py").write_text("half of a fi")
-    (folder / "ld_common" / "drift.py").unlink()
+    (folder / "ld_common" / "diffusion" / "drift.py").unlink()
     assert Path(install(bundle, skip_prompt=True)) == folder
     files = read_bundle(bundle)
     assert all((folder / name).read_bytes() == content for name, content in files.items() if name.endswith(".py"))

@@ -260,11 +260,11 @@ def test_an_altered_statement_is_found_out(hospital: Hospital) -> None:
 
 def test_another_sites_release_and_another_releases_audit_are_refused(hospital: Hospital) -> None:
     release = hospital.release(hospital.study(name="open"))
-    with pytest.raises(ReleaseError, match="'dahlia'.* aster, birch"):
+    with pytest.raises(ReleaseError, match=r"'dahlia'.* aster, birch"):
         hospital.report(release, site=replace(hospital.site, site="dahlia"))
     with pytest.raises(AuditError, match="another adapter"):
         hospital.report(release, hospital.audit(release, adapter_sha256="0" * 64))
-    with pytest.raises(AuditError, match="'birch'.*'aster'"):
+    with pytest.raises(AuditError, match=r"'birch'.*'aster'"):
         hospital.report(release, hospital.audit(release, site="birch"))
     broken = hospital.audit(release)
     for text in ("{", "[]", "{}", broken.read_text().replace('"members": 120', '"members": "many"')):

@@ -2,7 +2,7 @@
 
     LD_TASK_TOKEN=... python -m ld_client.deployment.launcher HOME --runtime-api-address ... (as flwr-clientapp)
 
-`ld_client.deployment.executor` starts it from the installed package. It differs from Flower's command in three ways: the
+`ld_client.deployment.executor` starts it from the installed package. Flower's command differs in three ways: here the
 bundle is hashed here and must be the approved one; it is unpacked again each time, as Flower trusts an existing folder;
 and an error before the ClientApp's own handler leaves without its text. The ClientApp then limits the process to
 approved packages (`allow_approved_packages`). The token comes in the environment, which other accounts cannot read.

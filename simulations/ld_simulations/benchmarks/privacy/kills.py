@@ -57,7 +57,7 @@ def small_task(site: SiteConfig, number: int = 0) -> TrainTask:
                 "enabled": True,
                 "patients": 10,
                 "expected_batch_size": 2,
-                "delta": 1e-5,
+                "target_delta": 1e-5,
                 "augmentation_multiplicity": 1,
             },
         },
