@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ld_client.audit.canaries import Rehearsal, audit_canaries, cast_rehearsal
+from ld_client.audit.canaries import CanaryTest, Rehearsal, audit_canaries, cast_rehearsal
 from ld_client.audit.membership import (
     LOSS_THRESHOLD,
     PROXIMAL_INITIALISATION,
