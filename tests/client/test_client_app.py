@@ -12,7 +12,6 @@ import torch
 from flwr.app import Context, RecordDict
 
 from ld_client import client_app as app
-from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
 from ld_client.deployment.approve import approve, withdraw
 from ld_client.deployment.audit_log import parse_line
@@ -31,13 +30,13 @@ from ld_common.diffusion.training import DivergedError, TrainingData
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
-from tests.support.site_homes import asked, make_home, node_of
+from tests.support.site_homes import asked, index_site, make_home, node_of
 
 
 @pytest.fixture
 def task(site_yaml: Path, tiny_base: Path) -> TrainTask:
     site = load_site(site_yaml)
-    build_store(site)
+    index_site(site)
     study = from_mapping(
         StudyConfig, {"adapter": {"rank": 2, "targets": ["to_k", "to_v"]}, "training": {"steps": 3, "batch_size": 2}}
     )

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from ld_client import client_app as app
-from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
 from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.drift_report import report_drift
@@ -28,7 +27,7 @@ from ld_common.protocol.dp_accounting import Charge, epsilon
 from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
 from ld_simulations.benchmarks.privacy.kills import kill_rounds, small_task
-from tests.support.site_homes import approved, make_home
+from tests.support.site_homes import approved, index_site, make_home
 
 DELTA = 1e-5
 STEP = Charge(2.0, 0.1, 10)
@@ -92,7 +91,7 @@ def test_two_runs_at_once_cannot_both_spend_the_last_of_a_budget(tmp_path: Path)
 @pytest.fixture
 def private_task(site_yaml: Path) -> TrainTask:
     site = load_site(site_yaml)
-    build_store(site)
+    index_site(site)
     return small_task(site)
 
 

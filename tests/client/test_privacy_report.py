@@ -18,7 +18,6 @@ from ld_client.audit.one_run import EpsilonBound, audit_epsilon
 from ld_client.audit.run import Audit, AuditOptions
 from ld_client.audit.statistics import AuditError, area_under_curve, operating_point, share
 from ld_client.cli import app
-from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
 from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, Use
 from ld_client.privacy_report.report import write_privacy_report
@@ -32,6 +31,7 @@ from ld_common.protocol.dp_accounting import Charge, epsilon
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import read_release, write_release
 from tests.conftest import PLANTED_ROWS, write_table
+from tests.support.site_homes import index_site
 
 PRIVACY = {
     "enabled": True,
@@ -121,7 +121,7 @@ def membership(members: list[float], others: list[float]) -> MembershipReport:
 def hospital(site_yaml: Path, tmp_path: Path) -> Hospital:
     write_table(site_yaml, [*PLANTED_ROWS, "PLANTED-DORA,2020-01-01,50,Female,Normal"])
     site = load_site(site_yaml, ["held_out=0.4"])
-    build_store(site)
+    index_site(site)
     return Hospital(site, tmp_path / "releases")
 
 

@@ -192,7 +192,7 @@ SPOILED: dict[str, tuple[Callable[[SiteHome], object], str, str]] = {
     "certificate of another key": (
         lambda home: certify(home, new_site_key().public_key()),
         "certificate",
-        "not of this site's key",
+        "site.key",
     ),
     "certificate of another site": (
         lambda home: certify(home, home.key().public_key(), "birch"),
