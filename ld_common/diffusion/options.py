@@ -64,7 +64,7 @@ class DriftConfig:
     formulation: str = "prior"
     """`prior`, `centred`, `noise`, `per-step` or `per-step-literal`: see `ld_common.diffusion.drift`."""
     estimator: str = "moments"
-    """`moments` takes the mean of the site's latents; `grid` searches for a scalar δ over `search`, as the paper does."""
+    """`moments` takes the mean of the site's latents; `grid` searches `search` for a scalar δ, as the paper does."""
     shape: str = "channel"
     """Shape of μ: `none`, `scalar`, `channel` (C,1,1), `map` (C,h,w), or `conditional`, a map that depends on the
     modality's attributes. `grid` needs `scalar`."""
@@ -92,8 +92,8 @@ class TrainingConfig:
     steps: int = 100
     """Optimizer steps in a round."""
     batch_size: int = 16
-    """Visits in a step. With `privacy.enabled`, `privacy.expected_batch_size` and `privacy.augmentation_multiplicity` set
-    the size of a step, and this is the number of examples that pass the network at once, limited by memory."""
+    """Visits in a step. With `privacy.enabled`, `privacy.expected_batch_size` and `privacy.augmentation_multiplicity`
+    set the size of a step, and this is the number of examples that pass the network at once, limited by memory."""
     learning_rate: float = 2e-3
     """Learning rate at the first step of the study; it decays along a half cosine to a twentieth at the last."""
     noise_offset: float = 0.1
