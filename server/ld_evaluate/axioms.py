@@ -27,7 +27,7 @@ Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class EditorRun:
     """What is judged: a release, asked through one editor."""
 
     base: BaseModel
@@ -52,7 +52,7 @@ class Candidate:
         return drawn
 
 
-def composition(candidate: Candidate, data: EvaluationData, drawn: Counterfactuals, cycles: int, count: int) -> Metrics:
+def composition(candidate: EditorRun, data: EvaluationData, drawn: Counterfactuals, cycles: int, count: int) -> Metrics:
     """PSNR lost against the VAE by one null edit of every scan, and by `cycles` of them on the first `count`."""
     scans, base = data.baselines.images, candidate.base
     prompts = [data.modality.prompt(attributes) for attributes in data.baselines.attributes[:count]]
@@ -77,7 +77,7 @@ def composition(candidate: Candidate, data: EvaluationData, drawn: Counterfactua
     }
 
 
-def reversibility(candidate: Candidate, data: EvaluationData, drawn: Counterfactuals, count: int) -> Metrics:
+def reversibility(candidate: EditorRun, data: EvaluationData, drawn: Counterfactuals, count: int) -> Metrics:
     """PSNR of the first `count` scans against their edits, edited back."""
     rows = [row for row, edit in enumerate(data.edits) if edit.scan < count]
     scans = [data.edits[row].scan for row in rows]

@@ -28,7 +28,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
-class Scans:
+class ScanSources:
     """What a release is judged on."""
 
     data: Annotated[Path, typer.Option(help="Folder with scans.csv: patient, input, and the modality's attributes.")]
@@ -58,7 +58,7 @@ class Output:
 
 def evaluate(
     release: Annotated[Path, typer.Argument(help="Folder of the release.")],
-    scans: Scans,
+    scans: ScanSources,
     editors: Editors,
     output: Output,
     overrides: Annotated[
@@ -92,7 +92,7 @@ def evaluate(
         console.print(f"wrote {file}", soft_wrap=True)
 
 
-def _check(scans: Scans, editors: Editors) -> None:
+def _check(scans: ScanSources, editors: Editors) -> None:
     """Refuse what is wrong without a look at the release; raises `ConfigError` or `RequestError`."""
     require(editors.seeds > 0, f"--seeds is {editors.seeds}: use 1 or more")
     for name in editors.editor or []:

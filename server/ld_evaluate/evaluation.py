@@ -11,7 +11,7 @@ from ld_common.diffusion.base_model import load_base
 from ld_common.editing.registry import EDITORS, change_editor, editor_options
 from ld_common.imaging.scan_table import read_scan_table
 from ld_common.release.release import Release, find_release_base, load_release_base, read_release, release_editor
-from ld_evaluate.axioms import Candidate
+from ld_evaluate.axioms import EditorRun
 from ld_evaluate.dataset import read_data
 from ld_evaluate.judge import CounterfactualJudge, Judgement
 from ld_evaluate.options import JudgeConfig
@@ -61,7 +61,7 @@ def evaluate_release(evaluation: Evaluation, progress: Callable[[], None] = lamb
     judge = _judge(evaluation, release, base.resolution)
     runs: list[Run] = []
     for editor, seed in tasks:
-        candidate = Candidate(base, release, editor, [release.study.seed + seed])
+        candidate = EditorRun(base, release, editor, [release.study.seed + seed])
         judgement = judge.judge(candidate)
         labels = {"editor": editor.name, "release": release.study.name, "seed": seed, "draws": 1}
         runs.append(result(labels, candidate, judgement, judge))
@@ -69,7 +69,7 @@ def evaluate_release(evaluation: Evaluation, progress: Callable[[], None] = lamb
     return runs
 
 
-def result(labels: Run, candidate: Candidate, judgement: Judgement, judge: CounterfactualJudge) -> Run:
+def result(labels: Run, candidate: EditorRun, judgement: Judgement, judge: CounterfactualJudge) -> Run:
     """A judgement as JSON has it; `labels` are `editor`, `release`, `seed` and `draws`."""
     return {
         "modality": candidate.release.modality.name,

@@ -25,7 +25,7 @@ from ld_common.editing.counterfactuals import Counterfactuals, edit_to
 from ld_common.imaging.scan_table import ScanTable
 from ld_common.metrics.features import extract_features, load_extractor
 from ld_common.metrics.frechet import frechet_distance, kernel_distance
-from ld_evaluate.axioms import Candidate, Metrics, composition, effectiveness, reversibility
+from ld_evaluate.axioms import EditorRun, Metrics, composition, effectiveness, reversibility
 from ld_evaluate.bootstrap import bootstrap_interval
 from ld_evaluate.dataset import EvaluationData
 from ld_evaluate.follow_up import follow_up_metrics
@@ -82,7 +82,7 @@ class CounterfactualJudge:
         self.baselines = base.autoencode(data.baselines.images)
         self.references = self._references(seed)
 
-    def judge(self, candidate: Candidate, progress: Callable[[int], None] = lambda done: None) -> Judgement:
+    def judge(self, candidate: EditorRun, progress: Callable[[int], None] = lambda done: None) -> Judgement:
         """Draw every edit and measure the images; `progress` as in `draw_counterfactuals`."""
         data, config = self.data, self.config
         attributes, delta = data.baselines.attributes, candidate.editor.delta
@@ -111,7 +111,7 @@ class CounterfactualJudge:
         }
 
     def _truth(
-        self, candidate: Candidate, drawn: Counterfactuals, images: Tensor
+        self, candidate: EditorRun, drawn: Counterfactuals, images: Tensor
     ) -> tuple[Metrics, dict[str, dict[str, float]]]:
         """Measures against the true counterfactuals, and their means by edit; empty where none is known."""
         data = self.data

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import ScanRefused
+from ld_common.imaging.rejection import ScanRejected
 from ld_common.imaging.scan_reader import read_scan
 from tests.conftest import write_mr_slice
 from tests.support.releases import SOURCE, GenerateRunner
@@ -140,5 +140,5 @@ def test_what_may_not_be_read_says_so(brain_mri: Modality, tmp_path: Path) -> No
     nifti(tmp_path / "closed" / "a.nii")
     with forbidden(tmp_path / "closed"):
         for name in ("a.nii", "series", "series/a.dcm"):
-            with pytest.raises(ScanRefused, match="permission"):
+            with pytest.raises(ScanRejected, match="permission"):
                 read_scan(tmp_path / "closed" / name, brain_mri)
