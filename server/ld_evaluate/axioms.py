@@ -27,7 +27,7 @@ Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class EvaluatedEditor:
     """What is judged: a release, asked through one editor."""
 
     base: BaseModel
@@ -52,9 +52,11 @@ class Candidate:
         return drawn
 
 
-def composition(candidate: Candidate, data: EvaluationData, drawn: Counterfactuals, cycles: int, count: int) -> Metrics:
+def composition(
+    evaluated: EvaluatedEditor, data: EvaluationData, drawn: Counterfactuals, cycles: int, count: int
+) -> Metrics:
     """PSNR lost against the VAE by one null edit of every scan, and by `cycles` of them on the first `count`."""
-    scans, base = data.baselines.images, candidate.base
+    scans, base = data.baselines.images, evaluated.base
     prompts = [data.modality.prompt(attributes) for attributes in data.baselines.attributes[:count]]
     once = psnr(drawn.autoencoded, scans).mean() - psnr(drawn.reconstructions, scans).mean()
     autoencoded = edited = scans[:count]
@@ -65,9 +67,9 @@ def composition(candidate: Candidate, data: EvaluationData, drawn: Counterfactua
             edited,
             prompts,
             [],
-            candidate.editor,
-            drift=edit_drift(candidate.release),
-            seed=candidate.seeds[0],
+            evaluated.editor,
+            drift=edit_drift(evaluated.release),
+            seed=evaluated.seeds[0],
         ).reconstructions
     repeated = psnr(autoencoded, scans[:count]).mean() - psnr(edited, scans[:count]).mean()
     return {
@@ -77,7 +79,7 @@ def composition(candidate: Candidate, data: EvaluationData, drawn: Counterfactua
     }
 
 
-def reversibility(candidate: Candidate, data: EvaluationData, drawn: Counterfactuals, count: int) -> Metrics:
+def reversibility(evaluated: EvaluatedEditor, data: EvaluationData, drawn: Counterfactuals, count: int) -> Metrics:
     """PSNR of the first `count` scans against their edits, edited back."""
     rows = [row for row, edit in enumerate(data.edits) if edit.scan < count]
     scans = [data.edits[row].scan for row in rows]
@@ -87,7 +89,7 @@ def reversibility(candidate: Candidate, data: EvaluationData, drawn: Counterfact
         edit_to(data.modality, number, now, then)
         for number, (now, then) in enumerate(zip(edited, original, strict=True))
     ]
-    back = candidate.draw(drawn.images[rows], edited, edits)
+    back = evaluated.draw(drawn.images[rows], edited, edits)
     return {"reversal_psnr_db": float(psnr(back.images, drawn.autoencoded[scans]).mean())}
 
 

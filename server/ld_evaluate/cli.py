@@ -28,7 +28,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
-class Scans:
+class EvaluationScans:
     """What a release is judged on."""
 
     data: Annotated[Path, typer.Option(help="Folder with scans.csv: patient, input, and the modality's attributes.")]
@@ -38,7 +38,7 @@ class Scans:
 
 
 @dataclass(frozen=True)
-class Editors:
+class EvaluationEditors:
     """What judges the release's edits, and how often."""
 
     editor: Annotated[
@@ -49,7 +49,7 @@ class Editors:
 
 
 @dataclass(frozen=True)
-class Output:
+class EvaluationOutput:
     """Where the results go."""
 
     out: Annotated[Path, typer.Option(help="Folder for the page and its numbers.")] = Path("evaluation")
@@ -58,9 +58,9 @@ class Output:
 
 def evaluate(
     release: Annotated[Path, typer.Argument(help="Folder of the release.")],
-    scans: Scans,
-    editors: Editors,
-    output: Output,
+    scans: EvaluationScans,
+    editors: EvaluationEditors,
+    output: EvaluationOutput,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="cycles, cycled or predictor_steps."),
@@ -92,7 +92,7 @@ def evaluate(
         console.print(f"wrote {file}", soft_wrap=True)
 
 
-def _check(scans: Scans, editors: Editors) -> None:
+def _check(scans: EvaluationScans, editors: EvaluationEditors) -> None:
     """Refuse what is wrong without a look at the release; raises `ConfigError` or `RequestError`."""
     require(editors.seeds > 0, f"--seeds is {editors.seeds}: use 1 or more")
     for name in editors.editor or []:

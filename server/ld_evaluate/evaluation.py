@@ -11,7 +11,7 @@ from ld_common.diffusion.base_model import load_base
 from ld_common.editing.registry import EDITORS, change_editor, editor_options
 from ld_common.imaging.scan_table import read_scan_table
 from ld_common.release.release import Release, find_release_base, load_release_base, read_release, release_editor
-from ld_evaluate.axioms import Candidate
+from ld_evaluate.axioms import EvaluatedEditor
 from ld_evaluate.dataset import read_data
 from ld_evaluate.judge import CounterfactualJudge, Judgement
 from ld_evaluate.options import JudgeConfig
@@ -61,20 +61,20 @@ def evaluate_release(evaluation: Evaluation, progress: Callable[[], None] = lamb
     judge = _judge(evaluation, release, base.resolution)
     runs: list[Run] = []
     for editor, seed in tasks:
-        candidate = Candidate(base, release, editor, [release.study.seed + seed])
-        judgement = judge.judge(candidate)
+        evaluated = EvaluatedEditor(base, release, editor, [release.study.seed + seed])
+        judgement = judge.judge(evaluated)
         labels = {"editor": editor.name, "release": release.study.name, "seed": seed, "draws": 1}
-        runs.append(result(labels, candidate, judgement, judge))
+        runs.append(result(labels, evaluated, judgement, judge))
         progress()
     return runs
 
 
-def result(labels: Run, candidate: Candidate, judgement: Judgement, judge: CounterfactualJudge) -> Run:
+def result(labels: Run, evaluated: EvaluatedEditor, judgement: Judgement, judge: CounterfactualJudge) -> Run:
     """A judgement as JSON has it; `labels` are `editor`, `release`, `seed` and `draws`."""
     return {
-        "modality": candidate.release.modality.name,
+        "modality": evaluated.release.modality.name,
         **labels,
-        "edit": editor_options(candidate.editor),
+        "edit": editor_options(evaluated.editor),
         "metrics": judgement.metrics,
         "by_edit": judgement.by_edit,
         "real": judge.references,
