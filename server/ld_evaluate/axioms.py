@@ -27,7 +27,7 @@ Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
-class EvaluatedEditor:
+class EditorRun:
     """What is judged: a release, asked through one editor."""
 
     base: BaseModel
@@ -53,10 +53,10 @@ class EvaluatedEditor:
 
 
 def composition(
-    evaluated: EvaluatedEditor, data: EvaluationData, drawn: Counterfactuals, cycles: int, count: int
+    editor_run: EditorRun, data: EvaluationData, drawn: Counterfactuals, cycles: int, count: int
 ) -> Metrics:
     """PSNR lost against the VAE by one null edit of every scan, and by `cycles` of them on the first `count`."""
-    scans, base = data.baselines.images, evaluated.base
+    scans, base = data.baselines.images, editor_run.base
     prompts = [data.modality.prompt(attributes) for attributes in data.baselines.attributes[:count]]
     once = psnr(drawn.autoencoded, scans).mean() - psnr(drawn.reconstructions, scans).mean()
     autoencoded = edited = scans[:count]
@@ -67,9 +67,9 @@ def composition(
             edited,
             prompts,
             [],
-            evaluated.editor,
-            drift=edit_drift(evaluated.release),
-            seed=evaluated.seeds[0],
+            editor_run.editor,
+            drift=edit_drift(editor_run.release),
+            seed=editor_run.seeds[0],
         ).reconstructions
     repeated = psnr(autoencoded, scans[:count]).mean() - psnr(edited, scans[:count]).mean()
     return {
@@ -79,7 +79,7 @@ def composition(
     }
 
 
-def reversibility(evaluated: EvaluatedEditor, data: EvaluationData, drawn: Counterfactuals, count: int) -> Metrics:
+def reversibility(editor_run: EditorRun, data: EvaluationData, drawn: Counterfactuals, count: int) -> Metrics:
     """PSNR of the first `count` scans against their edits, edited back."""
     rows = [row for row, edit in enumerate(data.edits) if edit.scan < count]
     scans = [data.edits[row].scan for row in rows]
@@ -89,7 +89,7 @@ def reversibility(evaluated: EvaluatedEditor, data: EvaluationData, drawn: Count
         edit_to(data.modality, number, now, then)
         for number, (now, then) in enumerate(zip(edited, original, strict=True))
     ]
-    back = evaluated.draw(drawn.images[rows], edited, edits)
+    back = editor_run.draw(drawn.images[rows], edited, edits)
     return {"reversal_psnr_db": float(psnr(back.images, drawn.autoencoded[scans]).mean())}
 
 

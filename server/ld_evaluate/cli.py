@@ -28,7 +28,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
-class EvaluationScans:
+class ScanSources:
     """What a release is judged on."""
 
     data: Annotated[Path, typer.Option(help="Folder with scans.csv: patient, input, and the modality's attributes.")]
@@ -38,7 +38,7 @@ class EvaluationScans:
 
 
 @dataclass(frozen=True)
-class EvaluationEditors:
+class Editors:
     """What judges the release's edits, and how often."""
 
     editor: Annotated[
@@ -49,7 +49,7 @@ class EvaluationEditors:
 
 
 @dataclass(frozen=True)
-class EvaluationOutput:
+class Output:
     """Where the results go."""
 
     out: Annotated[Path, typer.Option(help="Folder for the page and its numbers.")] = Path("evaluation")
@@ -58,9 +58,9 @@ class EvaluationOutput:
 
 def evaluate(
     release: Annotated[Path, typer.Argument(help="Folder of the release.")],
-    scans: EvaluationScans,
-    editors: EvaluationEditors,
-    output: EvaluationOutput,
+    scans: ScanSources,
+    editors: Editors,
+    output: Output,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="cycles, cycled or predictor_steps."),
@@ -92,7 +92,7 @@ def evaluate(
         console.print(f"wrote {file}", soft_wrap=True)
 
 
-def _check(scans: EvaluationScans, editors: EvaluationEditors) -> None:
+def _check(scans: ScanSources, editors: Editors) -> None:
     """Refuse what is wrong without a look at the release; raises `ConfigError` or `RequestError`."""
     require(editors.seeds > 0, f"--seeds is {editors.seeds}: use 1 or more")
     for name in editors.editor or []:

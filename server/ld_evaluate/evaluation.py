@@ -11,7 +11,7 @@ from ld_common.diffusion.base_model import load_base
 from ld_common.editing.registry import EDITORS, change_editor, editor_options
 from ld_common.imaging.scan_table import read_scan_table
 from ld_common.release.release import Release, find_release_base, load_release_base, read_release, release_editor
-from ld_evaluate.axioms import EvaluatedEditor
+from ld_evaluate.axioms import EditorRun
 from ld_evaluate.dataset import read_data
 from ld_evaluate.judge import CounterfactualJudge, Judgement
 from ld_evaluate.options import JudgeConfig
@@ -61,20 +61,20 @@ def evaluate_release(evaluation: Evaluation, progress: Callable[[], None] = lamb
     judge = _judge(evaluation, release, base.resolution)
     runs: list[Run] = []
     for editor, seed in tasks:
-        evaluated = EvaluatedEditor(base, release, editor, [release.study.seed + seed])
-        judgement = judge.judge(evaluated)
+        editor_run = EditorRun(base, release, editor, [release.study.seed + seed])
+        judgement = judge.judge(editor_run)
         labels = {"editor": editor.name, "release": release.study.name, "seed": seed, "draws": 1}
-        runs.append(result(labels, evaluated, judgement, judge))
+        runs.append(result(labels, editor_run, judgement, judge))
         progress()
     return runs
 
 
-def result(labels: Run, evaluated: EvaluatedEditor, judgement: Judgement, judge: CounterfactualJudge) -> Run:
+def result(labels: Run, editor_run: EditorRun, judgement: Judgement, judge: CounterfactualJudge) -> Run:
     """A judgement as JSON has it; `labels` are `editor`, `release`, `seed` and `draws`."""
     return {
-        "modality": evaluated.release.modality.name,
+        "modality": editor_run.release.modality.name,
         **labels,
-        "edit": editor_options(evaluated.editor),
+        "edit": editor_options(editor_run.editor),
         "metrics": judgement.metrics,
         "by_edit": judgement.by_edit,
         "real": judge.references,

@@ -13,7 +13,7 @@ from ld_common.editing.registry import read_editor
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.scan_table import read_scan_table
 from ld_common.release.release import Release, find_release_base
-from ld_evaluate.axioms import EvaluatedEditor
+from ld_evaluate.axioms import EditorRun
 from ld_evaluate.bootstrap import bootstrap_interval
 from ld_evaluate.dataset import EvaluationData
 from ld_evaluate.judge import CounterfactualJudge
@@ -43,7 +43,7 @@ def test_an_exact_editor_composes_and_a_noisy_one_does_not(
 ) -> None:
     options = {**QUICK, "noise_fraction": 1.0}
     metrics = {
-        name: judge.judge(EvaluatedEditor(base, release, read_editor({"name": name, **options}))).metrics
+        name: judge.judge(EditorRun(base, release, read_editor({"name": name, **options}))).metrics
         for name in ("belm", "sdedit")
     }
     assert abs(metrics["belm"]["null_edit_psnr_gap_db"]) < 0.01
@@ -59,7 +59,7 @@ def test_guidance_of_zero_is_the_copy_that_an_editor_must_beat(
     base: BaseModel, release: Release, judge: CounterfactualJudge
 ) -> None:
     editor = read_editor({"name": "belm", "guidance_scale": 0.0, **QUICK})
-    metrics = judge.judge(EvaluatedEditor(base, release, editor)).metrics
+    metrics = judge.judge(EditorRun(base, release, editor)).metrics
     assert metrics["change"] < 1e-4
     assert metrics["copy_gain_db"] == pytest.approx(0, abs=0.05)
     assert metrics["followup_psnr_db"] == pytest.approx(metrics["copy_psnr_db"], abs=0.05)
@@ -72,7 +72,7 @@ def test_the_mean_image_of_several_seeds_is_judged(
 ) -> None:
     editor = read_editor({"name": "sdedit", "num_inference_steps": 2})
     first, second, both = (
-        judge.judge(EvaluatedEditor(base, release, editor, seeds)).drawn.images for seeds in ([3], [4], [3, 4])
+        judge.judge(EditorRun(base, release, editor, seeds)).drawn.images for seeds in ([3], [4], [3, 4])
     )
     assert not torch.equal(first, second)
     assert torch.allclose(both, (first + second) / 2, atol=1e-6)
@@ -83,7 +83,7 @@ def test_reference_scans_give_predictors_and_a_distance(
 ) -> None:
     reference = read_scan_table(hospital / "scans.csv", brain_mri, 32)
     judge = CounterfactualJudge(load_base(find_release_base(release)), data, reference, FEW)
-    metrics = judge.judge(EvaluatedEditor(base, release, read_editor({"name": "belm", **QUICK}))).metrics
+    metrics = judge.judge(EditorRun(base, release, read_editor({"name": "belm", **QUICK}))).metrics
     assert {"frechet", "kernel", "age_moved"} <= set(metrics)
     assert {"frechet", "kernel", "age_error"} <= set(judge.references)
 

@@ -16,7 +16,7 @@ from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to
 from ld_common.editing.registry import change_editor, editor_options, read_editor
 from ld_common.imaging.scan_table import read_scan_table
 from ld_common.release.release import MANIFEST, Release, edit_drift, find_release_base, load_release_base, read_release
-from ld_evaluate.axioms import EvaluatedEditor
+from ld_evaluate.axioms import EditorRun
 from ld_evaluate.dataset import EvaluationData, read_data
 from ld_evaluate.evaluation import result
 from ld_evaluate.files import SCANS
@@ -62,10 +62,10 @@ class ReleaseWorker:
         training, (release, editor) = task.training, self._release_and_editor(task)
         draws = self.benchmark.config.editors[task.editor].seeds
         seeds = range(training.seed, training.seed + draws)
-        evaluated = EvaluatedEditor(load_release_base(release), release, editor, seeds)
+        editor_run = EditorRun(load_release_base(release), release, editor, seeds)
         judge = self._judge(training.modality)
         labels = {"editor": task.editor, "release": training.release, "seed": training.seed, "draws": draws}
-        return result({"modality": training.modality, **labels}, evaluated, judge.judge(evaluated), judge)
+        return result({"modality": training.modality, **labels}, editor_run, judge.judge(editor_run), judge)
 
     def batch_speedup(self, task: EditorTask) -> Run:
         """How many times faster 16 edits are drawn together than one by one: the median of paired turns."""

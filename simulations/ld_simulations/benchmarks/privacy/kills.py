@@ -79,14 +79,14 @@ def kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
         FederationError: a process ended before it was killed.
     """
     # forked processes cannot use threads of OpenMP that their parent has started, so the parent must never start any
-    kept = os.environ.get("OMP_NUM_THREADS")
+    threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_kill_rounds, site, kills, seed).result()
     finally:
         os.environ.pop("OMP_NUM_THREADS")
-        os.environ.update({} if kept is None else {"OMP_NUM_THREADS": kept})
+        os.environ.update({} if threads is None else {"OMP_NUM_THREADS": threads})
 
 
 def _kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
