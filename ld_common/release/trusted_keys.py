@@ -165,6 +165,6 @@ def _untrusted(study: str, key: PublicKey, given: PublicKey | None) -> str:
     if given is not None:
         return f"the release is signed by {fingerprint(key)}, not by the key that --trust names, {fingerprint(given)}"
     return (
-        f"the release of '{study}' is signed by {fingerprint(key)}, which is not trusted yet: if the study confirms the "
+        f"the release of '{study}' is signed by {fingerprint(key)}, not trusted yet: if the study confirms the "
         f"fingerprint, add --trust '{public_line(key)}' once"
     )
