@@ -1,7 +1,7 @@
-"""A hospital's end of the federation: a Flower ClientApp. Nothing but codes and checked tensors leaves it.
+"""A site's Flower ClientApp. Only error codes and checked tensors leave it.
 
-What the site is comes from its node, never from the server: in a deployment `--node-config 'home="/path"'` names the
-folder that `ld-client init` made, elsewhere `--node-config 'site-config="/path/to/site.yaml"'` the site's config alone.
+The node, never the server, tells it which site it is: a deployed node is started with `--node-config 'home="/path"'`,
+the folder that `ld-client init` made; any other with `--node-config 'site-config="/path/to/site.yaml"'`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ld_client.deployment.approvals import check_approved
+from ld_client.deployment.approvals import allow_approved_packages, check_approved
 from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_hours
@@ -32,15 +32,15 @@ app = ClientApp()
 Handler = Callable[[SiteConfig, AuditRecorder, Message, Context], RecordDict]
 
 
-def own_home(context: Context) -> SiteHome | None:
-    """This node's home, None where it has none."""
+def home_of_node(context: Context) -> SiteHome | None:
+    """The home of a deployed node; None where it has none."""
     home = context.node_config.get("home")
     return None if home is None else SiteHome(Path(str(home)))
 
 
-def own_site(context: Context) -> Path:
-    """This node's site config; raises `ConfigError` when it has none."""
-    home = own_home(context)
+def site_file_of_node(context: Context) -> Path:
+    """The node's site config; raises `ConfigError` when it has none."""
+    home = home_of_node(context)
     if home is not None:
         return home.config_file
     if "site-config" not in context.node_config:
@@ -53,36 +53,37 @@ def register(
     site_file: Callable[[Context], Path],
     site_home: Callable[[Context], SiteHome | None] = lambda context: None,
 ) -> None:
-    """Give a ClientApp every answer of a site.
+    """Register the handlers of a site with a ClientApp.
 
     Args:
         client: the app.
-        site_file: finds the site's config from its node.
-        site_home: finds the site's home from its node; a site that has one keeps an audit log and signs what it sends.
+        site_file: returns the node's site config.
+        site_home: returns the node's home; a site with a home keeps an audit log and signs its results.
     """
 
     def answer(kind: str, handle: Handler, message: Message, context: Context) -> Message:
-        """Run a handler for a site; whatever goes wrong leaves as a code, never as an exception's text."""
-        witness = AuditRecorder(None, kind, 0)
+        """Run a handler; an error leaves as a code, never as its text."""
+        recorder = AuditRecorder(None, kind, 0)
         try:
-            witness = AuditRecorder(site_home(context), kind, context.run_id)
-            witness.asked()
-            site = load_site(site_file(context)) if witness.home is None else witness.home.site()
-            content = handle(site, witness, message, context)
-        except KeyboardInterrupt:  # a person's: it ends the process, without the text that it may hold
+            recorder = AuditRecorder(site_home(context), kind, context.run_id)
+            recorder.record_request()
+            allow_approved_packages(recorder.home)
+            site = load_site(site_file(context)) if recorder.home is None else recorder.home.site()
+            content = handle(site, recorder, message, context)
+        except KeyboardInterrupt:  # ends the process, without the text that it may hold
             raise KeyboardInterrupt from None
-        except BaseException as error:  # the outermost wall: an unexpected text could hold a patient's name
-            witness.refused(error)
+        except BaseException as error:  # the outermost handler: the text of an unexpected error could name a patient
+            recorder.record_refusal(error)
             content = messages.pack_error(messages.error_code(error))
         return Message(content, reply_to=message)
 
     @client.query(messages.JOIN)
     def join(message: Message, context: Context) -> Message:
-        return answer(messages.JOIN, say_name, message, context)
+        return answer(messages.JOIN, handle_join, message, context)
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
-        return answer("train", train_once, message, context)
+        return answer("train", handle_train_message, message, context)
 
     for stage in (Stage.KEYS, Stage.SHARES, Stage.UNMASK):
         _register_stage(client, stage, answer)
@@ -91,12 +92,12 @@ def register(
 def _register_stage(
     client: ClientApp, stage: Stage, answer: Callable[[str, Handler, Message, Context], Message]
 ) -> None:
-    def handle(site: SiteConfig, witness: AuditRecorder, message: Message, context: Context) -> RecordDict:
+    def handle(site: SiteConfig, recorder: AuditRecorder, message: Message, context: Context) -> RecordDict:
         request = messages.unpack_secure(message.content) or {}
-        if stage is Stage.KEYS:  # a site that would not train drops out before others count on it
+        if stage is Stage.KEYS:  # a site that would not train drops out before others rely on its shares
             check_hours(site.policy)
         payload = SecaggSiteRound(context.state).answer(site, stage, request)
-        witness.left_payload(payload)
+        recorder.record_sent_payload(payload)
         return messages.pack_secure(payload)
 
     @client.query(stage.value)
@@ -104,26 +105,26 @@ def _register_stage(
         return answer(stage.value, handle, message, context)
 
 
-def say_name(site: SiteConfig, witness: AuditRecorder, message: Message, context: Context) -> RecordDict:
-    """Answer `join`."""
-    witness.left_name(site.site)
+def handle_join(site: SiteConfig, recorder: AuditRecorder, message: Message, context: Context) -> RecordDict:
+    """Answer a `join` query with the site's name."""
+    recorder.record_sent_name(site.site)
     return messages.pack_name(site.site)
 
 
 def require_approval(home: SiteHome | None, task: TrainTask) -> None:
-    """Raise `ApprovalError` unless a deployed site has approved the task's study."""
+    """Raise `ApprovalError` unless a deployed site has approved the task's study; others have no approvals."""
     if home is not None:
         check_approved(home, study_from_json(task.study).digest(), task.base_digest, task.modality_digest)
 
 
-def train_once(site: SiteConfig, witness: AuditRecorder, message: Message, context: Context) -> RecordDict:
-    """Answer `train`."""
+def handle_train_message(site: SiteConfig, recorder: AuditRecorder, message: Message, context: Context) -> RecordDict:
+    """Answer a training task."""
     task = messages.unpack_task(message.content)
-    witness.task(task)
-    require_approval(witness.home, task)
-    result = handle_train(site, task, SecaggSiteRound(context.state), witness.training)
-    require_approval(witness.home, task)  # somebody may have withdrawn it meanwhile
-    return messages.pack_result(witness.signed(task, result))
+    recorder.record_task(task)
+    require_approval(recorder.home, task)
+    result = handle_train(site, task, SecaggSiteRound(context.state), recorder.record_training)
+    require_approval(recorder.home, task)  # it may have been withdrawn meanwhile
+    return messages.pack_result(recorder.sign_result(task, result))
 
 
-register(app, own_site, own_home)
+register(app, site_file_of_node, home_of_node)

@@ -1,10 +1,9 @@
-"""`ld-client drift`: which drift a study gives a site, before anything is trained."""
+"""`ld-client drift`: the drift that a study gives a site, before anything is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -13,43 +12,80 @@ from ld_client.data.store import Store, open_store, split_store
 from ld_client.policy import check_store, check_study
 from ld_client.site_config import SiteConfig, load_modality
 from ld_client.site_drift import search_delta, site_drift
-from ld_common.core.config import require
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, by_channel
-from ld_common.diffusion.drift_search import best
-from ld_common.diffusion.options import ESTIMATORS, SearchConfig
+from ld_common.diffusion.drift_search import Trial, best
+from ld_common.diffusion.options import SearchConfig
 from ld_common.editing.counterfactuals import Edit, edit_to
 from ld_common.editing.delta_search import search_counterfactual
 from ld_common.editing.registry import read_editor
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.dp_accounting import DpConfig
-from ld_common.protocol.study_config import StudyConfig, load_study
+from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import Release, load_release_base
 
-KNOWN = (*ESTIMATORS, "counterfactual")
+
+@dataclass(frozen=True)
+class TrialLoss:
+    """The loss of one δ of a search."""
+
+    delta: float
+    loss: float
+    parts: dict[str, float]
 
 
-def show_drift(
+@dataclass(frozen=True)
+class DriftReport:
+    """A site's drift by moments, or a search for a scalar δ."""
+
+    site: str
+    estimator: str
+    shape: str
+    drift: list[float] = field(default_factory=list)
+    """By moments: μ of each latent channel, or one value for all; empty for a study without a drift."""
+    final_deltas: list[float] = field(default_factory=list)
+    """By moments: δ = a(T) μ, what the drift adds at the last timestep."""
+    trials: list[TrialLoss] = field(default_factory=list)
+    """By a search: the loss of each δ."""
+    best_delta: float | None = None
+
+    def renderables(self) -> list[RenderableType]:
+        """The report as tables for a terminal."""
+        if self.trials:
+            table = Table("δ", "loss", *self.trials[0].parts, title=f"{self.site}: {self.estimator}")
+            for trial in self.trials:
+                mark = "[bold]" if trial.delta == self.best_delta else ""
+                parts = (f"{part:.5f}" for part in trial.parts.values())
+                table.add_row(f"{mark}{trial.delta:+g}", f"{trial.loss:.5f}", *parts)
+            return [table, f"δ = {self.best_delta:+g}"]
+        if not self.drift:
+            return ["drift.shape is none: no drift"]
+        table = Table("latent channel", "drift μ", "δ = a(T) μ", title=f"{self.site}: {self.shape}, by moments")
+        for channel, (mean, delta) in enumerate(zip(self.drift, self.final_deltas, strict=True)):
+            table.add_row("all" if len(self.drift) == 1 else str(channel), f"{mean:+.4f}", f"{delta:+.4f}")
+        return [table]
+
+
+def report_drift(
     site: SiteConfig,
-    study_file: Path,
+    study: StudyConfig,
     estimator: str,
     release: Release | None,
-    overrides: Sequence[str],
     progress: Callable[[str, int, int], None],
-) -> list[RenderableType]:
-    """What to print: the drift by moments, or a table of a search.
+) -> DriftReport:
+    """Estimate a site's drift as a study would.
 
     Args:
-        estimator: `moments`, `grid` or `counterfactual`; empty for the study's own.
-        release: its adapter is searched with, in place of the plain base.
+        site: the site.
+        study: the study.
+        estimator: `moments`, `grid` or `counterfactual`.
+        release: searched with its adapter in place of the plain base.
+        progress: called with a stage, the steps done and all steps.
 
     Raises:
-        LdError: as training would, and where the search cannot be done.
+        LdError: as training would, or the search cannot be done with these scans.
     """
-    study, _ = load_study(study_file, list(overrides))
-    estimator = estimator or study.drift.estimator
-    require(estimator in KNOWN, f"--estimator is '{estimator}': known: {', '.join(KNOWN)}")
     check_study(site.policy, study)
     modality = load_modality(site)
     store = open_store(site.store_path, base_digest=base_digest(site.base_model), modality_digest=modality.digest())
@@ -61,7 +97,7 @@ def show_drift(
         else load_release_base(release, site.base_model, site.device)
     )
     if estimator == "moments":
-        return [_moments(site, modality, store, model, study)]
+        return _by_moments(site, modality, store, model, study)
 
     def advance(done: int, total: int) -> None:
         progress("searching δ", done, total)
@@ -69,20 +105,20 @@ def show_drift(
     if estimator == "grid":
         trials = search_delta(store, model, study, advance)
     else:
-        edits, search = _edits(modality, store, study.drift.search), study.drift.search
+        edits, search = edits_of_targets(modality, store, study.drift.search), study.drift.search
         drift = release.drift if release is not None and isinstance(release.drift, LatentDrift) else None
         trials = search_counterfactual(
             model, store.latents, store.prompts, edits, search, read_editor(study.edit), study.seed, drift, advance
         )
-    found = best(trials)
-    table = Table("δ", "loss", *trials[0].parts, title=f"{site.site}: {estimator}")
-    for trial in trials:
-        mark = "[bold]" if trial is found else ""
-        table.add_row(f"{mark}{trial.delta:+g}", f"{trial.loss:.5f}", *(f"{part:.5f}" for part in trial.parts.values()))
-    return [table, f"δ = {found.delta:+g}"]
+    return _of_trials(site, study, estimator, trials)
 
 
-def _edits(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
+def _of_trials(site: SiteConfig, study: StudyConfig, estimator: str, trials: list[Trial]) -> DriftReport:
+    rows = [TrialLoss(trial.delta, trial.loss, dict(trial.parts)) for trial in trials]
+    return DriftReport(site.site, estimator, study.drift.shape, trials=rows, best_delta=best(trials).delta)
+
+
+def edits_of_targets(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
     """The edits of `drift.search.targets`: each target of each scan that does not show it yet."""
     targets = [modality.parse_all(text) for text in config.targets]
     edits = [
@@ -92,19 +128,16 @@ def _edits(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]
         if (attributes | target) != attributes
     ]
     if not edits:
-        raise RequestError("drift.search.targets asks nothing of these scans: name targets such as diagnosis=AD")
+        raise RequestError("drift.search.targets changes none of these scans: set targets such as diagnosis=AD")
     return edits
 
 
-def _moments(site: SiteConfig, modality: Modality, store: Store, model: Denoiser, study: StudyConfig) -> RenderableType:
-    found = replace(study.drift, estimator="moments")
-    # for the site's own eyes, exact: what a private study sends is noised, and charged when it is made
-    mean = site_drift(site, modality, store, model, replace(study, drift=found, privacy=DpConfig()))
+def _by_moments(site: SiteConfig, modality: Modality, store: Store, model: Denoiser, study: StudyConfig) -> DriftReport:
+    options = replace(study.drift, estimator="moments")
+    # exact, for the site itself; the drift that a private study sends is noised, and charged when it is computed
+    mean = site_drift(site, modality, store, model, replace(study, drift=options, privacy=DpConfig()))
     if mean is None:
-        return "drift.shape is none: no drift"
+        return DriftReport(site.site, "moments", options.shape)
     level = float(model.scheduler.alphas_cumprod[-1]) ** 0.5
-    table = Table("latent channel", "drift μ", "δ = a(T) μ", title=f"{site.site}: {found.shape}, by moments")
     values = by_channel(mean)
-    for channel, value in enumerate(values):
-        table.add_row("all" if len(values) == 1 else str(channel), f"{value:+.4f}", f"{level * value:+.4f}")
-    return table
+    return DriftReport(site.site, "moments", options.shape, values, [level * value for value in values])

@@ -1,4 +1,4 @@
-"""One round at a site: what is asked is checked against the site's own policy, base and store, charged, and trained."""
+"""One round at a site: the task is checked against policy, base and store, charged to the ledger, and trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ld_client.data.store import INDEX, Store, open_store, split_store
+from ld_client.data.store import Store, open_store, split_store
+from ld_client.data.store_index import INDEX
 from ld_client.policy import check_hours, check_size, check_store, check_study, within_memory
 from ld_client.privacy.dp_drift import drift_release, paid_drift
 from ld_client.privacy.dp_sgd import check_trainable, train_round_privately
@@ -31,12 +32,14 @@ from ld_common.release.data_ranges import site_coverage
 
 @dataclass(frozen=True)
 class DataUsage:
-    """Which data a round is about to train on; for the site's own books."""
+    """The data that a round is about to train on, for the site's audit log."""
 
     study: StudyConfig
     store: str
     """SHA-256 of the store's index, which names its latents by their hash."""
     patients: int
+    """Patients trained on."""
+    held_out_patients: int
     visits: int
     noise_multiplier: float | None
     """None without differential privacy."""
@@ -46,18 +49,18 @@ def handle_train(
     site: SiteConfig,
     task: TrainTask,
     secure: SecaggSiteRound | None = None,
-    before_training: Callable[[DataUsage], None] = lambda use: None,
+    before_training: Callable[[DataUsage], None] = lambda usage: None,
 ) -> TrainResult:
-    """Check a task against the site's own base and store, train, and return what may leave.
+    """Check a task, train, and return the result that may leave.
 
     Args:
         site: the site.
-        task: what it is asked.
-        secure: its part in secure aggregation, for a study that asks for it.
-        before_training: told which data are used, after they were charged for and before they are.
+        task: the server's task.
+        secure: the site's state of secure aggregation, for a study that uses it.
+        before_training: called with the data of the round, after they were charged and before they are used.
 
     Raises:
-        LdError: the study, base, modality or adapter is not what the site holds, or the policy forbids it.
+        LdError: the study, base, modality or adapter does not match the site's, or the policy forbids the round.
     """
     check_hours(site.policy)
     with within_memory(site.policy):
@@ -71,11 +74,11 @@ def _handle_train(
     study = study_from_json(task.study)
     check_study(site.policy, study)
     if not 1 <= task.round <= study.federation.rounds:
-        raise PolicyError(f"round {task.round} is none of the study's {study.federation.rounds}")
+        raise PolicyError(f"round {task.round} is not one of the study's {study.federation.rounds} rounds")
     if base_digest(site.base_model) != task.base_digest:
         raise ModelError(f"the study's base model is not '{site.base_model}': point base_model at the study's base")
     store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
-    store, _ = split_store(store, site.held_out)
+    store, held_out = split_store(store, site.held_out)
     check_store(site.policy, store, study)
     model, adapter = load_denoiser(site.base_model, site.device), read_adapter(study.adapter)
     adapted = inject(model, adapter, study.seed)
@@ -85,29 +88,31 @@ def _handle_train(
         check_state(task.frozen, adapted.frozen_state())
     if study.federation.secure_aggregation:
         if secure is None or task.secure is None:
-            raise FederationError("the study asks for secure aggregation and the task comes without it: refused")
+            raise FederationError("the study uses secure aggregation, but the task lacks its shares: refused")
         secure.open(task.secure, study.digest(), task.round)
     noise_multiplier = spend(site, store, study, adapted, task.round)
-    patients, visits = len(set(store.pseudonyms)), len(store.latents)
-    before_training(DataUsage(study, file_digest(site.store_path / INDEX), patients, visits, noise_multiplier))
-    # until the state is loaded, `model` draws as the plain base does
+    index = file_digest(site.store_path / INDEX)
+    visits = len(store.latents)
+    before_training(DataUsage(study, index, store.patients, held_out.patients, visits, noise_multiplier))
+    # `model` still predicts as the plain base does: the adapter's state is loaded below
     private = study.privacy.enabled
     modality = load_modality(site)
     drift = paid_drift(site, store, study) if private else site_drift(site, modality, store, model, study)
     prior = None if adapter.prior is None else site_prior(site, store, model, adapter.prior, study.seed)
     adapted.load({**task.frozen, **task.state})
     entered = None if drift is None else entering(drift, study.drift.formulation)
-    own = entered if isinstance(entered, LatentDrift) else None
-    lesson = TrainingData(store.latents, store.prompts, own, prior, store.pseudonyms, store.condition_vectors(modality))
+    training_drift = entered if isinstance(entered, LatentDrift) else None
+    vectors = store.condition_vectors(modality)
+    data = TrainingData(store.latents, store.prompts, training_drift, prior, store.pseudonyms, vectors)
     numbers = None
     if noise_multiplier is not None:
-        train_round_privately(adapted, lesson, study, task.round, noise_multiplier)
+        train_round_privately(adapted, data, study, task.round, noise_multiplier)
     else:
-        losses = train_round(adapted, lesson, study, task.round, site.site, site.precision)
+        losses = train_round(adapted, data, study, task.round, site.site, site.precision)
         if not study.withholds_numbers:
-            covered = site_coverage(load_modality(site), store.pseudonyms, store.attributes, site.policy.min_patients)
+            ranges = site_coverage(modality, store.pseudonyms, store.attributes, site.policy.min_patients)
             seconds = time.monotonic() - started
-            numbers = TrainNumbers(visits, patients, losses.first, losses.last, seconds, covered)
+            numbers = TrainNumbers(visits, store.patients, losses.first, losses.last, seconds, ranges)
     state = adapted.trainable_state()
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}
@@ -118,15 +123,15 @@ def _handle_train(
 def spend(
     site: SiteConfig, store: Store, study: StudyConfig, adapted: AdaptedModel[Any], round_number: int
 ) -> float | None:
-    """Charge a round to the data set's ledger, before it runs; returns its noise multiplier, None without privacy.
+    """Charge a round to the ledger before it runs; returns its noise multiplier, None without privacy.
 
     Raises:
-        PolicyError: the study has trained as many rounds here as the policy allows.
-        PrivacyError: the budget does not allow it, or the adapter cannot be trained privately; nothing is charged.
+        PolicyError: the study has used up the rounds that the policy allows.
+        PrivacyError: the budget does not allow it, or the adapter cannot be trained privately. Nothing is charged.
     """
     policy = site.policy
     use = Use(study.name, study.digest(), round_number, {TRAINING: None})
-    most = RoundLimit(policy.max_rounds, "policy.max_rounds")
+    limit = RoundLimit(policy.max_rounds, "policy.max_rounds")
     noise_multiplier = None
     if study.privacy.enabled:
         check_trainable(adapted)
@@ -135,8 +140,8 @@ def spend(
         step = replace(planned.step, steps=study.training.steps)
         drift = None if planned.drift is None else drift_release(store, study, planned.drift)
         use = replace(use, charges={TRAINING: step}, drift=drift, plan=planned.charges)
-        own = study.federation.rounds + policy.repeated_rounds
-        if own < most.rounds:
-            most = RoundLimit(own, "the study's rounds and policy.repeated_rounds")
-    Ledger(site.ledger_path).charge(use, policy.max_epsilon, policy.delta, most)
+        planned_rounds = study.federation.rounds + policy.repeated_rounds
+        if planned_rounds < limit.rounds:
+            limit = RoundLimit(planned_rounds, "the study's rounds and policy.repeated_rounds")
+    Ledger(site.ledger_path).charge(use, policy.max_epsilon, policy.delta, limit)
     return noise_multiplier

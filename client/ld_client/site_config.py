@@ -1,6 +1,6 @@
-"""A site's own configuration: where its scans and table are and what its columns and words mean.
+"""A site's own configuration: its scans and table, the meaning of columns and values, and its policy.
 
-Paths in the YAML file (and in `key=value` overrides) are relative to the folder that the YAML file is in.
+Paths in the YAML file (and in `key=value` overrides) are relative to the folder of the YAML file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from omegaconf import MISSING
 
@@ -25,12 +26,12 @@ FROM_HEADER = ("age", "sex")
 
 @dataclass
 class ColumnsConfig:
-    """Which column of the table holds what."""
+    """Names of the table's columns."""
 
     patient: str = "patient"
     date: str = "date"
     file: str = ""
-    """Column with a scan's path relative to `data.root`; needed for NIfTI and PNG, empty when all scans are DICOM
+    """Column with a scan's path relative to `data.root`; needed for NIfTI and PNG. Empty when all scans are DICOM
     series, which are matched by PatientID and StudyDate."""
     attributes: dict[str, str] = field(default_factory=dict)
     """Attribute of the modality -> its column."""
@@ -40,20 +41,22 @@ class ColumnsConfig:
 class DataConfig:
     """A site's scans and the table that describes them."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"released": "burned_in_text_checked"}
+
     root: str = MISSING
-    """Folder that is searched for scans."""
+    """Folder of the scans."""
     table: str = MISSING
     """CSV or TSV file with one row a visit, UTF-8."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     values: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Attribute -> the site's word -> the modality's value; a word that is not listed is taken as it is."""
+    """Attribute -> the site's value -> the modality's value; a value that is not listed is taken as it is."""
     date_format: str = ""
-    """How the table writes dates, as in strptime (`%d.%m.%Y`); empty for ISO 8601."""
+    """Format of the table's dates as in strptime (`%d.%m.%Y`); empty for ISO 8601."""
     date_tolerance_days: int = 0
-    """Most days between a scan and its row; the nearest row is taken."""
+    """Largest number of days between a scan and its row; the nearest row is taken."""
     series_description: str = ""
-    """Only series whose SeriesDescription matches this pattern (`*t1*`, case does not matter); empty takes all."""
-    released: list[str] = field(default_factory=list)
+    """Pattern of SeriesDescription (`*t1*`, case-insensitive); other series are excluded. Empty takes all."""
+    burned_in_text_checked: list[str] = field(default_factory=list)
     """Patterns of paths relative to `root` that a person has checked for burned-in text (`dicom/P007/*`)."""
 
     def __post_init__(self) -> None:
@@ -62,44 +65,42 @@ class DataConfig:
 
 @dataclass
 class PolicyConfig:
-    """The most that a study may ask of this site; whatever asks for more is refused before anything is computed."""
+    """Limits for every study; a study that asks for more is refused before anything is computed."""
 
     max_steps: int = 5000
     """Training steps in one round."""
     max_batch_size: int = 256
     """Visits in one step."""
     max_parameters: int = 50_000_000
-    """Numbers that learn, and leave in each round: a large adapter can remember more. All of Stable Diffusion 1.4's
-    UNet are 860 million, a LoRA of rank 8 on its default layers 3.4 million."""
+    """Trainable parameters, which leave in each round; a larger adapter can memorise more. The UNet of Stable Diffusion
+    1.4 has 860 million, a LoRA of rank 8 on its default layers 3.4 million."""
     max_evaluations: int = 100_000
-    """Network evaluations of one picture before training: for the base's own pictures that DreamBooth preserves, and
-    for the search of a drift."""
+    """Network evaluations of single images before training: for DreamBooth's class images and for the search of a
+    drift."""
     drift: list[str] = field(default_factory=lambda: ["none", "scalar", "channel"])
-    """Shapes of the drift that may leave. A `map` is a mean image and `conditional` are several: with few visits they
-    show a patient's scan."""
+    """Shapes of the drift that may leave. A `map` is a mean image and `conditional` several; of few visits, they show a
+    patient's scan."""
     min_patients: int = 10
-    """Fewest patients in the store for anything to leave, means over few tell of each; and at each end of an attribute,
-    or with a word, for the site to say that it has such scans."""
+    """Fewest patients in the store for any result to leave, and fewest patients behind each end of a range or category
+    that the site reports."""
     min_summed_sites: int = 3
-    """Fewest sites of a secure sum that this site lets the server learn."""
+    """Fewest sites in a secure sum that the server may learn."""
     private_only: bool = False
     """Refuse studies without differential privacy."""
     max_epsilon: float = 10.0
-    """The most ε that all studies together may take from this data set, for one patient, over its lifetime."""
+    """Largest ε of all studies together, for one patient over the lifetime of the data set."""
     delta: float = 1e-5
-    """The δ of that ε; below one over the number of patients."""
+    """δ of that ε; below one over the number of patients."""
     max_rounds: int = 1000
-    """Most rounds that one study may train here; one that is run again counts again."""
+    """Most rounds of one study; a round that runs again counts again."""
     repeated_rounds: int = 0
-    """Rounds of a private study that may run here beyond those it has, because some ran again, after a crash perhaps.
-    Each costs ε beyond what the study states; without any, the study's ε holds whatever its server asks."""
+    """Rounds of a private study that may run again, after a crash for example. Each costs ε beyond what the study
+    states; with 0, the study's ε holds whatever its server requests."""
     hours: str = ""
-    """When a round may begin, in the machine's local time (`20:00-06:00`); empty for always. One that has begun may
-    go on past the end."""
+    """Local time in which a round may begin (`20:00-06:00`); empty for always. A round may end later."""
     max_memory_gb: float = 0.0
-    """Most private memory of the process that trains, in GiB, while it does (Linux's RLIMIT_DATA: heap and anonymous
-    mappings; files that are read through a mapping and the memory of a GPU do not count); 0 for no limit. A round
-    that needs more is refused at the moment when it does."""
+    """Most private memory of the training process, in GiB; 0 for no limit. A round that needs more is refused when it
+    does. The limit is Linux's RLIMIT_DATA: heap and anonymous mappings, without mapped files and GPU memory."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -125,24 +126,24 @@ class SiteConfig:
     """One hospital's side of a federation."""
 
     site: str = MISSING
-    """The hospital's name in the study: the server, the release and its card show it."""
+    """The hospital's name in the study, public in the release."""
     modality: str = MISSING
-    """The modality's YAML file, the same one on every side of a study."""
+    """The modality's YAML file, the same at every site of a study."""
     base_model: str = MISSING
     """Folder of the frozen base model, or its id in the hub's local cache."""
     store: str = MISSING
-    """Folder of the index, the cached latents and the site's key; it must not leave the hospital."""
+    """Folder of the index, the cached latents and the pseudonyms' key; it must not leave the hospital."""
     held_out: float = 0.0
-    """Share of patients who are never trained on, drawn by chance: with them `ld-client audit-privacy` compares."""
+    """Share of the patients who are never trained on, chosen by a keyed hash; `ld-client audit-privacy` needs them."""
     ledger: str = ""
-    """The privacy ledger of the data set; empty for the store's own. Stores of the same patients must share one."""
+    """File of the data set's privacy ledger; empty for the store's own. Stores of the same patients must share one."""
     data: DataConfig = field(default_factory=DataConfig)
     batch_size: int = 16
-    """Scans that are encoded at once."""
+    """Scans encoded at once."""
     device: str = "cpu"
-    """What computes here: `cpu`, or `cuda` where there is one."""
+    """`cpu`, or `cuda` on a machine with a GPU."""
     precision: str = "float32"
-    """Of training's arithmetic: `float32` or `bfloat16`. What leaves is float32."""
+    """Arithmetic of training: `float32` or `bfloat16`. Results leave as float32."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     def __post_init__(self) -> None:
@@ -197,6 +198,6 @@ def load_modality(site: SiteConfig) -> Modality:
         for name in names:
             require(name in known, f"data.{key} names '{name}', which {modality.name} lacks: {nearest(name, known)}")
     for name in known:
-        found = name in site.data.columns.attributes or name in FROM_HEADER
-        require(found, f"data.columns.attributes has no column for '{name}', which {modality.name} needs")
+        supplied = name in site.data.columns.attributes or name in FROM_HEADER
+        require(supplied, f"data.columns.attributes has no column for '{name}', which {modality.name} needs")
     return modality

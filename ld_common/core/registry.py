@@ -5,15 +5,17 @@ the table's group, for example in its `pyproject.toml`:
 
     [project.entry-points."latent_drift.editors"]
     my_editor = "my_package.editing:MyEditor"
+
+Simulations and `ld-generate` load any installed entry point. A site of a deployed study calls `Registry.allow` first.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from ld_common.core.config import nearest
 from ld_common.core.errors import ConfigError
@@ -24,6 +26,14 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 class Registry(Generic[T]):
     """Classes or functions of one kind, by the name that configs and command lines use."""
+
+    allowed: ClassVar[frozenset[str] | None] = None
+    """Distributions whose entry points this process may load, by normalized name; None for all. Set by `allow`."""
+
+    @staticmethod
+    def allow(packages: Collection[str] | None) -> None:
+        """Limit all tables of this process to the entry points of these distributions; None lifts the limit."""
+        Registry.allowed = None if packages is None else frozenset(map(normalized, packages))
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str], renamed: Mapping[str, str] | None = None):
         """Make a table.
@@ -45,6 +55,10 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in list(self)
 
+    def builtin_modules(self) -> set[str]:
+        """Names of the modules that hold our own entries."""
+        return {path.partition(":")[0] for path in self._paths.values()}
+
     def load(self, name: str) -> T:
         """The entry of that name, imported when it is first asked for.
 
@@ -60,6 +74,7 @@ class Registry(Generic[T]):
             return cast(T, getattr(importlib.import_module(module), attribute))
         foreign = self._foreign()
         if name not in foreign:
+            self._refuse_unlisted(name)
             raise ConfigError(f"unknown {self.kind} '{name}': {nearest(name, list(self))}")
         try:
             return cast(T, foreign[name].load())
@@ -91,9 +106,30 @@ class Registry(Generic[T]):
         return _package(foreign[name]) if name in foreign and name not in self._registered else None
 
     def _foreign(self) -> dict[str, EntryPoint]:
-        """Entry points of other packages; one that takes a name of ours is ignored."""
+        """Entry points of other packages that may be loaded; one that takes a name of ours is ignored."""
+        allowed = Registry.allowed
+        return {
+            name: point
+            for name, point in self._installed().items()
+            if allowed is None or normalized(_package(point)) in allowed
+        }
+
+    def _installed(self) -> dict[str, EntryPoint]:
         points = entry_points(group=self.group)
         return {point.name: point for point in points if point.name not in self._paths and NAME.fullmatch(point.name)}
+
+    def _refuse_unlisted(self, name: str) -> None:
+        point = self._installed().get(name)
+        if point is not None:
+            raise ConfigError(
+                f"{self.kind} '{name}' comes from package '{_package(point)}', which the study does not list: add it "
+                "to the study's packages"
+            )
+
+
+def normalized(package: str) -> str:
+    """A distribution's name as PEP 503 compares names."""
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def _package(point: EntryPoint) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 STATISTICS = "latent_statistics.json"
 PRECISIONS = ("float32", "bfloat16", "float16")
+AUTOENCODED_TOGETHER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,10 @@ class BaseModel(Denoiser):
         """Decode scaled latents `(B,C,h,w)` to grey images `(B,1,H,W)`, float32 on the CPU, clipped to [-1,1]."""
         images = self.vae.decode(latents.to(self.device, self.dtype) / self._scale + self._shift).sample
         return images.mean(1, keepdim=True).clamp(-1, 1).float().cpu()
+
+    def autoencode(self, images: Tensor) -> Tensor:
+        """Grey images `(N,1,H,W)` in [-1,1] as the VAE returns them, in batches; float32 on the CPU."""
+        return torch.cat([self.decode(self.encode(batch)) for batch in images.split(AUTOENCODED_TOGETHER)])
 
     @property
     def _scale(self) -> float:

@@ -42,7 +42,7 @@ def denoising_loss(
     targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
     if prediction_type not in targets:
         raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
-    predicted = unet(condition.seen(noisy), timesteps, condition.context).sample
+    predicted = unet(condition.network_input(noisy), timesteps, condition.context).sample
     return F.mse_loss(predicted.float(), targets[prediction_type])
 
 

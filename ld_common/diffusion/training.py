@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -96,10 +97,10 @@ class TrainingData:
             RequestError: the table cannot be read, or a row lacks a value.
             ScanError: a scan cannot be used.
         """
-        from ld_common.imaging.scan_table import load_modality, read_scan_table
-
-        loaded = load_modality(modality)
-        scans = read_scan_table(table, loaded, base.resolution)
+        # by name: the code bundle, which is the import closure of the ClientApp, holds no reader of scans
+        scan_table: Any = importlib.import_module("ld_common.imaging.scan_table")
+        loaded: Modality = scan_table.load_modality(modality)
+        scans = scan_table.read_scan_table(table, loaded, base.resolution)
         images = scans.images.split(16)
         return cls(
             latents=torch.cat([base.encode(chunk).float().cpu() for chunk in images]),

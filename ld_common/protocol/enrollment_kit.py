@@ -1,28 +1,20 @@
-"""A site kit: all that a hospital needs to join a study, and nothing that is secret.
+"""The signed manifest of a site kit: what a study is, who runs it, and the hashes of the kit's files.
 
-One ZIP file: the study, its modality, the authority that vouches for the server, the code bundle that the study runs,
-and a manifest with their hashes, signed by the study's key. Who opens it first compares that key's fingerprint with
-what the study's people say on another channel.
+A kit holds the study, its modality, the certificate of its authority and the code bundle, and nothing secret. Whoever
+opens one for the first time compares the fingerprint of the study's key with what the study's team says by telephone.
+`ld_common.protocol.kit_archive` reads and writes kits as files.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import io
 import json
-import struct
-import zipfile
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import DeploymentError, LdError
-from ld_common.protocol.keys import MAX_LINE, Purpose, is_digest, is_line, public_line, read_public_line, sign, verify
+from ld_common.protocol.foreign_packages import PackageRecord, read_records
+from ld_common.protocol.keys import MAX_LINE, Purpose, is_digest, is_line, public_line, read_public_line, verify
 from ld_common.protocol.site_name import check_site_name
 
 FORMAT = 1
@@ -31,113 +23,61 @@ STUDY, MODALITY, AUTHORITY, BUNDLE = "study.yaml", "modality.yaml", "authority.c
 FILES = (STUDY, MODALITY, AUTHORITY, BUNDLE)
 LINES = ("study", "site", "server", "release_service", "software")
 DIGESTS = ("study_digest", "base_digest", "modality_digest")
-MAX_BYTES = 32_000_000
-COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Of others, `zipfile` unpacks more than an entry says that it holds."""
-DAMAGE = (
-    OSError,
-    EOFError,
-    LookupError,
-    ValueError,
-    OverflowError,
-    RuntimeError,  # an encrypted entry
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
-"""What `zipfile` raises for archives that are damaged or made to be so."""
 
 
 @dataclass(frozen=True)
 class KitManifest:
-    """What a kit says of itself; signed."""
+    """The content of `kit.json`, covered by the study's signature."""
 
     study: str
     """The study's name."""
     site: str
-    """The site that it was made for."""
+    """The site that this kit was made for."""
     server: str
-    """`host:port` of the study's gate, where nodes come in."""
+    """`host:port` of the study's fleet proxy, to which nodes connect."""
     release_service: str
-    """`host:port` where releases are fetched."""
+    """`host:port` of the service that releases are pulled from."""
     study_digest: str
     base_digest: str
     modality_digest: str
     public_key: str
-    """The study's key, that signs kits and releases: one line of OpenSSH's format."""
+    """The study's key, which signs kits and releases: one line of OpenSSH's format."""
     files: dict[str, str]
     """Name -> SHA-256, hex."""
     software: str
     """Version of this software at the server."""
+    packages: list[dict[str, str]]
+    """Fields of a `PackageRecord` for each package of others that the study uses."""
     format: int = FORMAT
 
     @property
+    def package_records(self) -> list[PackageRecord]:
+        """`packages` as records."""
+        return read_records(self.packages)
+
+    @property
     def bundle_digest(self) -> str:
-        """SHA-256 of the code bundle, hex: what Flower calls its hash."""
+        """SHA-256 of the code bundle in hex, which is Flower's hash of it."""
         return self.files[BUNDLE]
 
 
-@dataclass(frozen=True)
-class Kit:
-    """A kit whose signature and hashes hold."""
-
-    manifest: KitManifest
-    raw_manifest: bytes
-    """As it was written."""
-    signature: str
-    files: dict[str, bytes]
-
-
-def write_kit(path: Path, manifest: KitManifest, files: dict[str, bytes], key: Ed25519PrivateKey) -> None:
-    """Sign and write a kit; `files` holds those of `FILES`, whose hashes are put into the manifest.
-
-    Raises:
-        DeploymentError: the manifest says what no reader takes, such as a study's name of several lines.
-    """
-    digests = {name: hashlib.sha256(files[name]).hexdigest() for name in FILES}
-    manifest = dataclasses.replace(manifest, files=digests, public_key=public_line(key.public_key()))
-    _check_fields(manifest)
-    content = dataclasses.asdict(manifest)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(MANIFEST, json.dumps(content, indent=2, sort_keys=True) + "\n")
-        archive.writestr(SIGNATURE, sign(key, Purpose.KIT, content))
-        for name in FILES:
-            archive.writestr(name, files[name])
-    write_bytes(path, buffer.getvalue())
-
-
-def read_kit(path: Path) -> Kit:
-    """Read a kit and check its signature and hashes.
-
-    Raises:
-        DeploymentError: no kit, one that was altered, or of another format.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                raise DeploymentError(f"'{path}' unpacks to more than {MAX_BYTES} bytes: this is no kit")
-            if any(entry.compress_type not in COMPRESSIONS for entry in archive.infolist()):
-                raise DeploymentError(f"'{path}' is compressed in a way that no kit is: ask the study for it again")
-            manifest = archive.read(MANIFEST)
-            signature = archive.read(SIGNATURE).decode()
-            files = {name: archive.read(name) for name in FILES}
-    except FileNotFoundError as error:
-        raise DeploymentError(f"there is no file '{path}': give the kit that the study sent") from error
-    except DAMAGE as error:
-        raise DeploymentError(f"'{path}' is no site kit ({error}): ask the study for it again") from error
-    return Kit(check_manifest(manifest, signature, files), manifest, signature, files)
-
-
 def check_manifest(manifest: bytes, signature: str, files: dict[str, bytes]) -> KitManifest:
-    """The manifest of files that it names rightly; raises `DeploymentError`."""
+    """A manifest whose signature holds and whose hashes are those of `files`.
+
+    Args:
+        manifest: content of `kit.json`.
+        signature: content of `kit.sig`.
+        files: the kit's other files, by name.
+
+    Raises:
+        DeploymentError: the manifest cannot be read or trusted, or a file is not the one that it names.
+    """
     try:
         content: dict[str, Any] = json.loads(manifest)
         if content["format"] != FORMAT:
             raise DeploymentError(f"the kit is of another format than {FORMAT}, which this software reads: update it")
         kit = KitManifest(**content)
-        _check_fields(kit)
+        check_fields(kit)
         verify(read_public_line(kit.public_key), Purpose.KIT, content, signature)
         check_site_name(kit.site)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -154,15 +94,23 @@ def check_manifest(manifest: bytes, signature: str, files: dict[str, bytes]) -> 
     return kit
 
 
-def _check_fields(kit: KitManifest) -> None:
-    """Refuse what is not as `write_kit` writes it: parts of it are shown, and go into configs and command lines."""
+def check_fields(kit: KitManifest) -> None:
+    """Refuse fields that `write_kit` would not write: they are shown, and go into configs and command lines.
+
+    Raises:
+        DeploymentError: names the fields.
+    """
     wrong = [name for name in LINES if not is_line(getattr(kit, name))]
     wrong += [name for name in DIGESTS if not is_digest(getattr(kit, name))]
     if not isinstance(kit.files, dict) or set(kit.files) != set(FILES) or not all(map(is_digest, kit.files.values())):
         wrong.append("files")
+    try:
+        read_records(kit.packages)
+    except (TypeError, ValueError):
+        wrong.append("packages")
     if wrong:
         raise DeploymentError(
-            f"the kit's manifest is not in order ({', '.join(wrong)}): names and addresses are one line of 1 to "
+            f"the kit's manifest is malformed ({', '.join(wrong)}): names and addresses are one line of 1 to "
             f"{MAX_LINE} printable characters, digests are SHA-256 in hex; ask the study for it again"
         )
     if not isinstance(kit.public_key, str) or public_line(read_public_line(kit.public_key)) != kit.public_key:

@@ -11,12 +11,13 @@ A LoRA's weights load by `pipe.load_lora_weights(folder)` and by `PeftModel.from
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -267,5 +268,9 @@ def release_record(release: Release) -> dict[str, Any]:
 
 
 def software() -> dict[str, str]:
-    """Versions of Python and of the libraries that compute a release or a counterfactual."""
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    """Versions of Python and of the libraries here that compute a release or a counterfactual."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):  # ld-generate alone needs neither flwr nor opacus
+            versions[name] = version(name)
+    return versions

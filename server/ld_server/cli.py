@@ -1,24 +1,23 @@
-"""`ld-server`: what the people who run a study across hospitals type."""
+"""`ld-server`: runs a study across hospitals."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_common.core.command import run_cli
+from ld_common.core.command import VERSION, Json, print_json, print_lines, run_cli
 
 HOME = typer.Argument(..., help="The study's folder, made by ld-server provision.")
+SITE = typer.Argument(..., help="The site's name in the study.")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-console = Console()
 
 
 @app.callback()
-def describe() -> None:
-    """The central side of a federation across hospitals: docs/deploy.md has the whole way."""
+def describe(version: bool = VERSION) -> None:
+    """Run a study across hospitals: provision it, admit its sites, serve it, train, release."""
 
 
 @app.command()
@@ -28,111 +27,125 @@ def provision(
     settings: list[str] = typer.Argument(
         None,
         metavar="[KEY=VALUE]...",
-        help="Addresses, as hosts=[study.example.org] gate_port=9092, and values of the study's file to replace.",
+        help="Addresses, such as hosts=[study.example.org] gate_port=9092, and values that replace the study's.",
     ),
 ) -> None:
     """Make a study's home: keys, certificates, code bundle, and a kit for each site."""
-    from ld_server.deployment.provision import provision as make
-    from ld_server.deployment.provision import server_config, study_fingerprint
+    from ld_common.protocol.study_config import load_study
+    from ld_server.deployment.study_home import server_config
 
     server, overrides = server_config(settings or [])
-    made = make(study, home, server, overrides)
+    load_study(study, overrides)  # refuses typing errors before Flower is imported
+    from ld_server.deployment import provision as provisioning
+
+    made = provisioning.provision(study, home, server, overrides)
     if server.is_local:
-        _say("hosts is not said: these kits are of use on this machine alone")
-    _say(f"wrote {made.path}", f"send each site its file of {made.kits}: nothing in it is secret")
-    _say(f"and tell it on another channel the study's fingerprint: {study_fingerprint(made)}")
+        print_lines("hosts is not set: these kits work on this machine only")
+    print_lines(f"wrote {made.path}", f"send each site its kit from {made.kits}; kits hold no secret")
+    print_lines(f"tell each site the study's fingerprint by telephone: {provisioning.study_fingerprint(made)}")
 
 
 @app.command()
 def update(home: Path = HOME) -> None:
-    """Make bundle, kits and the server's certificate anew, after study.yaml or hosts was edited or this was updated."""
-    from ld_server.deployment.provision import update as renew
+    """Make code bundle, kits and the server's certificate again, after study.yaml, hosts or the software changed."""
     from ld_server.deployment.study_home import StudyHome
 
-    renew(StudyHome(home.resolve()))
-    _say(f"wrote {home / 'kits'}: each site runs ld-client init with its new kit, and approves it")
-    _say("and restart ld-server start: it serves the new certificate from then on")
+    study = StudyHome(home.resolve()).check()
+    from ld_server.deployment import provision as provisioning
+
+    provisioning.update(study)
+    print_lines(f"wrote {home / 'kits'}: each site opens its new kit with ld-client init and approves it")
+    print_lines("restart ld-server start, which then serves the new certificate")
 
 
 @app.command()
 def admit(
     home: Path = HOME,
-    site: str = typer.Argument(..., help="The site's name in the study."),
-    key: str = typer.Argument(..., help="The line that ld-client enroll printed there."),
-    replace: bool = typer.Option(False, "--replace", help="In place of the site's former key, for good."),
+    site: str = SITE,
+    key: str = typer.Argument(..., help="The line that ld-client enroll printed at the site."),
+    replace: bool = typer.Option(False, "--replace", help="Revoke the site's former key, for good."),
 ) -> None:
-    """Let a site in."""
-    from ld_common.protocol.keys import fingerprint
-    from ld_server.deployment.provision import admit as let_in
+    """Admit a site with its public key."""
     from ld_server.deployment.study_home import StudyHome
 
-    admitted = let_in(StudyHome(home.resolve()), site, key, replace)
-    _say(f"{site} is admitted with key {fingerprint(admitted.key)}")
+    study = StudyHome(home.resolve()).check()
+    from ld_common.protocol.keys import fingerprint
+    from ld_server.deployment import provision as provisioning
+
+    admitted = provisioning.admit(study, site, key, replace)
+    print_lines(f"{site} is admitted with key {fingerprint(admitted.key)}")
 
 
 @app.command()
-def revoke(home: Path = HOME, site: str = typer.Argument(..., help="The site's name in the study.")) -> None:
-    """Shut a site out at once."""
-    from ld_server.deployment.provision import revoke as shut_out
+def revoke(home: Path = HOME, site: str = SITE) -> None:
+    """Revoke a site at once."""
     from ld_server.deployment.study_home import StudyHome
 
-    shut_out(StudyHome(home.resolve()), site)
-    _say(f"{site} is revoked: its node, its replies and its certificate are refused from now on")
+    study = StudyHome(home.resolve()).check()
+    from ld_server.deployment import provision as provisioning
+
+    provisioning.revoke(study, site)
+    print_lines(f"{site} is revoked: its node, its results and its certificate are refused from now on")
 
 
 @app.command()
 def start(home: Path = HOME) -> None:
-    """Serve the study until told to end: Flower's SuperLink, the gate in front of it, the release service."""
+    """Serve the study until terminated: Flower's SuperLink, the fleet proxy in front of it, the release service."""
     from ld_server.deployment.study_home import StudyHome
+
+    study = StudyHome(home.resolve()).check()
     from ld_server.deployment.supervisor import serve
 
-    serve(StudyHome(home.resolve()))
+    serve(study)
 
 
 @app.command()
 def run(
-    home: Path = HOME, resume: bool = typer.Option(False, "--resume", help="Go on from the last round's checkpoint.")
+    home: Path = HOME, resume: bool = typer.Option(False, "--resume", help="Continue after the last checkpoint.")
 ) -> None:
-    """Run the study at the hospitals that are connected, to its release."""
-    from ld_server.deployment.run import run_deployed
-    from ld_server.deployment.study_home import StudyHome
-    from ld_server.round_log import RoundRecord
-
-    def show(record: RoundRecord) -> None:
-        left = "".join(f"; left out {name}: {why}" for name, why in record.left_out.items())
-        failed = f"; not counted: {record.failure}" if record.failure else ""
-        _say(f"round {record.round} in {record.seconds:.0f} s: {', '.join(record.sites)}{left}{failed}")
-
-    study = StudyHome(home.resolve())
-    run_deployed(study, resume, show)
-    _say(f"wrote {study.run / 'release'}")
-
-
-@app.command()
-def status(home: Path = HOME) -> None:
-    """Show how far the study is, when each site was last heard of, what each sent, and what was refused."""
-    from ld_server.deployment.status import status_lines
+    """Run the study's rounds at the connected hospitals and write its release."""
     from ld_server.deployment.study_home import StudyHome
 
     study = StudyHome(home.resolve()).check()
-    _say(*status_lines(study.run, study.study()[0], study.sites()))
+    from ld_server.deployment.run import run_deployed
+    from ld_server.round_log import RoundRecord
+
+    def show(record: RoundRecord) -> None:
+        left_out = "".join(f"; left out {name}: {reason}" for name, reason in record.left_out.items())
+        failed = f"; not counted: {record.failure}" if record.failure else ""
+        print_lines(f"round {record.round} in {record.seconds:.0f} s: {', '.join(record.sites)}{left_out}{failed}")
+
+    run_deployed(study, resume, show)
+    print_lines(f"wrote {study.run / 'release'}")
+
+
+@app.command()
+def status(home: Path = HOME, as_json: Json = False) -> None:
+    """Show the progress of the study, each site's last result, and which sites were left out why."""
+    from ld_server.deployment.study_home import StudyHome
+
+    study = StudyHome(home.resolve()).check()
+    from ld_server.deployment.status import read_status
+
+    report = read_status(study.run, study.study()[0], study.sites())
+    if as_json:
+        return print_json(report)
+    return print_lines(*report.lines())
 
 
 @app.command()
 def release(
     home: Path = HOME,
     to: list[str] = typer.Option([], "--to", help="Encrypt the adapter to this admitted site; can be repeated."),
-    evaluation: Path | None = typer.Option(None, help="A JSON file of numbers that the release is to carry."),
+    evaluation: Path | None = typer.Option(None, help="JSON file of results that the release's manifest includes."),
 ) -> None:
-    """Sign what the study made, and offer it to its sites."""
+    """Sign the release of the study's run and offer it to the sites."""
+    from ld_server.deployment.study_home import StudyHome
+
+    StudyHome(home.resolve()).check()
     from ld_server.deployment.releases import run_release
 
-    _say(*run_release(home.resolve(), to, evaluation))
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    print_lines(*run_release(home.resolve(), to, evaluation))
 
 
 def main() -> None:

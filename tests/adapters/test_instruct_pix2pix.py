@@ -42,10 +42,14 @@ def test_a_visit_beside_the_latents_is_heard_once_something_was_learned(adapted:
     latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     context = model.embed([PROMPT] * 2)
     conditions = [Condition(context), Condition(context, image_condition(torch.ones_like(latents), torch.zeros(2, 3)))]
-    plain, seeing = (model.unet(condition.seen(latents), 10, condition.context).sample for condition in conditions)
+    plain, seeing = (
+        model.unet(condition.network_input(latents), 10, condition.context).sample for condition in conditions
+    )
     assert torch.equal(plain, seeing)
     adapted.parameters["unet.conv_in.baseline.weight"].add_(1.0)
-    after, changed = (model.unet(condition.seen(latents), 10, condition.context).sample for condition in conditions)
+    after, changed = (
+        model.unet(condition.network_input(latents), 10, condition.context).sample for condition in conditions
+    )
     assert torch.equal(plain, after)
     assert not torch.allclose(plain, changed, atol=1e-2)
 

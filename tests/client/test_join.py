@@ -20,8 +20,9 @@ from flwr.supercore.superexec.executor import LaunchResultStatus
 from typer.testing import CliRunner
 
 from ld_client.cli import app as client
-from ld_client.deployment.approvals import approvals, approve, check_approved, check_bundle, withdraw
-from ld_client.deployment.approve import describe
+from ld_client.deployment.approval_summary import summary_lines
+from ld_client.deployment.approvals import approvals, check_approved, check_bundle
+from ld_client.deployment.approve import approve, withdraw
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.bundle import read_bundle
@@ -31,8 +32,9 @@ from ld_client.deployment.launcher import TOKEN, approved_install, silent_error
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import ApprovalError, ConfigError, DeploymentError, SignatureError
 from ld_common.core.processes import free_port, stop_family
-from ld_common.protocol.enrollment_kit import BUNDLE, FILES, MANIFEST, SIGNATURE, read_kit, write_kit
+from ld_common.protocol.enrollment_kit import BUNDLE, FILES, MANIFEST, SIGNATURE
 from ld_common.protocol.keys import new_site_key, new_study_key, public_line
+from ld_common.protocol.kit_archive import read_kit, write_kit
 from ld_common.protocol.site_name import check_site_name
 from ld_server.deployment import superlink
 from ld_server.deployment.bundle import build_bundle
@@ -40,13 +42,12 @@ from ld_server.deployment.provision import (
     admit,
     provision,
     revoke,
-    server_config,
     study_fingerprint,
     synchronize,
     update,
 )
 from ld_server.deployment.provision import check_bundle as check_installed
-from ld_server.deployment.study_home import AdmittedSite, StudyHome
+from ld_server.deployment.study_home import AdmittedSite, StudyHome, server_config
 
 PORTS = ["hosts=[localhost]", "gate_port=19492", "release_port=19493", "link_port=19491"]
 
@@ -110,9 +111,10 @@ def test_the_bundle_is_the_same_each_time_and_holds_no_server_code(home: StudyHo
         "ld_client",
         "study_server.py",
         "pyproject.toml",
+        "LICENSE",
         ".info",
     }
-    assert "ld_client/app.py" in names
+    assert "ld_client/client_app.py" in names
     check_installed(home)
     home.bundle.write_bytes(b"something else")
     with pytest.raises(DeploymentError, match="ld-server update"):
@@ -137,7 +139,7 @@ def test_what_is_no_kit_is_refused(home: StudyHome, tmp_path: Path) -> None:
     file = tmp_path / "scan.kit"
     for content in (b"", b"no archive", (home.kits / "aster.kit").read_bytes()[:2000]):
         file.write_bytes(content)
-        with pytest.raises(DeploymentError, match="no site kit"):
+        with pytest.raises(DeploymentError, match="not a site kit"):
             join(file, tmp_path / "home")
     with pytest.raises(DeploymentError, match="there is no file"):
         join(tmp_path / "absent.kit", tmp_path / "home")
@@ -250,7 +252,7 @@ def test_the_launcher_believes_bytes_and_unpacks_them_afresh(site: SiteHome, mon
     assert not (site.path / "flower" / "apps").exists()
     folder = Path(install(bundle, skip_prompt=True))
     (folder / "ld_client" / "train.py").write_text("half of a fi")
-    (folder / "ld_common" / "drift.py").unlink()
+    (folder / "ld_common" / "diffusion" / "drift.py").unlink()
     assert Path(install(bundle, skip_prompt=True)) == folder
     files = read_bundle(bundle)
     assert all((folder / name).read_bytes() == content for name, content in files.items() if name.endswith(".py"))
@@ -280,10 +282,10 @@ def test_what_is_approved_is_what_was_shown(home: StudyHome, site: SiteHome, tmp
     wicked = dataclasses.replace(site.study(), seed=666).digest()
     write_kit(tmp_path / "x.kit", dataclasses.replace(kit.manifest, study_digest=wicked), kit.files, key)  # type: ignore[arg-type]
     join(tmp_path / "x.kit", site.path)
-    for look in (describe, approve):
-        with pytest.raises(ApprovalError, match="to deceive"):
+    for look in (summary_lines, approve):
+        with pytest.raises(ApprovalError, match="another version of this software"):
             look(site)
-    with pytest.raises(ApprovalError, match="another kit"):
+    with pytest.raises(ApprovalError, match="replaced"):
         approve(site, seen)
     join(home.kits / "aster.kit", site.path)
     approve(site, seen)
@@ -302,15 +304,15 @@ def test_a_kit_that_was_opened_half_way_can_be_opened_again(home: StudyHome, sit
 
 
 def test_approving_shows_what_runs_what_leaves_and_what_changed(home: StudyHome, site: SiteHome) -> None:
-    first = "\n".join(describe(site))
-    assert "byte for byte what is installed here" in first
+    first = "\n".join(summary_lines(site))
+    assert "byte for byte" in first
     assert "without differential privacy" in first
     approve(site)
     text = (home.path / "study.yaml").read_text()
     (home.path / "study.yaml").write_text(text.replace("rounds: 2", "rounds: 7"))
     update(home)
     join(home.kits / "aster.kit", site.path)
-    second = "\n".join(describe(site))
+    second = "\n".join(summary_lines(site))
     assert "-  rounds: 2" in second
     assert "+  rounds: 7" in second
     with pytest.raises(ApprovalError):
@@ -325,7 +327,7 @@ def test_code_that_differs_from_the_installed_is_shown(home: StudyHome, site: Si
     key = home.key("study")
     write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
     join(tmp_path / "changed.kit", site.path)
-    lines = describe(site)
+    lines = summary_lines(site)
     assert any("DIFFERS" in line for line in lines)
     assert any(line.strip() == "+import this" for line in lines)
 
@@ -359,9 +361,9 @@ def test_a_bundle_with_anything_else_in_it_cannot_be_approved(
     write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
     join(tmp_path / "changed.kit", site.path)
     if name == "ld_common/sub/torch/__init__.py":  # a module of our own package shadows nothing
-        assert any(name in line for line in describe(site))
+        assert any(name in line for line in summary_lines(site))
         return
-    for look in (describe, approve):
+    for look in (summary_lines, approve):
         with pytest.raises(ApprovalError, match=r"refused|cannot be read"):
             look(site)
     assert approvals(site) == []
@@ -373,16 +375,16 @@ def test_nothing_of_a_difference_is_hidden(home: StudyHome, site: SiteHome, tmp_
     with zipfile.ZipFile(home.bundle) as old, zipfile.ZipFile(changed, "w") as new:
         for one in old.namelist():
             content = old.read(one)
-            if one == "ld_client/app.py":
+            if one == "ld_client/client_app.py":
                 content = b"".join(b"x%d = 1\n" % number for number in range(1000)) + content
             if one == "ld_client/train.py":
                 content = content.replace(b"\n", b"\r\n", 1) + b"steal()  # \x1b[2K\x1b[1A \xe2\x80\xae \xff\n"
             new.writestr(one, content)
     write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
     join(tmp_path / "changed.kit", site.path)
-    lines = describe(site)
+    lines = summary_lines(site)
     assert all(line.isprintable() for line in lines)
-    assert {"    ld_client/app.py", "    ld_client/train.py"} <= set(lines)
+    assert {"    ld_client/client_app.py", "    ld_client/train.py"} <= set(lines)
     whole = (site.path / "approved" / "installed.diff").read_text()
     assert "+x999 = 1" in whole
     assert "steal()  # \\x1b[2K\\x1b[1A \\u202e \\xff" in whole

@@ -268,20 +268,9 @@ def drawable(smallest_base: Path, brain_mri: Modality, tmp_path_factory: pytest.
 def generate(
     capsys: pytest.CaptureFixture[str], release: Path, out: Path, base: Path, *arguments: str
 ) -> tuple[int, str]:
-    asked = [
-        "--base",
-        str(base),
-        "--release",
-        str(release),
-        "--given",
-        "age=74,sex=F,diagnosis=CN",
-        "--samples",
-        "1",
-        "--out",
-        str(out),
-    ]
+    options = ["--source", "age=74,sex=F,diagnosis=CN", "--samples", "1", "--num-inference-steps", "2"]
     with pytest.raises(SystemExit) as ended:
-        run_cli(cli, [*asked, *arguments, "num_inference_steps=2"])
+        run_cli(cli, ["sample", str(release), *options, "--base", str(base), "--out", str(out), *arguments])
     said = capsys.readouterr()
     return int(ended.value.code or 0), said.out + said.err
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ld_client.data.store import build_store
+from ld_client.data.indexing import build_store
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.pull import pull
 from ld_client.privacy.ledger import Ledger

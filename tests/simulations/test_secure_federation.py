@@ -13,7 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from ld_client.client_app import app
-from ld_client.data.store import build_store
+from ld_client.data.indexing import build_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, FederationError

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.config import from_mapping
 from ld_common.imaging.modality import Modality
-from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
+from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.keys import new_site_key, new_study_key, public_line, write_private_key
+from ld_common.protocol.kit_archive import write_kit
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, write_release
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
@@ -68,7 +69,7 @@ class DeployedStudy:
             AUTHORITY: pem(self.authority),
             BUNDLE: b"code",
         }
-        manifest = KitManifest(self.name, site, self.address, self.address, *["0" * 64] * 3, "", {}, "0")
+        manifest = KitManifest(self.name, site, self.address, self.address, *["0" * 64] * 3, "", {}, "0", [])
         write_kit(kit_file, manifest, files, self.study_key)
         with zipfile.ZipFile(kit_file) as archive:
             archive.extractall(home.kit_folder)

@@ -1,4 +1,4 @@
-"""What `ld-client audit-privacy` does around the audit: finds both sides, writes the file, says what it means."""
+"""`ld-client audit-privacy`: audits a release with the site's patients, writes `audit.json` and summarises it."""
 
 from __future__ import annotations
 
@@ -18,47 +18,52 @@ from ld_common.release.release import Release
 AUDIT = "audit.json"
 
 
-def run_audit(site: SiteConfig, release: Release, out: Path, options: AuditOptions, progress: Progress) -> list[str]:
-    """Audit a release, write `audit.json` for the site's eyes, and return what to say.
+def run_audit(site: SiteConfig, release: Release, out: Path, options: AuditOptions, progress: Progress) -> Audit:
+    """Audit a release and write `audit.json`, which points to scans and must stay at the site.
 
     Raises:
-        LdError: no patients are held out, or a store or base that does not fit the release.
+        AuditError: no patients are held out, or too few.
+        LdError: the store, the base or the folder `out` cannot be used.
     """
     modality = load_modality(site)
     store = open_store(site.store_path, base_digest=base_digest(site.base_model), modality_digest=modality.digest())
     members, held_out = split_store(store, site.held_out)
     if not held_out.prompts or not members.prompts:
         raise AuditError(
-            "an audit compares patients who were trained on with patients who were not, and this site holds none "
-            f"back (held_out is {site.held_out:g}): set held_out, such as 0.2, before a study, not after it"
+            "an audit compares patients who were trained on with patients who were not, but this site has "
+            f"{members.patients} and {held_out.patients} (held_out is {site.held_out:g}): set held_out, such as 0.2, "
+            "before a study, not after it"
         )
-    found = audit_release(site, members, held_out, release, options, progress)
-    write_bytes(out / AUDIT, (json.dumps(found.to_mapping(), indent=1) + "\n").encode())
-    (out / AUDIT).chmod(0o600)
-    return [*_lines(found), f"wrote {out / AUDIT}, which points to scans: it must stay at the site"]
+    audit = audit_release(site, members, held_out, release, options, progress)
+    write_bytes(out / AUDIT, (json.dumps(audit.to_mapping(), indent=1) + "\n").encode(), mode=0o600)
+    return audit
 
 
-def _lines(audit: Audit) -> list[str]:
-    promise = "with differential privacy" if audit.differential_privacy else "without differential privacy: no ε holds"
-    lines = [f"study {audit.study}, {promise}"]
+def audit_lines(audit: Audit) -> list[str]:
+    """The audit as text."""
+    privacy = "with differential privacy" if audit.differential_privacy else "without differential privacy: no ε holds"
+    counts = f"{audit.membership[0].members} patients trained on, {audit.membership[0].held_out} held out"
+    lines = [f"study {audit.study}, {privacy}; {counts}"]
     for report in audit.membership:
         lines += _membership(report)
     copies = audit.copies
     lines.append(
-        f"copies: {_shown(copies.nearer_to_training)} of drawn pictures lie nearer to a training patient than to a "
-        f"held-out one; chance gives {copies.chance_low:.0%} to {copies.chance_high:.0%} (p = {copies.chance:.2g})"
+        f"copies: {_shown(copies.nearer_to_training)} of generated images lie nearer to a training patient than to a "
+        f"held-out one; by chance {copies.chance_low:.0%} to {copies.chance_high:.0%} (p = {copies.chance:.2g})"
     )
     if copies.closer_than_real is None:
         lines.append(f"  {copies.note}")
     else:
-        real = f"{copies.quantile:.0%} of real pictures of others"
-        lines.append(f"  {_shown(copies.closer_than_real)} lie nearer to a training picture than {real} do")
+        lines.append(
+            f"  {_shown(copies.closer_than_real)} lie nearer to a training image than {copies.quantile:.0%} of real "
+            "images of other patients do"
+        )
     return [*lines, *([] if audit.canaries is None else _canaries(audit.canaries))]
 
 
 def _membership(report: MembershipReport) -> list[str]:
     area = report.area
-    power = "" if area.smallest_detectable is None else f"; an AUC from {area.smallest_detectable:.2f} would show"
+    power = "" if area.smallest_detectable is None else f"; detectable from an AUC of {area.smallest_detectable:.2f}"
     lines = [
         f"membership by {report.attack}: AUC {area.value:.3f} ({area.low:.3f} to {area.high:.3f}; 0.5 is chance) for "
         f"{report.members} members and {report.held_out} others{power}"
@@ -70,14 +75,14 @@ def _membership(report: MembershipReport) -> list[str]:
 
 
 def _canaries(bound: EpsilonBound) -> list[str]:
-    found = "nothing is shown of the rehearsal's ε"
+    result = "no lower bound on the rehearsal's ε"
     if bound.epsilon > 0:
-        found = (
+        result = (
             f"the rehearsal's ε at δ {bound.delta:g} is above {bound.epsilon:.2f}, at {bound.confidence:.0%} confidence"
         )
     return [
-        f"canaries: {found}; {bound.correct} of {bound.guesses} guesses about {bound.canaries} of them were right, and "
-        f"this test could have shown at most {bound.ceiling:.2f}"
+        f"canaries: {result}; {bound.correct} of {bound.guesses} guesses about {bound.canaries} canaries were right; "
+        f"the largest bound that this test can show is {bound.ceiling:.2f}"
     ]
 
 

@@ -1,25 +1,27 @@
-"""What an ingest leaves out and why: the reasons are a fixed vocabulary, so that they can be counted."""
+"""Files and table rows that became no visit, each with a reason of a fixed vocabulary, so that they can be counted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
-from ld_common.imaging.rejection import Refusal
+from ld_client.data.store_index import open_index
+from ld_common.imaging.rejection import Rejection
 
 
 class Reason(StrEnum):
-    """Why a file or a row of the table was left out; the first nine are `Refusal`'s."""
+    """Why a file or a row of the table was excluded; the first nine are those of `Rejection`."""
 
-    UNREADABLE = Refusal.UNREADABLE.value
-    NOT_AN_IMAGE = Refusal.NOT_AN_IMAGE.value
-    TOO_LARGE = Refusal.TOO_LARGE.value
-    WRONG_MODALITY = Refusal.WRONG_MODALITY.value
-    WRONG_GEOMETRY = Refusal.WRONG_GEOMETRY.value
-    UNSUPPORTED = Refusal.UNSUPPORTED.value
-    NO_DECODER = Refusal.NO_DECODER.value
-    BURNED_IN = Refusal.BURNED_IN.value
-    SYNTHETIC = Refusal.SYNTHETIC.value
+    UNREADABLE = Rejection.UNREADABLE.value
+    NOT_AN_IMAGE = Rejection.NOT_AN_IMAGE.value
+    TOO_LARGE = Rejection.TOO_LARGE.value
+    WRONG_MODALITY = Rejection.WRONG_MODALITY.value
+    WRONG_GEOMETRY = Rejection.WRONG_GEOMETRY.value
+    UNSUPPORTED = Rejection.UNSUPPORTED.value
+    NO_DECODER = Rejection.NO_DECODER.value
+    BURNED_IN = Rejection.BURNED_IN.value
+    SYNTHETIC = Rejection.SYNTHETIC.value
     NO_CONTRAST = "no contrast"
     NO_PATIENT_OR_DATE = "no patient or date"
     NO_TABLE_ROW = "no table row"
@@ -35,11 +37,18 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Exclusion:
-    """One file, series or table row that became no visit. It names files of the site and stays there."""
+    """One file, series or table row that became no visit. It names files of the site and never leaves it."""
 
     name: str
     """Path relative to the data's root (of a series: its first file), or `row 12` of the table."""
     files: int
-    """How many files it stands for; 0 for a row."""
+    """Number of files it stands for; 0 for a row."""
     reason: Reason
     detail: str
+
+
+def read_exclusions(folder: Path) -> list[Exclusion]:
+    """The exclusions of the last index run; raises `StoreError` without a store."""
+    with open_index(folder) as index:
+        rows = index.execute("SELECT name, files, reason, detail FROM exclusions ORDER BY rowid").fetchall()
+        return [Exclusion(name, files, Reason(reason), detail) for name, files, reason, detail in rows]

@@ -1,4 +1,4 @@
-"""A study's code bundle, looked at before any of it runs: what may be in one, and where two differ."""
+"""Checks a study's code bundle before any of it runs, and compares two bundles."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 
-from ld_common.core.command import visible
+from ld_common.core.command import printable
 from ld_common.core.errors import ApprovalError
 from ld_common.protocol.code_bundle import PACKAGES
 
 SOURCE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:/[a-z_][a-z0-9_]*)*/[a-z_][a-z0-9_]*\.py")
-OTHERS = ("pyproject.toml", "study_server.py", ".info/CONTENT")
-"""The bundle's description, the few lines that start the server's side (nothing at a site runs them), Flower's list."""
+OTHERS = ("pyproject.toml", "LICENSE", "study_server.py", ".info/CONTENT")
+"""Metadata, the starter of the server's side, which no site runs, and Flower's list of files."""
 CLIENT_APP = "ld_client.client_app:app"
 MAX_BYTES = 32_000_000
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, ValueError, RuntimeError)
@@ -25,10 +25,10 @@ UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, 
 def read_bundle(content: bytes) -> dict[str, bytes]:
     """The files of a bundle, by name.
 
-    Flower puts the bundle's folder first on Python's path, so a file of another name could stand in for any module.
+    Flower puts the bundle's folder first on `sys.path`, so a file of another name could replace any module.
 
     Raises:
-        ApprovalError: no archive, or one with anything but the sources of `PACKAGES` and what comes with them.
+        ApprovalError: no archive, or one that holds anything but sources of `PACKAGES` and `OTHERS`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -36,11 +36,11 @@ def read_bundle(content: bytes) -> dict[str, bytes]:
             if sum(entry.file_size for entry in entries) > MAX_BYTES:
                 raise ApprovalError(f"the code bundle unpacks to more than {MAX_BYTES} bytes: it is not approved")
             names = [entry.filename for entry in entries]
-            strange = [name for name in names if not (SOURCE.fullmatch(name) or name in OTHERS)]
-            if strange or len(set(names)) != len(names):
+            unexpected = [name for name in names if not (SOURCE.fullmatch(name) or name in OTHERS)]
+            if unexpected or len(set(names)) != len(names):
                 raise ApprovalError(
-                    f"the code bundle holds {strange[0]!r}, which is no source file of {' or '.join(PACKAGES)}: refused"
-                    if strange
+                    f"the code bundle holds {unexpected[0]!r}, not a source file of {' or '.join(PACKAGES)}: refused"
+                    if unexpected
                     else "the code bundle holds a file twice: refused"
                 )
             files = {name: archive.read(name) for name in sorted(names)}
@@ -54,24 +54,24 @@ def read_bundle(content: bytes) -> dict[str, bytes]:
     return files
 
 
-def packages_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def package_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The sources of `PACKAGES` among the files of a bundle."""
     return {name: content for name, content in files.items() if SOURCE.fullmatch(name)}
 
 
-def differing(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
+def differing_files(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
     """Names of the files that are not the same bytes in both."""
     return [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
 
 
-def difference(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
-    """Where they differ, as `diff -u` shows it; whatever a terminal would not show is spelled out."""
+def diff_lines(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
+    """Their differences as `diff -u` prints them, with escapes for what is not printable."""
     lines: list[str] = []
-    for name in differing(before, after):
+    for name in differing_files(before, after):
         old, new = (_lines(files.get(name, b"")) for files in (before, after))
         lines += difflib.unified_diff(old, new, f"before/{name}", f"now/{name}", lineterm="")
     return lines
 
 
 def _lines(content: bytes) -> list[str]:
-    return [visible(line) for line in content.decode(errors="backslashreplace").split("\n")]
+    return [printable(line) for line in content.decode(errors="backslashreplace").split("\n")]

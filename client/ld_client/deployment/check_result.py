@@ -1,4 +1,4 @@
-"""What `ld-client check` says of one thing."""
+"""Results of the checks of `ld-client check`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Standing(StrEnum):
-    """How one thing stands."""
+class CheckStatus(StrEnum):
+    """Outcome of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -16,24 +16,24 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the table."""
+    """Outcome of one check, with a remedy unless it is good."""
 
     name: str
-    standing: Standing
-    said: str
+    status: CheckStatus
+    detail: str
     remedy: str = ""
 
 
-def good(name: str, said: str) -> CheckResult:
-    """It is as it should be."""
-    return CheckResult(name, Standing.OK, said)
+def good(name: str, detail: str) -> CheckResult:
+    """A check that found nothing wrong."""
+    return CheckResult(name, CheckStatus.OK, detail)
 
 
-def warning(name: str, said: str, remedy: str) -> CheckResult:
-    """It does not stop a round; somebody should look."""
-    return CheckResult(name, Standing.WARNING, said, remedy)
+def warning(name: str, detail: str, remedy: str) -> CheckResult:
+    """A finding that does not stop a round."""
+    return CheckResult(name, CheckStatus.WARNING, detail, remedy)
 
 
-def failed(name: str, said: str, remedy: str) -> CheckResult:
-    """A round would fail or be refused."""
-    return CheckResult(name, Standing.FAILED, said, remedy)
+def failed(name: str, detail: str, remedy: str) -> CheckResult:
+    """A finding with which a round would fail or be refused."""
+    return CheckResult(name, CheckStatus.FAILED, detail, remedy)

@@ -1,12 +1,12 @@
-"""A hospital's folder of one study: the study's kit, the site's key, its config, what it approved, what left.
+"""A hospital's folder of one study.
 
-kit/             what the study sent, as its signature covers it
-site.key         the site's private key, mode 0600; made here, and never leaves
-site.crt         its certificate for the release service, fetched from the study's gate
-site.yaml        the site's config (SiteConfig), which the data manager writes
-approvals.json   which code and which study may run, and who said so
-approved/        the code bundles that were approved
-audit.jsonl      what ran and what left, as a chain of hashes; audit.head is its signed last entry
+kit/             the study's kit, covered by its signature
+site.key         the site's private key, mode 0600; made here, never leaves
+site.crt         its certificate for the release service, fetched from the study's server
+site.yaml        the site's config (SiteConfig), written by the data manager
+approvals.json   approved code bundles and studies, and who approved them
+approved/        copies of what was approved, for comparison with later kits
+audit.jsonl      log of what ran and what left, as a chain of hashes; audit.head is its signed head
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from ld_client.site_config import SiteConfig, load_site
 from ld_common.core.errors import DeploymentError
-from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, KitManifest, check_manifest
+from ld_common.core.registry import Registry
+from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, STUDY, KitManifest, check_manifest
+from ld_common.protocol.foreign_packages import check_installed, site_packages
 from ld_common.protocol.keys import read_elliptic_key
 
 if TYPE_CHECKING:
@@ -54,13 +56,18 @@ class SiteHome:
 
     @property
     def approvals(self) -> Path:
-        """What was approved."""
+        """The list of approvals."""
         return self.path / "approvals.json"
 
     @property
     def audit_log(self) -> Path:
-        """What ran and what left."""
+        """The audit log."""
         return self.path / "audit.jsonl"
+
+    @property
+    def study_file(self) -> Path:
+        """The kit's study."""
+        return self.kit_folder / STUDY
 
     def kit(self) -> KitManifest:
         """The kit's manifest, checked against its signature and the files that lie there.
@@ -73,7 +80,7 @@ class SiteHome:
             signature = (self.kit_folder / SIGNATURE).read_text()
             files = {name: (self.kit_folder / name).read_bytes() for name in FILES}
         except (OSError, ValueError) as error:
-            raise DeploymentError(f"'{self.path}' holds no study's kit: make it with ld-client init KIT") from error
+            raise DeploymentError(f"'{self.path}' is no site's home: make it with ld-client init KIT --home") from error
         return check_manifest(manifest, signature, files)
 
     def key(self) -> EllipticCurvePrivateKey:
@@ -81,16 +88,22 @@ class SiteHome:
         return read_elliptic_key(self.key_file)
 
     def study(self) -> StudyConfig:
-        """The kit's study."""
-        from ld_common.protocol.study_config import (
-            load_study,  # torch takes seconds to import; most commands need no study
-        )
+        """The kit's study. From then on this process may load entry points of its packages and of no others.
 
-        return load_study(self.kit_folder / "study.yaml")[0]
+        Raises:
+            ApprovalError: a package of the study is not installed here, or is not the one that the kit lists.
+            ConfigError: the study cannot be read, or its adapter comes from a package that it does not list.
+        """
+        from ld_common.protocol.study_config import load_study
+
+        records = self.kit().package_records
+        check_installed(records)
+        Registry.allow(site_packages(records))
+        return load_study(self.study_file)[0]
 
     def site(self) -> SiteConfig:
         """The site's config; raises `DeploymentError` when it names another site than the kit."""
         site, kit = load_site(self.config_file), self.kit()
         if site.site != kit.site:
-            raise DeploymentError(f"'{self.config_file}' is of site '{site.site}', the kit is for '{kit.site}'")
+            raise DeploymentError(f"'{self.config_file}' is of site '{site.site}', but the kit is for '{kit.site}'")
         return site

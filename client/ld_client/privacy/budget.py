@@ -1,10 +1,9 @@
-"""`ld-client budget`: what a data set's privacy has been spent on, what is left, what a study would cost."""
+"""`ld-client budget`: what a data set's privacy budget was spent on, what is left, and what a study would cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.privacy.dp_drift import drift_is_free
@@ -14,92 +13,179 @@ from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.diffusion.base_model import load_denoiser
 from ld_common.protocol.dp_accounting import Charge, epsilon, epsilon_rdp, noise_over_signal
-from ld_common.protocol.study_config import StudyConfig, load_study
+from ld_common.protocol.study_config import StudyConfig
 
-DRIFT_NOISE = 0.2
-"""Deviation of a drift's noise above which it says little."""
+LARGE_DRIFT_NOISE = 0.2
+"""Standard deviation of a drift's noise above which the drift says little; latents have about 1."""
 
 
-def budget_lines(site: SiteConfig, study_file: Path | None, overrides: Sequence[str]) -> list[str]:
-    """The report's lines.
+@dataclass(frozen=True)
+class StudyCharges:
+    """One study in the ledger."""
+
+    study: str
+    digest: str
+    first: str
+    """Time of its first charge; ISO 8601, UTC."""
+    last: str
+    rounds: int
+    drifts: int
+
+
+@dataclass(frozen=True)
+class StudyCost:
+    """What a study would cost here; unit: one patient."""
+
+    study: str
+    differential_privacy: bool
+    refused: bool
+    """Whether the site refuses a round of it."""
+    rounds: int
+    epsilon: float | None = None
+    """ε of the study at its own δ; None, like all below, without differential privacy."""
+    delta: float | None = None
+    noise_multiplier: float | None = None
+    sampling_rate: float | None = None
+    steps: int | None = None
+    epsilon_after_next_round: float | None = None
+    """ε of the data set at `policy.delta`."""
+    epsilon_after_study: float | None = None
+    trainable_parameters: int | None = None
+    noise_over_signal: float | None = None
+    """Norm of a step's noise over the largest norm of its mean gradient; above 1 little is learned."""
+    drift_noise: float | None = None
+    """Standard deviation of the noise on each value of the drift; None for a study without one."""
+
+    def lines(self, limit: float) -> list[str]:
+        """The cost as text; `limit` is `policy.max_epsilon`."""
+        if not self.differential_privacy:
+            refused = "; this site refuses it (policy.private_only)" if self.refused else ""
+            return [f"study {self.study}: without differential privacy, no ε is defined{refused}"]
+        ratio = self.noise_over_signal or 0.0
+        hint = ": little will be learned; larger batches or fewer parameters help" if ratio > 1 else ""
+        fits = "does not fit: the site will refuse a round of it" if self.refused else "fits"
+        lines = [
+            f"study {self.study}: ε {self.epsilon:.4g} at its δ {self.delta:g}, noise multiplier "
+            f"{self.noise_multiplier:.4g}, sampling rate {self.sampling_rate:.4g}, {self.steps} steps",
+            f"  ε of the data set after its next round: {self.epsilon_after_next_round:.4g}, after all {self.rounds} "
+            f"rounds: {self.epsilon_after_study:.4g} of {limit:g}: {fits}",
+            f"  {self.trainable_parameters:,} trainable parameters; the noise of a step is at least {ratio:.2g} times "
+            f"the norm of its gradient{hint}",
+        ]
+        if self.drift_noise is not None:
+            hint = ": set drift.shape to none, or use more patients" if self.drift_noise > LARGE_DRIFT_NOISE else ""
+            lines.append(
+                f"  noise on each value of the drift: standard deviation {self.drift_noise:.2g}, where latents have "
+                f"about 1{hint}"
+            )
+        return lines
+
+
+@dataclass(frozen=True)
+class BudgetReport:
+    """The privacy budget of a data set; unit: one patient; horizon: all studies so far."""
+
+    ledger: str
+    charges: int
+    studies: list[StudyCharges]
+    max_epsilon: float
+    """`policy.max_epsilon`."""
+    delta: float
+    """`policy.delta`."""
+    spent: float
+    """ε at `delta`, by the PRV accountant."""
+    spent_by_renyi: float
+    """The same by Rényi differential privacy, a looser bound."""
+    studies_without_privacy: list[str]
+    """Studies that no ε covers."""
+    cost: StudyCost | None
+    """Cost of the study that was asked about."""
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        lines = [f"ledger {self.ledger}: {self.charges} charges"]
+        for entry in self.studies:
+            drifts = f", {entry.drifts} drift" if entry.drifts else ""
+            period = f"{entry.first} to {entry.last}"
+            lines.append(f"  {entry.study} ({entry.digest[:12]}), {period}: {entry.rounds} rounds{drifts}")
+        limit = f"{self.max_epsilon:g} at δ {self.delta:g}"
+        if self.spent:
+            lines.append(
+                f"spent: ε {self.spent:.4g} of {limit} for one patient, all studies together (PRV accountant; "
+                f"{self.spent_by_renyi:.4g} by Rényi DP); left: {max(0.0, self.max_epsilon - self.spent):.4g}"
+            )
+        else:
+            lines.append(f"spent: nothing of ε {limit} (policy.max_epsilon, policy.delta)")
+        if self.studies_without_privacy:
+            names = ", ".join(self.studies_without_privacy)
+            lines.append(f"not covered by any ε, trained without differential privacy: {names}")
+        return [*lines, *([] if self.cost is None else self.cost.lines(self.max_epsilon))]
+
+
+def read_budget(site: SiteConfig, study: StudyConfig | None) -> BudgetReport:
+    """The budget of a site's data set, with the cost of `study` unless it is None.
 
     Raises:
-        LdError: the ledger, the study or the store cannot be read.
+        LdError: the ledger or the store cannot be read, or no noise keeps the study within its target.
     """
     entries = Ledger(site.ledger_path).entries()
-    lines = [f"ledger {site.ledger_path}: {len(entries)} charges", *_by_study(entries)]
-    lines += _spent(site, private_charges(entries))
-    open_studies = sorted({entry.study for entry in entries if entry.charge is None})
-    if open_studies:
-        lines.append(f"outside any ε, trained without differential privacy: {', '.join(open_studies)}")
-    if study_file is not None:
-        study, _ = load_study(study_file, list(overrides))
-        lines += _asked(site, study, entries)
-    return lines
+    charges, delta = private_charges(entries), site.policy.delta
+    return BudgetReport(
+        ledger=str(site.ledger_path),
+        charges=len(entries),
+        studies=[_study_charges(digest, charged) for digest, charged in by_study(entries).items()],
+        max_epsilon=site.policy.max_epsilon,
+        delta=delta,
+        spent=epsilon(charges, delta),
+        spent_by_renyi=epsilon_rdp(charges, delta),
+        studies_without_privacy=sorted({entry.study for entry in entries if entry.charge is None}),
+        cost=None if study is None else _study_cost(site, study, entries),
+    )
 
 
-def _by_study(entries: Sequence[LedgerEntry]) -> list[str]:
-    lines = []
-    for digest, own in by_study(entries).items():
-        trained = [entry for entry in own if entry.purpose == TRAINING]
-        words = f"  {own[0].study} ({digest[:12]}), {own[0].time} to {own[-1].time}: {len(trained)} rounds"
-        drifts = sum(entry.purpose == DRIFT for entry in own)
-        lines.append(words + (f", {drifts} drift" if drifts else ""))
-    return lines
+def _study_charges(digest: str, charged: Sequence[LedgerEntry]) -> StudyCharges:
+    rounds, drifts = (sum(entry.purpose == purpose for entry in charged) for purpose in (TRAINING, DRIFT))
+    return StudyCharges(charged[0].study, digest, charged[0].time, charged[-1].time, rounds, drifts)
 
 
-def _spent(site: SiteConfig, charges: Sequence[Charge]) -> list[str]:
-    delta, limit = site.policy.delta, site.policy.max_epsilon
-    if not charges:
-        return [f"nothing is spent of ε {limit:g} at δ {delta:g} (policy.max_epsilon, policy.delta)"]
-    spent, check = epsilon(charges, delta), epsilon_rdp(charges, delta)
-    return [
-        f"spent: ε {spent:.4g} of {limit:g} at δ {delta:g} for one patient, all studies together "
-        f"(PRV accountant; {check:.4g} by Rényi DP); left: {max(0.0, limit - spent):.4g}"
-    ]
-
-
-def still_to_charge(
+def remaining_charges(
     site: SiteConfig, store: Store, study: StudyConfig, entries: Sequence[LedgerEntry]
 ) -> tuple[list[Charge], list[Charge]]:
-    """What the next round of a private study will charge here, and all that are left, when none runs again."""
+    """Charges of a private study's next round, and of all its remaining rounds, if none runs again."""
     planned = study.privacy_plan()
-    done = [one for one in entries if (one.study_digest, one.purpose) == (study.digest(), TRAINING)]
-    left = max(0, study.federation.rounds - len(done))
+    charged = [entry for entry in entries if (entry.study_digest, entry.purpose) == (study.digest(), TRAINING)]
+    left = max(0, study.federation.rounds - len(charged))
     drift = [] if planned.drift is None or drift_is_free(site, store, study) else [planned.drift]
-    one, every = (
+    next_round, all_rounds = (
         [replace(planned.step, steps=rounds * study.training.steps), *drift] for rounds in (min(1, left), left)
     )
-    return one, every
+    return next_round, all_rounds
 
 
-def _asked(site: SiteConfig, study: StudyConfig, entries: Sequence[LedgerEntry]) -> list[str]:
+def _study_cost(site: SiteConfig, study: StudyConfig, entries: Sequence[LedgerEntry]) -> StudyCost:
     if not study.privacy.enabled:
-        refused = "; this site refuses it (policy.private_only)" if site.policy.private_only else ""
-        return [f"study {study.name}: without differential privacy, no ε can be said{refused}"]
-    planned, delta, limit = study.privacy_plan(), site.policy.delta, site.policy.max_epsilon
+        return StudyCost(study.name, False, site.policy.private_only, study.federation.rounds)
+    planned, delta, privacy = study.privacy_plan(), site.policy.delta, study.privacy
     store, _ = split_store(open_store(site.store_path), site.held_out)
-    charges, (one, every) = private_charges(entries), still_to_charge(site, store, study, entries)
+    charges, (next_round, all_rounds) = private_charges(entries), remaining_charges(site, store, study, entries)
     adapted = inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed)
     parameters = sum(parameter.numel() for parameter in adapted.trainable.values())
-    ratio = noise_over_signal(planned.step.noise_multiplier, parameters, study.privacy.expected_batch_size)
-    after_one, after_all = epsilon([*charges, *one], delta), epsilon([*charges, *every], delta)
-    fits = "fits" if after_all <= limit else "does not fit: the site will refuse a round of it"
-    return [
-        f"study {study.name}: ε {planned.epsilon:.4g} at its δ {study.privacy.target_delta:g}, noise multiplier "
-        f"{planned.step.noise_multiplier:.4g}, sampling rate {planned.step.sampling_rate:.4g}, "
-        f"{planned.step.steps} steps",
-        f"  its next round brings the data set to ε {after_one:.4g}, all its {study.federation.rounds} rounds to "
-        f"{after_all:.4g} of {limit:g}: {fits}",
-        f"  {parameters:,} numbers learn; the noise of a step is at least {ratio:.2g} times its gradient's norm"
-        + (": little will be learned; larger batches or fewer numbers help" if ratio > 1 else ""),
-        *([] if planned.drift is None else [_drift_noise(study)]),
-    ]
-
-
-def _drift_noise(study: StudyConfig) -> str:
-    privacy = study.privacy
-    deviation = privacy.drift_noise_multiplier * 2**0.5 * privacy.drift_clip_norm / privacy.patients
-    return f"  each value of its drift has noise of deviation {deviation:.2g}, where latents have about 1" + (
-        ": set drift.shape to none, or more patients" if deviation > DRIFT_NOISE else ""
+    after_study = epsilon([*charges, *all_rounds], delta)
+    return StudyCost(
+        study=study.name,
+        differential_privacy=True,
+        refused=after_study > site.policy.max_epsilon,
+        rounds=study.federation.rounds,
+        epsilon=planned.epsilon,
+        delta=privacy.target_delta,
+        noise_multiplier=planned.step.noise_multiplier,
+        sampling_rate=planned.step.sampling_rate,
+        steps=planned.step.steps,
+        epsilon_after_next_round=epsilon([*charges, *next_round], delta),
+        epsilon_after_study=after_study,
+        trainable_parameters=parameters,
+        noise_over_signal=noise_over_signal(planned.step.noise_multiplier, parameters, privacy.expected_batch_size),
+        drift_noise=None
+        if planned.drift is None
+        else privacy.drift_noise_multiplier * 2**0.5 * privacy.drift_clip_norm / privacy.patients,
     )

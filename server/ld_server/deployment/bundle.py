@@ -1,7 +1,7 @@
-"""The code bundle of a study (Flower's FAB): all that runs at a site, in one file with one hash.
+"""The code bundle of a study, a Flower app bundle (FAB): all code of ours that runs at a site, in one file.
 
-It holds the sources of `ld_common` and `ld_client` as they are installed at the server, and a few lines that start the
-server's side, whose code stays there.
+It holds the import closure of the ClientApp as it is installed at the server, and the starter of the server's side,
+whose code stays at the server.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ PROJECT = """\
 [project]
 name = "latent-drift-study"
 version = "{version}"
-license = "Apache-2.0"
-description = "What a site of a latent drift federation runs"
+license = {{ file = "LICENSE" }}
+description = "The code that a site of a latent drift federation runs"
+dependencies = ["flwr>={flwr}"]
 
 [tool.flwr.app]
 publisher = "latent-drift"
-fab-include = ["ld_common/**/*.py", "ld_client/**/*.py", "study_server.py"]
+fab-format-version = 1
+flwr-version-target = "{flwr}"
+fab-include = ["ld_common/**/*.py", "ld_client/**/*.py", "study_server.py", "LICENSE"]
 
 [tool.flwr.app.components]
 serverapp = "study_server:app"
@@ -36,8 +39,14 @@ study = ""
 overrides = ""
 resume = false
 """
+LICENSE = """\
+SPDX-License-Identifier: Apache-2.0
+
+Licensed under the Apache License, Version 2.0; you may obtain a copy of it at
+http://www.apache.org/licenses/LICENSE-2.0
+"""
 SERVER = '''\
-"""Starts the server's side, which is installed at the server and is no part of this bundle."""
+"""Starts the server's side, which is installed at the server and is not part of this bundle."""
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -55,7 +64,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def build_bundle() -> bytes:
-    """The bundle of the software that is installed here; the same bytes each time.
+    """The bundle of the software that is installed here; the same software gives the same bytes.
 
     Raises:
         DeploymentError: the client's code is not installed, or Flower refuses the bundle.
@@ -64,17 +73,22 @@ def build_bundle() -> bytes:
 
 
 def bundle_files() -> dict[str, bytes]:
-    """What is in the bundle, by name; raises `DeploymentError`."""
+    """Content of the bundle's files, by name; raises `DeploymentError`."""
     sources = installed_sources()
     for package in PACKAGES:
         if not any(name.startswith(f"{package}/") for name in sources):
             raise DeploymentError(f"{package} is not installed here: install {DISTRIBUTION}")
-    project = PROJECT.format(version=version(DISTRIBUTION))
-    return {"pyproject.toml": project.encode(), "study_server.py": SERVER.encode(), **sources}
+    project = PROJECT.format(version=version(DISTRIBUTION), flwr=version("flwr"))
+    return {
+        "pyproject.toml": project.encode(),
+        "LICENSE": LICENSE.encode(),
+        "study_server.py": SERVER.encode(),
+        **sources,
+    }
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """Files as a bundle; raises `DeploymentError`."""
+    """Build a bundle of these files; raises `DeploymentError`."""
     try:
         content, _ = build_fab_from_files(dict(files))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Make a study's home, let sites in, and shut them out."""
+"""Make a study's home, admit sites and revoke them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ld_common.core.atomic_files import write_bytes
-from ld_common.core.config import load_config, to_mapping
+from ld_common.core.config import to_mapping
 from ld_common.core.errors import DeploymentError
 from ld_common.diffusion.base_model import base_digest
-from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest, write_kit
+from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.keys import (
     PrivateKey,
     fingerprint,
@@ -25,26 +25,29 @@ from ld_common.protocol.keys import (
     read_public_line,
     write_private_key,
 )
+from ld_common.protocol.kit_archive import write_kit
 from ld_common.protocol.study_config import load_study
 from ld_server.deployment import superlink
 from ld_server.deployment.bundle import DISTRIBUTION, build_bundle
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
 from ld_server.deployment.study_home import AdmittedSite, ServerConfig, StudyHome, address, now
+from ld_server.deployment.study_packages import check_packages, study_packages, write_package_list
 
 LOCAL = ("localhost", superlink.LOOPBACK)
 
 
 def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Sequence[str] = ()) -> StudyHome:
-    """Make the home of a study: keys, certificates, bundle, one kit a site.
+    """Make the home of a study: keys, certificates, code bundle, one kit a site.
 
     Raises:
-        DeploymentError: there is a study already.
+        DeploymentError: the folder is a study's home already, or the study uses a package that it does not list.
         LdError: the study, its modality or its base cannot be read.
     """
     home = StudyHome(path.resolve())
     if home.registry.exists():
-        raise DeploymentError(f"'{path}' is a study's home already: renew its kits with ld-server update")
+        raise DeploymentError(f"'{path}' is a study's home already: make its kits again with ld-server update")
     study, modality = load_study(study_file, list(overrides))
+    study_packages(study)
     digest = base_digest(study.base_model)
     base = Path(study.base_model)
     placed = dataclasses.replace(
@@ -71,9 +74,10 @@ def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Seq
 
 
 def update(home: StudyHome) -> None:
-    """Make bundle, kits and the server's certificate anew.
+    """Make code bundle, kits and the server's certificate again.
 
-    After `study.yaml` or `hosts` in `server.yaml` was edited, this software was updated, or the certificate ran out.
+    Needed after a change of `study.yaml`, of `hosts` in `server.yaml` or of the software, or when the certificate
+    expires.
     """
     study, _ = home.check().study()
     key = read_elliptic_key(home.keys / "server.key")
@@ -83,34 +87,37 @@ def update(home: StudyHome) -> None:
 
 
 def check_bundle(home: StudyHome) -> None:
-    """Raise `DeploymentError` when the bundle that sites approved is not the software that is installed here."""
+    """Raise `DeploymentError` when the installed software or packages are not what the sites approved."""
     if home.bundle.read_bytes() != build_bundle():
         raise DeploymentError(
-            f"the software here is not what '{home.bundle}' holds: run ld-server update and send the sites their new "
-            "kits to approve, or install the version again that made it"
+            f"the installed software is not the code in '{home.bundle}', which the sites approved: run ld-server "
+            "update and send the new kits, or install the former version"
         )
+    check_packages(home.path, home.study()[0])
 
 
 def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> AdmittedSite:
-    """Let a site in with the public key that `ld-client enroll` printed; makes its certificate.
+    """Admit a site with the public key that `ld-client enroll` printed, and issue its certificate.
 
     Args:
         home: the study's.
         name: the site.
-        line: what was printed: a key and, where it is said, whose.
-        replace: take it in place of another key that the site was admitted with, which is shut out for good.
+        line: the printed line: a key, and the site's name.
+        replace: revoke the key that the site was admitted with before, for good.
 
     Raises:
-        DeploymentError: no site of the study, another site's key, a revoked key, one that is not on P-384, or a second
+        DeploymentError: the site is not in the study, or the key is another site's, revoked, not on P-384, or a second
             one without `replace`.
-        SignatureError: no key.
+        SignatureError: the line holds no key.
     """
     study, _ = home.check().study()
     if name not in study.federation.sites:
-        raise DeploymentError(f"'{name}' is no site of the study: it has {', '.join(study.federation.sites)}")
-    key, (*_, said) = read_public_line(line), ["", *line.split()[2:]]
-    if said not in ("", name):
-        raise DeploymentError(f"this line was printed by site '{said}', not by '{name}'")
+        raise DeploymentError(
+            f"'{name}' is not a site of the study, whose sites are {', '.join(study.federation.sites)}"
+        )
+    key, (*_, owner) = read_public_line(line), ["", *line.split()[2:]]
+    if owner not in ("", name):
+        raise DeploymentError(f"this line was printed by site '{owner}', not by '{name}'")
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise DeploymentError("this is a study's key, not a site's: give the line that ld-client enroll printed")
     certificate = certify_site(*home.authority(), key, name)
@@ -127,11 +134,11 @@ def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> Admit
         if before is not None and not replace and before.revoked is None and before.public_key != public_line(key):
             raise DeploymentError(
                 f"'{name}' was admitted with another key, {fingerprint(before.key)}: if the site made a new one, "
-                "--replace takes it and shuts the former out for good"
+                "--replace admits it and revokes the former for good"
             )
         write_bytes(home.site_certificate(name), pem(certificate))
         sites[name] = AdmittedSite(name, public_line(key), now())
-        home.write_sites(sites)  # before Flower is told: it must never let in a key that is not on the list
+        home.write_sites(sites)  # before Flower is told, which must never accept a key that is not on the list
         superlink.register_node(client, key)
         if before is not None and before.public_key != public_line(key):
             superlink.unregister_node(client, before.key)
@@ -139,27 +146,27 @@ def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> Admit
 
 
 def revoke(home: StudyHome, name: str) -> None:
-    """Shut a site out, at once: its node, its certificate, its replies; raises `DeploymentError`."""
+    """Revoke a site at once: its node, its certificate, its results; raises `DeploymentError`."""
     with home.check().editing() as sites:
         site = sites.get(name)
         if site is None:
-            raise DeploymentError(f"no site '{name}' was ever admitted")
+            raise DeploymentError(f"site '{name}' was never admitted")
         sites[name] = dataclasses.replace(site, revoked=site.revoked or now())
-        home.write_sites(sites)  # before Flower is told: its being down must not keep a site in
+        home.write_sites(sites)  # before Flower is told, which may be down
         with superlink.control(home) as client:
             superlink.unregister_node(client, site.key)
 
 
 def synchronize(home: StudyHome) -> None:
-    """Make the SuperLink's list of keys the home's: all that are admitted, and no other."""
+    """Set the SuperLink's list of keys to the admitted sites'."""
     with home.editing() as sites, superlink.control(home) as client:
-        wanted = {superlink.pem(site.key): site for site in sites.values() if site.revoked is None}
-        known = {node.public_key: node for node in superlink.nodes(client)}
-        for key, node in known.items():
-            if node.registered and key not in wanted:
+        admitted = {superlink.pem(site.key): site for site in sites.values() if site.revoked is None}
+        listed = {node.public_key: node for node in superlink.nodes(client)}
+        for key, node in listed.items():
+            if node.registered and key not in admitted:
                 superlink.unregister(client, node)
-        for key, site in wanted.items():
-            if key in known and not known[key].registered:  # of a list that was restored; the other sites go on
+        for key, site in admitted.items():
+            if key in listed and not listed[key].registered:  # after the home was restored; the other sites continue
                 print(f"Flower refuses site '{site.name}': {superlink.REVOKED_KEY}", flush=True)
             else:
                 superlink.register_node(client, site.key)
@@ -172,9 +179,10 @@ def study_fingerprint(home: StudyHome) -> str:
 
 def _write_kits(home: StudyHome, digest: str) -> None:
     study, modality = load_study(home.path / "study.yaml")
-    server, key = home.server(), home.study_key()
+    server, key, packages = home.server(), home.study_key(), study_packages(study)
     write_bytes(home.bundle, build_bundle())
-    # the server's own folders are nobody else's business
+    write_package_list(home.path, packages)
+    # sites need not know the server's folders
     shared = dataclasses.replace(study, base_model=Path(study.base_model).name, start="", output="run")
     files = {
         STUDY: _yaml(to_mapping(shared)),
@@ -195,6 +203,7 @@ def _write_kits(home: StudyHome, digest: str) -> None:
             public_key="",
             files={},
             software=f"{DISTRIBUTION} {version(DISTRIBUTION)}",
+            packages=[vars(record) for record in packages],
         )
         write_kit(home.kits / f"{site}.kit", manifest, files, key)
 
@@ -205,14 +214,3 @@ def _yaml(content: object) -> bytes:
 
 def _write_yaml(path: Path, content: object) -> None:
     write_bytes(path, _yaml(content))
-
-
-def server_config(settings: Sequence[str]) -> tuple[ServerConfig, list[str]]:
-    """Addresses from `key=value`, and what of it is not of the server but of the study; raises `ConfigError`."""
-    ours = {one.name for one in dataclasses.fields(ServerConfig)}
-    own = [text for text in settings if text.split("=")[0] in ours]
-    own = [
-        f"hosts=[{text.removeprefix('hosts=')}]" if text.startswith("hosts=") and "[" not in text else text
-        for text in own
-    ]
-    return load_config(ServerConfig, None, own), [text for text in settings if text.split("=")[0] not in ours]

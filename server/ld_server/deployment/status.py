@@ -1,8 +1,9 @@
-"""What `ld-server status` says of a study's run, read from its folder, whether or not it is running."""
+"""`ld-server status`: the state of a study's run, read from its folder, whether or not it is running."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ld_common.core.errors import CheckpointError
@@ -15,45 +16,119 @@ from ld_server.node_registry import AUDIT_HEAD
 from ld_server.round_log import FAILURE, RELEASE, RoundRecord, is_locked, read_rounds
 
 
-def status_lines(folder: Path, study: StudyConfig, admitted: Mapping[str, AdmittedSite]) -> list[str]:
-    """The state of the run in `folder`, in lines: how far it is, each site's last answer, and who was left out why.
+@dataclass(frozen=True)
+class SiteStatus:
+    """A site's last accepted result, and its admission."""
+
+    name: str
+    admission: str
+    """`admitted`, `not admitted yet` or `revoked TIME`."""
+    last_round: int | None
+    """Round of its last accepted result; None, like all below, where it has none."""
+    ended: str | None
+    """End of that round; ISO 8601, UTC."""
+    uplink_bytes: int | None
+    update_norm: float | None
+    """None under secure aggregation, too."""
+    clipped: bool
+    visits: int | None
+    """None where the study withholds counts, too."""
+    patients: int | None
+    log_problems: list[str]
+    """Signs that the site's audit log was cut short or rewritten."""
+
+    def lines(self) -> list[str]:
+        """The site as text."""
+        admission = "" if self.admission == "admitted" else f"; {self.admission}"
+        problems = [f"    {problem}" for problem in self.log_problems]
+        if self.last_round is None:
+            return [f"  {self.name}: no accepted result yet{admission}", *problems]
+        facts = [f"{self.uplink_bytes:,} bytes"]
+        norm = self.update_norm
+        facts.append("update hidden in the sum" if norm is None else f"update norm {norm:.3g}")
+        facts += ["clipped"] if self.clipped else []
+        facts.append("counts withheld" if self.visits is None else f"{self.visits} visits of {self.patients} patients")
+        return [
+            f"  {self.name}: last in round {self.last_round}, {self.ended}: {', '.join(facts)}{admission}",
+            *problems,
+        ]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A site that was left out of rounds, with the reason."""
+
+    site: str
+    rounds: list[int]
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a study's run is."""
+
+    study: str
+    rounds_done: int
+    rounds: int
+    state: str
+    """`running`, `not running`, `failed: ...`, or how it ended."""
+    notes: list[str]
+    """Problems of the checkpoint."""
+    last_round: RoundRecord | None
+    sites: list[SiteStatus]
+    left_out: list[LeftOut]
+
+    def lines(self) -> list[str]:
+        """The status as text."""
+        lines = [f"study {self.study}: round {self.rounds_done} of {self.rounds}, {self.state}", *self.notes]
+        last = self.last_round
+        if last is not None:
+            counted = "counted" if last.counted else f"did not count: {last.failure}"
+            lines.append(f"round {last.round} ended {last.ended}, after {last.seconds:.0f} s, and {counted}")
+            if last.unknown_nodes:
+                lines.append(f"connected nodes that belong to no admitted site: {', '.join(last.unknown_nodes)}")
+        for site in self.sites:
+            lines += site.lines()
+        entries = [f"  {entry.site}, round {_ranges(entry.rounds)}: {entry.reason}" for entry in self.left_out]
+        return [*lines, "left out:", *entries] if entries else lines
+
+
+def read_status(folder: Path, study: StudyConfig, admitted: Mapping[str, AdmittedSite]) -> RunStatus:
+    """The status of the run in `folder`.
 
     Args:
         folder: the run's folder, the study's output.
-        study: the study that is to run there.
+        study: the study that runs there.
         admitted: the study's list of sites.
 
     Raises:
-        CheckpointError: neither a checkpoint nor the record of the rounds can be read.
+        CheckpointError: neither a checkpoint nor the log of the rounds can be read.
     """
-    records, notes = _read(folder, study)
-    done, rounds = len(records), study.federation.rounds
-    lines = [f"study {study.name}: round {done} of {rounds}, {_state(folder, done, rounds)}", *notes]
-    if records:
-        last = records[-1]
-        counted = "counted" if last.counted else f"did not count: {last.failure}"
-        lines.append(f"round {last.round} ended {last.ended}, after {last.seconds:.0f} s, and {counted}")
-        if last.unknown_nodes:
-            lines.append(f"nodes of no admitted site were there: {', '.join(last.unknown_nodes)}")
-    for name in study.federation.sites:
-        lines += [f"{_site_line(name, records)}{_standing(admitted.get(name))}"]
-        lines += [*(f"    {doubt}" for doubt in _log_doubts(name, records))]
-    refusals = _refusals(records)
-    return [*lines, "left out:", *refusals] if refusals else lines
+    records, notes = _read_records(folder, study)
+    return RunStatus(
+        study=study.name,
+        rounds_done=len(records),
+        rounds=study.federation.rounds,
+        state=_state(folder, len(records), study.federation.rounds),
+        notes=notes,
+        last_round=records[-1] if records else None,
+        sites=[_site_status(name, records, admitted.get(name)) for name in study.federation.sites],
+        left_out=_left_out(records),
+    )
 
 
-def _read(folder: Path, study: StudyConfig) -> tuple[list[RoundRecord], list[str]]:
-    """The rounds so far, and what is wrong with the checkpoint."""
+def _read_records(folder: Path, study: StudyConfig) -> tuple[list[RoundRecord], list[str]]:
+    """The rounds so far, and problems of the checkpoint."""
     try:
-        found = find_checkpoint(folder)
+        newest = find_checkpoint(folder)
     except CheckpointError as error:
         return read_rounds(folder), [str(error)]
-    if found is None:
+    if newest is None:
         return read_rounds(folder), []
-    notes = [found.damage] if found.damage else []
-    if found.checkpoint.study_digest != study.digest():
-        notes.append("the checkpoint is of another study than this one: the study was edited since")
-    return [RoundRecord(**record) for record in found.checkpoint.records], notes
+    notes = [newest.damage] if newest.damage else []
+    if newest.checkpoint.study_digest != study.digest():
+        notes.append("the checkpoint belongs to another study: study.yaml was edited since")
+    return [RoundRecord(**record) for record in newest.checkpoint.records], notes
 
 
 def _state(folder: Path, done: int, rounds: int) -> str:
@@ -63,41 +138,40 @@ def _state(folder: Path, done: int, rounds: int) -> str:
         return f"failed: {(folder / FAILURE).read_text()}"
     if done == rounds and (folder / RELEASE / MANIFEST).exists():
         return f"ended, its release is {folder / RELEASE}"
-    return "stopped before its end: go on with --resume" if done else "not running"
+    return "stopped before its end: continue with --resume" if done else "not running"
 
 
-def _site_line(name: str, records: Sequence[RoundRecord]) -> str:
-    seen = [record for record in records if name in record.sites]
-    if not seen:
-        return f"  {name}: no good answer yet"
-    last, sent = seen[-1], seen[-1].sites[name]
-    facts = [f"{sent['uplink_bytes']:,} bytes"]
-    norm, visits, patients = sent["update_norm"], sent["visits"], sent["patients"]
-    facts.append("update hidden in the sum" if norm is None else f"update norm {norm:.3g}")
-    facts += ["clipped"] if sent.get("clipped") else []
-    facts.append("counts withheld" if visits is None else f"{visits} visits of {patients} patients")
-    return f"  {name}: last in round {last.round}, {last.ended}: {', '.join(facts)}"
+def _site_status(name: str, records: Sequence[RoundRecord], site: AdmittedSite | None) -> SiteStatus:
+    accepted = [record for record in records if name in record.sites]
+    last = accepted[-1] if accepted else None
+    result = {} if last is None else last.sites[name]
+    return SiteStatus(
+        name=name,
+        admission="not admitted yet" if site is None else f"revoked {site.revoked}" if site.revoked else "admitted",
+        last_round=None if last is None else last.round,
+        ended=None if last is None else last.ended,
+        uplink_bytes=result.get("uplink_bytes"),
+        update_norm=result.get("update_norm"),
+        clipped=bool(result.get("clipped")),
+        visits=result.get("visits"),
+        patients=result.get("patients"),
+        log_problems=_log_problems(name, accepted),
+    )
 
 
-def _standing(site: AdmittedSite | None) -> str:
-    if site is None:
-        return "; not admitted yet"
-    return "" if site.revoked is None else f"; revoked {site.revoked}"
-
-
-def _log_doubts(name: str, records: Sequence[RoundRecord]) -> list[str]:
-    """What the heads of a site's audit log, which came with its answers, say against it."""
-    heads = [record.sites[name].get(AUDIT_HEAD) for record in records if name in record.sites]
+def _log_problems(name: str, accepted: Sequence[RoundRecord]) -> list[str]:
+    """What the heads of a site's audit log, which came with its results, show."""
+    heads = [record.sites[name].get(AUDIT_HEAD) for record in accepted]
     return shrinkages([head_from_record(head) for head in heads if head is not None])
 
 
-def _refusals(records: Sequence[RoundRecord]) -> list[str]:
-    """One line for each site and reason, with the rounds of it."""
+def _left_out(records: Sequence[RoundRecord]) -> list[LeftOut]:
+    """One entry for each site and reason."""
     rounds: dict[tuple[str, str], list[int]] = {}
     for record in records:
-        for name, why in record.left_out.items():
-            rounds.setdefault((name, why), []).append(record.round)
-    return [f"  {name}, round {_ranges(numbers)}: {why}" for (name, why), numbers in sorted(rounds.items())]
+        for name, reason in record.left_out.items():
+            rounds.setdefault((name, reason), []).append(record.round)
+    return [LeftOut(name, numbers, reason) for (name, reason), numbers in sorted(rounds.items())]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

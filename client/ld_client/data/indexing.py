@@ -1,0 +1,165 @@
+"""Makes a store: reads a site's scans and table, encodes them once, and replaces the index in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+import ld_common.core.offline  # noqa: F401  (before any model library)
+from ld_client.data.exclusions import Exclusion
+from ld_client.data.ingest import Progress, Survey, read_visits, survey
+from ld_client.data.pseudonyms import load_key
+from ld_client.data.store import Split, held_out_patients, open_store
+from ld_client.data.store_index import INDEX, SCHEMA_VERSION
+from ld_client.site_config import SiteConfig, load_modality
+from ld_common.core.errors import StoreError
+from ld_common.diffusion.base_model import BaseModel, load_base
+from ld_common.imaging.geometry import to_model
+from ld_common.imaging.modality import Attributes
+
+SCHEMA = """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE visits (
+        row INTEGER PRIMARY KEY, pseudonym TEXT NOT NULL, day INTEGER NOT NULL,
+        attributes TEXT NOT NULL, prompt TEXT NOT NULL
+    );
+    CREATE TABLE exclusions (name TEXT NOT NULL, files INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What an index run made."""
+
+    patients: int
+    split: Split
+    visits: int
+    pairs: int
+    """Ordered pairs of visits of one patient at different dates."""
+    exclusions: list[Exclusion]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One row of the index."""
+
+    pseudonym: str
+    day: int
+    attributes: Attributes
+    prompt: str
+
+
+def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> IndexSummary:
+    """Ingest the site's scans, encode them and their prompts once, and replace the store.
+
+    A first store without visits is written as well, so that its exclusions can be read; `open_store` refuses it.
+
+    Raises:
+        LdError: the site's config, table, key, base model or store folder cannot be used.
+        StoreError: no visit could be used, and there is a store that has some, which stays as it is.
+    """
+    modality, base = load_modality(site), load_base(site.base_model)
+    surveyed = survey(site, modality, load_key(site.store_path), progress)
+    entries, latents, exclusions = _encode_scans(surveyed, base, progress)
+    tensors = {"latents": latents, "base_latent_mean": base.latent_mean.float().contiguous()}
+    meta = {"schema": SCHEMA_VERSION, "base": base.digest, "modality": modality.digest()}
+    if not entries and _has_visits(site.store_path):
+        reasons = Counter(exclusion.reason.value for exclusion in exclusions).most_common(3)
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons) or "no scan found"
+        raise StoreError(f"no visit could be used ({why}): the store '{site.store_path}' stays as it was")
+    with _writing(site.store_path):
+        meta["cache"] = _write_cache(site.store_path, tensors)
+        _write_index(site.store_path, meta, entries, exclusions)
+        for old in site.store_path.glob("cache-*.safetensors"):
+            if old.name != meta["cache"]:
+                old.unlink()
+    visits = Counter(entry.pseudonym for entry in entries)
+    hidden = len(held_out_patients(list(visits), site.held_out))
+    pairs = sum(count * (count - 1) for count in visits.values())
+    return IndexSummary(len(visits), Split(len(visits) - hidden, hidden), len(entries), pairs, exclusions)
+
+
+def _has_visits(folder: Path) -> bool:
+    try:
+        open_store(folder)
+    except StoreError:
+        return False
+    return True
+
+
+def _encode_scans(
+    surveyed: Survey, base: BaseModel, progress: Progress
+) -> tuple[list[_Entry], Tensor, list[Exclusion]]:
+    """Index rows, latents `(N,C,h,w)` and all exclusions."""
+    modality, exclusions = surveyed.modality, list(surveyed.exclusions)
+    entries: list[_Entry] = []
+    waiting: list[Tensor] = []
+    latents = [torch.empty(0, *base.latent_shape)]
+    for visit in read_visits(surveyed):
+        if isinstance(visit, Exclusion):
+            exclusions.append(visit)
+            continue
+        prompt = modality.prompt(visit.attributes)
+        entries.append(_Entry(visit.pseudonym, visit.days_since_baseline, visit.attributes, prompt))
+        waiting.append(to_model(visit.scan, base.resolution, modality.image)[0])
+        if len(waiting) == surveyed.site.batch_size:
+            latents.append(base.encode(torch.stack(waiting)))
+            waiting.clear()
+        progress("encoding scans", len(entries), surveyed.scans)
+    if waiting:
+        latents.append(base.encode(torch.stack(waiting)))
+    progress("encoding scans", surveyed.scans, surveyed.scans)
+    return entries, torch.cat(latents), exclusions
+
+
+def _write_cache(folder: Path, tensors: dict[str, Tensor]) -> str:
+    """Write the tensors under a name made of their content, and return it."""
+    content = save(tensors)
+    name = f"cache-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    partial = folder / f"{name}.part"
+    partial.write_bytes(content)
+    _finish(partial, folder / name)
+    return name
+
+
+def _write_index(folder: Path, meta: dict[str, str], entries: list[_Entry], exclusions: list[Exclusion]) -> None:
+    visits = [
+        (row, entry.pseudonym, entry.day, json.dumps(entry.attributes, sort_keys=True), entry.prompt)
+        for row, entry in enumerate(entries)
+    ]
+    partial = folder / f"{INDEX}.part"
+    partial.unlink(missing_ok=True)
+    with closing(sqlite3.connect(partial)) as index, index:
+        index.executescript(SCHEMA)
+        index.executemany("INSERT INTO meta VALUES (?, ?)", sorted(meta.items()))
+        index.executemany("INSERT INTO visits VALUES (?, ?, ?, ?, ?)", visits)
+        lines = [(entry.name, entry.files, entry.reason.value, entry.detail) for entry in exclusions]
+        index.executemany("INSERT INTO exclusions VALUES (?, ?, ?, ?)", lines)
+    _finish(partial, folder / INDEX)
+
+
+def _finish(partial: Path, final: Path) -> None:
+    """Put a whole file, safe on disk and readable by its owner alone, in its place."""
+    partial.chmod(0o600)
+    with partial.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    partial.replace(final)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"cannot write the store '{folder}': {error}") from error

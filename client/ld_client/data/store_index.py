@@ -1,0 +1,28 @@
+"""The index of a store: an SQLite file that names no patient. Reading it needs no model library."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ld_common.core.errors import StoreError
+
+INDEX = "index.sqlite"
+SCHEMA_VERSION = "3"
+
+
+@contextmanager
+def open_index(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The store's index, read-only; raises `StoreError` where it is absent or damaged."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise StoreError(f"there is no store in '{folder}': run ld-client index")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as index:
+            yield index
+    except (OSError, sqlite3.Error, SafetensorError, LookupError, ValueError) as error:
+        raise StoreError(f"the store '{folder}' is damaged: run ld-client index again") from error
