@@ -1,4 +1,4 @@
-"""The study config: what the server decides and every site is told."""
+"""The study config, which the server sets and every site receives."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ld_common.protocol.keys import MAX_LINE, is_line
 from ld_common.protocol.site_name import check_site_name
 
 NOT_DIGESTED = ("output", "base_model", "modality", "start", "edit")
-"""Fields outside a study's digest: where files lie, and how the release is asked, which no site runs."""
+"""Fields outside a study's digest: paths, and the editor's options, which no site uses."""
 
 
 @dataclass
 class FederationConfig:
-    """Who takes part and when a round is good enough."""
+    """Who takes part, and which rounds count."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "aggregate": "aggregation.name",
@@ -33,29 +33,27 @@ class FederationConfig:
 
     rounds: int = 5
     sites: list[str] = field(default_factory=list)
-    """Names of the sites that are picked each round."""
+    """Names of the sites, which all take part in each round."""
     min_train_nodes: int = 2
-    """A round counts when this many replies pass the checks."""
+    """Fewest valid results for a round to count."""
     wait_seconds: float = 60.0
-    """How long a round waits for absent sites before it goes on without them."""
+    """How long a round waits for absent sites before it starts without them."""
     round_timeout_seconds: float = 3600.0
     weighting: str = "num_examples"
-    """Weight of a site in the average: `num_examples`, its number of visits as the site itself reports it, or
-    `equal`."""
+    """Weight of a site in the average: `num_examples`, the number of visits that it reports, or `equal`."""
     aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "mean"})
-    """How the server combines the sites' adapters: an aggregator's `name` (`mean`, `median`, `trimmed_mean`) and its
-    options, the fields of its class in `ld_server.aggregation`."""
+    """Aggregator of the sites' adapters: its `name` (`mean`, `median`, `trimmed_mean`) and its options, the fields of
+    its class in `ld_server.aggregation`."""
     clip_update_norm: float = 0.0
-    """A site's change of the adapter is scaled down to this L2 norm before the average; 0 is off. Drifts are not."""
+    """L2 norm to which a site's update of the adapter is clipped; 0 for no clipping. Drifts are not clipped."""
     max_update_norm: float = 100.0
-    """A reply whose change of the adapter has a larger L2 norm is left out; under secure aggregation, a round whose
-    mean change has."""
+    """Largest L2 norm of a valid update; under secure aggregation, of a round's mean update."""
     secure_aggregation: bool = False
-    """The server learns the sum over the round's sites and no site's own update, drift, counts or losses."""
+    """The server learns only the sum over the round's sites: no site's update, drift, counts or losses."""
     secure_threshold: int = 0
-    """Fewest sites of a secure sum; 0 for two thirds of those in the round, at least 3."""
+    """Fewest sites in a secure sum; 0 for two thirds of the sites in the round, at least 3."""
     secure_clip: float = 1.0
-    """Under secure aggregation each number of an update is clipped to this, and rounded to 2**-23 of it."""
+    """Under secure aggregation, each value of an update is clipped to this, and rounded to 2**-23 of it."""
 
     def __post_init__(self) -> None:
         require(self.rounds > 0, f"federation.rounds is {self.rounds}: it must be above 0")
@@ -98,16 +96,16 @@ class StudyConfig:
     name: str = "study"
     seed: int = 0
     base_model: str = ""
-    """Folder or hub id of the base at the server; sites name their own copy, compared by hash."""
+    """Folder or hub id of the base at the server; each site sets its own, compared by hash."""
     modality: str = ""
-    """YAML file of the modality, relative to the study's file; sites name their own copy, compared by hash."""
+    """YAML file of the modality, relative to the study's file; each site sets its own, compared by hash."""
     output: str = "runs/study"
-    """Folder for checkpoint, round records and release."""
+    """Folder for checkpoint, log of the rounds and release."""
     start: str = ""
-    """Release at the server whose adapter the study goes on from, trained on public data perhaps; empty for none. Its
-    base is the study's, and so are its adapter's shapes: with `adapter.freeze_a`, A stays as the release has it."""
+    """Release at the server that the study starts from, for example trained on public data; empty for none. It must
+    have the study's base and adapter; with `adapter.freeze_a`, A stays as in the release."""
     adapter: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
-    """What trains: an adapter's `name` and its options, the fields of its class in `ld_common.adapters`."""
+    """Adapter to train: its `name` and its options, the fields of its class in `ld_common.adapters`."""
     packages: list[str] = field(default_factory=list)
     """Packages of others that bring the study's adapter or aggregator, by distribution name. A deployed study lists
     each with its hash in the kits, and every site approves it."""
@@ -115,8 +113,8 @@ class StudyConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     privacy: DpConfig = field(default_factory=DpConfig)
     edit: dict[str, Any] = field(default_factory=lambda: {"name": "ddim"})
-    """How the release is best asked, where `ld-generate` starts: an editor's `name` and its options, the fields of its
-    class in `ld_common.editing`."""
+    """Recommended editor for the release, `ld-generate`'s default: its `name` and its options, the fields of its class
+    in `ld_common.editing`."""
     federation: FederationConfig = field(default_factory=lambda: FederationConfig(sites=["a", "b"]))
 
     def __post_init__(self) -> None:
@@ -127,7 +125,7 @@ class StudyConfig:
             self._check_private()
 
     def _check_private(self) -> None:
-        """Whatever would let a patient show beside the noise is refused."""
+        """Refuse options that reveal patients apart from the noised update."""
         equal = self.federation.weighting == "equal"
         require(equal, "privacy.enabled withholds the number of visits: set federation.weighting to equal")
         fits = self.drift.estimator == "moments" and self.drift.shape != "conditional"
@@ -137,14 +135,14 @@ class StudyConfig:
 
     @property
     def withholds_numbers(self) -> bool:
-        """Whether sites keep their counts and losses to themselves."""
+        """Whether sites withhold counts and losses."""
         return self.privacy.enabled or self.federation.secure_aggregation
 
     def privacy_plan(self) -> PrivacyPlan:
-        """The noise of a private study, the same on every side; some seconds the first time.
+        """The noise of a private study, the same on every side; takes seconds the first time.
 
         Raises:
-            PrivacyError: no noise is enough.
+            PrivacyError: no noise keeps the study within its target.
         """
         return plan(self.privacy, self.federation.rounds, self.training.steps, self.drift.shape != "none")
 
