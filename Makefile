@@ -30,8 +30,9 @@ $(BENCHMARKS:%=benchmark-%): benchmark-%: install
 
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./server
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	rm -rf build client/build
+	rm -rf build client/build server/build
 
 check: install
 	$(BIN)/ruff format --check .

@@ -44,7 +44,7 @@ def _entry(name: str, value: Any) -> str:
 def _module(module: ModuleType) -> str:
     public = getattr(module, "__all__", [])
     members = ", ".join(f"`{module.__name__}.{name}`" for name in public)
-    return f"Module `{module.__name__}`. {inspect.getdoc(module) or ''}\n\n" + (
+    return f"Module `{module.__name__}`. {(module.__doc__ or '').strip()}\n\n" + (
         f"Names: {members}.\n\n" if public else ""
     )
 
@@ -71,31 +71,33 @@ def _class(node: ast.ClassDef) -> str:
     parts += [*fields, "\n"] if fields else []
     for method in node.body:
         if isinstance(method, ast.FunctionDef) and (not method.name.startswith("_") or method.name in SHOWN):
-            parts.append(f"#### `{node.name}.{method.name}`\n\n" + _function(method))
+            parts.append(f"### `{node.name}.{method.name}`\n\n" + _function(method))
     return "".join(parts)
 
 
 def _function(node: ast.FunctionDef) -> str:
     marks = "".join(f"@{ast.unparse(mark)}\n" for mark in node.decorator_list)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    line = f"{node.name}({ast.unparse(node.args)}){returns}"
+    arguments = _arguments(node.args)
+    line = f"{node.name}({', '.join(arguments)}){returns}"
     if len(line) > 100:
-        line = f"{node.name}(\n{_arguments(node.args)}\n){returns}"
+        line = f"{node.name}(\n{''.join(f'    {argument},{chr(10)}' for argument in arguments)}){returns}"
     return f"```python\n{marks}{line}\n```\n\n" + _doc(node)
 
 
-def _arguments(arguments: ast.arguments) -> str:
-    """One argument a line."""
+def _arguments(arguments: ast.arguments) -> list[str]:
+    """A function's arguments, with spaces around the default of an annotated one."""
     parts, depth, current = [], 0, ""
     for letter in ast.unparse(arguments):
-        depth += letter in "([{"
-        depth -= letter in ")]}"
+        depth += (letter in "([{") - (letter in ")]}")
         if letter == "," and not depth:
             parts.append(current.strip())
             current = ""
+        elif letter == "=" and not depth and ":" in current:
+            current += " = "
         else:
             current += letter
-    return ",\n".join(f"    {part}" for part in [*parts, current.strip()]) + ","
+    return [*parts, current.strip()] if current.strip() else parts
 
 
 def _doc(node: Any) -> str:

@@ -15,7 +15,7 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 
 from ld_common.core.errors import ScanError
 from ld_common.imaging.geometry import Frame, Scan
-from ld_common.imaging.rejection import MAX_PIXELS, Refusal, ScanRefused, check_file, check_spacing, refusing
+from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, check_file, check_spacing, rejecting
 
 NIFTI = (".nii", ".nii.gz")
 SYNTHETIC_NIFTI = "synthetic"
@@ -34,13 +34,13 @@ def read_nifti(path: Path) -> Nifti1Image:
     """Open one grey volume without reading its voxels; `affine_mm` gives their positions.
 
     Raises:
-        ScanRefused: the file cannot be used, for example for voxel sizes of 0.
+        ScanRejected: the file cannot be used, for example for voxel sizes of 0.
     """
     check_file(path)
-    with refusing(path, ImageFileError, HeaderDataError, HeaderTypeError):
+    with rejecting(path, ImageFileError, HeaderDataError, HeaderTypeError):
         volume = nibabel.load(path)
         if not isinstance(volume, Nifti1Image):
-            raise ScanRefused(path, Refusal.UNSUPPORTED, "not a NIfTI image")
+            raise ScanRejected(path, Rejection.UNSUPPORTED, "not a NIfTI image")
         _check_voxels(path, volume)
         _check_sizes(path, volume)
         return volume
@@ -103,13 +103,15 @@ def _save(path: Path, volume: Nifti1Image, description: str) -> None:
 
 def _check_voxels(path: Path, volume: Nifti1Image) -> None:
     if volume.ndim < 3 or max(volume.shape[3:], default=1) > 1:
-        raise ScanRefused(path, Refusal.UNSUPPORTED, f"its shape is {volume.shape}: one volume is expected")
+        raise ScanRejected(path, Rejection.UNSUPPORTED, f"its shape is {volume.shape}: one volume is expected")
     if np.prod(volume.shape, dtype=np.float64) > MAX_PIXELS:
-        raise ScanRefused(path, Refusal.TOO_LARGE, f"its shape is {volume.shape}, at most {MAX_PIXELS} voxels are read")
+        raise ScanRejected(
+            path, Rejection.TOO_LARGE, f"its shape is {volume.shape}, at most {MAX_PIXELS} voxels are read"
+        )
     if min(volume.shape) < 1 or volume.get_data_dtype().kind not in "iuf":
-        raise ScanRefused(path, Refusal.UNSUPPORTED, f"voxels of type {volume.get_data_dtype()}: grey is expected")
+        raise ScanRejected(path, Rejection.UNSUPPORTED, f"voxels of type {volume.get_data_dtype()}: grey is expected")
     if bytes(volume.header["descrip"].item()).startswith(SYNTHETIC_NIFTI.encode()):
-        raise ScanRefused(path, Refusal.SYNTHETIC, "its description says synthetic: only real scans are read")
+        raise ScanRejected(path, Rejection.SYNTHETIC, "its description says synthetic: only real scans are read")
 
 
 def _check_sizes(path: Path, volume: Nifti1Image) -> None:
@@ -117,7 +119,7 @@ def _check_sizes(path: Path, volume: Nifti1Image) -> None:
         sizes = type(volume.header).from_fileobj(stream, check=False)["pixdim"][1:4]
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         listed = ", ".join(f"{size:g}" for size in sizes)
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, f"its voxel sizes are {listed}: write the real ones")
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, f"its voxel sizes are {listed}: write the real ones")
     if not np.isfinite(volume.affine).all() or np.linalg.matrix_rank(volume.affine) < 4:
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "its affine is singular: write a valid one")
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, "its affine is singular: write a valid one")
     check_spacing(path, nibabel.affines.voxel_sizes(affine_mm(volume)))

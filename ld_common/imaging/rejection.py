@@ -29,7 +29,7 @@ MALFORMED: tuple[type[Exception], ...] = (
 """Exceptions that the libraries raise on malformed files."""
 
 
-class Refusal(StrEnum):
+class Rejection(StrEnum):
     """Reason for which a file was refused."""
 
     UNREADABLE = "unreadable"
@@ -43,19 +43,19 @@ class Refusal(StrEnum):
     SYNTHETIC = "synthetic image"
 
 
-class ScanRefused(ScanError):
+class ScanRejected(ScanError):
     """An image file cannot be used, for one of a fixed set of reasons."""
 
-    def __init__(self, path: Path, refusal: Refusal, detail: str) -> None:
-        super().__init__(f"cannot use '{path}': {refusal}: {detail}")
-        self.refusal = refusal
+    def __init__(self, path: Path, rejection: Rejection, detail: str) -> None:
+        super().__init__(f"cannot use '{path}': {rejection}: {detail}")
+        self.rejection = rejection
         self.detail = detail
         """Explanation without path or header value, so that it cannot name a patient."""
 
 
 @contextmanager
-def refusing(path: Path, *more: type[Exception]) -> Iterator[None]:
-    """Turn exceptions that a library raises on a malformed file into `ScanRefused`; drop its warnings.
+def rejecting(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Turn exceptions that a library raises on a malformed file into `ScanRejected`; drop its warnings.
 
     The message gives only the exception's type, since its text may quote the header.
     """
@@ -66,43 +66,43 @@ def refusing(path: Path, *more: type[Exception]) -> Iterator[None]:
     except LdError:
         raise
     except PermissionError as error:
-        raise ScanRefused(path, Refusal.UNREADABLE, "no permission to read it: change its permissions") from error
+        raise ScanRejected(path, Rejection.UNREADABLE, "no permission to read it: change its permissions") from error
     except (*MALFORMED, *more) as error:
         detail = f"damaged or not what its name says ({type(error).__name__}); export it again"
-        raise ScanRefused(path, Refusal.UNREADABLE, detail) from error
+        raise ScanRejected(path, Rejection.UNREADABLE, detail) from error
 
 
 def check_file(path: Path) -> None:
-    """Raise `ScanRefused` unless `path` is a readable regular file of at most `MAX_FILE_BYTES`."""
-    with refusing(path):
+    """Raise `ScanRejected` unless `path` is a readable regular file of at most `MAX_FILE_BYTES`."""
+    with rejecting(path):
         if not path.is_file():
-            raise ScanRefused(path, Refusal.UNREADABLE, "no regular file has that name")
+            raise ScanRejected(path, Rejection.UNREADABLE, "no regular file has that name")
         with path.open("rb"):
             size = path.stat().st_size
     if not size:
-        raise ScanRefused(path, Refusal.NOT_AN_IMAGE, "the file is empty; copy it again")
+        raise ScanRejected(path, Rejection.NOT_AN_IMAGE, "the file is empty; copy it again")
     if size > MAX_FILE_BYTES:
-        raise ScanRefused(path, Refusal.TOO_LARGE, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
+        raise ScanRejected(path, Rejection.TOO_LARGE, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
 
 
 def check_slice_size(path: Path, height: int, width: int) -> None:
-    """Raise `ScanRefused` for an image of more than `MAX_SLICE_PIXELS`."""
+    """Raise `ScanRejected` for an image of more than `MAX_SLICE_PIXELS`."""
     if height * width > MAX_SLICE_PIXELS:
         detail = f"{height} x {width} pixels, at most {MAX_SLICE_PIXELS} are read: write it at a lower resolution"
-        raise ScanRefused(path, Refusal.TOO_LARGE, detail)
+        raise ScanRejected(path, Rejection.TOO_LARGE, detail)
 
 
 def check_spacing(path: Path, spacing_mm: Iterable[float]) -> None:
-    """Raise `ScanRefused` for implausible distances between pixels."""
+    """Raise `ScanRejected` for implausible distances between pixels."""
     for distance in spacing_mm:
         if not MIN_SPACING_MM <= distance <= MAX_SPACING_MM:
             detail = f"its pixels are {distance:g} mm apart: write it in millimetres"
-            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, detail)
+            raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
 
 
 def slice_number(path: Path, slices: int, fraction: float, index: int | None) -> int:
-    """`index`, or the slice at `fraction` of `slices`; raises `ScanRefused` for an index that does not exist."""
+    """`index`, or the slice at `fraction` of `slices`; raises `ScanRejected` for an index that does not exist."""
     chosen = math.floor(fraction * (slices - 1) + 0.5) if index is None else index
     if not 0 <= chosen < slices:
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, f"slice {chosen} of {slices}: use 0 to {slices - 1}")
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, f"slice {chosen} of {slices}: use 0 to {slices - 1}")
     return chosen

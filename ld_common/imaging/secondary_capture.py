@@ -45,16 +45,25 @@ class Place:
     """Origin of its pixels, for the derivation description."""
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What drew an image. Equal provenance and pixels give equal bytes; files that share it share a study."""
+
+    model_name: str
+    model_digest: str
+    """SHA-256 of the release's adapter."""
+    seed: int
+    request: str
+    """Identifies the request; its hash goes into the UIDs, so it must hold no patient identifier."""
+
+
 def write_synthetic_dicom(
     path: Path,
     pixels: np.ndarray,
     spacing_mm: tuple[float, float] | None,
     description: str,
-    model_digest: str,
+    provenance: Provenance,
     *,
-    model_name: str,
-    seed: int,
-    request: str,
     orientation: tuple[str, str] | None = ("L", "P"),
     marked: bool = False,
     place: Place | None = None,
@@ -68,10 +77,8 @@ def write_synthetic_dicom(
         spacing_mm: distance between rows and between columns, or None.
         description: of the image, for example "counterfactual: age=84"; the series description takes its first 64
             characters.
-        model_digest, model_name: SHA-256 and name of the generating model.
-        seed: the seed of the sampling.
+        provenance: the generating model, seed and request.
         orientation: directions of rows and columns, as in `Scan`; None if unknown.
-        request: identifies the request; its hash goes into the UIDs, so it must hold no patient identifier.
         marked: whether words are burned into the pixels.
         place: position as a slice of a series. Slices of one request share a frame of reference, and those of one
             request and description a series.
@@ -81,18 +88,20 @@ def write_synthetic_dicom(
     """
     if not np.isfinite(pixels).all():
         raise ScanError(f"cannot write '{path}': some pixels are not finite")
-    study = hashlib.sha256("\n".join([request, str(seed), model_name, model_digest]).encode()).hexdigest()
+    drawn_by = [provenance.request, str(provenance.seed), provenance.model_name, provenance.model_digest]
+    study = hashlib.sha256("\n".join(drawn_by).encode()).hexdigest()
     low, high = (float(pixels.min()), float(pixels.max())) if place is None else place.values
     number = 1 if place is None else place.number
     what = f"{pixels.shape}{spacing_mm}" + ("" if place is None else f" slice {number}")
     content = hashlib.sha256(pixels.astype("<f4").tobytes() + what.encode()).hexdigest()
     stored, slope, intercept = _quantise(pixels.astype(np.float64), low, high)
-    image = _secondary_capture(stored, spacing_mm, study, content, description, model_name, number)
+    image = _secondary_capture(stored, spacing_mm, study, content, description, provenance.model_name, number)
     # type 2C: empty if unknown, which highdicom does not offer
     image.PatientOrientation = list(orientation or ())
-    image.ContributingEquipmentSequence.insert(0, _equipment(model_name, model_digest))
+    image.ContributingEquipmentSequence.insert(0, _equipment(provenance.model_name, provenance.model_digest))
     made = description if place is None else f"{description}; {place.origin}"
-    _declare_synthetic(image, f"{made}; synthesised by {model_name}, SHA-256 {model_digest}, seed {seed}")
+    origin = f"synthesised by {provenance.model_name}, SHA-256 {provenance.model_digest}, seed {provenance.seed}"
+    _declare_synthetic(image, f"{made}; {origin}")
     image.BurnedInAnnotation = "YES" if marked else "NO"
     _set_values(image, low, high, slope, intercept)
     if place is not None:

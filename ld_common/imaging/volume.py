@@ -16,7 +16,7 @@ from ld_common.imaging.dicom import DicomHeader, read_dicom
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, affine_mm, read_nifti
-from ld_common.imaging.rejection import MAX_PIXELS, Refusal, ScanRefused, check_slice_size, check_spacing, refusing
+from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, check_slice_size, check_spacing, rejecting
 from ld_common.imaging.scan_reader import known_attributes, series_headers
 
 UNEVEN = 0.02
@@ -68,20 +68,20 @@ def read_volume(path: Path, modality: Modality, released: bool = False) -> Volum
     """Read a NIfTI file or the folder of a DICOM series; `released` as in `read_scan`.
 
     Raises:
-        ScanRefused: it cannot be used, for example because slices are missing, tilted or share a position.
+        ScanRejected: it cannot be used, for example because slices are missing, tilted or share a position.
     """
     if modality.image.plane == "none":
-        raise ScanRefused(
-            path, Refusal.WRONG_GEOMETRY, "the release draws no volume: it was trained on two-dimensional images"
+        raise ScanRejected(
+            path, Rejection.WRONG_GEOMETRY, "the release draws no volume: it was trained on two-dimensional images"
         )
-    with refusing(path):
+    with rejecting(path):
         folder = path.is_dir()
     if folder:
         return _series(path, modality, released)
     if not path.name.lower().endswith(NIFTI):
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "not a volume: give a NIfTI file or a folder of one series")
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, "not a volume: give a NIfTI file or a folder of one series")
     source = read_nifti(path)
-    with refusing(path):
+    with rejecting(path):
         values = np.asarray(source.dataobj, np.float32)
         return _checked(path, Volume(values.reshape(source.shape[:3]), affine_mm(source), {}, source))
 
@@ -93,9 +93,9 @@ def _series(folder: Path, modality: Modality, released: bool) -> Volume:
     for header in headers:
         pixels = read_dicom(header.path, modality.dicom_modalities, released)[1]
         if slices and pixels.shape != slices[0].shape:
-            raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "its slices have several sizes")
+            raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices have several sizes")
         if pixels.size * len(headers) > MAX_PIXELS:
-            raise ScanRefused(folder, Refusal.TOO_LARGE, f"more than the {MAX_PIXELS} voxels that are read")
+            raise ScanRejected(folder, Rejection.TOO_LARGE, f"more than the {MAX_PIXELS} voxels that are read")
         slices.append(pixels)
     voxels = np.stack(slices).transpose(2, 1, 0)
     return _checked(folder, Volume(voxels, affine, known_attributes(headers[0], modality), None))
@@ -106,10 +106,10 @@ def _ordered(folder: Path, headers: Sequence[DicomHeader]) -> list[DicomHeader]:
     unique = {header.sop_uid: header for header in headers}
     if any(header.position_mm is None for header in unique.values()):
         detail = "a slice has no usable position, orientation or spacing: the series cannot be sorted"
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, detail)
     ordered = sorted(unique.values(), key=lambda header: header.position_mm or 0.0)
     if len(ordered) < 2:
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "one slice is not a volume: use ld-generate edit")
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "one slice is not a volume: use ld-generate edit")
     return ordered
 
 
@@ -121,18 +121,18 @@ def _affine(folder: Path, headers: Sequence[DicomHeader]) -> np.ndarray:
     distance = float(np.linalg.norm(step))
     if distance < 1e-3 or any(np.linalg.norm(gap) < 0.1 * distance for gap in np.diff(origins, axis=0)):
         detail = "several images at one position, such as echoes or time points: keep one of each"
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, detail)
     if not all(np.allclose(affine[:3, :3], first[:3, :3], atol=1e-3) for affine in placed):
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "its slices have several orientations or spacings")
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices have several orientations or spacings")
     even = origins[0] + np.arange(len(placed))[:, None] * step
     if np.linalg.norm(origins - even, axis=1).max() > UNEVEN * distance:
         gaps = np.linalg.norm(np.diff(origins, axis=0), axis=1)
         detail = (
             f"its slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart: one is missing, or this is not one volume"
         )
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, detail)
     if abs(first[:3, 2] @ step) < (1 - UNEVEN**2) * distance:
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "its slices are shifted sideways (tilted): resample them")
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices are shifted sideways (tilted): resample them")
     affine = first.copy()
     affine[:3, 2] = step
     return affine
@@ -143,7 +143,7 @@ def _checked(path: Path, volume: Volume) -> Volume:
     check_spacing(path, nibabel.affines.voxel_sizes(volume.affine))
     finite = np.isfinite(volume.voxels)
     if not finite.any():
-        raise ScanRefused(path, Refusal.UNREADABLE, "it holds no finite number")
+        raise ScanRejected(path, Rejection.UNREADABLE, "it holds no finite number")
     if finite.all():
         return volume
     return replace(volume, voxels=np.where(finite, volume.voxels, volume.voxels[finite].min()))

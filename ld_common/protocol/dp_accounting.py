@@ -29,7 +29,7 @@ SMALLEST = 1e-9
 
 @dataclass
 class DpConfig:
-    """DP-SGD over patients (arXiv 1607.00133) at every site; each constant is public and never counted from data."""
+    """DP-SGD by patient (arXiv 1607.00133) at every site. All constants are public; none is counted from data."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "delta": "target_delta",
@@ -39,25 +39,28 @@ class DpConfig:
     }
 
     enabled: bool = False
+    """Train with differential privacy."""
     target_epsilon: float = 8.0
     """ε of the whole study for one patient at one site."""
     target_delta: float = 1e-5
-    """δ; below 1 / patients."""
+    """δ of the whole study; must lie below 1 / patients."""
     patients: int = 1000
-    """A site's nominal number of patients. The sampling rate is expected_batch_size / patients, however many patients
-    a site has."""
+    """Nominal number of patients of a site: the sampling rate is expected_batch_size / patients whatever their actual
+    number."""
     expected_batch_size: int = 64
     """Expected number of patients in a step."""
     augmentation_multiplicity: int = 4
     """(visit, timestep, noise) draws whose mean is one patient's gradient (arXiv 2210.09929)."""
     max_grad_norm: float = 0.01
-    """Most L2 norm of one patient's gradient. Noise grows with it: choose it near the median norm on public data."""
+    """L2 norm to which one patient's gradient is clipped. Noise is proportional to it: choose the median norm on public
+    data."""
     drift_noise_multiplier: float = 10.0
-    """Noise on a site's drift, over what one patient can change in it."""
+    """Standard deviation of the noise on a site's drift, relative to the largest change that one patient can cause."""
     drift_clip_norm: float = 4.0
-    """Most L2 norm of one patient's mean latent, less the base's mean, in a site's drift."""
+    """L2 norm to which one patient's mean latent, minus the base's mean, is clipped in a site's drift."""
     ema: float = 0.0
-    """Decay of an average over a round's noised weights, which travels in their place; 0 sends the last ones."""
+    """Decay of the exponential average of a round's noised weights, which is sent in their place; 0 sends the last
+    weights."""
 
     def __post_init__(self) -> None:
         for name in ("max_grad_norm", "drift_noise_multiplier", "drift_clip_norm"):

@@ -23,7 +23,7 @@ NOT_DIGESTED = ("output", "base_model", "modality", "start", "edit")
 
 @dataclass
 class FederationConfig:
-    """Who takes part and when a round is good enough."""
+    """Who takes part, when a round counts, and how the sites' adapters are combined."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "aggregate": "aggregation.name",
@@ -32,13 +32,15 @@ class FederationConfig:
     }
 
     rounds: int = 5
+    """Number of rounds."""
     sites: list[str] = field(default_factory=list)
-    """Names of the sites that are picked each round."""
+    """Names of the sites of each round."""
     min_train_nodes: int = 2
-    """A round counts when this many replies pass the checks."""
+    """Number of valid replies that a round needs to count."""
     wait_seconds: float = 60.0
-    """How long a round waits for absent sites before it goes on without them."""
+    """Time that a round waits for absent sites before it starts without them."""
     round_timeout_seconds: float = 3600.0
+    """Time that a round waits for replies before it ends without the missing ones."""
     weighting: str = "num_examples"
     """Weight of a site in the average: `num_examples`, its number of visits as the site itself reports it, or
     `equal`."""
@@ -46,16 +48,16 @@ class FederationConfig:
     """How the server combines the sites' adapters: an aggregator's `name` (`mean`, `median`, `trimmed_mean`) and its
     options, the fields of its class in `ld_server.aggregation`."""
     clip_update_norm: float = 0.0
-    """A site's change of the adapter is scaled down to this L2 norm before the average; 0 is off. Drifts are not."""
+    """Largest L2 norm of a site's update; a larger one is scaled down before the average. 0 is off. Drifts are not
+    clipped."""
     max_update_norm: float = 100.0
-    """A reply whose change of the adapter has a larger L2 norm is left out; under secure aggregation, a round whose
-    mean change has."""
+    """A reply whose update has a larger L2 norm is refused; under secure aggregation, a round whose mean update has."""
     secure_aggregation: bool = False
     """The server learns the sum over the round's sites and no site's own update, drift, counts or losses."""
     secure_threshold: int = 0
-    """Fewest sites of a secure sum; 0 for two thirds of those in the round, at least 3."""
+    """Smallest number of sites in a secure sum; 0 means two thirds of the round's sites, at least 3."""
     secure_clip: float = 1.0
-    """Under secure aggregation each number of an update is clipped to this, and rounded to 2**-23 of it."""
+    """Under secure aggregation, each number of an update is clipped to this and rounded to 2**-23 of it."""
 
     def __post_init__(self) -> None:
         require(self.rounds > 0, f"federation.rounds is {self.rounds}: it must be above 0")
@@ -96,16 +98,18 @@ class StudyConfig:
     RENAMED: ClassVar[dict[str, str]] = {"scheme": "adapter"}
 
     name: str = "study"
+    """Name in releases and kits."""
     seed: int = 0
+    """Seed of every random number that is not private."""
     base_model: str = ""
-    """Folder or hub id of the base at the server; sites name their own copy, compared by hash."""
+    """Folder or hub id of the base model at the server. Each site names its own copy; hashes must agree."""
     modality: str = ""
-    """YAML file of the modality, relative to the study's file; sites name their own copy, compared by hash."""
+    """YAML file of the modality, relative to the study's file. Each site names its own copy; hashes must agree."""
     output: str = "runs/study"
     """Folder for checkpoint, round records and release."""
     start: str = ""
-    """Release at the server whose adapter the study goes on from, trained on public data perhaps; empty for none. Its
-    base is the study's, and so are its adapter's shapes: with `adapter.freeze_a`, A stays as the release has it."""
+    """Release at the server whose adapter the study continues from, for example one trained on public data; empty for
+    none. Base and adapter shapes must be the study's. With `adapter.freeze_a`, A stays as the release has it."""
     adapter: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
     """What trains: an adapter's `name` and its options, the fields of its class in `ld_common.adapters`."""
     packages: list[str] = field(default_factory=list)
@@ -115,8 +119,8 @@ class StudyConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     privacy: DpConfig = field(default_factory=DpConfig)
     edit: dict[str, Any] = field(default_factory=lambda: {"name": "ddim"})
-    """How the release is best asked, where `ld-generate` starts: an editor's `name` and its options, the fields of its
-    class in `ld_common.editing`."""
+    """The editor that the release recommends: its `name` and its options, the fields of its class in
+    `ld_common.editing`. `ld-generate` uses it unless told otherwise."""
     federation: FederationConfig = field(default_factory=lambda: FederationConfig(sites=["a", "b"]))
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ld_common.adapters.base import DRIFT, METADATA, inject
+from ld_common.adapters.base import DRIFT, inject
 from ld_common.adapters.lora import DIFFUSERS_WEIGHTS
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import check_state, read_tensors, write_tensors
@@ -105,7 +105,7 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
     drifts = {f"site.{name}": value.clone() for name, value in sorted(content.site_drifts.items())}
     drifts |= {} if content.drift is None else {"mean": content.drift.clone()}
     if drifts:
-        write_tensors(folder / DRIFT, drifts, METADATA | {"formulation": study.drift.formulation})
+        write_tensors(folder / DRIFT, drifts, {"formulation": study.drift.formulation})
     base = base_reference(study.base_model, content.base_digest, folder)
     manifest = {
         "format": FORMAT,
@@ -174,13 +174,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def file_names(manifest: dict[str, Any]) -> list[str]:
-    """The files that a manifest lists; raises `ReleaseError` for a name that could lead out of the folder."""
+    """The files that a manifest lists, card and weights first.
+
+    Raises:
+        ReleaseError: a name that could lead out of the folder, or no card or weights.
+    """
     files = manifest.get("files")
     names = list(files) if isinstance(files, dict) else []
     wrong = [name for name in names if not FILE_NAME.fullmatch(name) or name in (MANIFEST, SIGNATURE, ENVELOPE)]
     if wrong or manifest.get("weights") not in names or CARD not in names:
         raise ReleaseError(f"the manifest lists wrong files ({', '.join(wrong or names)}): copy the release again")
-    return names
+    return sorted(names, key=lambda name: (name != CARD, name != manifest["weights"], name))
 
 
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:

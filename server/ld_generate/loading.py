@@ -11,10 +11,10 @@ from ld_common.editing.registry import change_editor
 from ld_common.release.release import Release, load_release_base, release_editor
 from ld_common.release.trusted_keys import read_trusted_release
 from ld_generate.console import print_note
-from ld_generate.options import EditorOptions, ReleaseOptions
+from ld_generate.options import EditorOptions, LoadOptions
 
 
-def open_release(options: ReleaseOptions) -> Release:
+def open_release(options: LoadOptions) -> Release:
     """Read a release and print what the user must know of its signature.
 
     Raises:
@@ -38,7 +38,7 @@ def choose_editor(release: Release, options: EditorOptions) -> Editor:
     return load_config(type(editor), None, options.changes, start=editor)
 
 
-def load_model(release: Release, options: ReleaseOptions) -> BaseModel:
+def load_model(release: Release, options: LoadOptions) -> BaseModel:
     """The base model with the release's adapter.
 
     Raises:

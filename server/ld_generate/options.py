@@ -81,7 +81,7 @@ BurnedInTextChecked = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseOptions:
+class LoadOptions:
     """Which release is loaded, whether it is trusted, and where its model runs."""
 
     release: Annotated[Path, typer.Argument(metavar="RELEASE", show_default=False)]
@@ -226,7 +226,7 @@ def read_targets(modality: Modality, texts: Sequence[str]) -> list[Attributes]:
     return targets
 
 
-def check_attributes(release: ReleaseOptions, targets: Sequence[str], source: str) -> None:
+def check_attributes(release: LoadOptions, targets: Sequence[str], source: str) -> None:
     """Refuse attributes and values that the release's modality does not have; raises `RequestError`."""
     modality = release.modality
     if modality is not None:

@@ -17,7 +17,7 @@ from ld_common.editing.base import Editor
 from ld_common.editing.registry import editor_options
 from ld_common.imaging.modality import Attributes
 from ld_common.imaging.nifti import write_nifti_like
-from ld_common.imaging.secondary_capture import Place, write_synthetic_dicom
+from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
 from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release
 from ld_generate.samples import INCHES, SYNTHETIC, make_folder, save_figure
@@ -123,10 +123,7 @@ class _VolumeWriter:
                 pixels,
                 (row_mm, column_mm),
                 self.release.modality.prompt(self.request.source | target),
-                self.release.adapter_sha256,
-                model_name=self.release.study.name,
-                seed=self.release.study.seed,
-                request=digest,
+                Provenance(self.release.study.name, self.release.adapter_sha256, self.release.study.seed, digest),
                 orientation=(_axis_letter(affine[:3, 0]), _axis_letter(affine[:3, 1])),
                 marked=self.request.watermark and edited,
                 place=Place(number + 1, affine, distance_mm, value_range, origin),

@@ -22,7 +22,7 @@ from ld_common.imaging.image_io import write_difference_png, write_png
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, write_nifti
 from ld_common.imaging.scan_table import shown
-from ld_common.imaging.secondary_capture import write_synthetic_dicom
+from ld_common.imaging.secondary_capture import Provenance, write_synthetic_dicom
 from ld_common.release.release import Release, edit_drift, release_editor, release_record, software
 from ld_generate.preserve_mask import preserve, preserve_in_model_space
 from ld_generate.request import EditRequest
@@ -217,10 +217,12 @@ class _EditWriter:
             pixels,
             request.scan.spacing_mm,
             prompt,
-            self.release.adapter_sha256,
-            model_name=self.release.study.name,
-            seed=self.release.study.seed,
-            request=self._digest(target, delta),
+            Provenance(
+                self.release.study.name,
+                self.release.adapter_sha256,
+                self.release.study.seed,
+                self._digest(target, delta),
+            ),
             orientation=request.scan.orientation,
             marked=request.watermark,
         )

@@ -14,16 +14,9 @@ from ld_common.adapters.textual_inversion import TextualInversion
 from ld_common.core.errors import AdapterError, ConfigError
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import Denoiser, load_denoiser
+from tests.support.adapter_options import OPTIONS
 
 PROMPT = "axial T1 brain MRI, woman, 70 years, healthy"
-OPTIONS: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 2},
-    "full": {},
-    "textual_inversion": {"vectors": 2, "words": ["woman", "man", "Alzheimer's disease"]},
-    "dreambooth": {"num_class_images": 3, "class_inference_steps": 2},
-    "custom_diffusion": {},
-    "instruct_pix2pix": {"rank": 2},
-}
 CHANGES_NOTHING = ("lora", "full", "custom_diffusion", "instruct_pix2pix")
 """Untrained, these adapters leave the base as it is; the others change the prompt from the start."""
 

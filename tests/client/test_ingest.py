@@ -14,24 +14,24 @@ from ld_client.data.ingest import Visit, read_visits, survey
 from ld_client.data.pseudonyms import load_key, pseudonym
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.errors import ConfigError, StoreError, TableError
-from ld_common.imaging.rejection import Refusal
+from ld_common.imaging.rejection import Rejection
 from tests.conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table, write_visit
 
 KEY = bytes(32)
 
 
 def ingest(site_yaml: Path, overrides: Sequence[str] = ()) -> tuple[list[Visit], dict[str, Exclusion]]:
-    """All visits, and what was left out by name."""
+    """All visits, and the exclusions by name."""
     site = load_site(site_yaml, overrides)
     found = survey(site, load_modality(site), KEY, lambda *_: None)
     entries = list(read_visits(found))
-    left_out = found.left_out + [entry for entry in entries if isinstance(entry, Exclusion)]
-    assert len({one.name for one in left_out}) == len(left_out)
-    return [entry for entry in entries if isinstance(entry, Visit)], {one.name: one for one in left_out}
+    exclusions = found.exclusions + [entry for entry in entries if isinstance(entry, Exclusion)]
+    assert len({one.name for one in exclusions}) == len(exclusions)
+    return [entry for entry in entries if isinstance(entry, Visit)], {one.name: one for one in exclusions}
 
 
-def reasons(left_out: dict[str, Exclusion]) -> Counter[Reason]:
-    return Counter(one.reason for one in left_out.values())
+def reasons(exclusions: dict[str, Exclusion]) -> Counter[Reason]:
+    return Counter(one.reason for one in exclusions.values())
 
 
 def scans(site_yaml: Path) -> Path:
@@ -44,8 +44,8 @@ def add_column(site_yaml: Path) -> None:
 
 
 def test_every_visit_comes_once_in_the_order_of_pseudonym_and_day(site_yaml: Path) -> None:
-    visits, left_out = ingest(site_yaml)
-    assert left_out == {}
+    visits, exclusions = ingest(site_yaml)
+    assert exclusions == {}
     order = [(visit.pseudonym, visit.days_since_baseline) for visit in visits]
     assert order == sorted(order)
     anna = [visit for visit in visits if visit.pseudonym == pseudonym(KEY, "PLANTED-ANNA")]
@@ -71,9 +71,9 @@ def test_bad_files_are_lines_and_never_the_end(site_yaml: Path) -> None:
     write_mr_slice(root / "text.dcm", grey, BurnedInAnnotation="YES")
     write_mr_slice(root / "ours.dcm", grey, SyntheticData="YES")
     (root / ".hidden").write_text("not looked at")
-    visits, left_out = ingest(site_yaml)
+    visits, exclusions = ingest(site_yaml)
     assert len(visits) == 6  # the series after the broken one was taken
-    assert {name: one.reason for name, one in left_out.items()} == {
+    assert {name: one.reason for name, one in exclusions.items()} == {
         "broken/planted-carl/2020-11-12/0.dcm": Reason.UNREADABLE,
         "half.dcm": Reason.NOT_AN_IMAGE,
         "notes.txt": Reason.NOT_AN_IMAGE,
@@ -89,16 +89,16 @@ def test_scans_and_rows_without_each_other_are_reported(site_yaml: Path) -> None
     write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-15")
     write_mr_slice(scans(site_yaml) / "nobody.dcm", np.eye(4, dtype=np.uint16), PatientID="", StudyDate="")
     write_table(site_yaml, [*PLANTED_ROWS, "PLANTED-EMIL,2020-01-01,60,Male,Normal"])
-    visits, left_out = ingest(site_yaml)
+    visits, exclusions = ingest(site_yaml)
     assert len(visits) == 6
-    assert left_out["planted-dora/2020-01-01/0.dcm"].reason == Reason.NO_TABLE_ROW
-    assert left_out["planted-dora/2020-01-01/0.dcm"].files == 3
-    assert "3 days away" in left_out["planted-carl/2020-11-15/0.dcm"].detail
-    assert left_out["row 8"].reason == Reason.NO_SCAN
-    assert left_out["nobody.dcm"].reason == Reason.NO_PATIENT_OR_DATE
-    visits, left_out = ingest(site_yaml, ["data.date_tolerance_days=3"])
+    assert exclusions["planted-dora/2020-01-01/0.dcm"].reason == Reason.NO_TABLE_ROW
+    assert exclusions["planted-dora/2020-01-01/0.dcm"].files == 3
+    assert "3 days away" in exclusions["planted-carl/2020-11-15/0.dcm"].detail
+    assert exclusions["row 8"].reason == Reason.NO_SCAN
+    assert exclusions["nobody.dcm"].reason == Reason.NO_PATIENT_OR_DATE
+    visits, exclusions = ingest(site_yaml, ["data.date_tolerance_days=3"])
     assert len(visits) == 7
-    assert "planted-carl/2020-11-15/0.dcm" not in left_out
+    assert "planted-carl/2020-11-15/0.dcm" not in exclusions
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_a_row_that_cannot_be_used_leaves_its_scan_out(row: str, reason: Reason,
     for file in (scans(site_yaml) / "planted-carl").rglob("*.dcm"):
         file.unlink()  # and no age in the header either
     write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-12", PatientBirthDate=None)
-    visits, left_out = ingest(site_yaml)
+    visits, exclusions = ingest(site_yaml)
     assert len(visits) == 5
-    one = left_out["planted-carl/2020-11-12/0.dcm"]
+    one = exclusions["planted-carl/2020-11-12/0.dcm"]
     assert (one.reason, one.files) == (reason, 3)
     assert word in one.detail
 
@@ -129,9 +129,9 @@ def test_a_row_that_cannot_be_used_leaves_its_scan_out(row: str, reason: Reason,
 def test_a_word_that_the_config_knows_is_no_blank(site_yaml: Path) -> None:
     site_yaml.write_text(site_yaml.read_text().replace("Normal: CN", "none: CN"))
     write_table(site_yaml, [row.replace("Normal", "none") for row in PLANTED_ROWS])
-    visits, left_out = ingest(site_yaml)
+    visits, exclusions = ingest(site_yaml)
     assert len(visits) == len(PLANTED_ROWS)
-    assert left_out == {}
+    assert exclusions == {}
 
 
 def test_age_and_sex_fall_back_to_the_header(site_yaml: Path) -> None:
@@ -139,58 +139,58 @@ def test_age_and_sex_fall_back_to_the_header(site_yaml: Path) -> None:
         file.unlink()
     write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-12", PatientAge="081Y", PatientSex="M")
     write_table(site_yaml, [*PLANTED_ROWS[:5], "PLANTED-CARL,2020-11-12,,,Dementia"])
-    visits, left_out = ingest(site_yaml)
-    assert left_out == {}
+    visits, exclusions = ingest(site_yaml)
+    assert exclusions == {}
     assert {"age": 81.0, "sex": "M", "diagnosis": "AD"} in [visit.attributes for visit in visits]
 
 
 def test_equal_rows_count_once_and_conflicting_ones_not_at_all(site_yaml: Path) -> None:
     changed = PLANTED_ROWS[5].replace("Dementia", "Normal")
     write_table(site_yaml, [*PLANTED_ROWS, "", PLANTED_ROWS[3], changed, PLANTED_ROWS[5], ",,,,"])
-    visits, left_out = ingest(site_yaml)
+    visits, exclusions = ingest(site_yaml)
     assert len(visits) == 5
-    assert left_out["row 9"].reason == Reason.DUPLICATE
-    assert [left_out[f"row {line}"].reason for line in (7, 10, 11)] == [Reason.CONFLICTING_ROWS] * 3
-    assert left_out["planted-carl/2020-11-12/0.dcm"].reason == Reason.NO_TABLE_ROW
+    assert exclusions["row 9"].reason == Reason.DUPLICATE
+    assert [exclusions[f"row {line}"].reason for line in (7, 10, 11)] == [Reason.CONFLICTING_ROWS] * 3
+    assert exclusions["planted-carl/2020-11-12/0.dcm"].reason == Reason.NO_TABLE_ROW
 
 
 def test_several_series_of_one_day_give_one_visit(site_yaml: Path) -> None:
     later = {"SeriesNumber": 5, "SeriesDescription": "ax T1 post"}
     write_visit(scans(site_yaml) / "again", "PLANTED-CARL", "2020-11-12", **later)
-    visits, left_out = ingest(site_yaml)
+    visits, exclusions = ingest(site_yaml)
     assert len(visits) == 6
-    other = left_out["again/planted-carl/2020-11-12/0.dcm"]
+    other = exclusions["again/planted-carl/2020-11-12/0.dcm"]
     assert (other.reason, other.files) == (Reason.OTHER_SERIES, 3)
     assert "planted-carl/2020-11-12/0.dcm" in other.detail
-    _, left_out = ingest(site_yaml, ["data.series_description='*t1*'"])
-    assert reasons(left_out) == {Reason.NOT_SELECTED: 18, Reason.NO_SCAN: 5}
+    _, exclusions = ingest(site_yaml, ["data.series_description='*t1*'"])
+    assert reasons(exclusions) == {Reason.NOT_SELECTED: 18, Reason.NO_SCAN: 5}
 
 
-def test_copies_of_an_object_are_left_out(site_yaml: Path) -> None:
+def test_copies_of_an_object_are_exclusions(site_yaml: Path) -> None:
     original = scans(site_yaml) / "planted-carl/2020-11-12/1.dcm"
     (scans(site_yaml) / "zcopy.dcm").write_bytes(original.read_bytes())
-    visits, left_out = ingest(site_yaml)
+    visits, exclusions = ingest(site_yaml)
     assert len(visits) == 6
-    assert left_out["zcopy.dcm"].reason == Reason.DUPLICATE
+    assert exclusions["zcopy.dcm"].reason == Reason.DUPLICATE
 
 
 def test_suspected_text_is_released_by_pattern(site_yaml: Path) -> None:
     for file in (scans(site_yaml) / "planted-carl").rglob("*.dcm"):
         file.unlink()
     write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-12", ImageType=["DERIVED", "PRIMARY"])
-    visits, left_out = ingest(site_yaml)
-    assert (len(visits), reasons(left_out)[Reason.BURNED_IN]) == (5, 3)
-    visits, left_out = ingest(site_yaml, ["data.released=[planted-carl/*]"])
-    assert (len(visits), left_out) == (6, {})
+    visits, exclusions = ingest(site_yaml)
+    assert (len(visits), reasons(exclusions)[Reason.BURNED_IN]) == (5, 3)
+    visits, exclusions = ingest(site_yaml, ["data.burned_in_text_checked=[planted-carl/*]"])
+    assert (len(visits), exclusions) == (6, {})
 
 
 def test_baseline_is_the_first_visit_that_could_be_read(site_yaml: Path) -> None:
     slices = sorted((scans(site_yaml) / "planted-anna/2019-03-04").iterdir())
     slices[1].write_bytes(slices[1].read_bytes()[:-100])
-    visits, left_out = ingest(site_yaml)
+    visits, exclusions = ingest(site_yaml)
     anna = [visit for visit in visits if visit.pseudonym == pseudonym(KEY, "PLANTED-ANNA")]
     assert [visit.days_since_baseline for visit in anna] == [0, 730]
-    assert left_out["planted-anna/2019-03-04/0.dcm"].reason == Reason.UNREADABLE
+    assert exclusions["planted-anna/2019-03-04/0.dcm"].reason == Reason.UNREADABLE
 
 
 def test_niftis_and_pngs_are_found_through_the_table(site_yaml: Path) -> None:
@@ -211,12 +211,12 @@ def test_niftis_and_pngs_are_found_through_the_table(site_yaml: Path) -> None:
         *(f"{row}," for row in PLANTED_ROWS),
     ]
     write_table(site_yaml, rows, f"{HEADER},path")
-    visits, left_out = ingest(site_yaml)
+    visits, exclusions = ingest(site_yaml)
     assert len(visits) == 9
     nina = [visit for visit in visits if visit.pseudonym == pseudonym(KEY, "PLANTED-NINA")]
     assert [visit.days_since_baseline for visit in nina] == [0, 30]
     np.testing.assert_array_equal(nina[0].scan.pixels, volume[::-1, ::-1, 1].T)
-    assert {name: one.reason for name, one in left_out.items()} == {
+    assert {name: one.reason for name, one in exclusions.items()} == {
         "unnamed.nii.gz": Reason.NO_TABLE_ROW,
         "flat.nii": Reason.NO_CONTRAST,
         "row 6": Reason.NO_SCAN,
@@ -243,8 +243,8 @@ def test_tables_from_spreadsheets_are_read(site_yaml: Path) -> None:
     table.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode() + b"\r\n;;;;\r\n")
     assert len(ingest(site_yaml)[0]) == 6
     table.write_text("\n".join(row.replace("2020-03-04", "04.03.2020") for row in rows))
-    visits, left_out = ingest(site_yaml)
-    assert left_out["row 3"].reason == Reason.NO_PATIENT_OR_DATE
+    visits, exclusions = ingest(site_yaml)
+    assert exclusions["row 3"].reason == Reason.NO_PATIENT_OR_DATE
     assert len(visits) == 5
     dates = ["-".join(reversed(row.split(";")[1].split("-"))).replace("-", ".") for row in rows]
     lines = [row.replace(row.split(";")[1], date) for row, date in zip(rows[1:], dates[1:], strict=True)]
@@ -308,4 +308,4 @@ def test_the_key_is_made_once_and_only_for_its_owner(tmp_path: Path) -> None:
 
 
 def test_every_refusal_is_a_reason() -> None:
-    assert {refusal.value for refusal in Refusal} <= {reason.value for reason in Reason}
+    assert {refusal.value for refusal in Rejection} <= {reason.value for reason in Reason}

@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from ld_client import client_app as app
-from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
 from ld_client.deployment.audit_recorder import AuditRecorder
-from ld_client.drift_report import show_drift
-from ld_client.privacy.budget import budget_lines
+from ld_client.drift_report import report_drift
+from ld_client.privacy.budget import read_budget
 from ld_client.privacy.dp_drift import noised_drift
-from ld_client.privacy.ledger import Ledger, Once, Use, private_charges
+from ld_client.privacy.ledger import Ledger, NoisedRelease, Use, private_charges
 from ld_client.site_config import load_site
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import PolicyError, PrivacyError
@@ -28,8 +27,7 @@ from ld_common.protocol.dp_accounting import Charge, epsilon
 from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
 from ld_simulations.benchmarks.privacy.kills import kill_rounds, small_task
-from tests.conftest import BRAIN_MRI
-from tests.support.site_homes import approved, make_home
+from tests.support.site_homes import approved, index_site, make_home
 
 DELTA = 1e-5
 STEP = Charge(2.0, 0.1, 10)
@@ -93,7 +91,7 @@ def test_two_runs_at_once_cannot_both_spend_the_last_of_a_budget(tmp_path: Path)
 @pytest.fixture
 def private_task(site_yaml: Path) -> TrainTask:
     site = load_site(site_yaml)
-    build_store(site)
+    index_site(site)
     return small_task(site)
 
 
@@ -117,10 +115,10 @@ def test_a_deployed_private_site_adds_a_signature_and_its_logs_head(
     site_yaml: Path, private_task: TrainTask, tmp_path: Path
 ) -> None:
     home = approved(make_home(tmp_path, site_yaml, from_mapping(StudyConfig, json.loads(private_task.study))))
-    witness = AuditRecorder(home, "train", 1)
-    witness.task(private_task)
-    result = app.handle_train(home.site(), private_task, None, witness.training)
-    content = messages.pack_result(witness.signed(private_task, result))
+    recorder = AuditRecorder(home, "train", 1)
+    recorder.record_task(private_task)
+    result = app.handle_train(home.site(), private_task, None, recorder.record_training)
+    content = messages.pack_result(recorder.sign_result(private_task, result))
     sent = {
         f"{record}/{key}" for record, values in content.items() for key in values if record not in ("state", "drift")
     }
@@ -128,7 +126,7 @@ def test_a_deployed_private_site_adds_a_signature_and_its_logs_head(
     # the head's hash is salted, so it says nothing of the counts in the log; its number counts what the server asked
     # and what the data manager did (approvals, dry runs), its time is the answer's; signatures are over what is sent
     assert sent == {"site/name", "site/round", "attestation/signature", *head}
-    first, second = (witness.signed(private_task, result).attestation for _ in range(2))
+    first, second = (recorder.sign_result(private_task, result).attestation for _ in range(2))
     assert first is not None
     assert second is not None
     assert first.head.hash != second.head.hash
@@ -173,13 +171,10 @@ def test_a_study_that_cannot_end_within_the_limit_is_refused_before_its_first_ro
     assert Ledger(site.ledger_path).entries() == []
 
 
-def test_looking_at_a_private_studys_drift_releases_none(
-    site_yaml: Path, private_task: TrainTask, tmp_path: Path
-) -> None:
+def test_looking_at_a_private_studys_drift_releases_none(site_yaml: Path, private_task: TrainTask) -> None:
     site = load_site(site_yaml)
-    study = {**json.loads(private_task.study), "modality": str(BRAIN_MRI)}
-    (tmp_path / "study.yaml").write_text(json.dumps(study))
-    show_drift(site, tmp_path / "study.yaml", "", None, [], lambda *_: None)
+    study = from_mapping(StudyConfig, json.loads(private_task.study))
+    assert report_drift(site, study, "moments", None, lambda *_: None).drift
     app.handle_train(site, private_task)
     assert {entry.purpose for entry in Ledger(site.ledger_path).entries()} == {"training", "drift"}
 
@@ -195,11 +190,11 @@ def test_a_drift_that_cannot_be_made_is_not_charged(tmp_path: Path) -> None:
 
     ledger = Ledger(tmp_path / "ledger.sqlite")
     with pytest.raises(PrivacyError, match="no drift"):
-        ledger.charge(replace(use(), drift=Once("key", STEP, fail)), LIMIT, DELTA)
-    assert (ledger.entries(), ledger.kept("key")) == ([], None)
-    ledger.charge(replace(use(), drift=Once("key", STEP, lambda: b"noised")), LIMIT, DELTA)
+        ledger.charge(replace(use(), drift=NoisedRelease("key", STEP, fail)), LIMIT, DELTA)
+    assert (ledger.entries(), ledger.noised_release("key")) == ([], None)
+    ledger.charge(replace(use(), drift=NoisedRelease("key", STEP, lambda: b"noised")), LIMIT, DELTA)
     assert [entry.purpose for entry in ledger.entries()] == ["training", "drift"]
-    assert ledger.kept("key") == b"noised"
+    assert ledger.noised_release("key") == b"noised"
 
 
 def test_a_noised_drift_is_paid_for_once_and_then_the_same(site_yaml: Path, private_task: TrainTask) -> None:
@@ -238,22 +233,26 @@ def test_whenever_a_site_is_killed_the_ledger_holds_at_least_what_was_sent(
     assert found.lost > 1  # else no kill fell between a charge and its sending
 
 
-def test_the_budget_says_what_is_spent_and_what_a_study_would_cost(
-    site_yaml: Path, private_task: TrainTask, tmp_path: Path
-) -> None:
+def test_the_budget_shows_what_is_spent_and_what_a_study_would_cost(site_yaml: Path, private_task: TrainTask) -> None:
     site = load_site(site_yaml, ["policy.max_epsilon=8"])
-    assert "nothing is spent of ε 8" in "\n".join(budget_lines(site, None, []))
+    before = read_budget(site, None)
+    assert (before.charges, before.spent, before.max_epsilon) == (0, 0.0, 8.0)
     app.handle_train(site, private_task)
-    study = {**json.loads(private_task.study), "modality": str(BRAIN_MRI), "name": "second"}
-    (tmp_path / "study.yaml").write_text(json.dumps(study))
-    said = "\n".join(budget_lines(site, tmp_path / "study.yaml", []))
-    assert "1 rounds, 1 drift" in said
-    spent = epsilon(private_charges(Ledger(site.ledger_path).entries()), site.policy.delta)
-    assert f"spent: ε {spent:.4g} of 8" in said
-    assert "does not fit: the site will refuse a round of it" in said
-    assert "noise of deviation 5.7, where latents have about 1: set drift.shape to none" in said
-    said = "\n".join(budget_lines(site, tmp_path / "study.yaml", ["privacy.enabled=false", "name=open"]))
-    assert "study open: without differential privacy, no ε can be said" in said
+    study = from_mapping(StudyConfig, {**json.loads(private_task.study), "name": "second"})
+    report = read_budget(site, study)
+    assert [(entry.rounds, entry.drifts) for entry in report.studies] == [(1, 1)]
+    assert report.spent == epsilon(private_charges(Ledger(site.ledger_path).entries()), site.policy.delta)
+    assert report.cost is not None
+    assert report.cost.refused
+    assert report.cost.epsilon_after_study is not None
+    assert report.cost.epsilon_after_study > 8
+    assert report.cost.drift_noise == pytest.approx(10 * 2**0.5 * 4 / study.privacy.patients)
+    text = "\n".join(report.lines())
+    assert f"{report.spent:.4g} of 8" in text
+    open_study = from_mapping(StudyConfig, {**json.loads(private_task.study), "privacy": {"enabled": False}})
+    cost = read_budget(site, open_study).cost
+    assert cost is not None
+    assert (cost.differential_privacy, cost.epsilon) == (False, None)
 
 
 def test_with_many_patients_a_noised_drift_is_near_the_plain_one(site_yaml: Path, private_task: TrainTask) -> None:

@@ -19,7 +19,7 @@ from ld_client.deployment.audit_log import parse_line
 from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.site_home import SiteHome
-from ld_client.privacy.secagg_round import SecureRound
+from ld_client.privacy.secagg_round import SecaggSiteRound
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import LdError
@@ -37,7 +37,7 @@ NAME = "PLANTED-ANNA"
 PLANTED = sorted({word for row in PLANTED_ROWS for word in row.split(",")[:2]} | {"PLANTED", "planted", "Planted"})
 OPTIONS: dict[str, Any] = {
     "name": "demo",
-    "adapter": {"rank": 1, "targets": ["to_k"]},
+    "adapter": {"name": "lora", "rank": 1, "targets": ["to_k"]},
     "training": {"steps": 1, "batch_size": 2},
     "federation": {"rounds": 2, "sites": ["aster", "birch", "cedar"], "weighting": "equal", "wait_seconds": 0},
 }
@@ -168,25 +168,29 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 }
 FOREIGN = {type(make()).__name__ for make in ERRORS.values() if not isinstance(make(), LdError)}
 PLACES: dict[str, list[tuple[Any, str]]] = {
-    "query.join": [(app, "say_name"), (SiteHome, "site"), (messages, "pack_name")],
+    "query.join": [(app, "handle_join"), (SiteHome, "site"), (messages, "pack_name")],
     "train": [
         (SiteHome, "site"),
         (messages, "unpack_task"),
         (app, "check_approved"),
         (app, "handle_train"),
-        (AuditRecorder, "training"),
-        (AuditRecorder, "signed"),
+        (AuditRecorder, "record_training"),
+        (AuditRecorder, "sign_result"),
         (messages, "pack_result"),
     ],
     **{
-        f"query.{stage.value}": [(SecureRound, "answer"), (messages, "unpack_secure"), (AuditRecorder, "left_payload")]
+        f"query.{stage.value}": [
+            (SecaggSiteRound, "answer"),
+            (messages, "unpack_secure"),
+            (AuditRecorder, "record_sent_payload"),
+        ]
         for stage in (Stage.KEYS, Stage.SHARES, Stage.UNMASK)
     },
 }
 
 
 def test_every_error_of_ours_is_tried() -> None:
-    assert {"StoreError", "PrivacyError", "ApprovalError", "DivergedError", "AuditError", "ScanRefused"} <= set(ERRORS)
+    assert {"StoreError", "PrivacyError", "ApprovalError", "DivergedError", "AuditError", "ScanRejected"} <= set(ERRORS)
     assert {DivergedError, ld_client.audit.statistics.AuditError} <= set(_subclasses(LdError))
     assert set(PLACES) == set(KINDS)
 
@@ -205,21 +209,21 @@ def test_no_errors_text_leaves_wherever_a_handler_fails(
                 raise make()
 
             with monkeypatch.context() as patched:
-                if name in ("signed", "pack_result"):
+                if name in ("sign_result", "pack_result"):
                     patched.setattr(app, "handle_train", lambda *_: trained)  # it need not be trained each time
                 patched.setattr(place, name, fail)
                 reply = app.app(asked(content, kind), node)
             clean(reply)
             said = messages.unpack_error(reply.content)
             # out of turn, the later stages are refused before they have anything to send
-            early = name == "left_payload" and kind != "query.keys"
+            early = name == "record_sent_payload" and kind != "query.keys"
             expected = "federation" if early else messages.error_code(make())
             assert said == messages.ERROR_SENTENCES[expected], (name, what)
     entries = [parse_line(line) for line in home.audit_log.read_bytes().splitlines()]
     refused = [entry.details for entry in entries if entry.event == "refused"]
     assert len(refused) == len(PLACES[kind]) * len(ERRORS)
     for entry in refused:  # in the site's own log stand our own words alone, and none that may quote a scan
-        ours = entry["error"] not in ("ScanError", "ScanRefused", "TableError", *FOREIGN)
+        ours = entry["error"] not in ("ScanError", "ScanRejected", "TableError", *FOREIGN)
         assert ours or NAME not in entry["reason"], entry
     assert verify_home(home).problems == []
     assert NAME not in "".join(capfd.readouterr())
@@ -298,7 +302,13 @@ def test_a_node_without_a_site_says_so_by_a_code(home: SiteHome, kind: str) -> N
 
 @pytest.mark.parametrize("private", [False, True])
 def test_what_does_leave_names_nobody(planted_yaml: Path, private: bool) -> None:
-    privacy = {"enabled": private, "patients": 10, "expected_batch_size": 2, "delta": 1e-5, "draws": 1}
+    privacy = {
+        "enabled": private,
+        "patients": 10,
+        "expected_batch_size": 2,
+        "target_delta": 1e-5,
+        "augmentation_multiplicity": 1,
+    }
     study = from_mapping(StudyConfig, OPTIONS | {"privacy": privacy})
     home = approved(make_home(planted_yaml.parent, planted_yaml, study))
     trained = ask(node_of(home), home, "train")

@@ -42,7 +42,7 @@ def test_a_store_holds_each_visits_latent_and_prompt(site_yaml: Path, tiny_base:
     site = load_site(site_yaml)
     stages: dict[str, tuple[int, int]] = {}
     summary = build_store(site, lambda stage, done, total: stages.update({stage: (done, total)}))
-    assert (summary.patients, summary.visits, summary.pairs, summary.left_out) == (3, 6, 8, [])
+    assert (summary.patients, summary.visits, summary.pairs, summary.exclusions) == (3, 6, 8, [])
     assert stages == {"reading headers": (18, 18), "encoding scans": (6, 6)}
     store, base, modality = open_store(site.store_path), load_base(str(tiny_base)), load_modality(site)
     assert (store.base_digest, store.modality_digest) == (base.digest, modality.digest())
@@ -90,9 +90,9 @@ def test_nothing_in_the_store_names_a_patient(site_yaml: Path) -> None:
     stray = write_mr_slice(site_yaml.parent / "scans/stray.dcm", np.eye(4, dtype=np.uint16), PatientID="PLANTED-ZOE")
     store = build(site_yaml)
     index = sqlite3.connect(store / "index.sqlite")
-    assert index.execute("SELECT name FROM left_out").fetchall() == [(stray.name,)]
+    assert index.execute("SELECT name FROM exclusions").fetchall() == [(stray.name,)]
     rows = [list(index.execute(f"SELECT * FROM {table}")) for table in ("visits", "meta", "sqlite_schema")]
-    index.execute("DELETE FROM left_out")
+    index.execute("DELETE FROM exclusions")
     index.commit()
     index.execute("VACUUM")
     index.close()

@@ -29,7 +29,7 @@ from ld_common.release.release import ReleaseContent, load_release_base, read_re
 from ld_generate.cli import cli
 from ld_simulations.benchmarks.stable_diffusion.cost import STABLE_DIFFUSION_1_4, compute
 from ld_simulations.tiny_base.networks import make_tokenizer
-from tests.adapters.test_schemes import OPTIONS
+from tests.support.adapter_options import OPTIONS
 
 VAE = {
     "act_fn": "silu",

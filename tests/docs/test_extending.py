@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,29 +21,15 @@ from ld_common.editing.registry import EDITORS, read_editor
 from ld_common.metrics.registry import BIOMARKERS
 from ld_common.protocol.study_config import FederationConfig
 from ld_server.aggregation import AGGREGATORS, read_aggregator
+from tests.support.example_package import write_example_package
 
-ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 PROMPTS = ["axial T1 brain MRI, woman, 70 years, healthy", "axial T1 brain MRI, man, 90 years, healthy"]
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The package as an installer would leave it, on `sys.path`."""
-    folder = tmp_path_factory.mktemp("site-packages")
-    files = dict(BLOCK.findall((ROOT / "docs/extending.md").read_text(encoding="utf-8")))
-    project = tomllib.loads(files.pop("pyproject.toml"))["project"]
-    for name, text in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
-    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    lines = [
-        f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
-        for group, points in project["entry-points"].items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(lines))
+    folder = write_example_package(tmp_path_factory.mktemp("site-packages"))
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     yield folder

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
-from ld_common.release.release import read_release, write_release
+from ld_common.release.release import ReleaseContent, read_release, write_release
 from ld_generate.request import folder_names
 from tests.conftest import write_mr_slice
 from tests.support.releases import SOURCE, GenerateRunner, write_small_release
@@ -224,7 +224,8 @@ def test_extrapolation_causes_a_warning_and_biomarkers_are_in_the_record(
     rounds = [{"round": 1, "counted": True, "sites": {"aster": site}, "left_out": {}}]
     folder = tmp_path / "covered"
     drift = small.drift.mean if isinstance(small.drift, LatentDrift) else None
-    write_release(folder, small.study, small.modality, small.base_digest, small.state, drift, {}, rounds)
+    content = ReleaseContent(small.base_digest, small.state, drift, rounds=rounds)
+    write_release(folder, small.study, small.modality, content)
     targets = ["--target", "age=75", "--target", "age=90,diagnosis=AD"]
     options = ["--input", scan, *targets, "--source", "age=70,sex=F,diagnosis=CN", "--out"]
     code, printed = run("edit", *options, tmp_path / "out", release=folder)

@@ -25,7 +25,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from ld_common.core.errors import ConfigError, LdError, RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import ScanRefused
+from ld_common.imaging.rejection import ScanRejected
 from ld_common.imaging.scan_reader import read_scan
 from ld_common.release.release import Release, read_release
 from ld_generate.cli import main
@@ -286,7 +286,7 @@ def test_a_series_may_be_dropped_as_its_files_or_as_an_archive(brain_mri: Modali
         (tmp_path / str(number)).mkdir()
         assert (read_scan(one_scan(dropped, tmp_path / str(number)), brain_mri).pixels == middle).all()
     (tmp_path / "bad.zip").write_bytes((tmp_path / "scan.zip").read_bytes()[:-30])
-    with pytest.raises(ScanRefused, match="unreadable"):
+    with pytest.raises(ScanRejected, match="unreadable"):
         one_scan([tmp_path / "bad.zip"], tmp_path)
     with pytest.raises(RequestError, match="drop one"):
         one_scan([], tmp_path)

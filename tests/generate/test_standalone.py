@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 from tests.support.releases import SOURCE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -19,25 +22,40 @@ ABSENT = ("flwr", "nilearn", "opacus", "ld_server", "ld_client", "ld_simulations
 PACKAGES = {"ld_common", "ld_generate", "ld_evaluate"}
 
 
-def test_an_edit_needs_no_federation_library(release: Path, scan: Path, tmp_path: Path) -> None:
-    arguments = ["edit", str(release), "--allow-unsigned", "--input", str(scan), "--target", "age=80"]
-    arguments += ["--source", SOURCE, "--out", str(tmp_path / "out")]
-    code = f"""
+def run_alone(code: str, folder: Path) -> None:
+    """Run Python code in a process in which the packages of `ABSENT` are not installed; it must succeed."""
+    block = f"""
 import importlib.metadata, sys
 for name in {ABSENT}:
     sys.modules[name] = None  # importing it now fails
 version = importlib.metadata.version
-def installed(name):
+def installed_version(name):
     if name in {ABSENT}:
         raise importlib.metadata.PackageNotFoundError(name)
     return version(name)
-importlib.metadata.version = installed
-import ld_generate.cli
-from ld_common.core.command import run_cli
-run_cli(ld_generate.cli.cli, {arguments})
+importlib.metadata.version = installed_version
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", block + code], check=False, capture_output=True, text=True, cwd=folder, env=environment
+    )
     assert done.returncode == 0, done.stderr
+
+
+def test_its_modules_need_no_federation_library(tmp_path: Path) -> None:
+    files = (path for path in (ROOT / "server/ld_generate").rglob("*.py") if path.parent.name != "web")
+    modules = (path.relative_to(ROOT / "server").with_suffix("").as_posix().replace("/", ".") for path in files)
+    run_alone(f"import {', '.join(sorted(name.removesuffix('.__init__') for name in modules))}", tmp_path)
+
+
+@pytest.mark.slow
+def test_an_edit_needs_no_federation_library(release: Path, scan: Path, tmp_path: Path) -> None:
+    arguments = ["edit", str(release), "--allow-unsigned", "--input", str(scan), "--target", "age=80"]
+    arguments += ["--source", SOURCE, "--out", str(tmp_path / "out")]
+    run_alone(
+        f"import ld_generate.cli, ld_common.core.command as command\ncommand.run_cli(ld_generate.cli.cli, {arguments})",
+        tmp_path,
+    )
     assert (tmp_path / "out" / "scan" / "age-80.dcm").exists()
 
 

@@ -16,7 +16,7 @@ from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
 from ld_common.imaging.image_io import write_difference_png, write_png
 from ld_common.imaging.modality import ImageConfig, Modality
 from ld_common.imaging.nifti import write_nifti
-from ld_common.imaging.rejection import Refusal, ScanRefused
+from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.scan_reader import read_scan
 
 FULL = ImageConfig(field_of_view_mm=0, low_percentile=0, high_percentile=100)
@@ -191,7 +191,7 @@ def test_voxel_sizes_that_are_none_are_refused_in_one_line(
     content = bytearray(nibabel.Nifti1Image(np.zeros((3, 3, 3), np.int16), np.eye(4)).to_bytes())
     content[80:92] = np.array(sizes, np.float32).tobytes()
     (tmp_path / "a.nii").write_bytes(content)
-    with pytest.raises(ScanRefused, match="its voxel sizes are"):
+    with pytest.raises(ScanRejected, match="its voxel sizes are"):
         read_scan(tmp_path / "a.nii", brain_mri)
     assert capfd.readouterr().err == ""  # nibabel would say how it mends them
 
@@ -204,18 +204,18 @@ def test_niftis_that_cannot_be_used_are_refused(brain_mri: Modality, tmp_path: P
     huge = bytearray(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)).to_bytes())
     huge[40:48] = np.array([3, 30000, 30000, 30000], np.int16).tobytes()
     for name, content, refusal in (
-        ("time", series.to_bytes(), Refusal.UNSUPPORTED),
-        ("complex", complex_values.to_bytes(), Refusal.UNSUPPORTED),
-        ("flat", bytes(flat), Refusal.WRONG_GEOMETRY),
-        ("huge", bytes(huge), Refusal.TOO_LARGE),
-        ("text", b"not a volume", Refusal.UNREADABLE),
-        ("short", series.to_bytes()[:300], Refusal.UNREADABLE),
+        ("time", series.to_bytes(), Rejection.UNSUPPORTED),
+        ("complex", complex_values.to_bytes(), Rejection.UNSUPPORTED),
+        ("flat", bytes(flat), Rejection.WRONG_GEOMETRY),
+        ("huge", bytes(huge), Rejection.TOO_LARGE),
+        ("text", b"not a volume", Rejection.UNREADABLE),
+        ("short", series.to_bytes()[:300], Rejection.UNREADABLE),
     ):
         path = tmp_path / f"{name}.nii"
         path.write_bytes(content)
-        with pytest.raises(ScanRefused) as caught:
+        with pytest.raises(ScanRejected) as caught:
             read_scan(path, brain_mri)
-        assert caught.value.refusal == refusal, name
+        assert caught.value.rejection == refusal, name
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -233,14 +233,14 @@ def test_pngs_that_cannot_be_used_are_refused(brain_mri: Modality, tmp_path: Pat
     write_png(tmp_path / "ours.png", np.eye(4), frame_of(np.eye(4)), {"SyntheticData": "YES"})
     (tmp_path / "cut.png").write_bytes((tmp_path / "colour.png").read_bytes()[:40])
     for name, refusal in (
-        ("colour.png", Refusal.UNSUPPORTED),
-        ("ours.png", Refusal.SYNTHETIC),
-        ("cut.png", Refusal.UNREADABLE),
-        ("absent.png", Refusal.UNREADABLE),
+        ("colour.png", Rejection.UNSUPPORTED),
+        ("ours.png", Rejection.SYNTHETIC),
+        ("cut.png", Rejection.UNREADABLE),
+        ("absent.png", Rejection.UNREADABLE),
     ):
-        with pytest.raises(ScanRefused) as caught:
+        with pytest.raises(ScanRejected) as caught:
             read_scan(tmp_path / name, brain_mri)
-        assert caught.value.refusal == refusal, name
+        assert caught.value.rejection == refusal, name
 
 
 def frame_of(pixels: np.ndarray) -> Frame:
@@ -282,8 +282,8 @@ def test_a_folder_is_one_series_sorted_along_its_normal(
     (tmp_path / "notes.txt").write_text("not a DICOM file")
     assert read_scan(tmp_path, brain_mri).pixels[0, 0] == 100
     assert [read_scan(tmp_path, brain_mri, index).pixels[0, 0] for index in range(5)] == [92, 96, 100, 104, 108]
-    with pytest.raises(ScanRefused, match="slice 5 of 5"):
+    with pytest.raises(ScanRejected, match="slice 5 of 5"):
         read_scan(tmp_path, brain_mri, 5)
     write_dicom(tmp_path / "other.dcm", np.zeros((4, 4), np.uint16), SeriesInstanceUID="1.2.3")
-    with pytest.raises(ScanRefused, match="2 series"):
+    with pytest.raises(ScanRejected, match="2 series"):
         read_scan(tmp_path, brain_mri)

@@ -12,22 +12,17 @@ from pydicom.pixels import apply_modality_lut
 
 from ld_common.core.errors import ScanError
 from ld_common.imaging.dicom import read_header
-from ld_common.imaging.rejection import Refusal, ScanRefused
-from ld_common.imaging.secondary_capture import Place, write_synthetic_dicom
+from ld_common.imaging.rejection import Rejection, ScanRejected
+from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
 
 PIXELS = np.random.default_rng(0).normal(300, 100, (20, 30)).astype(np.float32)
 
 
 def write(path: Path, pixels: np.ndarray = PIXELS, **changes: Any) -> pydicom.Dataset:
-    arguments: dict[str, Any] = {
-        "spacing_mm": (1.5, 2.0),
-        "description": "counterfactual: age=84",
-        "model_digest": "ab" * 32,
-        "model_name": "tiny base",
-        "seed": 1,
-        "request": "scan one",
-    }
-    write_synthetic_dicom(path, pixels, **(arguments | changes))
+    arguments: dict[str, Any] = {"spacing_mm": (1.5, 2.0), "description": "counterfactual: age=84"}
+    drawn_by = {"model_name": "tiny base", "model_digest": "ab" * 32, "seed": 1, "request": "scan one"}
+    drawn_by |= {name: changes.pop(name) for name in list(changes) if name in drawn_by}
+    write_synthetic_dicom(path, pixels, **(arguments | changes), provenance=Provenance(**drawn_by))
     return pydicom.dcmread(path)
 
 
@@ -53,9 +48,9 @@ def test_it_says_everywhere_that_it_is_synthetic(tmp_path: Path) -> None:
     purposes = [item.PurposeOfReferenceCodeSequence[0] for item in dataset.ContributingEquipmentSequence]
     assert ("109100", "DCM") in [(purpose.CodeValue, purpose.CodingSchemeDesignator) for purpose in purposes]
     assert list(dataset.PixelSpacing) == [1.5, 2.0]
-    with pytest.raises(ScanRefused) as caught:
+    with pytest.raises(ScanRejected) as caught:
         read_header(tmp_path / "a.dcm", ("OT",), released=True)
-    assert caught.value.refusal == Refusal.SYNTHETIC
+    assert caught.value.rejection == Rejection.SYNTHETIC
 
 
 def test_it_holds_no_date_no_time_and_no_one(tmp_path: Path) -> None:

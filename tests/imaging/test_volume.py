@@ -12,7 +12,7 @@ import pytest
 from ld_common.core.errors import ScanError
 from ld_common.imaging.modality import ImageConfig, Modality
 from ld_common.imaging.nifti import write_nifti_like
-from ld_common.imaging.rejection import Refusal, ScanRefused
+from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.scan_reader import read_scan
 from ld_common.imaging.volume import check_same_grid, read_volume
 from tests.conftest import write_mr_slice
@@ -73,7 +73,7 @@ def test_a_nifti_is_written_in_the_very_geometry_of_its_source_and_without_its_w
         assert written.header[name] == read.header[name]
     assert np.count_nonzero(written.get_fdata() != read.get_fdata()) == 6 * 4
     assert b"lanted" not in (tmp_path / "out.nii").read_bytes().lower()
-    with pytest.raises(ScanRefused, match="only real scans"):
+    with pytest.raises(ScanRejected, match="only real scans"):
         read_volume(tmp_path / "out.nii", brain_mri)
 
 
@@ -120,7 +120,7 @@ def test_a_series_that_is_no_volume_is_refused(
     write_series(tmp_path)
     changed = {"PixelSpacing": [3.0, 2.0], **elements}
     write_mr_slice(tmp_path / "more.dcm", np.ones((5, 6), np.uint16), **changed)
-    with pytest.raises(ScanRefused, match=words):
+    with pytest.raises(ScanRejected, match=words):
         read_volume(tmp_path, brain_mri)
 
 
@@ -132,15 +132,15 @@ def test_a_tilted_series_slices_of_two_sizes_and_one_slice_are_refused(brain_mri
         write_mr_slice(tmp_path / "sizes" / f"{number}.dcm", np.ones(shape, np.uint16), **place)
     write_mr_slice(tmp_path / "one" / "1.dcm", np.ones((5, 6), np.uint16))
     for name, words in (("tilted", "tilted"), ("sizes", "several sizes"), ("one", "one slice")):
-        with pytest.raises(ScanRefused, match=words):
+        with pytest.raises(ScanRejected, match=words):
             read_volume(tmp_path / name, brain_mri)
 
 
 def test_what_has_one_slice_or_a_release_of_radiographs_has_no_volume(brain_mri: Modality, tmp_path: Path) -> None:
     path, _ = marked_volume(("R", "A", "S"), tmp_path)
-    with pytest.raises(ScanRefused, match="draws no volume"):
+    with pytest.raises(ScanRejected, match="draws no volume"):
         read_volume(path, Modality(prompt_template="a radiograph", image=ImageConfig(plane="none")))
-    with pytest.raises(ScanRefused, match="give a NIfTI file"):
+    with pytest.raises(ScanRejected, match="give a NIfTI file"):
         read_volume(write_mr_slice(tmp_path / "a.dcm", np.ones((5, 6), np.uint16)), brain_mri)
 
 
@@ -150,9 +150,9 @@ def test_voxels_that_are_no_numbers_become_the_lowest(brain_mri: Modality, tmp_p
     nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
     assert (read_volume(tmp_path / "a.nii", brain_mri).voxels[1, 1] == 5).all()
     nibabel.save(nibabel.Nifti1Image(data * np.nan, np.eye(4)), tmp_path / "b.nii")
-    with pytest.raises(ScanRefused) as caught:
+    with pytest.raises(ScanRejected) as caught:
         read_volume(tmp_path / "b.nii", brain_mri)
-    assert caught.value.refusal == Refusal.UNREADABLE
+    assert caught.value.rejection == Rejection.UNREADABLE
 
 
 def test_another_grid_is_named(brain_mri: Modality, tmp_path: Path) -> None:

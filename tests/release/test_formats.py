@@ -20,29 +20,23 @@ from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, load_release_base, read_release, write_release
 from tests.conftest import random_state
+from tests.support.adapter_options import OPTIONS
 
 PROMPT = "axial T1 brain MRI, woman, 70 years, healthy"
-OPTIONS: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 2},
-    "full": {},
-    "textual_inversion": {"vectors": 2, "words": ["woman"]},
-    "dreambooth": {"rank": 2},
-    "custom_diffusion": {},
-    "instruct_pix2pix": {"rank": 2},
-}
+ALL = {**OPTIONS, "dreambooth": {"rank": 2}}
 
 
 @pytest.fixture
 def written(request: pytest.FixtureRequest, smallest_base: Path, tmp_path: Path, brain_mri: Modality) -> Path:
     """A release of the adapter that the test names, with weights far from the base's."""
     name = request.param
-    study = from_mapping(StudyConfig, {"base_model": str(smallest_base), "adapter": {"name": name, **OPTIONS[name]}})
+    study = from_mapping(StudyConfig, {"base_model": str(smallest_base), "adapter": {"name": name, **ALL[name]}})
     state = trained(smallest_base, name).state()
     return write_release(tmp_path / "release", study, brain_mri, ReleaseContent(base_digest(str(smallest_base)), state))
 
 
 def trained(base: Path, name: str) -> AdaptedModel[Denoiser]:
-    adapted = inject(load_denoiser(str(base)), read_adapter({"name": name, **OPTIONS[name]}), 0)
+    adapted = inject(load_denoiser(str(base)), read_adapter({"name": name, **ALL[name]}), 0)
     state: State = adapted.state()
     changes = random_state(state, 0.3)
     adapted.load({key: value + changes[key] for key, value in state.items()})
@@ -67,10 +61,10 @@ def plain_pipeline(base: Path) -> Any:
 
 
 def test_every_adapter_is_tried_here() -> None:
-    assert set(OPTIONS) == set(ADAPTERS)
+    assert set(ALL) == set(ADAPTERS)
 
 
-@pytest.mark.parametrize("written", OPTIONS, indirect=True)
+@pytest.mark.parametrize("written", ALL, indirect=True)
 def test_a_release_of_each_adapter_comes_back_and_changes_the_base(written: Path, smallest_base: Path) -> None:
     release = read_release(written)
     name = release.study.adapter["name"]
@@ -114,8 +108,8 @@ def test_diffusers_loads_a_full_unet(written: Path) -> None:
 def test_diffusers_loads_learned_tokens_and_reads_the_same_prompts(written: Path, smallest_base: Path) -> None:
     ours = load_release_base(read_release(written))
     pipe = plain_pipeline(smallest_base)
-    for name in ("learned_embeds.safetensors", "learned_embeds_1.safetensors"):
-        pipe.load_textual_inversion(written, weight_name=name)
+    for file in sorted(written.glob("learned_embeds*.safetensors")):
+        pipe.load_textual_inversion(written, weight_name=file.name)
     prompt = "<scan> " + PROMPT.replace("woman", "<woman>")  # diffusers adds the further tokens itself
     theirs, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
     assert torch.allclose(theirs, ours.embed([PROMPT]), atol=1e-5)
@@ -132,7 +126,7 @@ def test_diffusers_loads_custom_diffusion(written: Path, smallest_base: Path) ->
     assert torch.allclose(unet_output(pipe.unet, context), unet_output(ours.unet, context), atol=1e-5)
 
 
-@pytest.mark.parametrize("written", OPTIONS, indirect=True)
+@pytest.mark.parametrize("written", ALL, indirect=True)
 def test_no_file_holds_a_path_of_the_machine_that_wrote_it(written: Path, smallest_base: Path) -> None:
     for file in filter(Path.is_file, written.rglob("*")):
         content = file.read_bytes()

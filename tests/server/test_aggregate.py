@@ -17,7 +17,15 @@ from ld_common.core.errors import AdapterError, CheckpointError, ConfigError
 from ld_common.core.state import State
 from ld_common.protocol.messages import TrainNumbers, TrainResult
 from ld_common.protocol.study_config import FederationConfig
-from ld_server.aggregation import aggregate_drifts, aggregate_states, average_states, check_result, clip_update
+from ld_server.aggregation import (
+    Aggregator,
+    Mean,
+    aggregate_drifts,
+    aggregate_states,
+    check_result,
+    clip_update,
+    read_aggregator,
+)
 from ld_server.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
 
 REFERENCE = {"a": torch.zeros(3), "b": torch.zeros(2, 2)}
@@ -38,7 +46,7 @@ def test_the_average_does_not_depend_on_the_order_of_arrival() -> None:
     }
     weights = {"p": 3.0, "q": 7.0, "r": 1.0}
     averages = [
-        average_states({name: states[name] for name in order}, {name: weights[name] for name in order})["w"]
+        aggregate_states({name: states[name] for name in order}, {name: weights[name] for name in order}, Mean())["w"]
         for order in itertools.permutations("pqr")
     ]
     assert all(torch.equal(averages[0], other) for other in averages)
@@ -46,15 +54,17 @@ def test_the_average_does_not_depend_on_the_order_of_arrival() -> None:
 
 def test_the_average_is_weighted_and_exact_in_double_precision() -> None:
     states = {"p": {"w": torch.tensor([0.0])}, "q": {"w": torch.tensor([4.0])}}
-    assert average_states(states, {"p": 1.0, "q": 3.0})["w"].item() == 3.0
+    assert aggregate_states(states, {"p": 1.0, "q": 3.0}, Mean())["w"].item() == 3.0
     one = {"w": torch.tensor([0.1])}
-    assert torch.equal(average_states({"p": one, "q": one, "r": one}, {"p": 1, "q": 1, "r": 1})["w"], one["w"])
+    same = aggregate_states({"p": one, "q": one, "r": one}, {"p": 1, "q": 1, "r": 1}, Mean())
+    assert torch.equal(same["w"], one["w"])
 
 
-def rule(aggregate: str, sites: int, **settings: object) -> FederationConfig:
+def rule(name: str, sites: int, beta: float | None = None, **settings: object) -> Aggregator:
     names = [f"s{number}" for number in range(sites)]
-    values = {"sites": names, "aggregate": aggregate, "weighting": "equal", "min_train_nodes": 3, **settings}
-    return from_mapping(FederationConfig, values)
+    options = {"name": name} if beta is None else {"name": name, "beta": beta}
+    values = {"sites": names, "aggregation": options, "weighting": "equal", "min_train_nodes": 3, **settings}
+    return read_aggregator(from_mapping(FederationConfig, values))
 
 
 def sites_states(count: int, seed: int = 0) -> dict[str, State]:
@@ -69,26 +79,27 @@ def equal_weights(states: dict[str, State]) -> dict[str, float]:
     return dict.fromkeys(states, 1.0)
 
 
-@pytest.mark.parametrize("aggregate", ["mean", "median", "trimmed_mean"])
+@pytest.mark.parametrize("name", ["mean", "median", "trimmed_mean"])
 @pytest.mark.parametrize("count", [3, 4])
-def test_no_rule_depends_on_the_order_of_sites(aggregate: str, count: int) -> None:
-    states, own = sites_states(count), rule(aggregate, count)
-    drifts = {name: state["b"] for name, state in states.items()}
-    found = aggregate_states(states, equal_weights(states), own)
+def test_no_rule_depends_on_the_order_of_sites(name: str, count: int) -> None:
+    states, aggregator = sites_states(count), rule(name, count)
+    drifts = {site: state["b"] for site, state in states.items()}
+    found = aggregate_states(states, equal_weights(states), aggregator)
     for order in itertools.permutations(states):
-        turned = {name: states[name] for name in order}
-        other = aggregate_states(turned, equal_weights(states), own)
-        drift = aggregate_drifts({name: drifts[name] for name in order}, equal_weights(states), own)
+        turned = {site: states[site] for site in order}
+        other = aggregate_states(turned, equal_weights(states), aggregator)
+        drift = aggregate_drifts({site: drifts[site] for site in order}, equal_weights(states), aggregator)
         assert all(torch.equal(value, other[key]) for key, value in found.items())
         assert drift is not None
-        assert torch.equal(drift, found["b"]) or aggregate == "mean"  # the two means round apart
+        assert torch.equal(drift, found["b"]) or name == "mean"  # the two means round apart
 
 
-def test_the_mean_is_the_weighted_average_to_the_bit() -> None:
+def test_the_mean_is_the_weighted_average() -> None:
     states, weights = sites_states(4), {"s0": 3.0, "s1": 7.0, "s2": 1.0, "s3": 2.0}
-    own = rule("mean", 4, weighting="visits")
-    expected, found = average_states(states, weights), aggregate_states(states, weights, own)
-    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    mean = aggregate_states(states, weights, rule("mean", 4, weighting="num_examples"))
+    for key, value in mean.items():
+        expected = np.average([state[key].double().numpy() for state in states.values()], 0, list(weights.values()))
+        assert np.allclose(value.numpy(), expected, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6])
@@ -105,7 +116,7 @@ def test_the_median_is_the_middle_or_the_mean_of_the_middle_two(count: int) -> N
 )
 def test_the_trimmed_mean_leaves_its_share_out_at_each_end(count: int, share: float, cut: int) -> None:
     states = sites_states(count)
-    found = aggregate_states(states, equal_weights(states), rule("trimmed_mean", count, trim_share=share))
+    found = aggregate_states(states, equal_weights(states), rule("trimmed_mean", count, beta=share))
     for key, value in found.items():
         stacked = np.stack([state[key].numpy() for state in states.values()]).astype(np.float64)
         expected = np.sort(stacked, axis=0)[cut : count - cut].mean(0)
@@ -113,31 +124,31 @@ def test_the_trimmed_mean_leaves_its_share_out_at_each_end(count: int, share: fl
 
 
 @pytest.mark.parametrize(
-    ("aggregate", "count", "liars"),
+    ("name", "count", "liars"),
     [
         *(("median", count, liars) for count, liars in ((3, 1), (4, 1), (7, 3), (8, 3))),
         *(("trimmed_mean", count, liars) for count, liars in ((3, 1), (5, 1), (10, 2), (11, 3))),
     ],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_a_colluding_minority_stays_within_the_honest_range(aggregate: str, count: int, liars: int, seed: int) -> None:
+def test_a_colluding_minority_stays_within_the_honest_range(name: str, count: int, liars: int, seed: int) -> None:
     states = sites_states(count, seed)
     lies = torch.Generator().manual_seed(seed)
-    for name in sorted(states)[:liars]:  # all push one way, number by number
-        states[name] = {
+    for site in sorted(states)[:liars]:  # all push one way, number by number
+        states[site] = {
             key: 1e6 * (torch.rand(value.shape, generator=lies) - float(seed == 1))
-            for key, value in states[name].items()
+            for key, value in states[site].items()
         }
-    honest = [states[name] for name in sorted(states)[liars:]]
-    own = rule(aggregate, count)
-    found = aggregate_states(states, equal_weights(states), own)
-    drift = aggregate_drifts({name: state["b"] for name, state in states.items()}, equal_weights(states), own)
+    honest = [states[site] for site in sorted(states)[liars:]]
+    aggregator = rule(name, count)
+    found = aggregate_states(states, equal_weights(states), aggregator)
+    drift = aggregate_drifts({site: state["b"] for site, state in states.items()}, equal_weights(states), aggregator)
     assert drift is not None
     for key, value in [*found.items(), ("b", drift)]:
         stacked = torch.stack([state[key] for state in honest])
         assert bool((value >= stacked.min(0).values).all())
         assert bool((value <= stacked.max(0).values).all())
-    mean = average_states(states, equal_weights(states))
+    mean = aggregate_states(states, equal_weights(states), Mean())
     assert float(mean["a"].abs().max()) > 1e3  # whereas the mean follows them
 
 
@@ -158,14 +169,14 @@ def test_a_change_is_clipped_to_its_norm_in_its_direction_or_left_as_it_is() -> 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"aggregate": "krum"}, "known: mean, median, trimmed_mean"),
-        ({"aggregate": "median", "weighting": "visits"}, "set weighting to equal"),
-        ({"aggregate": "median", "min_train_nodes": 2}, "set min_train_nodes to 3"),
-        ({"aggregate": "trimmed_mean", "secure_aggregation": True}, "shows the server only the sum"),
-        ({"aggregate": "mean", "secure_aggregation": True, "clip_update_norm": 1.0}, "each site clips to secure_clip"),
-        ({"aggregate": "trimmed_mean", "trim_share": 0.5}, "trim_share is 0.5"),
-        ({"aggregate": "mean", "clip_update_norm": -1.0}, "clip_update_norm is -1"),
-        ({"aggregate": "mean", "clip_update_norm": 200.0}, "use 0 to max_update_norm, 100"),
+        ({"name": "krum"}, "known: mean, median, trimmed_mean"),
+        ({"name": "median", "weighting": "num_examples"}, "weighting to equal"),
+        ({"name": "median", "min_train_nodes": 2}, "min_train_nodes"),
+        ({"name": "trimmed_mean", "secure_aggregation": True}, "aggregation.name to mean"),
+        ({"name": "mean", "secure_aggregation": True, "clip_update_norm": 1.0}, "clip_update_norm to 0"),
+        ({"name": "trimmed_mean", "beta": 0.5}, "beta is 0.5"),
+        ({"name": "mean", "clip_update_norm": -1.0}, "clip_update_norm is -1"),
+        ({"name": "mean", "clip_update_norm": 200.0}, "use 0 to max_update_norm, 100"),
     ],
 )
 def test_a_rule_that_cannot_be_kept_is_refused(settings: dict[str, object], words: str) -> None:

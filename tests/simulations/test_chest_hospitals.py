@@ -21,7 +21,7 @@ from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import Refusal, ScanRefused
+from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.scan_reader import read_scan
 from ld_evaluate.truth import read_truths, validate_area
 from ld_simulations.hospitals import write_hospitals
@@ -141,13 +141,13 @@ def test_spacing_and_orientation_may_be_absent_and_a_lateral_view_is_refused(
     assert scan.spacing_mm is None and scan.orientation is None
     assert to_model(scan, 64, modality.image)[0].shape == (1, 64, 64)
     for elements, refusal in (
-        ({"ViewPosition": "LL"}, Refusal.WRONG_GEOMETRY),
-        ({"Modality": "MR"}, Refusal.WRONG_MODALITY),
-        ({"SOPClassUID": SecondaryCaptureImageStorage}, Refusal.BURNED_IN),
+        ({"ViewPosition": "LL"}, Rejection.WRONG_GEOMETRY),
+        ({"Modality": "MR"}, Rejection.WRONG_MODALITY),
+        ({"SOPClassUID": SecondaryCaptureImageStorage}, Rejection.BURNED_IN),
     ):
-        with pytest.raises(ScanRefused) as caught:
+        with pytest.raises(ScanRejected) as caught:
             read_scan(change(a_file(hospitals, "elm"), tmp_path / "changed.dcm", **elements), modality)
-        assert caught.value.refusal == refusal
+        assert caught.value.rejection == refusal
 
 
 SITE = """\

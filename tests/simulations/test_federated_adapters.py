@@ -23,8 +23,8 @@ from ld_common.protocol import messages as wire
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import load_release_base, read_release
 from ld_server.server_app import run_study
-from tests.adapters.test_schemes import OPTIONS
 from tests.server.test_strategy import LocalGrid
+from tests.support.adapter_options import OPTIONS
 
 
 @pytest.fixture(autouse=True)

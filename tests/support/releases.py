@@ -16,7 +16,7 @@ from ld_common.core.config import from_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import write_release
+from ld_common.release.release import ReleaseContent, write_release
 from ld_generate.cli import cli
 from tests.conftest import random_state, write_mr_slice
 
@@ -30,7 +30,9 @@ def write_small_release(folder: Path, base: Path, modality: Modality) -> Path:
     adapted = inject(load_denoiser(str(base)), read_adapter(study.adapter), study.seed)
     state = random_state(adapted.state(), 0.1)
     drift = torch.full((4, 1, 1), 0.5)
-    return write_release(folder, study, modality, base_digest(str(base)), state, drift, {"aster": 2 * drift}, [])
+    return write_release(
+        folder, study, modality, ReleaseContent(base_digest(str(base)), state, drift, {"aster": 2 * drift})
+    )
 
 
 def write_scan(path: Path, **elements: Any) -> Path:

@@ -14,9 +14,9 @@ from ld_generate.console import status
 from ld_generate.options import (
     EDITOR,
     EditorOptions,
+    LoadOptions,
     NumSeeds,
     OutputOptions,
-    ReleaseOptions,
     ScanOptions,
     SliceIndex,
     Target,
@@ -62,7 +62,7 @@ class EditOptions:
 
 
 def edit(
-    release_options: ReleaseOptions,
+    load_options: LoadOptions,
     scans: ScanOptions,
     options: EditOptions,
     editor_options: EditorOptions,
@@ -75,18 +75,18 @@ def edit(
 
     Example: ld-generate edit RELEASE --input scan.dcm --source diagnosis=CN --target age=84
     """
-    check_attributes(release_options, options.target, scans.source)
+    check_attributes(load_options, options.target, scans.source)
     with loading(status):
         from ld_generate.loading import choose_editor, load_model, open_release
         from ld_generate.report import print_results
         from ld_generate.request import RequestOptions, make_folders, read_requests
 
-    release = open_release(release_options)
+    release = open_release(load_options)
     editor = choose_editor(release, editor_options)
     check_num_seeds(options.num_seeds, editor)
     request_options = RequestOptions.of(release.modality, scans, output, options.slice_index)
     targets = read_targets(release.modality, options.target)
-    model = load_model(release, release_options)
+    model = load_model(release, load_options)
     requests = read_requests(release.modality, model.resolution, scans.inputs, targets, request_options)
     make_folders(requests)
     deltas = []

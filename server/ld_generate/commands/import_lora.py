@@ -59,7 +59,7 @@ def import_release(options: ImportOptions) -> None:
     """
     modality = load_config(Modality, options.modality)
     with loading(status):
-        from ld_common.release.import_lora import import_lora  # type: ignore[import-not-found,unused-ignore]
+        from ld_common.release.import_lora import import_lora
 
     folder = import_lora(options.lora, options.base, modality, options.out, options.name)
     print(f"wrote {folder}: a release of '{options.lora}', not signed")

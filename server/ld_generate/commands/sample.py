@@ -12,7 +12,7 @@ from ld_common.core.config import require
 from ld_common.core.errors import RequestError
 from ld_common.protocol.site_name import AUTO, RELEASE
 from ld_generate.console import status
-from ld_generate.options import SAMPLERS, OutputOptions, ReleaseOptions, check_attributes
+from ld_generate.options import SAMPLERS, LoadOptions, OutputOptions, check_attributes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,12 @@ class SampleOptions:
             raise RequestError(f"--drift {AUTO} searches with edits of scans: use ld-generate edit")
 
 
-def sample(release_options: ReleaseOptions, options: SampleOptions, output: OutputOptions) -> None:
+def sample(load_options: LoadOptions, options: SampleOptions, output: OutputOptions) -> None:
     """Draw pictures from noise that have the given attributes, one row a noise and one column a drift.
 
     Example: ld-generate sample RELEASE --source age=74,sex=F,diagnosis=CN --drift release --drift 0
     """
-    check_attributes(release_options, [], options.source)
+    check_attributes(load_options, [], options.source)
     with loading(status):
         from ld_common.release.release import release_editor
         from ld_generate.drift_choice import choose_drifts
@@ -56,7 +56,7 @@ def sample(release_options: ReleaseOptions, options: SampleOptions, output: Outp
         from ld_generate.report import print_results
         from ld_generate.samples import SampleRequest, draw_samples
 
-    release = open_release(release_options)
+    release = open_release(load_options)
     request = SampleRequest(
         source=release.modality.parse_all(options.source),
         drifts=choose_drifts(release, options.drift or [RELEASE]),
@@ -65,7 +65,7 @@ def sample(release_options: ReleaseOptions, options: SampleOptions, output: Outp
         num_inference_steps=options.num_inference_steps or release_editor(release).num_inference_steps,
         watermark=output.watermark,
     )
-    model = load_model(release, release_options)
+    model = load_model(release, load_options)
     with progress_bar(status, "drawing", options.samples * len(request.drifts)) as advance:
         files = draw_samples(model, release, request, output.out, advance)
     print_results(files, output.as_json)

@@ -13,7 +13,7 @@ import typer
 from ld_common.core.command import loading
 from ld_common.core.errors import ConfigError
 from ld_generate.console import print_note, status
-from ld_generate.options import ReleaseOptions
+from ld_generate.options import LoadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class PageOptions:
             raise ConfigError(f"--examples '{self.examples}' is not a folder: give a folder with scans in it")
 
 
-def serve(release_options: ReleaseOptions, options: PageOptions) -> None:
+def serve(load_options: LoadOptions, options: PageOptions) -> None:
     """Serve a local web page: drop a scan, set what should change, see and download the counterfactual.
 
     The page loads nothing from the network. Files are deleted half an hour after their last use.
@@ -47,9 +47,9 @@ def serve(release_options: ReleaseOptions, options: PageOptions) -> None:
         from ld_generate.web.scans import find_examples
         from ld_generate.web.server import is_loopback, serving  # needs the extra that was looked for above
 
-    release = open_release(release_options)
+    release = open_release(load_options)
     examples = {} if options.examples is None else find_examples(options.examples, release.modality)
-    model = load_model(release, release_options)
+    model = load_model(release, load_options)
     if not is_loopback(options.host):
         print_note(
             f"warning: on {options.host} other machines can reach this page: it has no password and no encryption"

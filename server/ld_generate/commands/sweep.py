@@ -14,9 +14,9 @@ from ld_generate.console import status
 from ld_generate.options import (
     Delta,
     EditorOptions,
+    LoadOptions,
     NumSeeds,
     OutputOptions,
-    ReleaseOptions,
     ScanOptions,
     SliceIndex,
     check_attributes,
@@ -40,7 +40,7 @@ class SweepOptions:
 
 
 def sweep(
-    release_options: ReleaseOptions,
+    load_options: LoadOptions,
     options: SweepOptions,
     scans: ScanOptions,
     editor_options: EditorOptions,
@@ -52,8 +52,8 @@ def sweep(
 
     Example: ld-generate sweep RELEASE --input scan.dcm --source diagnosis=CN age=60:90:5
     """
-    check_attributes(release_options, [], scans.source)
-    modality = release_options.modality
+    check_attributes(load_options, [], scans.source)
+    modality = load_options.modality
     if modality is not None:
         read_sweep(modality, options.values)
     with loading(status):
@@ -61,13 +61,13 @@ def sweep(
         from ld_generate.report import print_results
         from ld_generate.request import RequestOptions, make_folders, read_requests
 
-    release = open_release(release_options)
+    release = open_release(load_options)
     editor = choose_editor(release, editor_options)
     editor = editor if options.drift is None else replace(editor, delta=options.drift)
     check_num_seeds(options.num_seeds, editor)
     request_options = RequestOptions.of(release.modality, scans, output, options.slice_index)
     attribute_sweep = read_sweep(release.modality, options.values)
-    model = load_model(release, release_options)
+    model = load_model(release, load_options)
     requests = read_requests(release.modality, model.resolution, scans.inputs, [], request_options, attribute_sweep)
     make_folders(requests)
     files = draw_edits(model, release, requests, editor, [editor.delta], options.num_seeds)

@@ -13,8 +13,8 @@ from ld_generate.options import (
     SCANS,
     Delta,
     EditorOptions,
+    LoadOptions,
     OutputOptions,
-    ReleaseOptions,
     ScanOptions,
     Target,
     check_attributes,
@@ -45,7 +45,7 @@ class VolumeOptions:
 
 
 def volume(
-    release_options: ReleaseOptions,
+    load_options: LoadOptions,
     scans: ScanOptions,
     options: VolumeOptions,
     editor_options: EditorOptions,
@@ -58,7 +58,7 @@ def volume(
 
     Example: ld-generate volume RELEASE --input head.nii.gz --source age=74,sex=F,diagnosis=CN --target age=84
     """
-    check_attributes(release_options, options.target, scans.source)
+    check_attributes(load_options, options.target, scans.source)
     with loading(status):
         from ld_generate.loading import choose_editor, load_model, open_release
         from ld_generate.report import print_results
@@ -67,12 +67,12 @@ def volume(
         from ld_generate.volume import draw_volume, read_volume_requests
         from ld_generate.volume_writer import write_volumes
 
-    release = open_release(release_options)
+    release = open_release(load_options)
     editor = choose_editor(release, editor_options)
     editor = editor if options.drift is None else replace(editor, delta=options.drift)
     request_options = RequestOptions.of(release.modality, scans, output)
     targets = read_targets(release.modality, options.target)
-    model = load_model(release, release_options)
+    model = load_model(release, load_options)
     requests = read_volume_requests(
         release.modality, model.resolution, scans.inputs, targets, request_options, options.slices
     )

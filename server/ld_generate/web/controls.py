@@ -26,7 +26,14 @@ class Controls:
     """The controls for a release's modality; made inside `gradio.Blocks`, where they appear."""
 
     def __init__(self, release: Release, examples: Mapping[str, Path]) -> None:
-        attributes = release.modality.attributes
+        self._attributes = release.modality.attributes
+        self._place_scan(examples)
+        self._place_attributes()
+        self._place_editor(release)
+        self._place_sweep()
+        self.draw = gradio.Button("Draw", variant="primary", elem_id="draw")
+
+    def _place_scan(self, examples: Mapping[str, Path]) -> None:
         heading("Scan")
         self.files = gradio.File(
             label="DICOM file, its series or a .zip of it; NIfTI; grey PNG",
@@ -42,14 +49,22 @@ class Controls:
                 None, label="Slice of a volume", info="Counted from 0, the lowest. Empty: as in training.", precision=0
             )
             self.burned_in_text_checked = gradio.Checkbox(label="I have checked: no text is burned into the pixels")
+
+    def _place_attributes(self) -> None:
         with gradio.Row():
             with gradio.Column(min_width=140):
                 heading("The scan shows")
-                self.source = {name: _source_control(name, attribute) for name, attribute in attributes.items()}
+                self.source = {name: _source_control(name, entry) for name, entry in self._attributes.items()}
             with gradio.Column(min_width=140):
                 heading("It should show")
-                self.target = {name: _target_control(name, attribute) for name, attribute in attributes.items()}
+                self.target = {name: _target_control(name, entry) for name, entry in self._attributes.items()}
         gradio.HTML('<div class="note">Values that the file itself holds are grey and fixed.</div>')
+        for name, entry in self._attributes.items():
+            self.source[name].input(
+                None, [self.source[name], self.target[name]], self.target[name], js=_following(entry), queue=False
+            )
+
+    def _place_editor(self, release: Release) -> None:
         editor, search = release_editor(release), release.study.drift.search
         reach = max(abs(search.lowest), abs(search.highest), abs(editor.delta))
         heading("How")
@@ -74,20 +89,16 @@ class Controls:
                 info="Share of the noise schedule that is inverted.",
             )
             self.seed = gradio.Number(release.study.seed, label="Seed", precision=0, minimum=0)
-        numbers = {name: attribute for name, attribute in attributes.items() if not attribute.categories}
+
+    def _place_sweep(self) -> None:
+        numbers = [name for name, attribute in self._attributes.items() if not attribute.categories]
         with gradio.Accordion("Sweep", open=False, visible=bool(numbers)):
             self.along = gradio.Radio([NO_SWEEP, *numbers], value=NO_SWEEP, label="Along")
             with gradio.Row():
                 self.first = gradio.Number(label="from", min_width=70)
                 self.last = gradio.Number(label="to", min_width=70)
                 self.step = gradio.Number(label="in steps of", min_width=70)
-        self.draw = gradio.Button("Draw", variant="primary", elem_id="draw")
-        self._numbers = numbers
         self.along.input(self._range, self.along, [self.first, self.last, self.step], api_visibility="private")
-        for name, attribute in attributes.items():
-            self.source[name].input(
-                None, [self.source[name], self.target[name]], self.target[name], js=_following(attribute), queue=False
-            )
 
     @property
     def scan(self) -> set[Component]:
@@ -131,7 +142,7 @@ class Controls:
     def _range(self, along: str) -> list[float | None]:
         if along == NO_SWEEP:
             return [None, None, None]
-        attribute = self._numbers[along]
+        attribute = self._attributes[along]
         step = max(1, round((attribute.maximum - attribute.minimum) / SWEEP_VALUES))
         return [attribute.minimum, attribute.maximum, step]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import MAX_FILE_BYTES, Refusal, ScanRefused, refusing
+from ld_common.imaging.rejection import MAX_FILE_BYTES, Rejection, ScanRejected, rejecting
 from ld_generate.request import SUFFIXES
 
 MAX_FILES = 4096
@@ -40,7 +40,7 @@ def one_scan(files: Sequence[Path], folder: Path) -> Path:
 
     Raises:
         RequestError: no file, or one that was deleted meanwhile.
-        ScanRefused: an archive that is damaged or too large.
+        ScanRejected: an archive that is damaged or too large.
     """
     if not files:
         raise RequestError("there is no scan yet: drop one, or pick an example")
@@ -58,11 +58,11 @@ def one_scan(files: Sequence[Path], folder: Path) -> Path:
 
 
 def _unpacked(archive: Path, series: Path) -> Path:
-    with refusing(archive, zipfile.BadZipFile), zipfile.ZipFile(archive) as opened:
+    with rejecting(archive, zipfile.BadZipFile), zipfile.ZipFile(archive) as opened:
         members = [member for member in opened.infolist() if not member.is_dir()]
         if len(members) > MAX_FILES or sum(member.file_size for member in members) > MAX_FILE_BYTES:
             detail = f"at most {MAX_FILES} files and {MAX_FILE_BYTES} bytes of one series are read"
-            raise ScanRefused(archive, Refusal.TOO_LARGE, detail)
+            raise ScanRejected(archive, Rejection.TOO_LARGE, detail)
         for number, member in enumerate(members):
             # names inside an archive are not trusted
             with opened.open(member) as source, (series / f"{number:05d}.dcm").open("wb") as target:
