@@ -1,4 +1,4 @@
-"""What a site's policy says to a study: refuse whatever asks for more, before anything is computed."""
+"""Checks a study against the site's policy before anything is computed."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ld_common.protocol.study_config import StudyConfig
 
 
 def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
-    """Refuse a study by its config alone; raises `PolicyError`."""
-    for key, asked, most in (
+    """Check a study's config; raises `PolicyError`."""
+    for key, requested, limit in (
         ("training.steps", study.training.steps, policy.max_steps),
         ("visits in a step", _visits_in_a_step(study), policy.max_batch_size),
         ("network evaluations before training", _evaluations(study), policy.max_evaluations),
         ("federation.rounds", study.federation.rounds, policy.max_rounds),
     ):
-        if asked > most:
-            raise PolicyError(f"the study asks for {key}={asked}, this site allows {most}")
+        if requested > limit:
+            raise PolicyError(f"the study asks for {key}={requested}, this site allows {limit}")
     if study.drift.shape not in policy.drift:
         raise PolicyError(f"the study asks for drift.shape={study.drift.shape}, this site allows {policy.drift}")
     if policy.private_only and not study.privacy.enabled:
-        raise PolicyError("this site trains under differential privacy only: set privacy.enabled")
+        raise PolicyError("this site trains under differential privacy only (policy.private_only): set privacy.enabled")
 
 
 def check_hours(policy: PolicyConfig, now: time | None = None) -> None:
-    """Refuse to begin anything outside the site's hours; `now` is the local time. Raises `PolicyError`."""
+    """Raise `PolicyError` outside the site's hours; `now` is the local time."""
     if not policy.hours:
         return
     now = now or datetime.now().time()
@@ -42,47 +42,47 @@ def check_hours(policy: PolicyConfig, now: time | None = None) -> None:
     over_night = end <= begin
     within = (now >= begin or now < end) if over_night else begin <= now < end
     if not within:
-        raise PolicyError(f"it is {now:%H:%M} here: this site begins rounds from {policy.hours} alone (policy.hours)")
+        raise PolicyError(f"it is {now:%H:%M} here: this site begins rounds in {policy.hours} only (policy.hours)")
 
 
 @contextmanager
 def within_memory(policy: PolicyConfig) -> Iterator[None]:
-    """Let this process have no more than `policy.max_memory_gb` while the block runs.
+    """Limit this process's memory to `policy.max_memory_gb` in the block.
 
     Raises:
-        PolicyError: it has more already, or asked for more.
+        PolicyError: it uses more already, or needed more.
     """
     if not policy.max_memory_gb:
         yield
         return
-    most, held = int(policy.max_memory_gb * 2**30), _private_bytes()
-    said = f"policy.max_memory_gb is {policy.max_memory_gb:g}"
-    if held >= most:
-        raise PolicyError(f"{said}: the process holds {held / 2**30:.2f} GiB before it has begun")
+    limit, used = int(policy.max_memory_gb * 2**30), _private_bytes()
+    setting = f"policy.max_memory_gb is {policy.max_memory_gb:g}"
+    if used >= limit:
+        raise PolicyError(f"{setting}: the process uses {used / 2**30:.2f} GiB before the round begins")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    bounds = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min([most, *bounds]), hard))
+    bounds = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([limit, *bounds]), hard))
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise PolicyError(f"{said}: the round needs more") from error
+            raise PolicyError(f"{setting}: the round needs more") from error
         raise
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _private_bytes() -> int:
-    """What RLIMIT_DATA counts of this process."""
+    """This process's memory that RLIMIT_DATA counts."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024
-    raise PolicyError("policy.max_memory_gb needs Linux, where a process can be held to it: set it to 0")
+    raise PolicyError("policy.max_memory_gb works on Linux only: set it to 0")
 
 
 def check_store(policy: PolicyConfig, store: Store, study: StudyConfig) -> None:
-    """Refuse to speak for too few patients; raises `PolicyError`, or `PrivacyError` for a δ that protects nobody."""
-    patients = len(set(store.pseudonyms))
+    """Raise `PolicyError` for too few patients, `PrivacyError` for a δ that is not below one over their number."""
+    patients = store.patients
     if patients < policy.min_patients:
         raise PolicyError(f"the store has fewer patients than policy.min_patients {policy.min_patients}")
     if study.privacy.enabled:
@@ -95,10 +95,12 @@ def check_store(policy: PolicyConfig, store: Store, study: StudyConfig) -> None:
 
 
 def check_size(policy: PolicyConfig, adapted: AdaptedModel[Any]) -> None:
-    """Refuse an adapter that learns more numbers than the site lets go in a round; raises `PolicyError`."""
+    """Raise `PolicyError` for an adapter with more trainable parameters than the site allows."""
     count = sum(parameter.numel() for parameter in adapted.trainable.values())
     if count > policy.max_parameters:
-        raise PolicyError(f"the study's adapter learns {count} numbers, this site allows {policy.max_parameters}")
+        raise PolicyError(
+            f"the study's adapter has {count} trainable parameters, this site allows {policy.max_parameters}"
+        )
 
 
 def _visits_in_a_step(study: StudyConfig) -> int:

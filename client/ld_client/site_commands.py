@@ -177,8 +177,8 @@ def drift(
 ) -> None:
     """Show the drift that a study would give this site, and the loss of each δ of a search."""
     config = site.load()
-    asked = site.study(study, overrides)
-    if asked is None:
+    study_config = site.study(study, overrides)
+    if study_config is None:
         raise ConfigError("give --study FILE, or --home HOME for the study of its kit")
     from ld_client.drift_report import report_drift
 
@@ -187,7 +187,9 @@ def drift(
         release = _load_release(options.release, options.trust, options.allow_unsigned, site, as_json)
     console = Console(stderr=as_json)
     with stage_bars(console) as progress:
-        report = report_drift(config, asked, options.estimator or asked.drift.estimator, release, progress)
+        report = report_drift(
+            config, study_config, options.estimator or study_config.drift.estimator, release, progress
+        )
     if as_json:
         return print_json(report)
     for part in report.renderables():
@@ -204,11 +206,11 @@ def budget(
 ) -> None:
     """Show what the privacy budget was spent on, what is left, and what a study would cost (with --home, the kit's)."""
     config = site.load()
-    asked = site.study(study, overrides)
+    study_config = site.study(study, overrides)
     from ld_client.privacy.budget import read_budget
 
     with Console(stderr=True).status("composing the privacy loss"):
-        report = read_budget(config, asked)
+        report = read_budget(config, study_config)
     if as_json:
         return print_json(report)
     return print_lines(*report.lines())

@@ -1,4 +1,4 @@
-"""What a site finds out once for a study: its own latent drift, and the base's pictures that an adapter preserves."""
+"""What a site computes once for a study: its latent drift, and the class images of prior preservation."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from ld_common.protocol.study_config import StudyConfig
 def site_drift(
     site: SiteConfig, modality: Modality, store: Store, model: Denoiser, study: StudyConfig
 ) -> Tensor | None:
-    """A site's drift as it travels, float32, in the study's shape, or None. A search runs in the first round only.
+    """A site's exact drift, float32, in the study's shape, or None. A search runs in the first round only.
 
     Raises:
         LdError: the search cannot be done with these scans or this base.
-        PrivacyError: of a private study it is not this, the exact one, that may leave.
+        PrivacyError: the study is private, so only a noised drift may leave.
     """
     if study.drift.shape == "none":
         return None
     if study.privacy.enabled:
-        raise PrivacyError("a private study's drift leaves noised and paid for alone: see privacy.private_drift")
+        raise PrivacyError("the study is private: its drift must be noised and charged (ld_client.privacy.dp_drift)")
     if study.drift.shape == "conditional":
         design = [modality.design_vector(attributes) for attributes in store.attributes]
         return drift_from_attributes(store.latents, store.base_latent_mean, design)
@@ -45,21 +45,21 @@ def site_drift(
         return drift_from_moments(store.latents, store.base_latent_mean, study.drift.shape)
 
     def compute() -> State:
-        found = best(search_delta(store, model, study))
-        return {"drift": drift_from_shift(found.delta, model.scheduler.alphas_cumprod)}
+        delta = best(search_delta(store, model, study)).delta
+        return {"drift": drift_from_shift(delta, model.scheduler.alphas_cumprod)}
 
-    said = [study.seed, to_mapping(study.drift), store.prompts, float(store.latents.double().sum())]
-    return _kept(site, store, "drift", said, compute)["drift"]
+    inputs = [study.seed, to_mapping(study.drift), store.prompts, float(store.latents.double().sum())]
+    return _cached(site, store, "drift", inputs, compute)["drift"]
 
 
 def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, seed: int) -> PriorImages:
-    """The base's own pictures that an adapter preserves; drawn in the first round alone."""
+    """The class images of an adapter's prior, drawn by the base in the first round only."""
 
     def compute() -> State:
-        drawn = draw_prior(model, prior, seed)
-        return {"latents": drawn.latents.cpu(), "context": drawn.context.cpu()}
+        images = draw_prior(model, prior, seed)
+        return {"latents": images.latents.cpu(), "context": images.context.cpu()}
 
-    state = _kept(site, store, "prior", [seed, vars(prior)], compute)
+    state = _cached(site, store, "prior", [seed, vars(prior)], compute)
     on_device = {name: value.to(model.device) for name, value in state.items()}
     return PriorImages(on_device["latents"], on_device["context"], prior.weight)
 
@@ -70,23 +70,23 @@ def search_delta(
     study: StudyConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Trial]:
-    """The paper's grid search on a site's scans; raises `ConfigError` for one scan, or a base without a leak."""
+    """Grid search for δ on a site's scans (arXiv 2412.20651); raises `ConfigError` where it is not possible."""
     drift = study.drift
     return search_grid(model, store.latents, store.prompts, drift.search, drift.formulation, study.seed, progress)
 
 
-def _kept(site: SiteConfig, store: Store, what: str, said: Sequence[object], compute: Callable[[], State]) -> State:
-    """What does not change between rounds, kept in the store for its owner alone; one file for each kind."""
-    file = _kept_file(site, store, what, said)
+def _cached(site: SiteConfig, store: Store, kind: str, inputs: Sequence[object], compute: Callable[[], State]) -> State:
+    """A result that is the same in every round, cached in the store; one file a kind, readable by its owner only."""
+    file = _cache_file(site, store, kind, inputs)
     if not file.exists():
         write_tensors(file, compute(), {})
         file.chmod(0o600)
-        for old in site.store_path.glob(f"{what}-*.safetensors"):
+        for old in site.store_path.glob(f"{kind}-*.safetensors"):
             if old != file:
                 old.unlink()
     return read_tensors(file)[0]
 
 
-def _kept_file(site: SiteConfig, store: Store, what: str, said: Sequence[object]) -> Path:
-    words = json.dumps([*said, store.base_digest, store.modality_digest], sort_keys=True)
-    return site.store_path / f"{what}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.safetensors"
+def _cache_file(site: SiteConfig, store: Store, kind: str, inputs: Sequence[object]) -> Path:
+    content = json.dumps([*inputs, store.base_digest, store.modality_digest], sort_keys=True)
+    return site.store_path / f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"

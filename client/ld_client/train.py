@@ -54,5 +54,5 @@ def loss_sampler(
 
 
 def learning_rate(study: StudyConfig, round_number: int, step: int) -> float:
-    """Learning rate of a step of a round, from 0 and 1."""
+    """Learning rate of a step, from 0, of a round, from 1."""
     return scheduled_rate(study.training, step, study.federation.rounds, round_number)

@@ -6,6 +6,7 @@ import functools
 import importlib
 import tomllib
 from collections.abc import Iterator
+from pathlib import PurePath
 
 import typer
 from typer.main import get_command
@@ -74,6 +75,6 @@ def _row(parameter: object) -> list[str]:
         name = f"`{getattr(parameter, 'metavar', None) or options[0].upper()}`"
     default = getattr(parameter, "default", None)
     required = getattr(parameter, "required", False)
-    plain = isinstance(default, (str, int, float)) and not isinstance(default, bool) and str(default) != ""
+    plain = isinstance(default, (str, int, float, PurePath)) and not isinstance(default, bool) and str(default) != ""
     shown = "required" if required else f"`{default}`" if plain else ""
     return [name, shown, cell(getattr(parameter, "help", None) or "")]

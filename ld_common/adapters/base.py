@@ -26,6 +26,7 @@ WEIGHTS = "adapter.safetensors"
 """Weights of an adapter that has no file format in diffusers."""
 DRIFT = "drift.safetensors"
 METADATA = {"format": "pt"}
+"""Files have one key of metadata at most: safetensors writes several in a random order."""
 M = TypeVar("M", bound=Denoiser)
 
 
@@ -141,8 +142,7 @@ class AdaptedModel(Generic[M]):
         for name, content in self.adapter.export_files(self.state(), lambda: self.model.unet.config):
             write_bytes(folder / name, content)
         if self.drift is not None:
-            metadata = METADATA | {"formulation": self.drift.formulation}
-            write_bytes(folder / DRIFT, save({"mean": self.drift.mean}, metadata))
+            write_bytes(folder / DRIFT, save({"mean": self.drift.mean}, {"formulation": self.drift.formulation}))
         return folder
 
 

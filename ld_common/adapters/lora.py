@@ -75,7 +75,7 @@ class Lora(Adapter):
         """Files for `load_lora_weights` and for `PeftModel.from_pretrained`, which want different tensor names."""
         config = self._peft_config()
         metadata = json.dumps({f"unet.{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
-        yield DIFFUSERS_WEIGHTS, save(state, METADATA | {DIFFUSERS_METADATA: metadata})
+        yield DIFFUSERS_WEIGHTS, save(state, {DIFFUSERS_METADATA: metadata})
         renamed = {PEFT_PREFIX + name.removeprefix("unet."): value for name, value in state.items()}
         yield PEFT_WEIGHTS, save(renamed, METADATA)
         yield PEFT_CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ld_common.core.errors import DeploymentError, LdError
@@ -46,9 +46,9 @@ class KitManifest:
     """Name -> SHA-256, hex."""
     software: str
     """Version of this software at the server."""
-    format: int = FORMAT
-    packages: list[dict[str, str]] = field(default_factory=list)
+    packages: list[dict[str, str]]
     """Fields of a `PackageRecord` for each package of others that the study uses."""
+    format: int = FORMAT
 
     @property
     def package_records(self) -> list[PackageRecord]:

@@ -42,6 +42,8 @@ class PackageRecord:
 
 def read_records(entries: Sequence[dict[str, str]]) -> list[PackageRecord]:
     """The records of a manifest or an approval; raises `TypeError` or `ValueError` for anything else."""
+    if not isinstance(entries, list):
+        raise TypeError("the list of packages is not a list")
     records = [PackageRecord(**entry) for entry in entries]
     if not all(record.is_sound() for record in records) or len({normalized(one.name) for one in records}) < len(
         records

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ld_common.adapters.base import DRIFT, METADATA, inject
+from ld_common.adapters.base import DRIFT, inject
 from ld_common.adapters.lora import DIFFUSERS_WEIGHTS
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import check_state, read_tensors, write_tensors
@@ -105,7 +105,7 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
     drifts = {f"site.{name}": value.clone() for name, value in sorted(content.site_drifts.items())}
     drifts |= {} if content.drift is None else {"mean": content.drift.clone()}
     if drifts:
-        write_tensors(folder / DRIFT, drifts, METADATA | {"formulation": study.drift.formulation})
+        write_tensors(folder / DRIFT, drifts, {"formulation": study.drift.formulation})
     base = base_reference(study.base_model, content.base_digest, folder)
     manifest = {
         "format": FORMAT,

@@ -52,9 +52,11 @@ class EditorRun:
         return drawn
 
 
-def composition(candidate: EditorRun, data: EvaluationData, drawn: Counterfactuals, cycles: int, count: int) -> Metrics:
+def composition(
+    editor_run: EditorRun, data: EvaluationData, drawn: Counterfactuals, cycles: int, count: int
+) -> Metrics:
     """PSNR lost against the VAE by one null edit of every scan, and by `cycles` of them on the first `count`."""
-    scans, base = data.baselines.images, candidate.base
+    scans, base = data.baselines.images, editor_run.base
     prompts = [data.modality.prompt(attributes) for attributes in data.baselines.attributes[:count]]
     once = psnr(drawn.autoencoded, scans).mean() - psnr(drawn.reconstructions, scans).mean()
     autoencoded = edited = scans[:count]
@@ -65,9 +67,9 @@ def composition(candidate: EditorRun, data: EvaluationData, drawn: Counterfactua
             edited,
             prompts,
             [],
-            candidate.editor,
-            drift=edit_drift(candidate.release),
-            seed=candidate.seeds[0],
+            editor_run.editor,
+            drift=edit_drift(editor_run.release),
+            seed=editor_run.seeds[0],
         ).reconstructions
     repeated = psnr(autoencoded, scans[:count]).mean() - psnr(edited, scans[:count]).mean()
     return {
@@ -77,7 +79,7 @@ def composition(candidate: EditorRun, data: EvaluationData, drawn: Counterfactua
     }
 
 
-def reversibility(candidate: EditorRun, data: EvaluationData, drawn: Counterfactuals, count: int) -> Metrics:
+def reversibility(editor_run: EditorRun, data: EvaluationData, drawn: Counterfactuals, count: int) -> Metrics:
     """PSNR of the first `count` scans against their edits, edited back."""
     rows = [row for row, edit in enumerate(data.edits) if edit.scan < count]
     scans = [data.edits[row].scan for row in rows]
@@ -87,7 +89,7 @@ def reversibility(candidate: EditorRun, data: EvaluationData, drawn: Counterfact
         edit_to(data.modality, number, now, then)
         for number, (now, then) in enumerate(zip(edited, original, strict=True))
     ]
-    back = candidate.draw(drawn.images[rows], edited, edits)
+    back = editor_run.draw(drawn.images[rows], edited, edits)
     return {"reversal_psnr_db": float(psnr(back.images, drawn.autoencoded[scans]).mean())}
 
 

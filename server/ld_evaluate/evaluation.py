@@ -61,20 +61,20 @@ def evaluate_release(evaluation: Evaluation, progress: Callable[[], None] = lamb
     judge = _judge(evaluation, release, base.resolution)
     runs: list[Run] = []
     for editor, seed in tasks:
-        candidate = EditorRun(base, release, editor, [release.study.seed + seed])
-        judgement = judge.judge(candidate)
+        editor_run = EditorRun(base, release, editor, [release.study.seed + seed])
+        judgement = judge.judge(editor_run)
         labels = {"editor": editor.name, "release": release.study.name, "seed": seed, "draws": 1}
-        runs.append(result(labels, candidate, judgement, judge))
+        runs.append(result(labels, editor_run, judgement, judge))
         progress()
     return runs
 
 
-def result(labels: Run, candidate: EditorRun, judgement: Judgement, judge: CounterfactualJudge) -> Run:
+def result(labels: Run, editor_run: EditorRun, judgement: Judgement, judge: CounterfactualJudge) -> Run:
     """A judgement as JSON has it; `labels` are `editor`, `release`, `seed` and `draws`."""
     return {
-        "modality": candidate.release.modality.name,
+        "modality": editor_run.release.modality.name,
         **labels,
-        "edit": editor_options(candidate.editor),
+        "edit": editor_options(editor_run.editor),
         "metrics": judgement.metrics,
         "by_edit": judgement.by_edit,
         "real": judge.references,

@@ -39,7 +39,7 @@ TRUTH_METRICS = ("edit_direction_rate", "growth_ratio", "growth_correlation", "c
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """The numbers of one candidate, and what it drew."""
+    """The numbers of one editor, and the images it drew."""
 
     metrics: Metrics
     by_edit: dict[str, dict[str, float]]
@@ -49,7 +49,7 @@ class Judgement:
 
 
 class CounterfactualJudge:
-    """Measures candidates on one set of scans; predictors and features of real images are made once."""
+    """Measures editors on one set of scans; predictors and features of real images are made once."""
 
     def __init__(
         self, base: BaseModel, data: EvaluationData, reference: ScanTable | None, config: JudgeConfig, seed: int = 0
@@ -82,23 +82,23 @@ class CounterfactualJudge:
         self.baselines = base.autoencode(data.baselines.images)
         self.references = self._references(seed)
 
-    def judge(self, candidate: EditorRun, progress: Callable[[int], None] = lambda done: None) -> Judgement:
+    def judge(self, editor_run: EditorRun, progress: Callable[[int], None] = lambda done: None) -> Judgement:
         """Draw every edit and measure the images; `progress` as in `draw_counterfactuals`."""
         data, config = self.data, self.config
-        attributes, delta = data.baselines.attributes, candidate.editor.delta
+        attributes, delta = data.baselines.attributes, editor_run.editor.delta
         edits = [edit_to(data.modality, edit.scan, attributes[edit.scan], edit.target, delta) for edit in data.edits]
         follow_ups = zip(data.owners, data.follow_ups.attributes, strict=True)
         edits += [edit_to(data.modality, owner, attributes[owner], later, delta) for owner, later in follow_ups]
-        drawn = candidate.draw(data.baselines.images, attributes, edits, progress)
+        drawn = editor_run.draw(data.baselines.images, attributes, edits, progress)
         images, predicted = drawn.images[: len(data.edits)], drawn.images[len(data.edits) :]
-        metrics = composition(candidate, data, drawn, config.cycles, config.cycled)
-        metrics |= reversibility(candidate, data, drawn, config.cycled)
+        metrics = composition(editor_run, data, drawn, config.cycles, config.cycled)
+        metrics |= reversibility(editor_run, data, drawn, config.cycled)
         metrics |= effectiveness(self.predictors, data, self.baselines, images)
         owners = torch.tensor([edit.scan for edit in data.edits])
         metrics["change"] = float((images - drawn.reconstructions[owners]).abs().mean() / 2)
         metrics |= self._realism(images)
         metrics |= follow_up_metrics(data.modality, predicted, self.baselines[data.owners], self.later)
-        truth_metrics, by_edit = self._truth(candidate, drawn, images)
+        truth_metrics, by_edit = self._truth(editor_run, drawn, images)
         return Judgement(metrics | truth_metrics, by_edit, drawn)
 
     def _realism(self, images: Tensor) -> Metrics:
@@ -111,14 +111,14 @@ class CounterfactualJudge:
         }
 
     def _truth(
-        self, candidate: EditorRun, drawn: Counterfactuals, images: Tensor
+        self, editor_run: EditorRun, drawn: Counterfactuals, images: Tensor
     ) -> tuple[Metrics, dict[str, dict[str, float]]]:
         """Measures against the true counterfactuals, and their means by edit; empty where none is known."""
         data = self.data
         if not data.truths:
             return {}, {}
         edited = Counterfactuals(drawn.autoencoded, drawn.reconstructions, images)
-        rows = measure(candidate.base, data.modality, data.baselines.images, data.truths, edited)
+        rows = measure(editor_run.base, data.modality, data.baselines.images, data.truths, edited)
         summary = summarize(rows, growth_ceiling=1.0)
         metrics: Metrics = {key: float(summary[key]) for key in TRUTH_METRICS if np.isfinite(summary[key])}
         patients = np.array([f"{truth.hospital}/{truth.patient}" for truth in data.truths])

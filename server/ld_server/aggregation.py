@@ -163,22 +163,22 @@ def aggregate_drifts(
 
 
 def _trimmed_mean(values: Sequence[Tensor], cut: int) -> Tensor:
-    """The mean, number by number, without the `cut` highest and lowest; with all but one or two cut, the median."""
+    """The elementwise mean without the `cut` highest and lowest values; with all but one or two cut, the median."""
     ordered = torch.stack(list(values)).sort(dim=0).values
     return ordered[cut : len(values) - cut].double().mean(0).float()
 
 
 def check_result(result: TrainResult, reference: State, drift_shape: torch.Size | None, max_norm: float) -> float:
-    """Refuse an answer that could harm the average; returns the L2 norm of its update.
+    """Check a result before it is aggregated; returns the L2 norm of its update.
 
     Args:
-        result: a site's answer.
-        reference: the adapter that the site was sent.
-        drift_shape: shape that the study's drift must have, or None for no drift.
+        result: a site's.
+        reference: the adapter that the site received.
+        drift_shape: shape of the study's drift; None for no drift.
         max_norm: largest accepted L2 norm of `result.state - reference`.
 
     Raises:
-        AdapterError: names what is wrong: keys, shapes, dtype, NaN, norm, drift, counts.
+        AdapterError: wrong keys, shapes, dtype, drift or counts, a value that is not finite, or too large a norm.
     """
     check_state(result.state, reference)
     norm = update_norm(result.state, reference)
@@ -206,7 +206,7 @@ def _check_numbers(numbers: TrainNumbers) -> None:
 
 
 def clip_update(state: State, reference: State, limit: float) -> tuple[State, bool]:
-    """The state with its change scaled down to an L2 norm of `limit`, and whether it was above; 0 is no limit."""
+    """The state with its update scaled down to an L2 norm of `limit`, and whether it was above; 0 is no limit."""
     norm = update_norm(state, reference)
     if limit == 0 or norm <= limit:
         return state, False

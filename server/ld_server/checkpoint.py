@@ -1,7 +1,7 @@
-"""The study's state after a round, in one file that is either the old one or the new one, never half of either.
+"""Checkpoints: the study's state after a round, written atomically.
 
 checkpoint.safetensors           after the last round
-checkpoint.previous.safetensors  after the one before, for the day on which the newest cannot be read
+checkpoint.previous.safetensors  after the round before, used when the newest cannot be read
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from ld_common.core.state import State
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 _NEXT = "checkpoint.next.safetensors"
-"""The newest, in the instant between its writing and its renaming."""
+"""The newest, after it is written and before it is renamed."""
 _NEWEST_FIRST = (NAME, _NEXT, PREVIOUS)
 _STATE, _FROZEN, _DRIFT, _MEAN_DRIFT = "state/", "frozen/", "drift/", "mean-drift"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a study needs to go on after `round` rounds."""
+    """The state that a study needs to continue after `round` rounds."""
 
     study_digest: str
     base_digest: str
     modality_digest: str
     round: int
     state: State
-    """The learned tensors."""
+    """The trained tensors."""
     records: list[dict[str, Any]]
-    """One for each round."""
+    """One a round."""
     site_drifts: dict[str, Tensor] = field(default_factory=dict)
     site_weights: dict[str, float] = field(default_factory=dict)
-    """Each site's weight in the last average that it was in."""
+    """Each site's weight in its last average."""
     mean_drift: Tensor | None = None
-    """Of a secure sum, where no site's own drift is known."""
+    """Mean drift of a secure sum, where no site's own drift is known."""
     frozen: State = field(default_factory=dict)
     """The adapter's frozen part, where the study's start gave it."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """The newest whole checkpoint of a folder."""
+class NewestCheckpoint:
+    """The newest intact checkpoint of a folder."""
 
     checkpoint: Checkpoint
     damage: str = ""
-    """What is wrong with a newer one, in a sentence."""
+    """What is wrong with a newer one."""
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Replace the folder's checkpoint and keep the last one; raises `CheckpointError` with the last one still whole."""
+    """Write the folder's checkpoint and keep the last one; after a `CheckpointError` the last one is intact."""
     tensors = {_STATE + name: value for name, value in checkpoint.state.items()}
     tensors |= {_FROZEN + name: value for name, value in checkpoint.frozen.items()}
     tensors |= {_DRIFT + name: value for name, value in checkpoint.site_drifts.items()}
@@ -85,34 +85,34 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether the folder holds one, whole or not."""
+    """Whether the folder holds a checkpoint, intact or not."""
     return any((folder / name).exists() for name in _NEWEST_FIRST)
 
 
-def find_checkpoint(folder: Path) -> Found | None:
-    """The newest whole checkpoint, or None where there never was one.
+def find_checkpoint(folder: Path) -> NewestCheckpoint | None:
+    """The newest intact checkpoint, or None where there is none.
 
     Raises:
-        CheckpointError: none of those that are there can be read.
+        CheckpointError: there are checkpoints, but none can be read.
     """
     damage: list[str] = []
     for name in _NEWEST_FIRST:
         if (folder / name).exists():
             try:
-                return Found(_read(folder / name), "; ".join(damage))
+                return NewestCheckpoint(_read(folder / name), "; ".join(damage))
             except CheckpointError as error:
                 damage.append(str(error))
     if not damage:
         return None
-    raise CheckpointError(f"{'; '.join(damage)}: restore it from a backup, or move '{folder}' away to begin anew")
+    raise CheckpointError(f"{'; '.join(damage)}: restore it from a backup, or move '{folder}' away to start again")
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """The folder's newest whole checkpoint; raises `CheckpointError` when there is none."""
-    found = find_checkpoint(folder)
-    if found is None:
+    """The folder's newest intact checkpoint; raises `CheckpointError` when there is none."""
+    newest = find_checkpoint(folder)
+    if newest is None:
         raise CheckpointError(f"'{folder}' holds no checkpoint: no round has ended there")
-    return found.checkpoint
+    return newest.checkpoint
 
 
 def drop_checkpoint(folder: Path, names: Sequence[str] = _NEWEST_FIRST) -> None:
@@ -126,7 +126,7 @@ def _read(path: Path) -> Checkpoint:
         tensors, metadata = read_tensors(path)
         words = metadata["content"]
         if _digest(tensors, words) != metadata["sha256"]:
-            raise CheckpointError(f"'{path}' is damaged: its content is not what was written")
+            raise CheckpointError(f"'{path}' is damaged: its content does not have its hash")
         content = json.loads(words)
         return Checkpoint(
             study_digest=content["study"],

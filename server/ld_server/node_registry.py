@@ -1,7 +1,7 @@
-"""Who is who: which connected node is which site, and who may take part.
+"""Maps connected nodes to sites, and holds who may take part.
 
-A simulation asks its nodes for their names and believes them. A deployment knows each site by the key with which its
-node has proved itself to Flower's SuperLink, and asks nobody.
+A simulation asks its nodes for their names and trusts the answers. A deployment identifies each site by the key that
+its node has proved to Flower's SuperLink.
 """
 
 from __future__ import annotations
@@ -26,55 +26,55 @@ AUDIT_HEAD = "audit_head"
 
 @dataclass(frozen=True)
 class PresentNodes:
-    """The nodes that are connected now."""
+    """The connected nodes."""
 
     nodes: dict[str, int]
-    """Site -> node, for the sites that are known."""
+    """Site -> node."""
     unknown_nodes: list[str] = field(default_factory=list)
-    """Fingerprints of the keys of nodes that are none of them, sorted."""
+    """Fingerprints of the keys of other nodes, sorted."""
 
 
 Identify = Callable[[Grid], PresentNodes]
 Allowed = Callable[[], Mapping[str, str]]
-"""The list of who may take part as it is now: site -> its public key, one line of OpenSSH's format."""
+"""Returns the present list of admitted sites: site -> public key, one line of OpenSSH's format."""
 Entry = Mapping[str, Any]
-"""What a round's record keeps of a site's answer."""
+"""What a round's record keeps of a site's result."""
 Prepare = Callable[[str, TrainTask, Entry | None], TrainTask]
-"""Completes a site's task of a round, given its last entry; None where it has not answered yet."""
+"""Completes a site's task, given its last entry; None where it has no result yet."""
 Check = Callable[[str, TrainTask, TrainResult], Entry]
-"""Judges a site's answer to its task; returns what the record shall keep besides, raises `LdError` to leave it out."""
+"""Checks a site's result for its task; returns more for the record, raises `LdError` to leave the site out."""
 
 
 class AskedNames:
-    """Each node is what it says it is, asked once as long as it is connected: for simulations only."""
+    """Asks each node for its name, once while it is connected; for simulations only."""
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
 
     def __call__(self, grid: Grid) -> PresentNodes:
-        """Ask the new nodes; of two with one name the first to say it stays."""
+        """Ask the new nodes; of two nodes with one name, the first counts."""
         nodes = set(grid.get_node_ids())
         self._names = {node: name for node, name in self._names.items() if node in nodes}
         new = sorted(nodes - set(self._names))
-        asked = [Message(RecordDict(), dst_node_id=node, message_type=f"query.{messages.JOIN}") for node in new]
-        for reply in grid.send_and_receive(asked, timeout=JOIN_TIMEOUT_SECONDS) if asked else []:
+        queries = [Message(RecordDict(), dst_node_id=node, message_type=f"query.{messages.JOIN}") for node in new]
+        for reply in grid.send_and_receive(queries, timeout=JOIN_TIMEOUT_SECONDS) if queries else []:
             name = messages.unpack_name(reply.content) if reply.has_content() else None
             if name is not None:
                 self._names[reply.metadata.src_node_id] = name
-        found: dict[str, int] = {}
+        sites: dict[str, int] = {}
         for node, name in self._names.items():
-            found.setdefault(name, node)
-        return PresentNodes(found)
+            sites.setdefault(name, node)
+        return PresentNodes(sites)
 
 
 class AllowedKeys:
-    """Each node is the site whose key it has proved; the list is read anew at every call."""
+    """Identifies each node by the key that it has proved; the list is read again at every call."""
 
     def __init__(self, allowed: Allowed) -> None:
         self.allowed = allowed
 
     def __call__(self, grid: Grid) -> PresentNodes:
-        """Look every node's key up.
+        """Look up every node's key.
 
         Raises:
             LdError: the list cannot be read.
@@ -94,7 +94,7 @@ class AllowedKeys:
 
 @dataclass(frozen=True)
 class Admission:
-    """Who takes part, what is added to their tasks, and what is asked of their answers beyond the study's checks."""
+    """Who takes part, what is added to their tasks, and further checks of their results."""
 
     identify: Identify = field(default_factory=AskedNames)
     prepare: Prepare = lambda site, task, last: task
@@ -102,7 +102,7 @@ class Admission:
 
 
 def _node_key(pem: bytes) -> EllipticCurvePublicKey | None:
-    """A node's key as Flower has it, PEM of SubjectPublicKeyInfo; None where it has none of our kind."""
+    """A node's key from Flower, PEM of SubjectPublicKeyInfo; None where it has no elliptic-curve key."""
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):

@@ -1,4 +1,4 @@
-"""A site's reply, from foreign bytes to a result: whatever a node sends, the round goes on."""
+"""Decodes and checks a site's reply; a reply that cannot be used leaves its site out of the round."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
 from ld_common.protocol.study_config import StudyConfig
 
-LONGEST_REASON = 300
+MAX_REASON_LENGTH = 300
 SPARE_BYTES, SPARE_BYTES_A_TENSOR = 2**20, 1024
 
 
 def read_reply(
     reply: Message, site: str, task: TrainTask, study: StudyConfig, drift_shape: torch.Size | None
 ) -> TrainResult:
-    """The result in a reply to this site's task; its tensors are still to be checked.
+    """The result in a reply to this site's task; its tensors are not checked yet.
 
     Raises:
-        AdapterError: it is an error, too large, of another site or round, or holds what the study does not let leave.
+        AdapterError: an error, too many bytes, another site or round, or fields that the study withholds.
         Exception: of any kind, when it cannot be decoded.
     """
     if reply.has_error():
         raise AdapterError(f"its node failed with code {reply.error.code}")
-    size, most = content_bytes(reply.content), largest_answer(task, drift_shape)
-    if size > most:
-        raise AdapterError(f"its answer has {size:,} bytes, more than the {most:,} of any answer to this task")
+    size, limit = content_bytes(reply.content), max_reply_bytes(task, drift_shape)
+    if size > limit:
+        raise AdapterError(f"its reply has {size:,} bytes, a valid one at most {limit:,}")
     if (sentence := messages.unpack_error(reply.content)) is not None:
         raise AdapterError(sentence)
     result = messages.unpack_result(reply.content)
     if (result.site, result.round) != (site, task.round):
-        raise AdapterError(f"its answer is of site '{result.site}' and round {result.round}")
+        raise AdapterError(f"its reply is of site '{result.site}' and round {result.round}")
     secure = study.federation.secure_aggregation
     withheld = result.numbers is None, result.secure is not None
     if withheld != (study.withholds_numbers, secure) or (secure and (result.state or result.drift is not None)):
-        raise AdapterError("it does not hold just what the study lets leave")
+        raise AdapterError("its reply does not hold exactly the fields that the study asks for")
     if result.secure is not None and not isinstance(result.secure["vector"], bytes):
         raise AdapterError("its masked vector is not bytes")
     return result
 
 
-def largest_answer(task: TrainTask, drift_shape: torch.Size | None) -> int:
-    """Bytes above which no honest answer to a task lies, in the clear or masked."""
+def max_reply_bytes(task: TrainTask, drift_shape: torch.Size | None) -> int:
+    """Largest size of a valid reply to a task, masked or not."""
     numbers = sum(value.numel() for value in task.state.values())
     numbers += 0 if drift_shape is None else math.prod(drift_shape)
     return 2 * 4 * numbers + SPARE_BYTES_A_TENSOR * len(task.state) + SPARE_BYTES
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Bytes of a message's content as it came, before anything of it is decoded."""
+    """Size of a message's content before it is decoded."""
     total = 0
     for record in content.values():
         for key, value in record.items():
             values = value if isinstance(value, list) else [value]
-            total += len(key) + sum(_size(one) for one in values)
+            total += len(key) + sum(map(_size, values))
     return total
 
 
@@ -69,13 +69,13 @@ def _size(value: object) -> int:
 
 
 def reason(error: LdError) -> str:
-    """Why a site is left out, in one printable line of bounded length: parts of it may be the site's own words."""
+    """Why a site is left out, as one printable line of bounded length; parts of it may come from the site."""
     text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(error)).split())
-    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
+    return text if len(text) <= MAX_REASON_LENGTH else text[:MAX_REASON_LENGTH] + "..."
 
 
 def summary(result: TrainResult, norm: float | None, clipped: bool | None) -> dict[str, Any]:
-    """What the round's record keeps of a site's answer; None is what the site withheld."""
+    """What the round's record keeps of a site's result; None for what the study withholds."""
     withheld = dict.fromkeys(("visits", "patients", "loss_first", "loss_last", "seconds", "coverage"))
     return {
         **(withheld if result.numbers is None else vars(result.numbers)),

@@ -1,7 +1,7 @@
-"""Flower's grid, with replies pulled one by one, so that a malformed one costs its sender alone.
+"""Flower's grid with replies pulled one by one, so that a malformed reply affects its sender only.
 
-`HttpGrid.pull_messages` decodes what nodes have sent, and a node may send objects with a good head and any body: the
-error of one would take all sites' replies along and end the run.
+`HttpGrid.pull_messages` decodes the replies of all nodes; one with a valid head and a malformed body would lose all of
+them and end the run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from google.protobuf.message import DecodeError
 
 POLL_SECONDS = 1.0
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError, DecodeError)
-"""What decoding raises; an error of the connection to the SuperLink is none of these and still ends the run."""
+"""What decoding raises; an error of the connection to the SuperLink is different, and ends the run."""
 
 
 class ResilientGrid(Grid):
-    """A grid that takes a reply which cannot be decoded for one that never came."""
+    """A grid that treats a reply that cannot be decoded as missing."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -35,19 +35,19 @@ class ResilientGrid(Grid):
         while waiting:
             for message_id in list(waiting):
                 try:
-                    found = list(self.pull_messages([message_id]))
+                    pulled = list(self.pull_messages([message_id]))
                 except MALFORMED:
                     waiting.remove(message_id)
                     continue
                 except httpx.HTTPStatusError as error:
-                    # its database is locked for a moment when many sites push at once
+                    # its database is locked briefly when many sites push at once
                     if not error.response.is_server_error or deadline is None:
                         raise
                     continue
-                # what a reply says it replies to is its sender's word: it counts only for what it was pulled for
-                own = [reply for reply in found if _replies_to(reply, message_id)]
-                if own:
-                    replies.append(own[0])
+                # a sender can claim to reply to any message: a reply counts only for the message it was pulled for
+                matching = [reply for reply in pulled if _replies_to(reply, message_id)]
+                if matching:
+                    replies.append(matching[0])
                     waiting.remove(message_id)
             if not waiting or (deadline is not None and time.monotonic() >= deadline):
                 break
@@ -55,34 +55,27 @@ class ResilientGrid(Grid):
         return replies
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As Flower's."""
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As Flower's."""
         return self._grid.pull_messages(message_ids)
 
     def get_node_ids(self) -> Iterable[int]:
-        """As Flower's."""
         return self._grid.get_node_ids()
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """As Flower's."""
         return self._grid.get_nodes()
 
     def set_run(self, run: Run) -> None:
-        """As Flower's."""
         self._grid.set_run(run)
 
     @property
     def run(self) -> Run:
-        """As Flower's."""
         return self._grid.run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """As Flower's."""
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder beside checkpoint and release: one line a round, its lock, and why it failed."""
+"""Files of a run besides checkpoint and release: a log with one line a round, a lock, the reason of a failure."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ RELEASE, ROUNDS, FAILURE, LOCK = "release", "rounds.jsonl", "failure.txt", "run.
 
 @dataclass
 class RoundRecord:
-    """What happened in one round, as checkpoint, release and report keep it."""
+    """What happened in one round; part of checkpoint, release and report."""
 
     round: int
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    """Site -> why its answer did not count."""
+    """Site -> why its result did not count."""
     unknown_nodes: list[str] = field(default_factory=list)
-    """Fingerprints of connected nodes' keys that are none of an admitted site; they were asked nothing."""
+    """Fingerprints of the keys of connected nodes that belong to no admitted site; they were sent nothing."""
     counted: bool = False
-    """Whether enough answers passed the checks for the round to change the adapter."""
+    """Whether enough results were valid for the round to change the adapter."""
     failure: str = ""
-    """Why the round did not count, where that is no one site's doing."""
+    """Why the round did not count, for a reason that is not one site's."""
     mean_update_norm: float | None = None
-    """L2 norm of the sites' mean update, where it is all that the server knows."""
+    """L2 norm of the sites' mean update, under secure aggregation."""
     ended: str = ""
     """ISO 8601, UTC."""
     seconds: float = 0.0
 
 
 def write_rounds(folder: Path, records: Sequence[RoundRecord]) -> None:
-    """Replace the folder's record of the rounds by these; raises `CheckpointError`."""
+    """Replace the folder's log; raises `CheckpointError`."""
     write_bytes(folder / ROUNDS, "".join(_line(record) for record in records).encode())
 
 
@@ -52,23 +52,23 @@ def append_round(folder: Path, record: RoundRecord) -> None:
 
 
 def read_rounds(folder: Path) -> list[RoundRecord]:
-    """The rounds of the folder's run; half a line at the end, of a run that was killed, is passed over.
+    """The rounds of the folder's run; an unfinished last line of a killed run is ignored.
 
     Raises:
-        CheckpointError: another line is none.
+        CheckpointError: another line cannot be read.
     """
     path = folder / ROUNDS
     try:
-        whole = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [RoundRecord(**json.loads(line)) for line in whole]
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [RoundRecord(**json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"cannot read '{path}' ({error}): resume the run, it writes the file anew") from error
+        raise CheckpointError(f"cannot read '{path}' ({error}): resume the run, which writes the file again") from error
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, as long as the process lives at most; raises `FederationError` when another run holds it."""
-    refusal = FederationError(f"another run is under way in '{folder}': end it first, or wait for it")
+    """Lock a run's folder, until the process ends at the latest; raises `FederationError` if another run holds it."""
+    refusal = FederationError(f"another run uses '{folder}': end it first, or wait for it")
     with held(folder / LOCK, refusal):
         yield
 

@@ -1,4 +1,4 @@
-"""One round's secure aggregation over Flower's grid: from the sites present to their mean update."""
+"""Secure aggregation of one round over Flower's grid: from the connected sites to their mean update."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ STAGE_TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class MeanUpdate:
-    """What the server learns of a round."""
+    """The result of a round, which is all that the server learns."""
 
     state: State
     """The adapter with the sites' mean update."""
     drift: Tensor | None
     """The sites' mean drift."""
     sites: list[str]
-    """Who is in it."""
+    """The sites in the sum."""
     norm: float
     """L2 norm of the mean update."""
 
 
 class SecaggServerRound:
-    """One round: `begin` before the sites train, `finish` with what they sent."""
+    """One round: `begin` before the sites train, `finish` with their answers."""
 
     def __init__(
         self, study: StudyConfig, server_round: int, state: State, drift_shape: torch.Size | None, grid: Grid
@@ -49,17 +49,17 @@ class SecaggServerRound:
         self._aggregation: SecureAggregation | None = None
 
     def begin(self, nodes: dict[str, int]) -> dict[str, Payload]:
-        """Stages `keys` and `shares` with the sites at these nodes; returns what goes with each site's task.
+        """Stages `keys` and `shares` with the sites at these nodes; returns a request for each site's task.
 
         Raises:
-            FederationError: too few sites are here or are left.
+            FederationError: too few sites are connected or remain.
         """
         federation, count = self.study.federation, len(nodes)
         threshold = max(federation.secure_threshold or default_threshold(count), federation.min_train_nodes)
         length = sum(value.numel() for value in self.state.values())
         length += 0 if self.drift_shape is None else math.prod(self.drift_shape)
         if count < threshold:
-            raise FederationError(f"{count} sites are here, a secure sum needs {threshold}")
+            raise FederationError(f"{count} sites are connected, a secure sum needs {threshold}")
         setting = SecaggSetting(self.study.digest(), self.round, count, threshold, length, federation.secure_clip)
         self._nodes, self._aggregation = nodes, SecureAggregation(setting, list(nodes))
         try:
@@ -71,34 +71,36 @@ class SecaggServerRound:
         """Stages `vector`, whose answers came with the training, and `unmask`.
 
         Raises:
-            FederationError: too few answers, a sum that does not check, or one that could harm the adapter.
+            FederationError: too few answers, or a sum that is inconsistent or too large.
         """
         aggregation = self._aggregation
         if aggregation is None:
             raise FederationError("no site has begun the round")
         try:
             aggregation.collect(answers)
-            found = aggregation.unmask(self._exchange)
+            total = aggregation.unmask(self._exchange)
         finally:
             self.left_out |= aggregation.left_out
         unit = drift_unit(aggregation.setting.clip)
-        update, drift = restore(found.vector / len(found.sites), self.state, self.drift_shape, unit)
+        update, drift = restore(total.vector / len(total.sites), self.state, self.drift_shape, unit)
         state = {name: (self.state[name].double() + value).float() for name, value in update.items()}
-        norm, most = update_norm(state, self.state), self.study.federation.max_update_norm
-        if norm > most:
-            raise FederationError(f"the mean update has norm {norm:.3g}, more than federation.max_update_norm {most:g}")
+        norm, limit = update_norm(state, self.state), self.study.federation.max_update_norm
+        if norm > limit:
+            raise FederationError(
+                f"the mean update has norm {norm:.3g}, more than federation.max_update_norm {limit:g}"
+            )
         if drift is not None and float(drift.abs().max()) > LARGEST_DRIFT:
             raise FederationError(f"the mean drift reaches {float(drift.abs().max()):.3g}, above {LARGEST_DRIFT:g}")
-        return MeanUpdate(state, None if drift is None else drift.float(), list(found.sites), norm)
+        return MeanUpdate(state, None if drift is None else drift.float(), list(total.sites), norm)
 
     def _exchange(self, stage: Stage, requests: dict[str, Payload]) -> dict[str, Mapping[str, object]]:
-        """Ask sites and return the payloads that came; whoever fails is silent."""
-        asked = [
+        """Send requests and return the payloads that came; a failing site has none."""
+        queries = [
             Message(messages.pack_secure(request), dst_node_id=self._nodes[site], message_type=f"query.{stage.value}")
             for site, request in requests.items()
         ]
-        replies = list(self.grid.send_and_receive(asked, timeout=STAGE_TIMEOUT_SECONDS))
-        names = {message.metadata.message_id: site for message, site in zip(asked, requests, strict=True)}
+        replies = list(self.grid.send_and_receive(queries, timeout=STAGE_TIMEOUT_SECONDS))
+        names = {message.metadata.message_id: site for message, site in zip(queries, requests, strict=True)}
         answers: dict[str, Mapping[str, object]] = {}
         for reply in replies:
             site = names.get(reply.metadata.reply_to_message_id)

@@ -1,8 +1,9 @@
-"""The central end of the federation: a Flower ServerApp that runs one study and writes its release.
+"""The server's side of the federation: a Flower ServerApp that runs one study and writes its release.
 
-run config: study  = path of the study's YAML, overrides = "key=value key=value"
-            home   = a deployed study's folder (ld-server provision), in place of both
-            resume = true goes on from the last checkpoint in the study's output folder
+Run config:
+    study, overrides    the study's YAML file, and `key=value` pairs separated by spaces
+    home                folder of a deployed study (`ld-server provision`), in place of both
+    resume              true continues after the last checkpoint in the study's output folder
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the study that the run config names; one with a home never begins anew over what it has."""
+    """Run the study of the run config; a study with a home never starts again over an existing checkpoint."""
     config = context.run_config
     home, overrides = str(config.get("home", "")), shlex.split(str(config.get("overrides", "")))
     resume = bool(config.get("resume", False))
@@ -49,7 +50,9 @@ def main(grid: Grid, context: Context) -> None:
         run_study(ResilientGrid(grid), study, modality, resume=resume)
         return
     if overrides:
-        raise ConfigError("overrides: sites approved the study of its home as it is; edit study.yaml there")
+        raise ConfigError(
+            "overrides cannot change an approved study: edit study.yaml in its home, then run ld-server update"
+        )
     deployed = StudyHome(Path(home)).check()
     study, modality = deployed.study()
     admission = deployed_admission(deployed, study)
@@ -69,16 +72,16 @@ def run_study(
 
     Args:
         grid: Flower's.
-        study: the study; its output is the run's folder, held by one run at a time.
-        modality: what its scans show.
-        resume: go on after the last checkpoint, to the bytes of an unbroken run. The round that was under way is asked
-            again, and private sites pay for it again.
-        overwrite: begin anew where a checkpoint lies and `resume` is not asked for.
+        study: the study; its output is the run's folder, used by one run at a time.
+        modality: the study's.
+        resume: continue after the last checkpoint, with the same result as an uninterrupted run. The interrupted round
+            runs again, and private sites are charged for it again.
+        overwrite: start again over a checkpoint unless `resume`.
         admission: who takes part; None asks the nodes for their names.
 
     Raises:
-        FederationError: too few sites came, no round had enough good answers, or there is a checkpoint that must not
-            be overwritten, or cannot be resumed.
+        FederationError: too few sites connected, no round had enough accepted results, or there is a checkpoint that
+            must not be overwritten or cannot be resumed.
         CheckpointError: the checkpoint cannot be read or written.
     """
     output = Path(study.output)
@@ -104,8 +107,8 @@ def _run(
 ) -> Path:
     if not (resume or overwrite) and has_checkpoint(output):
         raise FederationError(
-            f"'{output}' holds rounds of a study already: go on with --resume (resume=true), "
-            "or move the folder away to begin anew"
+            f"'{output}' holds rounds of a study already: continue with --resume (resume=true), "
+            "or move the folder away to start again"
         )
     digest = base_digest(study.base_model)
     checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
@@ -123,7 +126,7 @@ def _run(
     if checkpoint is None:
         drop_checkpoint(output)
         if study.start:
-            start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # a simulation's, often
+            start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # often a simulation's
             start_from(adapted, start, study, digest)
             strategy.frozen = adapted.frozen_state()
     else:
@@ -140,7 +143,7 @@ def _run(
             timeout=study.federation.round_timeout_seconds,
         )
     if not any(record.counted for record in strategy.records):
-        raise FederationError("no round had enough good answers: no release is written")
+        raise FederationError("no round had enough accepted results: no release is written")
     adapted.load(strategy.state)
     return write_release(
         output / RELEASE,
@@ -157,38 +160,38 @@ def _run(
 
 
 def last_checkpoint(output: Path, study: StudyConfig, digest: str, modality_digest: str) -> Checkpoint | None:
-    """The checkpoint to go on from; None, which is said, when no round has ended yet.
+    """The checkpoint to resume; prints a line and returns None when no round has ended yet.
 
     Raises:
         FederationError: it is of another study, base or modality.
-        CheckpointError: it cannot be read, nor the one before.
+        CheckpointError: neither it nor the one before it can be read.
     """
-    found = find_checkpoint(output)
-    if found is None:
-        print(f"'{output}' holds no checkpoint: begins at round 1", flush=True)
+    newest = find_checkpoint(output)
+    if newest is None:
+        print(f"'{output}' holds no checkpoint: the study starts at round 1", flush=True)
         return None
-    checkpoint = found.checkpoint
-    for what, own, its in (
+    checkpoint = newest.checkpoint
+    for kind, expected, actual in (
         ("study", study.digest(), checkpoint.study_digest),
         ("base model", digest, checkpoint.base_digest),
         ("modality", modality_digest, checkpoint.modality_digest),
     ):
-        if own != its:
+        if expected != actual:
             raise FederationError(
-                f"cannot resume: the checkpoint in '{output}' is of another {what} (sha256 {its[:12]}..., not "
-                f"{own[:12]}...): restore that {what}, or move the folder away to begin anew"
+                f"cannot resume: the checkpoint in '{output}' is of another {kind} (sha256 {actual[:12]}..., not "
+                f"{expected[:12]}...): restore that {kind}, or move the folder away to start again"
             )
-    if found.damage:
-        print(f"{found.damage}; goes on from the checkpoint before it, after round {checkpoint.round}", flush=True)
-        drop_checkpoint(output, (NAME,))  # else the next round's would push the whole one out
+    if newest.damage:
+        print(f"{newest.damage}; continues after round {checkpoint.round}, from the checkpoint before it", flush=True)
+        drop_checkpoint(output, (NAME,))  # else the next round's would replace the intact one
     return checkpoint
 
 
 def start_from(adapted: AdaptedModel[Any], release: Release, study: StudyConfig, digest: str) -> None:
-    """Load a release's adapter, what learns and what stays frozen, as a study's start.
+    """Load all of a release's adapter, trained and frozen parts, as a study's start.
 
     Raises:
-        ReleaseError: it is of another base, or its adapter is not what the study's adapter would make.
+        ReleaseError: it is of another base, or its adapter has other tensors than the study's.
     """
     if release.base_digest != digest:
         raise ReleaseError(f"start: '{study.start}' is of another base model than the study's")

@@ -1,4 +1,4 @@
-"""The round as a Flower strategy: picks sites by name, checks every answer, aggregates, checkpoints."""
+"""The Flower strategy: selects sites by name, checks every result, aggregates, writes checkpoints."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ POLL_SECONDS = 1.0
 
 
 class DriftFederation(Strategy):
-    """Federated averaging of a named set of tensors, each site with a latent drift of its own.
+    """Federated averaging of an adapter, with a latent drift a site.
 
-    A bad or missing answer leaves its site out of the round, with the reason in the round's record; it never
-    ends the run. Below `min_train_nodes` good answers the adapter stays as it was.
+    A site without a valid result is left out of the round, with the reason in the round's record; the run continues.
+    With fewer than `min_train_nodes` valid results the adapter stays unchanged.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class DriftFederation(Strategy):
         self.site_weights: dict[str, float] = {}
         self.state: State = {}
         self.frozen: State = {}
-        """The adapter's frozen part, for sites that cannot draw it from the study's seed."""
+        """The adapter's frozen part, where sites cannot draw it from the study's seed."""
         self._rounds_before = 0
-        """Rounds of the study that earlier runs held; Flower counts from 1 in each run."""
+        """Rounds of earlier runs of the study; Flower counts from 1 in each run."""
         self._mean_drift: Tensor | None = None
         self._secure: SecaggServerRound | None = None
         self._failure = ""
@@ -72,7 +72,7 @@ class DriftFederation(Strategy):
         self._started = 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on after a checkpoint's round; the caller has checked that it is of this study."""
+        """Continue after a checkpoint's round; the caller has checked that it is of this study."""
         self._rounds_before, self.state, self.frozen = checkpoint.round, checkpoint.state, checkpoint.frozen
         self.records = [RoundRecord(**record) for record in checkpoint.records]
         self.site_drifts, self.site_weights = dict(checkpoint.site_drifts), dict(checkpoint.site_weights)
@@ -81,7 +81,7 @@ class DriftFederation(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One task for each site of the study that is here, in the order of their names."""
+        """One task for each connected site of the study, in the order of their names."""
         self._started = time.monotonic()
         self._failure, self._secure = "", None
         self.state = dict(arrays.to_torch_state_dict())
@@ -92,10 +92,10 @@ class DriftFederation(Strategy):
             self._require_enough(self._present)
         except LdError as error:
             if not any(record.counted for record in self.records[self._rounds_before :]):
-                raise  # nothing of this run is lost yet
+                raise  # this run has no result to lose
             self._failure = str(error)
         self._tasks = {} if self._failure else self._make_tasks(number, grid)
-        # a task that was not done by the round's deadline is not worth starting: a node that comes back drops it
+        # a node that comes back after the round's deadline drops the task
         lifetime = self.study.federation.round_timeout_seconds
         self._asked = {
             name: Message(
@@ -109,7 +109,7 @@ class DriftFederation(Strategy):
         return list(self._asked.values())
 
     def _make_tasks(self, number: int, grid: Grid) -> dict[str, TrainTask]:
-        """Each site's task, in the order of their names; none when the round cannot count."""
+        """Each site's task, in the order of their names; none for a round that cannot count."""
         common = TrainTask(
             self.state,
             number,
@@ -118,12 +118,12 @@ class DriftFederation(Strategy):
             self.modality_digest,
             frozen=self.frozen,
         )
-        here = sorted(self._present.nodes)
-        tasks = dict.fromkeys(here, common)
+        connected = sorted(self._present.nodes)
+        tasks = dict.fromkeys(connected, common)
         if self.study.federation.secure_aggregation:
             self._secure = SecaggServerRound(self.study, number, self.state, self.drift_shape, grid)
             try:
-                secured = self._secure.begin({name: self._present.nodes[name] for name in here})
+                secured = self._secure.begin({name: self._present.nodes[name] for name in connected})
             except FederationError as error:
                 self._failure = str(error)
                 return {}
@@ -134,38 +134,38 @@ class DriftFederation(Strategy):
         return next((record.sites[site] for record in reversed(self.records) if site in record.sites), None)
 
     def _wait_for_sites(self, grid: Grid, number: int) -> PresentNodes:
-        """The study's sites that are here once all are or the wait is over; raises `LdError`."""
-        federation, told = self.study.federation, False
+        """The study's connected sites, when all are or the wait is over; raises `LdError`."""
+        federation, printed = self.study.federation, False
         deadline = time.monotonic() + federation.wait_seconds
         while True:
-            found = self.admission.identify(grid)
-            nodes = {name: found.nodes[name] for name in sorted(federation.sites) if name in found.nodes}
+            present = self.admission.identify(grid)
+            nodes = {name: present.nodes[name] for name in sorted(federation.sites) if name in present.nodes}
             absent = sorted(set(federation.sites) - set(nodes))
             left = deadline - time.monotonic()
             if not absent or left <= 0:
                 break
-            if not told:
+            if not printed:
                 print(f"round {number}: waits up to {left:.0f} s for {', '.join(absent)}", flush=True)
-                told = True
+                printed = True
             time.sleep(min(POLL_SECONDS, left))
-        return PresentNodes(nodes, found.unknown_nodes)
+        return PresentNodes(nodes, present.unknown_nodes)
 
     def _require_enough(self, present: PresentNodes) -> None:
         federation = self.study.federation
         if len(present.nodes) < federation.min_train_nodes:
             absent = sorted(set(federation.sites) - set(present.nodes))
             raise FederationError(
-                f"only {len(present.nodes)} of {federation.min_train_nodes} sites came within "
+                f"only {len(present.nodes)} of at least {federation.min_train_nodes} sites connected within "
                 f"{federation.wait_seconds:g} s; missing: {', '.join(absent)}"
             )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the answers, aggregate the good ones, write the checkpoint."""
+        """Check the results, aggregate the valid ones, write the checkpoint."""
         record = RoundRecord(self._rounds_before + server_round, unknown_nodes=self._present.unknown_nodes)
         results: dict[str, TrainResult] = {}
-        # by message, not by source: the answer for a node that died comes from the SuperLink
+        # by message, not by source: the SuperLink replies for a node that died
         waiting = {message.metadata.message_id: name for name, message in self._asked.items()}
         for reply in replies:
             name = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -175,12 +175,12 @@ class DriftFederation(Strategy):
                 results[name], record.sites[name] = self._accept(reply, name)
             except LdError as error:
                 record.left_out[name] = reason(error)
-            except Exception as error:  # whatever a foreign node put into a message, the run goes on
-                record.left_out[name] = f"its answer cannot be read ({type(error).__name__})"
+            except Exception as error:  # a node can send anything
+                record.left_out[name] = f"its reply cannot be read ({type(error).__name__})"
         for name in set(self.study.federation.sites) - set(self._asked):
-            here = name in self._present.nodes
-            record.left_out[name] = "it was not asked to train" if here else "it was not connected"
-        record.left_out |= {name: "it did not answer before the round's deadline" for name in waiting.values()}
+            connected = name in self._present.nodes
+            record.left_out[name] = "it was given no task" if connected else "it was not connected"
+        record.left_out |= {name: "it did not reply before the round's deadline" for name in waiting.values()}
         if self._failure:
             record.failure, record.sites = self._failure, {}
         elif self._secure is not None:
@@ -192,7 +192,7 @@ class DriftFederation(Strategy):
         return self._finish(record)
 
     def _accept(self, reply: Message, name: str) -> tuple[TrainResult, dict[str, Any]]:
-        """A site's checked answer, clipped, and what the record keeps of it; raises `LdError`."""
+        """A site's checked and clipped result, and what the record keeps of it; raises `LdError`."""
         federation, task = self.study.federation, self._tasks[name]
         result = read_reply(reply, name, task, self.study, self.drift_shape)
         norm, clipped, accepted = None, None, result
@@ -206,23 +206,21 @@ class DriftFederation(Strategy):
         return accepted, entry
 
     def _sum(self, record: RoundRecord, results: dict[str, TrainResult], secure: SecaggServerRound) -> None:
-        """Take over the secure mean of the sites that are in it."""
+        """Take the mean of a secure sum."""
         try:
-            found = secure.finish({name: result.secure for name, result in results.items() if result.secure})
+            mean = secure.finish({name: result.secure for name, result in results.items() if result.secure})
         except FederationError as error:
             record.failure, record.sites = str(error), {}
             return
         record.counted = True
-        record.mean_update_norm = found.norm
-        self.state, self._mean_drift = found.state, found.drift
-        record.sites = {name: record.sites[name] for name in found.sites}
+        record.mean_update_norm = mean.norm
+        self.state, self._mean_drift = mean.state, mean.drift
+        record.sites = {name: record.sites[name] for name in mean.sites}
 
     def _average(self, record: RoundRecord, results: dict[str, TrainResult]) -> None:
         federation = self.study.federation
         if len(results) < federation.min_train_nodes:
-            record.failure = (
-                f"{len(results)} good answers came, federation.min_train_nodes is {federation.min_train_nodes}"
-            )
+            record.failure = f"{len(results)} valid results, federation.min_train_nodes is {federation.min_train_nodes}"
             return
         record.counted = True
         equal = federation.weighting == "equal"
@@ -250,7 +248,7 @@ class DriftFederation(Strategy):
             modality_digest=self.modality_digest,
             round=record.round,
             state=self.state,
-            records=[vars(kept) for kept in self.records],
+            records=[vars(entry) for entry in self.records],
             site_drifts=self.site_drifts,
             site_weights=self.site_weights,
             mean_drift=self._mean_drift,
@@ -260,13 +258,14 @@ class DriftFederation(Strategy):
         self.on_round(record)
         if not record.counted:
             return None, None
-        known = {name: site["loss_last"] for name, site in record.sites.items() if site["loss_last"] is not None}
-        losses = {f"loss-{name}": loss for name, loss in known.items()}
+        losses = {
+            f"loss-{name}": site["loss_last"] for name, site in record.sites.items() if site["loss_last"] is not None
+        }
         return ArrayRecord(dict(self.state)), MetricRecord(losses)
 
     @property
     def drift(self) -> Tensor | None:
-        """Drift μ of the sites that released one, aggregated as the adapter is, or the mean of the secure sum."""
+        """The sites' drifts μ, aggregated like the adapter, or the mean of the secure sum."""
         if self.study.federation.secure_aggregation:
             return self._mean_drift
         return aggregate_drifts(self.site_drifts, self.site_weights, self.aggregator)
@@ -274,7 +273,7 @@ class DriftFederation(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Nothing: the release is evaluated where the evaluation data lie."""
+        """Nothing: releases are evaluated with `ld-evaluate`, where evaluation data exist."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -282,7 +281,7 @@ class DriftFederation(Strategy):
         return None
 
     def summary(self) -> None:
-        """Say what will run, once."""
+        """Print what will run."""
         federation, done = self.study.federation, self._rounds_before
         after = f", {done} of them done" if done else ""
         print(

@@ -56,17 +56,17 @@ def evaluate(
         modality: the release's.
         truths: the test patients.
         editor: draws the counterfactuals.
-        drift: the one that the adapter was trained with.
+        drift: the adapter's, if it was trained with one.
         progress: as in `draw_counterfactuals`.
     """
-    scans, known = read_truths(truths.folder, modality, base.resolution)
-    prompts = {truth.scan: modality.prompt(truth.attributes) for truth in known}
-    edits = [edit_to(modality, truth.scan, truth.attributes, truth.target, editor.delta) for truth in known]
+    scans, counterfactuals = read_truths(truths.folder, modality, base.resolution)
+    prompts = {truth.scan: modality.prompt(truth.attributes) for truth in counterfactuals}
+    edits = [edit_to(modality, truth.scan, truth.attributes, truth.target, editor.delta) for truth in counterfactuals]
     source = [prompts[row] for row in range(len(scans))]
     drawn = draw_counterfactuals(base, scans, source, edits, editor, progress, drift)
-    rows = measure(base, modality, scans, known, drawn)
+    rows = measure(base, modality, scans, counterfactuals, drawn)
     summary = summarize(rows, truths.growth_ceiling)
     summary["inversion_psnr_db"] = float(psnr(drawn.reconstructions, drawn.autoencoded).mean())
     summary["vae_psnr_db"] = float(psnr(drawn.autoencoded, scans).mean())
-    summary["area_validation"] = validate_area(modality, scans, known)
-    return SimulatedEvaluation(known, scans, drawn, rows, summary)
+    summary["area_validation"] = validate_area(modality, scans, counterfactuals)
+    return SimulatedEvaluation(counterfactuals, scans, drawn, rows, summary)

@@ -75,15 +75,15 @@ def _renamed(schema: Any, parts: Sequence[str], prefix: str = "") -> str:
 
 
 def _suggestion(key: str, schemas: Mapping[str, type]) -> str:
-    known = {path: name for name, schema in reversed(list(schemas.items())) for path in _paths(schema)}
+    owners = {path: name for name, schema in reversed(list(schemas.items())) for path in _paths(schema)}
     last = key.rpartition(".")[2]
-    exact = [path for path in known if path.rpartition(".")[2] == last]
-    close = difflib.get_close_matches(key, exact or known, n=1, cutoff=0.0 if exact else 0.5)
+    exact = [path for path in owners if path.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(key, exact or owners, n=1, cutoff=0.0 if exact else 0.5)
     if not close:
-        by_last = {path.rpartition(".")[2]: path for path in known}
+        by_last = {path.rpartition(".")[2]: path for path in owners}
         close = [by_last[word] for word in difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)]
     if close:
-        return f"did you mean {close[0]} ({known[close[0]]})?"
+        return f"did you mean {close[0]} ({owners[close[0]]})?"
     sections = "; ".join(
         f"{name}: {', '.join(field.name for field in dataclasses.fields(schema))}" for name, schema in schemas.items()
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ld_client.audit.canaries import Rehearsal, audit_canaries, cast_rehearsal
+from ld_client.audit.canaries import CanaryTest, Rehearsal, audit_canaries, cast_rehearsal
 from ld_client.audit.membership import (
     LOSS_THRESHOLD,
     PROXIMAL_INITIALISATION,
@@ -202,5 +202,5 @@ def test_canaries_of_an_overfitted_model_show_a_leak_and_no_others_do(
     assert 1.0 < found.epsilon <= found.ceiling
     assert found.canaries == CANARIES
     other = cast_rehearsal(patients(brain_mri, 6), CANARIES, seed=6)
-    assert audit_canaries(*models, other.canaries, other.included, confidence=0.999, options=OPTIONS).epsilon == 0
+    assert audit_canaries(*models, other.canaries, other.included, CanaryTest(confidence=0.999), OPTIONS).epsilon == 0
     assert json.loads(json.dumps(asdict(found)))["canaries"] == CANARIES

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from ld_client.audit.command import audit_lines, run_audit
@@ -16,13 +17,15 @@ from ld_client.audit.statistics import AuditError
 from ld_client.data.indexing import build_store
 from ld_client.data.pseudonyms import write_key
 from ld_client.data.store import open_store, split_store
-from ld_client.site_config import load_modality, load_site
+from ld_client.round import handle_train
+from ld_client.site_config import SiteConfig, load_modality, load_site
 from ld_common.core.config import from_mapping
+from ld_common.protocol import messages as wire
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import read_release
 from ld_server.server_app import run_study
 from tests.conftest import write_table, write_visit
-from tests.simulations.test_federated_schemes import RealSites
+from tests.server.test_strategy import LocalGrid
 
 PATIENTS = [f"PLANTED-{number}" for number in range(8)]
 OPTIONS = AuditOptions(points=2, generated=4, canaries=8)
@@ -32,6 +35,22 @@ OPTIONS = AuditOptions(points=2, generated=4, canaries=8)
 def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class RealSites(LocalGrid):
+    """Nodes that answer as two sites with one store."""
+
+    def __init__(self, site: SiteConfig) -> None:
+        super().__init__({name: wire.pack_result for name in ("p", "q")}, 4)
+        self.site = site
+
+    def _reply(self, message: Message) -> Message | None:
+        name, _ = self.sites[message.metadata.dst_node_id]
+        if message.metadata.message_type.startswith("query"):
+            return super()._reply(message)
+        task = wire.unpack_task(message.content)
+        content = wire.pack_result(handle_train(replace(self.site, site=name), task))
+        return Message(content, reply_to=message)
 
 
 @pytest.fixture

@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from ld_client import client_app as app
-from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
 from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.drift_report import report_drift
 from ld_client.privacy.budget import read_budget
 from ld_client.privacy.dp_drift import noised_drift
-from ld_client.privacy.ledger import Ledger, Once, Use, private_charges
+from ld_client.privacy.ledger import Ledger, NoisedRelease, Use, private_charges
 from ld_client.site_config import load_site
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import PolicyError, PrivacyError
@@ -28,7 +27,7 @@ from ld_common.protocol.dp_accounting import Charge, epsilon
 from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
 from ld_simulations.benchmarks.privacy.kills import kill_rounds, small_task
-from tests.support.site_homes import approved, make_home
+from tests.support.site_homes import approved, index_site, make_home
 
 DELTA = 1e-5
 STEP = Charge(2.0, 0.1, 10)
@@ -92,7 +91,7 @@ def test_two_runs_at_once_cannot_both_spend_the_last_of_a_budget(tmp_path: Path)
 @pytest.fixture
 def private_task(site_yaml: Path) -> TrainTask:
     site = load_site(site_yaml)
-    build_store(site)
+    index_site(site)
     return small_task(site)
 
 
@@ -191,11 +190,11 @@ def test_a_drift_that_cannot_be_made_is_not_charged(tmp_path: Path) -> None:
 
     ledger = Ledger(tmp_path / "ledger.sqlite")
     with pytest.raises(PrivacyError, match="no drift"):
-        ledger.charge(replace(use(), drift=Once("key", STEP, fail)), LIMIT, DELTA)
-    assert (ledger.entries(), ledger.kept("key")) == ([], None)
-    ledger.charge(replace(use(), drift=Once("key", STEP, lambda: b"noised")), LIMIT, DELTA)
+        ledger.charge(replace(use(), drift=NoisedRelease("key", STEP, fail)), LIMIT, DELTA)
+    assert (ledger.entries(), ledger.noised_release("key")) == ([], None)
+    ledger.charge(replace(use(), drift=NoisedRelease("key", STEP, lambda: b"noised")), LIMIT, DELTA)
     assert [entry.purpose for entry in ledger.entries()] == ["training", "drift"]
-    assert ledger.kept("key") == b"noised"
+    assert ledger.noised_release("key") == b"noised"
 
 
 def test_a_noised_drift_is_paid_for_once_and_then_the_same(site_yaml: Path, private_task: TrainTask) -> None:

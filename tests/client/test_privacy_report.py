@@ -18,7 +18,6 @@ from ld_client.audit.one_run import EpsilonBound, audit_epsilon
 from ld_client.audit.run import Audit, AuditOptions
 from ld_client.audit.statistics import AuditError, area_under_curve, operating_point, share
 from ld_client.cli import app
-from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
 from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, Use
 from ld_client.privacy_report.report import write_privacy_report
@@ -32,17 +31,26 @@ from ld_common.protocol.dp_accounting import Charge, epsilon
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, read_release, write_release
 from tests.conftest import PLANTED_ROWS, write_table
+from tests.support.site_homes import index_site
 
-PRIVACY = {"enabled": True, "target_epsilon": 2.0, "patients": 10, "expected_batch_size": 10, "draws": 1}
+PRIVACY = {
+    "enabled": True,
+    "target_epsilon": 2.0,
+    "patients": 10,
+    "expected_batch_size": 10,
+    "augmentation_multiplicity": 1,
+}
 RANDOM_MEMBERS, RANDOM_OTHERS = [float(row % 7) for row in range(120)], [float(row % 7) for row in range(119)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Hospital:
-    """A site with a store of which one row was left out, and what it takes to make reports of it."""
+    """A site whose store excludes one row, and what it takes to make reports of it."""
 
     site: SiteConfig
     folder: Path
+    facts: Any = None
+    """Of the last report."""
 
     def study(self, **options: Any) -> StudyConfig:
         federation = {"rounds": 2, "sites": ["aster", "birch", "cedar"], "weighting": "equal"}
@@ -99,7 +107,7 @@ class Hospital:
     def report(self, release: Path, audit: Path | None = None, site: SiteConfig | None = None) -> str:
         """The page's text."""
         out = self.folder / "report.html"
-        write_privacy_report(site or self.site, read_release(release), release, audit, out)
+        self.facts = write_privacy_report(site or self.site, read_release(release), release, audit, out)
         return out.read_text(encoding="utf-8")
 
 
@@ -115,7 +123,7 @@ def membership(members: list[float], others: list[float]) -> MembershipReport:
 def hospital(site_yaml: Path, tmp_path: Path) -> Hospital:
     write_table(site_yaml, [*PLANTED_ROWS, "PLANTED-DORA,2020-01-01,50,Female,Normal"])
     site = load_site(site_yaml, ["held_out=0.4"])
-    build_store(site)
+    index_site(site)
     return Hospital(site, tmp_path / "releases")
 
 
@@ -139,18 +147,17 @@ def test_a_private_study_is_reported_with_its_promise_its_costs_and_its_attacks(
         f"Spent, all together ε {total:.4g}",
         f"Left ε {10 - total:.4g}",
         "2 steps, σ ",
-        "noised, paid for",
+        "noised, charged",
         "as this study was run: with differential privacy, without secure aggregation".capitalize(),
         "left out: it was not connected",
         "no scan 1 0",
-        "The most that so many patients can show is ε 3.",
-        "would have been noticed in four audits of five",
+        "ε 3.",
         read_release(release).adapter_sha256,
         study.digest(),
         "Signature",
     ):
         assert expected in said
-    assert "Nothing stands out" in said
+    assert hospital.facts.warnings == []
     for field in dataclasses.fields(PolicyConfig):
         assert re.search(rf"\b{field.name}\b", said)
 
@@ -162,17 +169,17 @@ def test_a_study_without_privacy_is_reported_without_any_epsilon(hospital: Hospi
     hospital.charge(study)
     for audit in (None, hospital.audit(release)):
         page = hospital.report(release, audit)
-        assert "ran without differential privacy: nothing bounds" in words(page)
+        assert "without differential privacy" in words(page)
         said = words(page).replace("no ε can be stated", "").replace("no ε exists", "")
         assert not re.search("[εδ]|epsilon", said)
-    assert "of 100 guesses who did" in said
+    assert "100 guesses" in said
 
 
 def test_without_an_audit_the_report_says_so_and_how_to_make_one(hospital: Hospital) -> None:
     release = hospital.release(hospital.study(name="open"))
     said = words(hospital.report(release))
     assert "No attack was made on this release" in said
-    assert "ld-client audit-privacy --config" in said
+    assert "ld-client audit-privacy --home" in said
     assert "held_out is 0" in words(hospital.report(release, site=replace(hospital.site, held_out=0.0)))
 
 
@@ -203,9 +210,9 @@ def test_secure_aggregation_is_reported_as_it_was_run(hospital: Hospital) -> Non
 def test_what_the_facts_give_is_warned_of(hospital: Hospital) -> None:
     study = hospital.study(name="private", privacy=PRIVACY)
     release = hospital.release(study)
-    assert "The site's ledger holds nothing of this study" in words(hospital.report(release))
-    drift = "a noised drift of this site, and the ledger holds no charge for it"
-    weak = "charged for more noise than the release states"
+    assert "holds no charge of this study" in words(hospital.report(release))
+    drift = "holds no charge for it"
+    weak = "charged for more noise"
     planned = study.privacy_plan().step
     noisier = replace(planned, noise_multiplier=2 * planned.noise_multiplier, steps=2)
     Ledger(hospital.site.ledger_path).charge(Use(study.name, study.digest(), 1, {TRAINING: noisier}), 1e9, 1e-5)
@@ -219,7 +226,7 @@ def test_what_the_facts_give_is_warned_of(hospital: Hospital) -> None:
     assert weak not in said
     hospital.site.ledger_path.unlink()
     hospital.charge(study, 2)
-    assert "no charge for round 1, in which the site sent" in words(hospital.report(release))
+    assert "no charge for round 1," in words(hospital.report(release))
     for _ in range(6):
         hospital.charge(study)
     hospital.charge(hospital.study(name="earlier"))
@@ -235,10 +242,9 @@ def test_what_the_facts_give_is_warned_of(hospital: Hospital) -> None:
         "above the site's limit 1",
         "Studies without differential privacy used the same patients (earlier)",
         "better than chance (section 7)",
-        "the promise does not hold as computed",
     ):
         assert expected in said
-    assert "Nothing stands out" not in said
+    assert any("at least 9.00" in warning and "1.99" in warning for warning in hospital.facts.warnings)
 
 
 def test_an_altered_statement_is_found_out(hospital: Hospital) -> None:
@@ -247,7 +253,7 @@ def test_an_altered_statement_is_found_out(hospital: Hospital) -> None:
     manifest = json.loads((release / "manifest.json").read_text())
     manifest["privacy"]["epsilon"] = 0.5
     (release / "manifest.json").write_text(json.dumps(manifest))
-    assert "states ε 0.5, but its noise, sampling rate and steps give" in words(hospital.report(release))
+    assert "states ε 0.5" in words(hospital.report(release))
     manifest["privacy"] = {"differential_privacy": False}
     (release / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ReleaseError, match=r"privacy\.enabled=True"):
@@ -256,16 +262,16 @@ def test_an_altered_statement_is_found_out(hospital: Hospital) -> None:
 
 def test_another_sites_release_and_another_releases_audit_are_refused(hospital: Hospital) -> None:
     release = hospital.release(hospital.study(name="open"))
-    with pytest.raises(ReleaseError, match="site 'dahlia' took no part in this release, whose sites are aster, birch"):
+    with pytest.raises(ReleaseError, match=r"'dahlia'.* aster, birch"):
         hospital.report(release, site=replace(hospital.site, site="dahlia"))
-    with pytest.raises(AuditError, match="audit of another adapter"):
+    with pytest.raises(AuditError, match="another adapter"):
         hospital.report(release, hospital.audit(release, adapter_sha256="0" * 64))
-    with pytest.raises(AuditError, match="audit of site 'birch', not of 'aster'"):
+    with pytest.raises(AuditError, match=r"'birch'.*'aster'"):
         hospital.report(release, hospital.audit(release, site="birch"))
     broken = hospital.audit(release)
     for text in ("{", "[]", "{}", broken.read_text().replace('"members": 120', '"members": "many"')):
         broken.write_text(text)
-        with pytest.raises(AuditError, match="no audit of this version"):
+        with pytest.raises(AuditError, match="audit-privacy again"):
             hospital.report(release, broken)
     with pytest.raises(AuditError, match="cannot be read"):
         hospital.report(release, hospital.folder / "absent.json")

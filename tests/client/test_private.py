@@ -41,9 +41,16 @@ def study_of(adapter: dict[str, object], **privacy: object) -> StudyConfig:
         StudyConfig,
         {
             "adapter": adapter,
-            "training": {"steps": 3, "batch_size": 6, "prompt_dropout": 0.0},
+            "training": {"steps": 3, "batch_size": 6, "conditioning_dropout_prob": 0.0},
             "federation": {"weighting": "equal"},
-            "privacy": {"enabled": True, "patients": 3, "expected_batch_size": 2, "delta": 0.01, "draws": 2, **privacy},
+            "privacy": {
+                "enabled": True,
+                "patients": 3,
+                "expected_batch_size": 2,
+                "target_delta": 0.01,
+                "augmentation_multiplicity": 2,
+                **privacy,
+            },
         },
     )
 
@@ -51,7 +58,7 @@ def study_of(adapter: dict[str, object], **privacy: object) -> StudyConfig:
 def attached_of(tiny_base: Path, study: StudyConfig) -> AdaptedModel:
     found = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
     generator = torch.Generator().manual_seed(3)
-    for parameter in found.learned.values():  # B starts at zero, where A has no gradient
+    for parameter in found.trainable.values():  # B starts at zero, where A has no gradient
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return found
 
@@ -109,7 +116,12 @@ def reference_gradient(adapted: AdaptedModel, study: StudyConfig, rows: Tensor) 
 
 @pytest.mark.parametrize(
     "adapter",
-    [{"name": "lora", "rank": 2}, {"name": "custom_diffusion"}, {"name": "full"}, {"name": "instruct", "rank": 2}],
+    [
+        {"name": "lora", "rank": 2},
+        {"name": "custom_diffusion"},
+        {"name": "full"},
+        {"name": "instruct_pix2pix", "rank": 2},
+    ],
 )
 @pytest.mark.parametrize("clip", [1e-3, 1e3])
 def test_one_gradient_a_patient_is_clipped(tiny_base: Path, adapter: dict[str, object], clip: float) -> None:
@@ -193,7 +205,7 @@ def test_each_patient_is_drawn_with_the_public_rate() -> None:
     assert set(rows[1].tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full", "custom_diffusion", "dreambooth", "instruct"])
+@pytest.mark.parametrize("adapter", ["lora", "full", "custom_diffusion", "dreambooth", "instruct_pix2pix"])
 def test_a_private_round_moves_the_adapter_and_nothing_else(tiny_base: Path, adapter: str) -> None:
     study = study_of({"name": adapter}, ema=0.5)
     adapted = attached_of(tiny_base, study)

@@ -29,6 +29,15 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+OTHER_DOTTED = {
+    "adapter.name",
+    "edit.name",
+    "data.latents",
+    "drift.safetensors",
+    "hospitals.yaml",
+    "adapter.safetensors",
+}
+"""Names with a dot that begin like a section: the selection of an entry, Python attributes, files."""
 REQUIREMENT = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -49,6 +58,17 @@ def test_every_config_class_is_in_the_configuration_reference() -> None:
         assert re.search(rf"^### (`\w+` \()?{name}\)?$", page, re.MULTILINE), name
         for field in classes()[name].fields:
             assert re.search(rf"^\| `[\w.]*\b{field.name}` \|", page, re.MULTILINE), f"{name}.{field.name}"
+
+
+def test_config_keys_in_the_text_exist() -> None:
+    """Keys such as `policy.max_steps`, in code spans of the pages, stand in the configuration reference."""
+    reference = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"^\| `([\w.]+)`", reference, re.MULTILINE))
+    sections = "|".join({key.partition(".")[0] for key in known if key.count(".") == 1})
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md" and page.parent.name != "reference"):
+        text = page.read_text(encoding="utf-8")
+        unknown = {key for key in re.findall(rf"`((?:{sections})\.[a-z_]+)\b(?!\.)", text) if key not in known}
+        assert not unknown - OTHER_DOTTED, f"{page}: {unknown - OTHER_DOTTED}"
 
 
 def test_the_readme_is_short() -> None:

@@ -48,13 +48,6 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
-@pytest.fixture(autouse=True)
-def unlimited() -> Iterator[None]:
-    """No test leaves a limit to the next one."""
-    yield
-    Registry.allow(None)
-
-
 @pytest.fixture
 def site_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on `sys.path` with the example package installed in it."""

@@ -12,7 +12,7 @@ from ld_common.protocol.dp_accounting import Charge, DpConfig, epsilon, epsilon_
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import privacy_statement
 
-ON = {"enabled": True, "patients": 400, "expected_batch_size": 32, "delta": 1 / 4000}
+ON = {"enabled": True, "patients": 400, "expected_batch_size": 32, "target_delta": 1 / 4000}
 PRIVATE = {"privacy": ON, "federation": {"weighting": "equal", "rounds": 3}}
 
 
@@ -57,13 +57,13 @@ def test_noise_over_signal_is_the_design_notes_arithmetic() -> None:
 @pytest.mark.parametrize(
     ("privacy", "words"),
     [
-        ({"delta": 1 / 400}, "below 1/patients"),
+        ({"target_delta": 1 / 400}, "below 1/patients"),
         ({"expected_batch_size": 500}, "expected_batch_size is 500"),
         ({"target_epsilon": 0.0}, "target_epsilon is 0"),
         ({"target_epsilon": 1e6}, "target_epsilon"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1"),
         ({"ema": 1.0}, "ema is 1"),
-        ({"draws": 0}, "draws is 0"),
+        ({"augmentation_multiplicity": 0}, "augmentation_multiplicity is 0"),
         ({"drift_clip_norm": 30.0}, "drift_clip_norm is 30"),
     ],
 )
@@ -75,9 +75,9 @@ def test_a_promise_that_cannot_be_kept_is_refused(privacy: dict[str, object], wo
 @pytest.mark.parametrize(
     "changed",
     [
-        {"federation": {"weighting": "visits"}},
-        {"drift": {"mean": "conditional"}},
-        {"drift": {"mean": "scalar", "choice": "grid"}},
+        {"federation": {"weighting": "num_examples"}},
+        {"drift": {"shape": "conditional"}},
+        {"drift": {"shape": "scalar", "estimator": "grid"}},
     ],
 )
 def test_a_study_that_would_show_patients_beside_the_noise_is_refused(changed: dict[str, object]) -> None:

@@ -31,6 +31,7 @@ def test_the_sum_is_the_plain_sum_within_the_quantisation_bound(count: int, leng
     check_sum(sites.run(), sites, sorted(sites.updates))
 
 
+@pytest.mark.slow
 def test_fifty_sites_of_which_some_drop_out_at_each_stage() -> None:
     sites = make_sites(50, 20)
     names = sorted(sites.updates)

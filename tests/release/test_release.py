@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping, load_config
 from ld_common.core.errors import ModelError, ReleaseError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ADAPTER, ReleaseContent, load_release_base, read_release, write_release
@@ -90,3 +92,15 @@ def edit(folder: Path, change: object) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)  # type: ignore[operator]
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_equal_content_gives_equal_bytes(released: Path, smallest_base: Path, tmp_path: Path) -> None:
+    first = read_release(released)
+    again = tmp_path / "again"
+    for _ in range(5):
+        study = dataclasses.replace(first.study, base_model=str(smallest_base))
+        drift = first.drift.mean if isinstance(first.drift, LatentDrift) else None
+        write_release(
+            again, study, MODALITY, ReleaseContent(first.base_digest, first.state, drift, {"p": drift}, [ROUND])
+        )
+        assert all((again / file.name).read_bytes() == file.read_bytes() for file in released.iterdir())

@@ -27,7 +27,7 @@ from ld_common.core.config import to_mapping
 from ld_common.core.processes import free_ports
 from ld_common.protocol.keys import new_site_key, public_line, write_private_key
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
-from ld_server.deployment.fleet_proxy import MAX_CONNECTIONS, MAX_REQUEST_BYTES, SMALL_REQUEST_BYTES, gate_server
+from ld_server.deployment.fleet_proxy import MAX_CONNECTIONS, MAX_REQUEST_BYTES, SMALL_REQUEST_BYTES, proxy_server
 from ld_server.deployment.study_home import AdmittedSite, ServerConfig, StudyHome, now
 
 ASKED: list[tuple[str, bytes]] = []
@@ -89,7 +89,7 @@ def gate(home: StudyHome) -> Iterator[httpx.Client]:
     )
     context = ssl.create_default_context(cafile=str(home.certificate("authority")))
     url = f"https://localhost:{home.server().gate_port}"
-    with running(upstream), running(gate_server(home)), httpx.Client(base_url=url, verify=context) as client:
+    with running(upstream), running(proxy_server(home)), httpx.Client(base_url=url, verify=context) as client:
         yield client
 
 
@@ -228,7 +228,7 @@ def test_a_slow_body_is_no_silence(home: StudyHome, gate: httpx.Client, monkeypa
 
 
 def test_connections_are_limited(home: StudyHome) -> None:
-    assert gate_server(home).config.limit_concurrency == MAX_CONNECTIONS
+    assert proxy_server(home).config.limit_concurrency == MAX_CONNECTIONS
 
 
 def test_certificates_are_of_sites_alone(gate: httpx.Client, home: StudyHome) -> None:
@@ -250,7 +250,7 @@ def test_the_gate_says_when_flower_is_not_there(home: StudyHome, tmp_path: Path)
         (other.path / name).symlink_to(home.path / name)
     (other.path / "server.yaml").write_text(yaml.safe_dump(to_mapping(config)))
     context = ssl.create_default_context(cafile=str(home.certificate("authority")))
-    with running(gate_server(other)), httpx.Client(verify=context) as client:
+    with running(proxy_server(other)), httpx.Client(verify=context) as client:
         url = f"https://localhost:{config.gate_port}"
         assert client.get(f"{url}/health").status_code == 200
         assert client.post(f"{url}/v1/fleet/pull-messages", content=b"x").status_code == 503

@@ -238,7 +238,7 @@ def test_the_newest_release_is_never_an_older_one(serving: DeployedStudy, aster:
     issue(serving)
     pull(aster, "", None)
     shutil.rmtree(serving.home.path / "releases" / "demo-2")
-    with pytest.raises(ReleaseError, match="newest release is 1, and this site has 2 already"):
+    with pytest.raises(ReleaseError, match="--release demo-1"):
         pull(aster, "", None)
     pull(aster, "demo-1", None)
 
@@ -253,7 +253,7 @@ def test_an_altered_file_is_refused_and_the_next_pull_starts_afresh(
     path = issue(serving) / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ReleaseError, match=f"'{name}' came altered"):
+    with pytest.raises(ReleaseError, match=f"'{name}'.*pull again"):
         pull(aster, "", None)
     assert not (aster.path / "releases" / "demo-1").exists()
     path.write_bytes(whole)
@@ -282,7 +282,7 @@ def test_another_study_s_release_is_refused_though_the_key_is_right(serving: Dep
     write_manifest(folder, manifest)
     sign_release(folder, serving.study_key)
     folder.rename(folder.with_name("other-1"))
-    with pytest.raises(ReleaseError, match="a release of the study 'other', this kit is of 'demo'"):
+    with pytest.raises(ReleaseError, match=r"'other'.*'demo'"):
         pull(aster, "", None)
 
 
@@ -290,7 +290,7 @@ def test_a_sealed_adapter_that_was_altered_is_refused(serving: DeployedStudy, as
     folder = issue(serving, "aster")
     whole = (folder / SEALED).read_bytes()
     (folder / SEALED).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ReleaseError, match="came altered"):
+    with pytest.raises(ReleaseError, match=r"adapter\.sealed.*pull again"):
         pull(aster, "", None)
     envelope = json.loads((folder / ENVELOPE).read_text())
     envelope["sha256"][SEALED] = hashlib.sha256((folder / SEALED).read_bytes()).hexdigest()
@@ -317,7 +317,7 @@ def test_a_foreign_authority_s_certificate_is_refused(serving: DeployedStudy, as
     foreign = pem(certify_site(authority_key, authority, key.public_key(), "aster"))
     assert refusal(lambda: offered(serving.channel(key, foreign)))[0] == grpc.StatusCode.UNAVAILABLE
     aster.certificate.write_bytes(foreign)
-    with pytest.raises(DeploymentError, match="no certificate of this study"):
+    with pytest.raises(DeploymentError, match=r"site\.crt"):
         pull(aster, "", None)
 
 
@@ -338,7 +338,7 @@ def test_an_expired_certificate_is_refused_by_both_sides(serving: DeployedStudy,
     expired = serving.certificate("aster", key, days=-1)
     assert refusal(lambda: offered(serving.channel(key, expired)))[0] == grpc.StatusCode.UNAVAILABLE
     aster.certificate.write_bytes(expired)
-    with pytest.raises(DeploymentError, match="not now: ask the study for a new one"):
+    with pytest.raises(DeploymentError, match="not now"):
         pull(aster, "", None)
 
 
@@ -366,12 +366,12 @@ def test_a_certificate_of_another_site_s_name_is_refused(serving: DeployedStudy,
     code, said = refusal(lambda: offered(serving.channel(key, serving.certificate("zinnia", key))))
     assert (code, said) == (grpc.StatusCode.PERMISSION_DENIED, "'zinnia' is no site of this study")
     aster.certificate.write_bytes(serving.certificate("aster", key))
-    with pytest.raises(DeploymentError, match="is not of this site's key"):
+    with pytest.raises(DeploymentError, match=r"site\.key"):
         pull(aster, "", None)
     own = aster.key()
     assert isinstance(own, ec.EllipticCurvePrivateKey)
     aster.certificate.write_bytes(serving.certificate("birch", own))
-    with pytest.raises(DeploymentError, match="certificate of 'birch', the kit is for 'aster'"):
+    with pytest.raises(DeploymentError, match=r"'birch'.*'aster'"):
         pull(aster, "", None)
 
 
@@ -477,7 +477,7 @@ def test_a_failure_at_the_server_tells_the_site_nothing_of_it(
     assert (code, str(serving.folder) in said, "Error" in said) == (grpc.StatusCode.INTERNAL, False, False)
     assert "cannot read the list of sites" in caplog.text
     assert not [record for record in caplog.records if record.exc_info]
-    assert "tell the study's people" in pulled_line(capsys, aster)
+    assert "tell the study" in pulled_line(capsys, aster)
 
 
 def test_a_site_has_a_few_calls_at_a_time_and_gets_them_back(serving: DeployedStudy, aster: SiteHome) -> None:
@@ -653,7 +653,7 @@ def test_a_stream_that_ends_early_is_cut_short_not_done(
 ) -> None:
     whole = (hostile.folder / ADAPTER).read_bytes()
     hostile.parts = lambda file: iter([whole[:1000]]) if file == ADAPTER else hostile.honest(file)
-    assert f"cut short after 1,000 of {len(whole):,} bytes" in pulled_line(capsys, aster)
+    assert f"1,000 of {len(whole):,} bytes" in pulled_line(capsys, aster)
     hostile.parts = lambda file: iter([whole[1000:]]) if file == ADAPTER else hostile.honest(file)
     pull(aster, "", None)
     assert (aster.path / "releases" / "demo-1" / ADAPTER).read_bytes() == whole
@@ -703,14 +703,14 @@ def test_an_answer_that_is_none_is_one_clear_line(
 ) -> None:
     hostile.list = answer
     said = pulled_line(capsys, aster)
-    assert "is no answer of a release service" in said or "failed" in said
+    assert "release service" in said or "failed" in said
     assert "\x1b" not in said
 
 
 def test_an_older_release_under_a_newer_name_is_refused(hostile: Hostile, aster: SiteHome) -> None:
     sizes = {path.name: path.stat().st_size for path in hostile.folder.iterdir()}
     hostile.list = listing([Listed("demo-7", 7, sizes)]).SerializeToString()
-    with pytest.raises(ReleaseError, match="offers another release as 'demo-7'"):
+    with pytest.raises(ReleaseError, match="'demo-7'"):
         pull(aster, "", None)
 
 

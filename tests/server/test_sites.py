@@ -158,7 +158,7 @@ def test_a_deployed_study_runs_with_the_keys_of_its_home(home: StudyHome, tiny_b
     assert "--resume" in (home.run / "failure.txt").read_text()
     main(KeyedGrid({}), context(home, resume=True))  # ended: its release is written again
     assert not (home.run / "failure.txt").exists()
-    with pytest.raises(ConfigError, match="sites approved"):
+    with pytest.raises(ConfigError, match="approved study"):
         main(grid, context(home, overrides="seed=1"))
     with pytest.raises(DeploymentError, match="ld-server provision"):
         main(grid, context(StudyHome(home.path / "none")))
@@ -275,7 +275,7 @@ def test_tasks_are_prepared_and_answers_judged_site_by_site(tiny_base: Path, tmp
     assert all(list(record["sites"]) == ["p"] for record in rounds)
     assert rounds[0]["left_out"] == {
         "q": "its attestation does not hold",
-        "r": "its answer cannot be read (KeyError)",
+        "r": "its reply cannot be read (KeyError)",
     }
     assert len({task.study for task in seen}) == 6  # each site and round its own
     assert lasts["p", 1] is None
@@ -307,7 +307,7 @@ def test_an_object_that_cannot_be_decoded_costs_its_sender_alone(home: StudyHome
     main(grid, context(home))
     rounds = read_release(home.run / "release").manifest["rounds"]
     assert [sorted(record["sites"]) for record in rounds] == [["p", "q"]] * 2
-    assert all("did not answer" in record["left_out"]["r"] for record in rounds)
+    assert all("did not reply" in record["left_out"]["r"] for record in rounds)
 
 
 def test_a_reply_counts_only_for_the_message_that_it_was_pulled_for() -> None:

@@ -174,9 +174,9 @@ BAD: dict[str, tuple[Behaviour, str]] = {
     ),
     "giant claim": (with_array(claiming((10**13,))), "cannot be read"),
     "pickle": (with_array(Array("object", (1,), "numpy.ndarray", b"\x80\x04.")), "cannot be read"),
-    "no numbers": (lambda result: wire.pack_result(replace(result, numbers=None)), "what the study lets leave"),
-    "masked": (masked(b"1234"), "what the study lets leave"),
-    "masked number": (masked(2**40), "cannot be read|what the study lets leave"),
+    "no numbers": (lambda result: wire.pack_result(replace(result, numbers=None)), "exactly the fields"),
+    "masked": (masked(b"1234"), "exactly the fields"),
+    "masked number": (masked(2**40), "cannot be read|exactly the fields"),
     "long name": (lambda result: wire.pack_result(replace(result, site="<b>\n\x1b[31m" + "a" * 9999)), "of site '<b>"),
     "node error": (lambda result: Error(3, "Jane Doe"), "its node failed with code 3"),  # type: ignore[dict-item,return-value]
     "shape": (set_first(lambda tensor: tensor[:1]), "shape"),
@@ -199,7 +199,7 @@ BAD: dict[str, tuple[Behaviour, str]] = {
         lambda result: RecordDict({"state": ArrayRecord(), "site": ConfigRecord({"name": "z"})}),
         "cannot be read",
     ),
-    "silent": (lambda result: None, "did not answer"),  # type: ignore[dict-item,return-value]
+    "silent": (lambda result: None, "did not reply"),  # type: ignore[dict-item,return-value]
 }
 
 
@@ -268,7 +268,7 @@ def test_an_answer_of_an_earlier_round_is_not_counted_again(tiny_base: Path, tmp
     first, second = release.manifest["rounds"]
     assert sorted(first["sites"]) == ["p", "q", "z"]
     assert sorted(second["sites"]) == ["p", "q"]
-    assert second["left_out"]["z"] == "its answer is of site 'z' and round 1"
+    assert "round 1" in second["left_out"]["z"]
 
 
 def test_of_two_answers_to_one_task_one_counts(tiny_base: Path, tmp_path: Path) -> None:
@@ -321,8 +321,9 @@ def test_a_round_that_cannot_count_asks_nobody_to_train(
     first, second = release.manifest["rounds"]
     assert (first["counted"], second["counted"]) == (True, False)
     assert asked == [("p", 1), ("q", 1)]
-    assert second["left_out"] == {"p": "it was not asked to train", "q": "it was not connected"}
-    assert second["failure"] == "only 1 of 2 sites came within 0.1 s; missing: q"
+    assert set(second["left_out"]) == {"p", "q"}
+    assert second["left_out"]["q"] == "it was not connected"
+    assert "missing: q" in second["failure"]
     assert "round 2: waits up to 0 s for q" in capfd.readouterr().out
 
 
@@ -369,11 +370,8 @@ def test_a_colluding_minority_cannot_move_a_robust_study(tiny_base: Path, tmp_pa
     names = ["p", "q", "r", "y", "z"]
     options = {"mean": {}, "median": {}, "trimmed_mean": {"beta": 0.4}}
     for rule in options:
-        settings: dict[str, object] = {
-            "aggregation": {"name": rule, **options[rule]},
-            "weighting": "equal",
-            "min_train_nodes": 3,
-        }
+        aggregation = {"name": rule, **options[rule]}
+        settings: dict[str, object] = {"aggregation": aggregation, "weighting": "equal", "min_train_nodes": 3}
         own = study(tiny_base, tmp_path / rule, names, max_update_norm=1e4, **settings)
         sites = dict.fromkeys("pqr", honest) | dict.fromkeys("yz", lies)
         release = read_release(run_study(LocalGrid(sites, load_channels(tiny_base)), own, MODALITY))

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ld_simulations.benchmarks.latent_drift.cli import cli
 from PIL import Image
 
 from ld_common.core.errors import ConfigError
-from ld_simulations.benchmarks.latent_drift.plan import load_benchmark
+from ld_simulations.benchmarks.cli import cli
+from ld_simulations.benchmarks.latent_drift.plan import adopted_results, load_benchmark
 from ld_simulations.benchmarks.latent_drift.table import find, metrics_of, reduction, rows_of, shown, verdicts
 
-CONFIG = Path(__file__).parents[2] / "configs/benchmark_ld.yaml"
+CONFIG = Path(__file__).parents[2] / "configs/benchmark_latent_drift.yaml"
 ADAPTERS = ["full", "lora", "textual_inversion", "dreambooth", "custom_diffusion"]
 
 
@@ -27,33 +27,42 @@ def test_the_plan_is_the_papers_table_with_its_controls() -> None:
     plain = [drawing for drawing in drawings if drawing.training.variant == "plain"]
     for modality in ("brain", "chest"):
         for adapter in ADAPTERS:
-            own = [one for one in plain if (one.training.modality, one.training.adapter) == (modality, adapter)]
-            assert {(one.drift, one.control) for one in own} == {
+            drawn = {
+                (drawing.drift, drawing.control)
+                for drawing in plain
+                if (drawing.training.modality, drawing.training.adapter) == (modality, adapter)
+            }
+            assert drawn == {
                 (False, None),
                 (True, None),
                 (False, "histogram_matching"),
             }
-    assert {one.control for one in drawings} == {None, "histogram_matching", "offset_noise", "zero_terminal_snr"}
+    assert {drawing.control for drawing in drawings} == {
+        None,
+        "histogram_matching",
+        "offset_noise",
+        "zero_terminal_snr",
+    }
     names = [drawing.name for drawing in drawings]
     assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("seeds=[]", "name seeds"),
         ("samples=0", "samples is 0"),
-        ("variants.ofset_noise=[basic]", "ofset_noise"),
+        ("variants.ofset_noise=[full]", "ofset_noise"),
         ("variants.centred=[basics]", "basics"),
         ("first_seed_only=[centered]", "centered"),
         ("forms.basics=[prior-map]", "basics"),
-        ("forms.basic=[prior-maps]", "prior-maps"),
+        ("forms.full=[prior-maps]", "prior-maps"),
         ("adapters.lora.adapter.ranc=2", "ranc"),
         ("device=tpu", "device is 'tpu'"),
     ],
 )
-def test_a_wrong_plan_is_named(override: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_a_wrong_plan_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_benchmark(CONFIG, [override])
 
 
@@ -83,7 +92,7 @@ def test_verdicts_follow_from_the_runs(cut: float, slope: float, met: list[bool]
     assert [verdict.met for verdict in verdicts(table(cut, slope), "brain", ["full"])] == met
 
 
-def test_drift_that_worsens_one_scheme_does_not_improve_every_scheme() -> None:
+def test_drift_that_worsens_one_adapter_does_not_improve_every_adapter() -> None:
     runs = table(0.7, 0.9)
     runs += [run_of("lora", drift, 0, frechet_x=4.0 + drift, size_slope=0.3) for drift in (False, True)]
     assert not verdicts(runs, "brain", ["full", "lora"])[1].met
@@ -97,6 +106,15 @@ def test_rows_pair_the_seeds_and_show_their_spread() -> None:
     assert reduction(plain, drifted, "frechet_x") == pytest.approx(0.5)
     assert shown(plain, "frechet_x") == "10.5 ± 0.7"
     assert list(metrics_of(table(0.5, 0.9))) == ["frechet_x", "size_slope"]
+
+
+def test_the_published_table_is_adopted_whole() -> None:
+    published = CONFIG.parents[1] / "docs/benchmarks/latent_drift.json"
+    benchmark = load_benchmark(CONFIG, [f"adopt={published}"])
+    adopted = adopted_results(benchmark)
+    runs = json.loads(published.read_text())
+    assert [adopted.get(drawing.name) for drawing in benchmark.all_drawings if drawing.name in adopted] == runs
+    assert {f"reference-{modality}" for modality in benchmark.modalities} <= set(adopted)
 
 
 @pytest.mark.slow
@@ -118,7 +136,7 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
         "adapters.dreambooth.adapter.class_inference_steps=2",
         *(f"adapters.{name}.training.{key}" for name in ADAPTERS for key in ("steps=2", "batch_size=2")),
     ]
-    cli(["--config", str(CONFIG), *overrides], standalone_mode=False)
+    cli(["latent-drift", "--config", str(CONFIG), *overrides], standalone_mode=False)
     results = tmp_path / "results"
     runs = json.loads((results / "latent_drift.json").read_text())
     cells = {(run["modality"], run["adapter"], run["drift"], run["seed"]) for run in runs if run["control"] is None}
@@ -135,17 +153,17 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
     for modality in ("brain", "chest"):
         with (
             Image.open(results / f"latent_drift_{modality}.png") as sheet,
-            Image.open(results / f"latent_drift_{modality}_basic.png") as first,
+            Image.open(results / f"latent_drift_{modality}_full.png") as first,
         ):
             assert first.size[0] == sheet.size[0] > 300
             assert first.size[1] < sheet.size[1]  # the first adapter's rows alone
     with pytest.raises(ConfigError, match="another samples"):
-        cli(["--config", str(CONFIG), *overrides, "samples=13"], standalone_mode=False)
-    first = (tmp_path / "work/runs").glob("*.json")
+        cli(["latent-drift", "--config", str(CONFIG), *overrides, "samples=13"], standalone_mode=False)
+    first = (tmp_path / "work/results").glob("*.json")
     times = {file: file.stat().st_mtime_ns for file in first}
     next(iter(times)).unlink()
     before = (results / "latent_drift.json").read_text()
-    cli(["--config", str(CONFIG), *overrides], standalone_mode=False)
+    cli(["latent-drift", "--config", str(CONFIG), *overrides], standalone_mode=False)
     changed = [file for file, time in times.items() if file.stat().st_mtime_ns != time]
     assert changed == [next(iter(times))]
     assert (results / "latent_drift.json").read_text() == before

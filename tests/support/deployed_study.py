@@ -69,7 +69,7 @@ class DeployedStudy:
             AUTHORITY: pem(self.authority),
             BUNDLE: b"code",
         }
-        manifest = KitManifest(self.name, site, self.address, self.address, *["0" * 64] * 3, "", {}, "0")
+        manifest = KitManifest(self.name, site, self.address, self.address, *["0" * 64] * 3, "", {}, "0", [])
         write_kit(kit_file, manifest, files, self.study_key)
         with zipfile.ZipFile(kit_file) as archive:
             archive.extractall(home.kit_folder)

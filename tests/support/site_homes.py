@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import hashlib
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,7 +20,7 @@ from ld_client.data.indexing import build_store
 from ld_client.deployment.approve import approve
 from ld_client.deployment.join import join
 from ld_client.deployment.site_home import SiteHome
-from ld_client.site_config import load_modality, load_site
+from ld_client.site_config import SiteConfig, load_modality, load_site
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import to_mapping
@@ -31,13 +35,32 @@ from ld_server.deployment.bundle import build_bundle
 from ld_server.deployment.certificates import make_authority, pem
 from ld_server.deployment.study_packages import study_packages
 
+_STORES: dict[str, Path] = {}
+"""Stores that this process has indexed, by a digest of what they were made of."""
+
+
+def index_site(site: SiteConfig) -> None:
+    """`build_store`, or a copy of the store that it made of the same scans, table and base before."""
+    digest = hashlib.sha256(f"{site.base_model} {site.modality} {site.batch_size} {site.data.columns}".encode())
+    for file in [Path(site.data.table), *sorted(Path(site.data.root).rglob("*"))]:
+        digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
+    made = _STORES.get(digest.hexdigest())
+    if made is None:
+        build_store(site)
+        made = Path(tempfile.mkdtemp(prefix="ld-test-store-"))
+        atexit.register(shutil.rmtree, made, ignore_errors=True)
+        _STORES[digest.hexdigest()] = made
+        shutil.copytree(site.store_path, made, dirs_exist_ok=True)
+    else:
+        shutil.copytree(made, site.store_path, dirs_exist_ok=True)
+
 
 def make_home(
     folder: Path, site_yaml: Path, study: StudyConfig, server: str = "localhost:1", authority: bytes | None = None
 ) -> SiteHome:
     """Join a study as the site of `site_yaml`, whose scans are indexed; nothing is approved yet."""
     site = load_site(site_yaml)
-    build_store(site)
+    index_site(site)
     key, kit_file = new_study_key(), folder / "aster.kit"
     files = {
         STUDY: yaml.safe_dump(to_mapping(dataclasses.replace(study, modality=MODALITY))).encode(),

@@ -1,10 +1,9 @@
-"""Canary patients: patients of the site of whom coins put half into a training run, to be looked for in its result.
+"""Canaries: patients of the site, about half of whom take part in a rehearsal by coin toss.
 
-They are the site's own, with all their visits: what is looked for is what an attacker would look for. Made-up canaries
-of noise were tried: an adapter that told its patients from others did not tell such canaries apart. Whoever is no
-canary takes part in any case.
+They are real patients with all their visits, as an attacker would look for them; synthetic canaries of noise were not
+detected by an adapter that did reveal its patients. All other patients take part.
 
-Training with canaries is a rehearsal: the same study, site and privacy settings, thrown away afterwards.
+A rehearsal is a training with the same study, site and privacy settings, whose result is discarded.
 """
 
 from __future__ import annotations
@@ -24,29 +23,30 @@ from ld_common.diffusion.base_model import Denoiser
 
 @dataclass(frozen=True, eq=False)
 class Rehearsal:
-    """Who takes part in a rehearsal, and about whom is guessed."""
+    """The patients of a rehearsal."""
 
     training: Scans
-    """Of everybody who is no canary and of the canaries whose coin let them in."""
+    """Scans of all patients who are not canaries, and of the canaries whose coin includes them."""
     canaries: Scans
-    """Of all canaries."""
+    """Scans of all canaries."""
     included: Tensor
-    """`(M,)` bool, in the order of canaries' pseudonyms: fair, independent coins, secret from whoever scores."""
+    """`(M,)` bool, in the order of the canaries' pseudonyms: fair, independent coins, unknown to the scoring."""
 
 
 def cast_rehearsal(scans: Scans, count: int, seed: int) -> Rehearsal:
-    """Make canaries of some patients and toss their coins; the same seed does the same.
+    """Choose canaries among the patients and toss their coins; reproducible by the seed.
 
     Args:
         scans: of all patients who could take part.
-        count: of canaries, M, or all patients where there are fewer. More can show more: `EpsilonBound.ceiling`.
+        count: number of canaries, M, or all patients if there are fewer. More canaries can show a larger ε
+            (`EpsilonBound.ceiling`).
         seed: of the choice and the coins.
 
     Raises:
-        AuditError: not at least one canary, or the coins let nobody take part.
+        AuditError: there is no canary, or no patient takes part.
     """
     if count < 1:
-        raise AuditError(f"{count} canaries audit nothing: use 1 or more")
+        raise AuditError(f"the number of canaries is {count}: use 1 or more")
     names, generator = sorted(set(scans.pseudonyms)), numpy_generator(seed, "canaries")
     chosen = sorted(generator.choice(names, min(count, len(names)), replace=False).tolist())
     included = generator.random(len(chosen)) < 0.5
@@ -54,8 +54,20 @@ def cast_rehearsal(scans: Scans, count: int, seed: int) -> Rehearsal:
     canaries = [row for row, name in enumerate(scans.pseudonyms) if name in coins]
     training = [row for row, name in enumerate(scans.pseudonyms) if coins.get(name, True)]
     if not training:
-        raise AuditError(f"the coins of {len(chosen)} canaries let nobody take part: there are too few patients")
+        raise AuditError(
+            f"none of the {len(chosen)} canaries takes part, and there are no other patients: too few patients"
+        )
     return Rehearsal(scans.take(training), scans.take(canaries), torch.from_numpy(included))
+
+
+@dataclass(frozen=True)
+class CanaryTest:
+    """The test of `audit_epsilon`, except its scores and coins."""
+
+    delta: float = 0.0
+    """δ of the (ε, δ) that is tested: the study's, or 0."""
+    confidence: float = 0.95
+    guesses: Sequence[int] | None = None
 
 
 def audit_canaries(
@@ -63,9 +75,7 @@ def audit_canaries(
     tuned: Denoiser,
     scans: Scans,
     included: Tensor,
-    delta: float = 0.0,
-    confidence: float = 0.95,
-    guesses: Sequence[int] | None = None,
+    test: CanaryTest | None = None,
     options: AttackOptions | None = None,
     progress: Progress = lambda done, total: None,
 ) -> EpsilonBound:
@@ -73,17 +83,18 @@ def audit_canaries(
 
     Args:
         base: the model that the run started from.
-        tuned: what the run made of it and of the canaries that took part.
+        tuned: the model after the run.
         scans: of all canaries, in or out, with the run's drift.
         included: the coins `(M,)`, in the order of pseudonyms.
-        delta: of the (ε, δ) that is tested: the study's δ, or 0.
-        confidence: that the bound is true.
-        guesses: as in `audit_epsilon`.
-        options: how hard to look.
+        test: what is tested, and how surely.
+        options: of the loss attack.
         progress: called with the scans done.
 
     Raises:
         AuditError: as `audit_epsilon`.
     """
     scores = patient_scores(LOSS_THRESHOLD, base, tuned, scans, options or AttackOptions(), progress)
-    return audit_epsilon(list(scores.values()), included.tolist(), delta, confidence, guesses)
+    test = test or CanaryTest()
+    return audit_epsilon(
+        list(scores.values()), included.tolist(), test.delta, confidence=test.confidence, guesses=test.guesses
+    )

@@ -1,8 +1,7 @@
-"""`ld-client audit-privacy`: what a release betrays of this site's patients, looked for at the site.
+"""Attacks a release with this site's own patients.
 
-Members are the store's patients, the others those whom `held_out` set aside by chance before any training. The
-canaries, of both sides, need a training of their own, a rehearsal of the study at this site alone, whose result is
-thrown away.
+Members are the patients who were trained on, non-members those whom `held_out` excluded from training by chance. The
+canary audit needs a rehearsal: a training of the study at this site only, whose result is discarded.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ld_client.audit.canaries import audit_canaries, cast_rehearsal
+from ld_client.audit.canaries import CanaryTest, audit_canaries, cast_rehearsal
 from ld_client.audit.copies import CopyReport, Reference, find_copies
 from ld_client.audit.membership import AttackOptions, MembershipReport, Scans, audit_membership
 from ld_client.audit.one_run import EpsilonBound
@@ -42,21 +41,21 @@ SAMPLER, SAMPLER_STEPS = "dpm-solver++", 20
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """How much is looked at."""
+    """Sizes of the attacks."""
 
     points: int = 32
-    """Timesteps and noises at which each scan's loss is taken."""
+    """Pairs of timestep and noise for each scan's loss."""
     generated: int = 200
-    """Pictures that are drawn and searched for copies."""
+    """Images that are generated and searched for copies."""
     canaries: int = 1000
-    """Patients whose part in the rehearsal a coin decides, or all where there are fewer; 0 leaves it out."""
+    """Most patients whose participation in the rehearsal a coin decides; 0 for no rehearsal."""
     seed: int = 0
-    """Of the attacks; coins are always tossed with the operating system's entropy."""
+    """Seed of the attacks; coins always use the operating system's entropy."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found; for the site's own eyes, as `CopyReport.pairs` points to scans."""
+    """Results of all attacks. `CopyReport.pairs` points to scans, so an audit must stay at the site."""
 
     time: str
     site: str
@@ -81,11 +80,11 @@ def audit_release(
 
     Args:
         site: the site.
-        members: patients who were trained on.
-        held_out: patients who were not.
+        members: visits of the patients who were trained on.
+        held_out: visits of the others.
         release: of a study that this site took part in.
-        options: how much is looked at.
-        progress: called with a stage, what is done of it and all.
+        options: sizes of the attacks.
+        progress: called with a stage, the steps done and all steps.
 
     Raises:
         LdError: the release is of another base, or too few patients are held out.
@@ -125,26 +124,27 @@ def audit_release(
 
 
 def training_drift(site: SiteConfig, release: Release) -> LatentDrift | None:
-    """The drift under which this site trained: its own, or what the server knows of it; a conditional one does not
-    enter training."""
-    found = release.site_drifts.get(site.site, release.drift)
-    return found if isinstance(found, LatentDrift) else None
+    """The drift that this site trained with: its own, or else the release's; a conditional one is not used in
+    training."""
+    drift = release.site_drifts.get(site.site, release.drift)
+    return drift if isinstance(drift, LatentDrift) else None
 
 
 @torch.no_grad()
 def _draw(
     tuned: BaseModel, release: Release, sides: Sequence[Store], count: int, seed: int, progress: Progress
 ) -> Tensor:
-    """Latents `(count,C,h,w)` of new pictures, whose prompts are those of both sides in turn."""
-    said = [store.attributes[row % len(store.attributes)] for row in range((count + 1) // 2) for store in sides][:count]
+    """Latents `(count,C,h,w)` of generated images, with prompts of both sides in turn."""
+    rows = range((count + 1) // 2)
+    attributes = [store.attributes[row % len(store.attributes)] for row in rows for store in sides][:count]
     noise = torch.randn((count, *tuned.latent_shape), generator=torch_generator(seed, "audit", "samples"))
     sampler, parts = make_sampler(tuned.scheduler, SAMPLER, SAMPLER_STEPS), []
     for start in range(0, count, SAMPLED_TOGETHER):
-        some = said[start : start + SAMPLED_TOGETHER]
-        context = tuned.embed([release.modality.prompt(attributes) for attributes in some])
-        drift = at_designs(release.drift, [release.modality.design_vector(attributes) for attributes in some])
-        parts.append(sample(tuned, context, noise[start : start + len(some)], sampler, drift, SAMPLED_TOGETHER).cpu())
-        progress("drawing", start + len(some), count)
+        batch = attributes[start : start + SAMPLED_TOGETHER]
+        context = tuned.embed([release.modality.prompt(visit) for visit in batch])
+        drift = at_designs(release.drift, [release.modality.design_vector(visit) for visit in batch])
+        parts.append(sample(tuned, context, noise[start : start + len(batch)], sampler, drift, SAMPLED_TOGETHER).cpu())
+        progress("drawing", start + len(batch), count)
     return torch.cat(parts).float()
 
 
@@ -156,7 +156,7 @@ def _rehearse(
     attack: AttackOptions,
     progress: Progress,
 ) -> EpsilonBound:
-    """Train as the study does on patients of both sides, of whom coins leave some out, and look for those."""
+    """Train like the study on patients of both sides, with coins deciding who takes part, and audit the result."""
     study = release.study
     everybody = Scans(
         torch.cat([scans.latents for scans in sides]),
@@ -173,18 +173,18 @@ def _rehearse(
         tuned,
         rehearsal.canaries,
         rehearsal.included,
-        delta,
+        CanaryTest(delta),
         options=attack,
         progress=lambda done, total: progress("canaries", done, total),
     )
 
 
 def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Progress) -> Denoiser:
-    """All rounds of a study at this site alone; what a `start` would bring is not known here."""
+    """All rounds of a study at this site only, without the study's `start`, which is unknown here."""
     model, adapter = load_denoiser(site.base_model, site.device), read_adapter(study.adapter)
     prior = None if adapter.prior is None else draw_prior(model, adapter.prior, study.seed)
     adapted = inject(model, adapter, study.seed)
-    lesson = TrainingData(scans.latents, scans.prompts, scans.drift, prior, scans.pseudonyms, scans.condition_vectors)
+    data = TrainingData(scans.latents, scans.prompts, scans.drift, prior, scans.pseudonyms, scans.condition_vectors)
     total, done = study.federation.rounds * study.training.steps, 0
 
     def advance(*_: object) -> None:
@@ -195,7 +195,7 @@ def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Pro
     for number in range(1, study.federation.rounds + 1):
         if study.privacy.enabled:
             noise = study.privacy_plan().step.noise_multiplier
-            train_round_privately(adapted, lesson, study, number, noise, advance)
+            train_round_privately(adapted, data, study, number, noise, advance)
         else:
-            train_round(adapted, lesson, study, number, site.site, site.precision, advance)
+            train_round(adapted, data, study, number, site.site, site.precision, advance)
     return adapted.model

@@ -1,4 +1,4 @@
-"""From a site's files and table to visits without identity; a bad file is one line of the report.
+"""Reads a site's files and table into visits without identity; a file that cannot be used is an exclusion.
 
 `survey` reads headers and joins them with the table; `read_visits` then reads the pixels, patient by patient.
 """
@@ -25,10 +25,10 @@ from ld_common.imaging.rejection import ScanRejected
 from ld_common.imaging.scan_reader import read_scan
 
 FOUND_BY_NAME = (".nii", ".nii.gz", ".png")
-"""Kinds of files that say neither patient nor date, and are found through the table's file column."""
+"""Endings of files without patient and date, which the table's file column names."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many are done and how many there are."""
+"""Called with a stage, the items done and all items."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +37,14 @@ class Visit:
 
     pseudonym: str
     days_since_baseline: int
-    """Days since the patient's first visit that could be used."""
+    """Days since the patient's first usable visit."""
     attributes: Attributes
     scan: Scan
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A scan that fits a row of the table; its pixels are not read yet. It names files of the site."""
+    """A scan with a row of the table, before its pixels are read. It names files of the site."""
 
     source: Path
     """The file that holds the slice."""
@@ -56,7 +56,7 @@ class Candidate:
 
 @dataclass
 class Survey:
-    """What the headers and the table give: candidates by pseudonym and date, and what was left out."""
+    """Candidates by pseudonym and date, from the headers and the table, and exclusions."""
 
     site: SiteConfig
     modality: Modality
@@ -65,7 +65,7 @@ class Survey:
 
     @property
     def scans(self) -> int:
-        """How many visits there are to read."""
+        """Number of visits to read."""
         return sum(len(dates) for dates in self.patients.values())
 
 
@@ -73,7 +73,7 @@ def survey(site: SiteConfig, modality: Modality, key: bytes, progress: Progress)
     """Read the table and every file's header and join them; `key` makes the pseudonyms.
 
     Raises:
-        TableError: the root is no folder, or the table does not fit the config.
+        TableError: the root is not a folder, or the table does not fit the config.
     """
     table, root = read_table(site.data), Path(site.data.root)
     if not root.is_dir():
@@ -84,24 +84,26 @@ def survey(site: SiteConfig, modality: Modality, key: bytes, progress: Progress)
         joiner.add_file(path)
         progress("reading headers", done, len(files))
     joiner.join_series()
-    return joiner.found
+    return joiner.survey
 
 
-def read_visits(found: Survey) -> Iterator[Visit | Exclusion]:
-    """Every visit in the order (pseudonym, day), and whatever is left out on the way.
+def read_visits(surveyed: Survey) -> Iterator[Visit | Exclusion]:
+    """Every visit in the order (pseudonym, day), and the exclusions on the way.
 
-    Of several series of one patient and date the first that can be read is taken, in the order of their numbers.
+    Of several series of one patient and date, the first readable one is taken, in the order of their numbers.
     """
-    for patient in sorted(found.patients):
+    for patient in sorted(surveyed.patients):
         read: list[tuple[datetime.date, Candidate, Scan]] = []
-        for date in sorted(found.patients[patient]):
+        for date in sorted(surveyed.patients[patient]):
             taken = None
-            for candidate in sorted(found.patients[patient][date], key=lambda one: (one.series_number, one.name)):
+            for candidate in sorted(
+                surveyed.patients[patient][date], key=lambda series: (series.series_number, series.name)
+            ):
                 if taken is not None:
                     detail = f"the visit's scan is {taken.name}"
                     yield Exclusion(candidate.name, candidate.files, Reason.OTHER_SERIES, detail)
                     continue
-                scan = _read(candidate, found)
+                scan = _read(candidate, surveyed)
                 if isinstance(scan, Exclusion):
                     yield scan
                 else:
@@ -111,10 +113,10 @@ def read_visits(found: Survey) -> Iterator[Visit | Exclusion]:
             yield Visit(patient, (date - read[0][0]).days, candidate.attributes, scan)
 
 
-def _read(candidate: Candidate, found: Survey) -> Scan | Exclusion:
+def _read(candidate: Candidate, surveyed: Survey) -> Scan | Exclusion:
     try:
-        scan = read_scan(candidate.source, found.modality, released=_released(candidate.source, found.site))
-        value_range(scan, found.modality.image)
+        scan = read_scan(candidate.source, surveyed.modality, released=_is_checked(candidate.source, surveyed.site))
+        value_range(scan, surveyed.modality.image)
     except ScanRejected as error:
         return Exclusion(candidate.name, candidate.files, Reason(error.rejection.value), error.detail)
     except ScanError as error:
@@ -123,39 +125,41 @@ def _read(candidate: Candidate, found: Survey) -> Scan | Exclusion:
 
 
 def _files(site: SiteConfig) -> list[Path]:
-    """Every file under the root but the table, the store and hidden ones, in a fixed order."""
-    own = {Path(site.data.table).resolve(), Path(site.store).resolve()}
-    found: list[Path] = []
+    """Every file under the root except the table, the store and hidden files, in a fixed order."""
+    skipped = {Path(site.data.table).resolve(), Path(site.store).resolve()}
+    files: list[Path] = []
     for folder, folders, names in os.walk(site.data.root):
-        folders[:] = [one for one in folders if not one.startswith(".") and (Path(folder) / one).resolve() not in own]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and (Path(folder) / name).resolve() not in skipped
+        ]
         paths = [Path(folder) / name for name in names if not name.startswith(".")]
-        found += [path for path in paths if path.resolve() not in own]
-    return sorted(found)
+        files += [path for path in paths if path.resolve() not in skipped]
+    return sorted(files)
 
 
 def _name(path: Path, site: SiteConfig) -> str:
     return path.relative_to(site.data.root).as_posix()
 
 
-def _released(path: Path, site: SiteConfig) -> bool:
+def _is_checked(path: Path, site: SiteConfig) -> bool:
     return any(fnmatch.fnmatchcase(_name(path, site), pattern) for pattern in site.data.burned_in_text_checked)
 
 
 @dataclass
 class _Joiner:
-    """Files on one side, rows on the other; what fits becomes a candidate, the rest is left out."""
+    """Joins files with rows: a match becomes a candidate, all others become exclusions."""
 
-    found: Survey
+    survey: Survey
     table: Table
     key: bytes
     series: dict[str, dict[str, DicomHeader]] = field(default_factory=dict)
     """Series -> SOP Instance UID (or name) -> header."""
     used: set[int] = field(default_factory=set)
-    """Lines of the rows that a file has fitted."""
+    """Lines of the rows that have a file."""
 
     def add_file(self, path: Path) -> None:
-        """Sort one file: a candidate by its row, a slice of a series, or left out with its reason."""
-        name = _name(path, self.found.site)
+        """Add one file: as a candidate with its row, a slice of a series, or an exclusion."""
+        name = _name(path, self.survey.site)
         row = self.table.by_file.get(name)
         if row is not None:
             self.used.add(row.line)
@@ -163,13 +167,13 @@ class _Joiner:
             if row is not None:
                 self._add(row.patient, row.date, row, None, Candidate(path, name, 1, 0, {}))
             else:
-                column = self.found.site.data.columns.file
-                detail = "no row names this file" if column else "set data.columns.file to find its row"
+                column = self.survey.site.data.columns.file
+                detail = "no row names this file" if column else "set data.columns.file to match its row"
                 self._exclude(name, 1, Reason.NO_TABLE_ROW, detail)
             return
-        released = _released(path, self.found.site)
+        checked = _is_checked(path, self.survey.site)
         try:
-            header = read_header(path, self.found.modality.dicom_modalities, released)
+            header = read_header(path, self.survey.modality.dicom_modalities, checked)
         except ScanRejected as error:
             self._exclude(name, 1, Reason(error.rejection.value), error.detail)
             return
@@ -179,29 +183,29 @@ class _Joiner:
             self._add_slice(name, header)
 
     def join_series(self) -> None:
-        """Join every series with its row, then leave out the rows that no file fits."""
+        """Join every series with its row, then exclude the rows without a file."""
         for group in sorted(self.series):
             headers = list(self.series[group].values())
-            name = _name(headers[0].path, self.found.site)
+            name = _name(headers[0].path, self.survey.site)
             try:
                 self._join(name, headers)
             except ScanRejected as error:
                 self._exclude(name, len(headers), Reason(error.rejection.value), error.detail)
         for row in self.table.rows():
             if row.line not in self.used:
-                self._exclude(f"row {row.line}", 0, Reason.NO_SCAN, "no file fits this row")
+                self._exclude(f"row {row.line}", 0, Reason.NO_SCAN, "no file matches this row")
 
     def _add_slice(self, name: str, header: DicomHeader) -> None:
-        pattern = self.found.site.data.series_description.lower()
+        pattern = self.survey.site.data.series_description.lower()
         if pattern and not fnmatch.fnmatchcase(header.series_description.lower(), pattern):
             self._exclude(name, 1, Reason.NOT_SELECTED, "see data.series_description")
             return
-        # two-dimensional images stand alone; the slices of a volume belong together
-        single = self.found.modality.image.plane == "none" or not header.series_uid
+        # each two-dimensional image is a scan; the slices of a volume are one
+        single = self.survey.modality.image.plane == "none" or not header.series_uid
         group = header.sop_uid or name if single else f"{header.series_uid} {header.patient_id}"
         slices = self.series.setdefault(group, {})
         if header.sop_uid in slices:
-            detail = f"the same DICOM object as {_name(slices[header.sop_uid].path, self.found.site)}"
+            detail = f"the same DICOM object as {_name(slices[header.sop_uid].path, self.survey.site)}"
             self._exclude(name, 1, Reason.DUPLICATE, detail)
         else:
             slices[header.sop_uid or name] = header
@@ -213,48 +217,48 @@ class _Joiner:
             self._exclude(name, len(headers), Reason.NO_PATIENT_OR_DATE, detail)
             return
         row, days = self.table.nearest(patient, date)
-        if row is None or days > self.found.site.data.date_tolerance_days:
+        if row is None or days > self.survey.site.data.date_tolerance_days:
             detail = f"the nearest row is {days} days away; see data.date_tolerance_days"
             detail = "the table has no row of this patient" if row is None else detail
             self._exclude(name, len(headers), Reason.NO_TABLE_ROW, detail)
             return
         self.used.add(row.line)
-        chosen = choose_slice(headers, self.found.modality.image.slice_position)
+        chosen = choose_slice(headers, self.survey.modality.image.slice_position)
         self._add(patient, date, row, chosen, Candidate(chosen.path, name, len(headers), _number(chosen), {}))
 
     def _add(
         self, patient: str, date: datetime.date, row: TableRow, header: DicomHeader | None, candidate: Candidate
     ) -> None:
-        for name in self.found.modality.attributes:
+        for name in self.survey.modality.attributes:
             problem = self._add_attribute(name, row, header, candidate.attributes)
             if problem is not None:
                 self._exclude(candidate.name, candidate.files, *problem)
                 return
-        dates = self.found.patients.setdefault(pseudonym(self.key, patient), {})
+        dates = self.survey.patients.setdefault(pseudonym(self.key, patient), {})
         dates.setdefault(date, []).append(candidate)
 
     def _add_attribute(
         self, name: str, row: TableRow, header: DicomHeader | None, attributes: Attributes
     ) -> tuple[Reason, str] | None:
-        """Put the attribute's value, from the table or else from the header, into `attributes`, or say why not."""
+        """Add an attribute's value from the table, or else from the header; returns the problem if there is none."""
         text = row.cells.get(name, "")
-        text = self.found.site.data.values.get(name, {}).get(text, text)
+        text = self.survey.site.data.values.get(name, {}).get(text, text)
         if not text and header is not None:
             in_header = {"age": "" if header.age_years is None else str(header.age_years), "sex": header.sex}
             text = in_header.get(name, "")
         if not text:
             return Reason.MISSING_VALUE, f"no {name} in row {row.line} or in the header"
         try:
-            attributes[name] = self.found.modality.parse(name, text)
+            attributes[name] = self.survey.modality.parse(name, text)
         except RequestError as error:
-            number = not self.found.modality.attributes[name].categories and is_number(text)
+            number = not self.survey.modality.attributes[name].categories and is_number(text)
             return (Reason.OUT_OF_RANGE if number else Reason.UNKNOWN_VALUE), f"row {row.line}: {error}"
         return None
 
     def _exclude(self, name: str, files: int, reason: Reason, detail: str) -> None:
-        self.found.exclusions.append(Exclusion(name, files, reason, detail))
+        self.survey.exclusions.append(Exclusion(name, files, reason, detail))
 
 
 def _number(header: DicomHeader) -> int:
-    """The series number, unnumbered series last."""
+    """Series number; series without one come last."""
     return 2**31 if header.series_number is None else header.series_number

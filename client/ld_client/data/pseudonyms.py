@@ -1,4 +1,4 @@
-"""Who a patient is outside the site's own records: a pseudonym, under a key that never leaves the site."""
+"""Pseudonyms for patients: keyed hashes under a key that never leaves the site."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ KEY_FILE = "site.key"
 
 
 def load_key(store: Path) -> bytes:
-    """The site's key of 32 bytes, made on first use with mode 0600; it never leaves the site.
+    """The site's key of 32 bytes, made on first use with mode 0600.
 
     Raises:
-        StoreError: a key that others may read, or that is not 32 bytes, or a folder that cannot be written.
+        StoreError: others may read the key, it is not 32 bytes long, or the folder cannot be written.
     """
     path = store / KEY_FILE
     if not path.exists():
@@ -34,7 +34,7 @@ def load_key(store: Path) -> bytes:
 
 
 def write_key(store: Path, key: bytes) -> None:
-    """Give a new store its key of 32 bytes, mode 0600: one restored, or a demo's own, which is no secret.
+    """Write the key of 32 bytes of a new store, mode 0600: a restored one, or a demo's, which is not secret.
 
     Raises:
         StoreError: the store has a key, or its folder cannot be written.
@@ -49,5 +49,5 @@ def write_key(store: Path, key: bytes) -> None:
 
 
 def pseudonym(key: bytes, patient: str) -> str:
-    """HMAC-SHA256 of a patient's identifier, its first 128 bits in hex."""
+    """The first 128 bits of the HMAC-SHA256 of a patient's identifier, in hex."""
     return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:32]

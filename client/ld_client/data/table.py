@@ -1,4 +1,4 @@
-"""A site's table of visits: rows by patient and date or by file, and the rows that cannot be used."""
+"""A site's table of visits: rows by patient and date or by file, and excluded rows."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ BLANK = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 
 @dataclass(frozen=True)
 class TableRow:
-    """One usable row; it names the patient and stays in memory."""
+    """One usable row; it names the patient and is never written to disk."""
 
     line: int
-    """The row's place in the table; the header line is row 1."""
+    """Line number; the header is line 1."""
     patient: str
     date: datetime.date
     file: str
     """Path relative to the data's root, POSIX form; empty where the table has no file column."""
     cells: dict[str, str]
-    """Attribute -> the cell as the site wrote it; "" for a blank one."""
+    """Attribute -> cell, as the site wrote it; "" for a blank one."""
 
 
 @dataclass
 class Table:
-    """The rows of a table by what finds them."""
+    """The rows of a table by file, or by patient and date."""
 
     by_file: dict[str, TableRow] = field(default_factory=dict)
     by_patient: dict[str, dict[datetime.date, TableRow]] = field(default_factory=dict)
@@ -46,19 +46,19 @@ class Table:
         return sorted([*self.by_file.values(), *dated], key=lambda row: row.line)
 
     def nearest(self, patient: str, date: datetime.date) -> tuple[TableRow | None, int]:
-        """The patient's row nearest in time, the earlier of two, and the days between; (None, 0) without one."""
+        """The patient's row nearest in time (of two, the earlier) and its distance in days; (None, 0) without one."""
         visits = self.by_patient.get(patient, {})
         if not visits:
             return None, 0
-        found = min(visits, key=lambda day: (abs((day - date).days), day))
-        return visits[found], abs((found - date).days)
+        nearest_date = min(visits, key=lambda day: (abs((day - date).days), day))
+        return visits[nearest_date], abs((nearest_date - date).days)
 
 
 def read_table(data: DataConfig) -> Table:
     """Read the table; rows that cannot be used are in its `exclusions`.
 
     Raises:
-        TableError: no such file, not UTF-8 CSV or TSV, or a configured column that it lacks.
+        TableError: the file does not exist, is not UTF-8 CSV or TSV, or lacks a configured column.
     """
     path = Path(data.table)
     try:
@@ -114,31 +114,31 @@ def _row(number: int, cells: dict[str, str], data: DataConfig) -> TableRow | Exc
         return Exclusion(name, 0, Reason.NO_PATIENT_OR_DATE, detail)
     file = cells[columns.file] if columns.file else ""
     file = "" if _blank(file) else PurePosixPath(file.replace("\\", "/")).as_posix()
-    found = {
-        # a word that the site's config knows is no blank: "none" may be a diagnosis
+    values = {
+        # a value in the site's config is not blank: "none" may be a diagnosis
         name: "" if _blank(cells[column]) and cells[column] not in data.values.get(name, {}) else cells[column]
         for name, column in columns.attributes.items()
     }
-    return TableRow(number, patient, date, file, found)
+    return TableRow(number, patient, date, file, values)
 
 
 def _add(table: Table, row: TableRow, conflicting: set[tuple[str, datetime.date | str]]) -> None:
-    """File the row; of two equal ones the first stays, of two that disagree none."""
+    """Add a row; of two equal rows the first is used, of two that disagree neither."""
     key: tuple[str, datetime.date | str] = ("", row.file) if row.file else (row.patient, row.date)
     dated = table.by_patient.setdefault(row.patient, {})
-    known = table.by_file.get(row.file) if row.file else dated.get(row.date)
+    earlier = table.by_file.get(row.file) if row.file else dated.get(row.date)
     if key in conflicting:
         table.exclusions.append(_conflict(row))
-    elif known is None:
+    elif earlier is None:
         if row.file:
             table.by_file[row.file] = row
         else:
             dated[row.date] = row
-    elif (known.patient, known.date, known.cells) == (row.patient, row.date, row.cells):
-        table.exclusions.append(Exclusion(f"row {row.line}", 0, Reason.DUPLICATE, f"the same as row {known.line}"))
+    elif (earlier.patient, earlier.date, earlier.cells) == (row.patient, row.date, row.cells):
+        table.exclusions.append(Exclusion(f"row {row.line}", 0, Reason.DUPLICATE, f"the same as row {earlier.line}"))
     else:
         conflicting.add(key)
-        table.exclusions += [_conflict(known), _conflict(row)]
+        table.exclusions += [_conflict(earlier), _conflict(row)]
         if row.file:
             del table.by_file[row.file]
         else:
@@ -146,12 +146,12 @@ def _add(table: Table, row: TableRow, conflicting: set[tuple[str, datetime.date 
 
 
 def _conflict(row: TableRow) -> Exclusion:
-    detail = "rows of one scan that disagree: keep the right one"
+    detail = "two rows of one scan disagree: keep the right one"
     return Exclusion(f"row {row.line}", 0, Reason.CONFLICTING_ROWS, detail)
 
 
 def parse_date(text: str, date_format: str) -> datetime.date | None:
-    """A cell's date, None where it is not one."""
+    """A cell's date, or None."""
     try:
         if date_format:
             return datetime.datetime.strptime(text, date_format).date()

@@ -1,14 +1,14 @@
-"""What ran on a site's data and what left: a file of JSON lines, each with the hash of the one before.
+"""The audit log of a site: JSON lines about what ran and what left, each with the hash of the line before.
 
-Each entry carries random salt, so that its hash, which the server is told, says nothing of what stands in it. Beside
-the log lies `audit.head`, the signed head of its last entry: with it a log that ends too early is found. Who holds the
-site's key can make up another log, but none with the heads that the server has seen (`ld_common.protocol.attestation`).
+Each entry has a random salt, so that its hash, which the server receives, reveals nothing about its content. The file
+`audit.head` beside the log is the signed head of its last entry; it shows when the log was cut short. Whoever holds the
+site's key can forge a log, but not one with the heads that the server has seen (`ld_common.protocol.attestation`).
 
-opened        by whom                     asked, task     what the server wants
-approved, withdrawn   a kit's code        acknowledged    a head that the server holds
-training      a round on the data         left            what was sent: names, sizes, hashes
-head          a head that was signed      refused         code and reason
-dry-run       a round that was not sent   recovered, broken   what this file's last writer found
+opened        site, study, key            asked, task         a message of the server
+approved, withdrawn   a kit               acknowledged        a head that the server holds
+training      a round on the data         left                what was sent: names, sizes, hashes
+head          a signed head               refused             error code and reason
+dry-run       a round that is not sent    recovered, broken   what an interrupted or altered file looked like
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ld_common.protocol.attestation import AuditHead, head_from_record, head_rec
 from ld_common.protocol.keys import PrivateKey, canonical, fingerprint
 
 FIRST = "0" * 64
-"""What the first entry has for the hash of the one before."""
+"""`previous` of the first entry."""
 BLOCK = 65536
 
 
@@ -50,12 +50,12 @@ class LogEntry:
     hash: str
 
     def line(self) -> bytes:
-        """The entry as it stands in the file, without its newline."""
+        """The entry's line in the file, without its newline."""
         return canonical(asdict(self))
 
 
 class AuditLog:
-    """The log of one site's home; several processes may write to it."""
+    """The log of a site's home; several processes may write to it."""
 
     def __init__(self, path: Path, site: str, study: str, key: PrivateKey) -> None:
         self.path, self.site, self.study, self.key = path, site, study, key
@@ -69,8 +69,8 @@ class AuditLog:
     def append(self, event: str, details: dict[str, Any]) -> AuditHead:
         """Write an entry to disk and return its signed head.
 
-        A line that a killed process left unfinished is dropped, and what the log lacks of its own head is noted, each
-        in an entry of its own before this one.
+        An unfinished line of a killed process is dropped, and a log that does not match its own head is noted, each in
+        a separate entry before this one.
 
         Raises:
             DeploymentError: the log cannot be written, or its last line cannot be read.
@@ -81,13 +81,13 @@ class AuditLog:
                 if torn:
                     stream.truncate(stream.seek(0, os.SEEK_END) - torn)
                     os.fsync(stream.fileno())
-                found = self._missing(last)
+                mismatch = self._mismatch(last)
                 if last is None:
                     last = self._write(stream, None, "opened", self._opening())
                 if torn:
                     last = self._write(stream, last, "recovered", {"dropped_bytes": torn})
-                if found is not None:
-                    last = self._write(stream, last, "broken", found)
+                if mismatch is not None:
+                    last = self._write(stream, last, "broken", mismatch)
                 return self._head(self._write(stream, last, event, details))
         except OSError as error:
             raise DeploymentError(
@@ -97,20 +97,20 @@ class AuditLog:
     def _opening(self) -> dict[str, Any]:
         return {"site": self.site, "study": self.study, "key": fingerprint(self.key.public_key())}
 
-    def _missing(self, last: LogEntry | None) -> dict[str, Any] | None:
-        """What the head that was kept says the log should hold and it does not; None when they agree.
+    def _mismatch(self, last: LogEntry | None) -> dict[str, Any] | None:
+        """How the log differs from the head beside it; None when they agree.
 
-        A process may be killed between an entry and its head: the log is one entry ahead, whose head is then kept now.
+        A process that is killed between an entry and its head leaves the log one entry ahead; that head is written now.
         """
-        kept = read_head(self.path)
-        sequence, digest = (0, FIRST) if kept is None else (kept.sequence, kept.hash)
-        end, held = (0, FIRST) if last is None else (last.sequence, last.hash)
-        if (end, held) == (sequence, digest):
+        head = read_head(self.path)
+        sequence, digest = (0, FIRST) if head is None else (head.sequence, head.hash)
+        end, end_digest = (0, FIRST) if last is None else (last.sequence, last.hash)
+        if (end, end_digest) == (sequence, digest):
             return None
         if last is not None and (end, last.previous) == (sequence + 1, digest):
-            self._keep_head(last)
+            self._write_head(last)
             return None
-        return {"kept_head": None if kept is None else head_record(kept), "log_ended_at": end}
+        return {"kept_head": None if head is None else head_record(head), "log_ended_at": end}
 
     def _write(self, stream: IO[bytes], last: LogEntry | None, event: str, details: dict[str, Any]) -> LogEntry:
         entry = make_entry(last, event, {**details, "salt": secrets.token_hex(16)})
@@ -118,10 +118,10 @@ class AuditLog:
         stream.write(entry.line() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
-        self._keep_head(entry)
+        self._write_head(entry)
         return entry
 
-    def _keep_head(self, entry: LogEntry) -> None:
+    def _write_head(self, entry: LogEntry) -> None:
         write_bytes(head_file(self.path), canonical(head_record(self._head(entry))))
 
     def _head(self, entry: LogEntry) -> AuditHead:
@@ -135,7 +135,7 @@ class AuditLog:
 
 
 def make_entry(last: LogEntry | None, event: str, details: dict[str, Any]) -> LogEntry:
-    """The entry after `last`, now."""
+    """The entry that follows `last`, with the present time."""
     content: dict[str, Any] = {
         "sequence": 1 if last is None else last.sequence + 1,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -147,13 +147,13 @@ def make_entry(last: LogEntry | None, event: str, details: dict[str, Any]) -> Lo
 
 
 def entry_hash(content: dict[str, Any]) -> str:
-    """SHA-256 of an entry without its own hash, in hex."""
+    """SHA-256 of an entry without its hash, in hex."""
     covered = {name: value for name, value in content.items() if name != "hash"}
     return hashlib.sha256(canonical(covered)).hexdigest()
 
 
 def parse_line(line: bytes) -> LogEntry:
-    """The entry of a line; raises `ValueError` unless the line is, byte for byte, what such an entry is written as."""
+    """The entry of a line; raises `ValueError` unless this software would write exactly these bytes for it."""
     try:
         content = json.loads(line)
     except RecursionError as error:
@@ -168,23 +168,23 @@ def parse_line(line: bytes) -> LogEntry:
 
 
 def head_file(log: Path) -> Path:
-    """Where the signed head of a log's last entry lies."""
+    """File of the signed head of a log's last entry."""
     return log.with_suffix(".head")
 
 
 def read_head(log: Path) -> AuditHead | None:
-    """The head that was kept beside a log, or None; raises `DeploymentError` for one that cannot be read."""
+    """The head beside a log, or None; raises `DeploymentError` for one that cannot be read."""
     path = head_file(log)
     try:
         return head_from_record(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DeploymentError(f"'{path}' cannot be read: see what ld-client audit verify says, keep a copy") from error
+        raise DeploymentError(f"'{path}' cannot be read: keep a copy, and run ld-client audit verify") from error
 
 
 def read_log(log: Path) -> tuple[bytes, AuditHead | None]:
-    """A log's bytes and the head beside it, of one moment; raises `DeploymentError`."""
+    """A log's bytes and the head beside it, read together; raises `DeploymentError`."""
     try:
         with log.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH)
@@ -196,10 +196,10 @@ def read_log(log: Path) -> tuple[bytes, AuditHead | None]:
 
 
 def _tail(stream: IO[bytes]) -> tuple[LogEntry | None, int]:
-    """The last whole entry, and how many bytes of an unfinished one follow it.
+    """The last complete entry, and the number of bytes of an unfinished one after it.
 
     Raises:
-        DeploymentError: the last whole line is no entry whose hash holds.
+        DeploymentError: the last complete line is not an entry, or its hash is wrong.
     """
     end, length = stream.seek(0, os.SEEK_END), BLOCK
     while True:
@@ -216,10 +216,10 @@ def _tail(stream: IO[bytes]) -> tuple[LogEntry | None, int]:
     try:
         entry = parse_line(content[line_start : whole - 1])
         if entry.hash != entry_hash(asdict(entry)):
-            raise ValueError("its hash does not hold")
+            raise ValueError("its hash is wrong")
     except ValueError as error:
         raise DeploymentError(
-            f"the last line of the audit log '{stream.name}' was altered: see ld-client audit verify; keep the file, "
-            "and move it away before the site goes on"
+            f"the last line of the audit log '{stream.name}' was altered: run ld-client audit verify, and move "
+            "the file to a safe place before the site continues"
         ) from error
     return entry, torn

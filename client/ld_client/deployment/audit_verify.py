@@ -1,4 +1,4 @@
-"""`ld-client audit verify`: whether an audit log is whole, line by line."""
+"""`ld-client audit verify`: checks an audit log line by line."""
 
 from __future__ import annotations
 
@@ -13,36 +13,50 @@ from ld_common.protocol.attestation import AuditHead, check_head, head_from_reco
 from ld_common.protocol.keys import PublicKey, fingerprint
 
 HEADS = {"head": "a head that was sent", "acknowledged": "a head that the server holds"}
+"""Events that carry a head, and what it is."""
+
+
+@dataclass(frozen=True)
+class LogOwner:
+    """Whose log is verified."""
+
+    key: PublicKey
+    """The site's."""
+    site: str
+    study: str
+    """Its name."""
+
+    def check(self, head: AuditHead) -> None:
+        """Raise `SignatureError` unless this site signed the head, for this study."""
+        check_head(self.key, head, self.site, self.study)
 
 
 @dataclass
 class Verdict:
-    """What is to be said of a log."""
+    """Result of the verification of a log."""
 
     entries: int = 0
     acknowledged: int = 0
-    """Number of the last entry that the server has seen the head of, 0 for none."""
+    """Number of the last entry whose head the server has seen; 0 for none."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What a killed process leaves behind, and what nobody can vouch for."""
+    """Traces of killed processes, which are not problems."""
 
 
 def verify_home(home: SiteHome) -> Verdict:
     """Check the log of a home; raises `LdError` when kit, key or log cannot be read."""
     kit, key = home.kit(), home.key().public_key()
-    content, kept = read_log(home.audit_log)
-    return verify_log(content, kept, key, kit.site, kit.study)
+    content, head = read_log(home.audit_log)
+    return verify_log(content, head, LogOwner(key, kit.site, kit.study))
 
 
-def verify_log(content: bytes, kept: AuditHead | None, key: PublicKey, site: str, study: str) -> Verdict:
-    """Check the bytes of a log against its own chain, its signatures and the heads that others hold.
+def verify_log(content: bytes, head: AuditHead | None, owner: LogOwner) -> Verdict:
+    """Check the bytes of a log against its chain, its signatures and the heads that were sent.
 
     Args:
         content: of the file.
-        kept: the head that lies beside it.
-        key: the site's.
-        site: the site's name.
-        study: the study's name.
+        head: the head beside it.
+        owner: whose log it is.
     """
     verdict = Verdict()
     *lines, rest = content.split(b"\n")
@@ -52,112 +66,113 @@ def verify_log(content: bytes, kept: AuditHead | None, key: PublicKey, site: str
         try:
             entries[number] = parse_line(line)
         except ValueError:
-            verdict.problems.append(f"line {number}: altered: it is no entry")
+            verdict.problems.append(f"line {number}: altered: it is not an entry")
     verdict.entries = len(entries)
     _check_chain(entries, len(lines), verdict)
-    _check_events(entries, verdict, key, site, study)
-    _check_end(entries, kept, verdict, key, site, study)
+    _check_events(entries, verdict, owner)
+    _check_end(entries, head, verdict, owner)
     if rest:
         verdict.notes.append(
-            f"line {len(lines) + 1}: unfinished, {len(rest)} bytes: a process was killed while it wrote; the next "
-            "entry will say so"
+            f"line {len(lines) + 1}: unfinished, {len(rest)} bytes: a process was killed while writing; the next "
+            "entry will record it"
         )
     return verdict
 
 
 def _check_chain(entries: Mapping[int, LogEntry], lines: int, verdict: Verdict) -> None:
     expected, number, seen = FIRST, 1, dict[str, int]()
-    """Hash and number that the next entry should name."""
+    """`previous` and number of the next entry."""
     for line in range(1, lines + 1):
         entry = entries.get(line)
-        if entry is None:  # named already; what follows says what it was chained to
+        if entry is None:  # reported already; the following entry shows its hash
             following = entries.get(line + 1)
             expected, number = ("" if following is None else following.previous), number + 1
             continue
         if entry.hash != entry_hash(asdict(entry)):
-            verdict.problems.append(f"line {line}: altered: its hash does not hold")
+            verdict.problems.append(f"line {line}: altered: its hash is wrong")
         if entry.hash in seen:
             verdict.problems.append(f"line {line}: a duplicate of line {seen[entry.hash]}")
         elif entry.sequence > number:
-            verdict.problems.append(f"line {line}: {entry.sequence - number} entries before it were cut out")
+            verdict.problems.append(f"line {line}: {entry.sequence - number} entries before it were removed")
         elif entry.sequence < number:
-            verdict.problems.append(f"line {line}: entry {entry.sequence} is out of its place, or was inserted")
+            verdict.problems.append(f"line {line}: entry {entry.sequence} is in the wrong place, or was inserted")
         elif entry.previous != expected:
-            verdict.problems.append(f"line {line}: it does not follow the line before: one of them was altered")
+            verdict.problems.append(f"line {line}: it does not follow the line before it: one of them was altered")
         seen.setdefault(entry.hash, line)
         expected, number = entry.hash, entry.sequence + 1
 
 
-def _check_events(entries: Mapping[int, LogEntry], verdict: Verdict, key: PublicKey, site: str, study: str) -> None:
+def _check_events(entries: Mapping[int, LogEntry], verdict: Verdict, owner: LogOwner) -> None:
     hashes = {entry.sequence: entry.hash for entry in entries.values()}
     first = entries.get(1)
-    if first is not None and not _opens(first, key, site, study):
-        verdict.problems.append("line 1: this is not how the log of this site, study and key was opened")
+    if first is not None and not _opens(first, owner):
+        verdict.problems.append("line 1: the log was opened for another site, study or key")
     for line, entry in entries.items():
         if entry.event in HEADS:
             try:
                 head = head_from_record(entry.details)
-                check_head(key, head, site, study)
+                owner.check(head)
             except (LdError, KeyError, ValueError, TypeError) as error:
-                verdict.problems.append(f"line {line}: {HEADS[entry.event]} and is not this site's own: {error}")
+                verdict.problems.append(f"line {line}: {HEADS[entry.event]}, but not signed by this site: {error}")
                 continue
             if hashes.get(head.sequence) != head.hash:
                 verdict.problems.append(
-                    f"line {line}: {HEADS[entry.event]}, of entry {head.sequence}, is not in the log: it was cut short "
-                    "or rewritten since"
+                    f"line {line}: {HEADS[entry.event]}, of entry {head.sequence}, is not in the log: the log was cut "
+                    "short or rewritten since"
                 )
             elif entry.event == "acknowledged":
                 verdict.acknowledged = max(verdict.acknowledged, head.sequence)
         elif entry.event == "broken":
             verdict.problems.append(f"line {line}: {_broken(entry.details)}")
         elif entry.event == "recovered":
-            verdict.notes.append(f"line {line}: a killed process had left an unfinished line, which was dropped")
+            verdict.notes.append(f"line {line}: an unfinished line of a killed process was dropped")
 
 
-def _check_end(
-    entries: Mapping[int, LogEntry], kept: AuditHead | None, verdict: Verdict, key: PublicKey, site: str, study: str
-) -> None:
+def _check_end(entries: Mapping[int, LogEntry], head: AuditHead | None, verdict: Verdict, owner: LogOwner) -> None:
     last = entries[max(entries)] if entries else None
-    if kept is None:
+    if head is None:
         if last is not None and last.sequence > 1:
-            verdict.problems.append("audit.head is missing: nothing says where the log ended")
+            verdict.problems.append("audit.head is missing: the end of the log cannot be verified")
         return
     try:
-        check_head(key, kept, site, study)
+        owner.check(head)
     except LdError as error:
         verdict.problems.append(f"audit.head: {error}")
         return
     hashes = {entry.sequence: entry.hash for entry in entries.values()}
     end = 0 if last is None else last.sequence
-    if hashes.get(kept.sequence) != kept.hash:
+    if hashes.get(head.sequence) != head.hash:
         verdict.problems.append(
-            f"line {len(entries) + 1}: the log was cut short or rewritten: audit.head says that it held entry "
-            f"{kept.sequence} ({kept.hash[:16]}), it ends with {end}"
+            f"line {len(entries) + 1}: the log was cut short or rewritten: audit.head is of entry "
+            f"{head.sequence} ({head.hash[:16]}), the log ends with entry {end}"
         )
-    elif end > kept.sequence + 1:
-        verdict.problems.append(f"the {end - kept.sequence} entries after {kept.sequence} were not signed: inserted")
-    elif end == kept.sequence + 1:
-        verdict.notes.append(f"entry {end} was not signed: a process was killed right after it")
+    elif end > head.sequence + 1:
+        verdict.problems.append(
+            f"the {end - head.sequence} entries after {head.sequence} are not signed: they were inserted"
+        )
+    elif end == head.sequence + 1:
+        verdict.notes.append(f"entry {end} is not signed: a process was killed after writing it")
 
 
-def _opens(entry: LogEntry, key: PublicKey, site: str, study: str) -> bool:
-    said = {name: value for name, value in entry.details.items() if name != "salt"}
-    return entry.event == "opened" and said == {"site": site, "study": study, "key": fingerprint(key)}
+def _opens(entry: LogEntry, owner: LogOwner) -> bool:
+    details = {name: value for name, value in entry.details.items() if name != "salt"}
+    expected = {"site": owner.site, "study": owner.study, "key": fingerprint(owner.key)}
+    return entry.event == "opened" and details == expected
 
 
 def _broken(details: Mapping[str, Any]) -> str:
-    kept = details.get("kept_head") or {}
+    head = details.get("kept_head") or {}
     return (
-        f"the log was found cut short or rewritten: it ended at entry {details.get('log_ended_at')}, its head was of "
-        f"entry {kept.get('sequence', 'unknown')}"
+        f"the log had been cut short or rewritten: it ended at entry {details.get('log_ended_at')}, its head was of "
+        f"entry {head.get('sequence', 'unknown')}"
     )
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
-    """What to print."""
+    """The verdict as text."""
     lines = [f"{verdict.entries} entries"]
     if verdict.acknowledged:
         lines[0] += f", the server has seen the log up to entry {verdict.acknowledged}"
     elif verdict.entries:
-        lines[0] += ", and the server has not yet acknowledged any"
+        lines[0] += ", none of them acknowledged by the server yet"
     return lines + [f"note: {note}" for note in verdict.notes] + [f"PROBLEM: {problem}" for problem in verdict.problems]

@@ -1,7 +1,7 @@
-"""`ld-client dry-run`: one round on the site's own data, as the study would ask for it; nothing of it is sent or kept.
+"""`ld-client dry-run`: runs one round on the site's data as the study would; nothing is sent, charged or kept.
 
-It runs on a copy: a temporary folder with links to the store's files and a copy of the ledger, so that neither is
-charged nor written to. What a round may not spend, the copy refuses as the ledger would.
+It runs on a temporary folder with links to the store's files and a copy of the ledger, which refuses a round as the
+ledger itself would.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from ld_common.protocol.secagg.messages import CHECK_WORDS
 from ld_common.protocol.study_config import StudyConfig
 
 SHOWN = 12
-"""Tensors that are listed one by one."""
+"""Tensors that are listed individually."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What came of it."""
+    """Result of a dry run."""
 
     study: StudyConfig
     result: TrainResult
-    """As if the study had no secure aggregation."""
+    """The result without secure aggregation."""
     seconds: float
     peak_bytes: int
-    """Most memory of this process, or of the GPU that it used."""
+    """Peak memory of this process, or of the GPU."""
 
 
 def dry_run(home: SiteHome) -> list[str]:
-    """Run the round and write it into the audit log; returns what to print.
+    """Run the round and record it in the audit log; returns lines to print.
 
     Raises:
-        LdError: what a round would be refused for, but for approval and hours.
+        LdError: a round would be refused, for another reason than approval or hours.
     """
     kit, site, study = home.kit(), home.site(), home.study()
     log = AuditLog.of(home)
@@ -60,8 +60,8 @@ def dry_run(home: SiteHome) -> list[str]:
 
 
 def rehearse(site: SiteConfig, study: StudyConfig, modality_digest: str) -> DryRun:
-    """Round 1 of a study at a site, on a copy of its store; raises `LdError`."""
-    # there are no other sites to mask towards; what is computed is the same
+    """Run round 1 of a study at a site on a copy of its store; raises `LdError`."""
+    # masks need other sites; training is the same without them
     alone = replace(study, federation=replace(study.federation, secure_aggregation=False))
     state = inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed).trainable_state()
     task = TrainTask(state, 1, json.dumps(to_mapping(alone)), base_digest(site.base_model), modality_digest)
@@ -77,7 +77,7 @@ def rehearse(site: SiteConfig, study: StudyConfig, modality_digest: str) -> DryR
 
 @contextmanager
 def _copy(site: SiteConfig) -> Iterator[SiteConfig]:
-    """The site with a store and a ledger that vanish."""
+    """The site with a temporary store and ledger."""
     with tempfile.TemporaryDirectory(prefix="ld-client-dry-run-") as name:
         folder = Path(name)
         for file in site.store_path.iterdir() if site.store_path.is_dir() else ():
@@ -90,7 +90,7 @@ def _copy(site: SiteConfig) -> Iterator[SiteConfig]:
 
 
 def report(run: DryRun, site: SiteConfig) -> list[str]:
-    """What to print of it."""
+    """The dry run as text."""
     study = run.study
     where = "of the GPU" if site.device == "cuda" else "of this process"
     return [
@@ -99,17 +99,16 @@ def report(run: DryRun, site: SiteConfig) -> list[str]:
         _losses(run),
         "Would have left:",
         *_leaving(run),
-        "Nothing was sent, and nothing was charged to the privacy ledger, because nothing left. What was trained is "
-        "gone; the store is as it was.",
+        "Nothing was sent, so nothing was charged to the privacy ledger. The trained tensors were discarded.",
     ]
 
 
 def _losses(run: DryRun) -> str:
     numbers = run.result.numbers
     if numbers is None:
-        return "loss: not computed: under differential privacy nobody may be told an exact one"
-    kept = "; it stays here, the study withholds it" if run.study.withholds_numbers else ""
-    return f"loss: {numbers.loss_first:.4f} in the first fifth, {numbers.loss_last:.4f} in the last{kept}"
+        return "loss: not computed, as an exact loss must not be released under differential privacy"
+    withheld = "; it stays here, the study withholds it" if run.study.withholds_numbers else ""
+    return f"loss: {numbers.loss_first:.4f} in the first fifth, {numbers.loss_last:.4f} in the last{withheld}"
 
 
 def _leaving(run: DryRun) -> list[str]:
@@ -119,18 +118,18 @@ def _leaving(run: DryRun) -> list[str]:
     if study.federation.secure_aggregation:
         count = sum(record["bytes"] // 4 for record in tensors)
         size = 4 * (count + CHECK_WORDS)
-        lines = [f"  one masked vector of {count:,} numbers, {size:,} bytes: the sum of all sites alone can be read"]
-        return [*lines, "  made of:", *_listed(tensors)]
+        lines = [f"  one masked vector of {count:,} numbers, {size:,} bytes: only the sum of all sites is readable"]
+        return [*lines, "  containing:", *_listed(tensors)]
     lines = _listed(tensors)
     if result.numbers is not None and not study.withholds_numbers:
         numbers = result.numbers
-        lines.append(f"  {numbers.visits} visits, {numbers.patients} patients, both losses, the seconds")
-        lines.append(f"  ends of each attribute, and words, that patients in number show: {numbers.coverage}")
+        lines.append(f"  {numbers.visits} visits, {numbers.patients} patients, first and last loss, seconds")
+        lines.append(f"  ranges and categories that enough patients have: {numbers.coverage}")
     return [*lines, f"  {result.uplink_bytes:,} bytes, the site's name, and a signature with the audit log's head"]
 
 
 def _listed(tensors: list[dict[str, Any]]) -> list[str]:
     shown = tensors if len(tensors) <= SHOWN else tensors[: SHOWN - 1] + tensors[-1:]
-    lines = [f"  {one['name']} {one['type']} {one['shape']}, {one['bytes']:,} bytes" for one in shown]
+    lines = [f"  {tensor['name']} {tensor['type']} {tensor['shape']}, {tensor['bytes']:,} bytes" for tensor in shown]
     hidden = len(tensors) - len(shown)
-    return lines if not hidden else [*lines[:-1], f"  and {hidden} tensors more", lines[-1]]
+    return lines if not hidden else [*lines[:-1], f"  and {hidden} more tensors", lines[-1]]

@@ -1,8 +1,8 @@
-"""Runs the study's code at a site, if it was approved: a Flower SuperExec that looks at the bundle's hash first.
+"""Runs approved code of a study: a Flower SuperExec that checks the bundle's hash first.
 
     python -m ld_client.deployment.executor HOME --runtime-api-address ... (the rest as flower-superexec)
 
-The study chooses the code and Flower would run whatever comes (1.41). This process is the site's own: it is started
+The study chooses the code, and Flower 1.41 runs any bundle that comes. This process belongs to the site: it is started
 from the installed package, never from a bundle.
 """
 
@@ -32,22 +32,22 @@ CLIENT_APP = "flwr-clientapp"
 Launch = Callable[[list[str], dict[str, str]], object]
 
 
-def start_process(command: list[str], surroundings: dict[str, str]) -> object:
-    """Start a task's process and leave it to itself; it ends with this one."""
-    return subprocess.Popen(command, env=surroundings)
+def start_process(command: list[str], environment: dict[str, str]) -> object:
+    """Start a task's process, which ends with this one."""
+    return subprocess.Popen(command, env=environment)
 
 
 def approved_only(home: SiteHome, launch: Launch = start_process) -> type[AutoExecPlugin]:
-    """Flower's way to launch a task, behind the site's approvals, through `ld_client.deployment.launcher`."""
+    """Flower's plug-in to launch a task, which checks the site's approvals and runs `ld_client.deployment.launcher`."""
 
     class ApprovedOnly(AutoExecPlugin):
-        """Launches nothing but client code whose bundle was approved here."""
+        """Launches client code of approved bundles only."""
 
         def launch_task(self, token: str, task: Task) -> LaunchResult:
-            """Launch a task, or refuse it before a line of it runs."""
+            """Launch a task, or refuse it before any of its code runs."""
             try:
                 if task.type != CLIENT_APP:
-                    return LaunchResult.failed(f"a site runs client code alone, not '{task.type}'")
+                    return LaunchResult.failed(f"a site runs client code only, not '{task.type}'")
                 check_bundle(home, task.fab_hash)
             except LdError as error:
                 return LaunchResult.failed(str(error))
@@ -61,10 +61,12 @@ def approved_only(home: SiteHome, launch: Launch = start_process) -> type[AutoEx
 
 
 def main() -> None:
-    """The site's executor; ends with the node that started it."""
+    """Run the site's executor, which ends with the node that started it."""
     home = SiteHome(Path(sys.argv.pop(1)))
     if run_superexec.AutoExecPlugin is not AutoExecPlugin:
-        raise SystemExit("this version of Flower launches tasks in another way: approvals would not hold")
+        raise SystemExit(
+            "this version of Flower launches tasks in another way, so approvals cannot be enforced: install flwr 1.41"
+        )
     run_superexec.AutoExecPlugin = approved_only(home)
     flower_superexec()
 

@@ -1,4 +1,4 @@
-"""A hospital joins a study: opens its kit, makes its key, says its public key to the study."""
+"""Joins a study: opens its kit, makes the site's key, prints its public key."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from ld_common.protocol.keys import fingerprint, new_site_key, public_line, read
 from ld_common.protocol.kit_archive import Kit, read_kit
 
 TEMPLATE = """\
-# This site's side of a study. Paths are relative to this folder; ld-client check --home HERE says what is missing.
+# The site's config for a study. Paths are relative to this folder; ld-client check --home HERE finds what is missing.
 site: {site}
 modality: kit/modality.yaml
-base_model: /path/of/the/base/model     # the study's, compared by hash: sha256 {base}...
-store: store                            # index, latents, pseudonym key, privacy ledger: never leaves
+base_model: /path/of/the/base/model     # the study's base, compared by hash: sha256 {base}...
+store: store                            # index, latents, pseudonyms' key, privacy ledger: never leaves
 held_out: 0.2                           # share of patients never trained on, for ld-client audit-privacy
 device: cpu                             # or cuda
 data:
   root: /path/of/the/scans
-  table: /path/of/visits.csv            # one row a visit, UTF-8; dates as 2026-11-23, or say date_format: "%d.%m.%Y"
+  table: /path/of/visits.csv            # one row a visit, UTF-8; dates as 2026-11-23, or set date_format: "%d.%m.%Y"
   columns:
     patient: patient
     date: date
-    file: ""                            # column with a scan's path; empty when all scans are DICOM series
+    file: ""                            # column with a scan's path; empty if all scans are DICOM series
     attributes: {{{attributes}}}        # the study's name: this table's column
-  values: {{}}                            # words that are not the study's, as sex: {{Male: M, Female: F}}
-policy:                                 # the most that a study may ask of this site
+  values: {{}}                            # translates values to the study's: sex: {{Male: M, Female: F}}
+policy:                                 # limits for every study
   min_patients: 10
   private_only: false                   # true: only studies under differential privacy
-  max_epsilon: 10.0                     # of all studies together
+  max_epsilon: 10.0                     # privacy budget of all studies together
 """
 
 
@@ -45,26 +45,26 @@ def join(kit_file: Path, path: Path, expected: str = "") -> list[str]:
     """Open a kit in a site's home, new or of the same study; returns lines for the data manager.
 
     Args:
-        kit_file: what the study sent.
-        path: the home; what is in it already stays, but for the kit.
-        expected: the study's fingerprint as its people said it; empty leaves the comparing to the reader.
+        kit_file: the study's kit.
+        path: the home; only an earlier kit in it is replaced.
+        expected: the study's fingerprint, as its team said by telephone; empty leaves the comparison to the reader.
 
     Raises:
-        DeploymentError: a kit that was altered, or of another study or site than the home's.
+        DeploymentError: the kit was altered, or is of another study or site than the home.
     """
     kit, home = read_kit(kit_file), SiteHome(path.resolve())
-    found = fingerprint(read_public_line(kit.manifest.public_key))
-    if expected and expected != found:
-        raise DeploymentError(f"this kit was signed by {found}, not by {expected}: do not use it")
-    known = (home.kit_folder / MANIFEST).exists()
-    if known:
-        before = _before(home)
+    signer = fingerprint(read_public_line(kit.manifest.public_key))
+    if expected and expected != signer:
+        raise DeploymentError(f"this kit was signed by {signer}, not by {expected}: do not use it")
+    reopened = (home.kit_folder / MANIFEST).exists()
+    if reopened:
+        before = _current_manifest(home)
         for key in ("public_key", "site", "study"):
             if getattr(before, key) != getattr(kit.manifest, key):
                 raise DeploymentError(
                     f"'{path}' is of another {key.replace('_', ' ')}: open this kit in another folder"
                 )
-    renewed = known and _before(home) != kit.manifest
+    renewed = reopened and _current_manifest(home) != kit.manifest
     _unpack(home, kit)
     lines = [f"study {kit.manifest.study}, site {kit.manifest.site}, server {kit.manifest.server}"]
     if not home.key_file.exists():
@@ -73,16 +73,16 @@ def join(kit_file: Path, path: Path, expected: str = "") -> list[str]:
     if not home.config_file.exists():
         write_bytes(home.config_file, _template(home, kit).encode())
     if not expected:
-        lines.append(f"compare with what the study's people say on another channel: {found}")
+        lines.append(f"compare with the fingerprint that the study's team says by telephone: {signer}")
     return [
         *lines,
-        f"wrote {home.path}" + (": a new kit, to be approved" if renewed else ": the kit that was there" * known),
-        f"next: fill in {home.config_file}, and send the study what ld-client enroll --home {path} prints",
+        f"wrote {home.path}" + (": a new kit, to be approved" if renewed else ": the same kit as before" * reopened),
+        f"next: fill in {home.config_file}, and send the study the line that ld-client enroll --home {path} prints",
     ]
 
 
 def _set_aside(home: SiteHome) -> list[str]:
-    """Give the log of a key that is gone another name: one log is one key's. Returns a line where there was one."""
+    """Rename the audit log of a former key, as a log belongs to one key; returns a line to print if there was one."""
     if not home.audit_log.exists():
         return []
     until = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
@@ -90,11 +90,11 @@ def _set_aside(home: SiteHome) -> list[str]:
     home.audit_log.rename(former)
     if head_file(home.audit_log).exists():
         head_file(home.audit_log).rename(head_file(former))
-    return [f"the log of the former key is kept as {former.name}: the new key begins a log of its own"]
+    return [f"the log of the former key is kept as {former.name}; the new key starts a new log"]
 
 
-def _before(home: SiteHome) -> KitManifest:
-    """The manifest of the kit that lies in the home, whose other files may be half written."""
+def _current_manifest(home: SiteHome) -> KitManifest:
+    """The manifest of the home's kit, whose other files may be incomplete."""
     try:
         content = json.loads((home.kit_folder / MANIFEST).read_bytes())
         return KitManifest(**content)
@@ -103,12 +103,12 @@ def _before(home: SiteHome) -> KitManifest:
 
 
 def enrolment(home: SiteHome) -> str:
-    """The site's public key with its name, as `ld-server admit` takes it."""
+    """The site's public key and name, as `ld-server admit` takes them."""
     return f"{public_line(home.key().public_key())} {home.kit().site}"
 
 
 def _unpack(home: SiteHome, kit: Kit) -> None:
-    """Put the kit in the place of the one before: a folder beside it that takes its name when it is whole."""
+    """Replace the home's kit: write a folder beside it, and rename it when it is complete."""
     fresh, old = home.path / "kit.new", home.path / "kit.old"
     for folder in (fresh, old):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,12 +1,11 @@
-"""Starts one task of the study's code in place of `flwr-clientapp`, and looks at the very bytes that came.
+"""Runs one task in place of `flwr-clientapp`, and checks the bytes of the bundle that came.
 
     LD_TASK_TOKEN=... python -m ld_client.deployment.launcher HOME --runtime-api-address ... (as flwr-clientapp)
 
-Started by `ld_client.deployment.executor` from the installed package. Three things of Flower's own command are
-otherwise: the bundle that comes is hashed here and must be the approved one, whatever the executor was told; it is
-unpacked afresh, as Flower takes a folder that is there for whole; and what goes wrong before the site's own wall leaves
-without its text.
-The token comes by the environment, which other accounts cannot read, not on the command line.
+`ld_client.deployment.executor` starts it from the installed package. Flower's command differs in three ways: here the
+bundle is hashed here and must be the approved one; it is unpacked again each time, as Flower trusts an existing folder;
+and an error before the ClientApp's own handler leaves without its text. The ClientApp then limits the process to
+approved packages (`allow_approved_packages`). The token comes in the environment, which other accounts cannot read.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from ld_client.deployment.site_home import SiteHome
 from ld_common.protocol.code_bundle import PACKAGES
 
 TOKEN = "LD_TASK_TOKEN"
-SILENT = "the site failed for a reason that stays at the site"
+FIXED_REASON = "the site failed for a reason that stays at the site"
 
 
 def approved_install(home: SiteHome) -> Any:
-    """Flower's unpacking of a bundle, for those that were approved at a site."""
+    """Flower's function that unpacks a bundle, restricted to approved bundles."""
 
     def install(fab: bytes, *arguments: Any, **options: Any) -> Any:
         check_bundle(home, hashlib.sha256(fab).hexdigest())
@@ -44,8 +43,8 @@ def approved_install(home: SiteHome) -> Any:
 
 
 def silent_error(code: int, reason: str | None = None) -> Error:
-    """An error for the server: its code, and a fixed sentence for its reason."""
-    return Error(code=code, reason=SILENT)
+    """An error with its code and a fixed sentence in place of its text."""
+    return Error(code=code, reason=FIXED_REASON)
 
 
 def main() -> None:
@@ -53,10 +52,12 @@ def main() -> None:
     home = SiteHome(Path(sys.argv.pop(1)))
     sys.argv += ["--token", os.environ.pop(TOKEN)]
     if run_clientapp.install_from_fab is not install_from_fab or run_clientapp.Error is not Error:
-        raise SystemExit("this version of Flower runs tasks in another way: approvals would not hold")
+        raise SystemExit(
+            "this version of Flower runs tasks in another way, so approvals cannot be enforced: install flwr 1.41"
+        )
     run_clientapp.install_from_fab = approved_install(home)
     run_clientapp.Error = silent_error
-    # what is loaded here is the installed package; the task's code is the bundle's
+    # the modules loaded here are the installed ones; the task must load the bundle's
     for name in [name for name in sys.modules if name.split(".")[0] in PACKAGES]:
         del sys.modules[name]
     flwr_clientapp()

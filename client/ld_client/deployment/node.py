@@ -1,4 +1,4 @@
-"""`ld-client start`: the node, which fetches the study's work, and the executor, which runs what was approved."""
+"""`ld-client start`: runs the node, which fetches tasks, and the executor, which runs approved code."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ld_common.core.processes import environment, free_port, stop_family, stop_h
 
 POLL_SECONDS, RETRY_SECONDS, FORMER_NODE_SECONDS = 0.5, 5.0, 120.0
 REFUSED = "Failed to activate SuperNode"
-"""What Flower says of a node that it counts already, and of one whose key it no longer takes."""
+"""Flower's message for a node that it counts as connected, and for one whose key it no longer accepts."""
 
 
 def run_node(home: SiteHome) -> None:
-    """Take part in the study until told to end.
+    """Take part in the study until terminated.
 
-    A node that was killed counts as connected at the server until it has missed two heartbeats, about a minute; until
-    then a new one is refused, and tried again.
+    The server counts a killed node as connected until it has missed two heartbeats, about a minute; until then it
+    refuses a new node, which tries again.
 
     Raises:
-        DeploymentError: not admitted, revoked, another node of this home runs, or one of the two processes ended.
+        DeploymentError: the site is not admitted or revoked, another node of this home runs, or a process ended.
         ApprovalError: the kit was not approved.
         LdError: the home, its config or its key cannot be used.
     """
@@ -51,21 +51,22 @@ def run_node(home: SiteHome) -> None:
         executor = [sys.executable, "-m", "ld_client.deployment.executor", str(home.path), "--insecure", *runtime]
         executor += ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(os.getpid())]
         print(
-            f"site {kit.site} of study '{kit.study}' works for {kit.server}; end it with Ctrl-C or SIGTERM", flush=True
+            f"site {kit.site} takes part in study '{kit.study}' at {kit.server}; stop it with Ctrl-C or SIGTERM",
+            flush=True,
         )
-        deadline, told = time.monotonic() + FORMER_NODE_SECONDS, False
+        deadline, printed = time.monotonic() + FORMER_NODE_SECONDS, False
         while REFUSED in _watch(home, [node, executor]) and time.monotonic() < deadline:
-            fetch_certificate(home)  # says so where the study has revoked the site, or has another key of it
-            if not told:
-                print("the server still counts this site's former node: trying until it does not", flush=True)
-            told = True
+            fetch_certificate(home)  # raises where the study has revoked the site, or admitted another key
+            if not printed:
+                print("the server still counts this site's former node: trying again until it does not", flush=True)
+            printed = True
             time.sleep(RETRY_SECONDS)
         raise DeploymentError(f"the site's node ended: see '{home.path / 'node.log'}'")
 
 
 def _watch(home: SiteHome, commands: list[list[str]]) -> str:
-    """Run the commands until one of them ends; returns what the log says since."""
-    # the folder in which somebody happens to stand is not searched for code
+    """Run the commands until one of them ends; returns what they wrote to the log."""
+    # without it, Python would search the current folder for code
     surroundings = environment(home.path / "flower") | {"PYTHONSAFEPATH": "1"}
     started: list[subprocess.Popen[bytes]] = []
     try:
@@ -86,15 +87,15 @@ def _watch(home: SiteHome, commands: list[list[str]]) -> str:
 
 @contextlib.contextmanager
 def _only_node(home: SiteHome) -> Iterator[None]:
-    """Hold the home's lock; what a killed node left running is ended first: it holds the site's key."""
-    with held(home.path / "node.lock", DeploymentError(f"a node of '{home.path}' runs already")):
+    """Hold the home's lock. Processes that a killed node left running are ended first: they hold the site's key."""
+    with held(home.path / "node.lock", DeploymentError(f"a node of '{home.path}' is running already")):
         stop_holders("flower-supernode", str(home.key_file))
         yield
 
 
 @contextlib.contextmanager
 def _secret(home: SiteHome) -> Iterator[Path]:
-    """What the executor proves itself to the node with; other accounts of the machine cannot read it."""
+    """File of the secret that authenticates the executor to the node; other accounts cannot read it."""
     path = home.path / "executor.secret"
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:

@@ -1,4 +1,4 @@
-"""`ld-client pull`: fetch a release from the study's server, believe it only for its signature, and open it."""
+"""`ld-client pull`: fetches a release from the study's server, checks its signature and decrypts it."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ Progress = Callable[[str, int, int], None]
 def pull(
     home: SiteHome, name: str, out: Path | None, progress: Progress = lambda stage, done, total: None
 ) -> list[str]:
-    """Fetch a release, check who signed it, open it; returns lines to print.
+    """Fetch a release, check its signature and decrypt it; returns lines to print.
 
     Args:
-        home: the site's folder; its key opens what is encrypted to the site.
+        home: the site's folder; its key decrypts releases that are encrypted to the site.
         name: a release's name; empty for the newest.
         out: folder to make; by default `HOME/releases/<name>`.
-        progress: told the file's name, the bytes that are there, all bytes.
+        progress: called with a file's name, the bytes received and all bytes.
 
     Raises:
-        DeploymentError: no usable certificate, the server cannot be reached or refuses.
-        SignatureError: the release is not signed by the kit's key, or was altered.
-        ReleaseError: no release, one of another study, encrypted to others, cut short, or altered.
+        DeploymentError: the site has no valid certificate, or the server cannot be reached or refuses the site.
+        SignatureError: the kit's key did not sign the release, or it was altered.
+        ReleaseError: there is no such release, it is of another study, encrypted to other sites, incomplete or altered.
     """
     kit = home.kit()
     if not home.certificate.exists():
@@ -77,40 +77,43 @@ def pull(
 
 def _choose(releases: list[Listed], name: str) -> Listed:
     if not releases:
-        raise ReleaseError("the study has no release yet: try again when its people say that there is one")
+        raise ReleaseError("the study has no release yet: try again later")
     if not name:
-        return max(releases, key=lambda one: one.number)
-    for one in releases:
-        if one.name == name:
-            return one
-    raise ReleaseError(
-        f"the study has no release '{name}': there are {', '.join(sorted(one.name for one in releases))}"
-    )
+        return max(releases, key=lambda release: release.number)
+    for release in releases:
+        if release.name == name:
+            return release
+    known = ", ".join(sorted(release.name for release in releases))
+    raise ReleaseError(f"the study has no release '{name}': there are {known}")
 
 
 def _refuse_older(home: SiteHome, listed: Listed) -> None:
-    """The newest release is never older than one that this site has: a server put back in time, or worse."""
+    """Refuse a newest release that is older than one at this site: the server was reset, or is not the study's."""
     newest = 0
     for folder in (home.path / "releases").glob("*/"):
         if not folder.name.endswith(".part") and (folder / MANIFEST).exists():
             newest = max(newest, int(read_manifest(folder).get("release", {}).get("number", 0)))
     if listed.number < newest:
         raise ReleaseError(
-            f"the server's newest release is {listed.number}, and this site has {newest} already: ask the study's "
-            f"people, or name it with --release {listed.name}"
+            f"the server's newest release is {listed.number}, but this site has {newest} already: ask the study, or "
+            f"name it with --release {listed.name}"
         )
 
 
 def _fetch_manifest(client: ReleaseClient, kit: KitManifest, listed: Listed, target: Path) -> dict[str, Any] | None:
-    """The release's manifest, when the kit's key signed it, in the partial folder; None when `target` is that release.
+    """Write a release's manifest into the partial folder; returns None when `target` is that release already.
 
-    What another release left in the partial folder is removed.
+    Files of another release in the partial folder are removed.
+
+    Raises:
+        SignatureError: the kit's key did not sign it.
+        ReleaseError: it is another release, or `target` exists and is another one.
     """
     raw = client.manifest(listed.name)
     signature = b"".join(_limited(client.fetch(listed.name, SIGNATURE, 0), MAX_SIGNATURE_BYTES))
     if target.exists():
-        held = target / MANIFEST
-        if held.exists() and held.read_bytes() == raw:
+        present = target / MANIFEST
+        if present.exists() and present.read_bytes() == raw:
             check_release(target, [read_public_line(kit.public_key)])
             return None
         raise ReleaseError(f"'{target}' exists and is not this release: choose another --out")
@@ -127,7 +130,7 @@ def _fetch_manifest(client: ReleaseClient, kit: KitManifest, listed: Listed, tar
             raise ReleaseError(f"the server offers a release of the study '{study}', this kit is of '{kit.study}'")
         file_names(manifest)
         if name != listed.name:
-            raise ReleaseError(f"the server offers another release as '{listed.name}': tell the study's people")
+            raise ReleaseError(f"the server offers another release as '{listed.name}': tell the study")
     except LdError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -137,20 +140,20 @@ def _fetch_manifest(client: ReleaseClient, kit: KitManifest, listed: Listed, tar
 def _fetch_files(
     client: ReleaseClient, listed: Listed, manifest: dict[str, Any], partial: Path, site: str, progress: Progress
 ) -> None:
-    """The manifest's files, or what they are sealed as, into the partial folder, on from what an earlier try left."""
+    """Fetch the manifest's files, or their encrypted forms, and continue files that are there in part."""
     names, total, expected = file_names(manifest), sum(listed.files.values()), dict(manifest["files"])
     if ENVELOPE in listed.files:
         envelope = b"".join(_limited(client.fetch(listed.name, ENVELOPE, 0), MAX_MESSAGE_BYTES))
         check_recipient(read_envelope(envelope), site)
         if (partial / ENVELOPE).exists() and (partial / ENVELOPE).read_bytes() != envelope:
-            for path in partial.rglob(f"*{SEALED_SUFFIX}"):  # begun under another key
+            for path in partial.rglob(f"*{SEALED_SUFFIX}"):  # they were encrypted with another key
                 path.unlink()
         write_bytes(partial / ENVELOPE, envelope)
         secret = sealed_names(manifest)
         names = [name + SEALED_SUFFIX if name in secret else name for name in names]
         expected |= read_envelope(envelope).sha256
     if any(name not in listed.files for name in names):
-        raise ReleaseError(f"the server's release '{listed.name}' lacks a file: tell the study's people")
+        raise ReleaseError(f"the server's release '{listed.name}' lacks a file: tell the study")
     free = shutil.disk_usage(partial).free
     if free < 2 * total:
         raise CheckpointError(
@@ -161,7 +164,9 @@ def _fetch_files(
     for name in names:
         if file_digest(partial / name) != expected.get(name):
             (partial / name).unlink()
-            raise ReleaseError(f"'{name}' came altered, and was thrown away: pull again, and tell the study's people")
+            raise ReleaseError(
+                f"'{name}' does not have its signed hash and was deleted: pull again, and tell the study"
+            )
 
 
 def _fetch_file(client: ReleaseClient, listed: Listed, name: str, path: Path, progress: Progress) -> None:
@@ -176,7 +181,7 @@ def _fetch_file(client: ReleaseClient, listed: Listed, name: str, path: Path, pr
                 for part in client.fetch(listed.name, name, done):
                     done += len(part)
                     if done > size:
-                        raise ReleaseError(f"the server sent more of '{name}' than it said: tell the study's people")
+                        raise ReleaseError(f"the server sent more of '{name}' than it announced: tell the study")
                     target.write(part)
                     progress(name, done, size)
             target.flush()
@@ -184,26 +189,24 @@ def _fetch_file(client: ReleaseClient, listed: Listed, name: str, path: Path, pr
     except OSError as error:
         raise CheckpointError(f"cannot write '{path}' ({error.strerror or error}): free some space") from error
     if done < size:
-        raise ReleaseError(
-            f"'{name}' was cut short after {done:,} of {size:,} bytes: pull again, it goes on from there"
-        )
+        raise ReleaseError(f"'{name}' ended after {done:,} of {size:,} bytes: pull again to continue")
 
 
 def _finish(home: SiteHome, kit: KitManifest, manifest: dict[str, Any], target: Path) -> None:
-    """Open what is encrypted, check all of it as it lies there, and only then give it its name."""
+    """Decrypt the release, check all of its files, and only then rename it to `target`."""
     partial = _partial(target)
     try:
         if (partial / ENVELOPE).exists():
             open_release(partial, manifest, kit.site, home.key())
         check_release(partial, [read_public_line(kit.public_key)])
     except LdError:
-        shutil.rmtree(partial, ignore_errors=True)  # so that the next pull begins afresh
+        shutil.rmtree(partial, ignore_errors=True)  # so that the next pull starts again
         raise
     partial.rename(target)
 
 
 def _partial(target: Path) -> Path:
-    """Where a release lies until it is whole."""
+    """Folder of a release until it is complete."""
     return target.with_name(target.name + ".part")
 
 
@@ -212,10 +215,10 @@ def _limited(parts: Iterator[bytes], limit: int) -> Iterator[bytes]:
     for part in parts:
         total += len(part)
         if total > limit:
-            raise ReleaseError("the server sent a message that is too large: tell the study's people")
+            raise ReleaseError("the server sent a message that is too large: tell the study")
         yield part
 
 
 def _how_to_use(home: SiteHome, target: Path) -> list[str]:
     trust = f"--trust {home.kit_folder / KIT_MANIFEST}"
-    return [f"draw with it: ld-generate edit {target} {trust} --input SCAN --target ATTRIBUTE=VALUE"]
+    return [f"use it: ld-generate edit {target} {trust} --input SCAN --target ATTRIBUTE=VALUE"]

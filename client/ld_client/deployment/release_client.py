@@ -1,4 +1,4 @@
-"""A site's connection to the study's release service: mutual TLS, and one sentence for whatever fails."""
+"""A site's connection to the study's release service over mutual TLS."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OPTIONS = (
 
 
 class ReleaseClient:
-    """A site's connection to the release service; every failure is one `DeploymentError` or `ReleaseError`."""
+    """A client of the release service; every failure is a `DeploymentError` or a `ReleaseError`."""
 
     def __init__(self, home: SiteHome, kit: KitManifest) -> None:
         self._home, self._kit = home, kit
@@ -62,19 +62,19 @@ class ReleaseClient:
             yield self
 
     def list(self) -> list[Listed]:
-        """What the server offers."""
+        """The releases that the server offers."""
         answer = self._ask(LIST, Empty(), Struct)
         try:
             return read_listing(answer)
         except ValueError as error:
-            raise self._strange() from error
+            raise self._unexpected() from error
 
     def manifest(self, name: str) -> bytes:
-        """A release's manifest, as the server has it."""
+        """A release's manifest, unchecked."""
         return bytes(self._ask(MANIFEST_OF, StringValue(value=name), BytesValue).value)
 
     def fetch(self, release: str, file: str, offset: int) -> Iterator[bytes]:
-        """A file from a byte on, in parts."""
+        """The chunks of a file, from byte `offset` on."""
         call = self._channel.unary_stream(method(FETCH), serialize, parser(BytesValue))
         stream = call(file_request(FileRequest(release, file, offset)), timeout=FILE_SECONDS)
         try:
@@ -92,35 +92,35 @@ class ReleaseClient:
         except grpc.RpcError as error:
             raise self._failure(error) from error
 
-    def _strange(self) -> DeploymentError:
+    def _unexpected(self) -> DeploymentError:
         return DeploymentError(
-            f"{self._kit.release_service} answers what is no answer of a release service: is it another version?"
+            f"{self._kit.release_service} does not answer as a release service does: it may be of another version"
         )
 
     def _failure(self, error: Any) -> LdError:
-        """A failed call as one sentence; only what our own service words itself is passed on."""
-        code, where = error.code(), self._kit.release_service
-        said = " ".join(str(error.details() or "").split())[:200]
-        said = "".join(letter for letter in said if letter.isprintable())
+        """The error of a failed call; only the text of our own service is passed on."""
+        code, address = error.code(), self._kit.release_service
+        details = " ".join(str(error.details() or "").split())[:200]
+        details = "".join(letter for letter in details if letter.isprintable())
         refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
         if code in refused:
-            return DeploymentError(f"the study's server refuses this site: {said}")
+            return DeploymentError(f"the study's server refuses this site: {details}")
         if code == grpc.StatusCode.NOT_FOUND:
-            return ReleaseError(f"the study's server does not have it: {said}")
+            return ReleaseError(f"the study's server does not have it: {details}")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return DeploymentError(f"a message is too large, or the study's server too busy: {said}")
-        if code == grpc.StatusCode.UNAVAILABLE and "handshake failed" in said.lower():
+            return DeploymentError(f"a message is too large, or the study's server is busy: {details}")
+        if code == grpc.StatusCode.UNAVAILABLE and "handshake failed" in details.lower():
             return DeploymentError(
-                f"{where} is not this study's server: the study's authority did not sign its certificate, or not for "
-                "that name. Ask the study's people"
+                f"{address} is not this study's server: the study's authority did not sign its certificate, or not for "
+                "that name; ask the study"
             )
         if code == grpc.StatusCode.UNAVAILABLE:
             return DeploymentError(
-                f"no connection to {where}, or it broke: the server is down, or does not take this site's certificate. "
-                "Pull again later, what came stays"
+                f"no connection to {address}, or it broke: the server is down, or does not accept this site's "
+                "certificate; pull again later to continue"
             )
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeploymentError(f"{where} took too long: try again later, what came stays")
+            return DeploymentError(f"{address} took too long: pull again later to continue")
         if code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE):
-            return self._strange()
-        return DeploymentError(f"{where} failed ({code.name.lower()}): tell the study's people")
+            return self._unexpected()
+        return DeploymentError(f"{address} failed ({code.name.lower()}): tell the study")

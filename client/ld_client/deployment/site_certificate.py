@@ -1,4 +1,4 @@
-"""The site's certificate, by which the study's release service knows it: fetched from the gate, and looked at."""
+"""The site's certificate for the study's release service: fetched from the fleet proxy, and checked."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ld_common.protocol.enrollment_kit import AUTHORITY
 
 TIMEOUT_SECONDS = 10.0
 RENEWAL = timedelta(days=30)
-ANEW = "remove it, and it is fetched again"
+REFETCH = "remove it, and it is fetched again"
 
 
 def read_certificate(home: SiteHome) -> x509.Certificate:
-    """The site's certificate, when the study's server could take it for this site, on whatever day.
+    """The site's certificate, checked except for its period of validity.
 
     Raises:
         DeploymentError: there is none, the study's authority did not issue it, or it is of another site or key.
@@ -35,17 +35,17 @@ def read_certificate(home: SiteHome) -> x509.Certificate:
     except OSError as error:
         raise DeploymentError(f"cannot read the site's certificate '{path}': {error.strerror or error}") from error
     except (ValueError, TypeError, InvalidSignature) as error:
-        raise DeploymentError(f"'{path}' is no certificate of this study: {ANEW}") from error
-    names = [str(one.value) for one in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        raise DeploymentError(f"'{path}' is not a certificate of this study: {REFETCH}") from error
+    names = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [kit.site]:
-        raise DeploymentError(f"'{path}' is the certificate of '{', '.join(names)}', the kit is for '{kit.site}'")
+        raise DeploymentError(f"'{path}' is the certificate of '{', '.join(names)}', but the kit is for '{kit.site}'")
     if certificate.public_key() != home.key().public_key():
-        raise DeploymentError(f"'{path}' is not of this site's key '{home.key_file}': {ANEW}")
+        raise DeploymentError(f"'{path}' does not belong to this site's key '{home.key_file}': {REFETCH}")
     return certificate
 
 
 def check_valid_now(home: SiteHome, certificate: x509.Certificate) -> None:
-    """Raise `DeploymentError` outside the certificate's days."""
+    """Raise `DeploymentError` outside the certificate's period of validity."""
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begin <= datetime.now(UTC) <= end:
         raise DeploymentError(
@@ -55,10 +55,10 @@ def check_valid_now(home: SiteHome, certificate: x509.Certificate) -> None:
 
 
 def ensure_certificate(home: SiteHome) -> None:
-    """Fetch the certificate unless one lies there that is this site's and holds for `RENEWAL` more.
+    """Fetch the certificate unless the home has one that stays valid for `RENEWAL`.
 
     Raises:
-        DeploymentError: it cannot be had.
+        DeploymentError: as `fetch_certificate`.
     """
     with contextlib.suppress(DeploymentError):
         if read_certificate(home).not_valid_after_utc >= datetime.now(UTC) + RENEWAL:
@@ -67,10 +67,10 @@ def ensure_certificate(home: SiteHome) -> None:
 
 
 def fetch_certificate(home: SiteHome) -> None:
-    """Fetch the site's certificate from the study's gate, where it lies after `ld-server admit`.
+    """Fetch the site's certificate from the study's fleet proxy, which has it after `ld-server admit`.
 
     Raises:
-        DeploymentError: no answer, not admitted yet, revoked, or a certificate of another key.
+        DeploymentError: the server cannot be reached, or the site is not admitted, revoked or has another key.
     """
     kit = home.kit()
     authority = ssl.create_default_context(cafile=str(home.kit_folder / AUTHORITY))
@@ -81,17 +81,19 @@ def fetch_certificate(home: SiteHome) -> None:
         raise DeploymentError(f"the study's server {kit.server} cannot be reached: {error}") from error
     if answer.status_code == 410:
         raise DeploymentError(
-            f"the study has revoked site '{kit.site}': talk to its people; a new key begins with removing "
-            f"'{home.key_file}' and ld-client init"
+            f"the study has revoked site '{kit.site}': ask the study; for a new key, remove '{home.key_file}' and run "
+            "ld-client init"
         )
     if answer.status_code == 404:
-        raise DeploymentError(f"site '{kit.site}' is not admitted yet: send the study what ld-client enroll prints")
+        raise DeploymentError(
+            f"site '{kit.site}' is not admitted yet: send the study the line that ld-client enroll prints"
+        )
     try:
         certificate = x509.load_pem_x509_certificate(answer.content)
     except ValueError as error:
         raise DeploymentError(f"the study's server {kit.server} sent no certificate") from error
     if certificate.public_key() != home.key().public_key():
         raise DeploymentError(
-            "the study admitted another key for this site: send it again what ld-client enroll prints"
+            "the study admitted another key for this site: send it the line that ld-client enroll prints"
         )
     write_bytes(home.certificate, answer.content)

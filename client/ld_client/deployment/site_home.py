@@ -1,12 +1,12 @@
-"""A hospital's folder of one study: the study's kit, the site's key, its config, what it approved, what left.
+"""A hospital's folder of one study.
 
-kit/             what the study sent, as its signature covers it
-site.key         the site's private key, mode 0600; made here, and never leaves
-site.crt         its certificate for the release service, fetched from the study's gate
-site.yaml        the site's config (SiteConfig), which the data manager writes
-approvals.json   which code and which study may run, and who said so
-approved/        the code bundles that were approved
-audit.jsonl      what ran and what left, as a chain of hashes; audit.head is its signed last entry
+kit/             the study's kit, covered by its signature
+site.key         the site's private key, mode 0600; made here, never leaves
+site.crt         its certificate for the release service, fetched from the study's server
+site.yaml        the site's config (SiteConfig), written by the data manager
+approvals.json   approved code bundles and studies, and who approved them
+approved/        copies of what was approved, for comparison with later kits
+audit.jsonl      log of what ran and what left, as a chain of hashes; audit.head is its signed head
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class SiteHome:
 
     @property
     def approvals(self) -> Path:
-        """What was approved."""
+        """The list of approvals."""
         return self.path / "approvals.json"
 
     @property
     def audit_log(self) -> Path:
-        """What ran and what left."""
+        """The audit log."""
         return self.path / "audit.jsonl"
 
     @property
@@ -80,7 +80,7 @@ class SiteHome:
             signature = (self.kit_folder / SIGNATURE).read_text()
             files = {name: (self.kit_folder / name).read_bytes() for name in FILES}
         except (OSError, ValueError) as error:
-            raise DeploymentError(f"'{self.path}' holds no study's kit: make it with ld-client init KIT") from error
+            raise DeploymentError(f"'{self.path}' is no site's home: make it with ld-client init KIT --home") from error
         return check_manifest(manifest, signature, files)
 
     def key(self) -> EllipticCurvePrivateKey:
@@ -105,5 +105,5 @@ class SiteHome:
         """The site's config; raises `DeploymentError` when it names another site than the kit."""
         site, kit = load_site(self.config_file), self.kit()
         if site.site != kit.site:
-            raise DeploymentError(f"'{self.config_file}' is of site '{site.site}', the kit is for '{kit.site}'")
+            raise DeploymentError(f"'{self.config_file}' is of site '{site.site}', but the kit is for '{kit.site}'")
         return site

@@ -1,7 +1,7 @@
-"""A private study's drift: noised once, and kept in the ledger that it was charged to.
+"""The drift of a private study: noised once, and kept in the ledger that it was charged to.
 
-Charge and noised drift are one entry of the ledger, written in one transaction. So a drift that may leave is one that
-was paid for, whoever computed it and whatever was killed, and it is the same in every round.
+Charge and noised drift are written in one transaction. So every drift that leaves was charged, even if a process was
+killed, and it is the same in every round.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ld_client.data.store import Store
-from ld_client.privacy.ledger import Ledger, Once
+from ld_client.privacy.ledger import Ledger, NoisedRelease
 from ld_client.privacy.secure_rng import secret_normal
 from ld_client.site_config import SiteConfig
 from ld_common.core.errors import PrivacyError
@@ -26,43 +26,43 @@ from ld_common.protocol.study_config import StudyConfig
 TENSOR = "drift"
 
 
-def drift_release(store: Store, study: StudyConfig, charge: Charge) -> Once:
-    """What the ledger charges for a study's drift on this store, if it does not hold that drift yet."""
-    return Once(_key(store, study), charge, lambda: save({TENSOR: noised_drift(store, study)}))
+def drift_release(store: Store, study: StudyConfig, charge: Charge) -> NoisedRelease:
+    """The drift of a study on this store, for the ledger to charge unless it holds it."""
+    return NoisedRelease(_key(store, study), charge, lambda: save({TENSOR: noised_drift(store, study)}))
 
 
 def drift_is_free(site: SiteConfig, store: Store, study: StudyConfig) -> bool:
-    """Whether nothing more is to be charged for a private study's drift: its noised one is paid for."""
-    return Ledger(site.ledger_path).kept(_key(store, study)) is not None
+    """Whether the ledger holds the noised drift of a private study, so that it costs nothing more."""
+    return Ledger(site.ledger_path).noised_release(_key(store, study)) is not None
 
 
 def paid_drift(site: SiteConfig, store: Store, study: StudyConfig) -> Tensor | None:
-    """The noised drift as it travels, float32, in the study's shape, or None.
+    """The noised drift as it travels, float32, in the study's shape; None for a study without a drift.
 
     Raises:
-        PrivacyError: none was charged for.
+        PrivacyError: none was charged.
     """
     if study.drift.shape == "none":
         return None
-    kept = Ledger(site.ledger_path).kept(_key(store, study))
-    if kept is None:
-        raise PrivacyError(f"no drift of study '{study.name}' is paid for on this store: nothing of it may leave")
-    return load(kept)[TENSOR]
+    noised = Ledger(site.ledger_path).noised_release(_key(store, study))
+    if noised is None:
+        raise PrivacyError(f"the drift of study '{study.name}' was not charged on this store: it may not leave")
+    return load(noised)[TENSOR]
 
 
 def noised_drift(store: Store, study: StudyConfig) -> Tensor:
-    """The mean drift over patients, noised: `privacy.drift_noise_multiplier` over what one patient can change.
+    """The mean drift over patients, with noise of `privacy.drift_noise_multiplier` times its sensitivity.
 
-    Each patient gives the drift of the own mean latent, clipped to `privacy.drift_clip_norm` C, and a C that counts
-    the patient; both sums are noised, so one patient changes them by at most sqrt(2) C, and then divided. A mean of
-    clipped drifts is no longer than C, so a quotient that is longer, as few patients leave it, is shortened to C.
+    Each patient contributes the drift of the patient's mean latent, clipped to norm C (`privacy.drift_clip_norm`), and
+    C itself as a count. Both sums are noised, so one patient changes them by at most sqrt(2) C, and then divided. The
+    mean of clipped drifts has at most norm C, so a longer quotient, as few patients give it, is scaled down to C.
     """
     privacy, rows = study.privacy, defaultdict(list)
     for row, owner in enumerate(store.pseudonyms):
         rows[owner].append(row)
     total, shape = torch.zeros(0, dtype=torch.float64), torch.Size()
-    for own in rows.values():
-        drift = drift_from_moments(store.latents[own], store.base_latent_mean, study.drift.shape)
+    for visits in rows.values():
+        drift = drift_from_moments(store.latents[visits], store.base_latent_mean, study.drift.shape)
         if drift is None or not bool(drift.isfinite().all()):
             continue
         clip = min(1.0, privacy.drift_clip_norm / max(float(drift.norm()), 1e-12))
@@ -76,6 +76,6 @@ def noised_drift(store: Store, study: StudyConfig) -> Tensor:
 
 
 def _key(store: Store, study: StudyConfig) -> str:
-    """Of this drift among the ledger's: another study, or other scans, make another."""
+    """The drift's key in the ledger; it depends on the study and on the scans."""
     scans = [store.prompts, float(store.latents.double().sum()), store.base_digest, store.modality_digest]
     return hashlib.sha256(json.dumps([study.digest(), *scans]).encode()).hexdigest()

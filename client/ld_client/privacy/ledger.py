@@ -1,7 +1,7 @@
-"""What a data set's privacy has been spent on: a list that only grows, written before anything is computed.
+"""The privacy ledger of a data set: an append-only list of charges, each written before its round trains.
 
-A charge is committed to disk before its round trains. Whatever is killed afterwards, the ledger may count a round that
-never left, never leave out one that did; a round that is run again is charged again.
+A charge is committed to disk first. If a process is killed afterwards, the ledger may count a round whose result never
+left, but it never misses one that did. A round that runs again is charged again.
 """
 
 from __future__ import annotations
@@ -40,82 +40,82 @@ class LedgerEntry:
     purpose: str
     """`training` or `drift`."""
     charge: Charge | None
-    """None for a use without differential privacy, of which no ε can be said."""
+    """None for a use without differential privacy, which has no ε."""
 
 
 @dataclass(frozen=True)
-class Once:
-    """Something noised that is made once and may then leave as often as it is asked for."""
+class NoisedRelease:
+    """A noised value that is computed and charged once, and may then leave any number of times."""
 
     key: str
-    """Names it in the ledger."""
+    """Its name in the ledger."""
     charge: Charge
     make: Callable[[], bytes]
-    """Computes and noises it; called when the ledger does not hold it, inside the transaction that charges it."""
+    """Computes and noises it; called inside the transaction that charges it, unless the ledger holds it."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a round is about to do with the data set."""
+    """The use of the data set by one round."""
 
     study: str
     study_digest: str
     round: int
     charges: dict[str, Charge | None]
     """Purpose -> charge, None without differential privacy."""
-    drift: Once | None = None
-    """The study's noised drift, charged as `drift` where the ledger does not hold it."""
+    drift: NoisedRelease | None = None
+    """The study's noised drift, charged as `drift` unless the ledger holds it."""
     plan: Sequence[Charge] = ()
-    """All that the study will charge; a study is refused at its first round if that passes the limit."""
+    """All charges of the study, which is refused at its first round if they exceed the limit."""
 
 
 @dataclass(frozen=True)
 class RoundLimit:
-    """The most rounds that a study may train here, and what sets it."""
+    """Largest number of rounds of one study, and the setting that it comes from."""
 
     rounds: int
     source: str
 
 
 class Ledger:
-    """The ledger of one data set, across studies; several processes may hold it at once."""
+    """The ledger of one data set, across studies; several processes may use it at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def entries(self) -> list[LedgerEntry]:
-        """All charges in their order; raises `PrivacyError` when the file is no ledger."""
+        """All charges in their order; raises `PrivacyError` when the file is not a ledger."""
         if not self.path.exists():
             return []
         with self._open() as database:
             return _entries(database)
 
-    def kept(self, key: str) -> bytes | None:
-        """What was made and charged under a key, or None."""
+    def noised_release(self, key: str) -> bytes | None:
+        """The noised value that was charged under a key, or None."""
         if not self.path.exists():
             return None
         with self._open() as database:
-            found = database.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
-        return None if found is None else bytes(found[0])
+            row = database.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
+        return None if row is None else bytes(row[0])
 
     def charge(self, use: Use, limit: float, delta: float, max_rounds: RoundLimit | None = None) -> float:
-        """Commit a use's charges; returns ε at δ of everything that the ledger then holds.
+        """Commit the charges of a use; returns ε at δ of all charges in the ledger.
 
-        The check and the entry are one transaction under the file's write lock, so of two runs that ask for the last
-        of a budget one is refused.
+        The check and the entry are one transaction under the file's write lock, so only one of two concurrent runs can
+        spend the rest of a budget.
 
         Args:
-            use: what is about to be done.
-            limit: the most ε at `delta` that the data set may lose over its lifetime.
+            use: of the data set.
+            limit: largest ε at `delta` of the data set over its lifetime.
             delta: the site's δ.
-            max_rounds: the most rounds of one study, None for any number.
+            max_rounds: of one study; None for any number.
 
         Raises:
-            PolicyError: one round too many; nothing is written.
-            PrivacyError: it would pass the limit; nothing is written. Or the ledger cannot be read or written.
+            PolicyError: the study has used all its rounds; nothing is written.
+            PrivacyError: the charges exceed the limit, and nothing is written; or the ledger cannot be used.
         """
         if not self.path.parent.is_dir():
-            raise PrivacyError(f"the ledger's folder '{self.path.parent}' is not there: mount it, or make it")
+            raise PrivacyError(f"the ledger's folder '{self.path.parent}' does not exist: mount it, or make it")
         with self._open() as database:
             database.execute("BEGIN IMMEDIATE")
             try:
@@ -127,7 +127,7 @@ class Ledger:
             return total
 
     def copy(self, path: Path) -> None:
-        """Write what the ledger holds now into a new file; raises `PrivacyError`."""
+        """Copy the ledger into a new file; raises `PrivacyError`."""
         with self._open() as database, closing(sqlite3.connect(path)) as other:
             database.backup(other)
 
@@ -142,16 +142,16 @@ class Ledger:
                 yield database
         except (sqlite3.Error, OSError) as error:
             raise PrivacyError(
-                f"the ledger '{self.path}' cannot be used ({error}): without it nothing is trained; restore it from a "
-                "backup, and never start an empty one for data that were used before"
+                f"the ledger '{self.path}' cannot be used ({error}), and nothing trains without it: restore it from "
+                "a backup, and never start an empty one for data that were used before"
             ) from error
 
 
 def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, max_rounds: RoundLimit | None) -> float:
-    """Check a use and write its rows, inside an open transaction; returns the new ε."""
+    """Check a use and write its rows inside an open transaction; returns the new ε."""
     entries = _entries(database)
-    own = [entry for entry in entries if entry.study_digest == use.study_digest]
-    done = sum(entry.purpose == TRAINING for entry in own)
+    earlier = [entry for entry in entries if entry.study_digest == use.study_digest]
+    done = sum(entry.purpose == TRAINING for entry in earlier)
     if max_rounds is not None and done >= max_rounds.rounds:
         raise PolicyError(
             f"study '{use.study}' has trained {done} rounds here, this site allows {max_rounds.rounds} "
@@ -160,14 +160,14 @@ def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, 
     charges, drift = dict(use.charges), use.drift
     if drift is not None and not database.execute("SELECT 1 FROM kept WHERE key = ?", (drift.key,)).fetchone():
         charges[DRIFT] = drift.charge
-    held = private_charges(entries)
-    asked = [charge for charge in charges.values() if charge]
-    total = epsilon([*held, *asked], delta)
-    if asked:
-        _refuse_beyond(limit, delta, held, total, f"round {use.round} of study '{use.study}'")
-    if use.plan and not own:
-        whole = epsilon([*held, *use.plan], delta)
-        _refuse_beyond(limit, delta, held, whole, f"study '{use.study}', all rounds together,")
+    charged = private_charges(entries)
+    added = [charge for charge in charges.values() if charge]
+    total = epsilon([*charged, *added], delta)
+    if added:
+        _refuse_beyond(limit, delta, charged, total, f"round {use.round} of study '{use.study}'")
+    if use.plan and not earlier:
+        whole = epsilon([*charged, *use.plan], delta)
+        _refuse_beyond(limit, delta, charged, whole, f"study '{use.study}', all rounds together,")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for purpose, charge in charges.items():
         numbers = (charge.noise_multiplier, charge.sampling_rate, charge.steps) if charge else (None, 1.0, 0)
@@ -178,15 +178,15 @@ def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, 
             row,
         )
         if purpose == DRIFT and drift is not None:
-            made = (drift.key, written.lastrowid, drift.make())
-            database.execute("INSERT INTO kept (key, charge, value) VALUES (?, ?, ?)", made)
+            noised = (drift.key, written.lastrowid, drift.make())
+            database.execute("INSERT INTO kept (key, charge, value) VALUES (?, ?, ?)", noised)
     return total
 
 
-def _refuse_beyond(limit: float, delta: float, held: Sequence[Charge], total: float, what: str) -> None:
+def _refuse_beyond(limit: float, delta: float, charged: Sequence[Charge], total: float, what: str) -> None:
     if total > limit:
         raise PrivacyError(
-            f"{what} would bring this data set's ε from {epsilon(held, delta):.3g} to {total:.3g} at δ {delta:g}, "
+            f"{what} would bring this data set's ε from {epsilon(charged, delta):.3g} to {total:.3g} at δ {delta:g}, "
             f"above this site's limit {limit:g} (policy.max_epsilon)"
         )
 
@@ -203,7 +203,7 @@ def _entries(database: sqlite3.Connection) -> list[LedgerEntry]:
 
 
 def private_charges(entries: Sequence[LedgerEntry]) -> list[Charge]:
-    """Those of which an ε can be said."""
+    """The charges under differential privacy."""
     return [entry.charge for entry in entries if entry.charge]
 
 

@@ -1,9 +1,9 @@
-"""A site's half of secure aggregation: one function a stage, from the site's state and a request to both anew.
+"""A site's half of secure aggregation: one function a stage, from state and request to new state and answer.
 
     offer_keys -> deal_shares -> open_shares -> (the site trains) -> mask_update -> reveal_shares
 
-A site must store its new state before it sends the answer. Otherwise a restart would let the server ask twice, and two
-answers of one stage can tell what one does not.
+A site must store its new state before it sends the answer. Otherwise the server could ask again after a restart, and
+two answers of one stage can reveal what one does not.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from ld_common.protocol.secagg.messages import (
 
 
 class Progress(StrEnum):
-    """What a site has done last in a round."""
+    """The last stage that a site has completed in a round."""
 
     OFFERED = "offered keys"
     DEALT = "dealt shares"
@@ -61,9 +61,9 @@ class Progress(StrEnum):
 
 @dataclass(frozen=True)
 class SiteState:
-    """What a site keeps between stages. It holds secrets: where it is stored, only the site may read.
+    """A site's state between stages. It holds secrets, so only the site may read where it is stored.
 
-    Each secret is emptied in the stage that needs it last, so that a state which is stolen later opens nothing.
+    Each secret is deleted in the last stage that needs it, so that a state which is stolen later reveals nothing.
     """
 
     progress: Progress
@@ -76,7 +76,7 @@ class SiteState:
     session: bytes = b""
     dealers: list[str] = field(default_factory=list)
     shares: dict[str, bytes] = field(default_factory=dict)
-    """By dealer: its seed's share, then its key's."""
+    """Dealer -> share of its seed, then share of its key."""
 
     def to_bytes(self) -> bytes:
         """The state as JSON."""
@@ -84,7 +84,7 @@ class SiteState:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> SiteState:
-        """Undo `to_bytes`; raises `FederationError` when the content is not a state."""
+        """The state of `to_bytes`; raises `FederationError` for anything else."""
         try:
             fields = json.loads(content)
             roster = fields["roster"]
@@ -104,41 +104,41 @@ class SiteState:
 
     def expect(self, progress: Progress, stage: str) -> None:
         """Refuse a stage out of turn; raises `FederationError`."""
-        require(self.progress is progress, f"'{stage}' was asked of a site that has last {self.progress}: refused")
+        require(self.progress is progress, f"stage '{stage}' was requested, but the site has {self.progress}: refused")
 
     def check_session(self, session: bytes) -> None:
         """Refuse a request of another round, study or roster; raises `FederationError`."""
-        require(session == self.session, "a request of another round, study or set of sites than the site's: refused")
+        require(session == self.session, "the request is of another round, study or set of sites: refused")
 
 
 def answer_stage(
     stage: Stage, site: str, request: Mapping[str, object], state: SiteState | None, fewest: int = 2
 ) -> tuple[SiteState, KeyOffer | DealtShares | RevealedShares]:
-    """Any stage but that of the vector, which is trained between `open_shares` and `mask_update`.
+    """Answer any stage but `vector`, whose training lies between `open_shares` and `mask_update`.
 
     Args:
-        stage: which.
+        stage: the stage.
         site: the site's name.
         request: as it arrived.
-        state: what the site keeps; None before its first round.
+        state: the site's; None before its first round.
         fewest: as in `offer_keys`.
 
     Raises:
-        FederationError: the request is malformed, out of turn or asks for what must not be revealed.
+        FederationError: the request is malformed, out of turn, or asks for secrets that must stay hidden.
     """
     if stage is Stage.KEYS:
         return offer_keys(site, unpack(SecaggSetting, request), fewest, state)
-    held = begun(state)
+    current = begun(state)
     if stage is Stage.SHARES:
-        return deal_shares(held, unpack(Roster, request))
+        return deal_shares(current, unpack(Roster, request))
     require(stage is Stage.UNMASK, f"stage '{stage}' has no answer without training: refused")
-    return reveal_shares(held, unpack(UnmaskRequest, request))
+    return reveal_shares(current, unpack(UnmaskRequest, request))
 
 
 def begun(state: SiteState | None) -> SiteState:
-    """What a site keeps of a round; raises `FederationError` where it has begun none."""
+    """The state of a round that has begun; raises `FederationError` for None."""
     if state is None:
-        raise FederationError("secure aggregation was asked to go on with a round that this site has not begun")
+        raise FederationError("the server continued a secure round that this site has not begun")
     return state
 
 
@@ -150,44 +150,44 @@ def offer_keys(
     Args:
         site: the site's name.
         setting: the request.
-        fewest: over how few sites' sum the site lets the server learn.
-        previous: the site's state of the study so far, if any. A round whose vector left is not served again, since the
-            difference of two sums over different sites would be one site's own.
+        fewest: fewest sites in a sum that the server may learn.
+        previous: the site's state so far, if any. A round whose vector left is not answered again: the difference of
+            two sums over different sites could be one site's update.
 
     Raises:
-        FederationError: the threshold is below `fewest`, or the round was served.
+        FederationError: the threshold is below `fewest`, or the round was answered before.
     """
-    low = f"sums over {setting.threshold} sites may be unmasked, the site allows {fewest} or more: raise the threshold"
+    low = f"the threshold is {setting.threshold} sites, this site allows {fewest} or more: raise secure_threshold"
     require(setting.threshold >= fewest, low)
     if previous is not None and previous.setting.study == setting.study:
         sent = previous.progress in (Progress.MASKED, Progress.REVEALED)
         last = previous.setting.round + (1 if sent else 0)
-        require(setting.round >= last, f"round {setting.round} was served or is past: go on with round {last}")
+        require(setting.round >= last, f"round {setting.round} was answered or is past: continue with round {last}")
     sealing, masking = secrets.token_bytes(32), secrets.token_bytes(SECRET_BYTES)
     state = SiteState(Progress.OFFERED, site, setting, sealing_secret=sealing, masking_secret=masking)
-    return state, _own_keys(state)
+    return state, _public_keys(state)
 
 
 def deal_shares(state: SiteState, roster: Roster) -> tuple[SiteState, DealtShares]:
-    """Stage `shares`: a share of the own mask's seed and of the masking key for each site, sealed to it.
+    """Stage `shares`: for each site, encrypted shares of this site's mask seed and of its masking key.
 
     Raises:
-        FederationError: out of turn, or a roster of too few sites, with a key that stands twice, or without its own.
+        FederationError: out of turn, or the roster has too few sites, repeats a key or lacks this site's keys.
     """
     state.expect(Progress.OFFERED, "shares")
     roster.check(state.setting)
-    require(state.site in roster.sites, f"a roster without '{state.site}': refused")
-    place, own = roster.sites.index(state.site), _own_keys(state)
+    require(state.site in roster.sites, f"the roster lacks '{state.site}': refused")
+    place, offered = roster.sites.index(state.site), _public_keys(state)
     listed = KeyOffer(roster.sealing_keys[place], roster.masking_keys[place])
-    require(listed == own, f"a roster with other keys of '{state.site}' than its own: refused")
+    require(listed == offered, f"the roster has other keys of '{state.site}' than it offered: refused")
     session, seed = roster.session(state.setting), secrets.token_bytes(SECRET_BYTES)
     size = (state.setting.threshold, len(roster.sites))
     seeds = [share for _, share in Shamir.split(*size, seed, False)]
     keys = [share for _, share in Shamir.split(*size, state.masking_secret, False)]
     sealing, sealed = X25519PrivateKey.from_private_bytes(state.sealing_secret), []
     for peer, public, both in zip(roster.sites, roster.sealing_keys, map(bytes.__add__, seeds, keys), strict=True):
-        own_place = peer == state.site
-        sealed.append(b"" if own_place else seal(agree(sealing, public), session, state.site, peer, both))
+        itself = peer == state.site
+        sealed.append(b"" if itself else seal(agree(sealing, public), session, state.site, peer, both))
     answer = DealtShares(
         session=session,
         sealed=sealed,
@@ -200,26 +200,29 @@ def deal_shares(state: SiteState, roster: Roster) -> tuple[SiteState, DealtShare
 
 
 def open_shares(state: SiteState, routed: RoutedShares, study: str, server_round: int) -> SiteState:
-    """First half of stage `vector`, before the site trains: the shares that others dealt to this one.
+    """First half of stage `vector`, before training: decrypt the shares that other sites dealt to this one.
 
-    A share that does not open is none: the site still masks towards its dealer, and has nothing of it to reveal.
+    A share that cannot be decrypted is dropped: the site still masks towards its dealer, and has nothing to reveal.
 
     Args:
         state: the site's state.
         routed: the request.
-        study: digest of the study that the site is asked to train.
-        server_round: number of the round that it is asked to train.
+        study: digest of the study to train.
+        server_round: the round to train.
 
     Raises:
-        FederationError: out of turn, of another round or study, or too few or unknown dealers.
+        FederationError: out of turn, of another round or study, or with too few or unknown dealers.
     """
     state.expect(Progress.DEALT, "vector")
     state.check_session(routed.session)
     same = (state.setting.study, state.setting.round) == (study, server_round)
-    require(same, "keys were agreed for another study or round than the one to train: refused")
+    require(same, "the keys were agreed for another study or round than the one to train: refused")
     roster, dealers = _roster(state), routed.dealers
-    known = dealers == sorted(set(dealers)) and set(dealers) <= set(roster.sites) and state.site in dealers
-    require(known and len(routed.sealed) == len(dealers), "dealers that are not sites of the roster, sorted: refused")
+    listed = dealers == sorted(set(dealers)) and set(dealers) <= set(roster.sites) and state.site in dealers
+    require(
+        listed and len(routed.sealed) == len(dealers),
+        "the dealers are not a sorted list of the roster's sites: refused",
+    )
     enough = len(dealers) >= state.setting.threshold
     require(enough, f"shares of {len(dealers)} sites, the threshold is {state.setting.threshold}: refused")
     sealing, shares = X25519PrivateKey.from_private_bytes(state.sealing_secret), dict(state.shares)
@@ -234,14 +237,14 @@ def open_shares(state: SiteState, routed: RoutedShares, study: str, server_round
 
 
 def mask_update(state: SiteState, update: NDArray[np.float64]) -> tuple[SiteState, MaskedVector, int]:
-    """Second half of stage `vector`: the update quantised and masked, and how many of its numbers were clipped.
+    """Second half of stage `vector`: the update quantised and masked, and the number of clipped values.
 
     Args:
         state: the site's state.
-        update: trained less start, as `ld_common.protocol.secagg.messages.flatten` gives it.
+        update: trained minus start, as `ld_common.protocol.secagg.messages.flatten` gives it.
 
     Raises:
-        FederationError: out of turn, or an update of another length or with NaN.
+        FederationError: out of turn, or the update has another length or holds NaN.
     """
     state.expect(Progress.OPENED, "vector")
     levels, clipped = quantise(update, state.setting)
@@ -258,17 +261,17 @@ def mask_update(state: SiteState, update: NDArray[np.float64]) -> tuple[SiteStat
 
 
 def reveal_shares(state: SiteState, request: UnmaskRequest) -> tuple[SiteState, RevealedShares]:
-    """Stage `unmask`, once a round: of each site its seed's share if it survived, its key's share if it dropped out.
+    """Stage `unmask`, once a round: the seed's share of each surviving site, the key's share of each dropped one.
 
     Raises:
-        FederationError: out of turn, fewer survivors than the threshold, a site in both lists or in none, or this site
-            among the dropped.
+        FederationError: out of turn, fewer survivors than the threshold, a site in both lists or in neither, or this
+            site among the dropped.
     """
     state.expect(Progress.MASKED, "unmask")
     state.check_session(request.session)
     survivors, dropped = request.survivors, request.dropped
-    require(sorted([*survivors, *dropped]) == state.dealers, "lists in which not every site stands once: refused")
-    require(state.site in survivors, f"'{state.site}' sent its vector and is said to have dropped out: refused")
+    require(sorted([*survivors, *dropped]) == state.dealers, "the lists do not hold every site exactly once: refused")
+    require(state.site in survivors, f"'{state.site}' sent its vector but is listed as dropped: refused")
     enough = len(survivors) >= state.setting.threshold
     require(enough, f"only {len(survivors)} sites survived, the threshold is {state.setting.threshold}: refused")
     shares = []
@@ -278,7 +281,7 @@ def reveal_shares(state: SiteState, request: UnmaskRequest) -> tuple[SiteState, 
     return replace(state, progress=Progress.REVEALED, shares={}), RevealedShares(state.session, shares)
 
 
-def _own_keys(state: SiteState) -> KeyOffer:
+def _public_keys(state: SiteState) -> KeyOffer:
     sealing = X25519PrivateKey.from_private_bytes(state.sealing_secret)
     masking = masking_key(state.masking_secret, state.setting.digest(), state.site)
     return KeyOffer(sealing.public_key().public_bytes_raw(), masking.public_key().public_bytes_raw())

@@ -1,4 +1,4 @@
-"""A site's secure aggregation over Flower's messages: which stage was asked, and the state between stages."""
+"""A site's secure aggregation over Flower's messages, with its state between stages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RECORD = "secure-aggregation"
 
 
 class SecaggSiteRound:
-    """One site's round; what it keeps lies in the node's own state, which Flower stores and never sends."""
+    """One site's round; its state is in the node's context, which Flower stores and never sends."""
 
-    def __init__(self, kept: RecordDict) -> None:
-        self.kept = kept
+    def __init__(self, context_state: RecordDict) -> None:
+        self.context_state = context_state
 
     def answer(self, site: SiteConfig, stage: Stage, request: Mapping[str, object]) -> Payload:
         """Answer a stage without training.
@@ -32,20 +32,20 @@ class SecaggSiteRound:
         return pack(answer)
 
     def open(self, request: Mapping[str, object], study_digest: str, round_number: int) -> None:
-        """Take the shares that came with a training task, before training; raises `FederationError`."""
+        """Open the shares that came with a training task; raises `FederationError`."""
         self._store(open_shares(begun(self._load()), unpack(RoutedShares, request), study_digest, round_number))
 
     def mask(self, update: State, drift: Tensor | None) -> Payload:
-        """A trained update and the drift, quantised and masked; raises `FederationError`."""
-        held = begun(self._load())
-        vector = flatten(update, drift, drift_unit(held.setting.clip))
-        state, answer, _ = mask_update(held, vector)
+        """The update and the drift, quantised and masked; raises `FederationError`."""
+        before = begun(self._load())
+        vector = flatten(update, drift, drift_unit(before.setting.clip))
+        state, answer, _ = mask_update(before, vector)
         self._store(state)
         return pack(answer)
 
     def _load(self) -> SiteState | None:
-        record = self.kept.config_records.get(RECORD)
+        record = self.context_state.config_records.get(RECORD)
         return None if record is None else SiteState.from_bytes(bytes(record["state"]))  # type: ignore[arg-type]
 
     def _store(self, state: SiteState) -> None:
-        self.kept[RECORD] = ConfigRecord({"state": state.to_bytes()})
+        self.context_state[RECORD] = ConfigRecord({"state": state.to_bytes()})

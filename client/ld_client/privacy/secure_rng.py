@@ -1,8 +1,7 @@
-"""Random numbers that nobody can guess, find by trying or draw again: what differential privacy rests on.
+"""Random numbers from the operating system's entropy, for differential privacy.
 
-PyTorch's generator on the CPU reads 32 bits of its seed, which one machine can try one after the other. So noise and
-samples come from the operating system, number by number, and a generator that draws for patients has all of its state
-from there.
+PyTorch's CPU generator uses 32 bits of its seed, which can be found by trying all of them. So noise and samples come
+from the operating system, number by number, and a generator that draws examples gets its whole state from there.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
 MANTISSA_BITS = 53
-"""Of a float64."""
+"""Precision of a float64."""
 STATE_WORDS, STATE_START = 624, 24
-"""Words of MT19937, and the byte of PyTorch's serialized CPU generator at which they begin, eight bytes each."""
+"""Words of MT19937, and their offset in PyTorch's serialized CPU generator, eight bytes each."""
 
 
 def secret_uniform(shape: Sequence[int]) -> Tensor:
@@ -34,7 +33,7 @@ def secret_normal(shape: Sequence[int]) -> Tensor:
 
 
 def secret_generator() -> torch.Generator:
-    """A generator on the CPU whose whole state, 19,968 bits, is the operating system's entropy; it is never kept."""
+    """A CPU generator whose whole state, 19,968 bits, is the operating system's entropy; do not store it."""
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
     words = np.frombuffer(os.urandom(4 * STATE_WORDS), np.uint32).astype(np.uint64)
@@ -43,15 +42,15 @@ def secret_generator() -> torch.Generator:
 
 
 class SecretNoiseOptimizer(DPOptimizer):
-    """Opacus's optimizer with the operating system's noise in place of a generator's."""
+    """Opacus's optimizer with noise from the operating system in place of a generator's."""
 
     noise_multiplier: float
 
     def add_noise(self) -> None:
-        """Put the noised sum of clipped gradients into each parameter's `grad`."""
+        """Set each parameter's `grad` to the noised sum of clipped gradients."""
         multiplier, self.noise_multiplier = self.noise_multiplier, 0.0
         try:
-            super().add_noise()  # its checks that no gradient is used twice, and no noise
+            super().add_noise()  # checks that no gradient is used twice, and adds no noise
         finally:
             self.noise_multiplier = multiplier
         for parameter in self.params:

@@ -1,4 +1,4 @@
-"""Who takes part in a deployed study: the sites that its home admitted, by key, each answer signed."""
+"""Who takes part in a deployed study: the sites admitted by key, with signed results."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ld_server.node_registry import AUDIT_HEAD, Admission, AllowedKeys, Entry
 
 
 def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:
-    """The sites that a study's home has admitted and not revoked, at each round and again at each answer.
+    """The admission of a home's sites that are admitted and not revoked, checked each round and for each result.
 
-    Each task asks with a nonce of its own, and an answer counts only with the site's signature over both. The heads of
-    the sites' audit logs that come with it stand in the record, and go with each site's next task.
+    Each task has its own nonce, and a result counts only with the site's signature over both. The record keeps the
+    head of the site's audit log that comes with it; the site's next task carries it back.
     """
     digest = study.digest()
 
@@ -33,10 +33,10 @@ def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:
         return {name: site.public_key for name, site in home.sites().items() if site.revoked is None}
 
     def prepare(site: str, task: TrainTask, last: Entry | None) -> TrainTask:
-        found = last and last.get(AUDIT_HEAD)
-        head = head_from_record(found) if found else None
+        record = last and last.get(AUDIT_HEAD)
+        head = head_from_record(record) if record else None
         if head is not None and not _is_signed(head, allowed().get(site), study.name):
-            head = None  # the site has another key since, and another log
+            head = None  # the site has a new key, and a new log
         return replace(task, nonce=new_nonce(), audit_head=head)
 
     def check(site: str, task: TrainTask, result: TrainResult) -> Entry:
@@ -51,7 +51,7 @@ def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:
 
 
 def _is_signed(head: AuditHead, line: str | None, study_name: str) -> bool:
-    """Whether a head is of the key that a site has now."""
+    """Whether a site's present key signed a head."""
     try:
         check_head(read_public_line(line or ""), head, head.site, study_name)
     except SignatureError:

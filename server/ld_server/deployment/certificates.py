@@ -1,4 +1,4 @@
-"""The study's certificate authority: one server certificate, and one certificate for each admitted site's key."""
+"""The study's certificate authority: issues the server's certificate and one for each admitted site's key."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS, SERVER_DAYS, SITE_DAYS = 3650, 825, 825
-MOST_NAME_BYTES = 64
-"""Of a common name (X.520), in UTF-8."""
+MAX_NAME_BYTES = 64
+"""Length of a common name (X.520), in UTF-8."""
 BACKDATED = datetime.timedelta(minutes=10)
-"""Certificates begin this much earlier, for clocks that differ."""
+"""Certificates are valid from this much before now, as clocks differ."""
 
 
 def make_authority(study: str, days: float = CA_DAYS) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """A certificate authority of one study alone."""
+    """Make a study's certificate authority; returns its key and certificate."""
     key = ec.generate_private_key(ec.SECP384R1())
     ending = " certificate authority"
-    name = _name(_cut(study, MOST_NAME_BYTES - len(ending)) + ending)
+    name = _name(_cut(study, MAX_NAME_BYTES - len(ending)) + ending)
     builder = _builder(name, name, key.public_key(), days)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
@@ -39,7 +39,7 @@ def certify_server(
     """A server certificate for host names (ASCII) and IP addresses."""
     alternatives = [_alternative(host) for host in dict.fromkeys(hosts)]
     builder = _leaf(
-        authority_key, authority, key, _cut(hosts[0], MOST_NAME_BYTES), days, ExtendedKeyUsageOID.SERVER_AUTH
+        authority_key, authority, key, _cut(hosts[0], MAX_NAME_BYTES), days, ExtendedKeyUsageOID.SERVER_AUTH
     )
     builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     return builder.sign(authority_key, hashes.SHA384())
@@ -82,7 +82,7 @@ def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
-    # one that has run out already is asked for by tests, and must still be a valid interval
+    # tests make expired certificates, whose period must still be valid
     begins = min(now, now + datetime.timedelta(days=days)) - BACKDATED
     return (
         x509.CertificateBuilder()
@@ -96,9 +96,9 @@ def _builder(
     )
 
 
-def _cut(text: str, most: int) -> str:
-    """As much of a text as fits `most` bytes of UTF-8: of an authority or a server, the name is for people only."""
-    return text.encode()[:most].decode(errors="ignore")
+def _cut(text: str, limit: int) -> str:
+    """A text cut to `limit` bytes of UTF-8; the names of authority and server are for people only."""
+    return text.encode()[:limit].decode(errors="ignore")
 
 
 def _name(common_name: str) -> x509.Name:

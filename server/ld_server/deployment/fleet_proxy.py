@@ -1,6 +1,6 @@
-"""The study's gate: what hospitals reach. Flower's fleet API passes; its control and runtime APIs do not exist here.
+"""The fleet proxy, which hospitals connect to. It forwards Flower's fleet API and no other.
 
-Flower serves all its APIs on one port, and the control API knows no password (2026, 1.41): it must stay on loopback.
+Flower 1.41 serves all its APIs on one port, and its control API has no authentication: it must stay on loopback.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from ld_server.deployment.superlink import link_address
 
 FLEET = re.compile(r"/v1/fleet/[a-z0-9-]+")
 MAX_REQUEST_BYTES = 128 << 20
-"""The largest thing that a site sends in one piece: its masked vector in secure aggregation, four bytes a number, of up
-to 33 million learned numbers (the largest adapter of Stable Diffusion, custom_diffusion, learns 19.2 million). Arrays
-are smaller: Flower cuts them into chunks of 5 MiB (`FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE`)."""
+"""The largest request of a site is its masked vector in secure aggregation: four bytes a parameter, up to 33 million
+parameters (the largest adapter of Stable Diffusion, custom_diffusion, has 19.2 million). Flower cuts arrays into chunks
+of 5 MiB (`FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE`)."""
 SMALL_REQUEST_BYTES = 6 << 20
 MAX_LARGE_REQUESTS = 8
-"""As Flower holds a request whole before it asks who sent it: larger ones than a chunk wait for one another."""
+"""Concurrent requests larger than a chunk: Flower reads a whole request before it authenticates the sender."""
 MAX_CONNECTIONS = 256
-"""A site's node holds about four."""
+"""A site's node has about four connections."""
 TIMEOUT_SECONDS = 300.0
-"""For a request to come in and its answer to begin: `MAX_REQUEST_BYTES` at 4 Mbit/s."""
+"""For a request to arrive and its response to begin: `MAX_REQUEST_BYTES` at 4 Mbit/s."""
 SILENT_SECONDS = 30.0
-"""A connection with no request under way is closed after once to twice this time: silent ones do not fill the gate."""
+"""An idle connection is closed after one to two times this period, so that idle ones cannot exhaust the proxy."""
 PER_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer", "host", "content-length"}
 CLOSE = {"connection": "close"}
-"""For a request that was not read to its end."""
+"""Headers of a response to a request that was not read completely."""
 NOTHING = contextlib.nullcontext()
 
 
-def gate_app(home: StudyHome) -> Starlette:
-    """The gate as an ASGI app: `POST /v1/fleet/*`, `GET /health`, `GET /certificates/SITE`, and 404."""
+def proxy_app(home: StudyHome) -> Starlette:
+    """The proxy as an ASGI app: `POST /v1/fleet/*`, `GET /health`, `GET /certificates/SITE`; 404 for the rest."""
     upstream = f"https://{link_address(home)}"
     context = ssl.create_default_context(cafile=str(home.certificate("authority")))
     limits, large = httpx.Limits(max_connections=MAX_CONNECTIONS), asyncio.Semaphore(MAX_LARGE_REQUESTS)
@@ -56,7 +56,7 @@ def gate_app(home: StudyHome) -> Starlette:
             yield {"client": client}
 
     async def fleet(request: Request) -> Response:
-        """Pass a call on, its body as it comes in."""
+        """Forward a call, streaming its body."""
         if not FLEET.fullmatch(request.url.path):
             return PlainTextResponse("not found", 404)
         length = int(request.headers.get("content-length", MAX_REQUEST_BYTES + 1))
@@ -70,7 +70,7 @@ def gate_app(home: StudyHome) -> Starlette:
                 *((name, value) for name, value in request.headers.items() if name not in PER_HOP),
                 ("content-length", str(length)),
             ],
-            content=request.stream(),  # as it comes in; httpx counts it against the announced length
+            content=request.stream(),  # streamed; httpx checks it against the announced length
         )
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS), large if length > SMALL_REQUEST_BYTES else NOTHING:
@@ -82,12 +82,14 @@ def gate_app(home: StudyHome) -> Starlette:
         except TimeoutError:
             return PlainTextResponse("too slow", 408, CLOSE)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there to read it
-        kept = {name: value for name, value in answer.headers.items() if name not in PER_HOP}
-        return StreamingResponse(answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose))
+            return Response(status_code=400)  # the client is gone
+        headers = {name: value for name, value in answer.headers.items() if name not in PER_HOP}
+        return StreamingResponse(
+            answer.aiter_raw(), answer.status_code, headers, background=BackgroundTask(answer.aclose)
+        )
 
     async def health(request: Request) -> Response:
-        return PlainTextResponse("the gate is open")
+        return PlainTextResponse("ok")
 
     async def certificate(request: Request) -> Response:
         name, sites = request.path_params["site"], home.sites()
@@ -107,8 +109,8 @@ def gate_app(home: StudyHome) -> Starlette:
     )
 
 
-class _Prompt(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, which alone would wait without end for the first request, or for the rest of its head."""
+class _IdleTimeout(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 with a timeout for the first request and for the rest of a request's head."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -118,7 +120,7 @@ class _Prompt(HttpToolsProtocol):
         self._watch = self.loop.call_later(SILENT_SECONDS, self._look, before)
 
     def _look(self, before: object) -> None:
-        """Close unless a request is under way, or one began since the last look."""
+        """Close the connection unless a request is under way, or began since the last check."""
         under_way = self.cycle is not None and not self.cycle.response_complete
         if not under_way and (self.cycle is None or self.cycle is before):
             self.transport.close()
@@ -130,15 +132,15 @@ class _Prompt(HttpToolsProtocol):
         super().connection_lost(exc)
 
 
-def gate_server(home: StudyHome) -> uvicorn.Server:
-    """The gate on its port, with the study's server certificate; `run()` serves until it is told to end."""
+def proxy_server(home: StudyHome) -> uvicorn.Server:
+    """The proxy on its port, with the server's certificate; `run()` serves until terminated."""
     server = home.server()
     return uvicorn.Server(
         uvicorn.Config(
-            gate_app(home),
+            proxy_app(home),
             host=server.bind,
             port=server.gate_port,
-            http=_Prompt,
+            http=_IdleTimeout,
             ssl_certfile=home.certificate("server"),
             ssl_keyfile=home.keys / "server.key",
             log_level="warning",

@@ -45,7 +45,7 @@ def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Seq
     """
     home = StudyHome(path.resolve())
     if home.registry.exists():
-        raise DeploymentError(f"'{path}' is a study's home already: renew its kits with ld-server update")
+        raise DeploymentError(f"'{path}' is a study's home already: make its kits again with ld-server update")
     study, modality = load_study(study_file, list(overrides))
     study_packages(study)
     digest = base_digest(study.base_model)
@@ -74,9 +74,10 @@ def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Seq
 
 
 def update(home: StudyHome) -> None:
-    """Make bundle, kits and the server's certificate anew.
+    """Make code bundle, kits and the server's certificate again.
 
-    After `study.yaml` or `hosts` in `server.yaml` was edited, this software was updated, or the certificate ran out.
+    Needed after a change of `study.yaml`, of `hosts` in `server.yaml` or of the software, or when the certificate
+    expires.
     """
     study, _ = home.check().study()
     key = read_elliptic_key(home.keys / "server.key")
@@ -96,25 +97,27 @@ def check_bundle(home: StudyHome) -> None:
 
 
 def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> AdmittedSite:
-    """Let a site in with the public key that `ld-client enroll` printed; makes its certificate.
+    """Admit a site with the public key that `ld-client enroll` printed, and issue its certificate.
 
     Args:
         home: the study's.
         name: the site.
-        line: what was printed: a key and, where it is said, whose.
-        replace: take it in place of another key that the site was admitted with, which is shut out for good.
+        line: the printed line: a key, and the site's name.
+        replace: revoke the key that the site was admitted with before, for good.
 
     Raises:
-        DeploymentError: no site of the study, another site's key, a revoked key, one that is not on P-384, or a second
+        DeploymentError: the site is not in the study, or the key is another site's, revoked, not on P-384, or a second
             one without `replace`.
-        SignatureError: no key.
+        SignatureError: the line holds no key.
     """
     study, _ = home.check().study()
     if name not in study.federation.sites:
-        raise DeploymentError(f"'{name}' is no site of the study: it has {', '.join(study.federation.sites)}")
-    key, (*_, said) = read_public_line(line), ["", *line.split()[2:]]
-    if said not in ("", name):
-        raise DeploymentError(f"this line was printed by site '{said}', not by '{name}'")
+        raise DeploymentError(
+            f"'{name}' is not a site of the study, whose sites are {', '.join(study.federation.sites)}"
+        )
+    key, (*_, owner) = read_public_line(line), ["", *line.split()[2:]]
+    if owner not in ("", name):
+        raise DeploymentError(f"this line was printed by site '{owner}', not by '{name}'")
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise DeploymentError("this is a study's key, not a site's: give the line that ld-client enroll printed")
     certificate = certify_site(*home.authority(), key, name)
@@ -131,11 +134,11 @@ def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> Admit
         if before is not None and not replace and before.revoked is None and before.public_key != public_line(key):
             raise DeploymentError(
                 f"'{name}' was admitted with another key, {fingerprint(before.key)}: if the site made a new one, "
-                "--replace takes it and shuts the former out for good"
+                "--replace admits it and revokes the former for good"
             )
         write_bytes(home.site_certificate(name), pem(certificate))
         sites[name] = AdmittedSite(name, public_line(key), now())
-        home.write_sites(sites)  # before Flower is told: it must never let in a key that is not on the list
+        home.write_sites(sites)  # before Flower is told, which must never accept a key that is not on the list
         superlink.register_node(client, key)
         if before is not None and before.public_key != public_line(key):
             superlink.unregister_node(client, before.key)
@@ -143,27 +146,27 @@ def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> Admit
 
 
 def revoke(home: StudyHome, name: str) -> None:
-    """Shut a site out, at once: its node, its certificate, its replies; raises `DeploymentError`."""
+    """Revoke a site at once: its node, its certificate, its results; raises `DeploymentError`."""
     with home.check().editing() as sites:
         site = sites.get(name)
         if site is None:
-            raise DeploymentError(f"no site '{name}' was ever admitted")
+            raise DeploymentError(f"site '{name}' was never admitted")
         sites[name] = dataclasses.replace(site, revoked=site.revoked or now())
-        home.write_sites(sites)  # before Flower is told: its being down must not keep a site in
+        home.write_sites(sites)  # before Flower is told, which may be down
         with superlink.control(home) as client:
             superlink.unregister_node(client, site.key)
 
 
 def synchronize(home: StudyHome) -> None:
-    """Make the SuperLink's list of keys the home's: all that are admitted, and no other."""
+    """Set the SuperLink's list of keys to the admitted sites'."""
     with home.editing() as sites, superlink.control(home) as client:
-        wanted = {superlink.pem(site.key): site for site in sites.values() if site.revoked is None}
-        known = {node.public_key: node for node in superlink.nodes(client)}
-        for key, node in known.items():
-            if node.registered and key not in wanted:
+        admitted = {superlink.pem(site.key): site for site in sites.values() if site.revoked is None}
+        listed = {node.public_key: node for node in superlink.nodes(client)}
+        for key, node in listed.items():
+            if node.registered and key not in admitted:
                 superlink.unregister(client, node)
-        for key, site in wanted.items():
-            if key in known and not known[key].registered:  # of a list that was restored; the other sites go on
+        for key, site in admitted.items():
+            if key in listed and not listed[key].registered:  # after the home was restored; the other sites continue
                 print(f"Flower refuses site '{site.name}': {superlink.REVOKED_KEY}", flush=True)
             else:
                 superlink.register_node(client, site.key)

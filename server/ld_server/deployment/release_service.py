@@ -1,7 +1,7 @@
-"""The release service: admitted sites, known by their certificates, fetch what the study issued. gRPC, mutual TLS.
+"""The release service: admitted sites fetch the study's releases over gRPC with mutual TLS.
 
-TLS lets in whoever shows a certificate of the study's own authority. On every call, and on every part of a file that is
-being sent, the site's entry is looked up anew: a revocation holds at once, on connections that are open already, too.
+TLS accepts every certificate of the study's authority. Each call, and each chunk of a file, looks up the site's entry
+again, so a revocation takes effect at once, also on open connections.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
     ("grpc.max_connection_idle_ms", 600_000),
-    ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second server behind it
+    ("grpc.so_reuseport", 0),  # a port in use is an error
 )
 log = logging.getLogger(__name__)
 
 
 class ServiceError(Exception):
-    """Why a call is refused: a status, and a sentence for the site."""
+    """A refused call: a status, and a sentence for the site."""
 
     def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
         super().__init__(sentence)
@@ -71,10 +71,10 @@ def start_release_service(home: StudyHome, address: str) -> grpc.Server:
     """Start serving a home's releases at `host:port`; returns the running server, to be stopped by the caller.
 
     Raises:
-        DeploymentError: keys or certificates are missing, or the address is taken.
+        DeploymentError: keys or certificates are missing, or the address is in use.
     """
     home.check()
-    home.key("server")  # that others may not read it
+    home.key("server")  # checks that others cannot read it
     try:
         credentials = grpc.ssl_server_credentials(
             [((home.keys / "server.key").read_bytes(), home.certificate("server").read_bytes())],
@@ -101,7 +101,7 @@ def start_release_service(home: StudyHome, address: str) -> grpc.Server:
 
 
 class Doorkeeper(grpc.ServerInterceptor):
-    """Admits calls of sites that the study lists, a few at a time each, and turns every failure into one sentence."""
+    """Admits calls of the study's sites, a few at a time for each, and turns every failure into one sentence."""
 
     def __init__(self, home: StudyHome) -> None:
         self._home = home
@@ -109,7 +109,7 @@ class Doorkeeper(grpc.ServerInterceptor):
         self._lock = threading.Lock()
 
     def intercept_service(self, continuation: Callable[..., Any], handler_call_details: Any) -> Any:
-        """Wrap a call's handler; a handler of None is an unknown method, which gRPC answers itself."""
+        """Wrap a call's handler; None is an unknown method, which gRPC answers itself."""
         handler = continuation(handler_call_details)
         if handler is None:
             return None
@@ -169,12 +169,12 @@ class Doorkeeper(grpc.ServerInterceptor):
 
 
 def check_peer(home: StudyHome, context: Any) -> str:
-    """The site that is calling; raises `ServiceError` when its certificate is not that of an admitted site's key."""
-    found = context.auth_context().get("x509_pem_cert", [])
-    if not found:
+    """The calling site; raises `ServiceError` unless its certificate is of an admitted site's key."""
+    certificates = context.auth_context().get("x509_pem_cert", [])
+    if not certificates:
         raise ServiceError(grpc.StatusCode.UNAUTHENTICATED, "show the certificate of an admitted site")
     try:
-        certificate = x509.load_pem_x509_certificate(found[0])
+        certificate = x509.load_pem_x509_certificate(certificates[0])
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         name, key = str(names[0].value), certificate.public_key()
     except (ValueError, IndexError) as error:
@@ -182,13 +182,13 @@ def check_peer(home: StudyHome, context: Any) -> str:
     now = datetime.datetime.now(datetime.UTC)
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise ServiceError(
-            grpc.StatusCode.UNAUTHENTICATED, f"the certificate of '{name}' is not valid today: ask for a new one"
+            grpc.StatusCode.UNAUTHENTICATED, f"the certificate of '{name}' is not valid now: ask for a new one"
         )
     site = home.sites().get(name)
     if site is None:
-        raise ServiceError(grpc.StatusCode.PERMISSION_DENIED, f"'{name}' is no site of this study")
+        raise ServiceError(grpc.StatusCode.PERMISSION_DENIED, f"'{name}' is not a site of this study")
     if site.revoked is not None:
-        raise ServiceError(grpc.StatusCode.PERMISSION_DENIED, f"site '{name}' was revoked: ask the study's people")
+        raise ServiceError(grpc.StatusCode.PERMISSION_DENIED, f"site '{name}' was revoked: ask the study")
     if not isinstance(key, ec.EllipticCurvePublicKey) or public_line(key) != public_line(site.key):
         raise ServiceError(
             grpc.StatusCode.PERMISSION_DENIED, f"the certificate is not of the key that '{name}' enrolled"
@@ -204,18 +204,18 @@ def _releases(home: StudyHome) -> grpc.GenericRpcHandler:
         return BytesValue(value=_find(home, request.value, MANIFEST).read_bytes())
 
     def fetch(request: Struct, context: Any) -> Iterator[BytesValue]:
-        """A file in parts, from the byte that was asked for."""
+        """A file in chunks, from the requested byte on."""
         try:
-            asked = read_file_request(request)
+            wanted = read_file_request(request)
         except ValueError as error:
             raise ServiceError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
-        with _find(home, asked.release, asked.file).open("rb") as stream:
+        with _find(home, wanted.release, wanted.file).open("rb") as stream:
             size = stream.seek(0, 2)
-            if asked.offset > size:
+            if wanted.offset > size:
                 raise ServiceError(
-                    grpc.StatusCode.OUT_OF_RANGE, f"{asked.file} has {size} bytes, none from {asked.offset} on"
+                    grpc.StatusCode.OUT_OF_RANGE, f"{wanted.file} has {size} bytes, none from {wanted.offset} on"
                 )
-            stream.seek(asked.offset)
+            stream.seek(wanted.offset)
             while chunk := stream.read(CHUNK_BYTES):
                 yield BytesValue(value=chunk)
 
@@ -231,8 +231,8 @@ def _releases(home: StudyHome) -> grpc.GenericRpcHandler:
 
 
 def _find(home: StudyHome, release: str, file: str) -> Any:
-    """A file of an issued release. Both names are looked up among those there are, so that none can lead elsewhere."""
-    listed = next((one for one in list_releases(home) if one.name == release), None)
+    """A file of an issued release; both names are looked up in the listing, so none can point elsewhere."""
+    listed = next((entry for entry in list_releases(home) if entry.name == release), None)
     if listed is None:
         raise ServiceError(grpc.StatusCode.NOT_FOUND, "there is no such release")
     if file not in listed.files:
@@ -241,7 +241,7 @@ def _find(home: StudyHome, release: str, file: str) -> Any:
 
 
 def _health() -> grpc.GenericRpcHandler:
-    """The standard health service without Watch, whose streams never end; the standard lets a server leave it out."""
+    """The standard health service without Watch, whose streams never end; the standard makes it optional."""
     servicer = health.HealthServicer()
     for name in (health.OVERALL_HEALTH, SERVICE):
         servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -250,6 +250,6 @@ def _health() -> grpc.GenericRpcHandler:
 
 
 def _failure(error: Exception) -> ServiceError:
-    """What a site hears of a failure at the server: that there was one. What it was stays in the server's log."""
+    """The error that a site receives for a failure of the server; the details stay in the server's log."""
     log.error("a call failed: %s", " ".join(str(error).split()) if isinstance(error, LdError) else repr(error))
-    return ServiceError(grpc.StatusCode.INTERNAL, "the server failed: ask the study's people to read its log")
+    return ServiceError(grpc.StatusCode.INTERNAL, "the server failed: ask the study, whose log has the reason")

@@ -1,4 +1,4 @@
-"""The releases that a study issued: `HOME/releases/<study>-<number>/`, each written once and never changed."""
+"""The issued releases of a study: `HOME/releases/<study>-<number>/`, each written once and never changed."""
 
 from __future__ import annotations
 
@@ -37,42 +37,43 @@ def run_release(home: Path, to: list[str], evaluation: Path | None) -> list[str]
 
     Args:
         home: the study's home.
-        to: admitted sites that alone can open it; empty for a release in the clear.
-        evaluation: JSON file whose numbers the manifest takes up.
+        to: admitted sites that can decrypt it; empty for an unencrypted release.
+        evaluation: JSON file of results for the manifest.
 
     Raises:
-        ReleaseError: no release in `run`, of another study, or altered.
-        DeploymentError: a name of `to` that is no admitted site.
+        ReleaseError: `run` has no release, or one of another study, or an altered one.
+        DeploymentError: a name in `to` is not an admitted site.
     """
     study_home = StudyHome(home).check()
     recipients = {site: _recipient(study_home, site) for site in to}
     key = study_home.study_key()
     manifest = _manifest(study_home, evaluation)
     manifest["release"] = {
-        "number": max((one.number for one in list_releases(study_home)), default=0) + 1,
+        "number": max((issued.number for issued in list_releases(study_home)), default=0) + 1,
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     folder = releases_folder(study_home) / release_name(manifest)
     _issue(study_home.run / "release", folder, manifest, recipients, key)
     return [
         f"wrote {folder}, signed by {fingerprint(key.public_key())}",
-        f"encrypted to {', '.join(recipients)}: nobody else can open it"
+        f"encrypted to {', '.join(recipients)}: only they can decrypt it"
         if recipients
         else "not encrypted: every admitted site can pull it with ld-client pull",
-        f"researchers trust it with: ld-generate edit RELEASE --trust '{public_line(key.public_key())}'",
+        f"to trust it, researchers use: ld-generate edit {folder.name} --trust '{public_line(key.public_key())}'",
     ]
 
 
 def releases_folder(home: StudyHome) -> Path:
-    """Where a home's releases lie."""
+    """Folder of a home's releases."""
     return home.path / "releases"
 
 
 def list_releases(home: StudyHome) -> list[Listed]:
-    """The issued releases, by number; what is half written or damaged is not among them."""
+    """The issued releases by number, without incomplete and damaged ones."""
     folder = releases_folder(home)
-    found = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
-    return sorted((one for path in found if (one := _listed(path)) is not None), key=lambda one: one.number)
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
+    listed = [entry for path in paths if (entry := _listed(path)) is not None]
+    return sorted(listed, key=lambda entry: entry.number)
 
 
 def _listed(folder: Path) -> Listed | None:
@@ -94,21 +95,21 @@ def _manifest(home: StudyHome, evaluation: Path | None) -> dict[str, Any]:
     run, (study, _) = home.run / "release", home.study()
     release = read_release(run)
     if release.study.name != study.name:
-        raise ReleaseError(f"'{run}' is of study '{release.study.name}', this home is of '{study.name}'")
+        raise ReleaseError(f"'{run}' is of study '{release.study.name}', but this home is of '{study.name}'")
     manifest = release.manifest
     manifest["base_model"]["path"] = None  # an issued release leaves this machine
     if evaluation is not None:
         manifest["evaluation"] = _read_evaluation(evaluation)
-    manifest_digest(manifest)  # refuses numbers that are not finite before anything is written
+    manifest_digest(manifest)  # refuses numbers that are not finite, before anything is written
     if len(json.dumps(manifest, indent=2).encode()) > MAX_MESSAGE_BYTES - 100_000:
-        raise ReleaseError(f"the manifest of '{run}' is too large to be served: share the drift as a smaller shape")
+        raise ReleaseError(f"the manifest of '{run}' is too large to be served: use a smaller drift.shape")
     return manifest
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_EVALUATION_BYTES:
-            raise ReleaseError(f"'{path}' is larger than {MAX_EVALUATION_BYTES} bytes: give the summary alone")
+            raise ReleaseError(f"'{path}' is larger than {MAX_EVALUATION_BYTES} bytes: give a summary")
         content = json.loads(path.read_text(encoding="utf-8"))
         canonical(content)
     except OSError as error:
@@ -116,15 +117,15 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ReleaseError(f"the evaluation '{path}' is not JSON of finite numbers: {error}") from error
     if not isinstance(content, dict):
-        raise ReleaseError(f"the evaluation '{path}' must be a JSON object, name by name")
+        raise ReleaseError(f"the evaluation '{path}' must be a JSON object")
     return content
 
 
 def _recipient(home: StudyHome, name: str) -> PublicKey:
     site = home.sites().get(name)
     if site is None or site.revoked is not None:
-        known = ", ".join(one.name for one in home.sites().values() if one.revoked is None) or "none"
-        raise DeploymentError(f"'{name}' is no admitted site: {known}")
+        admitted = ", ".join(entry.name for entry in home.sites().values() if entry.revoked is None) or "none"
+        raise DeploymentError(f"'{name}' is not an admitted site: {admitted}")
     return site.key
 
 
@@ -135,7 +136,7 @@ def _issue(
     recipients: dict[str, PublicKey],
     key: Ed25519PrivateKey,
 ) -> None:
-    """Write a release folder whole or not at all."""
+    """Write a release folder atomically."""
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -144,7 +145,7 @@ def _issue(
             (partial / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(run / name, partial / name)
             if file_digest(partial / name) != manifest["files"][name]:
-                raise ReleaseError("the run wrote another release meanwhile: try again when it has ended")
+                raise ReleaseError("the run has just written another release: try again when it has ended")
         write_manifest(partial, manifest)
         sign_release(partial, key)
         if recipients:

@@ -1,4 +1,4 @@
-"""`ld-server run`: start the study of a home, follow it to its end."""
+"""`ld-server run`: starts the study of a home and follows it to its end."""
 
 from __future__ import annotations
 
@@ -23,49 +23,50 @@ COMPLETED = "completed"
 
 
 def run_deployed(home: StudyHome, resume: bool, on_round: Callable[[RoundRecord], None]) -> None:
-    """Run a study at its hospitals until its release is there.
+    """Run a study at its hospitals until its release is written.
 
     Raises:
-        DeploymentError: no server runs, a run is going on, or the software is not what the sites approved.
+        DeploymentError: no server runs, another run is active, or the software is not what the sites approved.
         FederationError: the study ended without a release.
     """
     check_bundle(home.check())
     with superlink.control(home) as client:
         shown = len(read_rounds(home.run)) if resume else 0
         with _only_starter(home):
-            run = _going_on(client, home, resume)
+            run = _active_run(client, home, resume)
             started = run is None
             if run is None:
                 run = _start(client, home, resume)
         ended, shown = _follow(client, home, run, shown, on_round)
-        if ended != COMPLETED and not started:  # its server died under it
+        if ended != COMPLETED and not started:  # its server died
             with _only_starter(home):
                 run = _start(client, home, resume)
             ended, _ = _follow(client, home, run, shown, on_round)
     failure = home.run / FAILURE
     if ended != COMPLETED or not (home.run / RELEASE).exists():
-        said = f"Flower says '{ended}', see '{home.path / 'superlink.log'}'; go on with ld-server run --resume"
-        raise FederationError(f"the study ended without a release: {failure.read_text() if failure.exists() else said}")
+        status = f"Flower reports '{ended}', see '{home.path / 'link.log'}'; continue with ld-server run --resume"
+        reason = failure.read_text() if failure.exists() else status
+        raise FederationError(f"the study ended without a release: {reason}")
 
 
 def _only_starter(home: StudyHome) -> AbstractContextManager[None]:
-    """Keep two commands from starting a run each, where both see none."""
+    """Prevent two commands from starting a run each."""
     return held(
         home.path / "starting.lock",
-        DeploymentError("another ld-server run starts this study just now: follow it with --resume in a minute"),
+        DeploymentError("another ld-server run is starting this study: follow it with --resume in a minute"),
     )
 
 
-def _going_on(client: ControlHttpClient, home: StudyHome, resume: bool) -> int | None:
-    """The run that goes on; one that only seems to is ended, and None is returned."""
-    found = superlink.active_run(client)
-    if found is None or _is_alive(home):
-        if found is not None and not resume:
-            raise DeploymentError("a run of this study is going on: follow it with ld-server run --resume")
-        return found
-    superlink.stop_run(client, found)
+def _active_run(client: ControlHttpClient, home: StudyHome, resume: bool) -> int | None:
+    """The active run, or None; a run that is active for Flower only is stopped."""
+    run = superlink.active_run(client)
+    if run is None or _is_alive(home):
+        if run is not None and not resume:
+            raise DeploymentError("a run of this study is active: follow it with ld-server run --resume")
+        return run
+    superlink.stop_run(client, run)
     if not resume and has_checkpoint(home.run):
-        raise DeploymentError("the study's run was killed: go on with ld-server run --resume")
+        raise DeploymentError("the study's run was killed: continue with ld-server run --resume")
     return None
 
 
@@ -78,7 +79,7 @@ def _start(client: ControlHttpClient, home: StudyHome, resume: bool) -> int:
 def _follow(
     client: ControlHttpClient, home: StudyHome, run_id: int, shown: int, on_round: Callable[[RoundRecord], None]
 ) -> tuple[str, int]:
-    """Show a run's rounds until it ends; returns how Flower says it ended, and how many rounds were shown."""
+    """Show a run's rounds until it ends; returns its status in Flower and the number of rounds shown."""
     try:
         while (status := superlink.run_status(client, run_id))[0] != superlink.FINISHED:
             shown = _show(home, shown, on_round)
@@ -90,9 +91,9 @@ def _follow(
 
 
 def _is_alive(home: StudyHome) -> bool:
-    """Whether a ServerApp holds the run's folder, or takes it soon.
+    """Whether a ServerApp locks the run's folder, or does so soon.
 
-    To Flower the run of a SuperLink that was killed goes on until a heartbeat is missed.
+    For Flower, the run of a killed SuperLink stays active until a heartbeat is missed.
     """
     deadline = time.monotonic() + START_SECONDS
     while not is_locked(home.run):
@@ -103,16 +104,16 @@ def _is_alive(home: StudyHome) -> bool:
 
 
 def _wait_for_the_last(home: StudyHome) -> None:
-    """The ServerApp of a SuperLink that was killed ends some seconds after it."""
+    """Wait for the ServerApp of a killed SuperLink, which ends some seconds after it."""
     deadline = time.monotonic() + LAST_RUN_SECONDS
     while is_locked(home.run):
         if time.monotonic() > deadline:
-            raise DeploymentError(f"a run still holds '{home.run}': end its flwr-serverapp, then try again")
+            raise DeploymentError(f"a run still uses '{home.run}': end its flwr-serverapp, then try again")
         time.sleep(POLL_SECONDS)
 
 
 def _show(home: StudyHome, shown: int, on_round: Callable[[RoundRecord], None]) -> int:
-    """Show the rounds after the first `shown`; returns how many there are."""
+    """Show the rounds after the first `shown`; returns the number of rounds."""
     rounds = read_rounds(home.run)
     for record in rounds[shown:]:
         on_round(record)

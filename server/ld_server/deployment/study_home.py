@@ -1,13 +1,13 @@
-"""A deployed study's folder at the server: its keys, its sites, its bundle, its run.
+"""A deployed study's folder at the server.
 
 server.yaml              addresses (ServerConfig)
 study.yaml modality.yaml the study
-bundle.fab               the code that every site runs
+bundle.fab packages.json the code that every site runs, and the packages of others that it needs
 keys/                    authority.key server.key study.key, mode 0600
 certificates/            authority.crt server.crt, and sites/SITE.crt for each admitted site
-kits/                    SITE.kit, to be sent to the sites; nothing in them is secret
-sites.json               who was admitted with which key, and who was revoked
-run/                     checkpoint, record of the rounds, release
+kits/                    SITE.kit for each site; they hold no secret
+sites.json               admitted and revoked sites with their keys
+run/                     checkpoint, log of the rounds, release
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ld_common.protocol.study_config import StudyConfig, load_study
 HOST_NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*(?!\d+$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 )
-"""In lower case and ASCII; the last label is no number: that would be half an IP address."""
+"""In lower case and ASCII; the last label must not be a number, as in an incomplete IP address."""
 
 
 @dataclass
@@ -52,26 +52,26 @@ class ServerConfig:
     """Where a study's server listens."""
 
     hosts: list[str] = field(default_factory=lambda: ["localhost", "127.0.0.1"])
-    """Names and IP addresses under which sites reach it, without a port; the first one is written into kits."""
+    """Host names and IP addresses at which sites reach the server, without a port; kits hold the first one."""
     bind: str = "0.0.0.0"
-    """Address on which the gate and the release service listen."""
+    """Address on which the fleet proxy and the release service listen."""
     gate_port: int = 9092
-    """Where sites' nodes come in: Flower's fleet API and nothing else."""
+    """Port of the fleet proxy, which forwards Flower's fleet API and no other."""
     release_port: int = 9093
-    """The gRPC release service."""
+    """Port of the gRPC release service."""
     link_port: int = 9091
-    """Flower's SuperLink, on loopback only."""
+    """Port of Flower's SuperLink, on loopback only."""
 
     def __post_init__(self) -> None:
         require(bool(self.hosts), "hosts is empty: name the server as sites reach it")
         self.hosts = [host_in_ascii(host) for host in self.hosts]
         ports = (self.gate_port, self.release_port, self.link_port)
         require(all(0 < port < 65536 for port in ports), f"ports are {ports}: use 1 to 65535")
-        require(len(set(ports)) == 3, f"ports are {ports}: each must be its own")
+        require(len(set(ports)) == 3, f"ports are {ports}: use three different ones")
 
     @property
     def is_local(self) -> bool:
-        """Whether no host but this machine is named."""
+        """Whether only this machine can reach the server."""
         return set(self.hosts) <= {"localhost", "127.0.0.1", "::1"}
 
 
@@ -85,7 +85,7 @@ class AdmittedSite:
     admitted: str
     """ISO 8601, UTC."""
     revoked: str | None = None
-    """When it was revoked, or None."""
+    """Time of its revocation, or None."""
 
     @property
     def key(self) -> PublicKey:
@@ -132,7 +132,7 @@ class StudyHome:
     def check(self) -> StudyHome:
         """This home; raises `DeploymentError` when nobody provisioned it."""
         if not self.registry.exists():
-            raise DeploymentError(f"'{self.path}' is no study's home: make it with ld-server provision")
+            raise DeploymentError(f"'{self.path}' is not a study's home: make it with ld-server provision")
         return self
 
     def study(self) -> tuple[StudyConfig, Modality]:
@@ -162,11 +162,11 @@ class StudyHome:
         return self.certificates / f"{name}.crt"
 
     def site_certificate(self, name: str) -> Path:
-        """The file of a site's certificate, in a folder of their own: a site may be called `authority`."""
+        """The file of a site's certificate, in a separate folder, as a site may be called `authority`."""
         return self.certificates / "sites" / f"{name}.crt"
 
     def sites(self) -> dict[str, AdmittedSite]:
-        """Every site that was ever admitted, by name; raises `DeploymentError`."""
+        """All sites that were ever admitted, by name; raises `DeploymentError`."""
         try:
             content = json.loads(self.registry.read_text())
             return {name: AdmittedSite(name=name, **entry) for name, entry in sorted(content.items())}
@@ -175,7 +175,7 @@ class StudyHome:
 
     @contextmanager
     def editing(self) -> Iterator[dict[str, AdmittedSite]]:
-        """The sites, written back when the block ends without an error; one editor at a time."""
+        """The sites, to be changed in the block and then written back; one process at a time."""
         with (self.path / "sites.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             sites = self.sites()
@@ -201,7 +201,7 @@ def host_in_ascii(host: str) -> str:
     name = host.lower() if host.isascii() else ""
     with suppress(UnicodeError):
         encoded = host.encode("idna")
-        # Python's IDNA is that of 2003, which makes ss of ß: that would be somebody else's name
+        # Python implements IDNA 2003, which turns ß into ss: another host's name
         if not name and encoded.decode("idna") == host.lower():
             name = encoded.decode()
     hint = "" if host.isascii() else ", in its ASCII form (xn--...)"

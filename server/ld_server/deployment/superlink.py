@@ -1,4 +1,4 @@
-"""Flower's SuperLink of a study: started on loopback, and asked over its Control API."""
+"""Flower's SuperLink of a study: started on loopback, and controlled over its Control API."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STARTUP_SECONDS = 60.0
 POLL_SECONDS = 0.2
 FINISHED = "finished"
 REVOKED_KEY = (
-    "a revoked key cannot come back: the site makes a new one (remove site.key, ld-client init KIT, ld-client enroll)"
+    "a revoked key cannot be admitted again: the site makes a new one (remove site.key, then ld-client init and enroll)"
 )
 
 
@@ -54,7 +54,7 @@ class Node:
 
     @property
     def registered(self) -> bool:
-        """Whether Flower would let it in."""
+        """Whether Flower accepts it."""
         return self.status != NodeStatus.UNREGISTERED
 
 
@@ -101,7 +101,7 @@ def control(home: StudyHome) -> Iterator[ControlHttpClient]:
     Raises:
         DeploymentError: it does not answer, or refuses.
     """
-    os.environ.update(no_proxy())  # Flower's client believes the environment, and this is loopback
+    os.environ.update(no_proxy())  # Flower's client uses the environment's proxy, also for loopback
     try:
         client = ControlHttpClient.from_server_address(
             server_address=link_address(home),
@@ -118,33 +118,33 @@ def control(home: StudyHome) -> Iterator[ControlHttpClient]:
 
 
 def nodes(client: ControlHttpClient) -> list[Node]:
-    """Every node that was ever registered: Flower keeps those that are no longer, as `unregistered`."""
-    found = client.ListNodes(ListNodesRequest()).nodes_info
-    return [Node(node.node_id, node.public_key, node.status) for node in found]
+    """All nodes that were ever registered; former ones have the status `unregistered`."""
+    listed = client.ListNodes(ListNodesRequest()).nodes_info
+    return [Node(node.node_id, node.public_key, node.status) for node in listed]
 
 
 def register_node(client: ControlHttpClient, key: PublicKey) -> None:
-    """Let a key in; nothing when it is in already. Raises `DeploymentError` as `check_not_revoked` does."""
+    """Register a key unless it is registered; raises `DeploymentError` as `check_not_revoked`."""
     check_not_revoked(client, key)
     if not any(node.public_key == pem(key) for node in nodes(client)):
         client.RegisterNode(RegisterNodeRequest(public_key=pem(key)))
 
 
 def check_not_revoked(client: ControlHttpClient, key: PublicKey) -> None:
-    """Raise `DeploymentError` for a key that was shut out once: Flower's database never takes it again."""
+    """Raise `DeploymentError` for a key that was unregistered before, which Flower never accepts again."""
     if any(node.public_key == pem(key) and not node.registered for node in nodes(client)):
         raise DeploymentError(REVOKED_KEY)
 
 
 def unregister_node(client: ControlHttpClient, key: PublicKey) -> None:
-    """Shut a key out at once, for good; nothing when it is not in."""
+    """Unregister a key at once, for good, if it is registered."""
     for node in nodes(client):
         if node.registered and node.public_key == pem(key):
             unregister(client, node)
 
 
 def unregister(client: ControlHttpClient, node: Node) -> None:
-    """Shut a registered node out."""
+    """Unregister a registered node."""
     client.UnregisterNode(UnregisterNodeRequest(node_id=node.id))
 
 
@@ -160,19 +160,19 @@ def start_run(client: ControlHttpClient, home: StudyHome, resume: bool) -> int:
 
 
 def active_run(client: ControlHttpClient) -> int | None:
-    """The run that has not ended; None when there is none."""
+    """The run that has not ended, or None."""
     runs = client.ListRuns(ListRunsRequest()).run_dict
     return next((int(number) for number, run in runs.items() if run.status.status != FINISHED), None)
 
 
 def run_status(client: ControlHttpClient, run_id: int) -> tuple[str, str]:
-    """A run's status and what Flower adds to it: (`running`, ``), (`finished`, `completed`), ..."""
+    """A run's status and sub-status: (`running`, ``), (`finished`, `completed`), ..."""
     status = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
     return status.status, status.sub_status
 
 
 def stop_run(client: ControlHttpClient, run_id: int) -> None:
-    """End a run; nothing when it has ended."""
+    """Stop a run unless it has ended."""
     if run_status(client, run_id)[0] != FINISHED:
         client.StopRun(StopRunRequest(run_id=run_id))
 

@@ -1,4 +1,4 @@
-"""What `ld-server start` keeps running: Flower's SuperLink, the gate in front of it, the release service."""
+"""`ld-server start`: runs Flower's SuperLink, the fleet proxy in front of it, and the release service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ld_common.core.atomic_files import held
 from ld_common.core.errors import DeploymentError
 from ld_common.core.processes import stop_family, stop_holders
 from ld_server.deployment import superlink
-from ld_server.deployment.fleet_proxy import gate_server
+from ld_server.deployment.fleet_proxy import proxy_server
 from ld_server.deployment.provision import synchronize
 from ld_server.deployment.release_service import start_release_service
 from ld_server.deployment.study_home import StudyHome, address
@@ -23,25 +23,25 @@ GRACE_SECONDS = 2.0
 
 
 def serve(home: StudyHome) -> None:
-    """Serve until told to end; a SuperLink that dies is started again on its database.
+    """Serve until terminated; a SuperLink that dies is started again with its database.
 
     Raises:
-        DeploymentError: another server of this home runs, or a port is taken.
+        DeploymentError: another server of this home runs, or a port is in use.
     """
     with _only_server(home.check()), _link_kept_alive(home), _release_service(home):
         synchronize(home)
-        own = home.server()
+        server = home.server()
         print(
-            f"sites reach the study at {address(own.hosts[0], own.gate_port)}; end it with Ctrl-C or SIGTERM",
+            f"sites reach the study at {address(server.hosts[0], server.gate_port)}; stop it with Ctrl-C or SIGTERM",
             flush=True,
         )
-        gate_server(home).run()  # returns on SIGTERM and SIGINT
+        proxy_server(home).run()  # returns on SIGTERM and SIGINT
 
 
 @contextlib.contextmanager
 def _only_server(home: StudyHome) -> Iterator[None]:
-    """Hold the home's lock. What a killed server left running is ended first: it listens on our ports."""
-    with held(home.path / "server.lock", DeploymentError(f"a server of '{home.path}' runs already")):
+    """Hold the home's lock. Processes that a killed server left running are ended first: they use our ports."""
+    with held(home.path / "server.lock", DeploymentError(f"a server of '{home.path}' is running already")):
         stop_holders("flower-superlink", str(superlink.database(home)))
         yield
 
@@ -62,7 +62,7 @@ def _keep_alive(home: StudyHome, process: subprocess.Popen[bytes], stopped: thre
     while not stopped.wait(POLL_SECONDS):
         if process.poll() is None:
             continue
-        print("Flower's SuperLink died: starting it again; go on with ld-server run --resume", flush=True)
+        print("Flower's SuperLink died and is started again; continue with ld-server run --resume", flush=True)
         try:
             process = superlink.start_link(home)
             synchronize(home)

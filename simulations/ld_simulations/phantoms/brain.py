@@ -1,4 +1,4 @@
-"""The brain as a phantom that hospitals can be made of: T1 slices of the MNI152 head, moved by `brain_scm`.
+"""The brain phantom: T1 slices of the MNI152 head, deformed by `brain_scm`.
 
 How much of a patient's growth can be predicted: with all else known, widening E and thinning T are two noisy
 readings of the rate r: E = cap(start + v + 0.24 r b), T = 0.021 r b + c, where b is the burden at rate 1. The true
@@ -55,7 +55,7 @@ class Brain(Phantom[BrainNoise, ScannerConfig]):
     name = "brain"
     disease = brain_scm.DISEASE
     terms = ReportTerms(
-        origin="rendered patients: real anatomy (MNI152) moved by a causal model that is known",
+        origin="simulated patients: real anatomy (MNI152), deformed by a known causal model",
         structure="ventricles",
         disease="Alzheimer's disease",
         disease_short="Alzheimer's",

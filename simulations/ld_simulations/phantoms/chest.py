@@ -52,8 +52,8 @@ class Chest(Phantom[ChestNoise, DetectorConfig]):
     name = "chest"
     disease = chest_scm.DISEASE
     terms = ReportTerms(
-        origin="simulated patients: a chest drawn from equations by the law of Beer and Lambert, moved by a causal "
-        "model that is known",
+        origin="simulated patients: a chest from equations and the law of Beer and Lambert, deformed by a known "
+        "causal model",
         structure="heart's silhouette",
         disease="heart failure",
         disease_short="heart failure",

@@ -1,7 +1,7 @@
-"""A patient's own rate of ageing, as far as one picture tells it.
+"""Posterior of a patient's rate of ageing given one image.
 
-The rate is not in a picture, only its result so far: with all else known, each endogenous variable that it drives is a
-noisy reading x = start + slope r + noise of the rate r. The posterior is an integral over r alone.
+The rate r is not visible in an image, only its result so far: with all else known, each endogenous variable that it
+drives is a noisy reading x = start + slope r + noise. The posterior is an integral over r alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def rate_quantiles(sd: float, limits: tuple[float, float]) -> Numbers:
 
 
 def posterior_weights(rates: Numbers, readings: Sequence[Reading]) -> Numbers:
-    """How likely each of equally likely rates is, given the readings; not normalised."""
+    """Unnormalised posterior weights of equally likely rates, given the readings."""
     unexplained = np.zeros_like(rates)
     for reading in readings:
         unexplained += ((reading.value - reading.slope * rates) / reading.sd) ** 2

@@ -1,4 +1,4 @@
-"""A visit as a hospital's records know it, and what every one of its DICOM files says of it."""
+"""A visit in a hospital's records, and the header that its DICOM files share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ld_simulations.phantoms.device import Array, DeviceConfig, stored_values
 
 @dataclass(frozen=True)
 class StudyMetadata:
-    """What a hospital's records say of one visit, as its device writes it into every file."""
+    """Records of one visit, as the device writes them into every file."""
 
     identity: str
     name: str
@@ -24,16 +24,16 @@ class StudyMetadata:
     day: date
     hospital: str
     seed: int
-    """UIDs derive from it, the hospital, the patient and the day."""
+    """UIDs are derived from it, the hospital, the patient and the day."""
 
     def uid(self, *parts: str | int) -> str:
-        """A UID that is the same for the same metadata and parts."""
-        whose = (self.seed, self.hospital, self.identity, self.day, *parts)
-        return str(generate_uid(entropy_srcs=["/".join(map(str, whose))]))
+        """A UID that depends on the metadata and the parts only."""
+        parts_of_uid = (self.seed, self.hospital, self.identity, self.day, *parts)
+        return str(generate_uid(entropy_srcs=["/".join(map(str, parts_of_uid))]))
 
 
 def new_image(metadata: StudyMetadata, sop_class: str, name: str, values: Array, config: DeviceConfig) -> Dataset:
-    """A data set of device values (H,W) with its file's header and whose it is; `name` tells a visit's images apart."""
+    """A DICOM data set of device values (H,W); `name` distinguishes the images of a visit."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(sop_class)
     meta.MediaStorageSOPInstanceUID = UID(metadata.uid("image", name))
@@ -63,7 +63,7 @@ def _describe_pixels(dataset: Dataset, values: Array, config: DeviceConfig) -> N
 
 
 def _describe_patient(dataset: Dataset, metadata: StudyMetadata) -> None:
-    """Who was examined, when and where: what a site must not let out."""
+    """Identifying elements, which must not leave a site."""
     dataset.PatientName, dataset.PatientID = metadata.name, metadata.identity
     dataset.PatientBirthDate = f"{metadata.born:%Y%m%d}"
     dataset.PatientSex = metadata.sex

@@ -62,10 +62,10 @@ class ReleaseWorker:
         training, (release, editor) = task.training, self._release_and_editor(task)
         draws = self.benchmark.config.editors[task.editor].seeds
         seeds = range(training.seed, training.seed + draws)
-        candidate = EditorRun(load_release_base(release), release, editor, seeds)
+        editor_run = EditorRun(load_release_base(release), release, editor, seeds)
         judge = self._judge(training.modality)
         labels = {"editor": task.editor, "release": training.release, "seed": training.seed, "draws": draws}
-        return result({"modality": training.modality, **labels}, candidate, judge.judge(candidate), judge)
+        return result({"modality": training.modality, **labels}, editor_run, judge.judge(editor_run), judge)
 
     def batch_speedup(self, task: EditorTask) -> Run:
         """How many times faster 16 edits are drawn together than one by one: the median of paired turns."""

@@ -100,7 +100,7 @@ def page(benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run]) -
 
 
 def _section(benchmark: Benchmark, modality: str, runs: Sequence[Run], references: Sequence[Run]) -> list[str]:
-    rows, known = rows_of(runs, modality), metrics_of(runs)
+    rows, metrics = rows_of(runs, modality), metrics_of(runs)
     if not rows:
         return []
     adapters = list(benchmark.config.adapters)
@@ -109,30 +109,30 @@ def _section(benchmark: Benchmark, modality: str, runs: Sequence[Run], reference
     lines += ["| aim | measured | |", "|---|---|---|"]
     lines += [_verdict(verdict) for verdict in verdicts(runs, modality, adapters)]
     lines += ["", "### With and without drift", ""]
-    lines += ["Compare the rows of one adapter: the first is without drift.", "", *_header(list(known), known)]
+    lines += ["Compare the rows of one adapter: the first is without drift.", "", *_header(list(metrics), metrics)]
     for adapter in adapters:
         for formulation in FORMULATIONS:
-            lines += _line(find(rows, adapter, formulation), known, f"**{adapter.replace('_', ' ')}**, ")
+            lines += _line(find(rows, adapter, formulation), metrics, f"**{adapter.replace('_', ' ')}**, ")
     lines += ["", "### Controls", ""]
     lines += ["Other corrections of brightness, alone and with drift, to compare with the rows above."]
-    lines += ["", *_header(list(known), known)]
+    lines += ["", *_header(list(metrics), metrics)]
     for adapter in adapters:
         for control in CONTROLS:
             for formulation in FORMULATIONS:
-                lines += _line(find(rows, adapter, formulation, control), known, f"{adapter.replace('_', ' ')}, ")
+                lines += _line(find(rows, adapter, formulation, control), metrics, f"{adapter.replace('_', ' ')}, ")
     lines += ["", "### Other forms of the drift", ""]
     lines += ["Other shapes and formulations, to compare with `drift` and `drift (map)` above."]
-    lines += ["", *_header(list(known), known)]
+    lines += ["", *_header(list(metrics), metrics)]
     for row in rows:
         if row.formulation not in FORMULATIONS:
-            lines += _line(row, known, f"{row.adapter.replace('_', ' ')}, ")
+            lines += _line(row, metrics, f"{row.adapter.replace('_', ' ')}, ")
     lines += ["", "### Scores of real images", ""]
     lines += ["The best that samples can reach; the distance of other patients' images is the bias of FD at this size."]
-    lines += ["", *_header(list(known), known)]
+    lines += ["", *_header(list(metrics), metrics)]
     for what, title in (("real", "images of other patients"), ("raw", "the same images before the VAE")):
         rows_of_kind = [reference for reference in references if reference["what"] == what]
         if rows_of_kind:
-            lines += _line(ResultRow(modality, "", False, "", None, rows_of_kind), known, title, plain=True)
+            lines += _line(ResultRow(modality, "", False, "", None, rows_of_kind), metrics, title, plain=True)
     auc = [reference["metrics"]["auc_real"] for reference in references if reference["what"] == "real"]
     if auc:
         lines += ["", f"A classifier trained on the real training scans alone has an AUC of {sum(auc) / len(auc):.3f}."]
@@ -148,15 +148,15 @@ def _verdict(verdict: AimVerdict) -> str:
     return f"| {verdict.aim} | {verdict.measured} | {'held' if verdict.met else '**did not hold**'} |"
 
 
-def _header(names: Sequence[str], known: dict[str, Metric]) -> list[str]:
-    titles = " | ".join(known[name].title for name in names)
+def _header(names: Sequence[str], metrics: dict[str, Metric]) -> list[str]:
+    titles = " | ".join(metrics[name].title for name in names)
     return [f"| | seeds | {titles} |", "|---" * (len(names) + 2) + "|"]
 
 
-def _line(row: ResultRow | None, known: dict[str, Metric], start: str, plain: bool = False) -> list[str]:
+def _line(row: ResultRow | None, metrics: dict[str, Metric], start: str, plain: bool = False) -> list[str]:
     if row is None:
         return []
-    cells = " | ".join(shown(row, name) for name in known)
+    cells = " | ".join(shown(row, name) for name in metrics)
     return [f"| {start}{'' if plain else row.title} | {len(row.runs)} | {cells} |"]
 
 

@@ -42,20 +42,20 @@ def _from_one(value: float) -> float:
 def metrics_of(runs: Sequence[Run]) -> dict[str, Metric]:
     """The metrics that the runs hold, in the order of the table."""
     held = {name for run in runs for name in run["metrics"]}
-    known: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     for name in sorted(name for name in held if name.startswith("frechet_") and "matched" not in name):
         features = name.removeprefix("frechet_")
-        known[name] = Metric(f"FD {features}", _low)
-        known[f"kernel_{features}"] = Metric(f"KD {features}", _low)
-        known[f"frechet_matched_{features}"] = Metric(f"FD {features}, grey levels matched", _low, True)
-    known["background_error"] = Metric("background error", _from_zero)
-    known["sharpness_ratio"] = Metric("sharpness (real 1)", _from_one, True)
-    known["size_slope"] = Metric("size slope (real 1)", _from_one, True)
-    known["size_in_range"] = Metric("size in range (real 0.98)", _high, True)
-    known["condition_auc"] = Metric("AUC on samples", _high, True)
-    known["auc_synthetic"] = Metric("AUC, trained on samples", _high, True)
-    known["auc_real_and_synthetic"] = Metric("AUC, on samples and real", _high, True)
-    return {name: metric for name, metric in known.items() if name in held}
+        metrics[name] = Metric(f"FD {features}", _low)
+        metrics[f"kernel_{features}"] = Metric(f"KD {features}", _low)
+        metrics[f"frechet_matched_{features}"] = Metric(f"FD {features}, grey levels matched", _low, True)
+    metrics["background_error"] = Metric("background error", _from_zero)
+    metrics["sharpness_ratio"] = Metric("sharpness (real 1)", _from_one, True)
+    metrics["size_slope"] = Metric("size slope (real 1)", _from_one, True)
+    metrics["size_in_range"] = Metric("size in range (real 0.98)", _high, True)
+    metrics["condition_auc"] = Metric("AUC on samples", _high, True)
+    metrics["auc_synthetic"] = Metric("AUC, trained on samples", _high, True)
+    metrics["auc_real_and_synthetic"] = Metric("AUC, on samples and real", _high, True)
+    return {name: metric for name, metric in metrics.items() if name in held}
 
 
 @dataclass(frozen=True)
@@ -147,36 +147,36 @@ CUT_BY = {"brain": 0.60, "chest": 0.25}
 
 def verdicts(runs: Sequence[Run], modality: str, adapters: Sequence[str]) -> list[AimVerdict]:
     """The aims of the table for one modality, for μ by channel, as a map, and as a map that follows the prompt."""
-    rows, known = rows_of(runs, modality), metrics_of(runs)
-    main = next(iter(known))
+    rows, metrics = rows_of(runs, modality), metrics_of(runs)
+    main = next(iter(metrics))
     results = []
     for formulation, what in ((PRIOR, "drift"), (MAP, "drift as a map"), (CONDITIONAL, "conditional drift")):
         cuts = {}
         for adapter in adapters:
             before, after = find(rows, adapter, "none"), find(rows, adapter, formulation)
             if before and after:
-                cuts[adapter] = reduction(before, after, main), *seeds_better(before, after, main, known[main])
+                cuts[adapter] = reduction(before, after, main), *seeds_better(before, after, main, metrics[main])
         if "full" in cuts and modality in CUT_BY:
-            aim = f"{what} cuts the {known[main].title} of full fine-tuning by {CUT_BY[modality]:.0%} or more"
+            aim = f"{what} cuts the {metrics[main].title} of full fine-tuning by {CUT_BY[modality]:.0%} or more"
             results.append(AimVerdict(aim, f"{cuts['full'][0]:.0%}", cuts["full"][0] >= CUT_BY[modality]))
         if cuts:
             measured = ", ".join(
                 f"{adapter} {share:.0%} ({better}/{seeds} seeds)" for adapter, (share, better, seeds) in cuts.items()
             )
-            aim = f"{what} lowers the {known[main].title} of every adapter"
+            aim = f"{what} lowers the {metrics[main].title} of every adapter"
             results.append(AimVerdict(aim, measured, all(share > 0 for share, _, _ in cuts.values())))
     if any(row.control == HISTOGRAM for row in rows):
-        results.append(_against_matching(rows, known, main))
+        results.append(_against_matching(rows, metrics, main))
     return results
 
 
-def _against_matching(rows: Sequence[ResultRow], known: dict[str, Metric], main: str) -> AimVerdict:
+def _against_matching(rows: Sequence[ResultRow], metrics: dict[str, Metric], main: str) -> AimVerdict:
     """The best configuration with drift against the best with matched histograms, in all metrics beyond brightness."""
     drifted = [row for row in rows if row.drift and row.control in (None, OFFSET_NOISE)]
     best, rival = best_row(drifted, main), best_row([row for row in rows if row.control == HISTOGRAM], main)
     better: list[str] = []
     worse: list[str] = []
-    for name, metric in known.items():
+    for name, metric in metrics.items():
         if metric.beyond_brightness:
             of_best, of_rival = (
                 float(np.mean([metric.worse(float(value)) for value in row.values(name)])) for row in (best, rival)

@@ -1,4 +1,4 @@
-"""The audit turned on a run that learned by heart and on a private one: can it see, and does it stay below ε?"""
+"""Membership attacks on an overfitted and on a private training."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ POINTS = 16
 
 
 def patients_of_attacks(runs: QualityRuns) -> Scans:
-    """Patients of the private hospital of whom a coin lets each take part; made once and kept."""
+    """Patients of the private hospital, of whom a coin lets each into a training; made once and kept."""
     data = runs.training_data(runs.private, runs.config.attacked_patients)
     return Scans(data.latents, data.prompts, data.patients)
 
 
 def attack(runs: QualityRuns, training: PrivacyTraining) -> dict[str, Any]:
-    """Train on whom a coin let take part, with or without privacy, and tell them from the others."""
+    """Train on the patients whom a coin chose, with or without privacy, and attack the result."""
     benchmark, seed, private = runs.benchmark, training.seed, training.setting.epsilon > 0
     config, device = benchmark.config, benchmark.config.device
     study = benchmark.study_of(training.setting, seed)
