@@ -18,15 +18,7 @@ from ld_common.core.config import load_config
 from ld_common.core.registry import Registry
 from ld_common.core.state import State
 from ld_common.imaging.modality import Modality
-from ld_simulations.tiny_base.networks import (
-    BaseModelConfig,
-    make_scheduler,
-    make_text_encoder,
-    make_tokenizer,
-    make_unet,
-    make_vae,
-)
-from ld_simulations.tiny_base.train import write_folder
+from tests.support.bases import make_base
 
 BRAIN_MRI = Path(__file__).parent.parent / "configs/modalities/brain_mri.yaml"
 
@@ -42,25 +34,14 @@ def every_package_may_be_loaded() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an untrained base: pictures of 32 pixels, latents `(4,8,8)`, prompts of 32 tokens of width 32."""
-    config = BaseModelConfig(
-        output=str(tmp_path_factory.mktemp("tiny_base")),
-        side=32,
-        latent_channels=4,
-        vae_channels=[8, 8, 16],
-        unet_channels=[16, 32],
-        text_width=32,
-        text_tokens=32,
-    )
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(["axial T1 brain MRI, woman, 70 years, healthy", "man, Alzheimer's disease"], 32)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae, unet, text_encoder = make_vae(config), make_unet(config), make_text_encoder(config, tokenizer)
-        latents = torch.randn(8, 4, 8, 8)
-    vae.register_to_config(scaling_factor=1.5)
-    parts = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
-    return write_folder(config, parts | {"tokenizer": tokenizer, "scheduler": make_scheduler()}, latents)
+    """Folder of an untrained base: images of 32 pixels, latents `(4,8,8)`, prompts of 32 tokens of width 32."""
+    return make_base(tmp_path_factory.mktemp("tiny_base"), 32)
+
+
+@pytest.fixture(scope="session")
+def smallest_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained base: images of 16 pixels, latents `(4,4,4)`, prompts of 32 tokens of width 32."""
+    return make_base(tmp_path_factory.mktemp("smallest_base"), 16)
 
 
 def random_state(state: State, deviation: float) -> State:

@@ -105,7 +105,7 @@ def report_drift(
     if estimator == "grid":
         trials = search_delta(store, model, study, advance)
     else:
-        edits, search = _edits(modality, store, study.drift.search), study.drift.search
+        edits, search = edits_of_targets(modality, store, study.drift.search), study.drift.search
         drift = release.drift if release is not None and isinstance(release.drift, LatentDrift) else None
         trials = search_counterfactual(
             model, store.latents, store.prompts, edits, search, read_editor(study.edit), study.seed, drift, advance
@@ -118,7 +118,7 @@ def _of_trials(site: SiteConfig, study: StudyConfig, estimator: str, trials: lis
     return DriftReport(site.site, estimator, study.drift.shape, trials=rows, best_delta=best(trials).delta)
 
 
-def _edits(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
+def edits_of_targets(modality: Modality, store: Store, config: SearchConfig) -> list[Edit]:
     """The edits of `drift.search.targets`: each target of each scan that does not show it yet."""
     targets = [modality.parse_all(text) for text in config.targets]
     edits = [

@@ -86,7 +86,7 @@ class SiteOptions:
 
 
 @dataclass(frozen=True)
-class ReleaseOptions:
+class SiteReleaseOptions:
     """Which release, and who may have signed it."""
 
     release: Annotated[Path, typer.Option("--release", help="Folder of a release that this site took part in.")]
@@ -219,7 +219,7 @@ def budget(
 @grouped
 def audit_privacy(
     site: SiteOptions,
-    release: ReleaseOptions,
+    release: SiteReleaseOptions,
     sizes: AttackSizes,
     out: Path = typer.Option(..., help="Folder for audit.json, which points to scans and must stay at the site."),
     as_json: Json = False,
@@ -240,7 +240,7 @@ def audit_privacy(
 @grouped
 def privacy_report(
     site: SiteOptions,
-    release: ReleaseOptions,
+    release: SiteReleaseOptions,
     audit: Path | None = typer.Option(None, help="audit.json of this release, written by ld-client audit-privacy."),
     out: Path = typer.Option(..., help="HTML file to write; it names no patient and no file."),
     as_json: Json = False,

@@ -1,33 +1,36 @@
-"""DreamBooth (arXiv 2208.12242): the UNet or a LoRA of it, a rare word in the prompt, the base's prior preserved."""
+"""DreamBooth (arXiv 2208.12242): the UNet or a LoRA of it, a rare token in the prompt, and prior preservation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
-from ld_common.adapters.base import Adapter, Named, Prior
+from ld_common.adapters.base import Adapter, Named, Prior, UnetConfig
 from ld_common.adapters.full import Full
 from ld_common.adapters.lora import DEFAULT_TARGETS, Lora
 from ld_common.core.config import require
+from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 
 
 @dataclass
 class DreamBooth(Adapter):
-    """Pictures of the site under `instance_token` + prompt, the base's own pictures under `class_prompt`."""
+    """Trains on the site's scans under `instance_token` + prompt, and on the base's own images under `class_prompt`."""
 
     name: ClassVar[str] = "dreambooth"
 
     instance_token: str = "sks"
-    """Rare word before every prompt."""
+    """Rare token in front of every prompt."""
     class_prompt: str = "scan"
-    """The class whose pictures by the base are preserved."""
+    """Prompt of the class whose images by the base are preserved."""
     num_class_images: int = 64
     class_inference_steps: int = 25
+    """Sampler steps of each class image."""
     prior_loss_weight: float = 1.0
     rank: int = 0
-    """0 trains the whole UNet, a higher number a LoRA of that rank."""
+    """0 trains the whole UNet; a higher number trains a LoRA of that rank."""
     targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
     """Layers of the LoRA."""
 
@@ -49,10 +52,20 @@ class DreamBooth(Adapter):
         return Prior(self.class_prompt, self.num_class_images, self.class_inference_steps, self.prior_loss_weight)
 
     def inject(self, model: Denoiser, seed: int) -> Iterable[Named]:
-        """What basic fine-tuning or LoRA inject."""
-        adapter = Lora(rank=self.rank, targets=self.targets) if self.rank else Full()
-        return adapter.inject(model, seed)
+        """Inject what `full` or `lora` injects."""
+        return self._weights().inject(model, seed)
 
     def transform_prompt(self, prompt: str) -> str:
-        """The identifier before the prompt."""
+        """The token, then the prompt."""
         return f"{self.instance_token} {prompt}".strip()
+
+    def export_files(self, state: State, unet_config: UnetConfig) -> Iterator[tuple[str, bytes]]:
+        """The files of `full` or `lora`."""
+        return self._weights().export_files(state, unet_config)
+
+    def read_files(self, folder: Path) -> State:
+        """The state in those files."""
+        return self._weights().read_files(folder)
+
+    def _weights(self) -> Lora | Full:
+        return Lora(rank=self.rank, targets=self.targets) if self.rank else Full()

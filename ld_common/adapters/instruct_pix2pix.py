@@ -1,37 +1,42 @@
-"""InstructPix2Pix (arXiv 2211.09800) on longitudinal scans: a LoRA of a UNet that also sees another visit's latents.
+"""InstructPix2Pix (arXiv 2211.09800) on longitudinal scans: a LoRA of a UNet that also takes another visit's latents.
 
-A visit is drawn from its prompt, from a visit of the same patient, earlier or later, and from what differs between the
-two, elapsed years above all, so what learns is how a patient changes; with no visit beside it the network draws as it
-does without. The paper ages faces and brains so (arXiv 2412.20651). The prompt's age and the seen visit alone would not
-say how many years lie between them: a brain may look older than it is.
+The network draws a visit from its prompt, from another visit of the same patient, and from the differences between the
+two, above all the elapsed years. It thereby learns how a patient changes, as in arXiv 2412.20651. Without another
+visit it draws as before. The elapsed years are an input of their own, because neither the prompt's age
+nor the appearance of the other visit determines them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from ld_common.adapters.base import Named
+from ld_common.adapters.base import METADATA, Named, UnetConfig
 from ld_common.adapters.lora import Lora
+from ld_common.adapters.state_dict import read_tensors
+from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.conditioning import DELTA_CHANNELS
 
 SCALE = 0.2
-"""Of the first convolution for the seen visit: one learning rate serves it and the LoRA, which bears a higher one."""
+"""Scale of the other visit's convolution, so that it can share the LoRA's learning rate, which is too high for it."""
+BASELINE, BASELINE_WEIGHTS = "unet.conv_in.baseline.weight", "conv_in_baseline.safetensors"
 
 
 @dataclass
 class InstructPix2Pix(Lora):
-    """A LoRA, and a first convolution for the seen visit, which starts at zero."""
+    """A LoRA, and a convolution `conv_in` for the other visit, which starts at zero."""
 
     name: ClassVar[str] = "instruct_pix2pix"
 
     @property
     def image_conditioned(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def inject(self, model: Denoiser, seed: int) -> Iterator[Named]:
@@ -43,22 +48,31 @@ class InstructPix2Pix(Lora):
         yield from super().inject(model, seed)
         widened = _BaselineConv(model.unet.conv_in)
         model.unet.conv_in = widened
-        yield "unet.conv_in.baseline.weight", widened.baseline.weight
+        yield BASELINE, widened.baseline.weight
+
+    def export_files(self, state: State, unet_config: UnetConfig) -> Iterator[tuple[str, bytes]]:
+        """The LoRA's files, which diffusers and peft load, and the convolution, which only this package loads."""
+        yield from super().export_files({name: state[name] for name in state if name != BASELINE}, unet_config)
+        yield BASELINE_WEIGHTS, save({BASELINE: state[BASELINE]}, METADATA)
+
+    def read_files(self, folder: Path) -> State:
+        """The LoRA and the convolution."""
+        return dict(sorted({**super().read_files(folder), **read_tensors(folder / BASELINE_WEIGHTS)[0]}.items()))
 
 
 class _BaselineConv(nn.Module):
-    """A first convolution `(B,C,h,w)` that also takes a seen scan's channels behind the noisy latents'."""
+    """A first convolution that also takes the channels of a baseline scan, behind those of the noisy latents."""
 
-    def __init__(self, own: nn.Conv2d) -> None:
+    def __init__(self, latent: nn.Conv2d) -> None:
         super().__init__()
-        self.own = own
-        like = {"device": own.weight.device, "dtype": own.weight.dtype}
-        sizes = own.kernel_size, own.stride, own.padding
-        self.baseline = nn.Conv2d(own.in_channels + DELTA_CHANNELS, own.out_channels, *sizes, bias=False, **like)  # type: ignore[arg-type]
+        self.latent = latent
+        like = {"device": latent.weight.device, "dtype": latent.weight.dtype}
+        sizes = latent.kernel_size, latent.stride, latent.padding
+        self.baseline = nn.Conv2d(latent.in_channels + DELTA_CHANNELS, latent.out_channels, *sizes, bias=False, **like)  # type: ignore[arg-type]
         nn.init.zeros_(self.baseline.weight)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """The features `(B,F,h,w)` of latents, and of a seen scan where there are more channels."""
-        noisy, seen = latents.tensor_split([self.own.in_channels], 1)
-        found: Tensor = self.own(noisy)
-        return found + SCALE * self.baseline(seen) if seen.shape[1] else found
+        """Features `(B,F,h,w)` of noisy latents `(B,C,h,w)`, or of latents and baseline `(B,2C+DELTA_CHANNELS,h,w)`."""
+        noisy, baseline = latents.tensor_split([self.latent.in_channels], 1)
+        features: Tensor = self.latent(noisy)
+        return features + SCALE * self.baseline(baseline) if baseline.shape[1] else features

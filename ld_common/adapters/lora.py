@@ -1,20 +1,30 @@
-"""LoRA (arXiv 2106.09685): low-rank updates of layers, named as diffusers' `load_lora_weights` reads them."""
+"""LoRA (arXiv 2106.09685): low-rank updates of the UNet's layers, in the formats of diffusers and peft."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import save
 
-from ld_common.adapters.base import Adapter, Named
+from ld_common.adapters.base import METADATA, Adapter, Named, UnetConfig
+from ld_common.adapters.state_dict import read_tensors
 from ld_common.core.config import require
 from ld_common.core.errors import AdapterError
 from ld_common.core.seeding import torch_generator
+from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 
 DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS_METADATA = "lora_adapter_metadata"
+"""Key of the safetensors metadata in which diffusers keeps a LoRA's config."""
+PEFT_PREFIX = "base_model.model."
 
 
 @dataclass
@@ -26,9 +36,8 @@ class Lora(Adapter):
     rank: int = 8
     targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
     freeze_a: bool = False
-    """Keep A at its start, drawn from the study's seed or learned by the release that the study starts from, and let
-    only B learn and travel back (FFA-LoRA, arXiv 2403.12313); the default under differential privacy, where noise on
-    both would enter as a product."""
+    """Keep A at its initial value, from the study's seed or its start, and train and send only B (FFA-LoRA, arXiv
+    2403.12313). The default under differential privacy, where noise on both would enter as a product."""
 
     private_defaults: ClassVar[Mapping[str, object]] = {"freeze_a": True}
 
@@ -37,7 +46,7 @@ class Lora(Adapter):
         require(bool(self.targets), "adapter.targets is empty: name at least one layer")
 
     def inject(self, model: Denoiser, seed: int) -> Iterator[Named]:
-        """Add A and B to the UNet; B starts at zero.
+        """Add A and B to the UNet; B starts at zero, so the model is unchanged until it trains.
 
         Raises:
             AdapterError: no layer of this UNet matches the targets.
@@ -48,7 +57,7 @@ class Lora(Adapter):
         try:
             model.unet.add_adapter(config)
         except ValueError as error:
-            raise AdapterError(f"adapter.targets fit no layer of this UNet: {', '.join(self.targets)}") from error
+            raise AdapterError(f"adapter.targets match no layer of this UNet: {', '.join(self.targets)}") from error
         for name, parameter in model.unet.named_parameters():
             if ".lora_" not in name:
                 continue
@@ -61,3 +70,28 @@ class Lora(Adapter):
                 else:
                     parameter.zero_()
             yield wire_name, parameter
+
+    def export_files(self, state: State, unet_config: UnetConfig) -> Iterator[tuple[str, bytes]]:
+        """Files for `load_lora_weights` and for `PeftModel.from_pretrained`, which want different tensor names."""
+        config = self._peft_config()
+        metadata = json.dumps({f"unet.{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
+        yield DIFFUSERS_WEIGHTS, save(state, {DIFFUSERS_METADATA: metadata})
+        renamed = {PEFT_PREFIX + name.removeprefix("unet."): value for name, value in state.items()}
+        yield PEFT_WEIGHTS, save(renamed, METADATA)
+        yield PEFT_CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+    def read_files(self, folder: Path) -> State:
+        """The state in diffusers' file."""
+        return read_tensors(folder / DIFFUSERS_WEIGHTS)[0]
+
+    def _peft_config(self) -> dict[str, Any]:
+        return {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.rank,
+            "target_modules": list(self.targets),
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "init_lora_weights": True,
+            "inference_mode": True,
+        }

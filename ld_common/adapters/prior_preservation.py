@@ -1,4 +1,4 @@
-"""The pictures that a base draws of a class by itself, learned beside a site's so that the class does not drift."""
+"""Images that the base draws of a class, for prior preservation (arXiv 2208.12242)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ld_common.diffusion.training import PriorImages
 
 
 def draw_prior(model: Denoiser, prior: Prior, seed: int) -> PriorImages:
-    """Draw the examples with the plain base, before an adapter changes it; the same seed draws the same everywhere."""
+    """Draw the prior's images with a base that has no adapter yet; equal seeds give equal images."""
     noise = torch.randn((prior.samples, *model.latent_shape), generator=torch_generator(seed, "prior"))
     with torch.no_grad():
         context = model.embed([prior.prompt])

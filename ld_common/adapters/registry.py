@@ -24,14 +24,14 @@ ADAPTERS: Registry[type[Adapter]] = Registry(
     },
     renamed={"basic": "full", "instruct": "instruct_pix2pix"},
 )
-"""A new one is a file with a subclass of `Adapter` and a line here, or an entry point of another package."""
+"""To add an adapter, write a subclass of `Adapter` and list it here or as an entry point of another package."""
 
 
 def read_adapter(options: Mapping[str, Any]) -> Adapter:
     """The adapter of a study's `adapter` section: its `name`, and its options.
 
     Raises:
-        ConfigError: no such adapter, an unknown option or a value out of range.
+        ConfigError: an unknown adapter or option, or a value out of range.
     """
     require("name" in options, f"adapter.name is missing: known: {', '.join(ADAPTERS)}")
     schema = ADAPTERS.load(str(options["name"]))
@@ -41,7 +41,7 @@ def read_adapter(options: Mapping[str, Any]) -> Adapter:
 def complete_adapter(options: Mapping[str, Any], private: bool = False) -> dict[str, Any]:
     """A study's `adapter` section with every option filled in; raises `ConfigError`.
 
-    With `private`, an option that is not given takes the adapter's default under differential privacy.
+    With `private`, the adapter's defaults under differential privacy fill the options that are missing.
     """
     if private:
         options = {**read_adapter(options).private_defaults, **options}

@@ -1,4 +1,4 @@
-"""Named tensors on disk and on arrival: safetensors files, and the checks that no foreign tensor escapes."""
+"""Named tensors in safetensors files, and the checks of states that others send."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from ld_common.core.state import State
 
 
 def write_tensors(path: Path, state: State, metadata: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all: a file that was there stays until the new one is complete.
-
-    Raises:
-        CheckpointError: the disk is full or not writable.
-    """
+    """Write a safetensors file atomically; raises `CheckpointError`, and then an earlier file is intact."""
     write_bytes(path, save(state, metadata))
 
 
@@ -33,10 +29,10 @@ def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
 
 
 def check_state(state: State, expected: State) -> None:
-    """Refuse a state that is not one finite float32 tensor for each expected name and shape.
+    """Check that a state has one finite float32 tensor for each expected name and shape.
 
     Raises:
-        AdapterError: names what differs.
+        AdapterError: with the first name, shape, dtype or value that differs.
     """
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing:

@@ -1,24 +1,30 @@
-"""Textual inversion (arXiv 2208.01618): new words of the prompt learn; nothing else moves or travels."""
+"""Textual inversion (arXiv 2208.01618): only the embeddings of new tokens in the prompt train and travel."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from ld_common.adapters.base import Adapter, Named
+from ld_common.adapters.base import METADATA, Adapter, Named, UnetConfig
+from ld_common.adapters.state_dict import read_tensors
 from ld_common.core.config import require
+from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 
 CONCEPT = "scan"
+LEARNED_EMBEDS, MORE_EMBEDS = "learned_embeds.safetensors", "learned_embeds_{}.safetensors"
+"""The concept's embeddings, and those of each phrase, from 1: diffusers reads one token per file."""
 
 
 class ExtendedEmbedding(nn.Module):
-    """A frozen token embedding with learned rows behind it."""
+    """A frozen token embedding, extended by learned rows."""
 
     def __init__(self, base: nn.Embedding, learned: dict[str, Tensor]) -> None:
         super().__init__()
@@ -31,30 +37,31 @@ class ExtendedEmbedding(nn.Module):
         return torch.cat([self.base.weight, *(rows.to(self.base.weight) for rows in self.learned)])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids `(B,T)` -> embeddings `(B,T,D)`."""
+        """Embeddings `(B,T,D)` of token ids `(B,T)`."""
         return F.embedding(tokens, self.weight)
 
 
 @dataclass
 class TextualInversion(Adapter):
-    """A learned concept before every prompt, and a learned twin for each phrase of `words` in place of it."""
+    """Puts a learned concept in front of every prompt, and replaces each phrase of `words` by learned tokens."""
 
     name: ClassVar[str] = "textual_inversion"
 
     vectors: int = 2
-    """Learned tokens for the concept and for each phrase."""
+    """Tokens of the concept and of each phrase."""
     words: list[str] = field(default_factory=list)
-    """Phrases of the prompts, the longest matching first, that get learned tokens."""
+    """Phrases that get learned tokens; of several that match, the longest wins."""
 
     def __post_init__(self) -> None:
         require(self.vectors > 0, f"adapter.vectors is {self.vectors}: it must be above 0")
         names = [CONCEPT, *map(_slug, self.words)]
         for number, phrase in enumerate(self.words, start=1):
-            own = _slug(phrase)
-            require(own.strip("-") != "" and own not in names[:number], f"adapter.words: '{phrase}' needs another name")
+            slug = _slug(phrase)
+            fits = slug.strip("-") != "" and slug not in names[:number]
+            require(fits, f"adapter.words: '{phrase}' gives the token <{slug}>, which is taken or empty: reword it")
 
     def inject(self, model: Denoiser, seed: int) -> Iterator[Named]:
-        """Add the tokens; each starts as the mean of its phrase's own, the concept's as the mean of all tokens."""
+        """Add the tokens, a phrase's at the mean embedding of its words, the concept's at the mean of all tokens."""
         from transformers import AddedToken
 
         table = model.text_encoder.get_input_embeddings()
@@ -72,19 +79,34 @@ class TextualInversion(Adapter):
             yield f"text_encoder.<{_slug(phrase)}>", parameter
 
     def transform_prompt(self, prompt: str) -> str:
-        """The concept's tokens, then the prompt with each known phrase replaced by its own tokens."""
+        """The concept's tokens, then the prompt with each phrase of `words` replaced by its tokens."""
         parts = [(prompt, False)]
         for phrase in sorted(self.words, key=len, reverse=True):
             tokens = " ".join(self._tokens(phrase))
             parts = [new for text, done in parts for new in ([(text, done)] if done else _split(text, phrase, tokens))]
         return " ".join([*self._tokens(CONCEPT), "".join(text for text, _ in parts)])
 
+    def export_files(self, state: State, unet_config: UnetConfig) -> Iterator[tuple[str, bytes]]:
+        """A file for the concept and one for each phrase, for `load_textual_inversion`."""
+        for number, phrase in enumerate([CONCEPT, *self.words]):
+            token = f"<{_slug(phrase)}>"
+            name = MORE_EMBEDS.format(number) if number else LEARNED_EMBEDS
+            yield name, save({token: state[f"text_encoder.{token}"]}, METADATA)
+
+    def read_files(self, folder: Path) -> State:
+        """The embeddings of all tokens."""
+        names = [LEARNED_EMBEDS, *(MORE_EMBEDS.format(number) for number in range(1, len(self.words) + 1))]
+        tokens = {token: rows for name in names for token, rows in read_tensors(folder / name)[0].items()}
+        return {f"text_encoder.{token}": tokens[token] for token in sorted(tokens)}
+
     def _tokens(self, phrase: str) -> list[str]:
-        return [f"<{_slug(phrase)}-{number}>" for number in range(self.vectors)]
+        # diffusers' names for the tokens of a multi-vector embedding, so that it reads the same prompts
+        token = f"<{_slug(phrase)}>"
+        return [token, *(f"{token}_{number}" for number in range(1, self.vectors))]
 
 
 def _split(text: str, phrase: str, tokens: str) -> list[tuple[str, bool]]:
-    """`text` around each whole-word occurrence of `phrase`, which becomes `tokens` and is marked as done."""
+    """Split `text` at each whole-word occurrence of `phrase`, which becomes `tokens` and is marked as done."""
     parts: list[tuple[str, bool]] = []
     rest = text
     while (at := _find(rest, phrase)) >= 0:
@@ -94,7 +116,7 @@ def _split(text: str, phrase: str, tokens: str) -> list[tuple[str, bool]]:
 
 
 def _find(text: str, phrase: str) -> int:
-    """Where `phrase` stands as whole words (`man` is not found in `woman`), or -1."""
+    """Position of `phrase` as whole words (`man` is not found in `woman`), or -1."""
     at = text.find(phrase)
     while at >= 0:
         end = at + len(phrase)

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of either."""
+"""Atomic file replacement, file locks and file hashes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from ld_common.core.errors import CheckpointError, LdError
 
 
 def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
-    """Replace `path` by `content` in one step, flushed to disk. Of several writers at once, the last one stays.
+    """Replace a file atomically and flush it to disk. Of several concurrent writers, the last one wins.
 
     Args:
-        mode: of the file, such as 0o600 for what nobody else may read; 0o644 less the umask by default.
+        path: file to replace; its folder is made.
+        content: its new content.
+        mode: permissions, such as 0o600; by default 0o644 less the umask.
 
     Raises:
-        CheckpointError: it cannot be written; the old file is intact.
+        CheckpointError: the file cannot be written; the old one is intact.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
@@ -35,7 +37,8 @@ def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
         partial.replace(path)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write '{path}' ({error.strerror or error}): free some space; what was there before is whole"
+            f"cannot write '{path}' ({error.strerror or error}): check permissions and free space; "
+            "the old file is intact"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -45,7 +48,7 @@ def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
 
 @contextlib.contextmanager
 def held(path: Path, refusal: LdError) -> Iterator[None]:
-    """Hold a lock file, as long as this process lives at most; raises `refusal` when another process holds it."""
+    """Hold a lock file until the block or the process ends; raises `refusal` if another process holds it."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,7 +64,7 @@ def file_digest(path: Path) -> str:
 
 
 def _flush_folder(folder: Path) -> None:
-    # some network file systems cannot flush a folder; the file is whole all the same
+    # some network file systems cannot flush a folder; the file is complete anyway
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""From YAML and `key=value` overrides to plain, checked dataclasses.
+"""Reads YAML and `key=value` overrides into plain, checked dataclasses.
 
 Range checks live in each dataclass's `__post_init__`; code past `load_config` never sees a `DictConfig`.
 """
@@ -32,12 +32,16 @@ def load_config(
 ) -> T:
     """Read `path`, apply `overrides` such as `training.steps=20`, and return a checked `schema`.
 
-    What neither says is as in `start`, or as the schema has it. `variants` are sections whose options depend on their
-    `name`: an override that names another one replaces the file's section instead of adding to it.
+    Args:
+        schema: dataclass whose `__post_init__` checks ranges; its class variable `RENAMED` maps old keys to new ones.
+        path: YAML file, or None.
+        overrides: `key=value`, with dots for nested keys.
+        start: values of keys that neither file nor overrides give; by default the schema's.
+        variants: sections whose options depend on their `name`; an override of the name replaces the file's section.
 
     Raises:
-        ConfigError: unreadable YAML, an unknown key (named with the nearest known one), a value of the wrong
-            type or out of range.
+        ConfigError: unreadable YAML, an unknown key (with the nearest known one), a value of the wrong type or out of
+            range.
     """
     try:
         layers: list[Any] = [_read_yaml(path)] if path is not None else []
@@ -53,10 +57,10 @@ def load_config(
 
 
 def checked(schema: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
-    """One mapping as a checked `schema`; `prefix` is where it stands in its file, for messages.
+    """A mapping as a checked `schema`; `prefix` is its position in the file, for messages.
 
     Raises:
-        ConfigError: an unknown key, named with the nearest known one, or a value as for `from_mapping`.
+        ConfigError: an unknown key (with the nearest known one), or a value that `from_mapping` refuses.
     """
     unknown = list(_unknown_keys(schema, mapping, prefix))
     if unknown:
@@ -65,10 +69,10 @@ def checked(schema: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def from_mapping(schema: type[T], *layers: Any) -> T:
-    """Merge plain mappings over `schema`'s defaults, later ones winning, and return the checked dataclass.
+    """Merge plain mappings over `schema`'s defaults, later ones last, into the checked dataclass.
 
     Raises:
-        ConfigError: a value of the wrong type or out of range, or one that would read this machine's environment.
+        ConfigError: a value of the wrong type or out of range, or an interpolation (`${...}`).
     """
     if "${" in json.dumps(layers, default=str):
         raise ConfigError("a config value holds '${': interpolation is not supported, write the value itself")
@@ -84,7 +88,7 @@ def from_mapping(schema: type[T], *layers: Any) -> T:
 
 @functools.cache
 def _defaults(schema: Any) -> DictConfig:
-    """A schema's defaults; `merge` copies them. Making them anew costs more than all the rest of `from_mapping`."""
+    """A schema's defaults, which `merge` copies; making them is most of the cost of `from_mapping`."""
     return typing.cast(DictConfig, OmegaConf.structured(schema))
 
 
@@ -94,7 +98,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise `ConfigError(message)` unless `condition`; the range checks of config dataclasses use it."""
+    """Raise `ConfigError(message)` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -109,19 +113,16 @@ def is_number(text: str) -> bool:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """A clause that names the known word nearest to `word`, or all of them when none is near."""
+    """A hint with the known word nearest to `word`, or all known words if none is near."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 
 
 def _replace_variant(section: str, layers: list[Any]) -> None:
-    own, asked = (layer.get(section, {}) for layer in (layers[0], layers[-1]))
-    if (
-        isinstance(asked, dict)
-        and isinstance(own, dict)
-        and "name" in own
-        and asked.get("name", own["name"]) != own["name"]
-    ):
+    in_file, override = (layer.get(section, {}) for layer in (layers[0], layers[-1]))
+    if not (isinstance(in_file, dict) and isinstance(override, dict)) or "name" not in in_file:
+        return
+    if override.get("name", in_file["name"]) != in_file["name"]:
         layers[0] = {key: value for key, value in layers[0].items() if key != section}
 
 

@@ -1,6 +1,6 @@
-"""Every error that a user can cause.
+"""Every error that a user can cause. A command prints it as one line and exits with code 2.
 
-LdError                 exit 2, one line; `code` is all of it that may cross the wire
+LdError                 only its `code` may cross the wire
 ├── ConfigError         a config file, an override or a command-line value
 ├── ScanError           an image file that cannot be used
 ├── TableError          a site's table of visits
@@ -8,15 +8,15 @@ LdError                 exit 2, one line; `code` is all of it that may cross the
 ├── ModelError          a base model folder
 ├── AdapterError        a named set of tensors that does not fit its base
 ├── ReleaseError        a release folder: absent, altered, of another base
-├── RequestError        a counterfactual that was asked for and cannot be drawn
+├── RequestError        a request for a counterfactual that cannot be drawn
 ├── PolicyError         a study that asks for more than the site allows
-├── PrivacyError        a budget that is spent, or a study that cannot be private
+├── PrivacyError        a spent budget, or a study that cannot be private
 ├── CheckpointError     a checkpoint that cannot be written or read
-├── FederationError     a federation that cannot start or go on
-├── SignatureError      a key that cannot be used, or a signature that does not hold
-├── DeploymentError     a study's or a site's folder, a kit, a certificate, a process of theirs
+├── FederationError     a federation that cannot start or continue
+├── SignatureError      an unusable key, or an invalid signature
+├── DeploymentError     a study's or site's folder, kit, certificate or process
 ├── ApprovalError       a study or its code that the site has not approved
-├── AuditError          an audit that these scans cannot answer (in `ld_client.audit.statistics`)
+├── AuditError          an audit that these scans do not allow (in `ld_client.audit.statistics`)
 └── DivergedError       training whose loss is not finite (in `ld_common.diffusion.training`)
 """
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 
 class LdError(Exception):
-    """Base of all errors that a user can cause; its text says what is wrong, the value and the remedy."""
+    """Base of all errors that a user can cause; the message gives the problem, the value and the remedy."""
 
     code = "error"
 
@@ -72,7 +72,7 @@ class ReleaseError(LdError):
 
 
 class RequestError(LdError):
-    """A counterfactual was asked for that cannot be drawn."""
+    """A requested counterfactual cannot be drawn."""
 
     code = "request"
 
@@ -96,19 +96,19 @@ class CheckpointError(LdError):
 
 
 class FederationError(LdError):
-    """A federation cannot start or go on."""
+    """A federation cannot start or continue."""
 
     code = "federation"
 
 
 class SignatureError(LdError):
-    """A key cannot be used, or a signature does not hold."""
+    """A key cannot be used, or a signature is invalid."""
 
     code = "signature"
 
 
 class DeploymentError(LdError):
-    """A study's or a site's folder, a kit, a certificate or a process of theirs cannot be used."""
+    """A study's or site's folder, kit, certificate or process cannot be used."""
 
     code = "deployment"
 

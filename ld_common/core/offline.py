@@ -1,6 +1,6 @@
-"""Importing this makes the process offline and quiet; whoever imports a model library imports this before it.
+"""Importing this module makes the process offline and quiet. Import it before any model library.
 
-Only defaults are set: a variable that the user has set himself stays as it is.
+It sets defaults only: environment variables that are set already stay as they are.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ DEFAULTS = {
 
 
 def configure() -> None:
-    """Set the defaults and silence what is known; importing this module has done it already."""
+    """Set the defaults and silence known warnings; importing this module calls it."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    # diffusers imports image processors that nothing here uses, and each says at length that torchvision is absent
+    # diffusers imports unused image processors, each of which warns that torchvision is absent
     logging.getLogger("transformers.utils.import_utils").addFilter(_not_about_torchvision)
-    # pydicom's warnings may quote a header's values, and those are a patient's
+    # pydicom's warnings may quote header values, which may name a patient
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 

@@ -1,11 +1,14 @@
-"""One seed, many named streams: every random number of a run is drawn from a generator made here."""
+"""Named random streams from one seed. Every random number of a run comes from a generator made here."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -15,7 +18,9 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 
 def torch_generator(seed: int, *names: str | int, device: str = "cpu") -> torch.Generator:
-    """A generator for the stream `names`; one on the CPU draws the same whatever device the model is on."""
+    """A generator for the stream `names`; keep it on the CPU for the same draws on every device."""
+    import torch  # seconds, which those who need only numpy save
+
     return torch.Generator(device).manual_seed(derive_seed(seed, *names))
 
 

@@ -1,7 +1,7 @@
 """The frozen base: VAE, UNet, text encoder, tokenizer and scheduler of a Stable Diffusion folder or hub id.
 
-Channel counts, latent scale, latent size and prediction type are read from the model, never assumed. diffusers and
-transformers, which take seconds to import, are imported only where a model is loaded.
+Channel counts, latent scale, latent size and prediction type are read from the model's configs. diffusers and
+transformers take seconds to import, so only the functions that load a model import them.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ if TYPE_CHECKING:
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 STATISTICS = "latent_statistics.json"
 PRECISIONS = ("float32", "bfloat16", "float16")
+AUTOENCODED_TOGETHER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
-    """What training needs of a base: UNet, text encoder, tokenizer and scheduler; all frozen and in eval mode."""
+    """A base without its VAE: frozen UNet and text encoder in eval mode, tokenizer and scheduler."""
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
     transform_prompt: Callable[[str], str] = str
-    """What a fine-tuning adapter does to a prompt before it is read; the empty prompt stays empty."""
+    """An adapter's change of a prompt before it is tokenized; the empty prompt stays empty."""
     image_conditioned: bool = False
-    """Whether the UNet also takes a scan as `image_condition` shows it, behind its own channels."""
+    """Whether the UNet takes a scan, by `image_condition`, in channels behind the noisy latents'."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -52,7 +53,7 @@ class Denoiser:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet lies."""
+        """Device of the UNet."""
         return torch.device(self.unet.device)
 
     @property
@@ -61,52 +62,56 @@ class Denoiser:
         return cast(torch.dtype, self.unet.dtype)
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts -> the text encoder's last hidden states `(B,T,D)`; only learned tokens get a gradient.
+        """The text encoder's last hidden states of prompts, `(B,T,D)`; only trained tokens get a gradient.
 
         Raises:
-            ModelError: a prompt is longer than the text encoder can read.
+            ModelError: a prompt has more tokens than the text encoder reads.
         """
         longest = int(self.text_encoder.config.max_position_embeddings)
         words = [self.transform_prompt(prompt) if prompt else "" for prompt in prompts]
         tokens = self.tokenizer(words, padding="max_length", max_length=longest).input_ids
         for prompt, ids in zip(words, tokens, strict=True):
             if len(ids) > longest:
-                raise ModelError(f"the prompt '{prompt}' has {len(ids)} tokens, the base reads {longest}: shorten it")
+                raise ModelError(f"prompt '{prompt}' has {len(ids)} tokens, the base reads {longest}: shorten it")
         return self.text_encoder(torch.tensor(tokens, device=self.device)).last_hidden_state
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel(Denoiser):
-    """A whole base: a denoiser with its VAE."""
+    """A base with its VAE, as `load_base` returns it."""
 
     vae: AutoencoderKL
     digest: str
-    """SHA-256 over the folder's weights and configs."""
+    """SHA-256 of the folder's weights and configs, by `base_digest`."""
     latent_mean: Tensor
-    """Mean of the base's own training latents by channel, `(C,)`, on the CPU; zeros where the folder does not say."""
+    """Mean of the base's training latents by channel, `(C,)`, on the CPU; zeros if the folder has no statistics."""
 
     @property
     def resolution(self) -> int:
-        """Height and width of the model's pictures, in pixels."""
+        """Height and width of the model's images, in pixels."""
         return int(self.unet.config["sample_size"]) * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def channels(self) -> int:
-        """Image channels of the VAE; grey scans are repeated to fill them."""
+        """Image channels of the VAE; grey images are repeated to fill them."""
         return int(self.vae.config["in_channels"])
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Grey images `(B,1,H,W)` in [-1,1] -> scaled latent means `(B,C,h,w)` on the base's device."""
+        """Encode grey images `(B,1,H,W)` in [-1,1] to scaled latent means `(B,C,h,w)`, on the base's device."""
         pictures = images.to(self.device, self.dtype).expand(-1, self.channels, -1, -1)
         mean = self.vae.encode(pictures).latent_dist.mean
         return (mean - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents `(B,C,h,w)` -> grey images `(B,1,H,W)`, float32 on the CPU, clipped to [-1,1]."""
+        """Decode scaled latents `(B,C,h,w)` to grey images `(B,1,H,W)`, float32 on the CPU, clipped to [-1,1]."""
         images = self.vae.decode(latents.to(self.device, self.dtype) / self._scale + self._shift).sample
         return images.mean(1, keepdim=True).clamp(-1, 1).float().cpu()
+
+    def autoencode(self, images: Tensor) -> Tensor:
+        """Grey images `(N,1,H,W)` in [-1,1] as the VAE returns them, in batches; float32 on the CPU."""
+        return torch.cat([self.decode(self.encode(batch)) for batch in images.split(AUTOENCODED_TOGETHER)])
 
     @property
     def _scale(self) -> float:
@@ -118,7 +123,7 @@ class BaseModel(Denoiser):
 
 
 def load_base(name: str, device: str = "cpu", precision: str = "float32") -> BaseModel:
-    """Load a base from a folder, or from the hub's local cache by its id (nothing is downloaded).
+    """Load a base from a folder or, by its hub id, from the local hub cache; nothing is downloaded.
 
     Args:
         name: path of a Stable Diffusion folder, or a hub id.
@@ -126,7 +131,7 @@ def load_base(name: str, device: str = "cpu", precision: str = "float32") -> Bas
         precision: `float32`, `bfloat16` or `float16`; training needs float32 weights.
 
     Raises:
-        ModelError: no such folder or cached id, a missing part, unreadable weights, or no such device here.
+        ModelError: no such folder or cached id, a missing part, unreadable weights, or an unavailable device.
     """
     from diffusers import AutoencoderKL
 
@@ -142,7 +147,7 @@ def load_base(name: str, device: str = "cpu", precision: str = "float32") -> Bas
 
 
 def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") -> Denoiser:
-    """Only what training needs of a base, without its VAE; arguments and errors as for `load_base`."""
+    """Load a base without its VAE, which training does not need; arguments and errors as for `load_base`."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
@@ -170,7 +175,7 @@ def _dtype(precision: str) -> torch.dtype:
 
 
 def locate_base(name: str) -> Path:
-    """The folder of a base given by path or by hub id; raises `ModelError` when it is not on this machine."""
+    """The folder of a base given by path or hub id; raises `ModelError` if it is not on this machine."""
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -179,7 +184,7 @@ def locate_base(name: str) -> Path:
             folder = Path(snapshot_download(name, local_files_only=True))
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"base model '{name}' is neither a folder (seen from '{Path.cwd()}') nor in the hub's local cache: "
+                f"base model '{name}' is neither a folder (from '{Path.cwd()}') nor a hub id in the local cache: "
                 "give the path of a Stable Diffusion folder"
             ) from error
     missing = [part for part in PARTS if not (folder / part).is_dir()]
@@ -189,18 +194,18 @@ def locate_base(name: str) -> Path:
 
 
 def base_digest(name: str) -> str:
-    """SHA-256 over the weights that are loaded, the configs, the vocabulary and the latent statistics of a base."""
-    folder, digest = locate_base(name), hashlib.sha256()
+    """SHA-256 of all that decides what a base computes: loaded weights, configs, vocabulary, latent statistics."""
+    folder, total = locate_base(name), hashlib.sha256()
     files = [file for part in PARTS for file in _files_of(folder / part)]
     for file in [*files, *(path for path in [folder / STATISTICS] if path.exists())]:
         state = file.stat()
-        digest.update(file.relative_to(folder).as_posix().encode())
-        digest.update(_file_digest(file, state.st_size, state.st_mtime_ns))
-    return digest.hexdigest()
+        total.update(file.relative_to(folder).as_posix().encode())
+        total.update(_file_digest(file, state.st_size, state.st_mtime_ns))
+    return total.hexdigest()
 
 
 def _files_of(part: Path) -> list[Path]:
-    """The files of one part that decide what it computes, sorted: of several copies of the weights, those loaded."""
+    """The files of one part, sorted; of several copies of its weights only the one that is loaded."""
     variant = _variant(part)
     weights = [path for path in part.glob("*.safetensors") if variant or path.name.count(".") == 1]
     weights = weights or list(part.glob("*.bin"))
@@ -209,20 +214,20 @@ def _files_of(part: Path) -> list[Path]:
 
 @functools.cache
 def _file_digest(file: Path, size: int, changed_ns: int) -> bytes:
-    """A file's SHA-256; size and time of change are there to forget it when the file is another."""
+    """A file's SHA-256; size and time of change are part of the cache's key, so a changed file is read again."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _variant(part: Path) -> str | None:
-    """`fp16` where a part has its weights in half precision only."""
+    """`fp16` if a part has its weights in half precision only, else None."""
     names = [path.name for path in part.glob("*.safetensors")]
     return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turn whatever a broken model file makes the libraries raise into one `ModelError`."""
+    """Turn the errors that a broken model file causes in the libraries into `ModelError`."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

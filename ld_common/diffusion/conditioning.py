@@ -16,7 +16,7 @@ DELTA_CHANNELS = 8
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What the network is told beside noisy latents and their timestep."""
+    """The network's inputs beside noisy latents and their timestep."""
 
     context: Tensor
     """Prompt embeddings `(B,T,D)`."""
@@ -24,28 +24,27 @@ class Condition:
     """Another scan and the difference from it, by `image_condition`, for adapters whose network takes one."""
 
     def beside(self, other: Condition) -> Condition:
-        """Both as one batch; they have a baseline both, or neither."""
+        """Both as one batch; both have a baseline, or neither."""
         pairs = zip((self.context, self.baseline), (other.context, other.baseline), strict=True)
-        return Condition(*(None if one is None or two is None else torch.cat([one, two]) for one, two in pairs))  # type: ignore[arg-type]
+        return Condition(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))  # type: ignore[arg-type]
 
-    def seen(self, latents: Tensor) -> Tensor:
+    def network_input(self, latents: Tensor) -> Tensor:
         """The network's input `(B,C or 2C+DELTA_CHANNELS,h,w)`: noisy latents, then the baseline's channels."""
         return latents if self.baseline is None else torch.cat([latents, self.baseline.to(latents)], 1)
 
 
 def image_condition(latents: Tensor, changes: Tensor) -> Tensor:
-    """What a network that sees a scan is shown of it, `(B,C+DELTA_CHANNELS,h,w)`.
+    """Input channels for a network that takes a scan, `(B,C+DELTA_CHANNELS,h,w)`.
 
     Args:
         latents: of the scans, `(B,C,h,w)`.
-        changes: what differs between them and what is asked for, differences of `Modality.place`, `(B,k)`.
+        changes: target minus scan `Modality.condition_vector`, `(B,k)`.
 
     Raises:
-        ConfigError: a modality of more numbers than there are channels.
+        ConfigError: the modality has more numbers than there are channels.
     """
     if changes.shape[1] > DELTA_CHANNELS:
-        raise ConfigError(
-            f"adapter instruct tells {DELTA_CHANNELS} numbers of a change, this modality has {changes.shape[1]}"
-        )
+        needed = changes.shape[1]
+        raise ConfigError(f"adapter instruct_pix2pix has {DELTA_CHANNELS} channels, this modality needs {needed}")
     maps = F.pad(changes, (0, DELTA_CHANNELS - changes.shape[1])).to(latents)
     return torch.cat([latents, maps[:, :, None, None].expand(-1, -1, *latents.shape[2:])], 1)

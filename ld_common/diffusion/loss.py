@@ -1,4 +1,4 @@
-"""The training loss: what the network should have said, and how far from it it was."""
+"""The training loss: the network's targets, and the mean squared error from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ def denoising_loss(
     timesteps: Tensor,
     noise: Tensor,
     mixed: Tensor | None = None,
-    reduction: str = "mean",
 ) -> Tensor:
     """Mean squared error of the network's prediction (arXiv 2006.11239, Eq. 14; v: 2202.00512, Eq. 11).
 
@@ -28,11 +27,13 @@ def denoising_loss(
         alphas_cumprod: ᾱ by timestep `(T,)`.
         prediction_type: the scheduler's: `epsilon`, `v_prediction` or `sample`.
         latents: scaled latents `(B,C,h,w)`.
-        condition: what the network is told.
+        condition: prompts, and a baseline scan for image-conditioned networks.
         timesteps: `(B,)`, int64.
-        noise: `(B,C,h,w)`, what the network shall find.
-        mixed: `(B,C,h,w)`, the noise that is mixed into the latents where a drift makes it another.
-        reduction: `mean` over the batch too, or `sum` over it.
+        noise: `(B,C,h,w)`, the noise that the network predicts.
+        mixed: `(B,C,h,w)`, the noise that is mixed into the latents if a drift shifts it; None for `noise`.
+
+    Returns:
+        The mean over the batch, channels and pixels.
     """
     alphas_cumprod = alphas_cumprod.to(latents.device)
     signal = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
@@ -41,16 +42,15 @@ def denoising_loss(
     targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
     if prediction_type not in targets:
         raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
-    said = unet(condition.seen(noisy), timesteps, condition.context).sample
-    loss = F.mse_loss(said.float(), targets[prediction_type])
-    return loss if reduction == "mean" else loss * len(latents)
+    predicted = unet(condition.network_input(noisy), timesteps, condition.context).sample
+    return F.mse_loss(predicted.float(), targets[prediction_type])
 
 
 def training_noise(shape: torch.Size, offset: float, generator: torch.Generator) -> Tensor:
     """Noise `(B,C,h,w)` ~ N(0, I), plus `offset` times a N(0, 1) draw that is constant over each channel.
 
-    With `offset` 0 no further random number is drawn. Offset noise lets a base learn the image mean, which a
-    schedule with a leak hides from it (Guttenberg 2023; Lin et al., arXiv 2305.08891).
+    Offset 0 draws no further random number. Offset noise lets a network learn the mean of the images, which a
+    schedule that leaks hides from it (Guttenberg 2023; Lin et al., arXiv 2305.08891).
     """
     noise = torch.randn(shape, generator=generator)
     if offset:
@@ -59,10 +59,10 @@ def training_noise(shape: torch.Size, offset: float, generator: torch.Generator)
 
 
 def training_timesteps(count: int, timesteps: int, power: float, generator: torch.Generator) -> Tensor:
-    """Timesteps `(count,)`, int64, in [0, timesteps): uniform at power 1, the more towards noise the larger it is.
+    """Timesteps `(count,)`, int64, in [0, timesteps): uniform at power 1, noisier at higher powers.
 
     t = T (1 - u^power) with u uniform; power 3 is the cubic sampling of T2I-Adapter (arXiv 2302.08453), which
-    spends its steps where the prompt rather than the noisy latent says what the image shows.
+    trains most where the prompt, not the noisy latent, decides what the image shows.
     """
     uniform = torch.rand(count, generator=generator)
     return (timesteps * (1 - uniform**power)).long().clamp(0, timesteps - 1)

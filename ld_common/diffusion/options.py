@@ -18,20 +18,22 @@ MAX_TRIALS = 1000
 
 @dataclass
 class SearchConfig:
-    """Which δ are tried, and with how many images."""
+    """The grid of δ that a search tries, and how it judges each. The default is the paper's grid."""
 
     lowest: float = -0.2
+    """First δ of the grid."""
     highest: float = 0.2
+    """Last δ of the grid."""
     spacing: float = 0.05
-    """The paper's grid."""
+    """Distance between two δ."""
     images: int = 64
-    """Images compared, at most."""
+    """Largest number of images that are compared."""
     steps: int = 25
-    """Sampler steps of each."""
+    """Sampler steps for each image."""
     weight: float = 1.0
-    """λ of `counterfactual`: 0 asks only that the patient stays."""
+    """λ of the `counterfactual` objective, the weight of reaching the target; 0 only keeps the patient unchanged."""
     targets: list[str] = field(default_factory=list)
-    """`counterfactual` asks these of each scan, as `diagnosis=AD`; a scan that is so already is left out."""
+    """Targets of the `counterfactual` objective, such as `diagnosis=AD`. Scans that have the attribute are skipped."""
 
     def __post_init__(self) -> None:
         finite = all(map(math.isfinite, (self.lowest, self.highest, self.spacing)))
@@ -55,17 +57,17 @@ class SearchConfig:
 
 @dataclass
 class DriftConfig:
-    """How a site's latent drift μ is found and how it enters."""
+    """How a site's latent drift μ is estimated, and where it enters the diffusion."""
 
     RENAMED: ClassVar[dict[str, str]] = {"mean": "shape", "choice": "estimator"}
 
     formulation: str = "prior"
     """`prior`, `centred`, `noise`, `per-step` or `per-step-literal`: see `ld_common.diffusion.drift`."""
     estimator: str = "moments"
-    """`moments`: the mean of the site's latents; `grid`: a scalar δ, by the paper's search over `search`."""
+    """`moments` takes the mean of the site's latents; `grid` searches `search` for a scalar δ, as the paper does."""
     shape: str = "channel"
-    """Shape of μ: `none`, `scalar`, `channel` (C,1,1), `map` (C,h,w), or `conditional`: a map that follows age, sex and
-    diagnosis. A search finds a scalar."""
+    """Shape of μ: `none`, `scalar`, `channel` (C,1,1), `map` (C,h,w), or `conditional`, a map that depends on the
+    modality's attributes. `grid` needs `scalar`."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
@@ -83,22 +85,23 @@ class DriftConfig:
 
 @dataclass
 class TrainingConfig:
-    """One site's work in one round."""
+    """Training of one round at one site."""
 
     RENAMED: ClassVar[dict[str, str]] = {"offset_noise": "noise_offset", "prompt_dropout": "conditioning_dropout_prob"}
 
     steps: int = 100
+    """Optimizer steps in a round."""
     batch_size: int = 16
-    """Visits drawn for a step. Under `privacy.enabled` that follows from `privacy.expected_batch_size` and
-    `privacy.augmentation_multiplicity`, and this is how many pass the network at once: what fits into memory."""
+    """Visits in a step. With `privacy.enabled`, `privacy.expected_batch_size` and `privacy.augmentation_multiplicity`
+    set the size of a step, and this is the number of examples that pass the network at once, limited by memory."""
     learning_rate: float = 2e-3
-    """At the first step of the study; falls by a half cosine to a twentieth of it at the last."""
+    """Learning rate at the first step of the study; it decays along a half cosine to a twentieth at the last."""
     noise_offset: float = 0.1
-    """Deviation of a noise that is constant over each latent channel, added to the noise; 0 is off."""
+    """Standard deviation of noise that is constant over each latent channel, added to the noise; 0 is off."""
     conditioning_dropout_prob: float = 0.1
-    """Share of visits that learn without their prompt."""
+    """Share of visits that are trained without their prompt."""
     timestep_power: float = 1.0
-    """1 draws timesteps uniformly; above 1 favours noisy ones, where prompts decide (3 is T2I-Adapter's)."""
+    """1 draws timesteps uniformly; above 1 favours noisy ones, where the prompt matters most (T2I-Adapter uses 3)."""
 
     def __post_init__(self) -> None:
         require(self.steps > 0 and self.batch_size > 0, "training.steps and training.batch_size must be above 0")

@@ -1,7 +1,7 @@
-"""Pictures from noise: a diffusers scheduler, started where the drift says.
+"""Sampling from noise with diffusers' schedulers, started where the drift says.
 
-The drift is defined on z_t = a z_0 + s ε. Euler's scheduler works on z_t / a instead; everything is scaled for it here,
-so that one drift draws the same distribution whatever the sampler, the number of steps and their spacing.
+The drift is defined on z_t = a z_0 + s ε. Euler's scheduler works on z_t / a, so shifts are scaled for it. One drift
+gives the same distribution with every sampler, number of steps and spacing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.drift import LatentDrift, prior_shift, restore, shift_output, step_shift
 from ld_common.diffusion.schedule import check_steps
+from ld_common.diffusion.signal_level import latent_scale, signal_level
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -24,18 +25,18 @@ SAMPLERS = {
     "dpm-solver++": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
 }
-"""Class of diffusers by name."""
+"""Class in diffusers, by name."""
 SPACINGS = ("leading", "trailing", "linspace")
 
 
 def make_sampler(scheduler: DDIMScheduler, name: str = "ddim", steps: int = 50, spacing: str = "") -> Any:
-    """A sampler on the base's noise schedule with its timesteps set.
+    """A diffusers scheduler on the base's noise schedule, with its timesteps set.
 
     Args:
-        scheduler: the base's own.
+        scheduler: the base's.
         name: `ddim`, `dpm-solver++` or `euler`.
         steps: number of network evaluations.
-        spacing: `leading`, `trailing` or `linspace`; empty for the base's own.
+        spacing: `leading`, `trailing` or `linspace`; empty for the base's.
 
     Raises:
         ConfigError: an unknown name or spacing, `linspace` for `ddim`, or more steps than the schedule has room for.
@@ -47,11 +48,11 @@ def make_sampler(scheduler: DDIMScheduler, name: str = "ddim", steps: int = 50, 
     if spacing and spacing not in SPACINGS:
         raise ConfigError(f"spacing is '{spacing}': known: {', '.join(SPACINGS)}")
     if (name, spacing) == ("ddim", "linspace"):
-        # diffusers' DDIM goes T/N timesteps down at each step, whatever the next one of a linspace is
-        raise ConfigError("spacing linspace does not fit ddim, whose steps are equally long: use leading or trailing")
+        # diffusers' DDIM goes T/N timesteps down at each step, also where linspace has another next timestep
+        raise ConfigError("spacing is 'linspace': ddim takes steps of equal length, use leading or trailing")
     check_steps(scheduler, steps)
-    own = {"timestep_spacing": spacing} if spacing else {}
-    sampler = getattr(diffusers, SAMPLERS[name]).from_config(scheduler.config, **own)
+    options = {"timestep_spacing": spacing} if spacing else {}
+    sampler = getattr(diffusers, SAMPLERS[name]).from_config(scheduler.config, **options)
     sampler.set_timesteps(steps)
     return sampler
 
@@ -70,16 +71,16 @@ def sample(
     Args:
         model: the denoiser.
         context: prompt embeddings `(N,T,D)`.
-        noise: `(N,C,h,w)` from N(0, I); the same noise draws the same patient under another drift.
+        noise: `(N,C,h,w)` from N(0, I).
         sampler: from `make_sampler`.
-        drift: None is plain diffusion, bit for bit.
-        batch_size: pictures drawn together.
+        drift: None is plain diffusion, bit for bit; a drift of batched μ has one μ per image.
+        batch_size: images denoised together.
     """
     parts = []
-    for start in range(0, len(noise), batch_size):
-        rows = slice(start, start + batch_size)
-        own, some = (part[rows].to(model.device, model.dtype) for part in (context, noise))
-        parts.append(_sample(model, own, some, sampler, None if drift is None else drift.rows(rows)))
+    for first in range(0, len(noise), batch_size):
+        rows = slice(first, first + batch_size)
+        embeddings, start_noise = (part[rows].to(model.device, model.dtype) for part in (context, noise))
+        parts.append(_sample(model, embeddings, start_noise, sampler, None if drift is None else drift.rows(rows)))
     return torch.cat(parts)
 
 
@@ -87,30 +88,14 @@ def _sample(model: Denoiser, context: Tensor, noise: Tensor, sampler: Any, drift
     sampler.set_timesteps(sampler.num_inference_steps)
     levels, kind = model.scheduler.alphas_cumprod, model.scheduler.config["prediction_type"]
     latents = noise * sampler.init_noise_sigma
-    shift = prior_shift(drift, _signal_level(sampler, 0), levels)
+    shift = prior_shift(drift, signal_level(sampler, 0), levels)
     if shift is not None:
-        latents = latents + (_scale(sampler, 0) * shift).to(latents)
+        latents = latents + (latent_scale(sampler, 0) * shift).to(latents)
     added = step_shift(drift, len(sampler.timesteps), levels)
     for index, timestep in enumerate(sampler.timesteps):
         output = model.unet(sampler.scale_model_input(latents, timestep), timestep, context).sample
-        output = shift_output(output, drift, kind, _signal_level(sampler, index), levels)
+        output = shift_output(output, drift, kind, signal_level(sampler, index), levels)
         latents = sampler.step(output, timestep, latents).prev_sample
         if added is not None:
-            latents = latents + (_scale(sampler, index + 1) * added).to(latents)
+            latents = latents + (latent_scale(sampler, index + 1) * added).to(latents)
     return restore(latents, drift)
-
-
-def _signal_level(sampler: Any, index: int) -> float:
-    """a = sqrt(ᾱ) at a sampler's timestep."""
-    from diffusers import DDIMScheduler
-
-    if isinstance(sampler, DDIMScheduler):
-        return float(sampler.alphas_cumprod[int(sampler.timesteps[index])]) ** 0.5
-    return 1 / (float(sampler.sigmas[index]) ** 2 + 1) ** 0.5
-
-
-def _scale(sampler: Any, index: int) -> float:
-    """What a sampler's latents are of z: 1, or 1/a for Euler's."""
-    from diffusers import EulerDiscreteScheduler
-
-    return 1 / _signal_level(sampler, index) if isinstance(sampler, EulerDiscreteScheduler) else 1.0

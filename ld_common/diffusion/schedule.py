@@ -1,7 +1,7 @@
-"""Deterministic diffusion (DDIM, arXiv 2010.02502), both ways along one schedule.
+"""Deterministic diffusion (DDIM, arXiv 2010.02502): sampling and inversion along one schedule.
 
-A latent at level i has signal `alphas_cumprod[i]` = ᾱ; level 0 is the noisiest, the last is the image's. Going down the
-levels is sampling; going up is inversion, which finds the noise from which an image is sampled.
+A latent at level i has signal `alphas_cumprod[i]` = ᾱ. Level 0 is the noisiest, the last one is the image's. Sampling
+goes down the levels; inversion goes up and finds the noise from which an image is sampled.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class DdimSchedule:
 
 
 def ddim_schedule(scheduler: DDIMScheduler, steps: int) -> DdimSchedule:
-    """The scheduler's own timesteps, spacing and final level for a number of steps.
+    """The scheduler's timesteps, spacing and final level for a number of steps.
 
     Raises:
-        ConfigError: more steps than the base's schedule has room for.
+        ConfigError: more steps than the base's schedule has timesteps.
     """
     sampler = copy.deepcopy(scheduler)
     check_steps(scheduler, steps)
@@ -58,20 +58,20 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int) -> DdimSchedule:
 
 
 def check_steps(scheduler: DDIMScheduler, steps: int) -> None:
-    """Refuse more steps than the base's schedule has room for; raises `ConfigError`."""
+    """Raise `ConfigError` for more steps than the base's schedule has timesteps."""
     most = len(scheduler.alphas_cumprod) - 1 - int(scheduler.config["steps_offset"])
     if not 0 < steps <= most:
         raise ConfigError(f"steps is {steps}: this base allows 1 to {most}")
 
 
 def predictor(model: Denoiser, condition: Condition, drift: LatentDrift | None = None) -> Predictor:
-    """The network under a condition, whatever it was trained to predict, under the drift it learned."""
+    """The network under a condition and drift, for every prediction type."""
     kind, levels = model.scheduler.config["prediction_type"], model.scheduler.alphas_cumprod
 
     def predict(latents: Tensor, timestep: int) -> Prediction:
         signal = float(levels[timestep])
-        said = model.unet(condition.seen(latents), timestep, condition.context).sample
-        output = shift_output(said, drift, kind, signal**0.5, levels)
+        output = model.unet(condition.network_input(latents), timestep, condition.context).sample
+        output = shift_output(output, drift, kind, signal**0.5, levels)
         if kind == "epsilon":
             return Prediction((latents - (1 - signal) ** 0.5 * output) / signal**0.5, output)
         if kind == "v_prediction":

@@ -1,4 +1,4 @@
-"""Training of an adapter's parameters on cached latents, in one process."""
+"""The training loop: AdamW on an adapter's parameters, from encoded scans, in one process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 WARMUP_STEPS = 5
 FINAL_RATE = 0.05
-"""Learning rate at the end of training, as a share of the first."""
+"""Learning rate at the end of training, as a share of the initial one."""
 
 
 class DivergedError(LdError):
@@ -39,7 +39,7 @@ class DivergedError(LdError):
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of each step."""
+    """The loss of each training step."""
 
     values: list[float]
 
@@ -56,14 +56,14 @@ class Losses:
 
 @dataclass(frozen=True, eq=False)
 class PriorImages:
-    """Pictures of a class that the base drew itself, for prior preservation (arXiv 2208.12242)."""
+    """Images of a class that the base drew itself, for prior preservation (arXiv 2208.12242)."""
 
     latents: Tensor
     """`(N,C,h,w)`."""
     context: Tensor
-    """`(T,D)`: embedding of the class prompt."""
+    """Embedding of the class prompt, `(T,D)`."""
     weight: float
-    """Weight of their loss."""
+    """Weight of their loss, relative to that of the scans."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,45 +73,45 @@ class TrainingData:
     latents: Tensor
     """`(N,C,h,w)`, scaled."""
     prompts: list[str]
-    """One a scan."""
+    """Prompt of each scan."""
     drift: LatentDrift | None = None
     """The latent drift of these scans."""
     prior: PriorImages | None = None
-    """The base's own pictures, for adapters that preserve its prior."""
+    """The base's own images, for adapters with prior preservation."""
     patients: list[str] = field(default_factory=list)
-    """Patient of each scan, for differential privacy and for adapters whose network takes another visit."""
+    """Patient of each scan, for differential privacy and for image-conditioned adapters."""
     condition_vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    """`Modality.condition_vector` of each scan, `(N,k)`, for adapters whose network takes another visit."""
+    """`Modality.condition_vector` of each scan, `(N,k)`, for image-conditioned adapters."""
 
     @classmethod
     def from_table(cls, table: Path | str, *, modality: Modality | Path | str, base: BaseModel) -> TrainingData:
         """Read and encode the scans of a CSV table.
 
         Args:
-            table: a row a scan, with columns `patient`, `input` (path of a scan, relative to the table) and each
+            table: one row per scan, with columns `patient`, `input` (path of the scan, relative to the table) and every
                 attribute of the modality.
             modality: a modality, or its YAML file.
-            base: encodes the scans.
+            base: its VAE encodes the scans.
 
         Raises:
-            RequestError: a table that cannot be read, or a row that lacks a value.
-            ScanError: a scan that cannot be used.
+            RequestError: the table cannot be read, or a row lacks a value.
+            ScanError: a scan cannot be used.
         """
         # by name: the code bundle, which is the import closure of the ClientApp, holds no reader of scans
         scan_table: Any = importlib.import_module("ld_common.imaging.scan_table")
-        known: Modality = scan_table.load_modality(modality)
-        scans = scan_table.read_scan_table(table, known, base.resolution)
+        loaded: Modality = scan_table.load_modality(modality)
+        scans = scan_table.read_scan_table(table, loaded, base.resolution)
         images = scans.images.split(16)
         return cls(
             latents=torch.cat([base.encode(chunk).float().cpu() for chunk in images]),
-            prompts=[known.prompt(attributes) for attributes in scans.attributes],
+            prompts=[loaded.prompt(attributes) for attributes in scans.attributes],
             patients=scans.patients,
-            condition_vectors=torch.tensor([known.condition_vector(attributes) for attributes in scans.attributes]),
+            condition_vectors=torch.tensor([loaded.condition_vector(attributes) for attributes in scans.attributes]),
         )
 
 
 class LossSampler:
-    """Draws noisy examples of the scans and returns the network's loss on them."""
+    """Draws batches of scans, timesteps and noise, and returns the network's loss on them."""
 
     def __init__(
         self,
@@ -121,14 +121,14 @@ class LossSampler:
         options: TrainingConfig,
         generator: torch.Generator,
     ) -> None:
-        """Embed the prompts, unless their tokens train.
+        """Embed the prompts once, unless their tokens train.
 
         Args:
             model: the base with the adapter in it.
-            trainable: the adapter's parameters that train, by name.
+            trainable: the adapter's trainable parameters, by name.
             data: the scans.
-            options: batch size, noise offset, dropout, timesteps.
-            generator: source of every draw; on the CPU.
+            options: batch size, noise offset, conditioning dropout and timestep power.
+            generator: source of all random numbers, on the CPU.
         """
         self.model, self.data, self.options, self.generator = model, data, options, generator
         self.levels = model.scheduler.alphas_cumprod
@@ -141,22 +141,23 @@ class LossSampler:
         self.visits = _visits(data.patients) if model.image_conditioned else []
 
     def loss(self) -> Tensor:
-        """The loss of a new batch, plus that of a batch of the preserved prior."""
+        """The mean loss of a random batch of scans, plus the weighted loss of a batch of prior images."""
         rows = torch.randint(len(self.latents), (self.options.batch_size,), generator=self.generator)
         loss = self.scans_loss(rows)
         prior = self.prior_loss()
         return loss if prior is None else loss + prior
 
     def scans_loss(self, rows: Tensor, reduction: str = "mean") -> Tensor:
-        """The mean loss of the scans of these rows `(B,)`, or their `sum`."""
+        """The loss of the scans of these rows `(B,)`: their mean, or their `sum`."""
         dropped = torch.rand(len(rows), generator=self.generator) < self.options.conditioning_dropout_prob
         which = torch.where(dropped, 0, self.rows[rows])
         latents = self.latents[rows.to(self.latents.device)]
         condition = Condition(self._context(which), self._baseline(rows))
-        return self._loss(latents, condition, self.data.drift, reduction)
+        loss = self._loss(latents, condition, self.data.drift)
+        return loss * len(rows) if reduction == "sum" else loss
 
     def prior_loss(self) -> Tensor | None:
-        """The weighted loss of a batch of the preserved prior, which holds nothing of the scans, or None."""
+        """The weighted loss of a batch of prior images, which does not depend on the scans; None without a prior."""
         prior, size = self.data.prior, self.options.batch_size
         if prior is None:
             return None
@@ -164,27 +165,25 @@ class LossSampler:
         condition = Condition(prior.context.expand(size, -1, -1))
         return prior.weight * self._loss(prior.latents[rows.to(prior.latents.device)], condition, None)
 
-    def _loss(
-        self, latents: Tensor, condition: Condition, drift: LatentDrift | None, reduction: str = "mean"
-    ) -> Tensor:
+    def _loss(self, latents: Tensor, condition: Condition, drift: LatentDrift | None) -> Tensor:
         count, model = len(latents), self.model
         timesteps = training_timesteps(count, len(self.levels), self.options.timestep_power, self.generator)
         noise = training_noise(latents.shape, self.options.noise_offset, self.generator)
         mixed = shift_noise(noise, drift, self.levels)
         prediction_type, device = model.scheduler.config["prediction_type"], latents.device
         parts = timesteps.to(device), noise.to(device), mixed.to(device)
-        return denoising_loss(model.unet, self.levels, prediction_type, latents, condition, *parts, reduction)
+        return denoising_loss(model.unet, self.levels, prediction_type, latents, condition, *parts)
 
     def _baseline(self, rows: Tensor) -> Tensor | None:
-        """For each scan a random visit of its patient, by `image_condition`, or zeros; None without conditioning."""
+        """`image_condition` of a random visit of each scan's patient, or zeros; None without image conditioning."""
         if not self.model.image_conditioned:
             return None
         picked = torch.rand(len(rows), generator=self.generator)
-        kept = torch.rand(len(rows), generator=self.generator) >= self.options.conditioning_dropout_prob
+        conditioned = torch.rand(len(rows), generator=self.generator) >= self.options.conditioning_dropout_prob
         visits = [self.visits[row] for row in rows.tolist()]
         chosen = [choices[int(share * len(choices))] for choices, share in zip(visits, picked.tolist(), strict=True)]
         changes = self.data.condition_vectors[rows] - self.data.condition_vectors[chosen]
-        return image_condition(self.latents[chosen], changes) * kept.view(-1, 1, 1, 1).to(self.latents)
+        return image_condition(self.latents[chosen], changes) * conditioned.view(-1, 1, 1, 1).to(self.latents)
 
     def _context(self, which: Tensor) -> Tensor:
         if self.contexts is not None:
@@ -209,11 +208,11 @@ def optimize(
         model: the base with the adapter in it.
         trainable: the parameters that train, by name.
         data: the scans.
-        options: steps, batch size, noise.
-        generator: source of every draw, on the CPU; the same one gives the same result on the same machine.
-        learning_rate: by step, from 0.
-        precision: `bfloat16` runs the network so; the trained parameters stay float32.
-        on_step: called with each step's number, from 1, and its loss.
+        options: steps, batch size and noise.
+        generator: source of all random numbers, on the CPU; equal seeds give equal results on the same machine.
+        learning_rate: learning rate of each step, from step 0.
+        precision: `bfloat16` runs the network in bfloat16; the trained parameters stay float32.
+        on_step: called with the number of each step, from 1, and its loss.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -243,9 +242,9 @@ def scheduled_rate(options: TrainingConfig, step: int, rounds: int = 1, round_nu
     """Learning rate of a step: half a cosine over all rounds, with a short warm-up in each for the fresh optimizer.
 
     Args:
-        options: its `learning_rate` is the first, `steps` those of a round.
-        step: in the round, from 0.
-        rounds: of the whole training.
+        options: `learning_rate` is the initial one, `steps` the steps of one round.
+        step: step within the round, from 0.
+        rounds: rounds of the whole training.
         round_number: from 1.
     """
     progress = (round_number - 1 + step / options.steps) / rounds
@@ -254,7 +253,7 @@ def scheduled_rate(options: TrainingConfig, step: int, rounds: int = 1, round_nu
 
 
 def _visits(patients: Sequence[str]) -> list[list[int]]:
-    """For each scan the rows of all visits of its patient."""
+    """For each scan, the rows of all visits of its patient."""
     rows = defaultdict(list)
     for row, patient in enumerate(patients):
         rows[patient].append(row)

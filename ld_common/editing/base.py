@@ -95,7 +95,7 @@ class Editor(ABC):
     """Share of the guidance scale outside the interval."""
     delta: float = 0.0
     """Shift δ of each answer's reverse steps, in the paper's units; `ld-client drift --estimator counterfactual` and
-    `ld-generate --drift auto` search for one."""
+    `ld-generate edit --drift auto` search for one."""
     batch_size: int = 16
     """Counterfactuals that are denoised together."""
 

@@ -1,6 +1,6 @@
-"""Reads DICOM files that may be damaged or hostile: whatever is wrong with one is a `ScanRefused`, never more.
+"""Reads classic single-frame grey DICOM images, which may be damaged or hostile: every fault raises `ScanRejected`.
 
-A header is an allow-list: what `DicomHeader` lacks is never read. Classic single-frame grey images only.
+`DicomHeader` is an allow-list: no other header element is read.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from ld_common.imaging.rejection import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
-    Refusal,
-    ScanRefused,
+    Rejection,
+    ScanRejected,
     check_file,
     check_slice_size,
-    refusing,
+    rejecting,
     slice_number,
 )
 
@@ -39,7 +39,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 @dataclass(frozen=True, eq=False)
 class DicomHeader:
-    """What is read of a DICOM header. It names the patient: it stays in memory, at the site."""
+    """The header elements that are read. They name the patient, so they stay in memory at the site."""
 
     path: Path
     patient_id: str
@@ -58,50 +58,50 @@ class DicomHeader:
     position_mm: float | None
     """Position along the slice's normal."""
     view_position: str
-    """How a projection was taken, for example PA or LL; empty where the file does not say."""
+    """View Position of a projection, for example PA or LL; empty if absent."""
     orientation: tuple[str, str] | None
-    """Where rows and columns of an image without `affine` run to, for example ("L", "F"): Patient Orientation."""
+    """Patient Orientation: directions of rows and columns, for example ("L", "F"), of an image without `affine`."""
 
 
 def read_header(path: Path, modalities: Sequence[str], released: bool = False) -> DicomHeader:
     """Read and check a header without its pixels.
 
     Args:
-        modalities: the DICOM Modalities (0008,0060) of which the file must have one.
-        released: a person has looked at the pixels and found no burned-in text.
+        modalities: accepted values of DICOM Modality (0008,0060).
+        released: a person has checked the pixels for burned-in text.
 
     Raises:
-        ScanRefused: anything that keeps the file from being used.
+        ScanRejected: the file cannot be used.
     """
     dataset = _read_dataset(path, stop_before_pixels=True)
-    with refusing(path):
+    with rejecting(path):
         _check_header(path, dataset, modalities, released)
         return _header(path, dataset)
 
 
 def read_dicom(path: Path, modalities: Sequence[str], released: bool = False) -> tuple[DicomHeader, np.ndarray]:
-    """Read one image: its header and float32 pixels `(H,W)` in real values, bright where the image is bright.
+    """Read one image: its header and float32 pixels `(H,W)` in real values, higher is brighter.
 
-    Modality LUT or rescale applied, padding set to the lowest real value, MONOCHROME1 turned round about the
-    middle of its stored range, never windowed. Arguments and errors as for `read_header`.
+    Applies the modality LUT or rescale, sets padding to the lowest real value, inverts MONOCHROME1 about the middle of
+    its stored range, and applies no window. Arguments and errors as for `read_header`.
     """
     dataset = _read_dataset(path, stop_before_pixels=False)
-    with refusing(path):
+    with rejecting(path):
         _check_header(path, dataset, modalities, released)
         _check_decoder(path, dataset)
         return _header(path, dataset), _real_values(path, dataset)
 
 
 def choose_slice(headers: Sequence[DicomHeader], fraction: float, index: int | None = None) -> DicomHeader:
-    """The slice at `fraction` (0 to 1) of a series, or the one at `index`, in the order along the normal.
+    """The slice at `fraction` (0 to 1) of a series, or at `index`, ordered along the normal.
 
     Raises:
-        ScanRefused: a slice without a position, or no slice of that index.
+        ScanRejected: a slice without a position, or no slice of that index.
     """
     unplaced = [header for header in headers if header.position_mm is None]
     if unplaced and len(headers) > 1:
         detail = "no usable position or orientation: the series cannot be sorted"
-        raise ScanRefused(unplaced[0].path, Refusal.WRONG_GEOMETRY, detail)
+        raise ScanRejected(unplaced[0].path, Rejection.WRONG_GEOMETRY, detail)
     places = {round(header.position_mm or 0.0, 3): header for header in sorted(headers, key=_sop_uid, reverse=True)}
     ordered = [places[place] for place in sorted(places)]
     return ordered[slice_number(headers[0].path, len(ordered), fraction, index)]
@@ -114,17 +114,17 @@ def _sop_uid(header: DicomHeader) -> str:
 def _read_dataset(path: Path, stop_before_pixels: bool) -> Dataset:
     check_file(path)
     try:
-        with refusing(path):
+        with rejecting(path):
             syntax = read_file_meta_info(path).get("TransferSyntaxUID")
             if syntax == DeflatedExplicitVRLittleEndian and path.stat().st_size > MAX_DEFLATED_BYTES:
                 detail = f"deflated files are read up to {MAX_DEFLATED_BYTES} bytes; write it without compression"
-                raise ScanRefused(path, Refusal.TOO_LARGE, detail)
+                raise ScanRejected(path, Rejection.TOO_LARGE, detail)
             dataset = dcmread(path, stop_before_pixels=stop_before_pixels)
             _check_nesting(path, dataset)
             return dataset
-    except ScanRefused as error:
+    except ScanRejected as error:
         if isinstance(error.__cause__, InvalidDicomError):
-            raise ScanRefused(path, Refusal.NOT_AN_IMAGE, "not a DICOM file") from error.__cause__
+            raise ScanRejected(path, Rejection.NOT_AN_IMAGE, "not a DICOM file") from error.__cause__
         raise
 
 
@@ -133,7 +133,7 @@ def _check_nesting(path: Path, dataset: Dataset) -> None:
     while waiting:
         level, depth = waiting.pop()
         if depth > MAX_NESTING:
-            raise ScanRefused(path, Refusal.TOO_LARGE, f"sequences are nested more than {MAX_NESTING} deep")
+            raise ScanRejected(path, Rejection.TOO_LARGE, f"sequences are nested more than {MAX_NESTING} deep")
         for tag in list(level.keys()):
             if level.get_item(tag).VR == "SQ":
                 waiting.extend((item, depth + 1) for item in level[tag].value)
@@ -141,24 +141,24 @@ def _check_nesting(path: Path, dataset: Dataset) -> None:
 
 def _check_header(path: Path, dataset: Dataset, modalities: Sequence[str], released: bool) -> None:
     if not all(dataset.get(name) for name in ("Rows", "Columns", "BitsAllocated")):
-        raise ScanRefused(path, Refusal.NOT_AN_IMAGE, "a DICOM object without pixels")
+        raise ScanRejected(path, Rejection.NOT_AN_IMAGE, "a DICOM object without pixels")
     if dataset.get("Modality") not in modalities:
-        raise ScanRefused(path, Refusal.WRONG_MODALITY, f"DICOM Modality is not {' or '.join(modalities)}")
+        raise ScanRejected(path, Rejection.WRONG_MODALITY, f"DICOM Modality is not {' or '.join(modalities)}")
     if str(dataset.get("SyntheticData", "")).upper() == "YES":
-        raise ScanRefused(path, Refusal.SYNTHETIC, "SyntheticData is YES: only real scans are read")
+        raise ScanRejected(path, Rejection.SYNTHETIC, "SyntheticData is YES: only real scans are read")
     check_slice_size(path, int(dataset.Rows), int(dataset.Columns))
     frames = int(dataset.get("NumberOfFrames") or 1)
     if int(dataset.Rows) * int(dataset.Columns) * frames > MAX_PIXELS:
         detail = f"{dataset.Rows} x {dataset.Columns} x {frames} pixels, at most {MAX_PIXELS} are read"
-        raise ScanRefused(path, Refusal.TOO_LARGE, detail)
+        raise ScanRejected(path, Rejection.TOO_LARGE, detail)
     if frames > 1 or "PerFrameFunctionalGroupsSequence" in dataset:
         detail = "multi-frame: convert it to classic single-frame DICOM or to NIfTI (dcm2niix)"
-        raise ScanRefused(path, Refusal.UNSUPPORTED, detail)
+        raise ScanRejected(path, Rejection.UNSUPPORTED, detail)
     grey = dataset.get("PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
     if dataset.get("SamplesPerPixel", 1) != 1 or not grey:
-        raise ScanRefused(path, Refusal.UNSUPPORTED, "not a grey image")
+        raise ScanRejected(path, Rejection.UNSUPPORTED, "not a grey image")
     if dataset.BitsAllocated not in (8, 16) or not 1 <= int(dataset.BitsStored) <= dataset.BitsAllocated:
-        raise ScanRefused(path, Refusal.UNSUPPORTED, "its pixels are not of 8 or 16 bits")
+        raise ScanRejected(path, Rejection.UNSUPPORTED, "its pixels do not have 8 or 16 bits")
     if not released:
         _check_burned_in(path, dataset)
 
@@ -172,9 +172,9 @@ def _check_burned_in(path: Path, dataset: Dataset) -> None:
             dataset.get("Modality") == "US" and "BurnedInAnnotation" not in dataset
         ),
     }
-    found = [suspicion for suspicion, true in suspicions.items() if true]
-    if found:
-        raise ScanRefused(path, Refusal.BURNED_IN, f"{', '.join(found)}: release it by hand")
+    present = [suspicion for suspicion, true in suspicions.items() if true]
+    if present:
+        raise ScanRejected(path, Rejection.BURNED_IN, f"{', '.join(present)}: check it by hand")
 
 
 def _check_decoder(path: Path, dataset: Dataset) -> None:
@@ -182,16 +182,16 @@ def _check_decoder(path: Path, dataset: Dataset) -> None:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise ScanRefused(path, Refusal.UNSUPPORTED, f"no decoder exists for '{syntax.name}'") from error
+        raise ScanRejected(path, Rejection.UNSUPPORTED, f"no decoder exists for '{syntax.name}'") from error
     if not decoder.is_available:
         remedy = "; or ".join(decoder.missing_dependencies)
-        raise ScanRefused(path, Refusal.NO_DECODER, f"'{syntax.name}' needs a decoder: {remedy}")
+        raise ScanRejected(path, Rejection.NO_DECODER, f"'{syntax.name}' needs a decoder: {remedy}")
 
 
 def _real_values(path: Path, dataset: Dataset) -> np.ndarray:
     stored = np.asarray(pixel_array(dataset))
     if stored.shape != (dataset.Rows, dataset.Columns):
-        raise ScanRefused(path, Refusal.UNREADABLE, "its pixels are not of the size that its header says")
+        raise ScanRejected(path, Rejection.UNREADABLE, "its pixel data do not have the size that its header gives")
     padding = _padding(dataset, stored)
     values = np.asarray(apply_modality_lut(stored, dataset), np.float32)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
@@ -200,7 +200,7 @@ def _real_values(path: Path, dataset: Dataset) -> np.ndarray:
         ends = np.array([[lowest, lowest + 2**bits - 1]], np.int32)
         values = np.float32(np.asarray(apply_modality_lut(ends, dataset), np.float64).sum()) - values
     if padding.all() or not np.isfinite(values).all():
-        raise ScanRefused(path, Refusal.UNREADABLE, "it holds no image: only padding, or values that are no numbers")
+        raise ScanRejected(path, Rejection.UNREADABLE, "it holds no image: only padding, or values that are not finite")
     values[padding] = values[~padding].min()
     return values
 
@@ -254,7 +254,7 @@ def _geometry(dataset: Dataset, spacing: tuple[float, float] | None) -> tuple[np
     affine = np.eye(4)
     affine[:3, :3] = basis * np.array([spacing[1], spacing[0], 1.0])
     affine[:3, 3] = origin
-    affine[:2] *= -1  # DICOM counts to the left and to the back
+    affine[:2] *= -1  # DICOM axes point left and back
     return affine, float(basis[:, 2] @ np.array(origin))
 
 

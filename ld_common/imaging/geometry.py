@@ -1,6 +1,6 @@
-"""The exact correspondence of a scan's pixels and the model's picture, there and back.
+"""Resampling between a scan's pixel grid and the model's square picture.
 
-Both grids are squares of a plane that share their centre; a pixel is an area, and its value stands at its middle.
+Both grids lie in one plane and share their centre. A pixel is an area whose value is sampled at its middle.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ class Scan:
     """One two-dimensional image as a file holds it."""
 
     pixels: np.ndarray
-    """float32 `(H,W)` in the file's real values; bright is bright. Columns run to the left, rows to the back in an
+    """float32 `(H,W)` in the file's real values, higher is brighter. Columns run to the left, rows to the back in an
     axial slice and to the feet in a frontal view."""
     spacing_mm: tuple[float, float] | None
-    """Distance between rows and between columns; None where the file does not say (PNG)."""
+    """Distance between rows and between columns; None if unknown (PNG)."""
     attributes_in_file: Attributes
-    """What the file says of the modality's attributes (age, sex), as far as the modality knows the value."""
+    """The modality's attributes (age, sex) that the file gives with a value known to the modality."""
     affine: np.ndarray | None = None
-    """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up; None where not known."""
+    """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up; None if unknown."""
     orientation: tuple[str, str] | None = None
-    """Where rows and columns run to, as DICOM's Patient Orientation; None where not known."""
+    """Directions of rows and columns, as DICOM's Patient Orientation; None if unknown."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What `to_model` took away from a scan and `from_model` needs to put it back."""
+    """Intensity window and geometry that `from_model` needs to invert `to_model`."""
 
     low: float
     """Real value that became -1."""
@@ -43,26 +43,29 @@ class Frame:
     shape: tuple[int, int]
     spacing_mm: tuple[float, float] | None
     field_of_view: float
-    """Side of the picture's square, in mm, or in pixels where the spacing is not known."""
+    """Side of the picture's square, in mm, or in pixels if the spacing is unknown."""
     affine: np.ndarray | None
 
 
 def to_model(scan: Scan, side: int, config: ImageConfig, window: Frame | None = None) -> tuple[Tensor, Frame]:
-    """The model's picture `(1,side,side)`, float32 in [-1,1], of a square field of view in the scan's middle.
+    """The model's picture `(1,side,side)`, float32 in [-1,1], of a square field of view at the scan's centre.
 
-    What lies outside the image is -1; values beyond the range are clipped before they are resampled.
+    Pixels outside the image are -1. Values are clipped to the window before they are resampled.
 
     Args:
-        window: a frame whose `low` and `high` are taken instead, so that two scans can be compared.
+        scan: the scan.
+        side: height and width of the picture.
+        config: field of view and percentiles of the window.
+        window: a frame whose `low` and `high` replace the percentiles, so that two scans can be compared.
 
     Raises:
-        ScanError: the image has one value only.
+        ScanError: the image has no contrast.
     """
     low, high = value_range(scan, config) if window is None else (window.low, window.high)
     height, width = scan.pixels.shape
     row_mm, column_mm = scan.spacing_mm or (1.0, 1.0)
     whole = max(height * row_mm, width * column_mm)
-    # without a spacing a field of view in mm means nothing, and the longer side is taken
+    # a field of view in mm needs a spacing; without one the longer side is used
     fov = config.field_of_view_mm if config.field_of_view_mm and scan.spacing_mm else whole
     frame = Frame(low, high, (height, width), scan.spacing_mm, fov, scan.affine)
     rows = resampling_matrix(height, row_mm, side, fov / side)
@@ -73,10 +76,10 @@ def to_model(scan: Scan, side: int, config: ImageConfig, window: Frame | None = 
 
 
 def value_range(scan: Scan, config: ImageConfig) -> tuple[float, float]:
-    """The real values that become -1 and 1: percentiles of the scan's own pixels.
+    """The real values that become -1 and 1: percentiles of the scan's pixels.
 
     Raises:
-        ScanError: they are the same.
+        ScanError: both are equal.
     """
     low, high = np.percentile(scan.pixels, [config.low_percentile, config.high_percentile])
     if not low < high:
@@ -87,7 +90,7 @@ def value_range(scan: Scan, config: ImageConfig) -> tuple[float, float]:
 def from_model(image: Tensor, frame: Frame) -> np.ndarray:
     """A picture `(1,S,S)` in [-1,1] as float32 `(H,W)` in the scan's geometry and real values.
 
-    What lies outside the picture's field of view gets the frame's low value.
+    Pixels outside the picture's field of view get the frame's low value.
     """
     height, width = frame.shape
     row_mm, column_mm = frame.spacing_mm or (1.0, 1.0)
@@ -100,11 +103,10 @@ def from_model(image: Tensor, frame: Frame) -> np.ndarray:
 
 
 def resampling_matrix(sources: int, source_mm: float, targets: int, target_mm: float) -> np.ndarray:
-    """Weights `(targets, sources)` between two rows of pixels that share their centre.
+    """Resampling weights `(targets, sources)` between two rows of pixels that share their centre.
 
-    Linear interpolation where the targets are finer, a triangle as wide as two targets where they are coarser:
-    torch's antialiased bilinear resampling, for any ratio and field of view. A target whose middle lies outside
-    the sources' extent has weights of zero.
+    Interpolates linearly to finer targets and averages with a triangle two targets wide for coarser ones, as torch's
+    antialiased bilinear resampling does, for any ratio and field of view. Targets outside the sources get zeros.
     """
     source = (np.arange(sources) + 0.5 - sources / 2) * source_mm
     target = (np.arange(targets) + 0.5 - targets / 2) * target_mm

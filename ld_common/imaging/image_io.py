@@ -17,9 +17,9 @@ from ld_common.imaging.geometry import Frame
 
 
 def write_png(path: Path, pixels: np.ndarray, frame: Frame, text: Mapping[str, str]) -> None:
-    """Write real values `(H,W)` as 8-bit grey, the frame's low value black and its high value white.
+    """Write real values `(H,W)` as 8-bit grey, from the frame's low value (black) to its high value (white).
 
-    `text` becomes the file's text chunks; a synthetic image's hold `SyntheticData=YES`.
+    `text` becomes the file's text chunks; those of a synthetic image hold `SyntheticData=YES`.
     """
     shares = np.clip((pixels.astype(np.float64) - frame.low) / (frame.high - frame.low), 0, 1)
     _save_png(path, np.round(255 * shares).astype(np.uint8), text)
@@ -31,7 +31,10 @@ def write_difference_png(
     """Write a signed difference `(1,H,W)` or `(H,W)`: blue below 0, white at 0, red above.
 
     Args:
-        limit: absolute difference of the fullest colours, kept in the text chunk `DifferenceLimit`; None takes the
+        path: file to write.
+        difference: signed values.
+        text: further text chunks.
+        limit: absolute difference of the full colours, kept in the text chunk `DifferenceLimit`; None takes the
             largest absolute difference.
     """
     values = difference.detach().cpu().numpy() if isinstance(difference, Tensor) else np.asarray(difference)

@@ -1,7 +1,7 @@
-"""What a kind of scan is and what is said of it: the attributes a study may know, its prompt, its pixels.
+"""A modality: the patient attributes that a study may use, the prompt they make, and how a scan becomes a picture.
 
-A modality is config alone (`configs/modalities/*.yaml`); both sides load the same file and compare its hash.
-Its attributes are the allow-list: nothing else about a patient is read, kept or put into words.
+A modality is a config file (`configs/modalities/*.yaml`). Server and sites load the same file and compare its hash. Its
+attributes are an allow-list: nothing else about a patient is read, stored or written into a prompt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class AttributeConfig:
     maximum: float = 0.0
     unit: str = ""
     categories: dict[str, str] = field(default_factory=dict)
-    """Value -> the words that the prompt uses, in the order of the values; empty for a number."""
+    """Words of the prompt by value, sorted by value; empty for a number."""
 
     def __post_init__(self) -> None:
         require(
@@ -43,20 +43,19 @@ class AttributeConfig:
 
 @dataclass
 class ImageConfig:
-    """How a scan becomes the model's picture."""
+    """Plane, slice, field of view and window of the model's picture."""
 
     plane: str = "axial"
     """Plane of the slice that is taken from a volume; `none` for two-dimensional images."""
     view_positions: list[str] = field(default_factory=list)
-    """DICOM View Positions (0018,5101) that are used, for example PA; a file that says another is refused, one that
-    says none is not. Empty uses all."""
+    """Accepted DICOM View Positions (0018,5101), for example PA; empty accepts all. A file without one is accepted."""
     slice_position: float = 0.5
-    """Where in the volume, from 0 (first along the plane's normal) to 1."""
+    """Position of the slice, from 0 (first along the plane's normal) to 1."""
     field_of_view_mm: float = 200.0
-    """Side of the square, centred on the image, that fills the model's picture; 0 takes the longer side."""
+    """Side of the centred square that fills the model's picture; 0 uses the longer side."""
     low_percentile: float = 0.0
     high_percentile: float = 99.5
-    """Percentiles of the scan that become -1 and 1; values beyond are clipped."""
+    """Percentiles of the scan that become -1 and 1; values beyond them are clipped."""
 
     def __post_init__(self) -> None:
         require(self.plane in ("axial", "none"), f"image.plane is '{self.plane}': use axial or none")
@@ -70,19 +69,19 @@ class ImageConfig:
 
 @dataclass
 class Modality:
-    """A kind of scan."""
+    """A kind of scan, for example axial T1 brain MRI."""
 
     RENAMED: ClassVar[dict[str, str]] = {"prompt": "prompt_template", "measures": "biomarkers"}
 
     name: str = "brain_mri"
     dicom_modalities: list[str] = field(default_factory=lambda: ["MR"])
-    """DICOM Modalities (0008,0060) of which a site's files must have one."""
+    """Accepted DICOM Modalities (0008,0060)."""
     prompt_template: str = "axial T1 brain MRI, {sex}, {age} years, {diagnosis}"
     attributes: dict[str, AttributeConfig] = field(default_factory=dict)
-    """In the order of their names, whatever a file's: what counts on an order is then the same on every side."""
+    """Sorted by name, so that the order is the same on every side."""
     image: ImageConfig = field(default_factory=ImageConfig)
     biomarkers: list[str] = field(default_factory=list)
-    """What is measured on its pictures: biomarkers by name, as `ld_common.metrics.registry` lists them."""
+    """Biomarkers measured on its pictures, by their names in `ld_common.metrics.registry`."""
 
     def __post_init__(self) -> None:
         self.attributes = dict(sorted(self.attributes.items()))
@@ -96,29 +95,29 @@ class Modality:
         return hashlib.sha256(json.dumps(to_mapping(self), sort_keys=True).encode()).hexdigest()
 
     def parse(self, name: str, text: str) -> Value:
-        """One attribute's value from text.
+        """Parse one attribute's value.
 
         Raises:
             RequestError: an unknown attribute, not a number, out of bounds, or not one of the known values.
         """
         if name not in self.attributes:
             raise RequestError(f"unknown attribute '{name}': {nearest(name, list(self.attributes))}")
-        known = self.attributes[name]
-        if known.categories:
-            if text not in known.categories:
-                raise RequestError(f"{name}={text} is not a known value: {nearest(text, list(known.categories))}")
+        attribute = self.attributes[name]
+        if attribute.categories:
+            if text not in attribute.categories:
+                raise RequestError(f"{name}={text} is not a known value: {nearest(text, list(attribute.categories))}")
             return text
         try:
             number = float(text)
         except ValueError:
             number = math.nan
-        if not known.minimum <= number <= known.maximum:
-            bounds = f"{known.minimum:g} to {known.maximum:g} {known.unit}".strip()
+        if not attribute.minimum <= number <= attribute.maximum:
+            bounds = f"{attribute.minimum:g} to {attribute.maximum:g} {attribute.unit}".strip()
             raise RequestError(f"{name}={text} is not a number within {bounds}")
         return number
 
     def parse_all(self, text: str) -> Attributes:
-        """Attributes from `age=84,diagnosis=AD`; raises `RequestError` as `parse` does."""
+        """Parse `age=84,diagnosis=AD`; raises `RequestError` as `parse` does."""
         values: Attributes = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
             name, equals, value = part.partition("=")
@@ -129,31 +128,32 @@ class Modality:
 
     @property
     def design_width(self) -> int:
-        """Length of `design`."""
-        return sum(max(1, len(known.categories) - 1) for known in self.attributes.values())
+        """Length of `design_vector`."""
+        return sum(max(1, len(attribute.categories) - 1) for attribute in self.attributes.values())
 
     def design_vector(self, attributes: Attributes, reach: float = 1.0) -> list[float]:
-        """Attributes as numbers for a regression: numbers from -reach to reach over their bounds, words as 0 and 1.
+        """Attributes as a row of a regression's design matrix, `(design_width,)`.
 
-        The first word of an attribute is its reference and has no column.
+        Numbers run from -reach to reach over their bounds. A category is 1 in its column; the first one is the
+        reference and has no column.
 
         Raises:
             RequestError: an attribute is missing.
         """
         self.prompt(attributes)
         row: list[float] = []
-        for name, known in self.attributes.items():
-            if known.categories:
-                row += [float(attributes[name] == word) for word in list(known.categories)[1:]]
+        for name, attribute in self.attributes.items():
+            if attribute.categories:
+                row += [float(attributes[name] == word) for word in list(attribute.categories)[1:]]
             else:
-                middle, half = (known.maximum + known.minimum) / 2, (known.maximum - known.minimum) / 2
+                middle, half = (attribute.maximum + attribute.minimum) / 2, (attribute.maximum - attribute.minimum) / 2
                 row.append(reach * (float(attributes[name]) - middle) / half)
         return row
 
     def condition_vector(self, attributes: Attributes) -> list[float]:
-        """`design` with numbers from -10 to 10; what differs between two visits is the difference of their places.
+        """`design_vector` with numbers from -10 to 10, so that a few years weigh as much as another category.
 
-        A few years then weigh as much as another word.
+        The change between two visits is the difference of their vectors.
 
         Raises:
             RequestError: an attribute is missing.
@@ -161,16 +161,18 @@ class Modality:
         return self.design_vector(attributes, reach=10)
 
     def prompt(self, attributes: Attributes) -> str:
-        """The prompt for one visit, numbers rounded to whole ones.
+        """The prompt of one visit; numbers are rounded to integers.
 
         Raises:
             RequestError: an attribute is missing.
         """
         missing = [name for name in self.attributes if name not in attributes]
         if missing:
-            raise RequestError(f"missing attribute {', '.join(missing)}: the prompt needs it")
+            raise RequestError(f"the prompt needs {', '.join(missing)}")
         words = {
-            name: known.categories[str(attributes[name])] if known.categories else str(round(float(attributes[name])))
-            for name, known in self.attributes.items()
+            name: attribute.categories[str(attributes[name])]
+            if attribute.categories
+            else str(round(float(attributes[name])))
+            for name, attribute in self.attributes.items()
         }
         return self.prompt_template.format(**words)

@@ -1,4 +1,4 @@
-"""NIfTI volumes: read checked and in millimetres, written without a word of whom they show."""
+"""Reads and checks NIfTI volumes, in millimetres, and writes them without anything that identifies the patient."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 
 from ld_common.core.errors import ScanError
 from ld_common.imaging.geometry import Frame, Scan
-from ld_common.imaging.rejection import MAX_PIXELS, Refusal, ScanRefused, check_file, check_spacing, refusing
+from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, check_file, check_spacing, rejecting
 
 NIFTI = (".nii", ".nii.gz")
 SYNTHETIC_NIFTI = "synthetic"
-"""How the description of every NIfTI file that is written here starts."""
+"""Start of the description of every NIfTI file written here."""
 MILLIMETRES = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 DESCRIPTION_BYTES = 79
 GEOMETRY = (
     *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-"""All that is copied of a header: the others may name the patient."""
-logger.setLevel(logging.CRITICAL)  # it prints what it mends in a header, and such a header is refused here
+"""Header fields that are copied; others may name the patient."""
+logger.setLevel(logging.CRITICAL)  # nibabel reports each header repair; such headers are rejected here
 
 
 def read_nifti(path: Path) -> Nifti1Image:
-    """One grey volume as the file holds it, its voxels not read yet; `affine_mm` says where they lie.
+    """Open one grey volume without reading its voxels; `affine_mm` gives their positions.
 
     Raises:
-        ScanRefused: whatever keeps it from being used, voxel sizes that are none among it.
+        ScanRejected: the file cannot be used, for example for voxel sizes of 0.
     """
     check_file(path)
-    with refusing(path, ImageFileError, HeaderDataError, HeaderTypeError):
+    with rejecting(path, ImageFileError, HeaderDataError, HeaderTypeError):
         volume = nibabel.load(path)
         if not isinstance(volume, Nifti1Image):
-            raise ScanRefused(path, Refusal.UNSUPPORTED, "not a NIfTI image")
+            raise ScanRejected(path, Rejection.UNSUPPORTED, "not a NIfTI image")
         _check_voxels(path, volume)
         _check_sizes(path, volume)
         return volume
 
 
 def affine_mm(volume: Nifti1Image) -> np.ndarray:
-    """`(4,4)`: voxel -> millimetres to the right, to the front, up, whatever the unit of the file."""
+    """`(4,4)`: voxel -> millimetres to the right, to the front, up, converted from the file's unit."""
     affine = np.array(volume.affine, np.float64)
     affine[:3] *= MILLIMETRES[volume.header.get_xyzt_units()[0]]
     return affine
 
 
 def write_nifti(path: Path, pixels: np.ndarray, frame: Frame | Scan) -> None:
-    """Write real values `(H,W)` as a canonical volume of one slice that lies where the input's slice lay.
+    """Write real values `(H,W)` as a canonical one-slice volume at the position of the input's slice.
 
     Raises:
         ScanError: the input had no position in space, or the file cannot be written.
     """
     if frame.affine is None:
-        raise ScanError(f"cannot write '{path}': the input says no position in space; write .png or .dcm instead")
+        raise ScanError(f"cannot write '{path}': the input has no position in space; write .png or .dcm instead")
     volume = nibabel.as_closest_canonical(Nifti1Image(pixels.astype(np.float32).T[..., None], frame.affine))
     volume.header.set_xyzt_units("mm")
     _save(path, volume, SYNTHETIC_NIFTI)
@@ -69,11 +69,14 @@ def write_nifti(path: Path, pixels: np.ndarray, frame: Frame | Scan) -> None:
 def write_nifti_like(
     path: Path, voxels: np.ndarray, affine: np.ndarray, source: Nifti1Image | None, description: str
 ) -> None:
-    """Write real values `(I,J,K)` in the very geometry of `source`: shape, affine, voxel sizes, unit and codes.
+    """Write real values `(I,J,K)` in the geometry of `source`: shape, affine, voxel sizes, unit and codes.
 
     Args:
-        source: the file that the voxels came from; None where that was no NIfTI, and `affine`, in mm, says it all.
-        description: is cut to the 79 characters that a header holds, the word synthetic before it included.
+        path: file to write.
+        voxels: real values.
+        affine: `(4,4)` in mm, used without a `source`.
+        source: the NIfTI file that the voxels came from, or None.
+        description: cut to 79 characters, with the word synthetic in front.
 
     Raises:
         ScanError: the file cannot be written.
@@ -100,21 +103,23 @@ def _save(path: Path, volume: Nifti1Image, description: str) -> None:
 
 def _check_voxels(path: Path, volume: Nifti1Image) -> None:
     if volume.ndim < 3 or max(volume.shape[3:], default=1) > 1:
-        raise ScanRefused(path, Refusal.UNSUPPORTED, f"its shape is {volume.shape}: one volume is expected")
+        raise ScanRejected(path, Rejection.UNSUPPORTED, f"its shape is {volume.shape}: one volume is expected")
     if np.prod(volume.shape, dtype=np.float64) > MAX_PIXELS:
-        raise ScanRefused(path, Refusal.TOO_LARGE, f"its shape is {volume.shape}, at most {MAX_PIXELS} voxels are read")
+        raise ScanRejected(
+            path, Rejection.TOO_LARGE, f"its shape is {volume.shape}, at most {MAX_PIXELS} voxels are read"
+        )
     if min(volume.shape) < 1 or volume.get_data_dtype().kind not in "iuf":
-        raise ScanRefused(path, Refusal.UNSUPPORTED, f"voxels of type {volume.get_data_dtype()}: grey is expected")
+        raise ScanRejected(path, Rejection.UNSUPPORTED, f"voxels of type {volume.get_data_dtype()}: grey is expected")
     if bytes(volume.header["descrip"].item()).startswith(SYNTHETIC_NIFTI.encode()):
-        raise ScanRefused(path, Refusal.SYNTHETIC, "its description says synthetic: only real scans are read")
+        raise ScanRejected(path, Rejection.SYNTHETIC, "its description says synthetic: only real scans are read")
 
 
 def _check_sizes(path: Path, volume: Nifti1Image) -> None:
-    with ImageOpener(str(path)) as stream:  # nibabel mends sizes of 0 and below in silence
+    with ImageOpener(str(path)) as stream:  # nibabel silently repairs sizes of 0 and below
         sizes = type(volume.header).from_fileobj(stream, check=False)["pixdim"][1:4]
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
-        said = ", ".join(f"{size:g}" for size in sizes)
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, f"its voxel sizes are {said}: write it with the real ones")
+        listed = ", ".join(f"{size:g}" for size in sizes)
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, f"its voxel sizes are {listed}: write the real ones")
     if not np.isfinite(volume.affine).all() or np.linalg.matrix_rank(volume.affine) < 4:
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "its affine is singular: write it with a valid one")
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, "its affine is singular: write a valid one")
     check_spacing(path, nibabel.affines.voxel_sizes(affine_mm(volume)))

@@ -1,4 +1,4 @@
-"""Why an image file is refused, and the guard that turns whatever a library raises on one into that reason."""
+"""Reasons for which an image file is refused, and a guard that maps library exceptions to them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ld_common.core.errors import LdError, ScanError
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_PIXELS = 2**27
-"""Most voxels of one volume; 512 MiB as float32."""
+"""Voxels of one volume; 512 MiB as float32."""
 MAX_SLICE_PIXELS = 2**25
-"""Most pixels of one image; a radiograph of 43 cm at 0.1 mm has 18 million."""
+"""Pixels of one image; a radiograph of 43 cm at 0.1 mm has 18 million."""
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 100.0
-"""Between pixels of a scan; beyond, some other unit was written down as millimetres."""
+"""Plausible pixel spacings; beyond them the file's unit is not millimetres."""
 MALFORMED: tuple[type[Exception], ...] = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
     *(TypeError, ValueError, struct.error, zlib.error, BytesLengthException, InvalidDicomError),
 )
-"""What the libraries raise on malformed files; RuntimeError covers RecursionError and NotImplementedError."""
+"""Exceptions that the libraries raise on malformed files."""
 
 
-class Refusal(StrEnum):
-    """Why a file was refused."""
+class Rejection(StrEnum):
+    """Reason for which a file was refused."""
 
     UNREADABLE = "unreadable"
     NOT_AN_IMAGE = "not an image"
@@ -43,21 +43,21 @@ class Refusal(StrEnum):
     SYNTHETIC = "synthetic image"
 
 
-class ScanRefused(ScanError):
+class ScanRejected(ScanError):
     """An image file cannot be used, for one of a fixed set of reasons."""
 
-    def __init__(self, path: Path, refusal: Refusal, detail: str) -> None:
-        super().__init__(f"cannot use '{path}': {refusal}: {detail}")
-        self.refusal = refusal
+    def __init__(self, path: Path, rejection: Rejection, detail: str) -> None:
+        super().__init__(f"cannot use '{path}': {rejection}: {detail}")
+        self.rejection = rejection
         self.detail = detail
-        """Says more; holds no path and no header value that could name a patient."""
+        """Explanation without path or header value, so that it cannot name a patient."""
 
 
 @contextmanager
-def refusing(path: Path, *more: type[Exception]) -> Iterator[None]:
-    """Turn whatever a library raises on a malformed file into `ScanRefused`; its warnings are dropped.
+def rejecting(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Turn exceptions that a library raises on a malformed file into `ScanRejected`; drop its warnings.
 
-    The exception's text may quote the header, so only its type is told.
+    The message gives only the exception's type, since its text may quote the header.
     """
     try:
         with warnings.catch_warnings():
@@ -66,43 +66,43 @@ def refusing(path: Path, *more: type[Exception]) -> Iterator[None]:
     except LdError:
         raise
     except PermissionError as error:
-        raise ScanRefused(path, Refusal.UNREADABLE, "its permissions forbid to read it; change them") from error
+        raise ScanRejected(path, Rejection.UNREADABLE, "no permission to read it: change its permissions") from error
     except (*MALFORMED, *more) as error:
         detail = f"damaged or not what its name says ({type(error).__name__}); export it again"
-        raise ScanRefused(path, Refusal.UNREADABLE, detail) from error
+        raise ScanRejected(path, Rejection.UNREADABLE, detail) from error
 
 
 def check_file(path: Path) -> None:
-    """Raise `ScanRefused` unless `path` is a regular file of a bearable size that may be read."""
-    with refusing(path):
+    """Raise `ScanRejected` unless `path` is a readable regular file of at most `MAX_FILE_BYTES`."""
+    with rejecting(path):
         if not path.is_file():
-            raise ScanRefused(path, Refusal.UNREADABLE, "there is no regular file of that name")
+            raise ScanRejected(path, Rejection.UNREADABLE, "no regular file has that name")
         with path.open("rb"):
             size = path.stat().st_size
     if not size:
-        raise ScanRefused(path, Refusal.NOT_AN_IMAGE, "the file is empty; copy it again")
+        raise ScanRejected(path, Rejection.NOT_AN_IMAGE, "the file is empty; copy it again")
     if size > MAX_FILE_BYTES:
-        raise ScanRefused(path, Refusal.TOO_LARGE, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
+        raise ScanRejected(path, Rejection.TOO_LARGE, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
 
 
 def check_slice_size(path: Path, height: int, width: int) -> None:
-    """Raise `ScanRefused` for an image of more pixels than are read."""
+    """Raise `ScanRejected` for an image of more than `MAX_SLICE_PIXELS`."""
     if height * width > MAX_SLICE_PIXELS:
         detail = f"{height} x {width} pixels, at most {MAX_SLICE_PIXELS} are read: write it at a lower resolution"
-        raise ScanRefused(path, Refusal.TOO_LARGE, detail)
+        raise ScanRejected(path, Rejection.TOO_LARGE, detail)
 
 
 def check_spacing(path: Path, spacing_mm: Iterable[float]) -> None:
-    """Raise `ScanRefused` for distances between pixels that no scanner has."""
+    """Raise `ScanRejected` for implausible distances between pixels."""
     for distance in spacing_mm:
         if not MIN_SPACING_MM <= distance <= MAX_SPACING_MM:
-            detail = f"its pixels are {distance:g} mm apart: the file's unit is another; write it in millimetres"
-            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, detail)
+            detail = f"its pixels are {distance:g} mm apart: write it in millimetres"
+            raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
 
 
 def slice_number(path: Path, slices: int, fraction: float, index: int | None) -> int:
-    """`index`, or the slice at `fraction` of `slices`; raises `ScanRefused` for an index that does not exist."""
+    """`index`, or the slice at `fraction` of `slices`; raises `ScanRejected` for an index that does not exist."""
     chosen = math.floor(fraction * (slices - 1) + 0.5) if index is None else index
     if not 0 <= chosen < slices:
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, f"slice {chosen} of {slices}: use 0 to {slices - 1}")
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, f"slice {chosen} of {slices}: use 0 to {slices - 1}")
     return chosen

@@ -16,12 +16,12 @@ from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, affine_mm, read_nifti
 from ld_common.imaging.rejection import (
     MAX_SLICE_PIXELS,
-    Refusal,
-    ScanRefused,
+    Rejection,
+    ScanRejected,
     check_file,
     check_slice_size,
     check_spacing,
-    refusing,
+    rejecting,
     slice_number,
 )
 
@@ -30,16 +30,18 @@ def read_scan(path: Path, modality: Modality, slice_index: int | None = None, re
     """The slice that `modality.image` takes, or the one at `slice_index`, of a file or a folder of one series.
 
     Axial slices are turned so that rows run to the patient's back and columns to the left, radiographs so that rows run
-    to the feet and columns to the left, whatever the file's own orientation. A PNG has one slice and no spacing.
+    to the feet and columns to the left. A PNG has one slice and no spacing.
 
     Args:
-        slice_index: counts from 0, the lowest slice, upwards along the normal.
-        released: a person has looked at the pixels and found no burned-in text.
+        path: DICOM file, folder of one DICOM series, NIfTI volume or grey PNG.
+        modality: its `image` options choose the slice.
+        slice_index: from 0, the lowest slice, upwards along the normal.
+        released: a person has checked the pixels for burned-in text.
 
     Raises:
-        ScanRefused: whatever keeps the file from being used; a `ScanError` that also holds the kind of reason.
+        ScanRejected: the file cannot be used; a `ScanError` with the reason's kind.
     """
-    with refusing(path):
+    with rejecting(path):
         folder = path.is_dir()
     if folder:
         headers = series_headers(path, modality, released)
@@ -53,21 +55,21 @@ def read_scan(path: Path, modality: Modality, slice_index: int | None = None, re
 
 
 def series_headers(folder: Path, modality: Modality, released: bool) -> list[DicomHeader]:
-    """The headers of a folder's one series, by file name; other files are passed over. Raises `ScanRefused`."""
+    """Headers of the one series in a folder, by file name; skips other files. Raises `ScanRejected`."""
     headers = []
-    with refusing(folder):
+    with rejecting(folder):
         files = sorted(path for path in folder.iterdir() if path.is_file())
     for file in files:
         try:
             headers.append(read_header(file, modality.dicom_modalities, released))
-        except ScanRefused as error:
-            if error.refusal != Refusal.NOT_AN_IMAGE:
+        except ScanRejected as error:
+            if error.rejection != Rejection.NOT_AN_IMAGE:
                 raise
     series = {header.series_uid for header in headers}
     if not headers:
-        raise ScanRefused(folder, Refusal.NOT_AN_IMAGE, "the folder holds no DICOM image; give a file or a series")
+        raise ScanRejected(folder, Rejection.NOT_AN_IMAGE, "the folder holds no DICOM image; give a file or a series")
     if len(series) > 1:
-        raise ScanRefused(folder, Refusal.UNSUPPORTED, f"the folder holds {len(series)} series: give one, or a file")
+        raise ScanRejected(folder, Rejection.UNSUPPORTED, f"the folder holds {len(series)} series: give one, or a file")
     return headers
 
 
@@ -78,18 +80,18 @@ def _dicom_scan(path: Path, modality: Modality, released: bool) -> Scan:
     if modality.image.plane == "none":
         views = modality.image.view_positions
         if views and header.view_position and header.view_position not in views:
-            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, f"its View Position is not {' or '.join(views)}")
+            raise ScanRejected(path, Rejection.WRONG_GEOMETRY, f"its View Position is not {' or '.join(views)}")
         if header.affine is not None:
             return Scan(pixels, header.spacing_mm, attributes, header.affine)
         return _upright_scan(pixels, header, attributes)
     if header.affine is None:
         detail = "no usable PixelSpacing, ImageOrientationPatient and ImagePositionPatient: its plane is not known"
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, detail)
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
     return _axial_scan(path, Nifti1Image(pixels.T[..., None], header.affine), attributes)
 
 
 def _upright_scan(pixels: np.ndarray, header: DicomHeader, attributes: Attributes) -> Scan:
-    """A projection turned so that columns run to the left and rows to the feet, as far as the file says how it lies."""
+    """A projection with columns to the left and rows to the feet, as far as the file gives its orientation."""
     spacing, orientation = header.spacing_mm, header.orientation
     if orientation is not None and orientation[0] in "HF":
         pixels, orientation = pixels.T, orientation[::-1]
@@ -102,27 +104,27 @@ def _upright_scan(pixels: np.ndarray, header: DicomHeader, attributes: Attribute
 
 
 def known_attributes(header: DicomHeader, modality: Modality) -> Attributes:
-    """What a header says of the modality's attributes, as far as the modality has the value."""
-    found: Attributes = {}
-    said = {"age": "" if header.age_years is None else str(header.age_years), "sex": header.sex}
-    for name, text in said.items():
+    """The modality's attributes that a header gives with a value known to the modality."""
+    attributes: Attributes = {}
+    texts = {"age": "" if header.age_years is None else str(header.age_years), "sex": header.sex}
+    for name, text in texts.items():
         try:
-            found[name] = modality.parse(name, text)
+            attributes[name] = modality.parse(name, text)
         except RequestError:
-            continue  # not on the modality's allow-list, or a value it has no word for
-    return found
+            continue  # not an attribute or a value of this modality
+    return attributes
 
 
 def _nifti_scan(path: Path, modality: Modality, slice_index: int | None) -> Scan:
     volume = read_nifti(path)
-    with refusing(path):
+    with rejecting(path):
         placed = Nifti1Image(volume.dataobj, affine_mm(volume))
         placed = placed.slicer[(..., *[0] * (placed.ndim - 3))] if placed.ndim > 3 else placed
         axes = nibabel.io_orientation(placed.affine)
         across = int(np.flatnonzero(axes[:, 0] == 2)[0])
         slices = placed.shape[across]
         if modality.image.plane == "none" and slices > 1:
-            raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "a volume, where a two-dimensional image is expected")
+            raise ScanRejected(path, Rejection.WRONG_GEOMETRY, "a volume; a two-dimensional image is expected")
         check_slice_size(path, *(length for axis, length in enumerate(placed.shape) if axis != across))
         chosen = slice_number(path, slices, modality.image.slice_position, slice_index)
         chosen = chosen if axes[across, 1] > 0 else slices - 1 - chosen
@@ -132,14 +134,14 @@ def _nifti_scan(path: Path, modality: Modality, slice_index: int | None) -> Scan
 
 
 def _axial_scan(path: Path, image: Nifti1Image, attributes: Attributes) -> Scan:
-    """A volume one slice thick -> its scan, rows to the back and columns to the left."""
+    """The scan of a one-slice volume, rows to the back and columns to the left."""
     canonical = nibabel.as_closest_canonical(image)
     if canonical.shape[2] != 1:
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "its slices are not axial")
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, "its slices are not axial")
     values = np.asarray(canonical.dataobj, np.float32)[::-1, ::-1, 0].T
     finite = np.isfinite(values)
     if not finite.any():
-        raise ScanRefused(path, Refusal.UNREADABLE, "its slice holds no numbers")
+        raise ScanRejected(path, Rejection.UNREADABLE, "its slice holds no finite number")
     pixels = np.where(finite, values, values[finite].min())
     height, width = pixels.shape
     turn = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -150,12 +152,12 @@ def _axial_scan(path: Path, image: Nifti1Image, attributes: Attributes) -> Scan:
 
 def _png_scan(path: Path, modality: Modality) -> Scan:
     check_file(path)
-    with refusing(path, SyntaxError), _png(path) as image:
+    with rejecting(path, SyntaxError), _png(path) as image:
         check_slice_size(path, image.height, image.width)
         if image.mode not in ("L", "I", "I;16"):
-            raise ScanRefused(path, Refusal.UNSUPPORTED, f"PNG of mode {image.mode}: 8 or 16 bit grey is expected")
+            raise ScanRejected(path, Rejection.UNSUPPORTED, f"PNG of mode {image.mode}: 8 or 16 bit grey is expected")
         if image.info.get("SyntheticData") == "YES":
-            raise ScanRefused(path, Refusal.SYNTHETIC, "its text says SyntheticData=YES: only real scans are read")
+            raise ScanRejected(path, Rejection.SYNTHETIC, "its text says SyntheticData=YES: only real scans are read")
         orientation = None if modality.image.plane == "none" else ("L", "P")
         return Scan(np.asarray(image, np.float32), None, {}, None, orientation)
 
@@ -165,4 +167,4 @@ def _png(path: Path) -> Image.Image:
         return Image.open(path, formats=["PNG"])
     except Image.DecompressionBombError as error:
         detail = f"more pixels than the {MAX_SLICE_PIXELS} that are read"
-        raise ScanRefused(path, Refusal.TOO_LARGE, detail) from error
+        raise ScanRejected(path, Rejection.TOO_LARGE, detail) from error

@@ -1,6 +1,6 @@
-"""Synthetic DICOM: a secondary capture that says in every place that has one that no scanner made it.
+"""Writes synthetic images as DICOM secondary captures that every relevant element declares synthetic.
 
-It holds no identity, no date and no reference of the scan it came from.
+They hold no identity, no date and no reference to the scan they came from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ld_common.core.errors import ScanError
 
 MANUFACTURER = "Latent Drift Federation"
 LEVELS = 65000
-"""Stored steps between the lowest and the highest value."""
+"""Stored levels between the lowest and the highest value."""
 TIMES_OF_WRITING = (
     *("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime"),
     *("DateOfSecondaryCapture", "TimeOfSecondaryCapture"),
@@ -31,18 +31,30 @@ TIMES_OF_WRITING = (
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where one slice of a series lies."""
+    """Position of one slice in a series."""
 
     number: int
-    """Its Instance Number, from 1."""
+    """Instance Number, from 1."""
     affine: np.ndarray
     """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up."""
     distance_mm: float
     """To the next slice."""
     values: tuple[float, float]
-    """Lowest and highest value of the whole series: all slices are stored, and shown, on one scale."""
+    """Lowest and highest value of the whole series, so that all slices share one scale."""
     origin: str
-    """Where its pixels come from, for the derivation's description."""
+    """Origin of its pixels, for the derivation description."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What drew an image. Equal provenance and pixels give equal bytes; files that share it share a study."""
+
+    model_name: str
+    model_digest: str
+    """SHA-256 of the release's adapter."""
+    seed: int
+    request: str
+    """Identifies the request; its hash goes into the UIDs, so it must hold no patient identifier."""
 
 
 def write_synthetic_dicom(
@@ -50,48 +62,46 @@ def write_synthetic_dicom(
     pixels: np.ndarray,
     spacing_mm: tuple[float, float] | None,
     description: str,
-    model_digest: str,
+    provenance: Provenance,
     *,
-    model_name: str,
-    seed: int,
-    request: str,
     orientation: tuple[str, str] | None = ("L", "P"),
     marked: bool = False,
     place: Place | None = None,
 ) -> None:
-    """Write real values `(H,W)` as a 16-bit secondary capture; they come back to within half a stored step.
+    """Write real values `(H,W)` as a 16-bit secondary capture, exact to half a stored level.
 
-    Same arguments, same bytes. Files of one `request`, `seed` and model share a study and a made-up patient.
+    The same arguments give the same bytes. Files of one `request`, `seed` and model share a study and an invented
+    patient.
 
     Args:
         spacing_mm: distance between rows and between columns, or None.
-        description: what the image is, for example "counterfactual: age=84"; the series description takes 64
-            characters of it.
-        model_digest, model_name: SHA-256 and name of the generating model.
-        seed: the seed of the sampling.
-        orientation: where rows and columns run to, as in `Scan`; None where not known.
-        request: names what was asked for; its hash goes into the UIDs, so no patient identifier may be in it.
-        marked: words are burned into the pixels.
-        place: where it lies as a slice of a series. All of one request share a frame of reference, and all of one
+        description: of the image, for example "counterfactual: age=84"; the series description takes its first 64
+            characters.
+        provenance: the generating model, seed and request.
+        orientation: directions of rows and columns, as in `Scan`; None if unknown.
+        marked: whether words are burned into the pixels.
+        place: position as a slice of a series. Slices of one request share a frame of reference, and those of one
             request and description a series.
 
     Raises:
-        ScanError: values that are no numbers, or a file that cannot be written.
+        ScanError: values that are not finite, or a file that cannot be written.
     """
     if not np.isfinite(pixels).all():
-        raise ScanError(f"cannot write '{path}': some pixels are no numbers")
-    study = hashlib.sha256("\n".join([request, str(seed), model_name, model_digest]).encode()).hexdigest()
+        raise ScanError(f"cannot write '{path}': some pixels are not finite")
+    drawn_by = [provenance.request, str(provenance.seed), provenance.model_name, provenance.model_digest]
+    study = hashlib.sha256("\n".join(drawn_by).encode()).hexdigest()
     low, high = (float(pixels.min()), float(pixels.max())) if place is None else place.values
     number = 1 if place is None else place.number
     what = f"{pixels.shape}{spacing_mm}" + ("" if place is None else f" slice {number}")
     content = hashlib.sha256(pixels.astype("<f4").tobytes() + what.encode()).hexdigest()
     stored, slope, intercept = _quantise(pixels.astype(np.float64), low, high)
-    image = _secondary_capture(stored, spacing_mm, study, content, description, model_name, number)
-    # type 2C: written empty where it is not known, which highdicom does not offer
+    image = _secondary_capture(stored, spacing_mm, study, content, description, provenance.model_name, number)
+    # type 2C: empty if unknown, which highdicom does not offer
     image.PatientOrientation = list(orientation or ())
-    image.ContributingEquipmentSequence.insert(0, _equipment(model_name, model_digest))
+    image.ContributingEquipmentSequence.insert(0, _equipment(provenance.model_name, provenance.model_digest))
     made = description if place is None else f"{description}; {place.origin}"
-    _declare_synthetic(image, f"{made}; synthesised by {model_name}, SHA-256 {model_digest}, seed {seed}")
+    origin = f"synthesised by {provenance.model_name}, SHA-256 {provenance.model_digest}, seed {provenance.seed}"
+    _declare_synthetic(image, f"{made}; {origin}")
     image.BurnedInAnnotation = "YES" if marked else "NO"
     _set_values(image, low, high, slope, intercept)
     if place is not None:
@@ -136,9 +146,9 @@ def _secondary_capture(
 
 
 def _quantise(pixels: np.ndarray, low: float, high: float) -> tuple[np.ndarray, str, str]:
-    """Stored uint16 values and the slope and intercept, as DICOM will write them, that bring the real ones back."""
+    """Stored uint16 values, and the slope and intercept as DICOM writes them."""
     slope = format_number_as_ds((high - low) / LEVELS if high > low else 1.0)
-    # room at both ends: neither number survives its 16 characters exactly
+    # room at both ends: 16 characters hold neither number exactly
     intercept = format_number_as_ds(low - 100 * float(slope))
     stored = np.round((pixels - float(intercept)) / float(slope))
     return np.clip(stored, 0, 65535).astype(np.uint16), slope, intercept
@@ -149,8 +159,8 @@ def _declare_synthetic(image: SCImage, derivation: str) -> None:
     image.SyntheticData = "YES"
     image.ContentQualification = "RESEARCH"
     image.DerivationDescription = derivation[:1024]
-    image.Laterality = ""  # type 2C: the standard wants it written, though a picture of both sides has none
-    # highdicom writes the time of writing, and the same request must give the same bytes
+    image.Laterality = ""  # type 2C: required, though a picture of both sides has none
+    # highdicom writes the current time, but the same request must give the same bytes
     for name in TIMES_OF_WRITING:
         if name in image:
             del image[name]
@@ -165,7 +175,7 @@ def _set_values(image: SCImage, low: float, high: float, slope: str, intercept: 
 
 
 def _set_place(image: SCImage, place: Place, frame_of_reference: UID) -> None:
-    """Elements of the image plane and the frame of reference, which a secondary capture may have beside its own."""
+    """Set the image plane and frame of reference, which a secondary capture may have."""
     directions = place.affine[:3, :2] / np.linalg.norm(place.affine[:3, :2], axis=0)
     away = np.array([-1.0, -1.0, 1.0])  # DICOM counts to the left and to the back
     image.FrameOfReferenceUID, image.PositionReferenceIndicator = frame_of_reference, ""

@@ -1,4 +1,4 @@
-"""All slices of a scan: a NIfTI volume or a folder of one DICOM series, read whole and written in its own geometry."""
+"""Whole volumes: a NIfTI file or a folder of one DICOM series."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ld_common.imaging.dicom import DicomHeader, read_dicom
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, affine_mm, read_nifti
-from ld_common.imaging.rejection import MAX_PIXELS, Refusal, ScanRefused, check_slice_size, check_spacing, refusing
+from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, check_slice_size, check_spacing, rejecting
 from ld_common.imaging.scan_reader import known_attributes, series_headers
 
 UNEVEN = 0.02
-"""Share of the distance between two slices by which one of them may lie elsewhere."""
+"""Tolerance of a slice's position, as a share of the distance between slices."""
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A scan's slices in the order of its file; of a DICOM series, in that of their positions."""
+    """A scan's slices in the file's order, or by position for a DICOM series."""
 
     voxels: np.ndarray
-    """float32 `(I,J,K)` in the file's real values; those that are no numbers became the lowest. Of a DICOM series,
-    (column, row, slice)."""
+    """float32 `(I,J,K)` in the file's real values; values that are not finite became the lowest. (column, row, slice)
+    for a DICOM series."""
     affine: np.ndarray
     """`(4,4)`: voxel -> millimetres to the right, to the front, up."""
     attributes_in_file: Attributes
     source: Nifti1Image | None
-    """The NIfTI file that it was read from; None for a DICOM series."""
+    """The NIfTI file it was read from; None for a DICOM series."""
 
     @property
     def upright(self) -> np.ndarray:
@@ -43,7 +43,7 @@ class Volume:
 
     @property
     def axial(self) -> bool:
-        """Whether the file's own slices are axial ones; an MPRAGE is often taken in sagittal ones."""
+        """Whether the file's own slices are axial; an MPRAGE often has sagittal ones."""
         return int(io_orientation(self.affine)[2, 0]) == 2
 
     def scan(self, index: int) -> Scan:
@@ -56,7 +56,7 @@ class Volume:
         return Scan(pixels, (row_mm, column_mm), self.attributes_in_file, affine, ("L", "P"))
 
     def copied(self) -> Volume:
-        """The same with voxels of its own, to be written to."""
+        """A copy whose voxels may be written to."""
         return replace(self, voxels=self.voxels.copy())
 
     @property
@@ -68,18 +68,20 @@ def read_volume(path: Path, modality: Modality, released: bool = False) -> Volum
     """Read a NIfTI file or the folder of a DICOM series; `released` as in `read_scan`.
 
     Raises:
-        ScanRefused: whatever keeps it from being used, slices that are missing, tilted or at one place among it.
+        ScanRejected: it cannot be used, for example because slices are missing, tilted or share a position.
     """
     if modality.image.plane == "none":
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "the release knows two-dimensional images: it draws no volume")
-    with refusing(path):
+        raise ScanRejected(
+            path, Rejection.WRONG_GEOMETRY, "the release draws no volume: it was trained on two-dimensional images"
+        )
+    with rejecting(path):
         folder = path.is_dir()
     if folder:
         return _series(path, modality, released)
     if not path.name.lower().endswith(NIFTI):
-        raise ScanRefused(path, Refusal.WRONG_GEOMETRY, "not a volume: give a NIfTI file or a folder of one series")
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, "not a volume: give a NIfTI file or a folder of one series")
     source = read_nifti(path)
-    with refusing(path):
+    with rejecting(path):
         values = np.asarray(source.dataobj, np.float32)
         return _checked(path, Volume(values.reshape(source.shape[:3]), affine_mm(source), {}, source))
 
@@ -91,44 +93,46 @@ def _series(folder: Path, modality: Modality, released: bool) -> Volume:
     for header in headers:
         pixels = read_dicom(header.path, modality.dicom_modalities, released)[1]
         if slices and pixels.shape != slices[0].shape:
-            raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "its slices are of several sizes: they are no volume")
+            raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices have several sizes")
         if pixels.size * len(headers) > MAX_PIXELS:
-            raise ScanRefused(folder, Refusal.TOO_LARGE, f"more than the {MAX_PIXELS} voxels that are read")
+            raise ScanRejected(folder, Rejection.TOO_LARGE, f"more than the {MAX_PIXELS} voxels that are read")
         slices.append(pixels)
     voxels = np.stack(slices).transpose(2, 1, 0)
     return _checked(folder, Volume(voxels, affine, known_attributes(headers[0], modality), None))
 
 
 def _ordered(folder: Path, headers: Sequence[DicomHeader]) -> list[DicomHeader]:
-    """Slices by their position, each of them once; a file that was copied counts as one."""
-    own = {header.sop_uid: header for header in headers}
-    if any(header.position_mm is None for header in own.values()):
+    """Slices by position; copies of a file count once."""
+    unique = {header.sop_uid: header for header in headers}
+    if any(header.position_mm is None for header in unique.values()):
         detail = "a slice has no usable position, orientation or spacing: the series cannot be sorted"
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
-    ordered = sorted(own.values(), key=lambda header: header.position_mm or 0.0)
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, detail)
+    ordered = sorted(unique.values(), key=lambda header: header.position_mm or 0.0)
     if len(ordered) < 2:
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "one slice is no volume: leave --volume out")
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "one slice is not a volume: use ld-generate edit")
     return ordered
 
 
 def _affine(folder: Path, headers: Sequence[DicomHeader]) -> np.ndarray:
-    """Of slices that lie one above the other at even distances."""
+    """Affine of slices stacked at even distances."""
     placed = [header.affine for header in headers if header.affine is not None]
     first, origins = placed[0], np.array([affine[:3, 3] for affine in placed])
     step = (origins[-1] - origins[0]) / (len(placed) - 1)
     distance = float(np.linalg.norm(step))
     if distance < 1e-3 or any(np.linalg.norm(gap) < 0.1 * distance for gap in np.diff(origins, axis=0)):
-        detail = "several images at one position, such as echoes or times: keep one of each"
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
+        detail = "several images at one position, such as echoes or time points: keep one of each"
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, detail)
     if not all(np.allclose(affine[:3, :3], first[:3, :3], atol=1e-3) for affine in placed):
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "its slices have several orientations or spacings")
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices have several orientations or spacings")
     even = origins[0] + np.arange(len(placed))[:, None] * step
     if np.linalg.norm(origins - even, axis=1).max() > UNEVEN * distance:
         gaps = np.linalg.norm(np.diff(origins, axis=0), axis=1)
-        detail = f"its slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart: one is missing, or it is no volume"
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, detail)
+        detail = (
+            f"its slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart: one is missing, or this is not one volume"
+        )
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, detail)
     if abs(first[:3, 2] @ step) < (1 - UNEVEN**2) * distance:
-        raise ScanRefused(folder, Refusal.WRONG_GEOMETRY, "its slices are shifted sideways (tilted): resample them")
+        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices are shifted sideways (tilted): resample them")
     affine = first.copy()
     affine[:3, 2] = step
     return affine
@@ -139,16 +143,17 @@ def _checked(path: Path, volume: Volume) -> Volume:
     check_spacing(path, nibabel.affines.voxel_sizes(volume.affine))
     finite = np.isfinite(volume.voxels)
     if not finite.any():
-        raise ScanRefused(path, Refusal.UNREADABLE, "it holds no numbers")
+        raise ScanRejected(path, Rejection.UNREADABLE, "it holds no finite number")
     if finite.all():
         return volume
     return replace(volume, voxels=np.where(finite, volume.voxels, volume.voxels[finite].min()))
 
 
-def check_same_grid(path: Path, one: Volume, other: Volume) -> None:
-    """Raise `ScanError` unless the volume `one` of `path` has the voxels of `other`."""
-    if one.voxels.shape != other.voxels.shape or not np.allclose(one.affine, other.affine, atol=1e-2):
+def check_same_grid(path: Path, volume: Volume, reference: Volume) -> None:
+    """Raise `ScanError` unless the volume read from `path` has the grid of `reference`."""
+    same_shape = volume.voxels.shape == reference.voxels.shape
+    if not same_shape or not np.allclose(volume.affine, reference.affine, atol=1e-2):
         raise ScanError(
-            f"the volume '{path}' has another grid, {' x '.join(map(str, one.voxels.shape))} voxels: resample it to "
-            f"the scan's {' x '.join(map(str, other.voxels.shape))}"
+            f"the volume '{path}' has another grid, {' x '.join(map(str, volume.voxels.shape))} voxels: resample it to "
+            f"the scan's {' x '.join(map(str, reference.voxels.shape))}"
         )

@@ -17,25 +17,25 @@ CENTRAL_WIDTH, CENTRAL_HEIGHT = 0.30, 0.34
 CORE = 0.35
 """Share of that ellipse's axes: fluid that does not reach into this core is a sulcus, not a ventricle."""
 FLUID_LEVEL = 0.4
-"""Where, from fluid (0) to white matter (1), the edge of a ventricle is drawn."""
+"""Level of a ventricle's edge, from fluid (0) to white matter (1)."""
 FLUID_PIXELS = 6
-"""The darkest pixels of that ellipse, whose mean is the fluid's level."""
+"""Number of darkest pixels in that ellipse whose mean is the fluid level."""
 SUBDIVISION = 4
 
 MIDDLE, LUNG_COLUMNS, LUNG_PERCENTILE = 0.05, (0.10, 0.37), 25
-"""Distances from the middle of a radiograph, as shares of its side, within which lie the heart at its brightest and,
-at some place, lung; and the percentile of the latter that is the lung's brightness."""
+"""Columns, as distances from the middle of a radiograph in shares of its side, of the brightest heart and of lung; and
+the percentile of the latter that gives the lung's brightness."""
 ROW_SMOOTHING_MM = (4.5, 11.0)
-"""Deviations of the smoothing along columns, against the ribs: for the borders, and for the levels."""
+"""Standard deviations of the smoothing along columns against the ribs, for borders and for levels."""
 BORDER_REACH_MM, STEEPNESS_POWER = 22.0, 3
-"""How far from the half-way level a border is looked for; it is the mean place, weighted by steepness to this power."""
+"""Search range around the half-way level, and the power of the steepness that weights positions in it."""
 HEART_ROWS, WAIST_SEARCH_MM = (0.36, 0.80), 80.0
-"""Rows that the heart can lie in, as shares of the side, and how far down from the first of them the left border can
-leave the great vessels."""
+"""Rows of the heart, as shares of the side, and the range below the first in which the left border leaves the great
+vessels."""
 BELOW_WAIST_MM = (17.0, 79.0)
-"""Rows below that place whose borders, by their median, give the heart's width."""
+"""Rows below that point whose median borders give the heart's width."""
 HEART_AREA_OF_WIDTH = 0.85
-"""Area of a silhouette as a share of its width's square: somewhat above that of a circle, pi/4."""
+"""Area of a silhouette over the square of its width; a circle has pi/4."""
 
 Array = NDArray[np.float64]
 
@@ -43,9 +43,9 @@ Array = NDArray[np.float64]
 def ventricle_areas_mm2(images: Tensor, pixel_mm: float) -> Tensor:
     """Area of the lateral ventricles in axial T1 slices of the bare brain, in mm2 by image `(N,)`.
 
-    Pixels are split into quarters by bicubic interpolation; what is darker than half way between white matter and
-    fluid, inside an ellipse about the head's centre, is ventricle. Both levels are read from the image itself, so
-    the scanner's contrast and scale do not matter.
+    Pixels are subdivided by bicubic interpolation. Inside an ellipse at the head's centre, everything darker than
+    `FLUID_LEVEL` between fluid and white matter is ventricle. Both levels are estimated from the image, so the
+    scanner's contrast and scale do not matter.
     """
     return torch.tensor([_area(image[0]) * pixel_mm**2 for image in images])
 
@@ -74,8 +74,8 @@ def _area(image: Tensor) -> float:
 
 
 def _head(values: Tensor) -> Tensor:
-    """The brain's mask `(S,S)`: the largest bright region with its holes filled."""
-    from monai.transforms import FillHoles, KeepLargestConnectedComponent  # seconds, which few commands need
+    """Mask of the brain `(S,S)`: the largest bright region, holes filled."""
+    from monai.transforms import FillHoles, KeepLargestConnectedComponent  # slow to import, and few commands need it
 
     bright = values > HEAD_LEVEL * float(np.percentile(values.numpy(), 99))
     filled = FillHoles()(KeepLargestConnectedComponent()(bright[None].float()))
@@ -85,10 +85,10 @@ def _head(values: Tensor) -> Tensor:
 def heart_areas_mm2(images: Tensor, pixel_mm: float) -> Tensor:
     """Area of the heart's silhouette in frontal chest radiographs, in mm2 by image `(N,)`.
 
-    Only the borders with the lungs can be seen, so the area is that of a heart of usual proportions whose width is
-    the seen one: from the right to the left border, over the rows below where the left border leaves the great
-    vessels. Each row's borders are where brightness falls most steeply between its own middle and its own lungs, so
-    contrast, scale and a uniform haze over a lung do not matter.
+    Only the borders with the lungs are visible, so the area is that of a heart of usual proportions with the visible
+    width: from the right to the left border, over the rows below the point where the left border leaves the great
+    vessels. In each row a border is where brightness falls most steeply between middle and lung, so contrast, scale and
+    a uniform haze over a lung do not matter.
     """
     return torch.tensor([_heart_area(((image[0] + 1) / 2).double().numpy(), pixel_mm) for image in images])
 
@@ -107,9 +107,9 @@ def _heart_area(values: Array, pixel_mm: float) -> float:
 
 
 def _heart_borders(values: Array, pixel_mm: float) -> Array:
-    """Distance in pixels from the picture's middle to the heart's right and left border, by row `(S,2)`.
+    """Distance in pixels from the middle to the heart's right and left border, by row `(S,2)`.
 
-    Half the picture where a row has no border.
+    Half the picture's width where a row has no border.
     """
     half = len(values) // 2
     fine, coarse = (ndimage.gaussian_filter1d(values, sd / pixel_mm, axis=0) for sd in ROW_SMOOTHING_MM)

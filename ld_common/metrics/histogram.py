@@ -1,7 +1,7 @@
-"""What is measured or evened out on sets of pictures `(N,1,S,S)` in [-1,1] before they are called alike.
+"""Histogram matching, sharpness and background level of sets of pictures `(N,1,S,S)` in [-1,1].
 
-Grey levels first: a distance between sets may be nothing but brightness. `match_grey_levels` mends a set's brightness
-as a whole; `histogram_match`, applied to both sets, makes a comparison blind to it.
+A distance between sets may be nothing but brightness. `match_grey_levels` corrects a set's brightness as a whole;
+`histogram_match`, applied to both sets, makes a comparison blind to it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ BATCH = 512
 
 
 def histogram_match(pictures: Tensor, references: Tensor) -> Tensor:
-    """Every picture `(N,1,S,S)` with its grey levels mapped monotonically onto those of all `references` together.
+    """Map each picture's grey levels monotonically onto those of all `references` pooled; returns `(N,1,S,S)`.
 
-    A pixel at a share q of its own picture's pixels gets the references' q-quantile; equal pixels share their mean
-    rank and stay equal. Match both sets that are compared, the references as well: one reference has not the grey
-    levels of all, so matching the generated ones alone would drive the sets apart. With both matched, a distance is
-    blind to any monotone change of grey levels, and noise in a dark background stays as faint as the references'.
+    A pixel at quantile q of its picture gets the references' q-quantile; equal pixels share their mean rank and stay
+    equal. Match both sets of a comparison: a single reference does not have the pooled grey levels, so matching only
+    the generated set would drive the sets apart. With both matched, a distance ignores any monotone change of grey
+    levels.
     """
     pixels = pictures[0].numel()
     pooled = references.to(pictures.device).flatten().sort().values
-    # mean ranks are whole or half numbers: all quantiles that can be asked for make a table of 2 * pixels - 1
+    # mean ranks are multiples of one half, so a table of 2 * pixels - 1 holds every possible quantile
     shares = (torch.arange(2 * pixels - 1, device=pooled.device, dtype=torch.float64) / 2 + 0.5) / pixels
     position = (shares * len(pooled) - 0.5).clamp(0, len(pooled) - 1)
     below = position.floor().long()
@@ -37,19 +37,19 @@ def histogram_match(pictures: Tensor, references: Tensor) -> Tensor:
 
 
 def match_grey_levels(pictures: Tensor, references: Tensor) -> Tensor:
-    """`pictures` `(N,1,S,S)` under the one monotone map that gives all of them together the references' histogram.
+    """Apply one monotone map to all pictures `(N,1,S,S)` that gives them the references' pooled histogram.
 
-    What a practitioner does to samples that are too grey: each picture keeps how it differs from the others.
+    This is the usual correction of samples that are too grey: differences between pictures stay.
     """
-    own = pictures.flatten().sort().values
-    wanted = references.to(pictures).flatten().sort().values
+    source = pictures.flatten().sort().values
+    target = references.to(pictures).flatten().sort().values
     # equal pixels share their mean rank
     values = pictures.contiguous()
-    rank = (torch.searchsorted(own, values) + torch.searchsorted(own, values, right=True)).double() / 2
-    position = (rank / len(own) * len(wanted) - 0.5).clamp(0, len(wanted) - 1)
+    rank = (torch.searchsorted(source, values) + torch.searchsorted(source, values, right=True)).double() / 2
+    position = (rank / len(source) * len(target) - 0.5).clamp(0, len(target) - 1)
     below = position.floor().long()
-    above = (below + 1).clamp_max(len(wanted) - 1)
-    return torch.lerp(wanted[below].double(), wanted[above].double(), position - below).to(pictures.dtype)
+    above = (below + 1).clamp_max(len(target) - 1)
+    return torch.lerp(target[below].double(), target[above].double(), position - below).to(pictures.dtype)
 
 
 def _doubled_ranks(values: Tensor) -> Tensor:
@@ -64,8 +64,7 @@ def _doubled_ranks(values: Tensor) -> Tensor:
 def sharpness(pictures: Tensor) -> Tensor:
     """Mean squared gradient over the variance of grey levels by picture `(N,)`, in 1/px^2.
 
-    About 0.01 for a blur, 4 for white noise, 0 for a constant picture; scaling or shifting grey levels changes
-    nothing.
+    About 0.01 for a blur, 4 for white noise, 0 for a constant picture; invariant to scaling and shifting grey levels.
     """
     values = pictures.double()
     down = values.diff(dim=2).square().mean((1, 2, 3))
@@ -77,8 +76,8 @@ def sharpness(pictures: Tensor) -> Tensor:
 def background_mask(references: Tensor, share: float = 0.25) -> Tensor:
     """The pixels, bool `(S,S)`, where `references` `(N,1,S,S)` vary least between pictures: at least `share` of all.
 
-    The border of a brain slice, the least variable parts of a radiograph, which has no border. Pixels that vary
-    equally little are all in, so the whole of a border that is exactly black counts.
+    This is the border of a brain slice, and the least variable part of a radiograph. Ties are all included, so an
+    exactly black border counts whole.
     """
     deviation = references.double().std(0)[0]
     limit = deviation.flatten().kthvalue(max(1, round(share * deviation.numel()))).values
@@ -86,9 +85,9 @@ def background_mask(references: Tensor, share: float = 0.25) -> Tensor:
 
 
 def background_error(pictures: Tensor, references: Tensor, mask: Tensor) -> Tensor:
-    """Mean grey level of every picture `(N,)` on `mask` `(S,S)` less that of the references, in [-2,2].
+    """Mean grey level of each picture `(N,)` on `mask` `(S,S)` minus that of the references, in [-2,2].
 
-    Its mean is the shift of the set: above 0 the generated background is too bright.
+    A mean above 0 means that the generated background is too bright.
     """
     return pictures[:, 0, mask].mean(1) - references[:, 0, mask].mean()
 

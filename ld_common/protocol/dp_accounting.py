@@ -29,7 +29,7 @@ SMALLEST = 1e-9
 
 @dataclass
 class DpConfig:
-    """DP-SGD over patients (arXiv 1607.00133) at every site. Options are public constants, never taken from data."""
+    """DP-SGD by patient (arXiv 1607.00133) at every site. All constants are public; none is counted from data."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "delta": "target_delta",
@@ -39,25 +39,28 @@ class DpConfig:
     }
 
     enabled: bool = False
+    """Train with differential privacy."""
     target_epsilon: float = 8.0
     """ε of the whole study for one patient at one site."""
     target_delta: float = 1e-5
-    """δ; below 1 / patients."""
+    """δ of the whole study; must lie below 1 / patients."""
     patients: int = 1000
-    """A site's nominal number of patients. The sampling rate is expected_batch_size / patients, however many patients
-    a site has."""
+    """Nominal number of patients of a site: the sampling rate is expected_batch_size / patients whatever their actual
+    number."""
     expected_batch_size: int = 64
     """Expected number of patients in a step."""
     augmentation_multiplicity: int = 4
     """Number of (visit, timestep, noise) draws in one patient's gradient (arXiv 2210.09929)."""
     max_grad_norm: float = 0.01
-    """L2 norm to which a patient's gradient is clipped; noise is proportional to it. Use the median on public data."""
+    """L2 norm to which one patient's gradient is clipped. Noise is proportional to it: choose the median norm on public
+    data."""
     drift_noise_multiplier: float = 10.0
-    """Noise on a site's drift, as a multiple of its sensitivity to one patient."""
+    """Standard deviation of the noise on a site's drift, relative to the largest change that one patient can cause."""
     drift_clip_norm: float = 4.0
-    """L2 norm to which a patient's mean latent, minus the base's mean, is clipped in a site's drift."""
+    """L2 norm to which one patient's mean latent, minus the base's mean, is clipped in a site's drift."""
     ema: float = 0.0
-    """Decay of an exponential moving average over a round's weights, which is sent in their place; 0 for none."""
+    """Decay of the exponential average of a round's noised weights, which is sent in their place; 0 sends the last
+    weights."""
 
     def __post_init__(self) -> None:
         for name in ("max_grad_norm", "drift_noise_multiplier", "drift_clip_norm"):

@@ -23,7 +23,7 @@ NOT_DIGESTED = ("output", "base_model", "modality", "start", "edit")
 
 @dataclass
 class FederationConfig:
-    """Who takes part, and which rounds count."""
+    """Who takes part, when a round counts, and how the sites' adapters are combined."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "aggregate": "aggregation.name",
@@ -32,28 +32,31 @@ class FederationConfig:
     }
 
     rounds: int = 5
+    """Number of rounds."""
     sites: list[str] = field(default_factory=list)
-    """Names of the sites, which all take part in each round."""
+    """Names of the sites of each round."""
     min_train_nodes: int = 2
-    """Fewest valid results for a round to count."""
+    """Number of valid replies that a round needs to count."""
     wait_seconds: float = 60.0
-    """How long a round waits for absent sites before it starts without them."""
+    """Time that a round waits for absent sites before it starts without them."""
     round_timeout_seconds: float = 3600.0
+    """Time that a round waits for replies before it ends without the missing ones."""
     weighting: str = "num_examples"
     """Weight of a site in the average: `num_examples`, the number of visits that it reports, or `equal`."""
     aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "mean"})
     """Aggregator of the sites' adapters: its `name` (`mean`, `median`, `trimmed_mean`) and its options, the fields of
     its class in `ld_server.aggregation`."""
     clip_update_norm: float = 0.0
-    """L2 norm to which a site's update of the adapter is clipped; 0 for no clipping. Drifts are not clipped."""
+    """Largest L2 norm of a site's update; a larger one is scaled down before the average. 0 is off. Drifts are not
+    clipped."""
     max_update_norm: float = 100.0
-    """Largest L2 norm of a valid update; under secure aggregation, of a round's mean update."""
+    """A reply whose update has a larger L2 norm is refused; under secure aggregation, a round whose mean update has."""
     secure_aggregation: bool = False
     """The server learns only the sum over the round's sites: no site's update, drift, counts or losses."""
     secure_threshold: int = 0
-    """Fewest sites in a secure sum; 0 for two thirds of the sites in the round, at least 3."""
+    """Smallest number of sites in a secure sum; 0 means two thirds of the round's sites, at least 3."""
     secure_clip: float = 1.0
-    """Under secure aggregation, each value of an update is clipped to this, and rounded to 2**-23 of it."""
+    """Under secure aggregation, each number of an update is clipped to this and rounded to 2**-23 of it."""
 
     def __post_init__(self) -> None:
         require(self.rounds > 0, f"federation.rounds is {self.rounds}: it must be above 0")
@@ -94,16 +97,18 @@ class StudyConfig:
     RENAMED: ClassVar[dict[str, str]] = {"scheme": "adapter"}
 
     name: str = "study"
+    """Name in releases and kits."""
     seed: int = 0
+    """Seed of every random number that is not private."""
     base_model: str = ""
-    """Folder or hub id of the base at the server; each site sets its own, compared by hash."""
+    """Folder or hub id of the base model at the server. Each site names its own copy; hashes must agree."""
     modality: str = ""
-    """YAML file of the modality, relative to the study's file; each site sets its own, compared by hash."""
+    """YAML file of the modality, relative to the study's file. Each site names its own copy; hashes must agree."""
     output: str = "runs/study"
     """Folder for checkpoint, log of the rounds and release."""
     start: str = ""
-    """Release at the server that the study starts from, for example trained on public data; empty for none. It must
-    have the study's base and adapter; with `adapter.freeze_a`, A stays as in the release."""
+    """Release at the server whose adapter the study continues from, for example one trained on public data; empty for
+    none. Base and adapter shapes must be the study's. With `adapter.freeze_a`, A stays as the release has it."""
     adapter: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
     """Adapter to train: its `name` and its options, the fields of its class in `ld_common.adapters`."""
     packages: list[str] = field(default_factory=list)
@@ -113,8 +118,8 @@ class StudyConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     privacy: DpConfig = field(default_factory=DpConfig)
     edit: dict[str, Any] = field(default_factory=lambda: {"name": "ddim"})
-    """Recommended editor for the release, `ld-generate`'s default: its `name` and its options, the fields of its class
-    in `ld_common.editing`."""
+    """The editor that the release recommends: its `name` and its options, the fields of its class in
+    `ld_common.editing`. `ld-generate` uses it unless told otherwise."""
     federation: FederationConfig = field(default_factory=lambda: FederationConfig(sites=["a", "b"]))
 
     def __post_init__(self) -> None:

@@ -1,48 +1,84 @@
-"""A release: adapter, manifest and card in one folder, all that a counterfactual needs beside the base model."""
+"""A release: the folder with all that a counterfactual needs beside the base model.
+
+    manifest.json       study, modality, base model, privacy, rounds, and the hash of every other file
+    manifest.sig        signature over the manifest (`ld_common.release.signature`)
+    README.md           model card with YAML front matter
+    drift.safetensors   latent drift: `mean`, and `site.<name>` for each site
+    weights             in diffusers' format for the adapter: `Adapter.export_files`
+
+A LoRA's weights load by `pipe.load_lora_weights(folder)` and by `PeftModel.from_pretrained(pipe.unet, folder)`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
-from dataclasses import dataclass
-from importlib.metadata import version
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ld_common.adapters.base import inject
+from ld_common.adapters.base import DRIFT, inject
+from ld_common.adapters.lora import DIFFUSERS_WEIGHTS
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import check_state, read_tensors, write_tensors
 from ld_common.core.atomic_files import file_digest, write_bytes
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import AdapterError, ConfigError, ReleaseError
 from ld_common.core.state import State
-from ld_common.diffusion.base_model import BaseModel, base_digest, load_base
-from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, entering
+from ld_common.diffusion.base_model import BaseModel, load_base
+from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, by_channel, entering
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import editor_options, read_editor
 from ld_common.imaging.modality import Modality
-from ld_common.protocol.dp_accounting import epsilon_rdp
 from ld_common.protocol.site_name import check_site_name
 from ld_common.protocol.study_config import StudyConfig
+from ld_common.release.base_reference import base_reference, find_base, read_unet_config
 from ld_common.release.model_card import release_card
+from ld_common.release.privacy_statement import privacy_statement
 
-ADAPTER, MANIFEST, CARD = "adapter.safetensors", "manifest.json", "README.md"
-SEALED = "adapter.sealed"
-"""Stands in place of the adapter where a release is encrypted (`ld_common.release.encryption`)."""
-FORMAT = 1
+ADAPTER, MANIFEST, CARD = DIFFUSERS_WEIGHTS, "manifest.json", "README.md"
+"""`ADAPTER` holds the weights of a LoRA; the manifest's `weights` names the file of other adapters."""
+SIGNATURE, ENVELOPE = "manifest.sig", "sealed.json"
+SEALED_SUFFIX = ".sealed"
+"""Ending of encrypted files (`ld_common.release.encryption`)."""
+SEALED = ADAPTER + SEALED_SUFFIX
+FORMAT = 2
+FILE_NAME = re.compile(r"([A-Za-z0-9][\w-]{0,60}/)?[A-Za-z0-9][\w.-]{0,100}", re.ASCII)
+LOCAL_PATHS = ("output", "modality", "start")
+"""Options of a study that name files of the server; a release does not repeat them."""
 LIBRARIES = ("torch", "diffusers", "peft", "opacus", "flwr", "safetensors")
+
+
+@dataclass(frozen=True, eq=False)
+class ReleaseContent:
+    """What a study trained."""
+
+    base_digest: str
+    state: State
+    drift: Tensor | None = None
+    """The sites' mean drift."""
+    site_drifts: dict[str, Tensor] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    """Record of each round."""
+    imported: dict[str, Any] | None = None
+    """File name and hash of the LoRA that `import_lora` read; None for what a study trained."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release as it was read: checked against its own hashes."""
+    """A release as it was read, checked against its own hashes."""
 
+    folder: Path
     study: StudyConfig
     modality: Modality
     base_name: str
+    """Hub id of the base, or the name of its folder; `find_release_base` says where it is."""
     base_digest: str
     state: State
     drift: LatentDrift | ConditionalDrift | None
@@ -50,69 +86,81 @@ class Release:
     site_drifts: dict[str, LatentDrift | ConditionalDrift]
     manifest: dict[str, Any]
     signed_by: str | None = None
-    """Fingerprint of the trusted key that signed it, where `trusted_keys` checked that."""
+    """Fingerprint of the trusted key that signed it, if `trusted_keys` checked that."""
+
+    @property
+    def adapter_sha256(self) -> str:
+        """SHA-256 of the file of the adapter's weights."""
+        return str(self.manifest["files"][self.manifest["weights"]])
 
 
-def write_release(
-    folder: Path,
-    study: StudyConfig,
-    modality: Modality,
-    digest: str,
-    state: State,
-    drift: Tensor | None,
-    site_drifts: dict[str, Tensor],
-    rounds: list[dict[str, Any]],
-) -> Path:
-    """Write a release folder; the manifest comes last, so a folder with one is whole."""
-    write_tensors(folder / ADAPTER, state, {"format": "pt"})
+def write_release(folder: Path, study: StudyConfig, modality: Modality, content: ReleaseContent) -> Path:
+    """Write a release folder; the manifest is written last, so a folder with a manifest is complete."""
+    names = []
+    adapter = read_adapter(study.adapter)
+    for name, file in adapter.export_files(content.state, lambda: read_unet_config(study.base_model)):
+        write_bytes(folder / name, file)
+        names.append(name)
+    # clones, because safetensors refuses tensors that share memory
+    drifts = {f"site.{name}": value.clone() for name, value in sorted(content.site_drifts.items())}
+    drifts |= {} if content.drift is None else {"mean": content.drift.clone()}
+    if drifts:
+        write_tensors(folder / DRIFT, drifts, {"formulation": study.drift.formulation})
+    base = base_reference(study.base_model, content.base_digest, folder)
     manifest = {
         "format": FORMAT,
-        "study": {key: value for key, value in to_mapping(study).items() if key != "output"}
-        | {"edit": editor_options(read_editor(study.edit))},
+        "study": {key: value for key, value in to_mapping(study).items() if key not in LOCAL_PATHS}
+        | {"edit": editor_options(read_editor(study.edit)), "base_model": base["name"]},
         "study_digest": study.digest(),
         "modality": to_mapping(modality),
-        "base_model": {"name": study.base_model, "sha256": digest},
+        "base_model": base,
         "privacy": privacy_statement(study),
-        "drift": {"mean": _listed(drift), "sites": {name: _listed(site_drifts[name]) for name in sorted(site_drifts)}},
-        "rounds": rounds,
-        "tensors": {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in state.items()},
+        "drift": {
+            "mean": None if content.drift is None else by_channel(content.drift),
+            "sites": {name: by_channel(value) for name, value in sorted(content.site_drifts.items())},
+        },
+        "rounds": content.rounds,
+        "tensors": {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in content.state.items()},
         "software": software(),
+        "weights": names[0],
+        "files": dict.fromkeys([*names, *([DRIFT] if drifts else [])], ""),
     }
-    write_manifest(folder, manifest)
+    write_manifest(folder, manifest if content.imported is None else {**manifest, "imported": content.imported})
     return folder
 
 
 def read_release(folder: Path) -> Release:
-    """Read and check a release folder against its own hashes; who signed it is `release_signature`'s to say.
+    """Read a release folder and check it against its own hashes; `trusted_keys` checks who signed it.
 
     Raises:
-        ReleaseError: absent, of an unknown format, or a file that is not the one the manifest names.
+        ReleaseError: no release, another format, or a file that differs from the manifest.
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     try:
-        state, _ = read_tensors(folder / ADAPTER)
-        study, drift = from_mapping(StudyConfig, manifest["study"]), manifest["drift"]
-        for name in drift["sites"]:
+        study = from_mapping(StudyConfig, manifest["study"])
+        drifts = read_tensors(folder / DRIFT)[0] if DRIFT in manifest["files"] else {}
+        entered = {name: entering(value, study.drift.formulation) for name, value in drifts.items()}
+        sites = {name.removeprefix("site."): drift for name, drift in entered.items() if name.startswith("site.")}
+        for name in sites:
             check_site_name(name)
         return Release(
+            folder=folder,
             study=study,
             modality=from_mapping(Modality, manifest["modality"]),
             base_name=str(manifest["base_model"]["name"]),
             base_digest=str(manifest["base_model"]["sha256"]),
-            state=state,
-            drift=None if drift["mean"] is None else entering(torch.tensor(drift["mean"]), study.drift.formulation),
-            site_drifts={
-                name: entering(torch.tensor(values), study.drift.formulation) for name, values in drift["sites"].items()
-            },
+            state=read_adapter(study.adapter).read_files(folder),
+            drift=entered.get("mean"),
+            site_drifts=sites,
             manifest=manifest,
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, AdapterError, ConfigError) as error:
-        raise ReleaseError(f"'{folder}' is not a whole release ({error}): copy it again") from error
+        raise ReleaseError(f"'{folder}' is not a complete release ({error}): copy it again") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A release's manifest; raises `ReleaseError` when there is none of this format."""
+    """A release's manifest; raises `ReleaseError` if there is none, or one of another format."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except OSError as error:
@@ -120,53 +168,75 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ReleaseError(f"'{folder / MANIFEST}' is not JSON: copy the release again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ReleaseError(f"'{folder}' is no release of format {FORMAT}: use the software that wrote it")
+        written = manifest.get("format") if isinstance(manifest, dict) else None
+        raise ReleaseError(f"'{folder}' is a release of format {written}, not {FORMAT}: use the version that wrote it")
     return manifest
 
 
+def file_names(manifest: dict[str, Any]) -> list[str]:
+    """The files that a manifest lists, card and weights first.
+
+    Raises:
+        ReleaseError: a name that could lead out of the folder, or no card or weights.
+    """
+    files = manifest.get("files")
+    names = list(files) if isinstance(files, dict) else []
+    wrong = [name for name in names if not FILE_NAME.fullmatch(name) or name in (MANIFEST, SIGNATURE, ENVELOPE)]
+    if wrong or manifest.get("weights") not in names or CARD not in names:
+        raise ReleaseError(f"the manifest lists wrong files ({', '.join(wrong or names)}): copy the release again")
+    return sorted(names, key=lambda name: (name != CARD, name != manifest["weights"], name))
+
+
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a folder whose files are not those of its manifest; raises `ReleaseError`."""
-    if (folder / SEALED).exists() and not (folder / ADAPTER).exists():
+    """Check the files of a folder against the hashes in its manifest; raises `ReleaseError`."""
+    names = file_names(manifest)
+    if (folder / ENVELOPE).exists() and not (folder / str(manifest["weights"])).exists():
         raise ReleaseError(f"'{folder}' is encrypted to named sites: each opens it with ld-client pull")
     try:
-        for name, expected in {ADAPTER: "", **manifest["files"]}.items():
-            if file_digest(folder / Path(name).name) != expected:
+        for name in names:
+            if file_digest(folder / name) != manifest["files"][name]:
                 raise ReleaseError(f"'{folder / name}' is not the file that was released: copy the release again")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ReleaseError(f"'{folder}' is not a whole release ({error}): copy it again") from error
+    except OSError as error:
+        raise ReleaseError(f"'{folder}' is not a complete release ({error}): copy it again") from error
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write card and manifest of a folder that has its adapter; the manifest comes last, with their hashes.
+    """Write card and manifest of a folder that has the other files of `manifest["files"]`, with their hashes.
 
     Raises:
-        ReleaseError: the manifest lacks what a card says, because other software wrote it.
+        ReleaseError: the manifest lacks an entry of the card, because another version wrote it.
     """
+    names: Iterable[str] = [name for name in manifest["files"] if name != CARD]
+    manifest["files"] = {name: file_digest(folder / name) for name in names}
     try:
-        card = release_card(manifest, file_digest(folder / ADAPTER))
+        card = release_card(manifest)
     except KeyError as error:
-        raise ReleaseError(f"the manifest says nothing of {error}: it was written by another version") from error
+        raise ReleaseError(f"the manifest lacks {error}: it was written by another version") from error
     write_bytes(folder / CARD, card.encode())
-    manifest["files"] = {name: file_digest(folder / name) for name in (ADAPTER, CARD)}
+    manifest["files"][CARD] = file_digest(folder / CARD)
     write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+
+
+def find_release_base(release: Release, base_name: str | None = None) -> str:
+    """Path or hub id of a release's base on this machine: `base_name`, or the one that the release names.
+
+    Raises:
+        ReleaseError: the base is not on this machine, or is another one; the message names `--base`.
+    """
+    return find_base(release.manifest["base_model"], release.folder, base_name)
 
 
 def load_release_base(
     release: Release, base_name: str | None = None, device: str = "cpu", precision: str = "float32"
 ) -> BaseModel:
-    """The base of a release with the release's adapter in it; device and precision as for `load_base`.
+    """Load a release's base and put the release's adapter into it; device and precision as for `load_base`.
 
     Raises:
-        ReleaseError: the base is not the one that the release was trained on.
+        ReleaseError: the base is not on this machine, or is not the one that the release was trained on.
         ModelError: the base cannot be loaded, or not on this device.
     """
-    name = base_name or release.base_name
-    if base_digest(name) != release.base_digest:
-        raise ReleaseError(
-            f"base model '{name}' is not the one of this release (sha256 {release.base_digest[:12]}...): "
-            "name the right one with --base"
-        )
-    adapted = inject(load_base(name, device, precision), read_adapter(release.study.adapter), release.study.seed)
+    base = load_base(find_release_base(release, base_name), device, precision)
+    adapted = inject(base, read_adapter(release.study.adapter), release.study.seed)
     try:
         check_state(release.state, adapted.state())
     except AdapterError as error:
@@ -178,17 +248,17 @@ def load_release_base(
 
 
 def edit_drift(release: Release) -> LatentDrift | None:
-    """The drift that edits are drawn under; a conditional one only says where sampling from noise starts."""
+    """The drift for edits; None for a conditional drift, which only affects sampling from noise."""
     return release.drift if isinstance(release.drift, LatentDrift) else None
 
 
 def release_editor(release: Release) -> Editor:
-    """The editor that the release recommends; raises `ConfigError` where it is not installed here."""
+    """The editor that the release recommends; raises `ConfigError` if it is not installed here."""
     return read_editor(release.study.edit)
 
 
 def release_record(release: Release) -> dict[str, Any]:
-    """Which release drew a picture, for the picture's record."""
+    """Identifies a release in the record of an image: study, file hashes, base and signer."""
     return {
         "study": release.study.name,
         "files": release.manifest["files"],
@@ -197,32 +267,10 @@ def release_record(release: Release) -> dict[str, Any]:
     }
 
 
-def privacy_statement(study: StudyConfig) -> dict[str, Any]:
-    """What a study promises of patients' privacy; there is no ε where none was kept."""
-    if not study.privacy.enabled:
-        return {"differential_privacy": False}
-    planned, privacy = study.privacy_plan(), study.privacy
-    return {
-        "differential_privacy": True,
-        "unit": "one patient of one site, with all visits; neighbouring data sets differ by that patient",
-        "horizon": "all rounds of this study",
-        "epsilon": planned.epsilon,
-        "epsilon_by_renyi": epsilon_rdp(planned.charges, privacy.target_delta),
-        "delta": privacy.target_delta,
-        "accountant": "PRV (Opacus)",
-        "noise_multiplier": planned.step.noise_multiplier,
-        "sampling_rate": planned.step.sampling_rate,
-        "sampling": "Poisson",
-        "max_grad_norm": privacy.max_grad_norm,
-        "steps": planned.step.steps,
-        "drift_noise_multiplier": None if planned.drift is None else planned.drift.noise_multiplier,
-    }
-
-
 def software() -> dict[str, str]:
-    """Versions of what computes a release or a counterfactual here."""
-    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
-
-
-def _listed(tensor: Tensor | None) -> list[Any] | None:
-    return None if tensor is None else tensor.tolist()
+    """Versions of Python and of the libraries here that compute a release or a counterfactual."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):  # ld-generate alone needs neither flwr nor opacus
+            versions[name] = version(name)
+    return versions

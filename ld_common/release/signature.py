@@ -1,7 +1,7 @@
-"""Who vouches for a release: a signature over its manifest, which names every other file by its hash.
+"""Signatures of releases: Ed25519 over the manifest, which lists the hash of every other file.
 
-`manifest.sig` beside `manifest.json` holds the signer's public key and an Ed25519 signature over the manifest's
-content. The key in it only says whom to ask for; whether it is trusted is for the reader to say.
+`manifest.sig` holds the signer's public key and the signature. The key in it only identifies the signer; readers decide
+whether they trust it (`ld_common.release.trusted_keys`).
 """
 
 from __future__ import annotations
@@ -28,23 +28,22 @@ from ld_common.protocol.keys import (
     sign,
     verify,
 )
-from ld_common.release.release import MANIFEST, check_files, read_manifest
+from ld_common.release.release import MANIFEST, SIGNATURE, check_files, read_manifest
 
-SIGNATURE = "manifest.sig"
 FORMAT = 1
 MAX_SIGNATURE_BYTES = 10_000
 
 
 @dataclass(frozen=True)
 class ReleaseSignature:
-    """What `manifest.sig` says; nothing in it is to be believed before `check_manifest`."""
+    """The content of `manifest.sig`, unverified until `check_manifest`."""
 
     key: Ed25519PublicKey
     signature: str
 
 
 def sign_release(folder: Path, key: Ed25519PrivateKey) -> None:
-    """Sign a release folder whose files are those of its manifest; raises `ReleaseError`."""
+    """Check the files of a release folder and sign its manifest; raises `ReleaseError`."""
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     try:
@@ -56,7 +55,7 @@ def sign_release(folder: Path, key: Ed25519PrivateKey) -> None:
 
 
 def read_signature(folder: Path) -> ReleaseSignature | None:
-    """A release's signature, unchecked; None where nobody signed it. Raises `SignatureError` when it is damaged."""
+    """A release's signature, unverified, or None without one; raises `SignatureError` if it cannot be read."""
     try:
         with (folder / SIGNATURE).open("rb") as stream:
             return parse_signature(stream.read(MAX_SIGNATURE_BYTES + 1))
@@ -72,20 +71,20 @@ def parse_signature(content: bytes) -> ReleaseSignature:
         if len(content) > MAX_SIGNATURE_BYTES:
             raise ValueError("too long")
         fields = json.loads(content)
-        known = fields["format"] == FORMAT
+        current = fields["format"] == FORMAT
         line, signature = str(fields["public_key"]), str(fields["signature"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SignatureError(f"{SIGNATURE} is no signature of a release: copy the release again") from error
-    if not known:
+        raise SignatureError(f"{SIGNATURE} is not a signature of a release: copy the release again") from error
+    if not current:
         raise SignatureError(f"{SIGNATURE} is not of format {FORMAT}: use the software that wrote it")
     key = read_public_line(line)
     if not isinstance(key, Ed25519PublicKey):
-        raise SignatureError(f"{SIGNATURE} names a site's key: releases are signed by a study's")
+        raise SignatureError(f"{SIGNATURE} holds the key of a site, releases are signed with a study's: ask the study")
     return ReleaseSignature(key, signature)
 
 
 def check_manifest(manifest: dict[str, Any], signature: ReleaseSignature, trusted: Sequence[PublicKey]) -> None:
-    """Refuse a manifest that no trusted key signed as it is; raises `SignatureError`."""
+    """Verify that a trusted key signed this manifest; raises `SignatureError`."""
     lines = {public_line(key) for key in trusted}
     if public_line(signature.key) not in lines:
         raise SignatureError(f"the release is signed by another key, {fingerprint(signature.key)}")
@@ -93,22 +92,22 @@ def check_manifest(manifest: dict[str, Any], signature: ReleaseSignature, truste
 
 
 def check_release(folder: Path, trusted: Sequence[PublicKey]) -> dict[str, Any]:
-    """The manifest of a folder that a trusted key signed, every file as it was signed.
+    """The manifest of a folder, after verifying its signature by a trusted key and the hash of every file.
 
     Raises:
-        SignatureError: unsigned, signed by another key, or altered since.
-        ReleaseError: no release, or a file that is not the one that was signed.
+        SignatureError: unsigned, signed by another key, or altered.
+        ReleaseError: no release, or a file that differs from the manifest.
     """
     manifest, signature = read_manifest(folder), read_signature(folder)
     if signature is None:
-        raise SignatureError(f"'{folder}' is not signed: nobody vouches for this release")
+        raise SignatureError(f"'{folder}' is not signed: ask the study for a signed release")
     check_manifest(manifest, signature, trusted)
     check_files(folder, manifest)
     return manifest
 
 
 def manifest_digest(manifest: dict[str, Any]) -> bytes:
-    """SHA-256 of a manifest's canonical form; raises `ReleaseError` for one that has none."""
+    """SHA-256 of a manifest's canonical form; raises `ReleaseError` for numbers that are not finite."""
     try:
         return hashlib.sha256(canonical(manifest)).digest()
     except ValueError as error:
@@ -116,14 +115,14 @@ def manifest_digest(manifest: dict[str, Any]) -> bytes:
 
 
 def release_name(manifest: dict[str, Any]) -> str:
-    """`<study>-<number>`, the folder of an issued release; raises `ReleaseError` when it was never issued."""
+    """`<study>-<number>`, the name of an issued release; raises `ReleaseError` for one that was not issued."""
     try:
         study, number = str(manifest["study"]["name"]), int(manifest["release"]["number"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ReleaseError("this release was never issued: it has no number, use ld-server release") from error
+        raise ReleaseError("this release was not issued and has no number: use ld-server release") from error
     return f"{plain_name(study)}-{number}"
 
 
 def plain_name(study: str) -> str:
-    """A study's name as a part of file names: letters, digits, `_.-`, beginning with none of the latter."""
+    """A study's name for use in file names: letters, digits and `_.-`, starting with a letter or digit."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", study)[:100].strip("._-") or "study"

@@ -1,4 +1,7 @@
-"""A region of a scan that an edit may not change: `ld-generate --mask`."""
+"""Regions of a scan that an edit leaves unchanged, as `--preserve-mask` names them.
+
+White is kept. Inpainting masks of diffusers mean the opposite: white is repainted.
+"""
 
 from __future__ import annotations
 
@@ -16,71 +19,75 @@ from ld_common.imaging.scan_reader import read_scan
 from ld_common.imaging.volume import Volume, check_same_grid, read_volume
 
 FEATHER = 2.0
-"""Pixels of the model's picture over which an edit fades in outside the region."""
+"""Width, in pixels of the model's picture, of the band outside the region over which an edit fades in."""
 
 
-def read_mask(
-    path: Path, modality: Modality, slice_index: int | None, scan: Scan, frame: Frame, side: int
+def read_preserve_mask(
+    path: Path, modality: Modality, slice_index: int | None, scan: Scan, frame: Frame, resolution: int
 ) -> np.ndarray:
-    """How much of each pixel `(H,W)` is the scan's: 1 in the region, falling to 0 outside it.
+    """Share of the scan in each pixel `(H,W)`: 1 in the region, falling to 0 outside it.
 
     Args:
-        path: an image of the scan's size, other than 0 in the region; a volume is cut as the scan's.
+        path: image of the scan's size, not 0 in the region; of a volume, the scan's slice is read.
         modality: the scan's.
         slice_index: the scan's.
-        scan: what is kept.
+        scan: the scan.
         frame: the scan's.
-        side: of the model's picture.
+        resolution: side of the model's picture, in pixels.
 
     Raises:
-        ScanError: it cannot be read.
-        RequestError: it is of another size, or keeps nothing.
+        ScanError: the image cannot be read.
+        RequestError: it has another size, or is 0 everywhere.
     """
-    kept = read_scan(path, modality, slice_index).pixels != 0
-    if kept.shape != scan.pixels.shape:
+    region = read_scan(path, modality, slice_index).pixels != 0
+    if region.shape != scan.pixels.shape:
         raise RequestError(
-            f"the mask '{path}' has {kept.shape[0]} x {kept.shape[1]} pixels, the scan {scan.pixels.shape[0]} x "
+            f"the mask '{path}' has {region.shape[0]} x {region.shape[1]} pixels, the scan {scan.pixels.shape[0]} x "
             f"{scan.pixels.shape[1]}: draw it on the input.png that ld-generate writes"
         )
-    if not kept.any():
-        raise RequestError(f"the mask '{path}' keeps nothing: it is 0 everywhere")
-    return _faded(kept, scan, frame, side)
+    if not region.any():
+        raise RequestError(f"the mask '{path}' is 0 everywhere: paint what shall be kept white")
+    return _feathered(region, scan, frame, resolution)
 
 
-def read_mask_volume(
-    path: Path, modality: Modality, volume: Volume, edited: range, frame: Frame, side: int
+def read_preserve_mask_volume(
+    path: Path, modality: Modality, volume: Volume, edited: range, frame: Frame, resolution: int
 ) -> list[np.ndarray]:
-    """The same for each edited slice of a volume, whose voxels the mask's are.
+    """The same for each edited slice of a volume; the mask has the volume's voxels.
 
     Raises:
-        ScanError: it cannot be read, or has other voxels.
-        RequestError: it keeps nothing of these slices.
+        ScanError: the mask cannot be read, or has another grid.
+        RequestError: it is 0 in all edited slices.
     """
     mask = read_volume(path, modality)
     check_same_grid(path, mask, volume)
-    slices = [mask.upright[index] != 0 for index in edited]
-    if not any(kept.any() for kept in slices):
-        raise RequestError(f"the mask '{path}' keeps nothing: it is 0 in all slices that are edited")
-    return [_faded(kept, volume.scan(index), frame, side) for index, kept in zip(edited, slices, strict=True)]
+    regions = [mask.upright[index] != 0 for index in edited]
+    if not any(region.any() for region in regions):
+        raise RequestError(f"the mask '{path}' is 0 in all edited slices: check --slices, or leave it out")
+    return [
+        _feathered(region, volume.scan(index), frame, resolution) for index, region in zip(edited, regions, strict=True)
+    ]
 
 
-def _faded(kept: np.ndarray, scan: Scan, frame: Frame, side: int) -> np.ndarray:
-    """1 in the region `(H,W)`, falling to 0 outside it."""
-    if not kept.any():
-        return np.zeros(kept.shape, np.float32)
-    apart = ndimage.distance_transform_edt(~kept, sampling=scan.spacing_mm or (1.0, 1.0))
-    return np.clip(1 - apart / (FEATHER * frame.field_of_view / side), 0, 1).astype(np.float32)
+def preserve(mask: np.ndarray | None, scan: Scan, values: np.ndarray) -> np.ndarray:
+    """Real values `(H,W)` of a picture, with the scan's where `mask` is 1."""
+    return values if mask is None else mask * scan.pixels.astype(np.float32) + (1 - mask) * values
 
 
-def keep(kept: np.ndarray | None, scan: Scan, values: np.ndarray) -> np.ndarray:
-    """An answer's real values `(H,W)` with the scan's own where they are kept."""
-    return values if kept is None else kept * scan.pixels.astype(np.float32) + (1 - kept) * values
+def preserve_in_model_space(
+    mask: np.ndarray | None, scan: Scan, image: Tensor, pictures: Tensor, modality: Modality
+) -> Tensor:
+    """The same for the model's pictures `(M,1,S,S)`, with `image` `(1,S,S)` where `mask` is 1."""
+    if mask is None:
+        return pictures
+    frame = Frame(0.0, 1.0, mask.shape, scan.spacing_mm, 0.0, None)
+    share = (to_model(Scan(mask, scan.spacing_mm, {}), image.shape[-1], modality.image, frame)[0] + 1) / 2
+    return torch.lerp(pictures, image.expand_as(pictures), share.expand_as(pictures))
 
 
-def keep_in_picture(kept: np.ndarray | None, scan: Scan, image: Tensor, answers: Tensor, modality: Modality) -> Tensor:
-    """The same for the model's pictures: answers `(M,1,S,S)` with `image` `(1,S,S)` where it is kept."""
-    if kept is None:
-        return answers
-    frame = Frame(0.0, 1.0, kept.shape, scan.spacing_mm, 0.0, None)
-    share = (to_model(Scan(kept, scan.spacing_mm, {}), image.shape[-1], modality.image, frame)[0] + 1) / 2
-    return torch.lerp(answers, image.expand_as(answers), share.expand_as(answers))
+def _feathered(region: np.ndarray, scan: Scan, frame: Frame, resolution: int) -> np.ndarray:
+    """1 in the region `(H,W)`, falling to 0 over `FEATHER` outside it."""
+    if not region.any():
+        return np.zeros(region.shape, np.float32)
+    distance = ndimage.distance_transform_edt(~region, sampling=scan.spacing_mm or (1.0, 1.0))
+    return np.clip(1 - distance / (FEATHER * frame.field_of_view / resolution), 0, 1).astype(np.float32)

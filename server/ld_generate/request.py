@@ -1,9 +1,9 @@
-"""What `ld-generate` is asked: inputs, what they show, and what should be different."""
+"""Requests of edits: a scan, what it shows, and what shall change."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,113 +15,159 @@ from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.scan_reader import read_scan
 from ld_common.imaging.scan_table import agree, shown
 from ld_generate.attribute_sweep import Sweep
-from ld_generate.preserve_mask import read_mask
+from ld_generate.options import OutputOptions, ScanOptions
+from ld_generate.preserve_mask import read_preserve_mask
 from ld_generate.samples import make_folder
-from ld_generate.watermark import check_room
+from ld_generate.watermark import check_watermark_fits
 
 SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png")
 MIN_SIDE = 16
-"""Fewest rows and columns of a scan: below, it is an icon."""
+"""Fewest rows and columns of a scan; a smaller image is an icon."""
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What the requests of one command have in common."""
+
+    out: Path
+    """Folder of the results, in which each scan gets one."""
+    source: Attributes = field(default_factory=dict)
+    """Attributes that the files do not say."""
+    slice_index: int | None = None
+    """Slice of a volume, from 0; None for the one that training used."""
+    burned_in_text_checked: bool = False
+    """A person has checked the pixels for burned-in text."""
+    preserve_mask: Path | None = None
+    watermark: bool = False
+
+    @classmethod
+    def of(
+        cls, modality: Modality, scans: ScanOptions, output: OutputOptions, slice_index: int | None = None
+    ) -> RequestOptions:
+        """Those of a command line; raises `RequestError` for a wrong `--source`."""
+        return cls(
+            out=output.out,
+            source=modality.parse_all(scans.source),
+            slice_index=slice_index,
+            burned_in_text_checked=scans.burned_in_text_checked,
+            preserve_mask=scans.preserve_mask,
+            watermark=output.watermark,
+        )
 
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One input: its scan in the model's frame, what it shows, and what is asked of it."""
+    """A scan in the model's frame, what it shows, and what shall change."""
 
     path: Path
     scan: Scan
     frame: Frame
     image: Tensor
-    """`(1,S,S)` in [-1, 1]."""
-    factual: Attributes
+    """The model's picture of the scan, `(1,S,S)` in [-1, 1]."""
+    source: Attributes
+    """All attributes of the scan."""
     targets: list[Attributes]
-    """The changed attributes of each `--set`."""
+    """The changed attributes of each counterfactual."""
     slice_index: int | None
-    """The slice that was asked for; None is the one that training used."""
+    """As in `RequestOptions`."""
     folder: Path
-    trajectory: Sweep | None = None
+    sweep: Sweep | None = None
     """Its targets are the last of `targets`."""
-    kept: np.ndarray | None = None
-    """How much of each pixel `(H,W)` stays the scan's, from 0 to 1; None edits all of it."""
-    mark: bool = False
-    """Whether the word synthetic is written into the pixels of the answers."""
+    preserve_mask: np.ndarray | None = None
+    """Share of the scan in each pixel `(H,W)`, from 0 to 1; None edits all of it."""
+    watermark: bool = False
 
 
 def read_requests(
     modality: Modality,
-    side: int,
+    resolution: int,
     inputs: Sequence[Path],
     targets: list[Attributes],
-    given: Attributes,
-    slice_index: int | None,
-    released: bool,
-    out: Path,
-    trajectory: Sweep | None = None,
-    mask: Path | None = None,
-    mark: bool = False,
+    options: RequestOptions,
+    sweep: Sweep | None = None,
 ) -> list[EditRequest]:
-    """Read the inputs and settle what each shows; raises `ScanError` or `RequestError`."""
-    asked, questions = [*targets, *(trajectory.targets if trajectory else [])], []
+    """Read scans and determine their attributes.
+
+    Args:
+        modality: the release's.
+        resolution: side of the model's picture, in pixels.
+        inputs: files, or folders of a DICOM series.
+        targets: the changed attributes of each counterfactual.
+        options: all else.
+        sweep: further targets along one attribute.
+
+    Raises:
+        ScanError: a file that cannot be used.
+        RequestError: attributes that are missing or contradict the file, or a mask that does not fit.
+    """
+    requests = []
     for path, name in zip(inputs, folder_names(inputs), strict=True):
-        scan = read_scan(path, modality, slice_index, released)
-        if mark:
-            check_room(*scan.pixels.shape)
-        image, frame = picture_of(path, scan, side, modality)
-        factual = factual_of(modality, path, scan.attributes_in_file, given)
-        kept = None if mask is None else read_mask(mask, modality, slice_index, scan, frame, side)
-        folder = out / name
-        questions.append(
-            EditRequest(path, scan, frame, image, factual, asked, slice_index, folder, trajectory, kept, mark)
+        scan = read_scan(path, modality, options.slice_index, options.burned_in_text_checked)
+        if options.watermark:
+            check_watermark_fits(*scan.pixels.shape)
+        image, frame = model_picture(path, scan, resolution, modality)
+        mask = None
+        if options.preserve_mask is not None:
+            mask = read_preserve_mask(options.preserve_mask, modality, options.slice_index, scan, frame, resolution)
+        request = EditRequest(
+            path=path,
+            scan=scan,
+            frame=frame,
+            image=image,
+            source=source_of(modality, path, scan.attributes_in_file, options.source),
+            targets=[*targets, *(sweep.targets if sweep else [])],
+            slice_index=options.slice_index,
+            folder=options.out / name,
+            sweep=sweep,
+            preserve_mask=mask,
+            watermark=options.watermark,
         )
-    return questions
+        requests.append(request)
+    return requests
 
 
-def picture_of(path: Path, scan: Scan, side: int, modality: Modality) -> tuple[Tensor, Frame]:
-    """The model's picture of a scan, as `to_model`; raises `ScanError` for one that shows nothing."""
+def model_picture(path: Path, scan: Scan, resolution: int, modality: Modality) -> tuple[Tensor, Frame]:
+    """The model's picture of a scan, as `to_model`; raises `ScanError` for an icon or an image without contrast."""
     height, width = scan.pixels.shape
     if min(height, width) < MIN_SIDE:
         raise ScanError(f"cannot use '{path}': {height} x {width} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
     try:
-        return to_model(scan, side, modality.image)
+        return to_model(scan, resolution, modality.image)
     except ScanError as error:
         raise ScanError(f"cannot use '{path}': {error}") from error
 
 
 def folder_names(inputs: Sequence[Path]) -> list[str]:
-    """A name of its own for each input's results; `series` of many patients are told apart by the folder above."""
-    own = [
+    """A unique folder name for each input; equal names, such as `series`, get the name of the folder above in front."""
+    stems = [
         next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.name) for path in inputs
     ]
     names: list[str] = []
-    for path, name in zip(inputs, own, strict=True):
-        name = f"{path.resolve().parent.name}_{name}" if own.count(name) > 1 else name
+    for path, stem in zip(inputs, stems, strict=True):
+        name = f"{path.resolve().parent.name}_{stem}" if stems.count(stem) > 1 else stem
         while name in names:
             name += "_"
         names.append(name)
     return names
 
 
-def make_folders(questions: Sequence[EditRequest]) -> None:
-    """Make the folders before anything is drawn; raises `RequestError` when one cannot be."""
-    for question in questions:
-        make_folder(question.folder)
+def make_folders(requests: Sequence[EditRequest]) -> None:
+    """Make the folders of the results before anything is drawn; raises `RequestError` when one cannot be made."""
+    for request in requests:
+        make_folder(request.folder)
 
 
-def read_target(modality: Modality, text: str) -> Attributes:
-    """What one `--set` changes; raises `RequestError`."""
-    target = modality.parse_all(text)
-    if not target:
-        raise RequestError(f"--set '{text}' changes nothing: give attribute=value")
-    return target
+def source_of(modality: Modality, path: Path, in_file: Attributes, source: Attributes) -> Attributes:
+    """All attributes of a scan, from its file and from `--source`.
 
-
-def factual_of(modality: Modality, path: Path, in_file: Attributes, given: Attributes) -> Attributes:
-    """What a scan shows, by its file and by `--given`; raises `RequestError` where they differ or say too little."""
-    for name in sorted(set(in_file) & set(given)):
-        if not agree(in_file[name], given[name]):
-            raise RequestError(f"{name} is {shown(in_file[name])} in '{path}' and {shown(given[name])} in --given")
-    factual = {name: value for name, value in (in_file | given).items() if name in modality.attributes}
-    missing = [name for name in modality.attributes if name not in factual]
+    Raises:
+        RequestError: the two contradict each other, or an attribute is missing.
+    """
+    for name in sorted(set(in_file) & set(source)):
+        if not agree(in_file[name], source[name]):
+            raise RequestError(f"{name} is {shown(in_file[name])} in '{path}' and {shown(source[name])} in --source")
+    attributes = {name: value for name, value in (in_file | source).items() if name in modality.attributes}
+    missing = [name for name in modality.attributes if name not in attributes]
     if missing:
-        raise RequestError(f"'{path}' does not say {', '.join(missing)}: add --given {'=...,'.join(missing)}=...")
-    return factual
+        raise RequestError(f"'{path}' does not say {', '.join(missing)}: add --source {'=...,'.join(missing)}=...")
+    return attributes

@@ -1,7 +1,7 @@
-"""Whole volumes: `ld-generate --volume` edits the slices that a release knows and leaves the others as they are.
+"""Edits of whole volumes: the slices that a release was trained on change, all others stay as they are.
 
-A picture of the model is coarser than most scans, so a slice that was simply replaced would be blurred beside its
-neighbours. What is written is the scan with the drawn change: the answer less the reconstruction, in the scan's grid.
+The model's picture is coarser than most scans, so a slice that it replaced would look blurred beside its neighbours.
+Therefore the change is added to the scan: counterfactual minus reconstruction, in the scan's grid.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rejection import slice_number
 from ld_common.imaging.volume import Volume, read_volume
 from ld_common.release.release import Release, edit_drift
-from ld_generate.preserve_mask import read_mask_volume
-from ld_generate.request import factual_of, folder_names, picture_of
-from ld_generate.watermark import check_room, mark
+from ld_generate.options import read_slice_range
+from ld_generate.preserve_mask import read_preserve_mask_volume
+from ld_generate.request import RequestOptions, folder_names, model_picture, source_of
+from ld_generate.watermark import check_watermark_fits, draw_watermark
 
 REACH = 0.025
 """Share of a volume, on either side of the slice that releases are trained on, that is edited by default."""
@@ -34,69 +35,85 @@ REACH = 0.025
 
 @dataclass(frozen=True, eq=False)
 class VolumeEditRequest:
-    """One input: its volume, what it shows, and what is asked of which of its slices."""
+    """A volume, what it shows, and what shall change in which slices."""
 
     path: Path
     volume: Volume
     window: Frame
-    """The frame of the slice that releases are trained on: one range of grey for all slices, so that none flickers."""
+    """Frame of the slice that releases are trained on; all slices have its grey range, so that none flickers."""
     edited: range
-    """The axial slices that are drawn anew, counted from 0, the lowest."""
-    factual: Attributes
+    """The axial slices that are edited, from 0, the lowest."""
+    source: Attributes
+    """All attributes of the scan."""
     targets: list[Attributes]
+    """The changed attributes of each counterfactual."""
     folder: Path
-    kept: list[np.ndarray] | None
-    """How much of each edited slice's pixels `(H,W)` stays the scan's; None edits all of it."""
-    mark: bool
+    preserve_masks: list[np.ndarray] | None
+    """For each edited slice the share of the scan in each pixel `(H,W)`; None edits all of it."""
+    watermark: bool
 
 
 def read_volume_requests(
     modality: Modality,
-    side: int,
+    resolution: int,
     inputs: Sequence[Path],
     targets: list[Attributes],
-    given: Attributes,
+    options: RequestOptions,
     slices: str,
-    released: bool,
-    out: Path,
-    mask: Path | None,
-    marked: bool,
 ) -> list[VolumeEditRequest]:
-    """As `read_requests`, of volumes; `slices` is `first:last`, or empty for those about the trained one.
+    """Read volumes and determine their attributes, as `read_requests` does for scans.
+
+    Args:
+        modality: the release's.
+        resolution: side of the model's picture, in pixels.
+        inputs: NIfTI files, or folders of a DICOM series.
+        targets: the changed attributes of each counterfactual.
+        options: all else.
+        slices: `first:last`; empty for those near the slice that the release was trained on.
 
     Raises:
-        ScanError, RequestError: as there; also a series whose slices are not axial and shall be marked.
+        ScanError, RequestError: as `read_requests`; also slices that do not exist, and a watermark for a series whose
+            slices are not axial.
     """
-    questions = []
+    requests = []
     for path, name in zip(inputs, folder_names(inputs), strict=True):
-        volume = read_volume(path, modality, released)
-        if marked and volume.source is None and not volume.axial:
-            raise RequestError(f"--mark is written into axial slices, and '{path}' has others: leave it out")
-        if marked:
-            check_room(*volume.upright.shape[1:])
+        volume = read_volume(path, modality, options.burned_in_text_checked)
+        if options.watermark and volume.source is None and not volume.axial:
+            raise RequestError(f"--watermark needs axial slices, those of '{path}' are not: leave it out")
+        if options.watermark:
+            check_watermark_fits(*volume.upright.shape[1:])
         count, position = len(volume.upright), modality.image.slice_position
-        edited = read_slices(path, slices, count) if slices else slices_about(count, position)
+        edited = choose_slices(path, slices, count) if slices else slices_around(count, position)
         trained = volume.scan(slice_number(path, count, position, None))
-        window = picture_of(path, trained, side, modality)[1]
-        factual = factual_of(modality, path, volume.attributes_in_file, given)
-        kept = None if mask is None else read_mask_volume(mask, modality, volume, edited, window, side)
-        questions.append(VolumeEditRequest(path, volume, window, edited, factual, targets, out / name, kept, marked))
-    return questions
+        window = model_picture(path, trained, resolution, modality)[1]
+        masks = None
+        if options.preserve_mask is not None:
+            masks = read_preserve_mask_volume(options.preserve_mask, modality, volume, edited, window, resolution)
+        request = VolumeEditRequest(
+            path=path,
+            volume=volume,
+            window=window,
+            edited=edited,
+            source=source_of(modality, path, volume.attributes_in_file, options.source),
+            targets=targets,
+            folder=options.out / name,
+            preserve_masks=masks,
+            watermark=options.watermark,
+        )
+        requests.append(request)
+    return requests
 
 
-def read_slices(path: Path, text: str, count: int) -> range:
-    """`first:last`, the last one included, of a volume of `count` slices; raises `RequestError`."""
-    first, _, last = text.partition(":")
-    if not (first.strip().isdecimal() and last.strip().isdecimal()):
-        raise RequestError(f"--slices '{text}' is not of the form first:last, two numbers from 0")
-    found = range(int(first), int(last) + 1)
-    if not found or found[-1] >= count:
+def choose_slices(path: Path, text: str, count: int) -> range:
+    """`first:last`, the last one included, of a volume with `count` slices; raises `RequestError`."""
+    slices = read_slice_range(text)
+    if slices[-1] >= count:
         raise RequestError(f"--slices '{text}': '{path}' has the slices 0:{count - 1}, from the lowest upwards")
-    return found
+    return slices
 
 
-def slices_about(count: int, position: float) -> range:
-    """The slices within `REACH` of the one at `position`, itself always among them."""
+def slices_around(count: int, position: float) -> range:
+    """The slices within `REACH` of the one at `position`, which is always among them."""
     middle, reach = position * (count - 1), REACH * (count - 1)
     trained = math.floor(middle + 0.5)
     first, last = max(math.ceil(middle - reach), 0), min(math.floor(middle + reach), count - 1)
@@ -106,42 +123,42 @@ def slices_about(count: int, position: float) -> range:
 def draw_volume(
     base: BaseModel,
     release: Release,
-    question: VolumeEditRequest,
+    request: VolumeEditRequest,
     editor: Editor,
     progress: Callable[[int], None],
 ) -> list[Volume]:
-    """The volume under each target; every slice that is not edited has the input's own values.
+    """The volume under each target; slices that are not edited keep the input's values.
 
-    Methods that draw noise give all slices the same. No more of them are in the model at once than a batch holds.
+    All slices get the same noise. The model holds at most one batch of them at a time.
     """
-    factual = release.modality.prompt(question.factual)
-    answers = [question.volume.copied() for _ in question.targets]
+    prompt = release.modality.prompt(request.source)
+    volumes = [request.volume.copied() for _ in request.targets]
     drift, seed = edit_drift(release), release.study.seed
-    for first in range(0, len(question.edited), editor.batch_size):
-        rows = range(len(question.edited))[first : first + editor.batch_size]
-        pictures = torch.stack([_picture(question, row, base.resolution, release.modality) for row in rows])
+    for first in range(0, len(request.edited), editor.batch_size):
+        rows = range(len(request.edited))[first : first + editor.batch_size]
+        pictures = torch.stack([_picture(request, row, base.resolution, release.modality) for row in rows])
         edits = [
-            edit_to(release.modality, place, question.factual, target, editor.delta)
-            for target in question.targets
-            for place in range(len(rows))
+            edit_to(release.modality, scan, request.source, target, editor.delta)
+            for target in request.targets
+            for scan in range(len(rows))
         ]
-        drawn = draw_counterfactuals(base, pictures, [factual] * len(rows), edits, editor, progress, drift, seed)
-        for answer, images in zip(answers, drawn.images.split(len(rows)), strict=True):
-            for row, image, restored in zip(rows, images, drawn.reconstructions, strict=True):
-                answer.upright[question.edited[row]] = _changed(question, row, image, restored)
-    return answers
+        drawn = draw_counterfactuals(base, pictures, [prompt] * len(rows), edits, editor, progress, drift, seed)
+        for volume, images in zip(volumes, drawn.images.split(len(rows)), strict=True):
+            for row, image, reconstruction in zip(rows, images, drawn.reconstructions, strict=True):
+                volume.upright[request.edited[row]] = _edited_slice(request, row, image, reconstruction)
+    return volumes
 
 
-def _picture(question: VolumeEditRequest, row: int, side: int, modality: Modality) -> Tensor:
-    scan = question.volume.scan(question.edited[row])
-    return to_model(scan, side, modality.image, question.window)[0]
+def _picture(request: VolumeEditRequest, row: int, resolution: int, modality: Modality) -> Tensor:
+    scan = request.volume.scan(request.edited[row])
+    return to_model(scan, resolution, modality.image, request.window)[0]
 
 
-def _changed(question: VolumeEditRequest, row: int, image: Tensor, restored: Tensor) -> np.ndarray:
-    """An edited slice `(H,W)`: the scan's, changed as `image` differs from `restored`, within the window."""
-    own, window = question.volume.upright[question.edited[row]], question.window
-    change = from_model(image, window) - from_model(restored, window)  # 0 outside the field of view
-    if question.kept is not None:
-        change *= 1 - question.kept[row]
-    values = np.clip(own + change, np.minimum(own, window.low), np.maximum(own, window.high))
-    return mark(values, window.low, window.high) if question.mark else values
+def _edited_slice(request: VolumeEditRequest, row: int, image: Tensor, reconstruction: Tensor) -> np.ndarray:
+    """An edited slice `(H,W)`: the scan plus `image` minus `reconstruction`, clipped to the window."""
+    original, window = request.volume.upright[request.edited[row]], request.window
+    change = from_model(image, window) - from_model(reconstruction, window)  # 0 outside the field of view
+    if request.preserve_masks is not None:
+        change *= 1 - request.preserve_masks[row]
+    values = np.clip(original + change, np.minimum(original, window.low), np.maximum(original, window.high))
+    return draw_watermark(values, window.low, window.high) if request.watermark else values

@@ -1,156 +1,171 @@
-"""What an answered volume becomes: NIfTI in its input's geometry, a series of a series, a montage, a record."""
+"""Writes edited volumes: NIfTI in the input's geometry, a DICOM series where the input was one, a montage, a record."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import editor_options
 from ld_common.imaging.modality import Attributes
 from ld_common.imaging.nifti import write_nifti_like
-from ld_common.imaging.secondary_capture import Place, write_synthetic_dicom
+from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
 from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release
-from ld_generate.samples import INCHES, SYNTHETIC
-from ld_generate.volume import VolumeEditRequest, slices_about
-from ld_generate.writer import DIFFERENCE_LIMIT, name_of, write_record
+from ld_generate.samples import INCHES, SYNTHETIC, make_folder, save_figure
+from ld_generate.volume import VolumeEditRequest, slices_around
+from ld_generate.writer import DIFFERENCE_LIMIT, file_stem, mask_digest, write_record
 
 MONTAGE = "montage.png"
-MOST_COLUMNS = 8
+MAX_COLUMNS = 8
 AXIS_ENDS = ("LR", "PA", "FH")
 
 
 def write_volumes(
-    release: Release, question: VolumeEditRequest, answers: Sequence[Volume], editor: Editor
+    release: Release, request: VolumeEditRequest, volumes: Sequence[Volume], editor: Editor
 ) -> list[Path]:
-    """Write the answers, one a target, into the question's folder; returns what was written."""
-    folder, volume, files, told = question.folder, question.volume, [], []
-    for target, answer in zip(question.targets, answers, strict=True):
-        written = _write_answer(release, question, target, answer, editor)
+    """Write the edited volumes, one a target, into the request's folder; returns what was written."""
+    writer = _VolumeWriter(release, request, editor)
+    files: list[Path] = []
+    entries = []
+    for target, volume in zip(request.targets, volumes, strict=True):
+        written = writer.write(target, volume)
         files += written
-        told.append(
+        entries.append(
             {
-                "set": target,
-                "prompt": release.modality.prompt(question.factual | target),
-                "drift": editor.delta,
-                "files": [file.relative_to(folder).as_posix() for file in written],
+                "target": target,
+                "prompt": release.modality.prompt(request.source | target),
+                "delta": editor.delta,
+                "files": [file.relative_to(request.folder).as_posix() for file in written],
             }
         )
-    files.append(_write_montage(folder / MONTAGE, question, answers))
-    about = {
-        "name": question.path.name,
-        "sha256_of_voxels": hashlib.sha256(volume.voxels.tobytes()).hexdigest(),
-        "shape": list(volume.voxels.shape),
-        "attributes": question.factual,
-        "sha256_of_mask": None if question.kept is None else hashlib.sha256(_bytes_kept(question)).hexdigest(),
-    }
-    more = {
-        "edited_slices": {"first": question.edited[0], "last": question.edited[-1], "of": len(volume.upright)},
-        "other_slices": "the input's own values",
-        "edited_values": "the input's own, plus the answer less the reconstruction",
-        "window": [question.window.low, question.window.high],
+    files.append(_write_montage(request.folder / MONTAGE, request, volumes))
+    content = _description(release, request) | {"counterfactuals": entries}
+    return [*files, write_record(request.folder, release, editor, content, _extrapolated_slices(release, request))]
+
+
+def _description(release: Release, request: VolumeEditRequest) -> dict[str, Any]:
+    masks = request.preserve_masks
+    return {
+        "input": {
+            "name": request.path.name,
+            "sha256_of_voxels": hashlib.sha256(request.volume.voxels.tobytes()).hexdigest(),
+            "shape": list(request.volume.voxels.shape),
+            "sha256_of_preserve_mask": mask_digest(None if masks is None else np.stack(masks)),
+        },
+        "source": request.source,
+        "edited_slices": {
+            "first": request.edited[0],
+            "last": request.edited[-1],
+            "of": len(request.volume.upright),
+        },
+        "other_slices": "values of the input",
+        "edited_values": "values of the input plus counterfactual minus reconstruction",
+        "window": [request.window.low, request.window.high],
         "seeds": [release.study.seed],
-        "marked": question.mark,
+        "watermark": request.watermark,
     }
-    return [*files, write_record(folder, release, editor, about, told, more, _far_slices(release, question))]
 
 
-def _far_slices(release: Release, question: VolumeEditRequest) -> list[str]:
-    """A sentence where slices are edited that lie further from the trained one than those edited by default."""
-    known = slices_about(len(question.volume.upright), release.modality.image.slice_position)
-    if set(question.edited) <= set(known):
+def _extrapolated_slices(release: Release, request: VolumeEditRequest) -> list[str]:
+    """A warning where edited slices lie further from the trained one than those edited by default."""
+    default = slices_around(len(request.volume.upright), release.modality.image.slice_position)
+    if set(request.edited) <= set(default):
         return []
     return [
-        f"slices {question.edited[0]} to {question.edited[-1]}: the release learned from slices like "
-        f"{known[0]} to {known[-1]}, others are extrapolated"
+        f"slices {request.edited[0]} to {request.edited[-1]}: the release was trained on slices like {default[0]} to "
+        f"{default[-1]}, others are extrapolated"
     ]
 
 
-def _write_answer(
-    release: Release, question: VolumeEditRequest, target: Attributes, answer: Volume, editor: Editor
-) -> list[Path]:
-    name = name_of(target, editor.delta)
-    files = [question.folder / f"{name}.nii.gz"]
-    first, last, count = question.edited[0], question.edited[-1], len(answer.upright)
-    description = f"slices {first} to {last} of 0 to {count - 1}; the others are the input's"
-    write_nifti_like(files[0], answer.voxels, answer.affine, answer.source, description)
-    if answer.source is None:
-        files += _write_series(release, question, target, answer, editor, question.folder / name)
-    return files
+@dataclass(frozen=True)
+class _VolumeWriter:
+    """Writes the files of one volume's targets."""
+
+    release: Release
+    request: VolumeEditRequest
+    editor: Editor
+
+    def write(self, target: Attributes, volume: Volume) -> list[Path]:
+        """A NIfTI file, and a DICOM series where the input was one."""
+        request, stem = self.request, file_stem(target, self.editor.delta)
+        files = [request.folder / f"{stem}.nii.gz"]
+        first, last, count = request.edited[0], request.edited[-1], len(volume.upright)
+        description = f"slices {first} to {last} of 0 to {count - 1}; the others are the input's"
+        write_nifti_like(files[0], volume.voxels, volume.affine, volume.source, description)
+        if volume.source is None:
+            files += self._write_series(target, volume, request.folder / stem)
+        return files
+
+    def _write_series(self, target: Attributes, volume: Volume, folder: Path) -> list[Path]:
+        """One file for each slice of the input, in its plane and at its position."""
+        make_folder(folder)
+        row_mm, column_mm, distance_mm = map(float, np.linalg.norm(volume.affine[:3, [1, 0, 2]], axis=0))
+        value_range = float(volume.voxels.min()), float(volume.voxels.max())
+        digest, files = self._digest(target), []
+        for number in range(volume.voxels.shape[2]):
+            pixels, original = (voxels[:, :, number].T for voxels in (volume.voxels, self.request.volume.voxels))
+            edited = not np.array_equal(pixels, original)
+            origin = "an edited slice" if edited else "a slice with the input's own values"
+            affine = volume.affine.copy()
+            affine[:, 3] = volume.affine @ (0, 0, number, 1)
+            files.append(folder / f"IM{number + 1:04d}.dcm")
+            write_synthetic_dicom(
+                files[-1],
+                pixels,
+                (row_mm, column_mm),
+                self.release.modality.prompt(self.request.source | target),
+                Provenance(self.release.study.name, self.release.adapter_sha256, self.release.study.seed, digest),
+                orientation=(_axis_letter(affine[:3, 0]), _axis_letter(affine[:3, 1])),
+                marked=self.request.watermark and edited,
+                place=Place(number + 1, affine, distance_mm, value_range, origin),
+            )
+        return files
+
+    def _digest(self, target: Attributes) -> str:
+        """Hash of the request: equal requests get equal DICOM identifiers, which name no patient."""
+        request = self.request
+        options = [request.source, target, editor_options(self.editor), list(request.edited), request.watermark]
+        masks = b"" if request.preserve_masks is None else np.stack(request.preserve_masks).tobytes()
+        return hashlib.sha256(request.volume.voxels.tobytes() + masks + json.dumps(options).encode()).hexdigest()
 
 
-def _write_series(
-    release: Release, question: VolumeEditRequest, target: Attributes, answer: Volume, editor: Editor, folder: Path
-) -> list[Path]:
-    """One file a slice of the input's, in its plane and at its position."""
-    folder.mkdir(exist_ok=True)
-    row_mm, column_mm, distance_mm = map(float, np.linalg.norm(answer.affine[:3, [1, 0, 2]], axis=0))
-    values, request = (float(answer.voxels.min()), float(answer.voxels.max())), _request(question, target, editor)
-    files = []
-    for number in range(answer.voxels.shape[2]):
-        pixels, own = (voxels[:, :, number].T for voxels in (answer.voxels, question.volume.voxels))
-        edited = not np.array_equal(pixels, own)
-        origin = "an edited slice" if edited else "a slice with the input's own values"
-        affine = answer.affine.copy()
-        affine[:, 3] = answer.affine @ (0, 0, number, 1)
-        files.append(folder / f"IM{number + 1:04d}.dcm")
-        write_synthetic_dicom(
-            files[-1],
-            pixels,
-            (row_mm, column_mm),
-            release.modality.prompt(question.factual | target),
-            release.manifest["files"]["adapter.safetensors"],
-            model_name=release.study.name,
-            seed=release.study.seed,
-            request=request,
-            orientation=(_letter(affine[:3, 0]), _letter(affine[:3, 1])),
-            marked=question.mark and edited,
-            place=Place(number + 1, affine, distance_mm, values, origin),
-        )
-    return files
+def _axis_letter(direction: np.ndarray) -> str:
+    """DICOM's letter for the main direction of a vector (to the right, to the front, up)."""
+    axis = int(np.abs(direction).argmax())
+    return AXIS_ENDS[axis][int(direction[axis] > 0)]
 
 
-def _letter(way: np.ndarray) -> str:
-    """The main direction of a way to the right, to the front, up."""
-    axis = int(np.abs(way).argmax())
-    return AXIS_ENDS[axis][int(way[axis] > 0)]
-
-
-def _request(question: VolumeEditRequest, target: Attributes, editor: Editor) -> str:
-    """What was asked, as a hash."""
-    words = json.dumps([question.factual, target, editor_options(editor), list(question.edited), question.mark])
-    return hashlib.sha256(question.volume.voxels.tobytes() + _bytes_kept(question) + words.encode()).hexdigest()
-
-
-def _bytes_kept(question: VolumeEditRequest) -> bytes:
-    return b"" if question.kept is None else np.stack(question.kept).tobytes()
-
-
-def _write_montage(path: Path, question: VolumeEditRequest, answers: Sequence[Volume]) -> Path:
-    """Slices of the edited ones, from below: the scan's, and each answer's and their difference."""
-    chosen = np.unique(np.linspace(question.edited[0], question.edited[-1], MOST_COLUMNS).round().astype(int))
-    scan, window = question.volume.upright, question.window
+def _write_montage(path: Path, request: VolumeEditRequest, volumes: Sequence[Volume]) -> Path:
+    """Up to `MAX_COLUMNS` edited slices: a row of the scan, and for each target one of the edit and the difference."""
+    columns = np.unique(np.linspace(request.edited[0], request.edited[-1], MAX_COLUMNS).round().astype(int))
+    scan, window = request.volume.upright, request.window
     rows = [("scan", scan, window.low, window.high, "gray")]
     limit = DIFFERENCE_LIMIT * (window.high - window.low) / 2
-    for target, answer in zip(question.targets, answers, strict=True):
-        rows.append((name_of(target, 0.0).replace("_", "\n"), answer.upright, window.low, window.high, "gray"))
-        rows.append(("less the scan", answer.upright - scan, -limit, limit, "RdBu_r"))
-    figure = Figure(figsize=(INCHES * len(chosen) + 1, 1.2 * INCHES * len(rows) + 0.5), layout="constrained")
-    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
+    for target, volume in zip(request.targets, volumes, strict=True):
+        rows.append((file_stem(target, 0.0).replace("_", "\n"), volume.upright, window.low, window.high, "gray"))
+        rows.append(("minus the scan", volume.upright - scan, -limit, limit, "RdBu_r"))
+    figure = Figure(figsize=(INCHES * len(columns) + 1, 1.2 * INCHES * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
     row_mm, column_mm = window.spacing_mm or (1.0, 1.0)
     for line, (name, slices, low, high, colours) in zip(axes, rows, strict=True):
         line[0].set_ylabel(name, fontsize=8)
-        for place, index in zip(line, chosen, strict=True):
-            place.imshow(slices[index], cmap=colours, vmin=low, vmax=high, aspect=row_mm / column_mm)
-            place.set(xticks=[], yticks=[])
-    for place, index in zip(axes[0], chosen, strict=True):
-        place.set_title(f"slice {index}", fontsize=8)
-    figure.suptitle("synthetic, but for the first row", fontsize=8)
-    figure.savefig(path, dpi=150, metadata=SYNTHETIC)
-    return path
+        for panel, index in zip(line, columns, strict=True):
+            _draw_panel(panel, slices[index], colours, (low, high), row_mm / column_mm)
+    for panel, index in zip(axes[0], columns, strict=True):
+        panel.set_title(f"slice {index}", fontsize=8)
+    figure.suptitle("synthetic, except for the first row", fontsize=8)
+    return save_figure(path, figure, SYNTHETIC)
+
+
+def _draw_panel(panel: Axes, pixels: np.ndarray, colours: str, limits: tuple[float, float], aspect: float) -> None:
+    panel.imshow(pixels, cmap=colours, vmin=limits[0], vmax=limits[1], aspect=aspect)
+    panel.set(xticks=[], yticks=[])

@@ -1,10 +1,11 @@
-"""What `ld-generate` answers: counterfactuals of scans, and the files they become."""
+"""Draws counterfactuals of scans and writes their files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,223 +22,259 @@ from ld_common.imaging.image_io import write_difference_png, write_png
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, write_nifti
 from ld_common.imaging.scan_table import shown
-from ld_common.imaging.secondary_capture import write_synthetic_dicom
+from ld_common.imaging.secondary_capture import Provenance, write_synthetic_dicom
 from ld_common.release.release import Release, edit_drift, release_editor, release_record, software
-from ld_generate.attribute_sweep import areas_mm2, write_sweep
-from ld_generate.preserve_mask import keep, keep_in_picture
+from ld_generate.preserve_mask import preserve, preserve_in_model_space
 from ld_generate.request import EditRequest
-from ld_generate.samples import RECORD, STRIP, SYNTHETIC, extrapolated, write_strip
-from ld_generate.watermark import mark
+from ld_generate.samples import STRIP, SYNTHETIC, extrapolated, write_record_file, write_strip
+from ld_generate.sweep_writer import SweepPictures, measure_biomarkers, write_sweep
+from ld_generate.watermark import draw_watermark
 
 DIFFERENCE_LIMIT = 1.0
-"""Difference, in the model's range of 2, that is drawn in full colour, in every map alike."""
+"""Difference, in the model's range of 2, that has the strongest colour in every map."""
 UNCERTAINTY_LIMIT = 0.25
-"""The same of the deviation between seeds."""
-STRONG = 3.0
-"""Times the release's own strength (or 1, if that is less): edits that are stronger are warned of."""
+"""The same for the standard deviation between seeds."""
+MAX_SCALE_RATIO = 3.0
+"""Guidance scales above this multiple of the release's own (or of 1, if that is larger) cause a warning."""
 
 
 def run_edits(
     base: BaseModel,
     release: Release,
-    questions: Sequence[EditRequest],
+    requests: Sequence[EditRequest],
     editor: Editor,
     deltas: Sequence[float],
     progress: Callable[[int], None],
-    seeds: int = 1,
+    num_seeds: int = 1,
 ) -> list[Path]:
-    """Draw all questions under each δ in shared batches and write their files; returns what was written.
+    """Draw all requests under each δ in shared batches and write their files; returns what was written.
 
-    Of several seeds, the answer is their mean, and each of them and their deviation by pixel are written as well.
+    With several seeds, the counterfactual is their mean; each of them and their standard deviation by pixel are written
+    as well.
+
+    Args:
+        base: the base with the release's adapter.
+        release: the release.
+        requests: scans and targets.
+        editor: how edits are drawn.
+        deltas: shifts of the reverse steps, in the paper's units.
+        progress: called with the number of images finished since the last call.
+        num_seeds: number of noise seeds, from the study's seed upwards.
     """
-    edits, factual = edits_of(release.modality, questions, deltas), factual_prompts(release.modality, questions)
-    images = torch.stack([question.image for question in questions])
-    numbers = range(release.study.seed, release.study.seed + seeds)
-    drawn, each = draw_several(base, images, factual, edits, editor, numbers, progress, edit_drift(release))
+    edits, prompts = edits_of(release.modality, requests, deltas), source_prompts(release.modality, requests)
+    images = torch.stack([request.image for request in requests])
+    seeds = range(release.study.seed, release.study.seed + num_seeds)
+    drawn, samples = draw_several(base, images, prompts, edits, editor, seeds, progress, edit_drift(release))
     files: list[Path] = []
-    for index, question in enumerate(questions):
-        own = [row for row, edit in enumerate(edits) if edit.scan == index]
-        single = Counterfactuals(drawn.autoencoded[index], drawn.reconstructions[index], drawn.images[own])
-        files += write_answer(release, question, single, editor, deltas, each[own])
+    for index, request in enumerate(requests):
+        rows = [row for row, edit in enumerate(edits) if edit.scan == index]
+        counterfactuals = Counterfactuals(drawn.autoencoded[index], drawn.reconstructions[index], drawn.images[rows])
+        files += _EditWriter(release, request, editor, deltas).write(counterfactuals, samples[rows])
     return files
 
 
-def edits_of(modality: Modality, questions: Sequence[EditRequest], deltas: Sequence[float]) -> list[Edit]:
-    """Every target of every question under every δ, in that order."""
+def edits_of(modality: Modality, requests: Sequence[EditRequest], deltas: Sequence[float]) -> list[Edit]:
+    """Every target of every request under every δ, in that order."""
     return [
-        edit_to(modality, index, question.factual, target, delta)
-        for index, question in enumerate(questions)
-        for target in question.targets
+        edit_to(modality, index, request.source, target, delta)
+        for index, request in enumerate(requests)
+        for target in request.targets
         for delta in deltas
     ]
 
 
-def factual_prompts(modality: Modality, questions: Sequence[EditRequest]) -> list[str]:
-    """What each question's scan shows, in words."""
-    return [modality.prompt(question.factual) for question in questions]
-
-
-def write_answer(
-    release: Release,
-    question: EditRequest,
-    drawn: Counterfactuals,
-    editor: Editor,
-    deltas: Sequence[float],
-    each: Tensor,
-) -> list[Path]:
-    """One input's folder: images in the input's geometry, difference maps, the record; a strip of several δ.
-
-    `each` `(M,K,1,S,S)` are the answers of the K seeds, whose means `drawn` holds.
-    """
-    folder, frame = question.folder, question.frame
-    files = [folder / "input.png", folder / "reconstruction.png"]
-    write_png(files[0], from_model(question.image, frame), frame, {})
-    restored, answers = from_model(drawn.reconstructions, frame), []
-    write_png(files[1], _marked(question, restored), frame, SYNTHETIC)
-    asked = [(target, delta) for target in question.targets for delta in deltas]
-    shown = keep_in_picture(question.kept, question.scan, question.image, drawn.images, release.modality)
-    scan, restoration, *areas = areas_mm2(
-        release.modality, frame, torch.stack([question.image, drawn.reconstructions, *shown])
-    )
-    for (target, delta), image, own, area in zip(asked, drawn.images, each, areas, strict=True):
-        request = _request(question, target, editor, delta)
-        written = _write_edit(release, question, target, delta, image, restored, request)
-        by_seed = {}
-        if len(own) > 1:
-            written += _write_seeds(release, question, target, delta, own)
-            kept = keep_in_picture(question.kept, question.scan, question.image, own, release.modality)
-            by_seed = {"areas_mm2_by_seed": areas_mm2(release.modality, frame, kept)}
-        files += written
-        description = release.modality.prompt(question.factual | target)
-        names = [file.name for file in written]
-        said = {"set": target, "prompt": description, "drift": delta, "files": names, "areas_mm2": area}
-        answers.append(said | by_seed)
-    if len(deltas) > 1:
-        columns = {"reconstruction": [drawn.reconstructions] * len(question.targets)}
-        columns |= {f"δ {delta:+g}": list(drawn.images[row :: len(deltas)]) for row, delta in enumerate(deltas)}
-        files.append(write_strip(folder / STRIP, columns, " / ".join(map(_named, question.targets))))
-    if question.trajectory is not None:
-        pictures = question.image, drawn.reconstructions, list(shown[-len(question.trajectory.values) :])
-        files += write_sweep(folder, release.modality, question.trajectory, frame, question.factual, *pictures)
-    about = {
-        "name": question.path.name,
-        "sha256_of_pixels": hashlib.sha256(question.scan.pixels.tobytes()).hexdigest(),
-        "slice": question.slice_index,
-        "attributes": question.factual,
-        "sha256_of_mask": None if question.kept is None else hashlib.sha256(question.kept.tobytes()).hexdigest(),
-    }
-    seeds = [release.study.seed + number for number in range(each.shape[1])]
-    more = {"seeds": seeds, "marked": question.mark, "areas_mm2": {"scan": scan, "reconstruction": restoration}}
-    return [*files, write_record(folder, release, editor, about, answers, more)]
+def source_prompts(modality: Modality, requests: Sequence[EditRequest]) -> list[str]:
+    """The prompt of each request's scan."""
+    return [modality.prompt(request.source) for request in requests]
 
 
 def write_record(
     folder: Path,
     release: Release,
     editor: Editor,
-    about: dict[str, Any],
-    answers: list[dict[str, Any]],
-    more: dict[str, Any],
+    content: dict[str, Any],
     warnings: Sequence[str] = (),
 ) -> Path:
-    """Write what is needed to draw it again: of the input, of each answer, and `more`; and what is to be warned of."""
-    asked = [about["attributes"], *(answer["set"] for answer in answers)]
+    """Write `record.json`: all that is needed to draw the folder's files again, and warnings.
+
+    Args:
+        folder: of the scan's results.
+        release: the release.
+        editor: how edits were drawn.
+        content: entries of the record, `source` and `counterfactuals` among them.
+        warnings: further ones.
+    """
+    attributes = [content["source"], *(entry["target"] for entry in content["counterfactuals"])]
     record = {
-        "input": about,
         "release": release_record(release),
         "edit": editor_options(editor),
-        "counterfactuals": answers,
         "software": software(),
-        "warnings": [*extrapolated(release, asked), *_too_strong(release, editor), *warnings],
-        **more,
+        "warnings": [*extrapolated(release, attributes), *_excessive_guidance(release, editor), *warnings],
+        **content,
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    return folder / RECORD
+    return write_record_file(folder, record)
 
 
-def _too_strong(release: Release, editor: Editor) -> list[str]:
-    scale, own = editor.guidance_scale, release_editor(release).guidance_scale
-    if scale <= STRONG * max(own, 1.0):
-        return []
-    return [f"guidance_scale {scale:g}: the release recommends {own:g}; this may draw what no scan shows"]
-
-
-def _write_edit(
-    release: Release,
-    question: EditRequest,
-    target: Attributes,
-    delta: float,
-    image: Tensor,
-    restored: np.ndarray,
-    request: str,
-) -> list[Path]:
-    """One answer `(1,S,S)` in each format, and its difference from the reconstruction's real values `(H,W)`."""
-    frame, name = question.frame, name_of(target, delta)
-    values = keep(question.kept, question.scan, from_model(image, frame))
-    pixels = _marked(question, values)
-    description = release.modality.prompt(question.factual | target)
-    written = [question.folder / f"{name}{ending}" for ending in (".png", "_difference.png", ".dcm")]
-    write_png(written[0], pixels, frame, SYNTHETIC | {"Description": description})
-    before = keep(question.kept, question.scan, restored)  # nothing differs where the scan is kept
-    _write_map(question, written[1], values - before, DIFFERENCE_LIMIT)
-    write_synthetic_dicom(
-        written[2],
-        pixels,
-        question.scan.spacing_mm,
-        description,
-        release.manifest["files"]["adapter.safetensors"],
-        model_name=release.study.name,
-        seed=release.study.seed,
-        request=request,
-        orientation=question.scan.orientation,
-        marked=question.mark,
-    )
-    if question.path.name.lower().endswith(NIFTI):
-        written.append(question.folder / f"{name}.nii.gz")
-        write_nifti(written[-1], pixels, question.scan)
-    return written
-
-
-def _write_seeds(release: Release, question: EditRequest, target: Attributes, delta: float, own: Tensor) -> list[Path]:
-    """Each seed's answer `(K,1,S,S)` and the deviation by pixel."""
-    description = release.modality.prompt(question.factual | target)
-    frame, name, written, values = question.frame, name_of(target, delta), [], []
-    for seed, image in enumerate(own, start=release.study.seed):
-        values.append(keep(question.kept, question.scan, from_model(image, frame)))
-        written.append(question.folder / f"{name}_seed-{seed}.png")
-        write_png(written[-1], _marked(question, values[-1]), frame, SYNTHETIC | {"Description": description})
-    written.append(question.folder / f"{name}_uncertainty.png")
-    _write_map(question, written[-1], np.std(values, axis=0, ddof=1), UNCERTAINTY_LIMIT)
-    return written
-
-
-def _write_map(question: EditRequest, path: Path, values: np.ndarray, limit: float) -> None:
-    """Real values `(H,W)` in colour, the fullest at `limit` of the model's range."""
-    shares = values / _unit(question.frame)
-    write_difference_png(path, mark(shares, 0.0, limit) if question.mark else shares, SYNTHETIC, limit=limit)
-
-
-def _marked(question: EditRequest, values: np.ndarray) -> np.ndarray:
-    return mark(values, question.frame.low, question.frame.high) if question.mark else values
-
-
-def name_of(target: Attributes, delta: float) -> str:
-    """Of an answer's files."""
+def file_stem(target: Attributes, delta: float) -> str:
+    """Name of a counterfactual's files without their endings."""
     name = "_".join(f"{key}-{shown(value)}" for key, value in target.items())
     return name + (f"_drift{delta:+g}" if delta else "")
 
 
-def _unit(frame: Frame) -> float:
+def mask_digest(mask: np.ndarray | None) -> str | None:
+    """SHA-256 of a preserve mask."""
+    return None if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _EditWriter:
+    """Writes the folder of one scan."""
+
+    release: Release
+    request: EditRequest
+    editor: Editor
+    deltas: Sequence[float]
+
+    def write(self, drawn: Counterfactuals, samples: Tensor) -> list[Path]:
+        """Images in the scan's geometry, difference maps, strips and the record.
+
+        Args:
+            drawn: the reconstruction `(1,S,S)` and the M counterfactuals, the means over the seeds.
+            samples: the counterfactuals of each of the K seeds, `(M,K,1,S,S)`.
+        """
+        request, modality, folder = self.request, self.release.modality, self.request.folder
+        reconstruction = from_model(drawn.reconstructions, request.frame)
+        files = [folder / "input.png", folder / "reconstruction.png"]
+        write_png(files[0], from_model(request.image, request.frame), request.frame, {})
+        write_png(files[1], self._marked(reconstruction), request.frame, SYNTHETIC)
+        pictures = preserve_in_model_space(request.preserve_mask, request.scan, request.image, drawn.images, modality)
+        originals = torch.stack([request.image, drawn.reconstructions])
+        of_scan, of_reconstruction, *measured = measure_biomarkers(
+            modality, request.frame, torch.cat([originals, pictures])
+        )
+        entries = []
+        targets = [(target, delta) for target in request.targets for delta in self.deltas]
+        for row, (target, delta) in enumerate(targets):
+            written = self._write_counterfactual(target, delta, drawn.images[row], reconstruction)
+            entry = {"target": target, "delta": delta, "prompt": modality.prompt(request.source | target)}
+            entry["biomarkers_mm2"] = measured[row]
+            if samples.shape[1] > 1:
+                written += self._write_samples(target, delta, samples[row])
+                entry["biomarkers_mm2_by_seed"] = self._measure_samples(samples[row])
+            entries.append(entry | {"files": [file.name for file in written]})
+            files += written
+        files += self._write_overviews(drawn, pictures)
+        content = self._description() | {
+            "counterfactuals": entries,
+            "seeds": [self.release.study.seed + number for number in range(samples.shape[1])],
+            "biomarkers_mm2": {"scan": of_scan, "reconstruction": of_reconstruction},
+        }
+        return [*files, write_record(folder, self.release, self.editor, content)]
+
+    def _description(self) -> dict[str, Any]:
+        request = self.request
+        return {
+            "input": {
+                "name": request.path.name,
+                "sha256_of_pixels": hashlib.sha256(request.scan.pixels.tobytes()).hexdigest(),
+                "slice": request.slice_index,
+                "sha256_of_preserve_mask": mask_digest(request.preserve_mask),
+            },
+            "source": request.source,
+            "watermark": request.watermark,
+        }
+
+    def _write_overviews(self, drawn: Counterfactuals, pictures: Tensor) -> list[Path]:
+        """A strip of several δ, and the files of a sweep; `pictures` are those with the preserved region."""
+        request, files = self.request, []
+        if len(self.deltas) > 1:
+            columns = {"reconstruction": [drawn.reconstructions] * len(request.targets)}
+            step = len(self.deltas)
+            columns |= {f"δ {delta:+g}": list(drawn.images[row::step]) for row, delta in enumerate(self.deltas)}
+            title = " / ".join(", ".join(f"{k} {shown(v)}" for k, v in target.items()) for target in request.targets)
+            files.append(write_strip(request.folder / STRIP, columns, title))
+        if request.sweep is not None:
+            values = list(pictures[-len(request.sweep.values) :])
+            sweep_pictures = SweepPictures(request.image, drawn.reconstructions, values)
+            modality = self.release.modality
+            files += write_sweep(request.folder, modality, request.sweep, request.frame, request.source, sweep_pictures)
+        return files
+
+    def _write_counterfactual(
+        self, target: Attributes, delta: float, image: Tensor, reconstruction: np.ndarray
+    ) -> list[Path]:
+        """One counterfactual `(1,S,S)` in each format, and its difference from the reconstruction `(H,W)`."""
+        request, frame = self.request, self.request.frame
+        values = preserve(request.preserve_mask, request.scan, from_model(image, frame))
+        pixels, stem = self._marked(values), file_stem(target, delta)
+        prompt = self.release.modality.prompt(request.source | target)
+        files = [request.folder / f"{stem}{ending}" for ending in (".png", "_difference.png", ".dcm")]
+        write_png(files[0], pixels, frame, SYNTHETIC | {"Description": prompt})
+        before = preserve(request.preserve_mask, request.scan, reconstruction)  # no difference where the scan is kept
+        self._write_map(files[1], values - before, DIFFERENCE_LIMIT)
+        write_synthetic_dicom(
+            files[2],
+            pixels,
+            request.scan.spacing_mm,
+            prompt,
+            Provenance(
+                self.release.study.name,
+                self.release.adapter_sha256,
+                self.release.study.seed,
+                self._digest(target, delta),
+            ),
+            orientation=request.scan.orientation,
+            marked=request.watermark,
+        )
+        if request.path.name.lower().endswith(NIFTI):
+            files.append(request.folder / f"{stem}.nii.gz")
+            write_nifti(files[-1], pixels, request.scan)
+        return files
+
+    def _write_samples(self, target: Attributes, delta: float, samples: Tensor) -> list[Path]:
+        """The counterfactual of each seed `(K,1,S,S)`, and the standard deviation by pixel."""
+        request, frame = self.request, self.request.frame
+        stem, prompt = file_stem(target, delta), self.release.modality.prompt(request.source | target)
+        files, values = [], []
+        for seed, image in enumerate(samples, start=self.release.study.seed):
+            values.append(preserve(request.preserve_mask, request.scan, from_model(image, frame)))
+            files.append(request.folder / f"{stem}_seed-{seed}.png")
+            write_png(files[-1], self._marked(values[-1]), frame, SYNTHETIC | {"Description": prompt})
+        files.append(request.folder / f"{stem}_uncertainty.png")
+        self._write_map(files[-1], np.std(values, axis=0, ddof=1), UNCERTAINTY_LIMIT)
+        return files
+
+    def _measure_samples(self, samples: Tensor) -> list[dict[str, float]]:
+        request, modality = self.request, self.release.modality
+        pictures = preserve_in_model_space(request.preserve_mask, request.scan, request.image, samples, modality)
+        return measure_biomarkers(modality, request.frame, pictures)
+
+    def _write_map(self, path: Path, values: np.ndarray, limit: float) -> None:
+        """Real values `(H,W)` in colour; `limit`, in the model's range, has the strongest."""
+        shares = values / _half_range(self.request.frame)
+        pixels = draw_watermark(shares, 0.0, limit) if self.request.watermark else shares
+        write_difference_png(path, pixels, SYNTHETIC, limit=limit)
+
+    def _marked(self, values: np.ndarray) -> np.ndarray:
+        frame = self.request.frame
+        return draw_watermark(values, frame.low, frame.high) if self.request.watermark else values
+
+    def _digest(self, target: Attributes, delta: float) -> str:
+        """Hash of a counterfactual's request: equal requests get equal DICOM identifiers, which name no patient."""
+        request = self.request
+        options = [request.source, target, editor_options(self.editor), delta, request.watermark]
+        mask = b"" if request.preserve_mask is None else request.preserve_mask.tobytes()
+        text = json.dumps(options, sort_keys=True).encode()
+        return hashlib.sha256(request.scan.pixels.tobytes() + mask + text).hexdigest()
+
+
+def _half_range(frame: Frame) -> float:
     """Real values that are 1 in the model's range of 2."""
     return (frame.high - frame.low) / 2
 
 
-def _named(target: Attributes) -> str:
-    return ", ".join(f"{key} {shown(value)}" for key, value in target.items())
-
-
-def _request(question: EditRequest, target: Attributes, editor: Editor, delta: float) -> str:
-    """What was asked, as a hash: the same question gets the same identifiers, and nothing of the patient is in it."""
-    words = json.dumps([question.factual, target, editor_options(editor), delta, question.mark], sort_keys=True)
-    kept = b"" if question.kept is None else question.kept.tobytes()
-    return hashlib.sha256(question.scan.pixels.tobytes() + kept + words.encode()).hexdigest()
+def _excessive_guidance(release: Release, editor: Editor) -> list[str]:
+    scale, recommended = editor.guidance_scale, release_editor(release).guidance_scale
+    if scale <= MAX_SCALE_RATIO * max(recommended, 1.0):
+        return []
+    return [f"guidance_scale {scale:g}: the release recommends {recommended:g}; this high, artefacts are likely"]

@@ -25,7 +25,7 @@ from ld_common.core.errors import AdapterError, ConfigError, FederationError, Ld
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig, load_study
-from ld_common.release.release import Release, write_release
+from ld_common.release.release import Release, ReleaseContent, write_release
 from ld_common.release.trusted_keys import read_trusted_release
 from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpoint, has_checkpoint
 from ld_server.deployment.admission import deployed_admission
@@ -149,11 +149,13 @@ def _run(
         output / RELEASE,
         study,
         modality,
-        digest,
-        adapted.state(),
-        strategy.drift,
-        strategy.site_drifts,
-        [vars(record) for record in strategy.records],
+        ReleaseContent(
+            digest,
+            adapted.state(),
+            strategy.drift,
+            strategy.site_drifts,
+            [vars(record) for record in strategy.records],
+        ),
     )
 
 

@@ -1,6 +1,6 @@
-"""What `flwr run .` starts: the study's ServerApp, and a ClientApp that plays every hospital of a simulation.
+"""What `flwr run .` starts: the study's ServerApp, and a ClientApp that simulates every hospital.
 
-Only here may the run config name site configs (`sites`): in a deployment that is the site's own word.
+Only in a simulation does the run config name the site configs (`sites`); a deployed site uses its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from flwr.serverapp import Grid, ServerApp
 from ld_client.client_app import register
 from ld_common.core.errors import ConfigError
 from ld_server import server_app as study_app
-from ld_simulations.demo import load_demo, prepare_sites
+from ld_simulations.demo import load_demo
+from ld_simulations.preparation import prepare_sites
+from ld_simulations.run_folder import claim
 
 server = ServerApp()
 client = ClientApp()
@@ -22,19 +24,21 @@ client = ClientApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Prepare the sites of the demo that `prepare` names (nothing when it is empty), then run the study."""
+    """Prepare the sites of the demo whose YAML `prepare` names (empty for none), then run the study."""
     demo = str(context.run_config.get("prepare", ""))
     if demo:
-        prepare_sites(load_demo(Path(demo)))
+        loaded = load_demo(Path(demo))
+        claim(loaded.output, loaded.content())
+        prepare_sites(loaded)
     study_app.main(grid, context)
 
 
 def simulated_site(context: Context) -> Path:
-    """The site config of a node's number in the run's folder; raises `ConfigError` when there are fewer."""
+    """The site config of a node, by its partition number; raises `ConfigError` when there are fewer configs."""
     files = sorted(Path(str(context.run_config["sites"])).glob("*.yaml"))
     number = int(context.node_config["partition-id"])
     if number >= len(files):
-        raise ConfigError(f"node {number} plays no site: '{context.run_config['sites']}' holds {len(files)}")
+        raise ConfigError(f"node {number} has no site config: '{context.run_config['sites']}' holds {len(files)}")
     return files[number]
 
 

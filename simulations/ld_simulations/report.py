@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file that needs nothing else, with the pictures before the numbers."""
+"""The demo's report: one self-contained HTML file, images before numbers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.scan_reader import read_scan
 from ld_common.release.release import Release
+from ld_evaluate.report import format_number
+from ld_simulations.aims import aim_met
 from ld_simulations.demo import Demo
-from ld_simulations.evaluation import Evaluation
+from ld_simulations.evaluation import SimulatedEvaluation
 from ld_simulations.phantoms.base import HEALTHY
-from ld_simulations.summary import AIMS, aim_met, shown
+from ld_simulations.phantoms.registry import find_phantom
+from ld_simulations.summary import AIMS
 
 matplotlib.use("Agg")
 SHOWN_VISITS = 8
@@ -44,15 +47,16 @@ COLOURS = ("#1b6ca8", "#c8553d", "#4f8a4b", "#7b5ea7", "#b8860b")
 
 
 def write_report(
-    path: Path, demo: Demo, release: Release, base: BaseModel, judged: Evaluation, summary: dict[str, Any]
+    path: Path, demo: Demo, release: Release, base: BaseModel, evaluation: SimulatedEvaluation, summary: dict[str, Any]
 ) -> Path:
-    """Write the report of a finished run."""
+    """Write the report of a finished run; returns `path`."""
+    phantom = find_phantom(demo.hospitals.phantom)
     loader = jinja2.PackageLoader("ld_simulations", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = shown
+    environment.filters["number"] = format_number
     text = environment.get_template("report.html.j2").render(
         study=release.study,
-        aims=[(key, summary[key], aim.words, aim_met(key, summary)) for key, aim in AIMS.items()],
+        aims=[(key, summary[key], aim.text, aim_met(key, summary, AIMS)) for key, aim in AIMS.items()],
         summary=summary,
         hospitals=[_hospital(demo, name, base.resolution) for name in release.study.federation.sites],
         losses=_losses(release),
@@ -60,31 +64,32 @@ def write_report(
         drifts=_drifts(release),
         rounds=release.manifest["rounds"],
         samples=_samples(release, base),
-        patients=_patients(release.modality, judged),
-        titles=judged.phantom.edit_titles(),
-        words=judged.phantom.words,
+        patients=_patients(release.modality, evaluation, phantom.edit_titles()),
+        titles=phantom.edit_titles(),
+        terms=phantom.terms,
         manifest=json.dumps({key: release.manifest[key] for key in ("base_model", "files", "software")}, indent=2),
     )
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def write_strip(path: Path, judged: Evaluation) -> Path:
-    """A picture for the README: one held-out patient a hospital, each answer beside its truth."""
-    titles = judged.phantom.edit_titles()
-    first = {case.hospital: case.scan for case in reversed(judged.cases)}
-    chosen = [
-        (name, [row for row, case in enumerate(judged.cases) if case.scan == first[name]]) for name in sorted(first)
-    ]
-    columns = 2 + 2 * max(len(rows) for _, rows in chosen)
-    figure = Figure(figsize=(1.1 * columns, 1.35 * len(chosen)), layout="constrained")
-    axes = figure.subplots(len(chosen), columns, squeeze=False)
-    for line, (_, rows) in zip(axes, chosen, strict=True):
-        scan = judged.cases[rows[0]].scan
-        panels = [("scan", judged.scans[scan]), ("reconstruction", judged.drawn.reconstructions[scan])]
+def write_strip(path: Path, demo: Demo, evaluation: SimulatedEvaluation) -> Path:
+    """A figure with one test patient of each hospital, each counterfactual beside the true one; returns `path`."""
+    titles = find_phantom(demo.hospitals.phantom).edit_titles()
+    first_scans = {truth.hospital: truth.scan for truth in reversed(evaluation.truths)}
+    rows_of = {
+        hospital: [row for row, truth in enumerate(evaluation.truths) if truth.scan == scan]
+        for hospital, scan in sorted(first_scans.items())
+    }
+    columns = 2 + 2 * max(map(len, rows_of.values()))
+    figure = Figure(figsize=(1.1 * columns, 1.35 * len(rows_of)), layout="constrained")
+    axes = figure.subplots(len(rows_of), columns, squeeze=False)
+    for line, rows in zip(axes, rows_of.values(), strict=True):
+        scan = evaluation.truths[rows[0]].scan
+        panels = [("scan", evaluation.scans[scan]), ("reconstruction", evaluation.drawn.reconstructions[scan])]
         for row in rows:
-            case = judged.cases[row]
-            panels += [(titles.get(case.edit, case.edit), judged.drawn.images[row]), ("truth", case.truth)]
+            truth = evaluation.truths[row]
+            panels += [(titles.get(truth.edit, truth.edit), evaluation.drawn.images[row]), ("truth", truth.image)]
         for axis in line:
             axis.axis("off")
         for axis, (title, image) in zip(line, panels, strict=False):
@@ -94,12 +99,14 @@ def write_strip(path: Path, judged: Evaluation) -> Path:
     return path
 
 
-def _hospital(demo: Demo, name: str, side: int) -> dict[str, Any]:
-    """First pictures as the model sees them, one a patient, and who the patients are."""
+def _hospital(demo: Demo, name: str, resolution: int) -> dict[str, Any]:
+    """The first visits of some patients as the model sees them, and a summary of all patients and of the scanner."""
     site = load_site(demo.sites / f"{name}.yaml")
     store, modality = open_store(site.store_path), load_modality(site)
     folders = sorted(path for path in Path(site.data.root).iterdir() if path.is_dir())[:SHOWN_VISITS]
-    images = [to_model(read_scan(sorted(folder.iterdir())[0], modality), side, modality.image)[0] for folder in folders]
+    images = [
+        to_model(read_scan(sorted(folder.iterdir())[0], modality), resolution, modality.image)[0] for folder in folders
+    ]
     scanner = next(hospital.scanner for hospital in demo.hospitals.hospitals if hospital.name == name)
     ages = [float(attributes["age"]) for attributes in store.attributes]
     ill = [attributes["diagnosis"] != HEALTHY for attributes in store.attributes]
@@ -152,7 +159,7 @@ def _drifts(release: Release) -> str:
 
 @torch.no_grad()
 def _samples(release: Release, base: BaseModel) -> list[dict[str, Any]]:
-    """Images from the same noise: without drift, with the mean drift and in each site's own style."""
+    """Images from the same noise: without drift, with the mean drift and with each site's drift."""
     shown_attributes = _sample_attributes(release.modality)
     prompts = [release.modality.prompt(attributes) for attributes in shown_attributes]
     designs = [release.modality.design_vector(attributes) for attributes in shown_attributes]
@@ -171,43 +178,45 @@ def _samples(release: Release, base: BaseModel) -> list[dict[str, Any]]:
 
 
 def _sample_attributes(modality: Modality) -> Sequence[Attributes]:
-    """A walk through the modality's attributes: numbers spread over the upper range, words in turn."""
-    walk = []
+    """Attributes of the shown samples: numbers spread over the upper range, categories in turn."""
+    samples = []
     for index in range(SAMPLES):
         attributes: Attributes = {}
-        for name, known in modality.attributes.items():
-            if known.categories:
-                attributes[name] = sorted(known.categories)[(index // (1 + len(attributes))) % len(known.categories)]
+        for name, attribute in modality.attributes.items():
+            if attribute.categories:
+                categories = sorted(attribute.categories)
+                attributes[name] = categories[(index // (1 + len(attributes))) % len(categories)]
             else:
                 share = 0.45 + 0.45 * index / (SAMPLES - 1)
-                attributes[name] = round(known.minimum + share * (known.maximum - known.minimum))
-        walk.append(attributes)
-    return walk
+                attributes[name] = round(attribute.minimum + share * (attribute.maximum - attribute.minimum))
+        samples.append(attributes)
+    return samples
 
 
-def _patients(modality: Modality, judged: Evaluation) -> list[dict[str, Any]]:
-    titles, patients = judged.phantom.edit_titles(), []
-    for scan in range(len(judged.scans)):
-        own = [row for row, case in enumerate(judged.cases) if case.scan == scan]
-        case = judged.cases[own[0]]
-        restored = judged.drawn.reconstructions[scan]
+def _patients(modality: Modality, evaluation: SimulatedEvaluation, titles: dict[str, str]) -> list[dict[str, Any]]:
+    """Each test patient with all counterfactuals, as the template takes them."""
+    truths, drawn, patients = evaluation.truths, evaluation.drawn, []
+    for scan, image in enumerate(evaluation.scans):
+        rows = [row for row, truth in enumerate(truths) if truth.scan == scan]
+        reconstruction = drawn.reconstructions[scan]
         edits = [
             {
-                "title": titles.get(judged.cases[row].edit, judged.cases[row].edit),
-                "image": _picture(judged.drawn.images[row]),
-                "truth": _picture(judged.cases[row].truth),
-                "difference": _difference(judged.drawn.images[row] - restored),
-                "true_difference": _difference(judged.cases[row].truth - judged.scans[scan]),
-                **judged.rows[row],
+                "title": titles.get(truths[row].edit, truths[row].edit),
+                "image": _picture(drawn.images[row]),
+                "truth": _picture(truths[row].image),
+                "difference": _difference(drawn.images[row] - reconstruction),
+                "true_difference": _difference(truths[row].image - image),
+                **evaluation.rows[row],
             }
-            for row in own
+            for row in rows
         ]
+        first = truths[rows[0]]
         patients.append(
             {
-                "name": f"{case.hospital}, {case.patient}",
-                "prompt": modality.prompt(case.attributes),
-                "scan": _picture(judged.scans[scan]),
-                "reconstruction": _picture(restored),
+                "name": f"{first.hospital}, {first.patient}",
+                "prompt": modality.prompt(first.attributes),
+                "scan": _picture(image),
+                "reconstruction": _picture(reconstruction),
                 "edits": edits,
             }
         )
@@ -215,7 +224,7 @@ def _patients(modality: Modality, judged: Evaluation) -> list[dict[str, Any]]:
 
 
 def _picture(image: Tensor) -> str:
-    """An image `(1,S,S)` in [-1, 1] as a data address of a PNG."""
+    """An image `(1,S,S)` in [-1, 1] as a data URL of a PNG."""
     grey = ((image[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
     return _encoded(Image.fromarray(grey))
 

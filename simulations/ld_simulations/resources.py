@@ -1,4 +1,4 @@
-"""How much time and memory a run takes, with everything it starts."""
+"""Time and memory of a run and all its child processes."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class ResourceMonitor:
         self._thread.join()
 
     def _watch(self) -> None:
-        own = psutil.Process()
+        this = psutil.Process()
         while not self._ended.wait(INTERVAL_SECONDS):
             total = 0
-            for process in [own, *own.children(recursive=True)]:
+            for process in [this, *this.children(recursive=True)]:
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                     total += process.memory_info().rss
             self.peak_rss_mb = max(self.peak_rss_mb, total / 2**20)

@@ -1,27 +1,17 @@
-"""The numbers of a run beside what was aimed at: one table for the console, the report and the README."""
+"""The numbers of a demo run, and their aims."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from ld_client.data.store import Store
 from ld_common.diffusion.base_model import load_denoiser
 from ld_common.release.release import Release
+from ld_simulations.aims import Aim
 from ld_simulations.demo import Demo
-from ld_simulations.evaluation import Evaluation
+from ld_simulations.evaluation import SimulatedEvaluation
 from ld_simulations.resources import ResourceMonitor
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What a number should be: within bounds, either of which may be open."""
-
-    words: str
-    at_least: float = -float("inf")
-    at_most: float = float("inf")
-
 
 AIMS = {
     "seconds_total": Aim("at most 600", at_most=600),
@@ -40,29 +30,10 @@ AIMS = {
 }
 
 
-def aim_met(key: str, summary: Mapping[str, Any], aims: Mapping[str, Aim] = AIMS) -> bool:
-    """Whether a summary's number lies within its aim."""
-    return bool(aims[key].at_least <= summary[key] <= aims[key].at_most)
-
-
-def as_markdown(summary: Mapping[str, Any], aims: Mapping[str, Aim] = AIMS) -> str:
-    """The table of a README: each number beside its aim."""
-    lines = ["| number | measured | aim | |", "|---|---|---|---|"]
-    for key, aim in aims.items():
-        met = "met" if aim_met(key, summary, aims) else "**missed**"
-        lines.append(f"| `{key}` | {shown(summary[key])} | {aim.words} | {met} |")
-    return "\n".join(lines) + "\n"
-
-
-def shown(value: float) -> str:
-    """A number in four digits, or whole where it is large."""
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
 def summarize_run(
-    demo: Demo, release: Release, judged: Evaluation, monitor: ResourceMonitor, stores: Sequence[Store]
+    demo: Demo, release: Release, evaluation: SimulatedEvaluation, monitor: ResourceMonitor, stores: Sequence[Store]
 ) -> dict[str, Any]:
-    """All numbers of a run: what it cost, who took part, what crossed the wire, how good the answers are."""
+    """All numbers of a run: cost, participants, traffic and the quality of the counterfactuals."""
     rounds = [record for record in release.manifest["rounds"] if record["counted"]]
     unet = load_denoiser(demo.study.base_model).unet
     full_bytes = sum(parameter.numel() * parameter.element_size() for parameter in unet.parameters())
@@ -79,7 +50,7 @@ def summarize_run(
         "uplink_bytes_per_site_round": uplink,
         "full_model_bytes": full_bytes,
         "uplink_share": uplink / full_bytes,
-        "held_out_patients": len(judged.scans),
-        "counterfactuals": len(judged.cases),
-        **judged.summary,
+        "held_out_patients": len(evaluation.scans),
+        "counterfactuals": len(evaluation.truths),
+        **evaluation.summary,
     }

@@ -90,7 +90,7 @@ def test_an_audit_compares_members_with_those_held_out(audited: tuple[Path, Path
     file = tmp_path / "audit/audit.json"
     assert file.stat().st_mode & 0o077 == 0
     found = json.loads(file.read_text())
-    assert found["adapter_sha256"] == release.manifest["files"]["adapter.safetensors"]
+    assert found["adapter_sha256"] == release.adapter_sha256
     assert len(found["membership"]) == 2
     assert found["canaries"]["delta"] == 0.0
     assert "PLANTED" not in file.read_text()

@@ -14,7 +14,7 @@ from ld_client.data.ingest import Visit, read_visits, survey
 from ld_client.data.pseudonyms import load_key, pseudonym
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.errors import ConfigError, StoreError, TableError
-from ld_common.imaging.rejection import Refusal
+from ld_common.imaging.rejection import Rejection
 from tests.conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table, write_visit
 
 KEY = bytes(32)
@@ -308,4 +308,4 @@ def test_the_key_is_made_once_and_only_for_its_owner(tmp_path: Path) -> None:
 
 
 def test_every_refusal_is_a_reason() -> None:
-    assert {refusal.value for refusal in Refusal} <= {reason.value for reason in Reason}
+    assert {refusal.value for refusal in Rejection} <= {reason.value for reason in Reason}

@@ -190,7 +190,7 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
 
 
 def test_every_error_of_ours_is_tried() -> None:
-    assert {"StoreError", "PrivacyError", "ApprovalError", "DivergedError", "AuditError", "ScanRefused"} <= set(ERRORS)
+    assert {"StoreError", "PrivacyError", "ApprovalError", "DivergedError", "AuditError", "ScanRejected"} <= set(ERRORS)
     assert {DivergedError, ld_client.audit.statistics.AuditError} <= set(_subclasses(LdError))
     assert set(PLACES) == set(KINDS)
 
@@ -231,7 +231,7 @@ def test_no_errors_text_leaves_wherever_a_handler_fails(
     refused = [entry.details for entry in entries if entry.event == "refused"]
     assert len(refused) == count
     for entry in refused:  # in the site's own log stand our own words alone, and none that may quote a scan
-        ours = entry["error"] not in ("ScanError", "ScanRefused", "TableError", *FOREIGN)
+        ours = entry["error"] not in ("ScanError", "ScanRejected", "TableError", *FOREIGN)
         assert ours or NAME not in entry["reason"], entry
     assert verify_home(home).problems == []
     assert NAME not in "".join(capfd.readouterr())

@@ -29,7 +29,7 @@ from ld_common.core.errors import ReleaseError, SignatureError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.protocol.dp_accounting import Charge, epsilon
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import read_release, write_release
+from ld_common.release.release import ReleaseContent, read_release, write_release
 from tests.conftest import PLANTED_ROWS, write_table
 from tests.support.site_homes import index_site
 
@@ -73,7 +73,9 @@ class Hospital:
         ]
         state = inject(load_denoiser(self.site.base_model), read_adapter(study.adapter), study.seed).state()
         digest = base_digest(self.site.base_model)
-        return write_release(self.folder / study.name, study, load_modality(self.site), digest, state, None, {}, rounds)
+        return write_release(
+            self.folder / study.name, study, load_modality(self.site), ReleaseContent(digest, state, rounds=rounds)
+        )
 
     def charge(self, study: StudyConfig, round_number: int = 1) -> None:
         """Pay for a round as a site does."""
@@ -91,7 +93,7 @@ class Hospital:
             site="aster",
             study=found.study.name,
             study_digest=found.study.digest(),
-            adapter_sha256=found.manifest["files"]["adapter.safetensors"],
+            adapter_sha256=found.adapter_sha256,
             differential_privacy=found.study.privacy.enabled,
             options=AuditOptions(),
             membership=(membership(RANDOM_MEMBERS, RANDOM_OTHERS),),
@@ -150,7 +152,7 @@ def test_a_private_study_is_reported_with_its_promise_its_costs_and_its_attacks(
         "left out: it was not connected",
         "no scan 1 0",
         "ε 3.",
-        read_release(release).manifest["files"]["adapter.safetensors"],
+        read_release(release).adapter_sha256,
         study.digest(),
         "Signature",
     ):

@@ -74,6 +74,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch
     assert not torch.equal(whole, torch.ones(1, 3))
 
 
+@pytest.mark.slow
 def test_the_recipe_makes_a_base_that_loads(tmp_path: Path) -> None:
     paths = [f"work={tmp_path / 'work'}", f"output={tmp_path / 'base'}"]
     with torch.random.fork_rng():

@@ -10,16 +10,18 @@ from typer.testing import CliRunner
 from ld_client.cli import app
 from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
+from ld_client.drift_report import edits_of_targets
 from ld_client.site_config import load_modality, load_site
-from ld_client.site_drift import ask, site_drift
+from ld_client.site_drift import site_drift
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.diffusion.base_model import load_base, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, shift_of
-from ld_common.diffusion.drift_search import best, search_counterfactual, search_grid
+from ld_common.diffusion.drift_search import best, search_grid
 from ld_common.diffusion.options import SearchConfig
-from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import Edit
+from ld_common.editing.ddim import DdimInversion
+from ld_common.editing.delta_search import search_counterfactual
 from ld_common.protocol.study_config import StudyConfig
 from ld_simulations.tiny_base.networks import make_scheduler
 from tests.support.gaussian import DATA_MEAN, SCHEDULER, gaussian_model, unit_noise
@@ -47,7 +49,7 @@ def test_a_counterfactual_without_weight_on_its_target_stays_with_the_patient(ti
     factual, edits = ["a scan, healthy"] * 2, [Edit(0, "a scan, ill"), Edit(1, "a scan, ill")]
     seen: list[int] = []
     config = SearchConfig(lowest=-0.2, highest=0.2, spacing=0.1, weight=0.0)
-    arguments = base, latents, factual, edits, config, Editor(steps=4, strength=0.0), 0
+    arguments = base, latents, factual, edits, config, DdimInversion(num_inference_steps=4, guidance_scale=0.0), 0
     trials = search_counterfactual(*arguments, progress=lambda done, total: seen.append(done))
     assert best(trials).delta == 0  # nothing is asked, so nothing should move
     assert all(trial.loss == trial.parts["inner"] for trial in trials)
@@ -59,7 +61,7 @@ def test_a_target_that_is_reached_costs_less(tiny_base: Path) -> None:
     """Swapping factual and target turns a reached target into a missed one: the two losses are of p and 1 - p."""
     base = load_base(str(tiny_base))
     latents = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(0))
-    config, edit = SearchConfig(lowest=0, highest=0), Editor(steps=2, strength=0.0)
+    config, edit = SearchConfig(lowest=0, highest=0), DdimInversion(num_inference_steps=2, guidance_scale=0.0)
     there, back = (
         search_counterfactual(base, latents, [first], [Edit(0, second)], config, edit, 0)[0].parts["outer"]
         for first, second in (("a scan, healthy", "a scan, ill"), ("a scan, ill", "a scan, healthy"))
@@ -72,7 +74,7 @@ def test_a_site_searches_once_and_keeps_what_it_found(site_yaml: Path, tiny_base
     site = load_site(site_yaml)
     build_store(site)
     store, model = open_store(site.store_path), load_denoiser(str(tiny_base))
-    drift = {"choice": "grid", "mean": "scalar", "search": {"images": 4, "steps": 2, "spacing": 0.1}}
+    drift = {"estimator": "grid", "shape": "scalar", "search": {"images": 4, "steps": 2, "spacing": 0.1}}
     study = from_mapping(StudyConfig, {"drift": drift})
     found = site_drift(site, load_modality(site), store, model, study)
     assert found is not None
@@ -93,7 +95,7 @@ def test_a_search_that_asks_nothing_is_refused(site_yaml: Path) -> None:
     site = load_site(site_yaml)
     build_store(site)
     with pytest.raises(RequestError, match="targets"):
-        ask(load_modality(site), open_store(site.store_path), SearchConfig())
+        edits_of_targets(load_modality(site), open_store(site.store_path), SearchConfig())
 
 
 def test_a_search_needs_two_scans_and_a_leak() -> None:
@@ -108,8 +110,8 @@ def test_a_search_needs_two_scans_and_a_leak() -> None:
 @pytest.mark.parametrize(
     ("drift", "words"),
     [
-        ({"choice": "grid"}, "set drift.shape to scalar"),
-        ({"choice": "grdi"}, "known: moments"),
+        ({"estimator": "grid"}, "set drift.shape to scalar"),
+        ({"estimator": "grdi"}, "known: moments"),
         ({"formulation": "prio"}, "known: prior"),
         ({"search": {"spacing": 0}}, "spacing"),
         ({"search": {"highest": float("inf")}}, "must be numbers"),
@@ -125,8 +127,8 @@ def test_a_wrong_drift_is_named(drift: dict[str, object], words: str) -> None:
     ("overrides", "words"),
     [
         ([], "by moments"),
-        (["--choice", "grid", "drift.search.images=4"], "energy_distance"),
-        (["--choice", "counterfactual", "drift.search.targets=[age=90]", "edit.steps=2"], "outer"),
+        (["--estimator", "grid", "drift.search.images=4"], "energy_distance"),
+        (["--estimator", "counterfactual", "drift.search.targets=[age=90]", "edit.num_inference_steps=2"], "outer"),
     ],
 )
 def test_a_data_manager_sees_the_drift_before_training(

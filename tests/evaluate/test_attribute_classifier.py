@@ -27,6 +27,7 @@ def test_the_network_is_small_and_takes_other_sides() -> None:
     assert model(torch.zeros(3, 1, 96, 96)).shape == (3,)
 
 
+@pytest.mark.slow
 def test_it_learns_the_size_of_a_hole() -> None:
     pictures, labels = discs(400, seed=0)
     model = train_classifier(pictures, labels, seed=1, steps=120)
@@ -34,6 +35,16 @@ def test_it_learns_the_size_of_a_hole() -> None:
     assert auc(score(model, held_out), truth) > 0.95
 
 
+def test_it_learns_a_plain_difference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) % 2
+    pictures = 0.3 * torch.randn(80, 1, 16, 16, generator=generator).clamp(-1, 1)
+    pictures[labels == 1, :, 4:12, 4:12] += 0.5
+    model = train_classifier(pictures[:40], labels[:40], seed=1, steps=15)
+    assert auc(score(model, pictures[40:]), labels[40:]) > 0.95
+
+
+@pytest.mark.slow
 def test_labels_that_say_nothing_leave_it_at_chance_on_pictures_it_has_not_seen() -> None:
     pictures, _ = discs(300, seed=2)
     labels = torch.rand(300, generator=torch.Generator().manual_seed(5)) < 0.5

@@ -22,48 +22,29 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from ld_common.adapters.base import inject
-from ld_common.adapters.registry import read_adapter
-from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, LdError, RequestError
-from ld_common.diffusion.base_model import BaseModel, base_digest, load_denoiser
+from ld_common.diffusion.base_model import BaseModel
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import ScanRefused
+from ld_common.imaging.rejection import ScanRejected
 from ld_common.imaging.scan_reader import read_scan
-from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import Release, load_release_base, read_release, write_release
+from ld_common.release.release import Release, read_release
 from ld_generate.cli import main
 from ld_generate.web import drawing, layout
 from ld_generate.web.appearance import message
 from ld_generate.web.drawing import EditForm, draw
 from ld_generate.web.scans import find_examples, one_scan
-from ld_generate.web.server import MOST_BYTES, is_loopback, serving
-from tests.conftest import random_state, write_mr_slice
+from ld_generate.web.server import MAX_UPLOAD_BYTES, is_loopback, serving
+from tests.conftest import write_mr_slice
+from tests.support.releases import write_scan
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOOPBACK = ("127.0.0.1", "localhost")
-SHOWN = {"age": "74", "sex": "F", "diagnosis": "CN"}
-
-
-def write_scan(path: Path, **elements: Any) -> Path:
-    pixels = np.zeros((110, 100), np.uint16)
-    pixels[20:90, 20:80] = np.random.default_rng(0).integers(300, 900, (70, 60))
-    return write_mr_slice(path, pixels, PatientName="Secret^Name", **elements)
+SOURCE_VALUES: dict[str, Any] = {"age": "74", "sex": "F", "diagnosis": "CN"}
 
 
 @pytest.fixture(scope="module")
-def release(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    asked = {"base_model": str(tiny_base), "adapter": {"rank": 2}, "edit": {"steps": 4}}
-    study = from_mapping(StudyConfig, asked)
-    adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
-    state = random_state(adapted.state(), 0.1)
-    folder = tmp_path_factory.mktemp("release")
-    return read_release(write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, None, {}, []))
-
-
-@pytest.fixture(scope="module")
-def model(release: Release) -> BaseModel:
-    return load_release_base(release)
+def loaded(release: Path) -> Release:
+    return read_release(release)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +77,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def address(model: BaseModel, release: Release, examples: dict[str, Path], reached: list[str]) -> Iterator[str]:
-    with serving(model, release, examples, "127.0.0.1", free_port()) as opened:
+def address(model: BaseModel, loaded: Release, examples: dict[str, Path], reached: list[str]) -> Iterator[str]:
+    with serving(model, loaded, examples, "127.0.0.1", free_port()) as opened:
         yield opened
 
 
@@ -130,20 +111,20 @@ def test_an_example_is_edited_and_downloaded_and_nobody_else_is_asked(
     page: Page, requested: list[str], reached: list[str], tmp_path: Path
 ) -> None:
     pick(page, 0)
-    age = page.locator("#shows-age :is(input, textarea)")
+    age = page.locator("#source-age :is(input, textarea)")
     expect(age).to_have_value("74")
     expect(age).to_be_disabled()
-    expect(page.locator("#wanted-age input[type=number]")).to_have_value("74")
+    expect(page.locator("#target-age input[type=number]")).to_have_value("74")
     page.locator("#draw").click()
-    expect(page.locator(".message.error")).to_contain_text("what the file does not: diagnosis")
-    page.locator("#shows-diagnosis label", has_text="healthy").click()
+    expect(page.locator(".message.error")).to_contain_text("diagnosis")
+    page.locator("#source-diagnosis label", has_text="healthy").click()
     page.locator("#draw").click()
-    expect(page.locator(".message.error")).to_contain_text("nothing should be different yet")
-    page.locator("#wanted-diagnosis label", has_text="Alzheimer").click()
+    expect(page.locator(".message.error")).to_contain_text("nothing changes yet")
+    page.locator("#target-diagnosis label", has_text="Alzheimer").click()
     page.locator("#draw").click()
     expect(page.locator(".caption")).to_contain_text("diagnosis healthy → Alzheimer's disease", timeout=30_000)
     expect(page.locator("#answer .picture img")).to_have_count(4)
-    expect(page.locator("#areas")).to_contain_text("ventricles, mm²")
+    expect(page.locator("#biomarkers")).to_contain_text("ventricles, mm²")
     assert page.locator(".message.error").count() == 0
     with page.expect_download() as download:
         page.locator("#dicom").click()
@@ -177,7 +158,7 @@ def test_what_is_no_scan_is_one_line_and_the_page_goes_on(
 def test_more_than_may_be_dropped_is_refused_and_the_page_goes_on(page: Page, address: str, tmp_path: Path) -> None:
     large = tmp_path / "large.dcm"
     with large.open("wb") as file:
-        file.truncate(MOST_BYTES + 2**20)
+        file.truncate(MAX_UPLOAD_BYTES + 2**20)
     page.locator("#files input[type=file]").set_input_files(large)
     expect(page.get_by_text("exceed")).to_be_visible()
     with large.open("rb") as file:  # a client that does not ask beforehand
@@ -187,9 +168,9 @@ def test_more_than_may_be_dropped_is_refused_and_the_page_goes_on(page: Page, ad
 
 def arguments(files: list[Any], age: int) -> list[Any]:
     """What `/draw` takes, in the order of the page."""
-    words = [SHOWN["diagnosis"], SHOWN["sex"]]
+    words = [SOURCE_VALUES["diagnosis"], SOURCE_VALUES["sex"]]
     how = [0.0, "belm", 2.0, 1.0, 0]
-    return [files, None, None, False, SHOWN["age"], *words, age, *words, *how, "no", None, None, None]
+    return [files, None, None, False, SOURCE_VALUES["age"], *words, age, *words, *how, "no", None, None, None]
 
 
 def test_ten_requests_at_once_are_all_answered(address: str, tmp_path: Path) -> None:
@@ -203,11 +184,11 @@ def test_ten_requests_at_once_are_all_answered(address: str, tmp_path: Path) -> 
 
 
 def test_what_was_dropped_is_deleted_after_a_while_and_at_the_end(
-    model: BaseModel, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: BaseModel, loaded: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "KEPT_SECONDS", 1)
+    monkeypatch.setattr(layout, "FILE_LIFETIME_SECONDS", 1)
     monkeypatch.setattr(layout, "SWEEP_SECONDS", 1)
-    with serving(model, release, {}, "127.0.0.1", free_port()) as opened:
+    with serving(model, loaded, {}, "127.0.0.1", free_port()) as opened:
         (first,) = upload(opened, b"first")
         assert first.exists()
         while first.exists():
@@ -221,70 +202,71 @@ def upload(address: str, content: bytes) -> list[Path]:
     return [Path(path) for path in answered.json()]
 
 
-def wish(**changes: Any) -> EditForm:
-    how: dict[str, Any] = {"drift": 0.0, "method": "belm", "strength": 2.0, "depth": 1.0, "seed": 0}
-    return EditForm(**({"shows": SHOWN, "wanted": SHOWN | {"age": 80.0}} | how | changes))
+def edit_form(**changes: Any) -> EditForm:
+    options = {"delta": 0.0, "editor": "belm", "guidance_scale": 2.0, "noise_fraction": 1.0, "seed": 0}
+    attributes = {"source": SOURCE_VALUES, "target": SOURCE_VALUES | {"age": 80.0}}
+    return EditForm(**(attributes | options | changes))
 
 
 def test_a_volume_comes_back_as_one_with_a_trajectory_and_the_seed_that_was_asked_for(
-    model: BaseModel, release: Release, tmp_path: Path
+    model: BaseModel, loaded: Release, tmp_path: Path
 ) -> None:
     volume = np.random.default_rng(1).random((40, 50, 9)).astype(np.float32)
     path = tmp_path / "volume.nii.gz"
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([3.0, 3.0, 8.0, 1.0])), path)
     shares: list[float] = []
-    asked = wish(trajectory="age=60:90:15", seed=7, drift=0.1)
-    drawn = draw(model, release, path, asked, tmp_path / "out", shares.append)
-    assert (drawn.title, shares[-1]) == ("age 74 → 80 years", 1.0)
-    assert nibabel.load(drawn.nifti).shape[2] == 1  # type: ignore[arg-type]
-    assert [row[0] for row in drawn.trajectory[3:]] == ["counterfactual"] * 3
-    record = json.loads(drawn.record.read_text())
-    assert (record["seeds"], record["counterfactuals"][0]["drift"]) == ([7], 0.1)
-    with zipfile.ZipFile(drawn.archive) as archive:
-        assert {drawn.dicom.name, "record.json", "trajectory_age.gif"} <= set(archive.namelist())
-    assert set(drawn.areas) == {"ventricles"}
+    form = edit_form(sweep="age=60:90:15", seed=7, delta=0.1)
+    result = draw(model, loaded, path, form, tmp_path / "out", shares.append)
+    assert (result.title, shares[-1]) == ("age 74 → 80 years", 1.0)
+    assert nibabel.load(result.nifti).shape[2] == 1  # type: ignore[arg-type]
+    assert [row[0] for row in result.sweep_table[3:]] == ["counterfactual"] * 3
+    record = json.loads(result.record.read_text())
+    assert (record["seeds"], record["counterfactuals"][0]["delta"]) == ([7], 0.1)
+    with zipfile.ZipFile(result.archive) as archive:
+        assert {result.dicom.name, "record.json", "sweep_age.gif"} <= set(archive.namelist())
+    assert set(result.biomarkers) == {"ventricles"}
 
 
-def test_without_a_scale_nothing_is_measured(model: BaseModel, release: Release, tmp_path: Path) -> None:
+def test_without_a_scale_nothing_is_measured(model: BaseModel, loaded: Release, tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(2).integers(0, 255, (60, 50)).astype(np.uint8)).save(tmp_path / "scan.png")
-    drawn = draw(model, release, tmp_path / "scan.png", wish(), tmp_path / "out", lambda share: None)
-    assert (drawn.areas, drawn.nifti) == ({}, None)
+    result = draw(model, loaded, tmp_path / "scan.png", edit_form(), tmp_path / "out", lambda share: None)
+    assert (result.biomarkers, result.nifti) == ({}, None)
 
 
 def test_what_the_record_warns_of_is_shown_as_text(
-    model: BaseModel, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: BaseModel, loaded: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = drawing.answer
+    plain = drawing.run_edits
 
-    def warned(*asked: Any) -> list[Path]:
-        files = plain(*asked)
+    def warned(*arguments: Any) -> list[Path]:
+        files = plain(*arguments)
         record = json.loads(files[-1].read_text())
         files[-1].write_text(json.dumps(record | {"warnings": ["contrast < usual"]}))
         return files
 
-    monkeypatch.setattr(drawing, "answer", warned)
-    drawn = draw(model, release, write_scan(tmp_path / "scan.dcm"), wish(), tmp_path / "out", lambda share: None)
-    assert drawn.warnings == ["contrast < usual"]
-    assert "contrast &lt; usual" in message("warning", drawn.warnings[0])
+    monkeypatch.setattr(drawing, "run_edits", warned)
+    result = draw(model, loaded, write_scan(tmp_path / "scan.dcm"), edit_form(), tmp_path / "out", lambda share: None)
+    assert result.warnings == ["contrast < usual"]
+    assert "contrast &lt; usual" in message("warning", result.warnings[0])
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"wanted": SHOWN | {"age": 74.4}}, "nothing should be different"),
-        ({"shows": SHOWN | {"age": ""}}, "what the file does not: age"),
-        ({"shows": SHOWN | {"age": "abc"}}, "age=abc"),
-        ({"wanted": SHOWN | {"age": 180.0}}, "18 to 100 years"),
-        ({"trajectory": "age=90:60:5"}, "0 values"),
-        ({"method": "none"}, "method is 'none'"),
+        ({"target": SOURCE_VALUES | {"age": 74.4}}, "nothing changes"),
+        ({"source": SOURCE_VALUES | {"age": ""}}, "does not say: age"),
+        ({"source": SOURCE_VALUES | {"age": "abc"}}, "age=abc"),
+        ({"target": SOURCE_VALUES | {"age": 180.0}}, "18 to 100 years"),
+        ({"sweep": "age=90:60:5"}, "0 values"),
+        ({"editor": "none"}, "unknown editor 'none'"),
     ],
 )
 def test_a_wish_that_cannot_be_drawn_is_named(
-    model: BaseModel, release: Release, tmp_path: Path, changes: dict[str, Any], words: str
+    model: BaseModel, loaded: Release, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     scan = write_scan(tmp_path / "scan.dcm")
     with pytest.raises(LdError, match=words):
-        draw(model, release, scan, wish(**changes), tmp_path / "out", lambda share: None)
+        draw(model, loaded, scan, edit_form(**changes), tmp_path / "out", lambda share: None)
 
 
 def test_a_series_may_be_dropped_as_its_files_or_as_an_archive(brain_mri: Modality, tmp_path: Path) -> None:
@@ -304,7 +286,7 @@ def test_a_series_may_be_dropped_as_its_files_or_as_an_archive(brain_mri: Modali
         (tmp_path / str(number)).mkdir()
         assert (read_scan(one_scan(dropped, tmp_path / str(number)), brain_mri).pixels == middle).all()
     (tmp_path / "bad.zip").write_bytes((tmp_path / "scan.zip").read_bytes()[:-30])
-    with pytest.raises(ScanRefused, match="unreadable"):
+    with pytest.raises(ScanRejected, match="unreadable"):
         one_scan([tmp_path / "bad.zip"], tmp_path)
     with pytest.raises(RequestError, match="drop one"):
         one_scan([], tmp_path)
@@ -315,7 +297,7 @@ def test_a_series_may_be_dropped_as_its_files_or_as_an_archive(brain_mri: Modali
 def test_examples_are_named_by_what_tells_them_apart(examples: dict[str, Path], tmp_path: Path) -> None:
     assert set(examples) == {"one", "two"}
     with pytest.raises(ConfigError, match="holds no scan"):
-        find_examples(tmp_path, Modality(prompt="a scan"))
+        find_examples(tmp_path, Modality(prompt_template="a scan"))
 
 
 def test_another_name_that_leads_to_loopback_is_not_answered(address: str) -> None:
@@ -332,10 +314,10 @@ def test_only_loopback_is_taken_for_private() -> None:
 
 
 def test_without_gradio_one_line_says_how_to_install_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["ld-generate", "serve", "--release", "r"])
+    monkeypatch.setattr(sys, "argv", ["ld-generate", "serve", str(release)])
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr().err

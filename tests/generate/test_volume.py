@@ -1,4 +1,4 @@
-"""`ld-generate --volume`: which slices are edited, what the others keep, and the geometry of what is written."""
+"""`ld-generate volume`: which slices are edited, what the others keep, and the geometry of what is written."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from ld_common.core.errors import RequestError
-from ld_generate.volume import read_slices, slices_about
+from ld_generate.volume import choose_slices, slices_around
 from tests.conftest import write_mr_slice
-from tests.generate.test_generate import GIVEN, release, run  # noqa: F401  (a fixture)
+from tests.support.releases import SOURCE, GenerateRunner
 
 COUNT = 9
 
@@ -48,15 +48,25 @@ def values_of(path: Path) -> np.ndarray:
     return image.pixel_array * float(image.RescaleSlope) + float(image.RescaleIntercept)
 
 
-def test_a_nifti_comes_back_in_its_geometry_with_the_asked_slices_edited(
-    release: Path,  # noqa: F811
+def test_a_nifti_comes_back_in_its_geometry_with_the_chosen_slices_edited(
+    run: GenerateRunner,
     nifti: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = ["--set", "age=84", "--set", "sex=M", "--given", GIVEN, "--strength", 4, "--out", tmp_path / "out"]
-    code, said = run(capsys, "--release", release, "--volume", "--slices", "3:5", "--input", nifti, *asked)
-    assert code == 0, said
+    options = [
+        "--target",
+        "age=84",
+        "--target",
+        "sex=M",
+        "--source",
+        SOURCE,
+        "--guidance-scale",
+        4,
+        "--out",
+        tmp_path / "out",
+    ]
+    code, printed = run("volume", "--slices", "3:5", "--input", nifti, *options)
+    assert code == 0, printed
     folder = tmp_path / "out" / "head"
     assert {file.name for file in folder.iterdir()} == {"age-84.nii.gz", "sex-M.nii.gz", "montage.png", "record.json"}
     scan, drawn = nibabel.load(nifti), nibabel.load(folder / "age-84.nii.gz")
@@ -67,145 +77,148 @@ def test_a_nifti_comes_back_in_its_geometry_with_the_asked_slices_edited(
     assert bytes(drawn.header["descrip"].item()) == b"synthetic slices 3 to 5 of 0 to 8; the others are the input's"
     record = json.loads((folder / "record.json").read_text())
     assert record["edited_slices"] == {"first": 3, "last": 5, "of": COUNT}
-    assert record["warnings"][-1].startswith("slices 3 to 5: the release learned from slices like 4 to 4")
+    assert record["warnings"][-1].startswith("slices 3 to 5: the release was trained on slices like 4 to 4")
     assert record["counterfactuals"][1]["files"] == ["sex-M.nii.gz"]
 
 
 def test_a_series_comes_back_as_a_synthetic_series_in_its_place(
-    release: Path,  # noqa: F811
+    run: GenerateRunner,
     series: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = ["--set", "age=84", "--given", GIVEN, "--strength", 4, "--mark", "--out", tmp_path / "out"]
-    code, said = run(capsys, "--release", release, "--volume", "--input", series, *asked)
-    assert code == 0, said
+    options = [
+        "--target",
+        "age=84",
+        "--source",
+        SOURCE,
+        "--guidance-scale",
+        4,
+        "--watermark",
+        "--out",
+        tmp_path / "out",
+    ]
+    code, printed = run("volume", "--input", series, *options)
+    assert code == 0, printed
     folder = tmp_path / "out" / "series"
     written = [pydicom.dcmread(folder / "age-84" / f"IM{number:04d}.dcm") for number in range(1, COUNT + 1)]
-    for number, one in enumerate(written):
+    for number, image in enumerate(written):
         source = pydicom.dcmread(series / f"{number}.dcm")
         for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-            assert list(one[name].value) == pytest.approx(list(source[name].value))
-        assert (one.SpacingBetweenSlices, one.InstanceNumber) == (4, number + 1)
+            assert list(image[name].value) == pytest.approx(list(source[name].value))
+        assert (image.SpacingBetweenSlices, image.InstanceNumber) == (4, number + 1)
         edited = number == COUNT // 2
-        assert one.BurnedInAnnotation == ("YES" if edited else "NO")
-        assert ("an edited slice" if edited else "the input's own values") in one.DerivationDescription
-        apart = np.abs(values_of(Path(one.filename)) - head(number)).max()
-        assert apart > 50 if edited else apart <= float(one.RescaleSlope)
-        assert "SECRET" not in str(one).upper()
-        assert "Family" not in str(one)
+        assert image.BurnedInAnnotation == ("YES" if edited else "NO")
+        assert ("an edited slice" if edited else "the input's own values") in image.DerivationDescription
+        apart = np.abs(values_of(Path(image.filename)) - head(number)).max()
+        assert apart > 50 if edited else apart <= float(image.RescaleSlope)
+        assert "SECRET" not in str(image).upper()
+        assert "Family" not in str(image)
     for name, kinds in (("SOPInstanceUID", COUNT), ("SeriesInstanceUID", 1), ("FrameOfReferenceUID", 1)):
-        assert len({one[name].value for one in written}) == kinds
+        assert len({image[name].value for image in written}) == kinds
         assert written[0][name].value != pydicom.dcmread(series / "0.dcm").get(name)
-    assert len({(one.RescaleSlope, one.WindowCenter) for one in written}) == 1  # one scale, so that none flickers
+    assert (
+        len({(image.RescaleSlope, image.WindowCenter) for image in written}) == 1
+    )  # one scale, so that no slice flickers
     volume = nibabel.load(folder / "age-84.nii.gz")
     middle = volume.get_fdata()[..., COUNT // 2].T
     np.testing.assert_allclose(middle, values_of(folder / "age-84" / "IM0005.dcm"), atol=0.1)
     np.testing.assert_allclose(volume.affine @ (0, 0, 4, 1), [90, 100.5, 16, 1])
-    assert json.loads((folder / "record.json").read_text())["marked"] is True
+    assert json.loads((folder / "record.json").read_text())["watermark"] is True
 
 
 def test_slices_that_are_alike_get_the_same_noise_whatever_the_batch(
-    release: Path,  # noqa: F811
+    run: GenerateRunner,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     same = np.repeat(head(0).T[..., None], 5, -1).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(same, np.diag([3.0, 3, 4, 1])), tmp_path / "same.nii")
-    asked = ["--set", "age=90", "--given", GIVEN, "--strength", 4, "--slices", "0:4", "--method", "sdedit"]
+    options = ["--target", "age=90", "--source", SOURCE, "--guidance-scale", 4, "--slices", "0:4", "--editor", "sdedit"]
     out = ["--out", tmp_path / "out", "batch_size=2"]
-    code, said = run(capsys, "--release", release, "--volume", "--input", tmp_path / "same.nii", *asked, *out)
-    assert code == 0, said
+    code, printed = run("volume", "--input", tmp_path / "same.nii", *options, *out)
+    assert code == 0, printed
     drawn = nibabel.load(tmp_path / "out" / "same" / "age-90.nii.gz").get_fdata()
     changed = np.abs(drawn - same).max()
     assert changed > 2
     assert np.abs(drawn - drawn[..., :1]).max() < changed / 50
 
 
-def test_where_nothing_is_asked_for_the_scan_comes_back(
-    release: Path,  # noqa: F811
+def test_where_nothing_changes_the_scan_comes_back(
+    run: GenerateRunner,
     nifti: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = ["--set", "age=84", "--given", GIVEN, "--strength", 0, "--slices", "0:8", "--out", tmp_path / "out"]
-    assert run(capsys, "--release", release, "--volume", "--input", nifti, *asked)[0] == 0
+    options = [
+        "--target",
+        "age=84",
+        "--source",
+        SOURCE,
+        "--guidance-scale",
+        0,
+        "--slices",
+        "0:8",
+        "--out",
+        tmp_path / "out",
+    ]
+    assert run("volume", "--input", nifti, *options)[0] == 0
     drawn = nibabel.load(tmp_path / "out" / "head" / "age-84.nii.gz").get_fdata()
     np.testing.assert_allclose(drawn, nibabel.load(nifti).get_fdata(), atol=0.5)
 
 
 def test_a_mask_of_the_same_voxels_keeps_a_region(
-    release: Path,  # noqa: F811
+    run: GenerateRunner,
     nifti: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     scan = nibabel.load(nifti)
     kept = np.zeros(scan.shape, np.uint8)
     kept[:, :40, 4] = 1
     nibabel.save(nibabel.Nifti1Image(kept, scan.affine), tmp_path / "kept.nii.gz")
-    asked = ["--set", "age=84", "--given", GIVEN, "--strength", 4, "--mask", tmp_path / "kept.nii.gz"]
-    common = ["--release", release, "--volume", "--input", nifti, *asked, "--out", tmp_path / "out"]
-    code, said = run(capsys, *common, "--slices", "3:4")
-    assert code == 0, said
+    options = [
+        "--target",
+        "age=84",
+        "--source",
+        SOURCE,
+        "--guidance-scale",
+        4,
+        "--preserve-mask",
+        tmp_path / "kept.nii.gz",
+    ]
+    common = ["--input", nifti, *options, "--out", tmp_path / "out"]
+    code, printed = run("volume", *common, "--slices", "3:4")
+    assert code == 0, printed
     apart = np.abs(nibabel.load(tmp_path / "out" / "head" / "age-84.nii.gz").get_fdata() - scan.get_fdata())
     assert apart[:, :40, 4].max() == 0
     assert apart[:, 50:, 4].max() > 20 < apart[:, :40, 5].max()
-    code, said = run(capsys, *common, "--slices", "0:2")
-    assert (code, "keeps nothing" in " ".join(said.split())) == (2, True)
+    code, printed = run("volume", *common, "--slices", "0:2")
+    assert (code, "is 0 in all edited slices" in " ".join(printed.split())) == (2, True)
     nibabel.save(nibabel.Nifti1Image(kept, np.eye(4)), tmp_path / "kept.nii.gz")
-    code, said = run(capsys, *common)
-    assert (code, "has another grid" in said) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--volume", "--seeds", "2"], "--volume is of --input and --set"),
-        (["--volume", "--trajectory", "age=60:90:10"], "--volume is of --input and --set"),
-        (["--volume", "--drift", "0", "--drift", "0.1"], "under one drift"),
-        (["--volume", "--drift", "auto"], "under one drift"),
-        (["--slices", "1:2"], "give that as well"),
-    ],
-)
-def test_what_a_volume_would_not_heed_is_refused(
-    release: Path,  # noqa: F811
-    nifti: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
-) -> None:
-    asked = ["--input", nifti, "--set", "age=80", "--given", GIVEN, "--out", tmp_path / "out"]
-    code, said = run(capsys, "--release", release, *asked, *arguments)
-    assert (code, words in " ".join(said.split())) == (2, True)
-    assert not (tmp_path / "out").exists()
+    code, printed = run("volume", *common)
+    assert (code, "has another grid" in printed) == (2, True)
 
 
 def test_a_scan_of_one_slice_is_no_volume(
-    release: Path,  # noqa: F811
+    run: GenerateRunner,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     Image.fromarray(head(0).astype(np.uint8)).save(tmp_path / "a.png")
-    asked = ["--volume", "--input", tmp_path / "a.png", "--set", "age=80", "--given", GIVEN]
-    code, said = run(capsys, "--release", release, *asked, "--out", tmp_path / "out")
-    assert (code, "not a volume" in said) == (2, True)
+    options = ["--input", tmp_path / "a.png", "--target", "age=80", "--source", SOURCE]
+    code, printed = run("volume", *options, "--out", tmp_path / "out")
+    assert (code, "not a volume" in printed) == (2, True)
 
 
 def test_by_default_the_trained_slice_and_those_within_reach_of_it_are_edited() -> None:
-    assert slices_about(189, 0.5) == range(90, 99)
-    assert slices_about(3, 0.5) == range(1, 2)
-    assert slices_about(2, 0.5) == range(1, 2)
-    assert slices_about(1, 0.5) == range(1)
-    assert slices_about(100, 0.0) == range(3)
-    assert slices_about(100, 1.0) == range(97, 100)
+    assert slices_around(189, 0.5) == range(90, 99)
+    assert slices_around(3, 0.5) == range(1, 2)
+    assert slices_around(2, 0.5) == range(1, 2)
+    assert slices_around(1, 0.5) == range(1)
+    assert slices_around(100, 0.0) == range(3)
+    assert slices_around(100, 1.0) == range(97, 100)
 
 
 def test_slices_are_counted_from_the_lowest_and_must_be_there() -> None:
     path = Path("head.nii")
-    assert read_slices(path, "3:5", 9) == range(3, 6)
-    assert read_slices(path, "0:0", 9) == range(1)
+    assert choose_slices(path, "3:5", 9) == range(3, 6)
+    assert choose_slices(path, "0:0", 9) == range(1)
     for text in ("5:3", "0:9", "-1:3", "a:b", "3", "1:2:3", ":"):
         with pytest.raises(RequestError, match="--slices"):
-            read_slices(path, text, 9)
+            choose_slices(path, text, 9)

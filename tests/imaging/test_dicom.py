@@ -15,7 +15,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLosslessSV1, Seconda
 from ld_common.core.errors import ScanError
 from ld_common.imaging.dicom import MAX_DEFLATED_BYTES, MAX_NESTING, choose_slice, read_dicom, read_header
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import Refusal, ScanRefused
+from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.scan_reader import read_scan
 
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4)
@@ -26,11 +26,11 @@ def real(name: str) -> Path:
     return Path(str(get_testdata_file(name, download=False)))
 
 
-def refusal(path: Path, modality: str = "MR") -> Refusal:
+def refusal(path: Path, modality: str = "MR") -> Rejection:
     with pytest.raises(ScanError) as caught:
         read_dicom(path, (modality,))
-    assert isinstance(caught.value, ScanRefused)
-    return caught.value.refusal
+    assert isinstance(caught.value, ScanRejected)
+    return caught.value.rejection
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_padding_becomes_the_lowest_real_value(tmp_path: Path, write_dicom: Writ
         assert pixels.min() == 0
         assert pixels.max() == (8 if limit else 10)
     pad = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 11}
-    assert refusal(write_dicom(tmp_path / "all.dcm", RAMP, **pad)) == Refusal.UNREADABLE
+    assert refusal(write_dicom(tmp_path / "all.dcm", RAMP, **pad)) == Rejection.UNREADABLE
 
 
 @pytest.mark.parametrize(
@@ -97,25 +97,25 @@ def test_age_is_said_or_counted_from_the_dates(
 @pytest.mark.parametrize(
     ("elements", "expected"),
     [
-        ({"Modality": "CT"}, Refusal.WRONG_MODALITY),
-        ({"Rows": 60000, "Columns": 60000}, Refusal.TOO_LARGE),
-        ({"NumberOfFrames": 2**30}, Refusal.TOO_LARGE),
-        ({"NumberOfFrames": 2}, Refusal.UNSUPPORTED),
-        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, Refusal.UNSUPPORTED),
-        ({"BitsAllocated": 64}, Refusal.UNSUPPORTED),
-        ({"BitsStored": 40}, Refusal.UNSUPPORTED),
-        ({"Rows": None}, Refusal.NOT_AN_IMAGE),
-        ({"PixelData": None}, Refusal.UNREADABLE),
-        ({"Rows": 30}, Refusal.UNREADABLE),
-        ({"RescaleSlope": [1, 2], "RescaleIntercept": 0}, Refusal.UNREADABLE),
-        ({"SOPClassUID": SecondaryCaptureImageStorage}, Refusal.BURNED_IN),
-        ({"BurnedInAnnotation": "YES"}, Refusal.BURNED_IN),
-        ({"ImageType": ["DERIVED", "SECONDARY"]}, Refusal.BURNED_IN),
-        ({"SyntheticData": "YES"}, Refusal.SYNTHETIC),
+        ({"Modality": "CT"}, Rejection.WRONG_MODALITY),
+        ({"Rows": 60000, "Columns": 60000}, Rejection.TOO_LARGE),
+        ({"NumberOfFrames": 2**30}, Rejection.TOO_LARGE),
+        ({"NumberOfFrames": 2}, Rejection.UNSUPPORTED),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, Rejection.UNSUPPORTED),
+        ({"BitsAllocated": 64}, Rejection.UNSUPPORTED),
+        ({"BitsStored": 40}, Rejection.UNSUPPORTED),
+        ({"Rows": None}, Rejection.NOT_AN_IMAGE),
+        ({"PixelData": None}, Rejection.UNREADABLE),
+        ({"Rows": 30}, Rejection.UNREADABLE),
+        ({"RescaleSlope": [1, 2], "RescaleIntercept": 0}, Rejection.UNREADABLE),
+        ({"SOPClassUID": SecondaryCaptureImageStorage}, Rejection.BURNED_IN),
+        ({"BurnedInAnnotation": "YES"}, Rejection.BURNED_IN),
+        ({"ImageType": ["DERIVED", "SECONDARY"]}, Rejection.BURNED_IN),
+        ({"SyntheticData": "YES"}, Rejection.SYNTHETIC),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_reason(
-    elements: dict[str, object], expected: Refusal, tmp_path: Path, write_dicom: WriteDicom
+    elements: dict[str, object], expected: Rejection, tmp_path: Path, write_dicom: WriteDicom
 ) -> None:
     assert refusal(write_dicom(tmp_path / "a.dcm", RAMP, **elements)) == expected
 
@@ -127,7 +127,7 @@ def test_suspected_text_can_be_released_by_hand(tmp_path: Path, write_dicom: Wri
 
 def test_a_refusal_tells_no_value_of_the_header(tmp_path: Path, write_dicom: WriteDicom) -> None:
     path = write_dicom(tmp_path / "a.dcm", RAMP, Rows=30, PatientID="SECRET-7", PatientName="Secret^Name")
-    with pytest.raises(ScanRefused) as caught:
+    with pytest.raises(ScanRejected) as caught:
         read_dicom(path, ("MR",))
     assert "SECRET" not in f"{caught.value}{caught.value.detail}".upper()
     assert str(tmp_path) not in caught.value.detail
@@ -139,9 +139,9 @@ def test_a_missing_decoder_is_named(tmp_path: Path, write_dicom: WriteDicom) -> 
     dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
     dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
     dataset.save_as(path)
-    with pytest.raises(ScanRefused, match="pylibjpeg-libjpeg") as caught:
+    with pytest.raises(ScanRejected, match="pylibjpeg-libjpeg") as caught:
         read_dicom(path, ("MR",))
-    assert caught.value.refusal == Refusal.NO_DECODER
+    assert caught.value.rejection == Rejection.NO_DECODER
 
 
 def test_a_deflated_bomb_is_refused_before_it_expands(tmp_path: Path, write_dicom: WriteDicom) -> None:
@@ -152,7 +152,7 @@ def test_a_deflated_bomb_is_refused_before_it_expands(tmp_path: Path, write_dico
     np.testing.assert_array_equal(read_dicom(path, ("MR",))[1], RAMP)
     head = path.read_bytes()[: 132 + 12 + dataset.file_meta.FileMetaInformationGroupLength]
     path.write_bytes(head + zlib.compress(bytes(2**20), wbits=-15) + bytes(MAX_DEFLATED_BYTES))
-    assert refusal(path) == Refusal.TOO_LARGE
+    assert refusal(path) == Rejection.TOO_LARGE
 
 
 def test_deep_nesting_is_refused(tmp_path: Path, write_dicom: WriteDicom) -> None:
@@ -164,7 +164,7 @@ def test_deep_nesting_is_refused(tmp_path: Path, write_dicom: WriteDicom) -> Non
     for depth in (MAX_NESTING + 2, 3000):
         nested = (sequence + item) * depth + close * depth
         path.write_bytes(plain[:start] + nested + plain[start:])
-        assert refusal(path) in (Refusal.TOO_LARGE, Refusal.UNREADABLE)
+        assert refusal(path) in (Rejection.TOO_LARGE, Rejection.UNREADABLE)
 
 
 def test_no_damage_is_more_than_a_scan_error(tmp_path: Path) -> None:
@@ -189,13 +189,13 @@ def test_no_damage_is_more_than_a_scan_error(tmp_path: Path) -> None:
 def test_objects_that_are_no_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.dcm").write_text("hello")
     (tmp_path / "empty.dcm").write_bytes(b"")
-    assert refusal(tmp_path / "text.dcm") == Refusal.NOT_AN_IMAGE
-    assert refusal(tmp_path / "empty.dcm") == Refusal.NOT_AN_IMAGE
-    assert refusal(tmp_path) == Refusal.UNREADABLE
+    assert refusal(tmp_path / "text.dcm") == Rejection.NOT_AN_IMAGE
+    assert refusal(tmp_path / "empty.dcm") == Rejection.NOT_AN_IMAGE
+    assert refusal(tmp_path) == Rejection.UNREADABLE
     for name in ("reportsi.dcm", "rtplan.dcm", "waveform_ecg.dcm"):
-        assert refusal(real(name)) == Refusal.NOT_AN_IMAGE
-    assert refusal(real("rtdose.dcm")) == Refusal.WRONG_MODALITY
-    with pytest.raises(ScanRefused, match="damaged"):
+        assert refusal(real(name)) == Rejection.NOT_AN_IMAGE
+    assert refusal(real("rtdose.dcm")) == Rejection.WRONG_MODALITY
+    with pytest.raises(ScanRejected, match="damaged"):
         read_dicom(real("MR_truncated.dcm"), ("MR",), released=True)
 
 
@@ -226,9 +226,9 @@ def test_slices_are_sorted_along_a_tilted_normal(tmp_path: Path, write_dicom: Wr
 def test_an_axial_modality_refuses_other_planes_and_unknown_ones(
     elements: dict[str, object], brain_mri: Modality, tmp_path: Path, write_dicom: WriteDicom
 ) -> None:
-    with pytest.raises(ScanRefused) as caught:
+    with pytest.raises(ScanRejected) as caught:
         read_scan(write_dicom(tmp_path / "a.dcm", RAMP, **elements), brain_mri)
-    assert caught.value.refusal == Refusal.WRONG_GEOMETRY
+    assert caught.value.rejection == Rejection.WRONG_GEOMETRY
 
 
 def test_only_attributes_that_the_modality_knows_are_read(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,9 +13,10 @@ from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping, load_config
 from ld_common.core.errors import ModelError, ReleaseError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import load_release_base, read_release, write_release
+from ld_common.release.release import ADAPTER, ReleaseContent, load_release_base, read_release, write_release
 from tests.conftest import random_state
 
 MODALITY = load_config(Modality, Path(__file__).parents[2] / "configs/modalities/brain_mri.yaml")
@@ -22,15 +24,18 @@ ROUND = {"sites": {"p": {"visits": 9, "patients": 4}}, "left_out": {}, "round": 
 
 
 @pytest.fixture
-def released(tiny_base: Path, tmp_path: Path) -> Path:
+def released(smallest_base: Path, tmp_path: Path) -> Path:
     study = from_mapping(
-        StudyConfig, {"base_model": str(tiny_base), "adapter": {"rank": 2}, "federation": {"sites": ["p", "q"]}}
+        StudyConfig,
+        {"base_model": str(smallest_base), "adapter": {"name": "lora", "rank": 2}, "federation": {"sites": ["p", "q"]}},
     )
-    adapted = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed)
+    adapted = inject(load_denoiser(str(smallest_base)), read_adapter(study.adapter), study.seed)
     state = random_state(adapted.state(), 1.0)
     drift = torch.tensor([0.1, -0.2, 0.3, 0.0])[:, None, None]
-    digest = base_digest(str(tiny_base))
-    return write_release(tmp_path / "release", study, MODALITY, digest, state, drift, {"p": drift}, [ROUND])
+    digest = base_digest(str(smallest_base))
+    return write_release(
+        tmp_path / "release", study, MODALITY, ReleaseContent(digest, state, drift, {"p": drift}, [ROUND])
+    )
 
 
 def test_a_release_comes_back_as_it_was(released: Path) -> None:
@@ -47,16 +52,16 @@ def test_a_release_comes_back_as_it_was(released: Path) -> None:
 
 
 def test_an_altered_file_is_refused(released: Path) -> None:
-    with (released / "adapter.safetensors").open("r+b") as stream:
+    with (released / ADAPTER).open("r+b") as stream:
         stream.seek(-1, 2)
         stream.write(b"\x01")
     with pytest.raises(ReleaseError, match="not the file that was released"):
         read_release(released)
 
 
-def test_another_base_is_refused(released: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_another_base_is_refused(released: Path, smallest_base: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    shutil.copytree(tiny_base, other)
+    shutil.copytree(smallest_base, other)
     (other / "scheduler" / "note.json").write_text("{}")
     with pytest.raises(ReleaseError, match="--base"):
         load_release_base(read_release(released), str(other))
@@ -71,9 +76,9 @@ def test_another_base_is_refused(released: Path, tiny_base: Path, tmp_path: Path
         lambda folder: (folder / "manifest.json").write_text("{"),
         lambda folder: (folder / "manifest.json").write_text('{"format": 99}'),
         lambda folder: (folder / "manifest.json").write_text('{"format": 1}'),
-        lambda folder: (folder / "adapter.safetensors").unlink(),
+        lambda folder: (folder / ADAPTER).unlink(),
         lambda folder: edit(folder, lambda manifest: manifest["modality"].update(surprise=1)),
-        lambda folder: edit(folder, lambda manifest: manifest.pop("drift")),
+        lambda folder: edit(folder, lambda manifest: manifest.pop("study")),
     ],
 )
 def test_what_is_no_release_is_one_clear_error(released: Path, spoil: object) -> None:
@@ -87,3 +92,15 @@ def edit(folder: Path, change: object) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)  # type: ignore[operator]
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_equal_content_gives_equal_bytes(released: Path, smallest_base: Path, tmp_path: Path) -> None:
+    first = read_release(released)
+    again = tmp_path / "again"
+    for _ in range(5):
+        study = dataclasses.replace(first.study, base_model=str(smallest_base))
+        drift = first.drift.mean if isinstance(first.drift, LatentDrift) else None
+        write_release(
+            again, study, MODALITY, ReleaseContent(first.base_digest, first.state, drift, {"p": drift}, [ROUND])
+        )
+        assert all((again / file.name).read_bytes() == file.read_bytes() for file in released.iterdir())

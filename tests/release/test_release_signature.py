@@ -26,9 +26,20 @@ from ld_common.protocol.keys import (
     write_private_key,
 )
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.encryption import ENVELOPE, SEALED, SEGMENT, TAG, open_release, seal_release
-from ld_common.release.release import ADAPTER, CARD, MANIFEST, read_manifest, read_release, write_release
-from ld_common.release.signature import SIGNATURE, check_release, release_name, sign_release
+from ld_common.release.encryption import SEGMENT, TAG, open_release, seal_release
+from ld_common.release.release import (
+    ADAPTER,
+    CARD,
+    ENVELOPE,
+    MANIFEST,
+    SEALED,
+    SIGNATURE,
+    ReleaseContent,
+    read_manifest,
+    read_release,
+    write_release,
+)
+from ld_common.release.signature import check_release, release_name, sign_release
 from ld_common.release.trusted_keys import read_trust, read_trusted_release, trusted_keys_file
 from ld_generate.cli import cli
 from tests.support.deployed_study import small_release
@@ -119,7 +130,7 @@ def test_a_name_of_an_issued_release_leads_nowhere_else() -> None:
     manifest = {"study": {"name": "../../etc/ cron"}, "release": {"number": 3}}
     assert release_name(manifest) == "etc-cron-3" or "/" not in release_name(manifest)
     assert not release_name(manifest).startswith(".")
-    with pytest.raises(ReleaseError, match="never issued"):
+    with pytest.raises(ReleaseError, match="not issued"):
         release_name({"study": {"name": "demo"}})
 
 
@@ -159,7 +170,7 @@ def test_a_key_is_trusted_for_its_study_alone(signed: Path, tmp_path: Path, brai
 def test_a_kit_vouches_for_releases_of_its_own_study_alone(signed: Path, tmp_path: Path) -> None:
     kit = tmp_path / "kit.json"
     kit.write_text(json.dumps({"public_key": public_line(KEY.public_key()), "study": "foo"}))
-    with pytest.raises(SignatureError, match="is of study 'demo', the kit that --trust names is of 'foo'"):
+    with pytest.raises(SignatureError, match=r"'demo'.*'foo'"):
         read_trusted_release(signed, trust=str(kit))
     assert not trusted_keys_file().exists()
     kit.write_text(json.dumps({"public_key": public_line(KEY.public_key()), "study": "demo"}))
@@ -190,7 +201,7 @@ def test_unsigned_is_refused_unless_allowed_and_says_so(released: Path) -> None:
         read_trusted_release(released)
     release, said = read_trusted_release(released, allow_unsigned=True)
     assert release.signed_by is None
-    assert "nobody vouches" in said[0]
+    assert "not signed" in said[0]
     with pytest.raises(ConfigError, match="exclude each other"):
         read_trusted_release(released, trust=public_line(KEY.public_key()), allow_unsigned=True)
 
@@ -245,40 +256,44 @@ def test_a_home_that_cannot_be_written_does_not_stop_a_trusted_key(signed: Path,
 
 
 @pytest.fixture(scope="module")
-def drawable(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    study = from_mapping(StudyConfig, {"name": "drawn", "base_model": str(tiny_base), "adapter": {"rank": 2}})
-    state = inject(load_denoiser(str(tiny_base)), read_adapter(study.adapter), study.seed).state()
+def drawable(smallest_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    study = from_mapping(
+        StudyConfig, {"name": "drawn", "base_model": str(smallest_base), "adapter": {"name": "lora", "rank": 2}}
+    )
+    state = inject(load_denoiser(str(smallest_base)), read_adapter(study.adapter), study.seed).state()
     folder, drift = tmp_path_factory.mktemp("drawable"), torch.zeros(4, 1, 1)
-    return write_release(folder, study, brain_mri, base_digest(str(tiny_base)), state, drift, {}, [])
+    return write_release(folder, study, brain_mri, ReleaseContent(base_digest(str(smallest_base)), state, drift))
 
 
-def generate(capsys: pytest.CaptureFixture[str], release: Path, out: Path, *arguments: str) -> tuple[int, str]:
-    asked = ["--release", str(release), "--given", "age=74,sex=F,diagnosis=CN", "--samples", "1", "--out", str(out)]
+def generate(
+    capsys: pytest.CaptureFixture[str], release: Path, out: Path, base: Path, *arguments: str
+) -> tuple[int, str]:
+    options = ["--source", "age=74,sex=F,diagnosis=CN", "--samples", "1", "--num-inference-steps", "2"]
     with pytest.raises(SystemExit) as ended:
-        run_cli(cli, [*asked, *arguments, "steps=2"])
+        run_cli(cli, ["sample", str(release), *options, "--base", str(base), "--out", str(out), *arguments])
     said = capsys.readouterr()
     return int(ended.value.code or 0), said.out + said.err
 
 
 def test_ld_generate_draws_only_from_what_is_trusted(
-    drawable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawable: Path, smallest_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     release, out = tmp_path / "copy", tmp_path / "out"
     shutil.copytree(drawable, release)
-    code, said = generate(capsys, release, out)
+    code, said = generate(capsys, release, out, smallest_base)
     assert (code, "is not signed" in said, out.exists()) == (2, True, False)
     sign_release(release, KEY)
-    code, said = generate(capsys, release, out, "--allow-unsigned")
+    code, said = generate(capsys, release, out, smallest_base, "--allow-unsigned")
     assert (code, "not trusted yet" in said, out.exists()) == (2, True, False)
-    code, said = generate(capsys, release, out, "--trust", public_line(KEY.public_key()))
+    code, said = generate(capsys, release, out, smallest_base, "--trust", public_line(KEY.public_key()))
     assert code == 0, said
     record = json.loads((out / "record.json").read_text())
     assert record["release"]["signed_by"] == fingerprint(KEY.public_key())
     assert "from now on" in said
-    code, said = generate(capsys, release, tmp_path / "later")
+    code, said = generate(capsys, release, tmp_path / "later", smallest_base)
     assert (code, "from now on" in said) == (0, False), said
     edit(release, rounds=[1])
-    code, said = generate(capsys, release, tmp_path / "altered")
+    code, said = generate(capsys, release, tmp_path / "altered", smallest_base)
     assert (code, "altered" in said, said.strip().count("\n")) == (2, True, 0)
 
 
@@ -299,7 +314,7 @@ def test_each_recipient_gets_the_same_adapter_back(tmp_path: Path, size: int) ->
     folder, keys = tmp_path / "folder", {"aster": new_site_key(), "birch": new_site_key()}
     folder.mkdir()
     (folder / ADAPTER).write_bytes(content[:size])
-    manifest = {"study": "demo"}
+    manifest = {"files": {ADAPTER: "", CARD: ""}, "weights": ADAPTER}
     seal_release(folder, manifest, {name: key.public_key() for name, key in keys.items()})
     assert not (folder / ADAPTER).exists()
     for name, key in keys.items():
@@ -323,14 +338,14 @@ def test_what_is_sealed_shows_nothing_of_the_adapter(large: Path) -> None:
 def test_nobody_else_opens_it(large: Path) -> None:
     manifest, key = read_manifest(large), new_site_key()
     seal_release(large, manifest, {"aster": key.public_key()})
-    with pytest.raises(ReleaseError, match="encrypted to aster and not to 'birch'"):
+    with pytest.raises(ReleaseError, match="encrypted to aster, not to 'birch'"):
         open_release(large, manifest, "birch", key)
-    with pytest.raises(ReleaseError, match="does not open with the key"):
+    with pytest.raises(ReleaseError, match="does not open"):
         open_release(large, manifest, "aster", new_site_key())
     envelope = json.loads((large / ENVELOPE).read_text())
     envelope["recipients"]["birch"] = envelope["recipients"]["aster"]
     (large / ENVELOPE).write_text(json.dumps(envelope))
-    with pytest.raises(ReleaseError, match="does not open with the key"):  # sealed to a key as aster's, not as birch's
+    with pytest.raises(ReleaseError, match="does not open"):  # sealed to a key as aster's, not as birch's
         open_release(large, manifest, "birch", key)
     with pytest.raises(ReleaseError, match="not on NIST P-384"):
         seal_release(large, manifest, {"aster": KEY.public_key()})
@@ -354,7 +369,8 @@ def test_a_sealed_adapter_that_was_altered_does_not_open(large: Path, spoil: obj
     (large / SEALED).write_bytes(spoil((large / SEALED).read_bytes()))  # type: ignore[operator]
     with pytest.raises(ReleaseError, match="altered"):
         open_release(large, manifest, "aster", key)
-    assert not list(large.glob(f"{ADAPTER}*"))
+    assert not (large / ADAPTER).exists()
+    assert not list(large.glob("*.part"))
 
 
 def test_a_sealed_adapter_opens_under_its_own_manifest_only(large: Path) -> None:
@@ -365,7 +381,7 @@ def test_a_sealed_adapter_opens_under_its_own_manifest_only(large: Path) -> None
     open_release(large, manifest, "aster", key)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 9}', b'{"format": 1, "recipients": {"../x": ""}}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 9}', b'{"format": 2, "recipients": {"../x": ""}}'])
 def test_what_is_no_envelope_is_one_clear_error(large: Path, content: bytes) -> None:
     manifest, key = read_manifest(large), new_site_key()
     seal_release(large, manifest, {"aster": key.public_key()})

@@ -16,6 +16,7 @@ from ld_client.deployment.pull import pull
 from ld_client.privacy.ledger import Ledger
 from ld_client.site_config import load_site
 from ld_common.core.errors import DeploymentError
+from ld_common.release.release import ADAPTER
 from ld_common.release.signature import check_release
 from ld_server.deployment.provision import revoke
 from ld_server.deployment.releases import run_release
@@ -78,7 +79,7 @@ def test_a_study_is_deployed_killed_resumed_released_and_pulled(stage: Deploymen
     pull(stage.sites["aster"], "", stage.folder / "pulled")
     key = stage.home.key("study").public_key()
     assert check_release(stage.folder / "pulled", [key])["study_digest"] == stage.home.study()[0].digest()
-    assert (stage.folder / "pulled" / "adapter.safetensors").read_bytes() == adapter
+    assert (stage.folder / "pulled" / ADAPTER).read_bytes() == adapter
 
     revoke(stage.home, "aster")
     with pytest.raises(DeploymentError, match="revoked"):

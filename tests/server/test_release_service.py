@@ -27,11 +27,22 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ld_client.cli import app
 from ld_client.deployment.pull import pull
 from ld_client.deployment.site_home import SiteHome
+from ld_common.adapters.base import DRIFT
+from ld_common.adapters.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from ld_common.core.command import run_cli
 from ld_common.core.errors import DeploymentError, LdError, ReleaseError, SignatureError
 from ld_common.protocol.keys import new_site_key, new_study_key
-from ld_common.release.encryption import ENVELOPE
-from ld_common.release.release import ADAPTER, CARD, MANIFEST, SEALED, read_release, write_manifest
+from ld_common.release.release import (
+    ADAPTER,
+    CARD,
+    ENVELOPE,
+    MANIFEST,
+    SEALED,
+    SEALED_SUFFIX,
+    SIGNATURE,
+    read_release,
+    write_manifest,
+)
 from ld_common.release.service_messages import (
     CHUNK_BYTES,
     FETCH,
@@ -45,7 +56,7 @@ from ld_common.release.service_messages import (
     listing,
     method,
 )
-from ld_common.release.signature import SIGNATURE, check_release, sign_release
+from ld_common.release.signature import check_release, sign_release
 from ld_server.deployment.certificates import certify_site, make_authority, pem
 from ld_server.deployment.release_service import CALLS_OF_A_SITE, start_release_service
 from ld_server.deployment.releases import run_release
@@ -156,7 +167,7 @@ def test_what_cannot_be_issued_is_refused_and_leaves_nothing(study: DeployedStud
     older = json.loads(manifest.read_text())
     del older["privacy"]
     manifest.write_text(json.dumps(older))
-    refused(ReleaseError, "says nothing of 'privacy'", [])
+    refused(ReleaseError, "lacks 'privacy'", [])
     (study.home.path / "study.yaml").write_text("name: another\nmodality: modality.yaml\n")
     refused(ReleaseError, "of study 'demo', this home is of 'another'", [])
     with pytest.raises(DeploymentError, match="ld-server provision"):
@@ -170,7 +181,15 @@ def test_a_site_pulls_the_newest_release_or_the_one_it_names(serving: DeployedSt
     first = issue(serving)
     said = pull(aster, "", None)
     folder = aster.path / "releases" / "demo-1"
-    assert {path.name for path in folder.iterdir()} == {ADAPTER, MANIFEST, CARD, SIGNATURE}
+    assert {path.name for path in folder.iterdir()} == {
+        ADAPTER,
+        PEFT_WEIGHTS,
+        PEFT_CONFIG,
+        DRIFT,
+        MANIFEST,
+        CARD,
+        SIGNATURE,
+    }
     assert all((folder / path.name).read_bytes() == path.read_bytes() for path in first.iterdir())
     assert str(folder) in said[0]
     assert "--trust" in said[-1]
@@ -190,13 +209,14 @@ def test_a_site_pulls_the_newest_release_or_the_one_it_names(serving: DeployedSt
 def test_a_release_for_named_sites_opens_there_and_nowhere_else(serving: DeployedStudy, aster: SiteHome) -> None:
     birch = serving.admit("birch")
     folder = issue(serving, "aster")
-    assert {path.name for path in folder.iterdir()} == {MANIFEST, SIGNATURE, CARD, SEALED, ENVELOPE}
+    sealed = {name + SEALED_SUFFIX for name in (ADAPTER, PEFT_WEIGHTS, DRIFT)}
+    assert {path.name for path in folder.iterdir()} == {MANIFEST, SIGNATURE, CARD, PEFT_CONFIG, ENVELOPE, *sealed}
     pull(aster, "", None)
     release = aster.path / "releases" / "demo-1"
     assert (release / ADAPTER).read_bytes() == (serving.home.run / "release" / ADAPTER).read_bytes()
     check_release(release, [serving.study_key.public_key()])
     assert read_release(release).study.name == "demo"
-    with pytest.raises(ReleaseError, match="encrypted to aster and not to 'birch'"):
+    with pytest.raises(ReleaseError, match="encrypted to aster, not to 'birch'"):
         pull(birch, "", None)
     assert not (birch.path / "releases" / "demo-1").exists()
 
@@ -273,7 +293,7 @@ def test_a_sealed_adapter_that_was_altered_is_refused(serving: DeployedStudy, as
     with pytest.raises(ReleaseError, match=r"adapter\.sealed.*pull again"):
         pull(aster, "", None)
     envelope = json.loads((folder / ENVELOPE).read_text())
-    envelope["sha256"] = hashlib.sha256((folder / SEALED).read_bytes()).hexdigest()
+    envelope["sha256"][SEALED] = hashlib.sha256((folder / SEALED).read_bytes()).hexdigest()
     (folder / ENVELOPE).write_text(json.dumps(envelope))
     with pytest.raises(ReleaseError, match="was altered"):  # whoever alters both still lacks the key
         pull(aster, "", None)
@@ -572,7 +592,8 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(study: DeployedStudy, a
         assert not (aster.path / "releases" / "demo-1").exists()
         proxy.cut_after, proxy.forwarded = None, 0
         pull(aster, "", None)
-        assert proxy.forwarded < size - had + 100_000  # what was there already did not travel again
+        others = sum(path.stat().st_size for path in folder.iterdir()) - size
+        assert proxy.forwarded < size - had + others + 100_000  # what was there already did not travel again
         pulled = aster.path / "releases" / "demo-1" / ADAPTER
         assert pulled.read_bytes() == (study.home.run / "release" / ADAPTER).read_bytes()
     finally:

@@ -203,8 +203,14 @@ def test_the_growth_ceiling_lies_between_chance_and_certainty() -> None:
     "detector",
     [
         DetectorConfig(),
-        DetectorConfig(digital=False, scatter_share=0.45, photons=6e4, gamma=0.8, s_curve=0.1, bits_stored=10),
-        DetectorConfig(digital=False, scatter_share=0.35, gamma=1.3, darkest_attenuation=1.0, s_curve=0.5),
+        pytest.param(
+            DetectorConfig(digital=False, scatter_share=0.45, photons=6e4, gamma=0.8, s_curve=0.1, bits_stored=10),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            DetectorConfig(digital=False, scatter_share=0.35, gamma=1.3, darkest_attenuation=1.0, s_curve=0.5),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_hearts_area_is_read_from_pictures_of_any_detector(detector: DetectorConfig) -> None:

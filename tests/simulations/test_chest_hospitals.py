@@ -21,10 +21,11 @@ from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import Refusal, ScanRefused
+from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.scan_reader import read_scan
-from ld_simulations.evaluation import read_held_out, read_phantom, validate_area
-from ld_simulations.hospitals import HospitalsConfig, write_hospitals
+from ld_evaluate.truth import read_truths, validate_area
+from ld_simulations.hospitals import write_hospitals
+from ld_simulations.hospitals_config import HospitalsConfig
 from ld_simulations.phantoms.scanner import ScannerConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -44,7 +45,7 @@ def modality() -> Modality:
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "hospitals"
-    overrides = [f"output={output}", "patients=2", "held_out=2"]
+    overrides = [f"output={output}", "patients=2", "test_patients=2"]
     return write_hospitals(load_config(HospitalsConfig, CONFIGS / "chest_hospitals.yaml", overrides))
 
 
@@ -140,13 +141,13 @@ def test_spacing_and_orientation_may_be_absent_and_a_lateral_view_is_refused(
     assert scan.spacing_mm is None and scan.orientation is None
     assert to_model(scan, 64, modality.image)[0].shape == (1, 64, 64)
     for elements, refusal in (
-        ({"ViewPosition": "LL"}, Refusal.WRONG_GEOMETRY),
-        ({"Modality": "MR"}, Refusal.WRONG_MODALITY),
-        ({"SOPClassUID": SecondaryCaptureImageStorage}, Refusal.BURNED_IN),
+        ({"ViewPosition": "LL"}, Rejection.WRONG_GEOMETRY),
+        ({"Modality": "MR"}, Rejection.WRONG_MODALITY),
+        ({"SOPClassUID": SecondaryCaptureImageStorage}, Rejection.BURNED_IN),
     ):
-        with pytest.raises(ScanRefused) as caught:
+        with pytest.raises(ScanRejected) as caught:
             read_scan(change(a_file(hospitals, "elm"), tmp_path / "changed.dcm", **elements), modality)
-        assert caught.value.refusal == refusal
+        assert caught.value.rejection == refusal
 
 
 SITE = """\
@@ -180,26 +181,25 @@ def test_a_site_takes_every_frontal_view_and_says_why_it_left_out_the_lateral_on
     loaded = load_site(site)
     found = survey(loaded, load_config(Modality, CHEST_RADIOGRAPH), bytes(32), lambda *_: None)
     read = list(read_visits(found))
-    left_out = [one for one in read if isinstance(one, Exclusion)]
-    assert [(one.name, one.reason.value) for one in left_out] == [("lateral.dcm", "wrong geometry")]
-    assert len(read) - len(left_out) == len(visits) and not found.left_out
+    excluded = [row for row in read if isinstance(row, Exclusion)]
+    assert [(exclusion.name, exclusion.reason.value) for exclusion in excluded] == [("lateral.dcm", "wrong geometry")]
+    assert len(read) - len(excluded) == len(visits) and not found.exclusions
 
 
 def test_the_hearts_area_can_be_validated_on_scans(hospitals: Path, modality: Modality) -> None:
     folder = hospitals / "held_out"
-    scans, cases = read_held_out(folder, modality, 64)
-    found = validate_area(read_phantom(folder), modality, 64, scans, cases)
-    assert found["correlation"] > 0.9 and found["change_correlation"] > 0.8
+    validation = validate_area(modality, *read_truths(folder, modality, 64))
+    assert validation["correlation"] > 0.9 and validation["change_correlation"] > 0.8
 
 
-def test_settings_of_another_body_are_refused() -> None:
-    with pytest.raises(ConfigError, match="diagnosis_words needs the keys CN and HF"):
+def test_settings_of_another_phantom_are_refused() -> None:
+    with pytest.raises(ConfigError, match="diagnosis_labels needs the keys CN and HF"):
         load_config(
-            HospitalsConfig, None, ["phantom=chest", "hospitals=[{name: a, table: {diagnosis_words: {CN: a, AD: b}}}]"]
+            HospitalsConfig, None, ["phantom=chest", "hospitals=[{name: a, table: {diagnosis_labels: {CN: a, AD: b}}}]"]
         )
     with pytest.raises(ConfigError, match="tissue_contrast"):
         load_config(HospitalsConfig, None, ["phantom=chest", "hospitals=[{name: a, scanner: {tissue_contrast: 0.5}}]"])
     with pytest.raises(ConfigError, match="known: brain, chest"):
         load_config(HospitalsConfig, None, ["phantom=foot", "hospitals=[{name: a}]"])
     plain = load_config(HospitalsConfig, None, ["hospitals=[{name: a}]"]).hospitals[0]
-    assert plain.scanner == ScannerConfig() and plain.table.diagnosis_words == {"CN": "CN", "AD": "AD"}
+    assert plain.scanner == ScannerConfig() and plain.table.diagnosis_labels == {"CN": "CN", "AD": "AD"}

@@ -1,4 +1,4 @@
-"""The whole way once: hospitals, index, a real federation in Flower's engine, counterfactuals, report."""
+"""The demo: its hospitals, and once the whole way with an interruption."""
 
 from __future__ import annotations
 
@@ -11,43 +11,84 @@ import pytest
 import torch
 
 from ld_client.data.store import open_store
+from ld_common.core.command import run_cli
 from ld_common.release.release import load_release_base, read_release
+from ld_simulations import simulate
 from ld_simulations.cli import cli
-from ld_simulations.demo import load_demo, prepare_sites
+from ld_simulations.demo import load_demo
+from ld_simulations.preparation import prepare_sites
+from ld_simulations.run_folder import MARKER
 from ld_simulations.summary import AIMS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+DEMO = Path(__file__).parents[2] / "configs/demo.yaml"
+SMALL = ["patients=2", "test_patients=1"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        run_cli(cli, arguments)
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
 
 
 def test_one_seed_gives_one_store(tiny_base: Path, tmp_path: Path) -> None:
     stores = []
     for name in ("first", "second"):
-        overrides = [f"output={tmp_path / name}", "hospital_overrides=[patients=2,held_out=1]"]
-        demo = load_demo(CONFIGS / "demo.yaml", [*overrides, f"overrides=[base_model={tiny_base}]"])
+        demo = load_demo(DEMO, [f"output={tmp_path / name}", f"base_model={tiny_base}", *SMALL])
+        demo.hospitals.hospitals = demo.hospitals.hospitals[:1]
         prepare_sites(demo)
         stores.append(open_store(demo.output / "stores/aster"))
     assert stores[0].pseudonyms == stores[1].pseudonyms
     assert torch.equal(stores[0].latents, stores[1].latents)
 
 
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulate, "run_demo", interrupt)
+    code, out, err = run(capsys, "--config", str(DEMO), f"output={tmp_path / 'demo'}", *SMALL)
+    assert code == 130
+    assert "resumes" in out + err
+    assert (tmp_path / "demo" / MARKER).exists()
+    code, _, err = run(capsys, "--config", str(DEMO), f"output={tmp_path / 'demo'}", "patients=3")
+    assert code == 2
+    assert "hospitals" in err and "clean" in err
+    code, out, _ = run(capsys, "clean", "--output", str(tmp_path / "demo"))
+    assert code == 0
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", str(DEMO), "output=/dev/null/demo"], ["/dev/null/demo"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["clean", "--output", "/dev/null/demo"], ["/dev/null/demo"]),
+    ],
+)
+def test_what_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]) -> None:
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert all(word in err for word in words)
+
+
 @pytest.mark.slow
-def test_a_small_demo_runs_and_leaves_nothing_running(
-    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_small_demo_runs_resumes_and_leaves_nothing_running(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "demo"
-    study = [
-        f"base_model={tiny_base}",
-        "training.steps=2",
-        "training.batch_size=2",
-        "federation.rounds=2",
-        "edit.steps=4",
-    ]
-    arguments = ["--config", str(CONFIGS / "demo.yaml"), f"output={output}"]
-    arguments += ["hospital_overrides=[patients=2,held_out=1]", f"overrides=[{','.join([*study, 'adapter.rank=2'])}]"]
-    cli(arguments, standalone_mode=False)
-    said = capsys.readouterr().out
-    assert re.search(r"round 2/2 .*aster .*birch .*cedar", said.replace("\n", " "))
-    summary = json.loads((output / "summary.json").read_text())
+    study = [f"base_model={tiny_base}", "training.steps=2", "training.batch_size=2", "federation.rounds=2"]
+    arguments = ["--config", str(DEMO), "--json", f"output={output}", *SMALL, *study]
+    arguments += ["edit.num_inference_steps=4", "adapter.rank=2"]
+    code, out, err = run(capsys, *arguments)
+    assert code == 0, err
+    assert re.search(r"round 2/2 .*aster .*birch .*cedar", err.replace("\n", " "))
+    summary = json.loads(out)
+    assert summary == json.loads((output / "summary.json").read_text())
     assert set(AIMS) <= set(summary)
     assert (summary["sites"], summary["rounds"], summary["patients"]) == (3, 2, 6)
     release = read_release(output / "study" / "release")
@@ -58,6 +99,14 @@ def test_a_small_demo_runs_and_leaves_nothing_running(
     assert "http://" not in report
     assert "https://" not in report
     assert not [process for process in psutil.process_iter() if str(output) in _flower_home(process)]
+    # again: nothing is trained twice, and the report is drawn anew
+    (output / "report.html").unlink()
+    monkeypatch.setattr(simulate, "run_federation", None)
+    code, out, err = run(capsys, *arguments)
+    assert code == 0, err
+    keys = ("copy_gain_db", "growth_correlation", "identity_ratio")
+    assert [json.loads(out)[key] for key in keys] == [summary[key] for key in keys]
+    assert (output / "report.html").exists()
 
 
 def _flower_home(process: psutil.Process) -> str:

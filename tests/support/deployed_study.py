@@ -22,7 +22,7 @@ from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY
 from ld_common.protocol.keys import new_site_key, new_study_key, public_line, write_private_key
 from ld_common.protocol.kit_archive import write_kit
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import write_release
+from ld_common.release.release import ReleaseContent, write_release
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
 from ld_server.deployment.study_home import AdmittedSite, StudyHome, now
 
@@ -56,9 +56,8 @@ class DeployedStudy:
         """Write a run's release, as a finished study does; random numbers."""
         study, modality = self.home.study()
         state, drift = {"unet.layer.weight": torch.randn(NUMBERS)}, torch.full((4, 1, 1), 0.5)
-        return write_release(
-            self.home.run / "release", study, modality, "0" * 64, state, drift, {"aster": drift}, [ROUND]
-        )
+        content = ReleaseContent("0" * 64, state, drift, {"aster": drift}, [ROUND])
+        return write_release(self.home.run / "release", study, modality, content)
 
     def admit(self, site: str) -> SiteHome:
         """A site with kit, key and certificate, that the study lists."""
@@ -127,4 +126,6 @@ def study_config(name: str) -> StudyConfig:
 
 def small_release(folder: Path, modality: Modality, name: str = "demo") -> Path:
     """An unsigned release folder that no base model belongs to."""
-    return write_release(folder, study_config(name), modality, "0" * 64, {"a": torch.randn(9)}, None, {}, [ROUND])
+    return write_release(
+        folder, study_config(name), modality, ReleaseContent("0" * 64, {"a": torch.randn(9)}, rounds=[ROUND])
+    )

@@ -17,7 +17,7 @@ from ld_client.audit.run import Audit
 from ld_client.audit.statistics import AuditError, OperatingPoint
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError
-from ld_common.release.release import ADAPTER, Release
+from ld_common.release.release import Release
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_audit(path: Path, site_name: str, release: Release) -> Audit:
         raise AuditError(
             f"'{path}' is not an audit of this version ({error}): run ld-client audit-privacy again"
         ) from error
-    adapter = str(release.manifest["files"][ADAPTER])
+    adapter = release.adapter_sha256
     if audit.adapter_sha256 != adapter:
         raise AuditError(
             f"'{path}' is the audit of another adapter (sha256 {audit.adapter_sha256[:12]}..., this release's is "

@@ -32,7 +32,7 @@ from ld_common.diffusion.drift import LatentDrift, at_designs
 from ld_common.diffusion.sampling import make_sampler, sample
 from ld_common.diffusion.training import TrainingData
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import ADAPTER, Release, load_release_base
+from ld_common.release.release import Release, load_release_base
 
 Progress = Callable[[str, int, int], None]
 SAMPLED_TOGETHER = 32
@@ -114,7 +114,7 @@ def audit_release(
         site=site.site,
         study=release.study.name,
         study_digest=release.study.digest(),
-        adapter_sha256=str(release.manifest["files"][ADAPTER]),
+        adapter_sha256=release.adapter_sha256,
         differential_privacy=release.study.privacy.enabled,
         options=options,
         membership=membership,

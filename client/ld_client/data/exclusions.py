@@ -7,21 +7,21 @@ from enum import StrEnum
 from pathlib import Path
 
 from ld_client.data.store_index import open_index
-from ld_common.imaging.rejection import Refusal
+from ld_common.imaging.rejection import Rejection
 
 
 class Reason(StrEnum):
-    """Why a file or a row of the table was excluded; the first nine are those of `Refusal`."""
+    """Why a file or a row of the table was excluded; the first nine are those of `Rejection`."""
 
-    UNREADABLE = Refusal.UNREADABLE.value
-    NOT_AN_IMAGE = Refusal.NOT_AN_IMAGE.value
-    TOO_LARGE = Refusal.TOO_LARGE.value
-    WRONG_MODALITY = Refusal.WRONG_MODALITY.value
-    WRONG_GEOMETRY = Refusal.WRONG_GEOMETRY.value
-    UNSUPPORTED = Refusal.UNSUPPORTED.value
-    NO_DECODER = Refusal.NO_DECODER.value
-    BURNED_IN = Refusal.BURNED_IN.value
-    SYNTHETIC = Refusal.SYNTHETIC.value
+    UNREADABLE = Rejection.UNREADABLE.value
+    NOT_AN_IMAGE = Rejection.NOT_AN_IMAGE.value
+    TOO_LARGE = Rejection.TOO_LARGE.value
+    WRONG_MODALITY = Rejection.WRONG_MODALITY.value
+    WRONG_GEOMETRY = Rejection.WRONG_GEOMETRY.value
+    UNSUPPORTED = Rejection.UNSUPPORTED.value
+    NO_DECODER = Rejection.NO_DECODER.value
+    BURNED_IN = Rejection.BURNED_IN.value
+    SYNTHETIC = Rejection.SYNTHETIC.value
     NO_CONTRAST = "no contrast"
     NO_PATIENT_OR_DATE = "no patient or date"
     NO_TABLE_ROW = "no table row"

@@ -21,7 +21,7 @@ from ld_common.core.errors import RequestError, ScanError, TableError
 from ld_common.imaging.dicom import DicomHeader, choose_slice, read_header
 from ld_common.imaging.geometry import Scan, value_range
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.rejection import ScanRefused
+from ld_common.imaging.rejection import ScanRejected
 from ld_common.imaging.scan_reader import read_scan
 
 FOUND_BY_NAME = (".nii", ".nii.gz", ".png")
@@ -117,8 +117,8 @@ def _read(candidate: Candidate, surveyed: Survey) -> Scan | Exclusion:
     try:
         scan = read_scan(candidate.source, surveyed.modality, released=_is_checked(candidate.source, surveyed.site))
         value_range(scan, surveyed.modality.image)
-    except ScanRefused as error:
-        return Exclusion(candidate.name, candidate.files, Reason(error.refusal.value), error.detail)
+    except ScanRejected as error:
+        return Exclusion(candidate.name, candidate.files, Reason(error.rejection.value), error.detail)
     except ScanError as error:
         return Exclusion(candidate.name, candidate.files, Reason.NO_CONTRAST, str(error))
     return scan
@@ -174,8 +174,8 @@ class _Joiner:
         checked = _is_checked(path, self.survey.site)
         try:
             header = read_header(path, self.survey.modality.dicom_modalities, checked)
-        except ScanRefused as error:
-            self._exclude(name, 1, Reason(error.refusal.value), error.detail)
+        except ScanRejected as error:
+            self._exclude(name, 1, Reason(error.rejection.value), error.detail)
             return
         if row is not None:
             self._add(row.patient, row.date, row, header, Candidate(path, name, 1, _number(header), {}))
@@ -189,8 +189,8 @@ class _Joiner:
             name = _name(headers[0].path, self.survey.site)
             try:
                 self._join(name, headers)
-            except ScanRefused as error:
-                self._exclude(name, len(headers), Reason(error.refusal.value), error.detail)
+            except ScanRejected as error:
+                self._exclude(name, len(headers), Reason(error.rejection.value), error.detail)
         for row in self.table.rows():
             if row.line not in self.used:
                 self._exclude(f"row {row.line}", 0, Reason.NO_SCAN, "no file matches this row")

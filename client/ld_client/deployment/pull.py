@@ -16,15 +16,14 @@ from ld_common.core.errors import CheckpointError, LdError, ReleaseError
 from ld_common.protocol.enrollment_kit import MANIFEST as KIT_MANIFEST
 from ld_common.protocol.enrollment_kit import KitManifest
 from ld_common.protocol.keys import fingerprint, read_public_line
-from ld_common.release.encryption import ENVELOPE, check_recipient, open_release, read_envelope
-from ld_common.release.release import ADAPTER, CARD, MANIFEST, SEALED, read_manifest
+from ld_common.release.encryption import check_recipient, open_release, read_envelope, sealed_names
+from ld_common.release.release import ENVELOPE, MANIFEST, SEALED_SUFFIX, SIGNATURE, file_names, read_manifest
 from ld_common.release.service_messages import (
     MAX_MESSAGE_BYTES,
     Listed,
 )
 from ld_common.release.signature import (
     MAX_SIGNATURE_BYTES,
-    SIGNATURE,
     check_manifest,
     check_release,
     parse_signature,
@@ -129,7 +128,8 @@ def _fetch_manifest(client: ReleaseClient, kit: KitManifest, listed: Listed, tar
         name, study = release_name(manifest), manifest["study"]["name"]
         if study != kit.study:
             raise ReleaseError(f"the server offers a release of the study '{study}', this kit is of '{kit.study}'")
-        if name != listed.name or set(manifest.get("files", {})) != {ADAPTER, CARD}:
+        file_names(manifest)
+        if name != listed.name:
             raise ReleaseError(f"the server offers another release as '{listed.name}': tell the study")
     except LdError:
         shutil.rmtree(partial, ignore_errors=True)
@@ -140,15 +140,18 @@ def _fetch_manifest(client: ReleaseClient, kit: KitManifest, listed: Listed, tar
 def _fetch_files(
     client: ReleaseClient, listed: Listed, manifest: dict[str, Any], partial: Path, site: str, progress: Progress
 ) -> None:
-    """Fetch the card and the adapter, or its encrypted form, and continue files that are there in part."""
-    names, total = [CARD, ADAPTER], sum(listed.files.values())
-    if SEALED in listed.files:
+    """Fetch the manifest's files, or their encrypted forms, and continue files that are there in part."""
+    names, total, expected = file_names(manifest), sum(listed.files.values()), dict(manifest["files"])
+    if ENVELOPE in listed.files:
         envelope = b"".join(_limited(client.fetch(listed.name, ENVELOPE, 0), MAX_MESSAGE_BYTES))
         check_recipient(read_envelope(envelope), site)
         if (partial / ENVELOPE).exists() and (partial / ENVELOPE).read_bytes() != envelope:
-            (partial / SEALED).unlink(missing_ok=True)  # it was encrypted with another key
+            for path in partial.rglob(f"*{SEALED_SUFFIX}"):  # they were encrypted with another key
+                path.unlink()
         write_bytes(partial / ENVELOPE, envelope)
-        names = [CARD, SEALED]
+        secret = sealed_names(manifest)
+        names = [name + SEALED_SUFFIX if name in secret else name for name in names]
+        expected |= read_envelope(envelope).sha256
     if any(name not in listed.files for name in names):
         raise ReleaseError(f"the server's release '{listed.name}' lacks a file: tell the study")
     free = shutil.disk_usage(partial).free
@@ -158,10 +161,8 @@ def _fetch_files(
         )
     for name in names:
         _fetch_file(client, listed, name, partial / name, progress)
-    expected = {SEALED: read_envelope(envelope).sha256} if SEALED in names else {}
-    expected |= {name: digest for name, digest in manifest["files"].items() if name in names}
-    for name, digest in expected.items():
-        if file_digest(partial / name) != digest:
+    for name in names:
+        if file_digest(partial / name) != expected.get(name):
             (partial / name).unlink()
             raise ReleaseError(
                 f"'{name}' does not have its signed hash and was deleted: pull again, and tell the study"
@@ -169,6 +170,7 @@ def _fetch_files(
 
 
 def _fetch_file(client: ReleaseClient, listed: Listed, name: str, path: Path, progress: Progress) -> None:
+    path.parent.mkdir(exist_ok=True)
     size, done = listed.files[name], path.stat().st_size if path.exists() else 0
     if done > size:
         path.unlink()
@@ -194,7 +196,7 @@ def _finish(home: SiteHome, kit: KitManifest, manifest: dict[str, Any], target: 
     """Decrypt the release, check all of its files, and only then rename it to `target`."""
     partial = _partial(target)
     try:
-        if (partial / SEALED).exists():
+        if (partial / ENVELOPE).exists():
             open_release(partial, manifest, kit.site, home.key())
         check_release(partial, [read_public_line(kit.public_key)])
     except LdError:

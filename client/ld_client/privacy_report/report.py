@@ -133,14 +133,14 @@ def _render(facts: ReportFacts, site: SiteConfig, release: Release, hashes: dict
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(number=number, decimal=decimal, minute=_minute)
-    sites, base = release.study.federation.sites, Path(release.base_name)
+    sites = release.study.federation.sites
     return environment.get_template(TEMPLATE).render(
         facts=facts,
         site=site,
         release=release,
         study=release.study,
         manifest=release.manifest,
-        base_name=base.name if base.is_absolute() else release.base_name,
+        base_name=release.base_name,
         hashes=hashes,
         version=installed_version(),
         made=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,1 +1,1 @@
-"""`ld-generate serve`: a local web page that asks one release about one scan at a time."""
+"""`ld-generate serve`: a local web page that edits one scan at a time with one release."""

@@ -1,4 +1,4 @@
-"""How the page looks, and the pieces of HTML that it says things with; nothing here is fetched from anywhere."""
+"""The page's style and its pieces of HTML. Nothing is loaded from the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gradio
 from gradio.themes.utils.fonts import Font
 
 from ld_common.release.release import Release
-from ld_generate.web.drawing import MEASURED, EditResult
+from ld_generate.web.drawing import PICTURES, EditResult
 from ld_generate.writer import DIFFERENCE_LIMIT
 
 NOTICE = (
@@ -18,13 +18,13 @@ NOTICE = (
 )
 DIFFERENCE_SCALE = (
     '<div class="scale"><span>darker</span><i></i><span>brighter</span></div>'
-    f'<div class="note">Difference: counterfactual less reconstruction; full colour is {DIFFERENCE_LIMIT / 2:.0%} '
-    "of the scan's grey range.</div>"
+    f'<div class="note">Difference: counterfactual minus reconstruction; the strongest colour is '
+    f"{DIFFERENCE_LIMIT / 2:.0%} of the scan's grey range.</div>"
 )
 FONTS = [Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")]
 MONOSPACE = [Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
 
-CHANGE = "the edit's change"
+CHANGE = "change by the edit"
 
 CSS = """
 .gradio-container { overflow: visible !important; padding: 0 !important; }
@@ -59,7 +59,7 @@ footer { display: none !important; }
 #ask :is(input[type="text"], textarea):disabled { background: var(--background-fill-secondary); }
 #ask label:has(:disabled) { opacity: .7; }
 #ask input[type="range"] { min-width: 0; }
-#ask [id^="wanted-"] .reset-button { display: none; }
+#ask [id^="target-"] .reset-button { display: none; }
 #files .wrap[data-testid="upload-text"] { font-size: 14px; line-height: 1.5; }
 #draw { position: sticky; bottom: 0; z-index: 50; box-shadow: 0 0 0 10px var(--body-background-fill); }
 .caption b { font-size: 17px; font-weight: 650; color: var(--body-text-color); }
@@ -86,7 +86,7 @@ footer { display: none !important; }
 
 
 def theme() -> gradio.themes.Base:
-    """Calm greys, one blue, and the fonts that the machine has."""
+    """Greys, one blue, and fonts of the machine."""
     return gradio.themes.Default(
         primary_hue="blue",
         neutral_hue="slate",
@@ -99,46 +99,46 @@ def theme() -> gradio.themes.Base:
 
 
 def title(release: Release) -> str:
-    """Which release this is, and who vouches for it."""
-    signed = f"signed by {release.signed_by}" if release.signed_by else "not signed: nobody vouches for it"
+    """The release and its signature."""
+    signed = f"signed by {release.signed_by}" if release.signed_by else "not signed: its origin is not verified"
     kind = release.modality.name.replace("_", " ")
     return f"<h1>Counterfactuals: {escape(kind)}</h1><p>release “{escape(release.study.name)}”, {escape(signed)}</p>"
 
 
-def heading(words: str) -> gradio.HTML:
+def heading(text: str) -> gradio.HTML:
     """The name of a group of controls."""
-    return gradio.HTML(f'<div class="group-name">{escape(words)}</div>')
+    return gradio.HTML(f'<div class="group-name">{escape(text)}</div>')
 
 
 def message(kind: str, line: str) -> str:
-    """One line that has to be seen: an `error` or a `warning`."""
+    """One line of kind `error` or `warning`."""
     return f'<div class="message {kind}" role="alert">{escape(line)}</div>'
 
 
-def caption(name: str, drawn: EditResult) -> str:
-    """What the pictures show, and how they were drawn."""
-    how = f"{escape(name)} · {escape(drawn.settings)}"
-    return f'<div class="caption"><b>Synthetic: {escape(drawn.title)}</b><div>{how}</div></div>'
+def caption(name: str, result: EditResult) -> str:
+    """What the pictures show, the scan's name and the settings."""
+    settings = f"{escape(name)} · {escape(result.settings)}"
+    return f'<div class="caption"><b>Synthetic: {escape(result.title)}</b><div>{settings}</div></div>'
 
 
-def areas(measured: Mapping[str, Sequence[float]]) -> str:
-    """The measures of one answer as a table, with what the edit alone changes."""
-    if not measured:
+def biomarker_table(biomarkers: Mapping[str, Sequence[float]]) -> str:
+    """Areas in mm2 of one counterfactual as a table; the last row is the change by the edit alone."""
+    if not biomarkers:
         return ""
-    columns = [[*values, values[2] - values[1]] for values in measured.values()]
+    columns = [[*values, values[2] - values[1]] for values in biomarkers.values()]
     rows = [
-        [what, *(f"{column[row]:{'+,.0f' if what == CHANGE else ',.0f'}}" for column in columns)]
-        for row, what in enumerate((*MEASURED, CHANGE))
+        [kind, *(f"{column[row]:{'+,.0f' if kind == CHANGE else ',.0f'}}" for column in columns)]
+        for row, kind in enumerate((*PICTURES, CHANGE))
     ]
-    note = "The edit's change: from the reconstruction to the counterfactual."
-    return _table(["", *(f"{name}, mm²" for name in measured)], rows, note)
+    note = "Change by the edit: counterfactual minus reconstruction."
+    return _table(["", *(f"{name}, mm²" for name in biomarkers)], rows, note)
 
 
-def trajectory(rows: Sequence[Sequence[str]]) -> str:
-    """The rows of a trajectory's CSV, head first, as a table."""
+def sweep_table(rows: Sequence[Sequence[str]]) -> str:
+    """The rows of a sweep's CSV, header first, as a table."""
     if not rows:
         return ""
-    rounded = [[what, *(f"{float(value):,.4g}" for value in values)] for what, *values in rows[1:]]
+    rounded = [[kind, *(f"{float(value):,.4g}" for value in values)] for kind, *values in rows[1:]]
     return _table(rows[0], rounded, "")
 
 

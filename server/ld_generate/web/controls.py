@@ -1,4 +1,4 @@
-"""The page's left side: which scan, what it shows, what it should show, and how that is drawn."""
+"""The page's left side: the scan, its attributes, the target and the editor's options."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ from ld_generate.web.drawing import EditForm
 
 DRIFT_STEP, GUIDANCE_STEP, NOISE_STEP = 0.01, 0.05, 0.05
 MAX_GUIDANCE = 5.0
-TRAJECTORY_VALUES = 8
-NOWHERE = "no"
+SWEEP_VALUES = 8
+NO_SWEEP = "no"
 
 
 class Controls:
-    """The controls of one release, made from its modality; they appear where this is called, inside `gradio.Blocks`."""
+    """The controls for a release's modality; made inside `gradio.Blocks`, where they appear."""
 
     def __init__(self, release: Release, examples: Mapping[str, Path]) -> None:
-        attributes = release.modality.attributes
+        self._attributes = release.modality.attributes
+        self._place_scan(examples)
+        self._place_attributes()
+        self._place_editor(release)
+        self._place_sweep()
+        self.draw = gradio.Button("Draw", variant="primary", elem_id="draw")
+
+    def _place_scan(self, examples: Mapping[str, Path]) -> None:
         heading("Scan")
         self.files = gradio.File(
             label="DICOM file, its series or a .zip of it; NIfTI; grey PNG",
@@ -41,125 +48,129 @@ class Controls:
             self.slice_index = gradio.Number(
                 None, label="Slice of a volume", info="Counted from 0, the lowest. Empty: as in training.", precision=0
             )
-            self.released = gradio.Checkbox(label="I have looked: no text is burned into the pixels")
+            self.burned_in_text_checked = gradio.Checkbox(label="I have checked: no text is burned into the pixels")
+
+    def _place_attributes(self) -> None:
         with gradio.Row():
             with gradio.Column(min_width=140):
                 heading("The scan shows")
-                self.shows = {name: _known(name, known) for name, known in attributes.items()}
+                self.source = {name: _source_control(name, entry) for name, entry in self._attributes.items()}
             with gradio.Column(min_width=140):
                 heading("It should show")
-                self.wanted = {name: _wanted(name, known) for name, known in attributes.items()}
-        gradio.HTML('<div class="note">What the file itself says is grey and settled.</div>')
-        edit, search = release_editor(release), release.study.drift.search
-        reach = max(abs(search.lowest), abs(search.highest), abs(edit.delta))
+                self.target = {name: _target_control(name, entry) for name, entry in self._attributes.items()}
+        gradio.HTML('<div class="note">Values that the file itself holds are grey and fixed.</div>')
+        for name, entry in self._attributes.items():
+            self.source[name].input(
+                None, [self.source[name], self.target[name]], self.target[name], js=_following(entry), queue=False
+            )
+
+    def _place_editor(self, release: Release) -> None:
+        editor, search = release_editor(release), release.study.drift.search
+        reach = max(abs(search.lowest), abs(search.highest), abs(editor.delta))
         heading("How")
-        self.drift = gradio.Slider(
-            -reach, reach, edit.delta, step=DRIFT_STEP, label="Drift δ", info="Shift of z_T, in the paper's units."
+        self.delta = gradio.Slider(
+            -reach, reach, editor.delta, step=DRIFT_STEP, label="Drift δ", info="Shift of z_T, in the paper's units."
         )
         with gradio.Accordion("Editor, guidance, seed", open=False):
-            self.editor = gradio.Dropdown(list(EDITORS), value=edit.name, label="Editor")
+            self.editor = gradio.Dropdown(list(EDITORS), value=editor.name, label="Editor")
             self.guidance_scale = gradio.Slider(
                 0,
-                max(MAX_GUIDANCE, edit.guidance_scale),
-                edit.guidance_scale,
+                max(MAX_GUIDANCE, editor.guidance_scale),
+                editor.guidance_scale,
                 step=GUIDANCE_STEP,
                 label="Guidance scale",
             )
             self.noise_fraction = gradio.Slider(
                 NOISE_STEP,
                 1,
-                edit.noise_fraction,
+                editor.noise_fraction,
                 step=NOISE_STEP,
                 label="Noise fraction",
-                info="Share of the diffusion that is inverted.",
+                info="Share of the noise schedule that is inverted.",
             )
             self.seed = gradio.Number(release.study.seed, label="Seed", precision=0, minimum=0)
-        numbers = {name: known for name, known in attributes.items() if not known.categories}
-        with gradio.Accordion("Trajectory", open=False, visible=bool(numbers)):
-            self.along = gradio.Radio([NOWHERE, *numbers], value=NOWHERE, label="Draw one along")
+
+    def _place_sweep(self) -> None:
+        numbers = [name for name, attribute in self._attributes.items() if not attribute.categories]
+        with gradio.Accordion("Sweep", open=False, visible=bool(numbers)):
+            self.along = gradio.Radio([NO_SWEEP, *numbers], value=NO_SWEEP, label="Along")
             with gradio.Row():
                 self.first = gradio.Number(label="from", min_width=70)
                 self.last = gradio.Number(label="to", min_width=70)
                 self.step = gradio.Number(label="in steps of", min_width=70)
-        self.draw = gradio.Button("Draw", variant="primary", elem_id="draw")
-        self._numbers = numbers
         self.along.input(self._range, self.along, [self.first, self.last, self.step], api_visibility="private")
-        for name, known in attributes.items():
-            self.shows[name].input(
-                None, [self.shows[name], self.wanted[name]], self.wanted[name], js=_following(known), queue=False
-            )
 
     @property
     def scan(self) -> set[Component]:
-        """What says which scan it is and how it is read."""
-        return {self.files, self.example, self.slice_index, self.released}
+        """Controls that decide which scan is read, and how."""
+        return {self.files, self.example, self.slice_index, self.burned_in_text_checked}
 
     @property
     def all(self) -> set[Component]:
-        """What a form is read from."""
-        how = {self.drift, self.editor, self.guidance_scale, self.noise_fraction, self.seed}
+        """All controls that `form` reads."""
+        how = {self.delta, self.editor, self.guidance_scale, self.noise_fraction, self.seed}
         along = {self.along, self.first, self.last, self.step}
-        return self.scan | how | along | {*self.shows.values(), *self.wanted.values()}
+        return self.scan | how | along | {*self.source.values(), *self.target.values()}
 
     def form(self, values: Mapping[Component, Any]) -> EditForm:
-        """What the controls say."""
+        """The values of the controls."""
         along = values[self.along]
-        spoken = f"{along}={values[self.first]}:{values[self.last]}:{values[self.step]}"
+        sweep = f"{along}={values[self.first]}:{values[self.last]}:{values[self.step]}"
         return EditForm(
-            shows={name: values[control] for name, control in self.shows.items()},
-            wanted={name: values[control] for name, control in self.wanted.items()},
-            drift=values[self.drift],
+            source={name: values[control] for name, control in self.source.items()},
+            target={name: values[control] for name, control in self.target.items()},
+            delta=values[self.delta],
             editor=values[self.editor],
             guidance_scale=values[self.guidance_scale],
             noise_fraction=values[self.noise_fraction],
             seed=values[self.seed],
-            trajectory="" if along == NOWHERE else spoken,
+            sweep="" if along == NO_SWEEP else sweep,
             slice_index=values[self.slice_index],
-            released=values[self.released],
+            burned_in_text_checked=values[self.burned_in_text_checked],
         )
 
-    def prefill(self, says: Attributes) -> dict[Component, Any]:
-        """Updates after a scan was read: what its file says is settled, the rest is open; nothing is different yet."""
+    def prefill(self, in_file: Attributes) -> dict[Component, Any]:
+        """Updates after a scan was read: attributes in its file are fixed, the others empty; nothing changes yet."""
         updates: dict[Component, Any] = {}
-        for name, control in self.shows.items():
-            value = says.get(name)
+        for name, control in self.source.items():
+            value = in_file.get(name)
             text = None if value is None else shown(value)
             updates[control] = gradio.update(value=text, interactive=value is None)
-            updates[self.wanted[name]] = gradio.update(value=value)
+            updates[self.target[name]] = gradio.update(value=value)
         return updates
 
     def _range(self, along: str) -> list[float | None]:
-        if along == NOWHERE:
+        if along == NO_SWEEP:
             return [None, None, None]
-        known = self._numbers[along]
-        step = max(1, round((known.maximum - known.minimum) / TRAJECTORY_VALUES))
-        return [known.minimum, known.maximum, step]
+        attribute = self._attributes[along]
+        step = max(1, round((attribute.maximum - attribute.minimum) / SWEEP_VALUES))
+        return [attribute.minimum, attribute.maximum, step]
 
 
-def _known(name: str, known: AttributeConfig) -> Component:
-    """What the scan shows: empty until the file or a person says it."""
-    if known.categories:
-        return gradio.Radio(_words(known), value=None, label=name, elem_id=f"shows-{name}")
-    return gradio.Textbox(label=_label(name, known), placeholder="not known", max_lines=1, elem_id=f"shows-{name}")
+def _source_control(name: str, attribute: AttributeConfig) -> Component:
+    """Empty until the file or the user gives a value."""
+    if attribute.categories:
+        return gradio.Radio(_choices(attribute), value=None, label=name, elem_id=f"source-{name}")
+    return gradio.Textbox(label=_label(name, attribute), placeholder="not known", max_lines=1, elem_id=f"source-{name}")
 
 
-def _wanted(name: str, known: AttributeConfig) -> Component:
-    if known.categories:
-        return gradio.Radio(_words(known), value=None, label=name, elem_id=f"wanted-{name}")
-    return gradio.Slider(known.minimum, known.maximum, step=1, label=name, elem_id=f"wanted-{name}")
+def _target_control(name: str, attribute: AttributeConfig) -> Component:
+    if attribute.categories:
+        return gradio.Radio(_choices(attribute), value=None, label=name, elem_id=f"target-{name}")
+    return gradio.Slider(attribute.minimum, attribute.maximum, step=1, label=name, elem_id=f"target-{name}")
 
 
-def _following(known: AttributeConfig) -> str:
-    """What a person says of the scan is also what should be seen, in the browser, at once: nothing is different yet."""
-    if known.categories:
-        return "(said, wanted) => said"
-    within = f"{known.minimum} <= Number(said) && Number(said) <= {known.maximum}"
-    return f"(said, wanted) => said.trim() && {within} ? Number(said) : wanted"
+def _following(attribute: AttributeConfig) -> str:
+    """JavaScript that copies a source value to the target, so that nothing changes until the user moves the target."""
+    if attribute.categories:
+        return "(source, target) => source"
+    within = f"{attribute.minimum} <= Number(source) && Number(source) <= {attribute.maximum}"
+    return f"(source, target) => source.trim() && {within} ? Number(source) : target"
 
 
-def _words(known: AttributeConfig) -> list[tuple[str, str]]:
-    return [(words, value) for value, words in known.categories.items()]
+def _choices(attribute: AttributeConfig) -> list[tuple[str, str]]:
+    return [(words, value) for value, words in attribute.categories.items()]
 
 
-def _label(name: str, known: AttributeConfig) -> str:
-    return f"{name}, {known.unit}" if known.unit else name
+def _label(name: str, attribute: AttributeConfig) -> str:
+    return f"{name}, {attribute.unit}" if attribute.unit else name

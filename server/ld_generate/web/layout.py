@@ -1,4 +1,4 @@
-"""The page itself, and what happens when something on it is touched."""
+"""The page: its layout and what its controls do."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ld_generate.web.drawing import draw, preview
 from ld_generate.web.results import ResultView
 from ld_generate.web.scans import one_scan
 
-KEPT_SECONDS, SWEEP_SECONDS = 1800, 60
-"""How long a file lies in the server's folder after its last use, and how often that is looked at."""
-MOST_WAITING = 64
+FILE_LIFETIME_SECONDS, SWEEP_SECONDS = 1800, 60
+"""How long the server's folder keeps a file after its last use, and how often that is checked."""
+MAX_QUEUE_SIZE = 64
 """Requests that wait for the model."""
 
 
 class Page:
-    """The page of one release: `blocks` is what Gradio serves."""
+    """The page of one release; Gradio serves its `blocks`."""
 
     def __init__(self, model: BaseModel, release: Release, examples: Mapping[str, Path]) -> None:
         self._model, self._release, self._examples = model, release, examples
         with gradio.Blocks(
             analytics_enabled=False,
             title=f"{release.study.name}: counterfactuals",
-            delete_cache=(SWEEP_SECONDS, KEPT_SECONDS),
+            delete_cache=(SWEEP_SECONDS, FILE_LIFETIME_SECONDS),
             fill_width=True,
         ) as self.blocks:
             gradio.HTML(appearance.NOTICE, elem_id="notice")
@@ -48,49 +48,49 @@ class Page:
                 with gradio.Column(scale=9, min_width=500):
                     self._results = ResultView()
             self._connect()
-        self.blocks.queue(max_size=MOST_WAITING)
+        self.blocks.queue(max_size=MAX_QUEUE_SIZE)
 
     def _connect(self) -> None:
         controls, results = self._controls, self._results
         drawing = controls.draw.click(
             self.draw, controls.all, results.all, concurrency_limit=1, show_progress_on=results.message
         )
-        seen = [*results.all, *controls.shows.values(), *controls.wanted.values()]
+        shown = [*results.all, *controls.source.values(), *controls.target.values()]
         files = controls.files
-        # of files and example the one touched last counts, so each empties the other
-        for touched, other in ((files.upload, controls.example), (controls.example.input, files)):
-            touched(lambda: None, None, other, api_visibility="private", cancels=drawing).then(
-                self.look, controls.scan, seen, api_visibility="private"
+        # files and example exclude each other: using one empties the other
+        for used, other in ((files.upload, controls.example), (controls.example.input, files)):
+            used(lambda: None, None, other, api_visibility="private", cancels=drawing).then(
+                self.look, controls.scan, shown, api_visibility="private"
             )
-        for changed in (files.clear, files.delete, controls.slice_index.submit, controls.released.input):
-            changed(self.look, controls.scan, seen, api_visibility="private", cancels=drawing)
+        for changed in (files.clear, files.delete, controls.slice_index.submit, controls.burned_in_text_checked.input):
+            changed(self.look, controls.scan, shown, api_visibility="private", cancels=drawing)
 
     def look(self, values: dict[Component, Any]) -> dict[Component, Any]:
-        """Show the scan that was dropped or picked, and what its file says."""
+        """Show the scan that was dropped or picked, and fill in the attributes of its file."""
         controls, modality = self._controls, self._release.modality
         with tempfile.TemporaryDirectory() as folder:
             try:
                 _, scan = self._scan(values, Path(folder))
-                index, released = values[controls.slice_index], values[controls.released]
-                seen = preview(modality, self._model.resolution, scan, index, released)
+                index, checked = values[controls.slice_index], values[controls.burned_in_text_checked]
+                scan_preview = preview(modality, self._model.resolution, scan, index, checked)
             except Exception as error:
-                return self._results.show_no_scan(_told(error)) | controls.prefill({})
-        return self._results.show_scan(seen) | controls.prefill(seen.says)
+                return self._results.show_no_scan(_error_line(error)) | controls.prefill({})
+        return self._results.show_scan(scan_preview) | controls.prefill(scan_preview.attributes_in_file)
 
     def draw(
         self, values: dict[Component, Any], progress: gradio.Progress = gradio.Progress()
     ) -> Iterator[dict[Component, Any]]:
-        """Answer the question; what was written for it is gone once Gradio has copied what it serves."""
+        """Draw the counterfactual; its files are deleted once Gradio has copied those that it serves."""
         with tempfile.TemporaryDirectory() as folder:
             try:
                 progress(0.0, desc="drawing")
                 name, scan = self._scan(values, Path(folder))
                 form = self._controls.form(values)
-                drawn = draw(self._model, self._release, scan, form, Path(folder) / "out", progress)
+                result = draw(self._model, self._release, scan, form, Path(folder) / "out", progress)
             except Exception as error:
-                yield self._results.show_error(_told(error))
+                yield self._results.show_error(_error_line(error))
             else:
-                yield self._results.show_answer(name, drawn)
+                yield self._results.show_result(name, result)
 
     def _scan(self, values: dict[Component, Any], folder: Path) -> tuple[str, Path]:
         """The scan's name and path."""
@@ -99,16 +99,16 @@ class Page:
             return example, self._examples[example]
         files = [Path(file) for file in values[self._controls.files] or []]
         for file in filter(Path.exists, files):
-            os.utime(file)  # in use: the sweep counts from now
+            os.utime(file)  # its lifetime starts again
         scan = one_scan(files, folder)
         return scan.name, scan
 
 
-def _told(error: Exception) -> str:
-    """An error in one line, without what only a command line knows: folders, and the dashes of options.
+def _error_line(error: Exception) -> str:
+    """An error in one line, without folders and without the dashes of options.
 
-    Anything but an `LdError` is a defect; its text and its traceback may quote a patient's file, so that only its kind
-    and place are told, and logged.
+    Any other exception than `LdError` is a defect. Its text and traceback may quote a patient's file, so only its type
+    and place are shown and logged.
     """
     if not isinstance(error, LdError):
         place = traceback.extract_tb(error.__traceback__)[-1]

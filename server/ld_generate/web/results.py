@@ -1,4 +1,4 @@
-"""The page's right side: the scan as it will be seen, then the answer about it."""
+"""The page's right side: the scan, then its counterfactual."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gradio.components import Component
 from ld_generate.web import appearance
 from ld_generate.web.drawing import EditResult, Preview
 
-EMPTY = "Drop a scan, or pick an example.<br>Say what should be different.<br>Press Draw."
+EMPTY = "Drop a scan, or pick an example.<br>Set what should change.<br>Press Draw."
 
 
 class ResultView:
-    """Where answers appear; it is placed where this is called, inside `gradio.Blocks`."""
+    """The results; made inside `gradio.Blocks`, where they appear."""
 
     def __init__(self) -> None:
         self.message = gradio.HTML(elem_id="message")
@@ -38,68 +38,68 @@ class ResultView:
                             self.from_reconstruction = _swipe()
                 with gradio.Column(scale=1, min_width=260):
                     gradio.HTML(appearance.DIFFERENCE_SCALE)
-                    self.areas = gradio.HTML(elem_id="areas")
+                    self.biomarkers = gradio.HTML(elem_id="biomarkers")
                     appearance.heading("Download")
                     with gradio.Row():
                         self.dicom = gradio.DownloadButton("DICOM", size="md", min_width=80, elem_id="dicom")
                         self.nifti = gradio.DownloadButton("NIfTI", size="md", min_width=80, elem_id="nifti")
                         self.record = gradio.DownloadButton("record.json", size="md", min_width=80)
                         self.archive = gradio.DownloadButton("All, .zip", size="md", min_width=80, elem_id="archive")
-            with gradio.Row(visible=False) as self.trajectory:
+            with gradio.Row(visible=False) as self.sweep:
                 with gradio.Column(scale=1, min_width=300):
-                    self.animation = _picture("Trajectory")
+                    self.animation = _picture("Sweep")
                 with gradio.Column(scale=1, min_width=260):
-                    self.along = gradio.HTML()
+                    self.sweep_table = gradio.HTML()
 
-    def show_scan(self, seen: Preview) -> dict[Component, Any]:
-        """A scan, and no answer about another one."""
+    def show_scan(self, scan: Preview) -> dict[Component, Any]:
+        """Updates that show a scan and hide the result for an earlier one."""
         return {
             self.message: "",
             self.hint: gradio.update(visible=False),
             self.before: gradio.update(visible=True),
-            self.preview: seen.picture,
+            self.preview: scan.picture,
             self.after: gradio.update(visible=False),
         }
 
-    def show_answer(self, name: str, drawn: EditResult) -> dict[Component, Any]:
-        """An answer about the scan `name`, with its warnings first."""
-        pictures = {what: str(file) for what, file in drawn.pictures.items()}
+    def show_result(self, name: str, result: EditResult) -> dict[Component, Any]:
+        """Updates that show the result for the scan `name`, its warnings first."""
+        pictures = {kind: str(file) for kind, file in result.pictures.items()}
         counterfactual = pictures["counterfactual"]
         return {
-            self.message: "".join(appearance.message("warning", line) for line in drawn.warnings),
+            self.message: "".join(appearance.message("warning", line) for line in result.warnings),
             self.before: gradio.update(visible=False),
             self.after: gradio.update(visible=True),
-            self.caption: appearance.caption(name, drawn),
+            self.caption: appearance.caption(name, result),
             self.scan: pictures["scan"],
             self.reconstruction: pictures["reconstruction"],
             self.counterfactual: counterfactual,
             self.difference: pictures["difference"],
             self.from_scan: (pictures["scan"], counterfactual),
             self.from_reconstruction: (pictures["reconstruction"], counterfactual),
-            self.areas: appearance.areas(drawn.areas),
-            self.dicom: str(drawn.dicom),
+            self.biomarkers: appearance.biomarker_table(result.biomarkers),
+            self.dicom: str(result.dicom),
             self.nifti: gradio.update(
-                value=None if drawn.nifti is None else str(drawn.nifti), visible=drawn.nifti is not None
+                value=None if result.nifti is None else str(result.nifti), visible=result.nifti is not None
             ),
-            self.record: str(drawn.record),
-            self.archive: str(drawn.archive),
-            self.trajectory: gradio.update(visible=drawn.animation is not None),
-            self.animation: None if drawn.animation is None else str(drawn.animation),
-            self.along: appearance.trajectory(drawn.trajectory),
+            self.record: str(result.record),
+            self.archive: str(result.archive),
+            self.sweep: gradio.update(visible=result.animation is not None),
+            self.animation: None if result.animation is None else str(result.animation),
+            self.sweep_table: appearance.sweep_table(result.sweep_table),
         }
 
     def show_error(self, line: str) -> dict[Component, Any]:
-        """One line, above what was drawn before."""
+        """Updates that show one line above an earlier result."""
         return {self.message: appearance.message("error", line)}
 
     def show_no_scan(self, line: str) -> dict[Component, Any]:
-        """One line, and nothing of the scan before."""
+        """Updates that show one line and hide the earlier scan."""
         hidden = {part: gradio.update(visible=False) for part in (self.before, self.after)}
         return self.show_error(line) | hidden | {self.hint: gradio.update(visible=True)}
 
     @property
     def all(self) -> list[Component]:
-        """What an answer changes."""
+        """All components that a result changes."""
         return list(vars(self).values())
 
 

@@ -1,4 +1,4 @@
-"""The page's server: it speaks to nobody but those who open it, and leaves nothing behind."""
+"""The page's server: it makes no outgoing connection and deletes its files at the end."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ld_common.release.release import Release
 from ld_generate.web.appearance import CSS, theme
 from ld_generate.web.layout import Page
 
-MOST_BYTES = 128 * 2**20
-"""Of one file that is dropped."""
+MAX_UPLOAD_BYTES = 128 * 2**20
+"""Per dropped file."""
 
 
 @contextmanager
 def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], host: str, port: int) -> Iterator[str]:
-    """Serve a release's page; yields its address. All files of its visitors are deleted at the end.
+    """Serve a release's page and yield its address; all uploaded and drawn files are deleted at the end.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address is in use, or not one of this machine.
     """
     with tempfile.TemporaryDirectory(prefix="ld-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        # Gradio asks itself whether it has started, and a hospital's proxy would not find it
+        # Gradio sends itself a request when it starts, which a hospital's proxy would not route
         os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1", "localhost", host]))
         page = Page(model, release, examples)
         try:
@@ -50,7 +50,7 @@ def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], ho
                 enable_monitoring=False,
                 show_error=False,
                 footer_links=[],
-                max_file_size=MOST_BYTES,
+                max_file_size=MAX_UPLOAD_BYTES,
                 app_kwargs={"middleware": _middleware(host)},
                 theme=theme(),
                 css=CSS,
@@ -64,13 +64,13 @@ def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], ho
 
 
 def _middleware(host: str) -> list[Middleware]:
-    """On loopback, no answer to requests for another name: a web site could make its own name lead to the page."""
-    names = ["localhost", "127.0.0.1", "["]  # what Starlette takes for the name in [::1]:7860
+    """On loopback, refuse other host names: a web site could point its own name at the page (DNS rebinding)."""
+    names = ["localhost", "127.0.0.1", "["]  # Starlette's host name of [::1]:7860
     return [Middleware(TrustedHostMiddleware, allowed_hosts=names)] if is_loopback(host) else []
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
+    """Whether only this machine can reach `host`."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

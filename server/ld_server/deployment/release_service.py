@@ -31,7 +31,6 @@ from ld_common.release.release import MANIFEST
 from ld_common.release.service_messages import (
     CHUNK_BYTES,
     FETCH,
-    FILES,
     LIST,
     MANIFEST_OF,
     MAX_MESSAGE_BYTES,
@@ -236,7 +235,7 @@ def _find(home: StudyHome, release: str, file: str) -> Any:
     listed = next((entry for entry in list_releases(home) if entry.name == release), None)
     if listed is None:
         raise ServiceError(grpc.StatusCode.NOT_FOUND, "there is no such release")
-    if file not in FILES or file not in listed.files:
+    if file not in listed.files:
         raise ServiceError(grpc.StatusCode.NOT_FOUND, "the release has no such file")
     return releases_folder(home) / listed.name / file
 

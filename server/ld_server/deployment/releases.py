@@ -14,9 +14,19 @@ from ld_common.core.atomic_files import file_digest
 from ld_common.core.errors import CheckpointError, DeploymentError, LdError, ReleaseError
 from ld_common.protocol.keys import PublicKey, canonical, fingerprint, public_line
 from ld_common.release.encryption import seal_release
-from ld_common.release.release import ADAPTER, SEALED, read_manifest, read_release, write_manifest
-from ld_common.release.service_messages import FILES, MAX_MESSAGE_BYTES, Listed
-from ld_common.release.signature import SIGNATURE, manifest_digest, release_name, sign_release
+from ld_common.release.release import (
+    CARD,
+    ENVELOPE,
+    MANIFEST,
+    SEALED_SUFFIX,
+    SIGNATURE,
+    file_names,
+    read_manifest,
+    read_release,
+    write_manifest,
+)
+from ld_common.release.service_messages import MAX_MESSAGE_BYTES, Listed
+from ld_common.release.signature import manifest_digest, release_name, sign_release
 from ld_server.deployment.study_home import StudyHome
 
 MAX_EVALUATION_BYTES = 200_000
@@ -43,7 +53,7 @@ def run_release(home: Path, to: list[str], evaluation: Path | None) -> list[str]
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     folder = releases_folder(study_home) / release_name(manifest)
-    _issue(study_home.run / "release" / ADAPTER, folder, manifest, recipients, key)
+    _issue(study_home.run / "release", folder, manifest, recipients, key)
     return [
         f"wrote {folder}, signed by {fingerprint(key.public_key())}",
         f"encrypted to {', '.join(recipients)}: only they can decrypt it"
@@ -69,8 +79,11 @@ def list_releases(home: StudyHome) -> list[Listed]:
 def _listed(folder: Path) -> Listed | None:
     try:
         manifest = read_manifest(folder)
-        sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
-        if release_name(manifest) != folder.name or SIGNATURE not in sizes or not sizes.keys() & {ADAPTER, SEALED}:
+        names = file_names(manifest)
+        offered = [MANIFEST, SIGNATURE, ENVELOPE, *names, *(name + SEALED_SUFFIX for name in names)]
+        sizes = {name: (folder / name).stat().st_size for name in offered if (folder / name).is_file()}
+        complete = all(name in sizes or name + SEALED_SUFFIX in sizes for name in names)
+        if release_name(manifest) != folder.name or SIGNATURE not in sizes or not complete:
             return None
         return Listed(folder.name, int(manifest["release"]["number"]), sizes)
     except (LdError, OSError, KeyError, TypeError):
@@ -84,6 +97,7 @@ def _manifest(home: StudyHome, evaluation: Path | None) -> dict[str, Any]:
     if release.study.name != study.name:
         raise ReleaseError(f"'{run}' is of study '{release.study.name}', but this home is of '{study.name}'")
     manifest = release.manifest
+    manifest["base_model"]["path"] = None  # an issued release leaves this machine
     if evaluation is not None:
         manifest["evaluation"] = _read_evaluation(evaluation)
     manifest_digest(manifest)  # refuses numbers that are not finite, before anything is written
@@ -116,7 +130,7 @@ def _recipient(home: StudyHome, name: str) -> PublicKey:
 
 
 def _issue(
-    adapter: Path,
+    run: Path,
     folder: Path,
     manifest: dict[str, Any],
     recipients: dict[str, PublicKey],
@@ -127,9 +141,11 @@ def _issue(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        shutil.copyfile(adapter, partial / ADAPTER)
-        if file_digest(partial / ADAPTER) != manifest["files"][ADAPTER]:
-            raise ReleaseError("the run has just written another release: try again when it has ended")
+        for name in (name for name in file_names(manifest) if name != CARD):
+            (partial / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(run / name, partial / name)
+            if file_digest(partial / name) != manifest["files"][name]:
+                raise ReleaseError("the run has just written another release: try again when it has ended")
         write_manifest(partial, manifest)
         sign_release(partial, key)
         if recipients:

@@ -1,8 +1,7 @@
-"""The interface of a phantom: hospitals, true counterfactuals, a growth ceiling and a report are made of it.
+"""The interface of a phantom, from which hospitals, true counterfactuals and the growth ceiling are made.
 
-A `Phantom` is a causal model with the device that sees it: it draws a patient's exogenous noise, renders what a device
-would see of the patient under any attributes, takes the picture, writes it to files, and measures in pictures the
-one structure whose size disease and age change. `ld_simulations.phantoms.registry` knows them all by name.
+A `Phantom` is a causal model with an imaging device. It draws a patient's exogenous noise, renders the patient under
+any attributes, acquires the image and writes it to files. Disease and age change the size of one structure in it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from ld_common.core.config import require
 from ld_common.core.errors import RequestError
@@ -42,7 +40,7 @@ D = TypeVar("D", bound=DeviceConfig)
 
 @dataclass(frozen=True, eq=False)
 class Patient(Generic[N]):
-    """Who a patient is, at the first visit, before any intervention."""
+    """A patient at the first visit, before any intervention."""
 
     identity: str
     sex: str
@@ -57,7 +55,7 @@ class Patient(Generic[N]):
 
 @dataclass
 class Population:
-    """Whom a hospital sees."""
+    """Distribution of a hospital's patients."""
 
     age_mean_years: float = 70.0
     age_sd_years: float = 8.0
@@ -77,53 +75,55 @@ class Population:
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """A picture before its device."""
+    """An image before its acquisition."""
 
     contrast: Array
-    """What the device sees (H,W), in the phantom's units; rows run to the back or the feet, columns to the left."""
+    """The imaged quantity (H,W) in the phantom's units; rows run to the back or the feet, columns to the left."""
     structure: Array
     """Share (H,W), 0 to 1, of the structure that disease and age change."""
     spacing_mm: float
 
     @property
     def area_mm2(self) -> float:
-        """The known truth: the structure's area in the picture."""
+        """True area of the structure in the image."""
         return float(self.structure.sum(dtype=np.float64)) * self.spacing_mm**2
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What an edit does to the structure's area, mm2."""
+    """Change of the structure's area by an edit, mm2."""
 
     true: float
     predicted: float
-    """The best prediction from one picture: the posterior mean given what can be seen of the endogenous variables."""
+    """Best prediction from one image: the posterior mean given the visible endogenous variables."""
 
 
 @dataclass(frozen=True)
-class Words:
-    """How a report speaks of a phantom."""
+class ReportTerms:
+    """Terms of a report on a phantom's images."""
 
     origin: str
-    """What the pictures are of."""
+    """Source of the images."""
     structure: str
-    """The structure that is measured, in the plural or uncountable: "ventricles"."""
+    """The structure that is measured, for example "ventricles"."""
     disease: str
     disease_short: str
 
 
 class Phantom(ABC, Generic[N, D]):
-    """One part of the body; `N` is its noise, `D` the config of the device that takes its pictures."""
+    """A part of the body; `N` is its noise, `D` the config of its imaging device."""
 
     name: str
     disease: str
     """The diagnosis that is not `HEALTHY`."""
-    words: Words
+    terms: ReportTerms
+    biomarker: str
+    """Name in `BIOMARKERS` of the measure of that structure in an image."""
     device: type[D]
     views: int
-    """Pictures of a visit."""
+    """Number of images of a visit."""
     shown_view: int
-    """The view that models see."""
+    """Index of the view that models use."""
 
     @abstractmethod
     def draw_noise(self, rng: np.random.Generator) -> N:
@@ -131,10 +131,10 @@ class Phantom(ABC, Generic[N, D]):
 
     @abstractmethod
     def render(self, patient: Patient[N], attributes: Attributes, device: D, view: int) -> Rendering:
-        """What `device` would see of `patient` had `attributes` been theirs.
+        """The image of `patient` under `attributes`, before its acquisition by `device`.
 
         Raises:
-            RequestError: an attribute is missing or has a value that the model does not know.
+            RequestError: an attribute is missing or has a value outside of the causal model.
         """
 
     @abstractmethod
@@ -142,21 +142,17 @@ class Phantom(ABC, Generic[N, D]):
         """Device values (H,W) of a rendering."""
 
     @abstractmethod
-    def write(self, folder: Path, examination: StudyMetadata, pictures: Sequence[Array], device: D, noise: N) -> None:
-        """Write a visit's pictures, device values (H,W) in the order of the views, as DICOM files."""
-
-    @abstractmethod
-    def measure_areas_mm2(self, images: Tensor, pixel_mm: float) -> Tensor:
-        """Area of the structure in model pictures `(N,1,S,S)`, in mm2 by picture `(N,)`."""
+    def write(self, folder: Path, metadata: StudyMetadata, pictures: Sequence[Array], device: D, noise: N) -> None:
+        """Write a visit's images, device values (H,W) in the order of the views, as DICOM files."""
 
     @abstractmethod
     def predict_growth(self, patient: Patient[N], attributes: Attributes, target: Attributes) -> Growth:
-        """What changing `attributes` to `target`, of the same sex, does to the structure."""
+        """Change of the structure when `attributes` become `target`, of the same sex."""
 
     def draw_patient(
         self, rng: np.random.Generator, identity: str, population: Population, diagnosis: str | None = None
     ) -> Patient[N]:
-        """Draw a patient; without a `diagnosis` that is drawn as well. The same generator state, the same patient."""
+        """Draw a patient; without a `diagnosis` it is drawn as well. The generator state determines the patient."""
         age = math.inf
         while not population.youngest_years <= age <= population.oldest_years:
             age = round(rng.normal(population.age_mean_years, population.age_sd_years), 1)
@@ -166,7 +162,7 @@ class Phantom(ABC, Generic[N, D]):
         return Patient(identity, sex, diagnosis or drawn, age, self.draw_noise(rng))
 
     def edits_of(self, attributes: Attributes) -> dict[str, Attributes]:
-        """The demo's edits of a visit by name, each the attributes that it changes."""
+        """Edits of a visit by name, each with the attributes that it changes."""
         age, sex = float(attributes["age"]), attributes["sex"]
         edits: dict[str, Attributes] = {
             f"age_plus_{years:.0f}": {"age": round(age + years, 1)} for years in AGE_EDITS_YEARS
@@ -177,10 +173,10 @@ class Phantom(ABC, Generic[N, D]):
         return edits
 
     def edit_titles(self) -> dict[str, str]:
-        """The edits in a reader's words."""
+        """Titles of the edits."""
         titles = {f"age_plus_{years:.0f}": f"{years:.0f} years older" for years in AGE_EDITS_YEARS}
-        titles["disease_added"] = f"with {self.words.disease_short}"
-        titles["disease_removed"] = f"without {self.words.disease_short}"
+        titles["disease_added"] = f"with {self.terms.disease_short}"
+        titles["disease_removed"] = f"without {self.terms.disease_short}"
         return titles | {SEX_EDIT: "of the other sex"}
 
 
@@ -188,13 +184,13 @@ def known_attributes(attributes: Attributes, disease: str) -> tuple[float, str, 
     """Age in years, sex, and whether the patient has `disease`.
 
     Raises:
-        RequestError: an attribute is missing or has a value that the model does not know.
+        RequestError: an attribute is missing or has a value outside of the causal model.
     """
     try:
         age, sex, diagnosis = float(attributes["age"]), str(attributes["sex"]), str(attributes["diagnosis"])
     except KeyError as error:
         raise RequestError(f"attribute {error} is missing: the causal model needs age, sex and diagnosis") from error
     if sex not in ("M", "F") or diagnosis not in (HEALTHY, disease):
-        known = f"M and F, {HEALTHY} and {disease}"
-        raise RequestError(f"sex={sex}, diagnosis={diagnosis}: the causal model knows {known}")
+        values = f"M and F, {HEALTHY} and {disease}"
+        raise RequestError(f"sex={sex}, diagnosis={diagnosis}: the causal model has {values}")
     return age, sex, diagnosis == disease

@@ -1,4 +1,4 @@
-"""The brain as a phantom that hospitals can be made of: T1 slices of the MNI152 head, moved by `brain_scm`.
+"""The brain phantom: T1 slices of the MNI152 head, deformed by `brain_scm`.
 
 How much of a patient's growth can be predicted: with all else known, widening E and thinning T are two noisy
 readings of the rate r: E = cap(start + v + 0.24 r b), T = 0.021 r b + c, where b is the burden at rate 1. The true
@@ -15,12 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
-from torch import Tensor
 
 from ld_common.imaging.modality import Attributes
-from ld_common.metrics.biomarkers import ventricle_areas_mm2
-from ld_simulations.phantoms import brain_scm as causal
-from ld_simulations.phantoms.base import Growth, Patient, Phantom, Rendering, Words, known_attributes
+from ld_simulations.phantoms import brain_scm
+from ld_simulations.phantoms.base import Growth, Patient, Phantom, Rendering, ReportTerms, known_attributes
 from ld_simulations.phantoms.brain_anatomy import SERIES_Z_MM
 from ld_simulations.phantoms.brain_scm import (
     CORTEX_SD,
@@ -55,25 +53,26 @@ class Brain(Phantom[BrainNoise, ScannerConfig]):
     """Axial T1 slices of the bare brain; disease and age widen its ventricles."""
 
     name = "brain"
-    disease = causal.DISEASE
-    words = Words(
-        origin="rendered patients: real anatomy (MNI152) moved by a causal model that is known",
+    disease = brain_scm.DISEASE
+    terms = ReportTerms(
+        origin="simulated patients: real anatomy (MNI152), deformed by a known causal model",
         structure="ventricles",
         disease="Alzheimer's disease",
         disease_short="Alzheimer's",
     )
+    biomarker = "ventricles"
     device = ScannerConfig
     views, shown_view = len(SERIES_Z_MM), MIDDLE_SLICE
 
     def draw_noise(self, rng: np.random.Generator) -> BrainNoise:
-        """As `causal.draw_noise`."""
-        return causal.draw_noise(rng)
+        """As `brain_scm.draw_noise`."""
+        return brain_scm.draw_noise(rng)
 
     def render(
         self, patient: Patient[BrainNoise], attributes: Attributes, device: ScannerConfig, view: int
     ) -> Rendering:
         """One slice of the series, tissue contrast in [0, 1]."""
-        return causal.render(patient, attributes, device.shape, device.spacing_mm, SERIES_Z_MM[view])
+        return brain_scm.render(patient, attributes, device.shape, device.spacing_mm, SERIES_Z_MM[view])
 
     def acquire(
         self, rendering: Rendering, device: ScannerConfig, noise: BrainNoise, rng: np.random.Generator
@@ -84,18 +83,14 @@ class Brain(Phantom[BrainNoise, ScannerConfig]):
     def write(
         self,
         folder: Path,
-        examination: StudyMetadata,
+        metadata: StudyMetadata,
         pictures: Sequence[Array],
         device: ScannerConfig,
         noise: BrainNoise,
     ) -> None:
         """A series of slices at the patient's own heights."""
         heights = [z_mm + noise.height_mm for z_mm in SERIES_Z_MM]
-        write_series(folder, examination, dict(zip(heights, pictures, strict=True)), device)
-
-    def measure_areas_mm2(self, images: Tensor, pixel_mm: float) -> Tensor:
-        """As `ventricle_areas_mm2`."""
-        return ventricle_areas_mm2(images, pixel_mm)
+        write_series(folder, metadata, dict(zip(heights, pictures, strict=True)), device)
 
     def predict_growth(self, patient: Patient[BrainNoise], attributes: Attributes, target: Attributes) -> Growth:
         """By the curve of area (module docstring), of an unwarped head."""
@@ -117,7 +112,7 @@ class Brain(Phantom[BrainNoise, ScannerConfig]):
 
 
 def _burden(attributes: Attributes) -> float:
-    age, _, diseased = known_attributes(attributes, causal.DISEASE)
+    age, _, diseased = known_attributes(attributes, brain_scm.DISEASE)
     return burden_years(age, diseased, 1.0)
 
 

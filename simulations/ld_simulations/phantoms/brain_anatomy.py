@@ -99,8 +99,8 @@ class Anatomy:
 
     def wall_at(self, points_mm: Array) -> Wall:
         """Where points `(3,N)` lie from the wall, by linear interpolation; beyond the slab as at its border."""
-        found = _interpolate(self.wall, points_mm).T
-        return Wall(found[0], found[1:])
+        values = _interpolate(self.wall, points_mm).T
+        return Wall(values[0], values[1:])
 
 
 @functools.cache
@@ -180,11 +180,11 @@ def _interpolate(volume: Array, points_mm: Array) -> Array:
     share = (at - low).astype(np.float32)
     first = (low[0] * depth_y + low[1]) * depth_z + low[2]
     rows = volume.reshape(-1, channels)
-    found = np.zeros((at.shape[1], channels), np.float32)
+    values = np.zeros((at.shape[1], channels), np.float32)
     for x, y, z in itertools.product((0, 1), repeat=3):
         weight = np.abs(1 - x - share[0]) * np.abs(1 - y - share[1]) * np.abs(1 - z - share[2])
-        found += weight[:, None] * rows.take(first + (x * depth_y + y) * depth_z + z, axis=0)
-    return found
+        values += weight[:, None] * rows.take(first + (x * depth_y + y) * depth_z + z, axis=0)
+    return values
 
 
 def _template() -> list[Array]:

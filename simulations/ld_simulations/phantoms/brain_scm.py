@@ -197,10 +197,10 @@ def _tone(tissue: Tissue, ventricle: Array, texture_mm: Array, thinning: float) 
     start, end = CORTEX_DEPTH_MM
     depth = np.clip((tissue.edge_distance - start) / (end - start), 0, 1)
     pial = PIAL_T1 + PIAL_T1_PER_THINNING * thinning + TEXTURE_OF_PIAL_T1 * coarse
-    kept = 1 / (1 + np.exp((pial - tissue.t1) / PIAL_SOFTNESS))
-    kept = (kept + depth * (1 - kept)) * (1 - ventricle)
+    remaining = 1 / (1 + np.exp((pial - tissue.t1) / PIAL_SOFTNESS))
+    remaining = (remaining + depth * (1 - remaining)) * (1 - ventricle)
     t1 = tissue.t1 - FLUID_T1
-    level = FLUID_LEVEL + np.where(t1 > 0, t1 * kept, t1) * (WHITE_LEVEL - FLUID_LEVEL) / (WHITE_T1 - FLUID_T1)
+    level = FLUID_LEVEL + np.where(t1 > 0, t1 * remaining, t1) * (WHITE_LEVEL - FLUID_LEVEL) / (WHITE_T1 - FLUID_T1)
     tone: Array = np.clip(level * (1 + TEXTURE_CONTRAST * fine), 0, 1).astype(np.float32)
     return tone
 

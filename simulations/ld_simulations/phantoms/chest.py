@@ -1,7 +1,7 @@
 """The chest as a phantom that hospitals can be made of: frontal radiographs of the chest of `chest_scm`.
 
 How much of a patient's growth can be predicted: with all else known, the heart's size K and the aorta's unfolding Q
-(chest_causal.py) are two noisy readings of the rate r: K = K(S) + k + r (0.004 s + 0.18 D), Q = a + 0.02 r s. The
+(chest_scm.py) are two noisy readings of the rate r: K = K(S) + k + r (0.004 s + 0.18 D), Q = a + 0.02 r s. The
 silhouette covers H^2 K^2 times an area that the heart's axis alone decides, so the change follows from r in closed
 form. Warps are left out: they scale a patient's area and its change alike and are visible in the picture.
 """
@@ -14,12 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from ld_common.imaging.modality import Attributes
-from ld_common.metrics.biomarkers import heart_areas_mm2
-from ld_simulations.phantoms import chest_scm as chest_causal
-from ld_simulations.phantoms.base import Growth, Patient, Phantom, Rendering, Words, known_attributes
+from ld_simulations.phantoms import chest_scm
+from ld_simulations.phantoms.base import Growth, Patient, Phantom, Rendering, ReportTerms, known_attributes
 from ld_simulations.phantoms.chest_anatomy import heart_radius
 from ld_simulations.phantoms.chest_scm import (
     AORTA_SD,
@@ -52,20 +50,21 @@ class Chest(Phantom[ChestNoise, DetectorConfig]):
     """Frontal radiographs; disease and age enlarge the heart."""
 
     name = "chest"
-    disease = chest_causal.DISEASE
-    words = Words(
-        origin="simulated patients: a chest drawn from equations by the law of Beer and Lambert, moved by a causal "
-        "model that is known",
+    disease = chest_scm.DISEASE
+    terms = ReportTerms(
+        origin="simulated patients: a chest from equations and the law of Beer and Lambert, deformed by a known "
+        "causal model",
         structure="heart's silhouette",
         disease="heart failure",
         disease_short="heart failure",
     )
+    biomarker = "heart"
     device = DetectorConfig
     views, shown_view = 1, 0
 
     def draw_noise(self, rng: np.random.Generator) -> ChestNoise:
-        """As `chest_causal.draw_noise`."""
-        return chest_causal.draw_noise(rng)
+        """As `chest_scm.draw_noise`."""
+        return chest_scm.draw_noise(rng)
 
     def render(
         self, patient: Patient[ChestNoise], attributes: Attributes, device: DetectorConfig, view: int
@@ -82,24 +81,20 @@ class Chest(Phantom[ChestNoise, DetectorConfig]):
     def write(
         self,
         folder: Path,
-        examination: StudyMetadata,
+        metadata: StudyMetadata,
         pictures: Sequence[Array],
         device: DetectorConfig,
         noise: ChestNoise,
     ) -> None:
         """One CR or DX file."""
         (picture,) = pictures
-        write_radiograph(folder, examination, picture, device)
-
-    def measure_areas_mm2(self, images: Tensor, pixel_mm: float) -> Tensor:
-        """As `heart_areas_mm2`."""
-        return heart_areas_mm2(images, pixel_mm)
+        write_radiograph(folder, metadata, picture, device)
 
     def predict_growth(self, patient: Patient[ChestNoise], attributes: Attributes, target: Attributes) -> Growth:
         """In closed form (module docstring), of a chest without warp."""
         noise, state = patient.noise, state_of(patient.noise, attributes)
-        age, sex, diseased = known_attributes(attributes, chest_causal.DISEASE)
-        later_age, _, later_diseased = known_attributes(target, chest_causal.DISEASE)
+        age, sex, diseased = known_attributes(attributes, chest_scm.DISEASE)
+        later_age, _, later_diseased = known_attributes(target, chest_scm.DISEASE)
         now = heart_burden(age, diseased)
         rates = _rates()
         readings = (
@@ -126,7 +121,7 @@ def _standard_area(tilt: float) -> float:
 
 @functools.cache
 def _area_curve() -> tuple[Numbers, Numbers]:
-    noise = chest_causal.draw_noise(np.random.default_rng(0))
+    noise = chest_scm.draw_noise(np.random.default_rng(0))
     state = replace(state_of(noise, {"age": 60.0, "sex": "M", "diagnosis": "CN"}), heart=1.0, descent_mm=0.0)
     u, v = grid_points(CURVE_SHAPE, CURVE_SPACING_MM)
     tilts = np.linspace(-TILT_LIMIT, TILT_LIMIT, CURVE_TILTS)

@@ -19,21 +19,19 @@ SLICE_THICKNESS_MM = 4.0
 ORIGIN_NOTE = "Simulated patient: MNI152 anatomy, Latent Drift Federation demo"
 
 
-def write_series(
-    folder: Path, examination: StudyMetadata, slices: Mapping[float, Array], config: ScannerConfig
-) -> None:
+def write_series(folder: Path, metadata: StudyMetadata, slices: Mapping[float, Array], config: ScannerConfig) -> None:
     """Write slices of device values (H,W), keyed by their height in mm, into `folder`.
 
     Neither file names nor instance numbers follow the slices' positions, as at many a real site.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rng = numpy_generator(examination.seed, "file-order", examination.uid())
+    rng = numpy_generator(metadata.seed, "file-order", metadata.uid())
     names, numbers = _out_of_order(len(slices), rng), _out_of_order(len(slices), rng)
     for (z_mm, values), name, number in zip(slices.items(), names, numbers, strict=True):
-        dataset = new_image(examination, MRImageStorage, f"{z_mm:.3f}", values, config)
+        dataset = new_image(metadata, MRImageStorage, f"{z_mm:.3f}", values, config)
         dataset.InstanceNumber = number
         _describe_place(dataset, z_mm, config)
-        _describe_series(dataset, examination)
+        _describe_series(dataset, metadata)
         dataset.save_as(folder / f"IM{name:04d}.dcm", enforce_file_format=True)
 
 
@@ -58,12 +56,12 @@ def _describe_place(dataset: Dataset, z_mm: float, config: ScannerConfig) -> Non
     dataset.SliceThickness = SLICE_THICKNESS_MM
 
 
-def _describe_series(dataset: Dataset, examination: StudyMetadata) -> None:
+def _describe_series(dataset: Dataset, metadata: StudyMetadata) -> None:
     """How the series was made."""
     dataset.Modality = "MR"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
     dataset.ImageComments = ORIGIN_NOTE
-    dataset.FrameOfReferenceUID = examination.uid("frame")
+    dataset.FrameOfReferenceUID = metadata.uid("frame")
     dataset.PositionReferenceIndicator = ""
     dataset.SeriesNumber, dataset.AcquisitionNumber = 1, 1
     dataset.SeriesDescription, dataset.BodyPartExamined = "T1 axial, brain extracted", "BRAIN"

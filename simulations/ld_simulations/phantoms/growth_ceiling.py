@@ -1,7 +1,7 @@
-"""How well any method can predict_growth from one picture how much a structure grows.
+"""Upper bound of the correlation between predicted and true growth.
 
-A patient's own rate of ageing is not in the picture, only its result so far. A perfect reader of the picture, its
-attributes and the edit predicts best by the posterior mean of the change given the endogenous variables that it sees
+A patient's rate of ageing is not visible in one image, only its result so far. Given the image, its attributes and the
+edit, the best prediction is the posterior mean of the change given the visible endogenous variables
 (`Phantom.predict_growth`); no prediction correlates more with the truth.
 """
 
@@ -21,10 +21,10 @@ from ld_simulations.phantoms.brain import BRAIN
 
 @dataclass(frozen=True)
 class GrowthCeiling:
-    """Highest reachable correlation between predicted and true change of the structure's area in a picture."""
+    """Highest reachable correlation between predicted and true change of the structure's area."""
 
     overall: float
-    """Over all patients and edits together; most of it is told by the edit alone."""
+    """Over all patients and edits together; the kind of edit explains most of it."""
     by_edit: dict[str, float]
     """Over patients, for each edit."""
 

@@ -16,11 +16,11 @@ CHEST = ("51185008", "SCT", "Chest")
 POSTERO_ANTERIOR = ("399348003", "SCT", "postero-anterior")
 
 
-def write_radiograph(folder: Path, examination: StudyMetadata, values: Array, config: DetectorConfig) -> None:
+def write_radiograph(folder: Path, metadata: StudyMetadata, values: Array, config: DetectorConfig) -> None:
     """Write device values (H,W) of a postero-anterior chest radiograph into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     sop_class = DigitalXRayImageStorageForPresentation if config.digital else ComputedRadiographyImageStorage
-    dataset = new_image(examination, sop_class, "PA", values, config)
+    dataset = new_image(metadata, sop_class, "PA", values, config)
     _describe_projection(dataset, config)
     if config.digital:
         _describe_digital(dataset, config)

@@ -1,7 +1,7 @@
-"""A patient's own rate of ageing, as far as one picture tells it.
+"""Posterior of a patient's rate of ageing given one image.
 
-The rate is not in a picture, only its result so far: with all else known, each endogenous variable that it drives is a
-noisy reading x = start + slope r + noise of the rate r. The posterior is an integral over r alone.
+The rate r is not visible in an image, only its result so far: with all else known, each endogenous variable that it
+drives is a noisy reading x = start + slope r + noise. The posterior is an integral over r alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri
 
 Numbers = NDArray[np.float64]
 RATE_QUANTILES = 101
@@ -29,12 +29,12 @@ class Reading:
 def rate_quantiles(sd: float, limits: tuple[float, float]) -> Numbers:
     """Equally likely rates of the prior: log-normal about 1, clipped to `limits`."""
     shares = (np.arange(RATE_QUANTILES) + 0.5) / RATE_QUANTILES
-    rates: Numbers = np.clip(np.exp(sd * stats.norm.ppf(shares)), *limits)
+    rates: Numbers = np.clip(np.exp(sd * ndtri(shares)), *limits)
     return rates
 
 
 def posterior_weights(rates: Numbers, readings: Sequence[Reading]) -> Numbers:
-    """How likely each of equally likely rates is, given the readings; not normalised."""
+    """Unnormalised posterior weights of equally likely rates, given the readings."""
     unexplained = np.zeros_like(rates)
     for reading in readings:
         unexplained += ((reading.value - reading.slope * rates) / reading.sd) ** 2

@@ -1,4 +1,4 @@
-"""Every phantom that hospitals can be made of, by the name under `phantom:` in the hospitals' YAML."""
+"""Phantoms by the name under `phantom:` in the hospitals' YAML."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ PHANTOMS: dict[str, Phantom[Any, Any]] = {phantom.name: phantom for phantom in (
 
 def find_phantom(name: str) -> Phantom[Any, Any]:
     """The phantom of that name; raises `ConfigError` where there is none."""
-    require(name in PHANTOMS, f"phantom '{name}' is not known: {nearest(name, list(PHANTOMS))}")
+    require(name in PHANTOMS, f"unknown phantom '{name}': {nearest(name, list(PHANTOMS))}")
     return PHANTOMS[name]

@@ -1,4 +1,4 @@
-"""A visit as a hospital's records know it, and what every one of its DICOM files says of it."""
+"""A visit in a hospital's records, and the header that its DICOM files share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ld_simulations.phantoms.device import Array, DeviceConfig, stored_values
 
 @dataclass(frozen=True)
 class StudyMetadata:
-    """What a hospital's records say of one visit, as its device writes it into every file."""
+    """Records of one visit, as the device writes them into every file."""
 
     identity: str
     name: str
@@ -24,27 +24,27 @@ class StudyMetadata:
     day: date
     hospital: str
     seed: int
-    """UIDs derive from it, the hospital, the patient and the day."""
+    """UIDs are derived from it, the hospital, the patient and the day."""
 
     def uid(self, *parts: str | int) -> str:
-        """A UID that is the same for the same examination and parts."""
-        whose = (self.seed, self.hospital, self.identity, self.day, *parts)
-        return str(generate_uid(entropy_srcs=["/".join(map(str, whose))]))
+        """A UID that depends on the metadata and the parts only."""
+        parts_of_uid = (self.seed, self.hospital, self.identity, self.day, *parts)
+        return str(generate_uid(entropy_srcs=["/".join(map(str, parts_of_uid))]))
 
 
-def new_image(examination: StudyMetadata, sop_class: str, name: str, values: Array, config: DeviceConfig) -> Dataset:
-    """A data set of device values (H,W) with its file's header and whose it is; `name` tells a visit's images apart."""
+def new_image(metadata: StudyMetadata, sop_class: str, name: str, values: Array, config: DeviceConfig) -> Dataset:
+    """A DICOM data set of device values (H,W); `name` distinguishes the images of a visit."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(sop_class)
-    meta.MediaStorageSOPInstanceUID = UID(examination.uid("image", name))
+    meta.MediaStorageSOPInstanceUID = UID(metadata.uid("image", name))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = Dataset()
     dataset.file_meta = meta
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    _describe_patient(dataset, examination)
+    _describe_patient(dataset, metadata)
     _describe_pixels(dataset, values, config)
     dataset.Manufacturer = config.manufacturer
-    dataset.SeriesInstanceUID = examination.uid("series")
+    dataset.SeriesInstanceUID = metadata.uid("series")
     dataset.BurnedInAnnotation = "NO"
     dataset.LossyImageCompression = "00"
     return dataset
@@ -62,17 +62,17 @@ def _describe_pixels(dataset: Dataset, values: Array, config: DeviceConfig) -> N
     dataset.add_new("PixelData", "OB" if config.bits_allocated == 8 else "OW", stored_values(values, config).tobytes())
 
 
-def _describe_patient(dataset: Dataset, examination: StudyMetadata) -> None:
-    """Who was examined, when and where: what a site must not let out."""
-    dataset.PatientName, dataset.PatientID = examination.name, examination.identity
-    dataset.PatientBirthDate = f"{examination.born:%Y%m%d}"
-    dataset.PatientSex = examination.sex
-    dataset.PatientAge = f"{int(examination.age_years):03d}Y"
-    dataset.InstitutionName = f"{examination.hospital.title()} Hospital"
+def _describe_patient(dataset: Dataset, metadata: StudyMetadata) -> None:
+    """Identifying elements, which must not leave a site."""
+    dataset.PatientName, dataset.PatientID = metadata.name, metadata.identity
+    dataset.PatientBirthDate = f"{metadata.born:%Y%m%d}"
+    dataset.PatientSex = metadata.sex
+    dataset.PatientAge = f"{int(metadata.age_years):03d}Y"
+    dataset.InstitutionName = f"{metadata.hospital.title()} Hospital"
     dataset.ReferringPhysicianName = "Referrer^Robin"
-    dataset.AccessionNumber = examination.uid("accession")[-8:]
-    dataset.StudyID = examination.uid("study")[-6:]
-    dataset.StudyInstanceUID = examination.uid("study")
-    day = f"{examination.day:%Y%m%d}"
+    dataset.AccessionNumber = metadata.uid("accession")[-8:]
+    dataset.StudyID = metadata.uid("study")[-6:]
+    dataset.StudyInstanceUID = metadata.uid("study")
+    day = f"{metadata.day:%Y%m%d}"
     dataset.StudyDate = dataset.SeriesDate = dataset.AcquisitionDate = dataset.ContentDate = day
     dataset.StudyTime = dataset.SeriesTime = dataset.AcquisitionTime = dataset.ContentTime = "101500"

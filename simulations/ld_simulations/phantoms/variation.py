@@ -23,8 +23,8 @@ def texture_at(points: Array, side: int, smoothing: float) -> Array:
     All patients share it; each has another place in it.
     """
     noise = _periodic_noise(side, len(points), smoothing)
-    found: Array = ndimage.map_coordinates(noise, points, order=1, mode="grid-wrap", prefilter=False)
-    return found
+    values: Array = ndimage.map_coordinates(noise, points, order=1, mode="grid-wrap", prefilter=False)
+    return values
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from ld_common.diffusion.base_model import BaseModel, load_base
 from ld_common.diffusion.sampling import make_sampler, sample
 from ld_common.imaging.modality import Modality
 from ld_common.metrics.image import psnr
-from ld_simulations.evaluation import read_held_out
+from ld_evaluate.truth import read_truths
 from ld_simulations.tiny_base.generic_images import generic_picture
 
 PICTURES = 256
@@ -52,7 +52,7 @@ def write_card(
     rng = numpy_generator(recipe["seed"] + 1, "card")
     drawn = [generic_picture(rng, model.resolution) for _ in range(PICTURES)]
     generic = torch.from_numpy(np.stack([picture.pixels for picture in drawn]))[:, None]
-    scans, _ = read_held_out(held_out, load_config(Modality, modality), model.resolution)
+    scans, _ = read_truths(held_out, load_config(Modality, modality), model.resolution)
     quality = {name: _reconstruction(model, images) for name, images in (("generic", generic), ("scans", scans))}
     _write_sheet(base / "sheet.png", model, generic, scans)
     (base / "README.md").write_text(_card(model, recipe, quality, len(scans), note))

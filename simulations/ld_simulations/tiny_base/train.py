@@ -202,10 +202,14 @@ def write_folder(config: BaseModelConfig, parts: dict[str, Any], latents: Tensor
         if isinstance(part, nn.Module):
             part.half().cpu()
         part.save_pretrained(output / name)
+    # transformers loads in the precision that its config names; diffusers, which names none, in float32
+    config_file = output / "text_encoder" / "config.json"
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     index = {
         "_class_name": "StableDiffusionPipeline",
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
+        "requires_safety_checker": False,
     }
     index |= {name: list(_library_and_class(part)) for name, part in parts.items()}
     (output / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

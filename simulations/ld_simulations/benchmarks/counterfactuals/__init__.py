@@ -1,1 +1,1 @@
-"""Are the counterfactuals true? Every way of editing, judged on scans that nobody trained on."""
+"""Every editor judged on simulated patients that no release was trained on."""

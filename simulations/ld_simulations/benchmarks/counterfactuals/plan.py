@@ -1,65 +1,63 @@
-"""What the table of counterfactuals is made of: releases that are trained, and ways of asking them."""
+"""The plan of the counterfactuals benchmark: which releases are trained, and how each is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ld_common.core.config import load_config, require
-from ld_simulations.benchmarks.counterfactuals.judge import JudgeConfig
+from ld_evaluate.options import JudgeConfig
 from ld_simulations.demo import Demo, load_demo
 
 
 @dataclass
 class EditorPlan:
-    """One way of asking."""
+    """An editor with its options, and the release that it edits with."""
 
     release: str = ""
-    """Which of `releases` is asked."""
+    """A key of `releases`."""
     edit: dict[str, Any] = field(default_factory=dict)
-    """Options of the edit that differ from the study's."""
+    """Options of the editor that differ from the study's `edit`."""
     seeds: int = 1
-    """Draws whose mean is the answer, as of `ld-generate --seeds`."""
+    """Noise seeds whose mean image is judged, as of `ld-generate --num-seeds`."""
     modalities: list[str] = field(default_factory=list)
-    """On which of `demos`; on all where none is named."""
+    """Keys of `demos`; empty for all."""
 
 
 @dataclass
 class CounterfactualsConfig:
-    """The whole table."""
+    """The whole benchmark."""
 
     output: str = "runs/benchmark_counterfactuals"
-    """Where every release and result is kept; a stopped run goes on from here."""
+    """Folder of every release and result; a stopped run resumes from it."""
     results: str = "docs/benchmarks"
-    """Where the table goes."""
+    """Folder of the page and its numbers."""
     adopt: str = ""
-    """A `counterfactuals.json` of an earlier run, perhaps of another machine: its results count as done, except of
-    editors that are asked otherwise here."""
+    """A `counterfactuals.json` of an earlier run, perhaps of another machine. Its results count as done, except those
+    of editors with other options."""
     workers: int = 1
-    """Trainings or judgements at the same time, each a process."""
+    """Processes that train or judge at the same time."""
     seeds: list[int] = field(default_factory=lambda: [0])
     demos: dict[str, str] = field(default_factory=dict)
-    """A demo's YAML for each modality, relative to this file."""
+    """YAML of a demo for each modality, relative to this file."""
     releases: dict[str, list[str]] = field(default_factory=dict)
-    """key=value of the demo's study, by the release's name."""
+    """`key=value` of the demo's study, by the name of the release."""
     editors: dict[str, EditorPlan] = field(default_factory=dict)
-    """By the name under which the table has it."""
+    """By the label in the table."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     hospitals: list[str] = field(default_factory=list)
-    """key=value for the hospitals, for example held_out=2."""
+    """`key=value` of the hospitals, for example test_patients=2."""
 
     def __post_init__(self) -> None:
         require(self.workers > 0, f"workers is {self.workers}: it must be above 0")
         require(bool(self.seeds and self.demos and self.editors), "seeds, demos and editors must not be empty")
-        for name, plan in self.editors.items():
-            known = ", ".join(self.releases)
-            require(plan.seeds > 0, f"editors.{name}.seeds is {plan.seeds}: it must be above 0")
-            require(plan.release in self.releases, f"editors.{name}: no release '{plan.release}': known: {known}")
+        for label, plan in self.editors.items():
+            require(plan.seeds > 0, f"editors.{label}.seeds is {plan.seeds}: it must be above 0")
+            releases, demos = ", ".join(self.releases), ", ".join(self.demos)
+            require(plan.release in self.releases, f"editors.{label}: no release '{plan.release}': known: {releases}")
             for modality in plan.modalities:
-                known = ", ".join(self.demos)
-                require(modality in self.demos, f"editors.{name}: no demo '{modality}': known: {known}")
+                require(modality in self.demos, f"editors.{label}: no demo '{modality}': known: {demos}")
 
 
 @dataclass(frozen=True, order=True)
@@ -72,20 +70,21 @@ class ReleaseTraining:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"{self.modality}-{self.release}-{self.seed}"
 
 
 @dataclass(frozen=True, order=True)
-class Asking:
-    """One way of asking it."""
+class EditorTask:
+    """One release judged through one editor."""
 
     training: ReleaseTraining
     editor: str
+    """Label in the table."""
 
     @property
     def name(self) -> str:
-        """Of its result."""
+        """Name of its result."""
         return f"{self.training.modality}-{self.editor}-{self.training.seed}"
 
 
@@ -95,33 +94,34 @@ class CounterfactualsBenchmark:
 
     config: CounterfactualsConfig
     folder: Path
-    """Of the config."""
+    """Folder of the config."""
 
     @property
     def output(self) -> Path:
-        """Where all of it lies."""
+        """Folder of releases and results."""
         return Path(self.config.output)
 
     def demo(self, modality: str, release: str = "", seed: int = 0) -> Demo:
-        """The demo whose hospitals are judged on, with the study of a release."""
-        chosen = [f"overrides={[*self.config.releases.get(release, []), f'seed={seed}']}"]
+        """The demo of a modality, with the study of a release."""
+        study = [*self.config.releases.get(release, []), f"seed={seed}"]
         place = f"output={(self.output / modality).resolve()}"
-        file = self.folder / self.config.demos[modality]
-        return load_demo(file, [place, *chosen, f"hospital_overrides={self.config.hospitals}"])
+        return load_demo(self.folder / self.config.demos[modality], [place, *study, *self.config.hospitals])
 
     @property
     def trainings(self) -> list[ReleaseTraining]:
-        """Every release, one seed after the other."""
-        return list(dict.fromkeys(asking.training for asking in self.askings))
+        """Every release, seed by seed."""
+        return list(dict.fromkeys(task.training for task in self.tasks))
 
     @property
-    def askings(self) -> Iterator[Asking]:
-        """Every way of asking every release."""
-        for seed in self.config.seeds:
-            for modality in self.config.demos:
-                for name, plan in self.config.editors.items():
-                    if not plan.modalities or modality in plan.modalities:
-                        yield Asking(ReleaseTraining(seed, modality, plan.release), name)
+    def tasks(self) -> list[EditorTask]:
+        """Every editor on its release, seed by seed."""
+        return [
+            EditorTask(ReleaseTraining(seed, modality, plan.release), label)
+            for seed in self.config.seeds
+            for modality in self.config.demos
+            for label, plan in self.config.editors.items()
+            if not plan.modalities or modality in plan.modalities
+        ]
 
 
 def load_counterfactuals(path: Path, overrides: list[str]) -> CounterfactualsBenchmark:

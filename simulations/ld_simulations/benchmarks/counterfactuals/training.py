@@ -1,9 +1,11 @@
-"""A release without Flower: the same sites, rounds, averages and draws in one process, for tables of many trainings."""
+"""A release without Flower: the same sites, rounds, averages and draws, in one process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+
+from torch import Tensor
 
 from ld_client.data.store import open_store
 from ld_client.site_config import load_site
@@ -11,13 +13,11 @@ from ld_client.site_drift import site_drift
 from ld_client.train import train_round
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
-from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, entering
 from ld_common.diffusion.training import TrainingData
-from ld_common.imaging.modality import Modality
-from ld_common.release.release import write_release
+from ld_common.release.release import ReleaseContent, write_release
 from ld_server.aggregation import aggregate_drifts, aggregate_states, read_aggregator
 from ld_simulations.demo import Demo
 
@@ -31,43 +31,42 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
         progress: called after each site's round.
 
     Raises:
-        ConfigError: a private study, a secure sum or an adapter that preserves a prior, which this loop does not do.
+        ConfigError: the study is private, sums securely or preserves a prior, which this loop does not do.
     """
-    study, modality = demo.study, load_config(Modality, demo.modality_file)
+    study, modality = demo.study, demo.modality
     adapter = read_adapter(study.adapter)
     if study.withholds_numbers or adapter.prior is not None:
         raise ConfigError("only plain studies are trained in one process: run this one through ld-simulate")
     model = load_denoiser(study.base_model)
-    lessons, drifts = {}, {}
+    data: dict[str, TrainingData] = {}
+    drifts: dict[str, Tensor] = {}
     for name in study.federation.sites:
         site = load_site(demo.sites / f"{name}.yaml")
         store = open_store(site.store_path)
-        found = site_drift(site, modality, store, model, study)
-        own = None if found is None else entering(found, study.drift.formulation)
-        if found is not None:
-            drifts[name] = found
-        lesson_drift = own if isinstance(own, LatentDrift) else None
-        lessons[name] = TrainingData(
+        drift = site_drift(site, modality, store, model, study)
+        if drift is not None:
+            drifts[name] = drift
+        entered = None if drift is None else entering(drift, study.drift.formulation)
+        data[name] = TrainingData(
             store.latents,
             store.prompts,
-            lesson_drift,
+            entered if isinstance(entered, LatentDrift) else None,
             patients=store.pseudonyms,
             condition_vectors=store.condition_vectors(modality),
         )
     adapted = inject(model, adapter, study.seed)
     aggregator, equal = read_aggregator(study.federation), study.federation.weighting == "equal"
-    weights = {name: 1.0 if equal else float(len(lesson.latents)) for name, lesson in lessons.items()}
+    weights = {name: 1.0 if equal else float(len(site_data.latents)) for name, site_data in data.items()}
     state = adapted.trainable_state()
     for number in range(1, study.federation.rounds + 1):
-        answers = {}
-        for name, lesson in lessons.items():
+        updates = {}
+        for name, site_data in data.items():
             adapted.load(state)
-            train_round(adapted, lesson, study, number, name)
-            answers[name] = adapted.trainable_state()
+            train_round(adapted, site_data, study, number, name)
+            updates[name] = adapted.trainable_state()
             progress()
-        state = aggregate_states(answers, weights, aggregator)
+        state = aggregate_states(updates, weights, aggregator)
     adapted.load(state)
     mean = aggregate_drifts(drifts, weights, aggregator)
-    return write_release(
-        folder, study, modality, base_digest(study.base_model), adapted.state(), mean, drifts, rounds=[]
-    )
+    content = ReleaseContent(base_digest(study.base_model), adapted.state(), mean, drifts)
+    return write_release(folder, study, modality, content)

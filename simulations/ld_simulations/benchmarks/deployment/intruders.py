@@ -1,4 +1,4 @@
-"""Whoever must not get in, tried against a running study: each attempt by name, and whether it was refused."""
+"""Intrusion attempts against a running study, by name, and whether each was refused."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from ld_server.deployment.provision import revoke
 from ld_simulations.benchmarks.deployment.stage import STARTUP_SECONDS, Deployment
 
 NODE_SECONDS = 20.0
-"""A node that is let in is in well before this."""
+"""Longer than an accepted node needs to connect."""
 GOT_IN = "SuperNode ID"
-"""What Flower's node writes once the server has let it in."""
+"""In the log of Flower's node once the server has accepted it."""
 BUNDLE_SECONDS = 150.0
 
 
 def try_intruders(deployment: Deployment) -> dict[str, bool]:
-    """Try each; attempt -> whether it was refused. The last site is revoked at the end, and stays out."""
+    """Every attempt by name, and whether it was refused. The last site is revoked at the end."""
     attempts: dict[str, Callable[[Deployment], bool]] = {
         "node without a key": lambda stage: _node_refused(stage, None, "authority"),
         "node with a foreign key": _foreign_node,
@@ -52,7 +52,7 @@ def try_intruders(deployment: Deployment) -> dict[str, bool]:
         "releases with an expired certificate": _expired_pull,
         "releases under another site's name": _other_name_pull,
         "bundle that no site approved": _unapproved_bundle,
-        # a revoked key cannot come back: nothing that needs every site may follow
+        # last: a revoked key cannot come back, and the attempts above need every site
         "node of a revoked site": _revoked_node,
         "releases as a revoked site": _revoked_pull,
     }
@@ -61,21 +61,23 @@ def try_intruders(deployment: Deployment) -> dict[str, bool]:
 
 
 def _wait_for_sites(stage: Deployment) -> None:
-    """Until every site's node is in: one that comes later would look like an intruder."""
+    """Wait for every site's node: a later one would look like an intruder."""
     deadline = time.monotonic() + STARTUP_SECONDS
     while len(_online(stage)) < len(stage.sites):
         if time.monotonic() > deadline:
-            raise DeploymentError(f"only {len(_online(stage))} of {len(stage.sites)} sites came: see their node.log")
+            raise DeploymentError(
+                f"only {len(_online(stage))} of {len(stage.sites)} sites connected: see their node.log"
+            )
         time.sleep(1.0)
 
 
 def _node_refused(stage: Deployment, key: Path | None, authority: str, root: Path | None = None) -> bool:
     """Whether Flower's own SuperNode, started like a site's, fails to get in.
 
-    By the server's list and by the node's own word: one that stands in for a site which was there a moment ago is no
-    new name on the list.
+    Judged by the server's list of nodes and by the node's log: a node that takes the place of a site which has just
+    left is not a new name on the list.
     """
-    known = _online(stage)
+    before = _online(stage)
     command = [tool("flower-supernode"), "--superlink", f"localhost:{stage.home.server().gate_port}"]
     command += ["--root-certificates", str(root or stage.home.certificate(authority))]
     command += ["--host", "127.0.0.1", "--port", str(free_port())]
@@ -86,10 +88,10 @@ def _node_refused(stage: Deployment, key: Path | None, authority: str, root: Pat
     deadline = time.monotonic() + NODE_SECONDS
     try:
         while time.monotonic() < deadline and process.poll() is None:
-            if not _online(stage) <= known or GOT_IN in log.read_text(errors="replace"):
+            if not _online(stage) <= before or GOT_IN in log.read_text(errors="replace"):
                 return False
             time.sleep(0.5)
-        return _online(stage) <= known and GOT_IN not in log.read_text(errors="replace")
+        return _online(stage) <= before and GOT_IN not in log.read_text(errors="replace")
     finally:
         stop_family(process.pid)
 
@@ -111,7 +113,7 @@ def _revoked_node(stage: Deployment) -> bool:
 
 
 def _wrong_server(stage: Deployment) -> bool:
-    """A site that was given another authority must not talk to this server, whoever it is."""
+    """A site with another authority must not talk to this server."""
     root = stage.folder / "intruder" / "other-authority.crt"
     root.parent.mkdir(exist_ok=True)
     root.write_bytes(pem(make_authority("other")[1]))
@@ -149,15 +151,15 @@ def _plain_control(stage: Deployment) -> bool:
 
 
 def _service_refuses(stage: Deployment, key: PrivateKey, certificate: x509.Certificate) -> bool:
-    """Whether the release service lists nothing for this key and certificate, and does for a site's own."""
+    """Whether the release service refuses this key and certificate, and accepts those of a site."""
     site = stage.sites[sorted(stage.sites)[0]]
     if not _lists(stage, site.key(), stage.home.site_certificate(site.path.name).read_bytes()):
-        raise DeploymentError("the site itself gets no list: an intruder's failing shows nothing")
+        raise DeploymentError("the site itself gets no list, so a refused intruder proves nothing")
     return not _lists(stage, key, pem(certificate))
 
 
 def _lists(stage: Deployment, key: PrivateKey, certificate: bytes) -> bool:
-    """Ask as whoever does not use our client would: it would not even try with a bad certificate."""
+    """Call the service without our client, which does not even try with a bad certificate."""
     authority = stage.home.certificate("authority").read_bytes()
     credentials = grpc.ssl_channel_credentials(authority, private_pem(key), certificate)
     with grpc.secure_channel(f"localhost:{stage.home.server().release_port}", credentials) as channel:
@@ -170,7 +172,7 @@ def _lists(stage: Deployment, key: PrivateKey, certificate: bytes) -> bool:
 
 
 def _foreign_pull(stage: Deployment) -> bool:
-    """The study's own authority vouches for the key, and nobody admitted it."""
+    """A key that the study's authority certified and nobody admitted."""
     key = new_site_key()
     return _service_refuses(stage, key, certify_site(*stage.home.authority(), key.public_key(), sorted(stage.sites)[0]))
 
@@ -231,4 +233,4 @@ def _unapproved_bundle(stage: Deployment) -> bool:
 
 def _all_refused(stage: Deployment) -> bool:
     logs = [(site.path / "node.log").read_text(errors="replace") for site in stage.sites.values()]
-    return all("is not approved here" in log for log in logs)
+    return all("is not approved" in log for log in logs)

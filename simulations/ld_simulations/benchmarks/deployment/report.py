@@ -1,33 +1,38 @@
-"""What was measured of a deployed study, as flat JSON and a page."""
+"""The page of the deployment benchmark, and its flat numbers."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ld_common.core.atomic_files import write_bytes
+from ld_simulations.benchmarks.deployment.plan import PART_RESULTS, PARTS
+from ld_simulations.benchmarks.harness import ResultStore, json_bytes
 
 NUMBERS, PAGE = "deployment.json", "deployment.md"
+ROWS = (
+    ("kills", "processes killed (SIGKILL)", ">= 30", lambda value: value >= 30),
+    ("rounds_lost", "completed rounds that were lost or counted twice", "0", lambda value: value == 0),
+    ("ledger_under_counts", "counted updates that are in no ledger", "0", lambda value: value == 0),
+    ("recovered_after_last_kill", "a further round completed after the last kill", "yes", bool),
+    ("resumed_identical", "resumed and unbroken adapter have the same bytes", "yes", bool),
+    ("unauthorised_attempts", "unauthorised attempts", "all kinds", bool),
+    ("unauthorised_accepted", "unauthorised attempts that were accepted", "0", lambda value: value == 0),
+)
 
 
-def write_report(output: Path, results: Path) -> list[Path]:
-    """Write the parts that are there; returns the files."""
-    parts = {part: _read(output / f"{part}.json") for part in ("soak", "intruders", "resume", "overhead")}
+def write_report(store: ResultStore, folder: Path) -> list[Path]:
+    """Write the page of the parts that have a result; returns the files."""
+    parts = store.collect(PARTS)
     numbers = _numbers(parts)
-    write_bytes(results / NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
-    write_bytes(results / PAGE, ("\n".join(_page(parts, numbers)) + "\n").encode())
-    return [results / NUMBERS, results / PAGE]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    write_bytes(folder / NUMBERS, json_bytes(numbers | {PART_RESULTS: parts}))
+    write_bytes(folder / PAGE, ("\n".join(_page(parts, numbers)) + "\n").encode())
+    return [folder / NUMBERS, folder / PAGE]
 
 
 def _numbers(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
-    if soak := parts["soak"]:
+    if soak := parts.get("soak"):
         numbers |= {
             "kills": sum(soak["kills"].values()),
             "rounds": soak["rounds"],
@@ -39,103 +44,84 @@ def _numbers(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "rounds_in_ledgers": soak["charges"],
             "soak_seconds": soak["seconds"],
         }
-    if intruders := parts["intruders"]:
+    if intruders := parts.get("intruders"):
         attempts = intruders["attempts"]
         numbers |= {
             "unauthorised_attempts": len(attempts),
-            "unauthorised_accepted": sum(not held for held in attempts.values()),
+            "unauthorised_accepted": sum(not refused for refused in attempts.values()),
         }
-    if resume := parts["resume"]:
+    if resume := parts.get("resume"):
         numbers["resumed_identical"] = resume["identical"]
-    if parts["overhead"]:
-        numbers |= parts["overhead"]
-    return numbers
+    return numbers | parts.get("overhead", {})
 
 
 def _page(parts: dict[str, dict[str, Any]], numbers: dict[str, Any]) -> list[str]:
     lines = [
-        "# A deployed study, killed, resumed and broken into",
+        "# A deployed study under kills, intruders and a resume",
         "",
-        "`make soak` wrote this page: one server and "
-        "three hospitals as real processes on one machine, TLS and keys as in a deployment, loopback instead of a "
-        "network.",
+        "Written by `make benchmark-deployment` (`ld-benchmark deployment`). One server and three hospitals run as "
+        "real processes on one machine, with TLS and keys as in a deployment and loopback in place of a network. "
+        "Each row is a measurement beside the value that it must have.",
         "",
         "| | measured | aim | |",
         "|---|---|---|---|",
     ]
-    rows = (
-        ("kills", "processes killed (SIGKILL)", ">= 30", lambda value: value >= 30),
-        ("rounds_lost", "rounds lost beyond the one under way, or counted twice", "0", lambda value: value == 0),
-        ("ledger_under_counts", "answers that counted and are in no ledger", "0", lambda value: value == 0),
-        ("recovered_after_last_kill", "one more round after the last kill", "yes", bool),
-        ("resumed_identical", "resumed adapter against unbroken: the same bytes", "yes", bool),
-        ("unauthorised_attempts", "unauthorised attempts", "all kinds", bool),
-        ("unauthorised_accepted", "of them accepted", "0", lambda value: value == 0),
-    )
-    for key, words, aim, held in rows:
+    for key, text, aim, held in ROWS:
         if key in numbers:
-            lines.append(
-                f"| {words} | {_shown(numbers[key])} | {aim} | {'held' if held(numbers[key]) else '**missed**'} |"
-            )
-    for part, write in (("soak", _soak), ("intruders", _intruders), ("resume", _resume), ("overhead", _overhead)):
-        if parts[part]:
-            lines += ["", *write(parts[part])]
+            verdict = "held" if held(numbers[key]) else "**missed**"
+            lines.append(f"| {text} | {_format(numbers[key])} | {aim} | {verdict} |")
+    for part, section in (("soak", _soak), ("intruders", _intruders), ("resume", _resume), ("overhead", _overhead)):
+        if part in parts:
+            lines += ["", *section(parts[part])]
     return lines
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _soak(soak: dict[str, Any]) -> list[str]:
-    killed = ", ".join(f"{count} x {what}" for what, count in soak["kills"].items())
+    kills = ", ".join(f"{count} x {process}" for process, count in soak["kills"].items())
     return [
-        "## The soak",
+        "## Soak",
         "",
-        f"{soak['seconds'] / 60:.1f} minutes of a study under differential privacy at {soak['sites']} sites, three "
-        "steps a "
-        f"round. Every few seconds something was killed: {killed} (`sites` are two at once; a killed server, site or "
-        "run "
-        "leaves what it started as orphans, which whoever starts it again must end). What ended was started again, as "
-        f"systemd would, and the study gone on with {soak['resumed']} times by `ld-server run --resume`. "
-        f"{soak['rounds']} "
-        f"rounds ended; {soak['used_updates']} answers counted in them; the sites' ledgers hold {soak['charges']} "
-        "rounds: "
-        "those that were killed half-way were paid for and came to nothing.",
+        f"A study under differential privacy ran for {soak['seconds'] / 60:.1f} minutes at {soak['sites']} sites, "
+        f"with three steps in each round. Every few seconds a process was killed: {kills} (`sites` are two at once). "
+        "A killed server, site or run leaves its children as orphans; the next start ends them. Ended processes were "
+        f"started again, as systemd would, and the study was resumed {soak['resumed']} times by `ld-server run "
+        f"--resume`. {soak['rounds']} rounds completed with {soak['used_updates']} counted updates. The ledgers hold "
+        f"{soak['charges']} rounds: rounds killed after their charge were paid for and produced nothing.",
     ]
 
 
 def _intruders(intruders: dict[str, Any]) -> list[str]:
-    rows = [f"| {name} | {'refused' if held else '**got in**'} |" for name, held in intruders["attempts"].items()]
-    return ["## Who tried to get in", "", "| attempt | |", "|---|---|", *rows]
+    rows = [
+        f"| {name} | {'refused' if refused else '**accepted**'} |" for name, refused in intruders["attempts"].items()
+    ]
+    return ["## Intrusion attempts", "", "Every attempt must be refused.", "", "| attempt | |", "|---|---|", *rows]
 
 
 def _resume(resume: dict[str, Any]) -> list[str]:
+    identical = "have the same bytes" if resume["identical"] else "**differ**"
     return [
         "## Resumed against unbroken",
         "",
-        f"{resume['rounds']} rounds without differential privacy (its noise comes from the operating system and no "
-        "two runs "
-        f"are alike): once unbroken, once with SuperLink, ServerApp and `ld-server run` killed after round "
-        f"{resume['killed_after_round']} and gone on with. The adapters are "
-        f"{'the same bytes' if resume['identical'] else '**not the same**'}.",
+        f"{resume['rounds']} rounds without differential privacy (its noise comes from the operating system, so no "
+        "two private runs are equal) ran twice: once unbroken, and once with SuperLink, ServerApp and `ld-server "
+        f"run` killed after round {resume['killed_after_round']} and resumed. The adapters {identical}.",
     ]
 
 
 def _overhead(overhead: dict[str, Any]) -> list[str]:
     ratio = overhead["round_seconds"] / overhead["bare_seconds"]
     return [
-        "## What a deployed round costs",
+        "## Cost of a deployed round",
         "",
-        f"Ten steps at each of three sites on one machine: the bare training loops one after the other take "
+        "Ten steps at each of three sites on one machine: the bare training loops one after the other take "
         f"{overhead['bare_seconds']:.1f} s, the deployed round {overhead['round_seconds']:.1f} s, {ratio:.1f} times "
-        "as long. "
-        f"Of it {overhead['slowest_site_task_seconds']:.1f} s are the slowest site's task by its own clock (loading "
-        "base, "
-        f"store and adapter, training, all three sites at once on these processors) and "
-        f"{overhead['outside_tasks_seconds']:.1f} s are outside: Flower starts a process for each task, whose "
-        "imports take "
-        f"{overhead['process_start_seconds']:.1f} s when it is alone, and polls every one to three seconds. It is a "
-        "price a "
-        "round, not a price a step.",
+        f"as long. Of that, {overhead['slowest_site_task_seconds']:.1f} s are the slowest site's task by its own "
+        "clock (loading base, store and adapter, and training, all three sites at once on these processors), and "
+        f"{overhead['outside_tasks_seconds']:.1f} s are outside: Flower starts a process for each task, whose imports "
+        f"take {overhead['process_start_seconds']:.1f} s when it is alone, and polls every one to three seconds. This "
+        "cost is per round, not per step.",
     ]

@@ -1,4 +1,4 @@
-"""A deployed study run to its end: killed and resumed against unbroken, and what a round costs over bare training."""
+"""A deployed study run to its release, resumed or unbroken, and the cost of its rounds beyond bare training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from ld_common.core.errors import DeploymentError
 from ld_common.core.processes import environment
 from ld_common.diffusion.base_model import load_denoiser
 from ld_common.diffusion.training import TrainingData
+from ld_common.release.release import ADAPTER
 from ld_server.round_log import RELEASE, ROUNDS
 from ld_simulations.benchmarks.deployment.soak import LINK
 from ld_simulations.benchmarks.deployment.stage import RUN, SERVER, Deployment
-from ld_simulations.demo import Demo, prepare_sites
+from ld_simulations.demo import Demo
+from ld_simulations.preparation import prepare_sites
 
 RUN_SECONDS = 900.0
 POLL_SECONDS = 0.1
@@ -35,8 +37,8 @@ def run_to_release(stage: Deployment, kill_after_round: int = 0) -> bytes:
 
     Args:
         stage: served, its sites not started yet.
-        kill_after_round: SIGKILL the SuperLink and everything of the run once this round is in the checkpoint, and go
-            on with `--resume`; 0 lets it run unbroken.
+        kill_after_round: SIGKILL the SuperLink and every process of the run once this round is in the checkpoint, and
+            start it again with `--resume`; 0 lets it run unbroken.
 
     Raises:
         DeploymentError: it ends without a release, or takes too long.
@@ -54,7 +56,7 @@ def run_to_release(stage: Deployment, kill_after_round: int = 0) -> bytes:
         stage.start(RUN, "--resume")
     if stage.wait(RUN, RUN_SECONDS):
         raise DeploymentError(f"the study ended without a release: {stage.log(RUN)[-400:]}")
-    return (stage.home.run / RELEASE / "adapter.safetensors").read_bytes()
+    return (stage.home.run / RELEASE / ADAPTER).read_bytes()
 
 
 def rounds_of(stage: Deployment) -> list[dict[str, Any]]:
@@ -64,11 +66,11 @@ def rounds_of(stage: Deployment) -> list[dict[str, Any]]:
 
 
 def overhead(demo: Demo, rounds: list[dict[str, Any]]) -> dict[str, float]:
-    """Where a deployed round's time goes, medians over rounds after the first, seconds.
+    """Seconds of the parts of a deployed round, medians over the rounds after the first.
 
-    `bare_seconds` is the training loop alone for every site, one after the other, in this process;
-    `slowest_site_task_seconds` is all that a site does in a round, by its own clock; `outside_tasks_seconds` is the
-    rest: Flower's polling and transport, and a new process for each task.
+    `bare_seconds` is the training loop of every site, one after the other, in this process;
+    `slowest_site_task_seconds` is the longest task of a site, by its own clock; `outside_tasks_seconds` is the rest:
+    Flower's polling and transport, and a new process for each task.
     """
     later = rounds[1:] or rounds
     torch.set_num_threads(1)  # as the sites' processes have
@@ -78,7 +80,7 @@ def overhead(demo: Demo, rounds: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "round_seconds": statistics.median(whole),
         "slowest_site_task_seconds": statistics.median(inside),
-        "outside_tasks_seconds": statistics.median(one - other for one, other in zip(whole, inside, strict=True)),
+        "outside_tasks_seconds": statistics.median(total - task for total, task in zip(whole, inside, strict=True)),
         "process_start_seconds": _process_start(),
         "bare_seconds": bare,
     }
@@ -88,20 +90,20 @@ def _bare_loop(demo: Demo, file: Path) -> float:
     site, study = load_site(file), demo.study
     store = open_store(site.store_path)
     adapted = inject(load_denoiser(site.base_model, site.device), read_adapter(study.adapter), study.seed)
-    lesson = TrainingData(
+    data = TrainingData(
         store.latents,
         store.prompts,
         patients=store.pseudonyms,
         condition_vectors=store.condition_vectors(load_modality(site)),
     )
-    train_round(adapted, lesson, study, 1, site.site, site.precision)  # the first step allocates
+    train_round(adapted, data, study, 1, site.site, site.precision)  # the first step allocates
     started = time.perf_counter()
-    train_round(adapted, lesson, study, 1, site.site, site.precision)
+    train_round(adapted, data, study, 1, site.site, site.precision)
     return time.perf_counter() - started
 
 
 def _process_start() -> float:
-    """Flower starts a process for each message of each site: what importing the client's code takes."""
+    """Seconds of importing the client's code, which each of Flower's processes does."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import ld_client.client_app"], check=True, env=environment(Path.cwd()))
     return time.perf_counter() - started

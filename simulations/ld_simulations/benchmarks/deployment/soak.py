@@ -1,4 +1,4 @@
-"""The soak: a deployed study whose processes are killed at random moments, again and again, and what survived."""
+"""A soak test: a deployed study whose processes are killed at random moments, again and again."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from ld_simulations.benchmarks.deployment.stage import RUN, SERVER, Deployment
 
 POLL_SECONDS = 0.25
 QUIET_SECONDS = (10.0, 40.0)
-"""Shortest and longest time between two kills."""
+"""Shortest and longest time between two kills, seconds."""
 SETTLE_SECONDS = 300.0
-"""How long the study may take for one more round after the last kill."""
+"""Time limit of the round after the last kill."""
 LINK, SERVER_APP, NODE, TASK = "flower-superlink", "flwr-serverapp", "flower-supernode", "ld_client.deployment.launcher"
 
 
 @dataclass
 class Soaked:
-    """What a soak saw."""
+    """What a soak observed."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    """By what was killed."""
+    """Number of kills by process."""
     rounds: int = 0
     """Rounds in the checkpoint at the end."""
     rounds_lost: int = 0
-    """Rounds that had been in a checkpoint and were no longer, or that a checkpoint holds twice or not at all."""
+    """Rounds that were in a checkpoint and are no longer, or that a checkpoint holds twice or skips."""
     resumed: int = 0
-    """How often the study was gone on with."""
+    """Number of times that the study was resumed."""
     used_updates: int = 0
-    """Site's answers that counted in rounds of the last checkpoint."""
+    """Updates that counted in rounds of the last checkpoint."""
     ledger_under_counts: int = 0
-    """Answers that counted and that the site's ledger does not hold."""
+    """Counted updates that the site's ledger does not hold."""
     charges: int = 0
-    """Rounds that the ledgers hold: those killed half-way too."""
+    """Rounds in the ledgers, those of killed rounds included."""
     recovered: bool = False
-    """Whether one more round was completed after the last kill."""
+    """Whether a further round completed after the last kill."""
     seconds: float = 0.0
 
 
 class Soak:
-    """Kills what a deployment runs and starts it again, as systemd and an operator would."""
+    """Kills a deployment's processes and starts them again, as systemd and an operator would."""
 
-    def __init__(self, deployment: Deployment, seed: int, say: Callable[[str], None]) -> None:
-        self.deployment, self.say = deployment, say
+    def __init__(self, deployment: Deployment, seed: int, report: Callable[[str], None]) -> None:
+        self.deployment, self.report = deployment, report
         self.random = random.Random(seed)
         self.seen = Soaked()
 
     def run(self, seconds: float, least_kills: int = 0) -> Soaked:
-        """Soak for a time, and until there were `least_kills`; then let one more round end in peace."""
+        """Soak for some seconds and until there were `least_kills`, then wait for one more round."""
         started = time.monotonic()
         for name in (*self.deployment.sites, RUN):
             self.deployment.start(name)
@@ -71,7 +71,7 @@ class Soak:
         return self.seen
 
     def _watch(self, seconds: float) -> None:
-        """Start again what has ended, and look at the checkpoint, for a time."""
+        """For some seconds, start again what has ended and check the checkpoint."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             for name in (SERVER, *self.deployment.sites):
@@ -92,21 +92,21 @@ class Soak:
         wrong = len(set(range(1, checkpoint.round + 1)) ^ set(numbers)) + len(numbers) - len(set(numbers))
         gone = max(0, self.seen.rounds - checkpoint.round)
         if wrong or gone:
-            self.say(f"LOST: round {checkpoint.round} after {self.seen.rounds}, records {numbers}")
+            self.report(f"LOST: round {checkpoint.round} after {self.seen.rounds}, records {numbers}")
         self.seen.rounds_lost += wrong + gone
         if checkpoint.round > self.seen.rounds:
             counted = ", ".join(checkpoint.records[-1]["sites"]) or "nobody"
-            self.say(f"round {checkpoint.round}: {counted}")
+            self.report(f"round {checkpoint.round}: {counted}")
         self.seen.rounds = checkpoint.round
 
     def _checkpoint(self) -> Checkpoint | None:
         try:
-            found = find_checkpoint(self.deployment.home.run)
+            newest = find_checkpoint(self.deployment.home.run)
         except CheckpointError as error:
-            self.say(f"DAMAGED: {error}")
+            self.report(f"DAMAGED: {error}")
             self.seen.rounds_lost += 1
             return None
-        return None if found is None else found.checkpoint
+        return None if newest is None else newest.checkpoint
 
     def _kill(self, elapsed: float) -> None:
         deployment = self.deployment
@@ -124,17 +124,18 @@ class Soak:
             done = int(deployment.kill_below(site, what))
         if done:
             self.seen.kills[what] += done
-            self.say(f"{elapsed:4.0f} s: killed {what}" + (f" of {site}" if what in (NODE, TASK) else ""))
+            self.report(f"{elapsed:4.0f} s: killed {what}" + (f" of {site}" if what in (NODE, TASK) else ""))
 
     def _account(self) -> None:
-        """Every answer that counted must be in its site's ledger, as often as it counted."""
+        """Compare the counted updates with the sites' ledgers."""
         checkpoint = self._checkpoint()
         records: list[dict[str, Any]] = [] if checkpoint is None else checkpoint.records
         digest = self.deployment.home.study()[0].digest()
         for name, site in self.deployment.sites.items():
             entries = Ledger(site.site().ledger_path).entries()
-            own = [entry for entry in entries if (entry.study_digest, entry.purpose) == (digest, TRAINING)]
-            held = Counter(entry.round for entry in own)
+            held = Counter(
+                entry.round for entry in entries if (entry.study_digest, entry.purpose) == (digest, TRAINING)
+            )
             used = Counter(record["round"] for record in records if record["counted"] and name in record["sites"])
             self.seen.charges += held.total()
             self.seen.used_updates += used.total()

@@ -1,4 +1,4 @@
-"""A study's server and its hospitals as the processes that a deployment runs, each in a folder of its own."""
+"""A study's server and its hospitals as real processes, each with a folder of its own."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ SERVER, RUN = "server", "run"
 
 
 class Deployment:
-    """A provisioned study, its admitted and approving hospitals, and what of them runs now."""
+    """A provisioned study, its admitted and approving hospitals, and their running processes."""
 
     def __init__(self, study_file: Path, overrides: Sequence[str], configs: Path, folder: Path) -> None:
-        """Provision a study, and a home for each of its sites.
+        """Provision a study and a home for each of its sites.
 
         Args:
             study_file: YAML of the study.
@@ -56,7 +56,7 @@ class Deployment:
 
     @contextlib.contextmanager
     def served(self) -> Iterator[None]:
-        """The server runs, every site is admitted and approves; all that was started ends with the block."""
+        """Run the server, with every site admitted and approving; all processes end with the block."""
         try:
             self.start(SERVER)
             self.wait_for_gate()
@@ -85,7 +85,7 @@ class Deployment:
         return self.processes[name].poll()
 
     def wait_for_gate(self) -> None:
-        """Wait until the gate is open; raises `DeploymentError`."""
+        """Wait until the fleet proxy answers; raises `DeploymentError`."""
         url = f"https://localhost:{self.home.server().gate_port}/health"
         deadline = time.monotonic() + STARTUP_SECONDS
         authority = self.home.certificate("authority")
@@ -98,7 +98,7 @@ class Deployment:
         raise DeploymentError(f"the server did not start: see '{self.folder / 'server.log'}'")
 
     def wait_for_link(self) -> None:
-        """Wait until the SuperLink behind the gate answers again; raises `DeploymentError`."""
+        """Wait until the SuperLink behind the fleet proxy answers; raises `DeploymentError`."""
         deadline = time.monotonic() + STARTUP_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(DeploymentError), control(self.home) as client:
@@ -115,31 +115,31 @@ class Deployment:
             raise DeploymentError(f"'{name}' still runs after {seconds:g} s: see its log") from error
 
     def kill(self, name: str) -> bool:
-        """SIGKILL the process that we started, and only it: what it started is left as an orphan.
+        """SIGKILL one process; its children become orphans.
 
-        Says whether it was that which ended it.
+        Returns whether the signal ended it.
         """
         self.processes[name].kill()
         return self.processes[name].wait() == -signal.SIGKILL
 
     def kill_below(self, name: str, command: str) -> bool:
-        """SIGKILL the processes of that command which a process of ours started; says whether there was one."""
-        found = [one for one in self.family(name) if command in " ".join(cmdline(one))]
+        """SIGKILL the child processes of `name` with that command; returns whether there was one."""
+        matching = [process for process in self.family(name) if command in " ".join(cmdline(process))]
         killed = 0
-        for process in found:
+        for process in matching:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
                 killed += 1
         return killed > 0
 
     def family(self, name: str) -> list[psutil.Process]:
-        """What a process of ours started, and what that started."""
+        """All child processes of a process of the deployment."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self.processes[name].pid).children(recursive=True)
         return []
 
     def stop(self, names: Sequence[str] = ()) -> None:
-        """End processes (all by default) with all that they started, orphans of killed ones too."""
+        """End processes (all by default) with their children, orphans of killed ones included."""
         for name in names or [RUN, *self.sites, SERVER]:
             if name in self.processes:
                 stop_family(self.processes.pop(name).pid)
@@ -149,7 +149,7 @@ class Deployment:
                 stop_holders("flower-supernode", str(site.key_file))
 
     def log(self, name: str) -> str:
-        """What a process wrote."""
+        """The output of a process."""
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -157,6 +157,6 @@ class Deployment:
 def cmdline(process: psutil.Process) -> list[str]:
     """A process's command line; empty when it is gone."""
     with contextlib.suppress(psutil.Error):
-        words: list[Any] = process.cmdline()
-        return words
+        arguments: list[Any] = process.cmdline()
+        return arguments
     return []

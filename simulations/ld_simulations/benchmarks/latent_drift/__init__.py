@@ -1,1 +1,1 @@
-"""The paper's table at this scale: `ld-evaluate --config configs/benchmark_ld.yaml`."""
+"""Sample quality with and without latent drift, for every adapter."""

@@ -1,7 +1,7 @@
-"""How near a set of samples is to real pictures of the same conditions, in brightness and beyond it.
+"""Metrics of a set of samples against real images of the same attributes, in brightness and beyond it.
 
-Real pictures are those that went through the base's VAE: what a perfect diffusion model would draw. What the VAE itself
-loses is the same for every row of the table and would hide what differs; it is stated once, as a reference.
+Real images passed the base's VAE: a perfect diffusion model would draw these. The loss of the VAE itself is the same in
+every row of the table; it is reported once, as a reference.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ld_common.metrics.histogram import (
     sharpness,
     size_slope,
 )
+from ld_common.metrics.registry import BIOMARKERS
 from ld_evaluate.attribute_classifier import AttributeClassifier, auc, score, train_classifier
 from ld_simulations.benchmarks.latent_drift.pictures import PictureSet
 from ld_simulations.benchmarks.latent_drift.plan import BenchmarkConfig
@@ -33,11 +34,11 @@ from ld_simulations.phantoms.base import Phantom
 
 Metrics = dict[str, float]
 SIZE_RANGE = (0.01, 0.99)
-"""Between these quantiles of real pictures lies what counts as an anatomy that occurs."""
+"""Quantiles of real sizes between which a size counts as anatomically possible."""
 
 
 class SampleJudge:
-    """Real pictures of one modality, and everything that is measured on them once."""
+    """Real images of one modality, and what is measured on them once."""
 
     def __init__(
         self,
@@ -55,33 +56,38 @@ class SampleJudge:
         names = [*config.features, *(["inception"] if weights else [])]
         self.extractors = [load_extractor(name, config.device, weights) for name in names]
         matched = self._matched(test.images)
-        self.real = {one.name: self._features(one, test.images, f"{one.name}-plain") for one in self.extractors}
-        self.real_matched = {one.name: self._features(one, matched, f"{one.name}-matched") for one in self.extractors}
+        self.real, self.real_matched = (
+            {
+                extractor.name: self._features(extractor, images, f"{extractor.name}-{kind}")
+                for extractor in self.extractors
+            }
+            for kind, images in (("plain", test.images), ("matched", matched))
+        )
         self.mask = background_mask(test.images)
-        sizes = self._kept("sizes", lambda: {"sizes": self._sizes(test.images)})["sizes"]
+        sizes = self._cached("sizes", lambda: {"sizes": self._sizes(test.images)})["sizes"]
         self.expected = condition_regression(sizes, self._design(test))
         self.size_range = torch.quantile(self._beside_expected(sizes, test), torch.tensor(SIZE_RANGE).double())
         self._real_classifiers: dict[int, Any] = {}
 
-    def _kept(self, name: str, compute: Callable[[], State]) -> State:
-        """What is measured on real pictures once, for all workers."""
+    def _cached(self, name: str, compute: Callable[[], State]) -> State:
+        """Tensors of real images, computed once for all processes."""
         file = self.folder / f"{name}.safetensors"
         if not file.exists():
             write_tensors(file, compute(), {})
         return read_tensors(file)[0]
 
     def _features(self, extractor: FeatureExtractor, images: Tensor, name: str) -> Tensor:
-        return self._kept(name, lambda: {"features": extract_features(extractor, images)})["features"]
+        return self._cached(name, lambda: {"features": extract_features(extractor, images)})["features"]
 
     def _matched(self, images: Tensor) -> Tensor:
         return histogram_match(images.to(self.device), self.train.images).cpu()
 
     def prepare(self, seed: int) -> None:
-        """Train the real pictures' classifier, which every worker then reads."""
+        """Train the classifier of real images, which every process then reads."""
         self._classifier(seed)
 
     def measure(self, samples: PictureSet, seed: int) -> Metrics:
-        """All metrics of samples `(N,1,S,S)`; `seed` decides the classifiers' start and batches."""
+        """All metrics of samples `(N,1,S,S)`; `seed` is that of the classifiers."""
         metrics = self._distances(samples.images, self.real, self.real_matched)
         metrics["background_error"] = float(background_error(samples.images, self.test.images, self.mask).mean())
         metrics["sharpness_ratio"] = float(sharpness(samples.images).mean() / sharpness(self.test.images).mean())
@@ -98,22 +104,23 @@ class SampleJudge:
         return sizes.double().cpu() - self.expected.predict(self._design(pictures))
 
     def _in_range(self, sizes: Tensor, samples: PictureSet) -> float:
-        """Share of samples whose size a real picture of that condition could have."""
+        """Share of samples whose size is possible for their attributes."""
         (low, high), beside = self.size_range, self._beside_expected(sizes, samples)
         return float(((beside >= low) & (beside <= high)).double().mean())
 
     def _distances(self, images: Tensor, real: dict[str, Tensor], real_matched: dict[str, Tensor]) -> Metrics:
         metrics: Metrics = {}
         matched = self._matched(images)
-        for one in self.extractors:
-            own, even = extract_features(one, images), extract_features(one, matched)
-            metrics[f"frechet_{one.name}"] = frechet_distance(own, real[one.name])
-            metrics[f"kernel_{one.name}"] = kernel_distance(own.to(self.device), real[one.name].to(self.device))
-            metrics[f"frechet_matched_{one.name}"] = frechet_distance(even, real_matched[one.name])
+        for extractor in self.extractors:
+            name = extractor.name
+            features, matched_features = extract_features(extractor, images), extract_features(extractor, matched)
+            metrics[f"frechet_{name}"] = frechet_distance(features, real[name])
+            metrics[f"kernel_{name}"] = kernel_distance(features.to(self.device), real[name].to(self.device))
+            metrics[f"frechet_matched_{name}"] = frechet_distance(matched_features, real_matched[name])
         return metrics
 
     def _usefulness(self, samples: PictureSet, seed: int) -> Metrics:
-        """AUC on real test pictures of a classifier that learned from samples, and from samples and real ones."""
+        """AUC on real test images of classifiers trained on samples, and on samples and real images."""
         together = torch.cat([samples.images, self.train.images])
         labels = torch.cat([self._ill(samples), self._ill(self.train)])
         sets = {"auc_synthetic": (samples.images, self._ill(samples)), "auc_real_and_synthetic": (together, labels)}
@@ -124,7 +131,7 @@ class SampleJudge:
         return metrics
 
     def _classifier(self, seed: int) -> AttributeClassifier:
-        """The classifier of the disease that learned from real pictures."""
+        """The classifier of the disease, trained on real images."""
         if seed not in self._real_classifiers:
             images, ill = self.train.images, self._ill(self.train)
 
@@ -132,7 +139,7 @@ class SampleJudge:
                 return dict(train_classifier(images, ill, seed, self.steps, self.device).cpu().state_dict())
 
             model = AttributeClassifier()
-            model.load_state_dict(self._kept(f"classifier-{seed}", train))
+            model.load_state_dict(self._cached(f"classifier-{seed}", train))
             self._real_classifiers[seed] = model.to(self.device).eval()
         return self._real_classifiers[seed]
 
@@ -140,9 +147,9 @@ class SampleJudge:
         return pictures.labels("diagnosis", self.phantom.disease)
 
     def _sizes(self, images: Tensor) -> Tensor:
-        return self.phantom.measure_areas_mm2(images, self.pixel_mm)
+        return BIOMARKERS.load(self.phantom.biomarker)(images, self.pixel_mm)
 
     def _design(self, pictures: PictureSet) -> Tensor:
-        """Age in years, disease and sex of each picture, `(N,3)`."""
-        ages = torch.tensor([float(own["age"]) for own in pictures.attributes])
+        """Age in years, disease and sex of each image, `(N,3)`."""
+        ages = torch.tensor([float(attributes["age"]) for attributes in pictures.attributes])
         return torch.stack([ages, self._ill(pictures).float(), pictures.labels("sex", "F").float()], 1)

@@ -1,9 +1,8 @@
-"""What the benchmark trains and what it draws from each training: a plan that can be stopped and gone on with."""
+"""The plan of the latent drift benchmark: what is trained, and what is drawn from each training."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,23 +10,22 @@ from typing import Any
 
 from ld_common.adapters.registry import complete_adapter
 from ld_common.core.config import load_config, require, to_mapping
-from ld_common.core.errors import ConfigError
-from ld_common.diffusion.base_model import base_digest
 from ld_common.diffusion.options import TrainingConfig
 from ld_common.imaging.modality import Modality
-from ld_simulations.hospitals import HospitalsConfig
+from ld_simulations.benchmarks.harness import read_table
+from ld_simulations.hospitals_config import HospitalsConfig
 
 OFFSET_NOISE, ZERO_SNR, HISTOGRAM = "offset_noise", "zero_terminal_snr", "histogram_matching"
 PRIOR, MAP, CONDITIONAL, LOCAL = "prior", "prior-map", "prior-conditional", "prior-local"
 FORMS = (MAP, CONDITIONAL, "prior-scalar", LOCAL)
-"""Drifts that need no training of their own, beside μ by channel."""
+"""Forms of the drift beside μ by channel; they are drawn from the plain training."""
 VARIANTS = ("plain", OFFSET_NOISE, ZERO_SNR, "centred", "noise")
-"""How a training may differ from the plain one: by its noise, its base, or the drift it learns under."""
+"""A training differs from the plain one in its noise, its base, or the drift that it is trained under."""
 
 
 @dataclass
 class ModalityPlan:
-    """One kind of scan: both files relative to the benchmark's."""
+    """One modality; both files are relative to the benchmark's."""
 
     modality: str = ""
     hospitals: str = ""
@@ -35,7 +33,7 @@ class ModalityPlan:
 
 @dataclass
 class AdapterPlan:
-    """One adapter and how it trains."""
+    """One adapter and its training options."""
 
     adapter: dict[str, Any] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -46,37 +44,40 @@ class AdapterPlan:
 
 @dataclass
 class BenchmarkConfig:
-    """The whole table."""
+    """The whole benchmark."""
 
-    output: str = "runs/benchmark_ld"
-    """Where every training and result is kept; a stopped run goes on from here."""
+    output: str = "runs/benchmark_latent_drift"
+    """Folder of every training and result; a stopped run resumes from it."""
     results: str = "docs/benchmarks"
-    """Where the table goes, as Markdown, JSON and sheets of samples."""
+    """Folder of the page, its numbers and the sheets of samples."""
+    adopt: str = ""
+    """A `latent_drift.json` of an earlier run, perhaps of another machine; its results count as done, and so do those
+    of the `latent_drift_reference.json` beside it."""
     base_model: str = "simulations/tiny_base"
     zero_snr_base: str = "simulations/zero_snr_base"
-    """The base's twin whose schedule ends without signal; empty leaves that control out."""
+    """The same base with zero terminal SNR; empty leaves that control out."""
     device: str = "cpu"
     workers: int = 1
-    """Trainings at the same time, each a process."""
+    """Processes that train at the same time."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     patients: int = 80
-    """DriftTraining patients of each hospital, with two to four visits."""
+    """Patients of each hospital that are trained on, with two to four visits each."""
     test_patients: int = 350
-    """Further patients of each hospital, one picture each: what samples are compared with."""
+    """Further patients of each hospital, one image each, that samples are compared with."""
     samples: int = 1024
     sampler: str = "ddim"
     sampler_steps: int = 30
     classifier_steps: int = 300
     features: list[str] = field(default_factory=lambda: ["efficientnet_lite0", "gabor"])
     inception: str = ""
-    """TorchScript file of the Inception of FID; when given, its features are measured as well."""
+    """TorchScript file of the Inception network of FID; empty leaves its features out."""
     noise_offset: float = 0.1
     variants: dict[str, list[str]] = field(default_factory=dict)
-    """Variant of training -> the adapters that are trained so, beside the plain one of each."""
+    """Variant of the training -> adapters that are also trained this way."""
     first_seed_only: list[str] = field(default_factory=list)
-    """Variants that are trained with the first seed alone."""
+    """Variants that are trained with the first seed only."""
     forms: dict[str, list[str]] = field(default_factory=dict)
-    """Adapter -> further formulations of the drift that are drawn from its plain training, beside `prior`."""
+    """Adapter -> further formulations that are drawn from its plain training, beside `prior`."""
     modalities: dict[str, ModalityPlan] = field(default_factory=dict)
     adapters: dict[str, AdapterPlan] = field(default_factory=dict)
 
@@ -87,20 +88,20 @@ class BenchmarkConfig:
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}': use cpu or cuda")
         require(bool(self.seeds and self.modalities and self.adapters), "name seeds, modalities and adapters")
         for variant, names in self.variants.items():
-            require(variant in VARIANTS[1:], f"variants: '{variant}' is none of {', '.join(VARIANTS[1:])}")
+            require(variant in VARIANTS[1:], f"variants: '{variant}' is not one of {', '.join(VARIANTS[1:])}")
             unknown = sorted(set(names) - set(self.adapters))
-            require(not unknown, f"variants.{variant} names {', '.join(unknown)}, which adapters lacks")
+            require(not unknown, f"variants.{variant}: adapters has no {', '.join(unknown)}")
         for variant in self.first_seed_only:
-            require(variant in self.variants, f"first_seed_only: variants lacks '{variant}'")
+            require(variant in self.variants, f"first_seed_only: variants has no '{variant}'")
         for adapter, forms in self.forms.items():
-            require(adapter in self.adapters, f"forms: adapters lacks '{adapter}'")
+            require(adapter in self.adapters, f"forms: adapters has no '{adapter}'")
             unknown = sorted(set(forms) - set(FORMS))
-            require(not unknown, f"forms.{adapter}: {', '.join(unknown)}: choose of {', '.join(FORMS)}")
+            require(not unknown, f"forms.{adapter}: {', '.join(unknown)}: use {', '.join(FORMS)}")
 
 
 @dataclass(frozen=True)
 class DriftTraining:
-    """One training."""
+    """One training of one adapter."""
 
     modality: str
     adapter: str
@@ -109,30 +110,30 @@ class DriftTraining:
 
     @property
     def name(self) -> str:
-        """Its file's name."""
+        """Name of its files."""
         return f"{self.modality}-{self.adapter}-{self.variant}-{self.seed}"
 
 
 @dataclass(frozen=True)
 class DriftDrawing:
-    """One set of samples from a training."""
+    """One set of samples drawn from a training."""
 
     training: DriftTraining
     drift: bool
     formulation: str
-    """How the drift enters, `none` without one. μ has a value for each latent channel and is that of the pooled scans;
-    a suffix says otherwise: `prior-map`, `prior-conditional` (a map that follows the prompt), `prior-scalar`, or
-    `prior-local`, each hospital's own."""
+    """How the drift enters; `none` without one. By default μ has a value for each latent channel and is estimated from
+    all hospitals' scans; `prior-map` and `prior-scalar` have another shape, `prior-conditional` is a map that follows
+    the prompt, and `prior-local` is estimated from each hospital's scans alone."""
     control: str | None
 
     @property
     def name(self) -> str:
-        """Its result's name."""
+        """Name of its result."""
         return f"{self.training.name}-{self.formulation}-{self.control or 'none'}"
 
 
-FREE = ("output", "results", "device", "workers", "seeds", "variants", "first_seed_only", "forms")
-"""What may change between two runs into one output: it decides which results there are, not what they are."""
+FREE = ("output", "results", "adopt", "device", "workers", "seeds", "variants", "first_seed_only", "forms")
+"""Options that decide which results there are, not what they are; they may change between two runs into one output."""
 
 
 @dataclass(frozen=True)
@@ -143,42 +144,33 @@ class Benchmark:
     modalities: dict[str, Modality]
     hospitals: dict[str, HospitalsConfig]
 
-    def claim_output(self) -> None:
-        """Make the output folder this plan's own; raises `ConfigError` where another plan's results lie in it."""
+    def plan(self) -> dict[str, Any]:
+        """What decides the results, beside the weights of the bases."""
         plan = {key: value for key, value in to_mapping(self.config).items() if key not in FREE}
-        bases = [name for name in (self.config.base_model, self.config.zero_snr_base) if name]
-        plan["base_digests"] = [base_digest(name) for name in bases]
         plan["patients_and_prompts"] = {
             name: [to_mapping(modality), str(self.hospitals[name])] for name, modality in self.modalities.items()
         }
-        own, file = json.dumps(plan, indent=1, sort_keys=True), Path(self.config.output) / "plan.json"
-        if not file.exists() and (file.parent / "runs").exists():
-            raise ConfigError(f"'{file.parent}' holds results of an unknown plan: choose another output")
-        if file.exists() and file.read_text() != own:
-            old = json.loads(file.read_text())
-            other = [key for key in plan if plan[key] != old.get(key)]
-            raise ConfigError(f"'{file.parent}' holds results of another {', '.join(other)}: choose another output")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(own)
+        return plan
 
     @property
     def trainings(self) -> list[DriftTraining]:
-        """All of them: the table proper, seed by seed, before the controls; a run may be stopped early."""
+        """All trainings: the plain ones, seed by seed, before the controls, so that a run may be stopped early."""
         config = self.config
-        found = []
-        for seed, modality, adapter in itertools.product(config.seeds, config.modalities, config.adapters):
-            own = [name for name in VARIANTS if name == "plain" or adapter in config.variants.get(name, [])]
-            found += [
-                DriftTraining(modality, adapter, variant, seed) for variant in own if self._possible(variant, seed)
-            ]
-        return sorted(found, key=lambda training: VARIANTS.index(training.variant))
+        trainings = [
+            DriftTraining(modality, adapter, variant, seed)
+            for seed, modality, adapter in itertools.product(config.seeds, config.modalities, config.adapters)
+            for variant in VARIANTS
+            if variant == "plain" or adapter in config.variants.get(variant, [])
+            if self._possible(variant, seed)
+        ]
+        return sorted(trainings, key=lambda training: VARIANTS.index(training.variant))
 
     def _possible(self, variant: str, seed: int) -> bool:
         later = variant in self.config.first_seed_only and seed != self.config.seeds[0]
         return not later and (variant != ZERO_SNR or bool(self.config.zero_snr_base))
 
     def drawings(self, training: DriftTraining) -> Iterator[DriftDrawing]:
-        """What is drawn from a training."""
+        """The sets of samples that are drawn from a training."""
         if training.variant == "plain":
             yield DriftDrawing(training, False, "none", None)
             yield DriftDrawing(training, False, "none", HISTOGRAM)
@@ -196,7 +188,7 @@ class Benchmark:
 
     @property
     def all_drawings(self) -> list[DriftDrawing]:
-        """Every result of the plan, in its order."""
+        """Every planned set of samples, in the order of the trainings."""
         return [drawing for training in self.trainings for drawing in self.drawings(training)]
 
 
@@ -208,3 +200,27 @@ def load_benchmark(path: Path, overrides: list[str]) -> Benchmark:
         name: load_config(HospitalsConfig, path.parent / plan.hospitals) for name, plan in config.modalities.items()
     }
     return Benchmark(config, modalities, hospitals)
+
+
+def adopted_results(benchmark: Benchmark) -> dict[str, Any]:
+    """Results of the table that the config adopts, by name; raises `ConfigError` where it cannot be read."""
+    adopt = benchmark.config.adopt
+    if not adopt:
+        return {}
+    runs = {
+        (run["modality"], run["adapter"], run["drift"], run["formulation"], run["control"], run["seed"]): run
+        for run in read_table(adopt, "latent drift")
+    }
+    results: dict[str, Any] = {}
+    for drawing in benchmark.all_drawings:
+        training = drawing.training
+        key = training.modality, training.adapter, drawing.drift, drawing.formulation, drawing.control, training.seed
+        if key in runs:
+            results[drawing.name] = runs[key]
+    reference = Path(adopt).with_name(f"{Path(adopt).stem}_reference.json")
+    references = read_table(str(reference), "latent drift reference") if reference.exists() else []
+    for modality in benchmark.modalities:
+        of_modality = [row for row in references if row["modality"] == modality]
+        if of_modality:
+            results[f"reference-{modality}"] = of_modality
+    return results

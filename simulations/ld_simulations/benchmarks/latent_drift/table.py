@@ -1,4 +1,4 @@
-"""From the results of single runs to what they say together: means, spreads, differences within a seed, verdicts."""
+"""Results of single runs put together: means, deviations, differences within a seed, verdicts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Run = dict[str, Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a run and how it is read."""
+    """A metric's title, and which values are bad."""
 
     title: str
     worse: Callable[[float], float]
-    """How bad a value is: 0 or less is as good as can be."""
+    """Badness of a value; lower is better."""
     beyond_brightness: bool = False
 
 
@@ -42,25 +42,25 @@ def _from_one(value: float) -> float:
 def metrics_of(runs: Sequence[Run]) -> dict[str, Metric]:
     """The metrics that the runs hold, in the order of the table."""
     held = {name for run in runs for name in run["metrics"]}
-    known: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     for name in sorted(name for name in held if name.startswith("frechet_") and "matched" not in name):
         features = name.removeprefix("frechet_")
-        known[name] = Metric(f"FD {features}", _low)
-        known[f"kernel_{features}"] = Metric(f"KD {features}", _low)
-        known[f"frechet_matched_{features}"] = Metric(f"FD {features}, grey levels matched", _low, True)
-    known["background_error"] = Metric("background error", _from_zero)
-    known["sharpness_ratio"] = Metric("sharpness (real 1)", _from_one, True)
-    known["size_slope"] = Metric("size slope (real 1)", _from_one, True)
-    known["size_in_range"] = Metric("size in range (real 0.98)", _high, True)
-    known["condition_auc"] = Metric("AUC on samples", _high, True)
-    known["auc_synthetic"] = Metric("AUC, trained on samples", _high, True)
-    known["auc_real_and_synthetic"] = Metric("AUC, on samples and real", _high, True)
-    return {name: metric for name, metric in known.items() if name in held}
+        metrics[name] = Metric(f"FD {features}", _low)
+        metrics[f"kernel_{features}"] = Metric(f"KD {features}", _low)
+        metrics[f"frechet_matched_{features}"] = Metric(f"FD {features}, grey levels matched", _low, True)
+    metrics["background_error"] = Metric("background error", _from_zero)
+    metrics["sharpness_ratio"] = Metric("sharpness (real 1)", _from_one, True)
+    metrics["size_slope"] = Metric("size slope (real 1)", _from_one, True)
+    metrics["size_in_range"] = Metric("size in range (real 0.98)", _high, True)
+    metrics["condition_auc"] = Metric("AUC on samples", _high, True)
+    metrics["auc_synthetic"] = Metric("AUC, trained on samples", _high, True)
+    metrics["auc_real_and_synthetic"] = Metric("AUC, on samples and real", _high, True)
+    return {name: metric for name, metric in metrics.items() if name in held}
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One configuration, its runs in the order of their seeds."""
+    """One configuration with its runs in the order of their seeds."""
 
     modality: str
     adapter: str
@@ -70,12 +70,12 @@ class ResultRow:
     runs: list[Run]
 
     def values(self, metric: str) -> np.ndarray:
-        """The metric by seed."""
+        """The metric of each seed."""
         return np.array([run["metrics"][metric] for run in self.runs])
 
     @property
     def title(self) -> str:
-        """The configuration in words."""
+        """Title of the configuration."""
         drift = "no drift"
         if self.drift:
             drift = "drift" if self.formulation == PRIOR else f"drift ({self.formulation.removeprefix(f'{PRIOR}-')})"
@@ -90,8 +90,8 @@ def rows_of(runs: Sequence[Run], modality: str) -> list[ResultRow]:
             key = run["adapter"], run["drift"], run["formulation"], run["control"]
             grouped.setdefault(key, []).append(run)
     return [
-        ResultRow(modality, adapter, drift, formulation, control, sorted(own, key=_seed))
-        for (adapter, drift, formulation, control), own in grouped.items()
+        ResultRow(modality, adapter, drift, formulation, control, sorted(group, key=_seed))
+        for (adapter, drift, formulation, control), group in grouped.items()
     ]
 
 
@@ -100,7 +100,7 @@ def _seed(run: Run) -> int:
 
 
 def find(rows: Sequence[ResultRow], adapter: str, formulation: str, control: str | None = None) -> ResultRow | None:
-    """The configuration of an adapter with this formulation of the drift (`none` without one) and control."""
+    """The configuration of an adapter with this formulation of the drift (`none` without one) and control, or None."""
     for row in rows:
         if (row.adapter, row.formulation, row.control) == (adapter, formulation, control):
             return row
@@ -116,19 +116,19 @@ def shown(row: ResultRow, metric: str) -> str:
 
 
 def reduction(before: ResultRow, after: ResultRow, metric: str) -> float:
-    """Mean over the seeds of by how much, as a share, the metric fell from one configuration to the other."""
+    """Relative decrease of the metric from one configuration to the other, mean over the seeds."""
     first, second = before.values(metric), after.values(metric)
     return float((1 - second / first).mean())
 
 
 def seeds_better(before: ResultRow, after: ResultRow, name: str, metric: Metric) -> tuple[int, int]:
-    """In how many of the seeds the second configuration is better than the first."""
+    """Number of seeds in which the second configuration is better than the first, and number of seeds."""
     pairs = list(zip(before.values(name), after.values(name), strict=True))
     return sum(metric.worse(float(b)) < metric.worse(float(a)) for a, b in pairs), len(pairs)
 
 
 def best_row(rows: Sequence[ResultRow], metric: str) -> ResultRow:
-    """The configuration of least metric, by its mean over the seeds."""
+    """The configuration with the lowest mean of the metric."""
     return min(rows, key=lambda row: float(row.values(metric).mean()))
 
 
@@ -142,43 +142,47 @@ class AimVerdict:
 
 
 CUT_BY = {"brain": 0.60, "chest": 0.25}
-"""By how much drift should cut basic fine-tuning's distance."""
+"""Share by which drift should cut the distance of full fine-tuning."""
 
 
 def verdicts(runs: Sequence[Run], modality: str, adapters: Sequence[str]) -> list[AimVerdict]:
     """The aims of the table for one modality, for μ by channel, as a map, and as a map that follows the prompt."""
-    rows, known = rows_of(runs, modality), metrics_of(runs)
-    main = next(iter(known))
-    found = []
+    rows, metrics = rows_of(runs, modality), metrics_of(runs)
+    main = next(iter(metrics))
+    results = []
     for formulation, what in ((PRIOR, "drift"), (MAP, "drift as a map"), (CONDITIONAL, "conditional drift")):
         cuts = {}
         for adapter in adapters:
             before, after = find(rows, adapter, "none"), find(rows, adapter, formulation)
             if before and after:
-                cuts[adapter] = reduction(before, after, main), *seeds_better(before, after, main, known[main])
+                cuts[adapter] = reduction(before, after, main), *seeds_better(before, after, main, metrics[main])
         if "full" in cuts and modality in CUT_BY:
-            aim = f"{what} cuts the {known[main].title} of basic fine-tuning by {CUT_BY[modality]:.0%} or more"
-            found.append(AimVerdict(aim, f"{cuts['basic'][0]:.0%}", cuts["full"][0] >= CUT_BY[modality]))
+            aim = f"{what} cuts the {metrics[main].title} of full fine-tuning by {CUT_BY[modality]:.0%} or more"
+            results.append(AimVerdict(aim, f"{cuts['full'][0]:.0%}", cuts["full"][0] >= CUT_BY[modality]))
         if cuts:
-            words = ", ".join(f"{adapter} {share:.0%} ({won}/{of} seeds)" for adapter, (share, won, of) in cuts.items())
-            aim = f"{what} lowers the {known[main].title} of every adapter"
-            found.append(AimVerdict(aim, words, all(share > 0 for share, _, _ in cuts.values())))
+            measured = ", ".join(
+                f"{adapter} {share:.0%} ({better}/{seeds} seeds)" for adapter, (share, better, seeds) in cuts.items()
+            )
+            aim = f"{what} lowers the {metrics[main].title} of every adapter"
+            results.append(AimVerdict(aim, measured, all(share > 0 for share, _, _ in cuts.values())))
     if any(row.control == HISTOGRAM for row in rows):
-        found.append(_against_matching(rows, known, main))
-    return found
+        results.append(_against_matching(rows, metrics, main))
+    return results
 
 
-def _against_matching(rows: Sequence[ResultRow], known: dict[str, Metric], main: str) -> AimVerdict:
-    """The best configuration with drift against the best with its histogram matched, on all beyond brightness."""
+def _against_matching(rows: Sequence[ResultRow], metrics: dict[str, Metric], main: str) -> AimVerdict:
+    """The best configuration with drift against the best with matched histograms, in all metrics beyond brightness."""
     drifted = [row for row in rows if row.drift and row.control in (None, OFFSET_NOISE)]
     best, rival = best_row(drifted, main), best_row([row for row in rows if row.control == HISTOGRAM], main)
-    won: list[str] = []
-    lost: list[str] = []
-    for name, metric in known.items():
+    better: list[str] = []
+    worse: list[str] = []
+    for name, metric in metrics.items():
         if metric.beyond_brightness:
-            mine, other = (float(np.mean([metric.worse(float(v)) for v in row.values(name)])) for row in (best, rival))
-            (won if mine < other else lost).append(metric.title)
-    words = f"{best.adapter}, {best.title}, against {rival.adapter}: better in {', '.join(won) or 'nothing'}"
-    words += f"; not in {', '.join(lost)}" if lost else ""
-    aim = "drift at its best (offset noise allowed) beats plain histogram matching at its best beyond brightness"
-    return AimVerdict(aim, words, not lost)
+            of_best, of_rival = (
+                float(np.mean([metric.worse(float(value)) for value in row.values(name)])) for row in (best, rival)
+            )
+            (better if of_best < of_rival else worse).append(metric.title)
+    measured = f"{best.adapter}, {best.title}, against {rival.adapter}: better in {', '.join(better) or 'nothing'}"
+    measured += f"; not in {', '.join(worse)}" if worse else ""
+    aim = "the best drift (offset noise allowed) beats the best histogram matching in metrics beyond brightness"
+    return AimVerdict(aim, measured, not worse)

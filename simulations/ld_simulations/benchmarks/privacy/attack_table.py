@@ -1,4 +1,4 @@
-"""The attacks in the benchmark's results: flat numbers, and a table with a row for each run and one for all seeds."""
+"""Results of the attacks: flat numbers, and a table with a row for each training and one for all seeds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Attacked = dict[str, list[dict[str, Any]]]
 """`overfitted` and `private`: the results of their seeds."""
 
 
-def attack_numbers(found: Attacked) -> dict[str, Any]:
-    """Flat numbers: of each kind its areas, rates and bounds, and what the aims are about."""
+def attack_numbers(attacked: Attacked) -> dict[str, Any]:
+    """Flat numbers of each kind: areas, rates and bounds."""
     numbers: dict[str, Any] = {}
-    for name, runs in found.items():
+    for name, runs in attacked.items():
         loss = [run["membership"][0] for run in runs]
-        numbers[f"{name}_membership_auc"] = float(np.mean([one["area"]["value"] for one in loss]))
-        rates = [one["operating_points"][0]["true_positive_rate"] for one in loss]
+        numbers[f"{name}_membership_auc"] = float(np.mean([report["area"]["value"] for report in loss]))
+        rates = [report["operating_points"][0]["true_positive_rate"] for report in loss]
         numbers[f"{name}_tpr_at_1_percent_fpr"] = [rate and rate["value"] for rate in rates]
         bounds = [run["canaries"]["epsilon"] for run in runs]
         numbers[f"{name}_epsilon_lower_bounds"] = bounds
@@ -35,23 +35,24 @@ def attack_numbers(found: Attacked) -> dict[str, Any]:
     return numbers
 
 
-def attack_lines(found: Attacked) -> list[str]:
-    """The section of the page; no lines where nothing was attacked."""
-    if not found:
+def attack_lines(attacked: Attacked) -> list[str]:
+    """The section of the page; empty without attacks."""
+    if not attacked:
         return []
     lines = [
         "## Attacks",
         "",
-        "Membership is by patient, TPR at 1 % false positives with its 95 % interval; coins decided who took part, and "
-        "guessing them from the losses gives a lower bound on ε at 95 % confidence, beside the most that so many "
-        "patients could show. Zero shows nothing. Each seed throws coins of its own over the same patients and trains "
-        "anew; *all* counts the named members of all seeds together, each at its own seed's threshold.",
+        "A coin decides which patients a training gets. *TPR*: share of members that the attack names at 1 % false "
+        "positives, with its 95 % interval; 1 % is chance. *ε at least*: lower bound on ε at 95 % confidence from "
+        "guessing the coins by the losses, beside the largest bound that so many patients could show; 0 shows "
+        "nothing. Each seed throws its own coins over the same patients; *all* pools the named members of all seeds, "
+        "each at the threshold of its seed.",
         "",
         "| run | ε | seed | AUC, loss | TPR at 1 %, loss | AUC, proximal | TPR at 1 %, proximal | ε at least | "
         "could show |",
         "|---" * 9 + "|",
     ]
-    for name, runs in found.items():
+    for name, runs in attacked.items():
         for run in runs:
             cells = " | ".join(f"{_area(report)} | {_rate(report)}" for report in run["membership"])
             bound = f"{run['canaries']['epsilon']:.2f} | {run['canaries']['ceiling']:.2f}"
@@ -63,7 +64,7 @@ def attack_lines(found: Attacked) -> list[str]:
 
 
 def _pooled(runs: Sequence[dict[str, Any]], attack: int) -> Share | None:
-    """Members named at 1 % false positives, of all runs together; None where a run has no such rate."""
+    """Members named at 1 % false positives in all trainings; None where one has no such rate."""
     rates = [run["membership"][attack]["operating_points"][0]["true_positive_rate"] for run in runs]
     if not all(rates):
         return None

@@ -1,4 +1,4 @@
-"""The audit turned on a run that learned by heart and on a private one: can it see, and does it stay below ε?"""
+"""Membership attacks on an overfitted and on a private training."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ POINTS = 16
 
 
 def patients_of_attacks(runs: QualityRuns) -> Scans:
-    """Patients of the private hospital of whom a coin lets each take part; made once and kept."""
-    lesson = runs.lesson(runs.private, runs.config.attacked_patients)
-    return Scans(lesson.latents, lesson.prompts, lesson.patients)
+    """Patients of the private hospital, of whom a coin lets each into a training; made once and kept."""
+    data = runs.training_data(runs.private, runs.config.attacked_patients)
+    return Scans(data.latents, data.prompts, data.patients)
 
 
 def attack(runs: QualityRuns, training: PrivacyTraining) -> dict[str, Any]:
-    """Train on whom a coin let take part, with or without privacy, and tell them from the others."""
+    """Train on the patients whom a coin chose, with or without privacy, and attack the result."""
     benchmark, seed, private = runs.benchmark, training.seed, training.setting.epsilon > 0
     config, device = benchmark.config, benchmark.config.device
     study = benchmark.study_of(training.setting, seed)
     rehearsal = cast_rehearsal(patients_of_attacks(runs), config.attacked_patients, seed)
     inside = rehearsal.training
     adapted = inject(load_denoiser(benchmark.study.base_model, device), read_adapter(study.adapter), seed)
-    lesson = TrainingData(inside.latents, inside.prompts, patients=inside.pseudonyms)
+    data = TrainingData(inside.latents, inside.prompts, patients=inside.pseudonyms)
     if private:
-        train_round_privately(adapted, lesson, study, 1, study.privacy_plan().step.noise_multiplier)
+        train_round_privately(adapted, data, study, 1, study.privacy_plan().step.noise_multiplier)
     else:
-        train_round(adapted, lesson, study, 1, "attack")
+        train_round(adapted, data, study, 1, "attack")
     base = load_denoiser(benchmark.study.base_model, device)
     options = AttackOptions(points=POINTS, noise_offset=study.training.noise_offset, seed=seed)
     coins, membership, scores = rehearsal.included.tolist(), [], {}

@@ -1,4 +1,4 @@
-"""What a private training step costs beside a plain one of the same batch, in one process, turn by turn."""
+"""Time of a private training step against a plain one of the same batch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, PrivacySett
 
 BATCH, DRAWS, STEPS, TURNS = 16, 1, 6, 15
 WARM = 1
-"""First steps of a turn that are not timed."""
+"""Untimed first steps of a turn."""
 
 
 def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
-    """Median over turns of a private step's time over a plain step's; the same model, batch and examples a patient.
+    """Median over paired turns of a private step's time over a plain step's, with the same model and batch.
 
-    On one thread: several wait for each other where something else runs, and only the quotient is of interest.
+    Both run on one thread: several would wait for each other on a busy machine.
     """
     torch.set_num_threads(1)
     setting = PrivacySetting(
@@ -39,7 +39,7 @@ def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
     model = load_denoiser(benchmark.study.base_model, benchmark.config.device)
     adapted = inject(model, read_adapter(private.adapter), 0)
     latents = torch.randn((BATCH, *model.latent_shape), generator=torch.Generator().manual_seed(0))
-    lesson = TrainingData(latents, ["scan"] * BATCH, patients=[str(number) for number in range(BATCH)])
+    data = TrainingData(latents, ["scan"] * BATCH, patients=[str(number) for number in range(BATCH)])
 
     def timed(train: Callable[[Callable[..., None]], object]) -> float:
         moments: list[float] = []
@@ -55,14 +55,14 @@ def step_ratio(benchmark: PrivacyBenchmark) -> dict[str, Any]:
 
     ratios, seconds = [], []
     for _ in range(TURNS):
-        without = timed(lambda note: train_round(adapted, lesson, plain, 1, "cost", on_step=note))
-        with_it = timed(lambda note: train_round_privately(adapted, lesson, private, 1, 1.0, note))
+        without = timed(lambda note: train_round(adapted, data, plain, 1, "cost", on_step=note))
+        with_it = timed(lambda note: train_round_privately(adapted, data, private, 1, 1.0, note))
         ratios.append(with_it / without)
         seconds.append((without, with_it))
     return {
         "dp_step_ratio": statistics.median(ratios),
         "dp_step_ratio_range": [min(ratios), max(ratios)],
-        "plain_step_seconds": statistics.median(one for one, _ in seconds),
+        "plain_step_seconds": statistics.median(plain for plain, _ in seconds),
         "batch": BATCH,
         "device": benchmark.config.device,
     }

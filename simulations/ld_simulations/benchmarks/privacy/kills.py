@@ -1,4 +1,4 @@
-"""SIGKILL a site's process at random moments of a round: does its ledger ever hold less than was sent?"""
+"""SIGKILL a site's process at random moments of a round, and compare its ledger with what it sent."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ UNLIMITED, MANY = 1e9, 10**9
 DELTA = 1e-5
 POLL_SECONDS = 0.002
 SOON = 0.05
-"""Part of a round after its charge in which it is not yet sent."""
+"""Share of a round after its charge in which it is not yet sent."""
 
 
 @dataclass(frozen=True)
 class Kills:
-    """What came of a number of kills."""
+    """Outcome of a number of kills."""
 
     kills: int
     under_counts: int
-    """Kills after which the ledger's ε was below that of the rounds and drifts that were sent."""
+    """Kills after which the ledger's ε was below that of what was sent."""
     lost: int
-    """Rounds that were charged and never sent: each of these kills fell between the two."""
+    """Rounds that were charged and not sent, because the kill fell between the two."""
 
 
 def small_task(site: SiteConfig, number: int = 0) -> TrainTask:
@@ -49,7 +49,7 @@ def small_task(site: SiteConfig, number: int = 0) -> TrainTask:
     study = from_mapping(
         StudyConfig,
         {
-            "adapter": {"rank": 1, "targets": ["to_k"]},
+            "adapter": {"name": "lora", "rank": 1, "targets": ["to_k"]},
             "training": {"steps": 2},
             "name": f"small {number}",
             "federation": {"weighting": "equal", "rounds": 2},
@@ -79,14 +79,14 @@ def kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
         FederationError: a process ended before it was killed.
     """
     # forked processes cannot use threads of OpenMP that their parent has started, so the parent must never start any
-    kept = os.environ.get("OMP_NUM_THREADS")
+    threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_kill_rounds, site, kills, seed).result()
     finally:
         os.environ.pop("OMP_NUM_THREADS")
-        os.environ.update({} if kept is None else {"OMP_NUM_THREADS": kept})
+        os.environ.update({} if threads is None else {"OMP_NUM_THREADS": threads})
 
 
 def _kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
@@ -99,7 +99,7 @@ def _kill_rounds(site: SiteConfig, kills: int, seed: int) -> Kills:
     context, chance = multiprocessing.get_context("fork"), random.Random(seed)
     site = replace(site, policy=replace(site.policy, max_epsilon=UNLIMITED, max_rounds=MANY, repeated_rounds=MANY))
     ledger = Ledger(site.ledger_path)
-    handle_train(site, small_task(site, kills))  # solves the noise once for all forks
+    handle_train(site, small_task(site, kills))  # finds the noise multiplier once for all forks
     started = time.monotonic()
     handle_train(site, small_task(site, kills + 1))
     round_seconds = time.monotonic() - started
@@ -134,12 +134,12 @@ def _answer(site: SiteConfig, task: TrainTask, sender: Connection) -> None:
 
 
 def _charges(ledger: Ledger, study: StudyConfig) -> tuple[Charge, ...]:
-    """What the ledger holds of a study."""
-    return tuple(private_charges([one for one in ledger.entries() if one.study_digest == study.digest()]))
+    """Charges of a study in the ledger."""
+    return tuple(private_charges([entry for entry in ledger.entries() if entry.study_digest == study.digest()]))
 
 
 def _sent(study: StudyConfig, rounds: int) -> tuple[Charge, ...]:
-    """What so many rounds cost, the first of them with the drift."""
+    """Charges of a number of rounds; the first one includes the drift."""
     planned = study.privacy_plan()
     drift = [planned.drift] if planned.drift and rounds else []
     return tuple([*[replace(planned.step, steps=study.training.steps)] * rounds, *drift])
@@ -151,7 +151,7 @@ def _epsilon(charges: tuple[Charge, ...]) -> float:
 
 
 def _received(receiver: Connection) -> int:
-    """How many rounds were sent before the process died."""
+    """Number of rounds that were sent before the process died."""
     sent = 0
     try:
         while True:

@@ -1,4 +1,4 @@
-"""How long a patient's gradient is, on public patients: what `privacy.max_grad_norm` should be chosen by."""
+"""Norms of public patients' gradients, by which `privacy.max_grad_norm` is chosen."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ CHUNKS = 16
 
 
 def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
-    """Quantiles of the norm of a public patient's gradient at the public start, and what clipping leaves of their mean.
+    """Quantiles of the norm of a public patient's gradient at the public start, and the signal left by clipping.
 
-    What is left is the norm of the mean clipped gradient over the clip norm, of which 1 would be a gradient that all
-    patients agree on; noise is in units of the clip norm, so this is the signal that it hides. It is estimated without
-    bias, as the inner product of the means of two halves.
+    The signal is the norm of the mean clipped gradient over the clip norm: 1 if all patients agree. Noise is in units
+    of the clip norm, too. The estimate, the inner product of the means of two halves, has no bias.
     """
     benchmark, seed = runs.benchmark, runs.config.seeds[0]
     setting = benchmark.config.base_setting()
@@ -38,10 +37,10 @@ def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
     adapted = inject(load_denoiser(benchmark.study.base_model, runs.config.device), read_adapter(study.adapter), seed)
     if setting.warm_start:
         adapted.load(runs.public_start((setting.rank, seed)))
-    lesson = runs.lesson(runs.public, runs.config.public_patients)
+    data = runs.training_data(runs.public, runs.config.public_patients)
     generator = torch_generator(seed, "gradient norms")
-    examples = loss_sampler(adapted, lesson, study, generator)
-    patients = Patients(lesson.patients, functools.partial(torch.rand, generator=generator))
+    examples = loss_sampler(adapted, data, study, generator)
+    patients = Patients(data.patients, functools.partial(torch.rand, generator=generator))
     hooks = GradSampleModule(adapted.model.unet, loss_reduction="sum")
     rows = []
     for _ in range(CHUNKS):
@@ -60,18 +59,18 @@ def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
     return {
         "patients": len(gradients),
         "augmentation_multiplicity": setting.augmentation_multiplicity,
-        "quantiles": {f"{own:g}": float(norms.quantile(own)) for own in QUANTILES},
+        "quantiles": {f"{share:g}": float(norms.quantile(share)) for share in QUANTILES},
         "clips": [{"max_grad_norm": clip, **_clipped(gradients, norms, clip)} for clip in CLIPS],
     }
 
 
 def _by_patient(hooks: GradSampleModule, augmentation_multiplicity: int) -> Tensor:
-    """Mean gradients over each patient's draws `(P,N)`; what the hooks hold is forgotten."""
-    learned = [parameter for parameter in hooks.parameters() if parameter.requires_grad]
-    found = torch.cat([parameter.grad_sample.flatten(1) for parameter in learned], 1).cpu()
-    for parameter in learned:
+    """Mean gradient of each patient over its augmented examples `(P,N)`; clears the hooks."""
+    trainable = [parameter for parameter in hooks.parameters() if parameter.requires_grad]
+    gradients = torch.cat([parameter.grad_sample.flatten(1) for parameter in trainable], 1).cpu()
+    for parameter in trainable:
         parameter.grad_sample = parameter.grad = None
-    return found.view(-1, augmentation_multiplicity, found.shape[1]).mean(1)
+    return gradients.view(-1, augmentation_multiplicity, gradients.shape[1]).mean(1)
 
 
 def _clipped(gradients: Tensor, norms: Tensor, clip: float) -> dict[str, float]:

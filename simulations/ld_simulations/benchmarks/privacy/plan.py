@@ -1,4 +1,4 @@
-"""What the benchmark of privacy measures: its settings, each a run that is kept and can be gone on with."""
+"""The plan of the privacy benchmark: its settings, trainings and tables."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ld_common.core.config import from_mapping, load_config, require
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig, load_study
-from ld_simulations.hospitals import HospitalsConfig
+from ld_simulations.benchmarks.harness import read_table
+from ld_simulations.hospitals_config import HospitalsConfig
 
 PARTS = ("cost", "kills", "sums", "norms", "attacks", "quality")
+RUNS = "runs"
+"""Key in `privacy.json` of the results that its flat numbers are computed from: part -> name -> result."""
 TABLES = ("epsilon", "patients", "levers")
 NO_PRIVACY = "no privacy"
-"""Title of the row that the others are compared with."""
+"""Title of the row without differential privacy, which the others are compared with."""
 START_ALONE = "public start alone"
-"""Title of the row that no patient of the hospital has a part in."""
+"""Title of the row that saw no patient of the hospital."""
 AT_ONCE = 32
-"""LossSampler of a private step that pass the network together."""
+"""Examples of a private step in one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class PrivacySetting:
     """One way to train at one hospital."""
 
     epsilon: float = 8.0
-    """Target ε of the run at δ = 1 / (10 patients); 0 for training without differential privacy."""
+    """Target ε of the run at δ = 0.1 / patients; 0 trains without differential privacy."""
     patients: int = 3000
     expected_batch_size: int = 170
     """Expected number of patients in a step."""
@@ -38,15 +41,15 @@ class PrivacySetting:
     freeze_a: bool = True
     ema: float = 0.9
     steps: int = 100
-    """0 for the public start as it is, which no patient of the hospital has a part in."""
+    """0 keeps the public start, which saw no patient of the hospital."""
     learning_rate: float = 0.01
     max_grad_norm: float = 0.01
     warm_start: bool = True
-    """Start from an adapter that learned from a public hospital's patients, both A and B, without noise."""
+    """Start from an adapter whose A and B were trained on a public hospital's patients, without noise."""
 
     @property
     def name(self) -> str:
-        """Of its results' files."""
+        """Name of its results."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -59,12 +62,12 @@ class PrivacyTraining:
 
     @property
     def name(self) -> str:
-        """Of its result's file."""
+        """Name of its result."""
         return f"{self.setting.name}-{self.seed}"
 
     @property
     def kind(self) -> str:
-        """What it is among the attacked ones: `private` or `overfitted`."""
+        """Its kind among the attacked trainings: `private` or `overfitted`."""
         return "private" if self.setting.epsilon else "overfitted"
 
 
@@ -72,18 +75,20 @@ class PrivacyTraining:
 class PrivacyBenchmarkConfig:
     """All parts of the benchmark."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"held_out": "test_patients"}
+
     output: str = "runs/benchmark_privacy"
-    """Where every result is kept; a stopped run goes on from here."""
+    """Folder of every result; a stopped run resumes from it."""
     results: str = "docs/benchmarks"
     adopt: str = ""
-    """A `privacy.json` of an earlier run, perhaps of another machine: its results count as done."""
+    """A `privacy.json` of an earlier run, perhaps of another machine; its results count as done."""
     study: str = "demo_study.yaml"
-    """YAML of the study whose base, layers, losses and edits are used, relative to the benchmark's file."""
+    """YAML of the study whose base, adapter, training and edit options are used, relative to the benchmark's file."""
     hospitals: str = "hospitals.yaml"
     """YAML of hospitals, relative to the benchmark's file: the first is the private one, the last the public one."""
     device: str = "cpu"
     workers: int = 1
-    """Trainings and attacks at a time, each in a process of its own."""
+    """Processes that train or attack at the same time."""
     parts: list[str] = field(default_factory=lambda: list(PARTS))
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     lever_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -93,35 +98,43 @@ class PrivacyBenchmarkConfig:
     epsilons: list[float] = field(default_factory=lambda: [10.0, 8.0, 3.0, 1.0])
     patients: list[int] = field(default_factory=lambda: [100, 300, 1000, 3000, 10000])
     levers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What is changed, in words -> fields of the setting."""
+    """Title of the row -> fields of the setting that it changes."""
     public_patients: int = 300
     public_steps: int = 1500
     public_learning_rate: float = 0.01
-    held_out: int = 32
-    """Patients whose true counterfactuals judge a run."""
+    test_patients: int = 32
+    """Patients whose true counterfactuals judge a training."""
     samples: int = 512
-    """PictureSet for the Fréchet distance, and real ones of other patients."""
+    """Samples for the Fréchet distance, and real images of other patients."""
     kills: int = 300
     sums: list[int] = field(default_factory=lambda: [3, 10, 50])
     lengths: list[int] = field(default_factory=lambda: [25_000, 200_000])
     attacked_patients: int = 240
-    """Of whom coins let half into the overfitted run and into a private one; 100 left out show a rate at 1 %."""
+    """Patients of whom a coin lets each into a training; a false positive rate of 1 % needs 100 outside."""
     attacked: dict[str, Any] = field(default_factory=dict)
-    """Fields of the `PrivacySetting` of the private run that is attacked; `patients` is half of `attacked_patients`."""
+    """Fields of the `PrivacySetting` of the attacked private training; `patients` is half of `attacked_patients`."""
     overfitted: dict[str, Any] = field(default_factory=dict)
-    """What the overfitted run changes of it."""
+    """Fields of it that the overfitted training changes."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.parts) - set(PARTS))
-        require(not unknown, f"parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
-        counts = ("workers", "public_patients", "public_steps", "held_out", "samples", "kills", "attacked_patients")
+        require(not unknown, f"parts: {', '.join(unknown)} is not one of {', '.join(PARTS)}")
+        counts = (
+            "workers",
+            "public_patients",
+            "public_steps",
+            "test_patients",
+            "samples",
+            "kills",
+            "attacked_patients",
+        )
         for name in counts:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0")
         require(bool(self.seeds and self.lever_seeds), "name at least one seed")
         self.base_setting()
         self.attacked_setting(private=False)
-        for words, fields in self.levers.items():
-            _changed(self.base_setting(), fields, f"levers.{words}")
+        for title, fields in self.levers.items():
+            _changed(self.base_setting(), fields, f"levers.{title}")
 
     def base_setting(self) -> PrivacySetting:
         """The default setting; raises `ConfigError`."""
@@ -129,13 +142,14 @@ class PrivacyBenchmarkConfig:
 
     def attacked_setting(self, private: bool) -> PrivacySetting:
         """The setting of a run that is attacked; raises `ConfigError`."""
-        own = _changed(PrivacySetting(), {**self.attacked, "patients": max(1, self.attacked_patients // 2)}, "attacked")
-        return own if private else _changed(own, {**self.overfitted, "epsilon": 0.0}, "overfitted")
+        fields = {**self.attacked, "patients": max(1, self.attacked_patients // 2)}
+        setting = _changed(PrivacySetting(), fields, "attacked")
+        return setting if private else _changed(setting, {**self.overfitted, "epsilon": 0.0}, "overfitted")
 
 
 def _changed(setting: PrivacySetting, fields: dict[str, Any], where: str) -> PrivacySetting:
     unknown = sorted(set(fields) - set(asdict(setting)))
-    require(not unknown, f"{where}: {', '.join(unknown)} is no field of a setting: {', '.join(asdict(setting))}")
+    require(not unknown, f"{where}: {', '.join(unknown)} is not a field of a setting: {', '.join(asdict(setting))}")
     return replace(setting, **fields)
 
 
@@ -147,6 +161,8 @@ class PrivacyBenchmark:
     study: StudyConfig
     modality: Modality
     hospitals: HospitalsConfig
+    folder: Path
+    """Folder of the config."""
 
     @property
     def output(self) -> Path:
@@ -154,7 +170,7 @@ class PrivacyBenchmark:
         return Path(self.config.output)
 
     def tables(self) -> Iterator[tuple[str, str, PrivacySetting]]:
-        """Table, row's title, setting: no privacy first; the same setting may stand in several tables."""
+        """Table, title of the row and setting; no privacy comes first, and several tables may share a setting."""
         base = self.config.base_setting()
         yield "epsilon", NO_PRIVACY, replace(base, epsilon=0.0)
         yield "epsilon", START_ALONE, replace(base, epsilon=0.0, steps=0)
@@ -164,8 +180,8 @@ class PrivacyBenchmark:
             batch = min(base.expected_batch_size, patients)
             yield "patients", f"{patients}", replace(base, patients=patients, expected_batch_size=batch)
         yield "levers", "default", base
-        for words, fields in self.config.levers.items():
-            yield "levers", words, replace(base, **fields)
+        for title, fields in self.config.levers.items():
+            yield "levers", title, replace(base, **fields)
 
     def seeds_of(self, table: str) -> list[int]:
         """The seeds of a table's rows."""
@@ -173,19 +189,19 @@ class PrivacyBenchmark:
 
     @property
     def trainings(self) -> list[PrivacyTraining]:
-        """What the tables need, each once, the first table's first."""
-        wanted = [
+        """The trainings of all tables, each once, in the order of the tables."""
+        trainings = [
             PrivacyTraining(setting, seed)
-            for own in TABLES
-            for seed in self.seeds_of(own)
-            for table, _, setting in self.tables()
-            if table == own
+            for table in TABLES
+            for seed in self.seeds_of(table)
+            for name, _, setting in self.tables()
+            if name == table
         ]
-        return list(dict.fromkeys(wanted))
+        return list(dict.fromkeys(trainings))
 
     @property
     def attacked(self) -> list[PrivacyTraining]:
-        """The runs to attack."""
+        """The trainings that are attacked."""
         settings = [self.config.attacked_setting(private) for private in (False, True)]
         return [PrivacyTraining(setting, seed) for seed in self.config.seeds for setting in settings]
 
@@ -195,7 +211,7 @@ class PrivacyBenchmark:
         privacy = {
             "enabled": setting.epsilon > 0,
             "target_epsilon": setting.epsilon or 1.0,
-            "delta": 0.1 / setting.patients,
+            "target_delta": 0.1 / setting.patients,
             "patients": setting.patients,
             "expected_batch_size": setting.expected_batch_size,
             "augmentation_multiplicity": setting.augmentation_multiplicity,
@@ -208,7 +224,7 @@ class PrivacyBenchmark:
             {
                 "seed": seed,
                 "adapter": {**study.adapter, "rank": setting.rank, "freeze_a": setting.freeze_a},
-                "drift": {"mean": "none"},
+                "drift": {"shape": "none"},
                 "training": {
                     **vars(study.training),
                     "steps": max(1, setting.steps),
@@ -225,4 +241,19 @@ def load_privacy_benchmark(path: Path, overrides: list[str]) -> PrivacyBenchmark
     """Read the benchmark's config and the files that it names; raises `ConfigError`."""
     config = load_config(PrivacyBenchmarkConfig, path, overrides)
     study, modality = load_study(path.parent / config.study)
-    return PrivacyBenchmark(config, study, modality, load_config(HospitalsConfig, path.parent / config.hospitals))
+    return PrivacyBenchmark(
+        config, study, modality, load_config(HospitalsConfig, path.parent / config.hospitals), path.parent
+    )
+
+
+def result_name(part: str, name: str) -> str:
+    """Name of a result of a part."""
+    return f"{part}/{name}"
+
+
+def adopted_results(benchmark: PrivacyBenchmark) -> dict[str, Any]:
+    """Results of the table that the config adopts, by name; raises `ConfigError` where it cannot be read."""
+    if not benchmark.config.adopt:
+        return {}
+    parts: dict[str, dict[str, Any]] = read_table(benchmark.config.adopt, "privacy", (RUNS,))[RUNS]
+    return {result_name(part, name): result for part, results in parts.items() for name, result in results.items()}

@@ -1,9 +1,8 @@
-"""The benchmark's results as files: flat JSON, a page, a picture of how many patients it takes."""
+"""Files of the privacy benchmark: flat numbers, a page, and a plot of quality by the number of patients."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ld_common.core.atomic_files import write_bytes
+from ld_simulations.benchmarks.harness import ResultStore, json_bytes
 from ld_simulations.benchmarks.privacy.attack_table import Attacked, attack_lines, attack_numbers
-from ld_simulations.benchmarks.privacy.plan import NO_PRIVACY, START_ALONE, PrivacyBenchmark, PrivacySetting
+from ld_simulations.benchmarks.privacy.plan import (
+    NO_PRIVACY,
+    RUNS,
+    START_ALONE,
+    PrivacyBenchmark,
+    PrivacySetting,
+    result_name,
+)
 
 NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
-RUNS = "runs"
-"""Key of the results from which the flat numbers were taken: part -> name -> result."""
 SHOWN = {
     "copy_gain_db": "copy gain, dB",
     "growth_correlation": "growth correlation",
@@ -28,38 +33,27 @@ SHOWN = {
 
 
 class PrivacyResults:
-    """PrivacyResults that there are, each a JSON file under the benchmark's output or adopted from an earlier run."""
+    """The results that there are, as the page needs them."""
 
-    def __init__(self, benchmark: PrivacyBenchmark) -> None:
-        self.benchmark = benchmark
-        adopted = benchmark.config.adopt
-        self._adopted: dict[str, Any] = json.loads(Path(adopted).read_text())[RUNS] if adopted else {}
-
-    def path(self, part: str, name: str) -> Path:
-        """Where a result is kept."""
-        return self.benchmark.output / part / f"{name}.json"
+    def __init__(self, benchmark: PrivacyBenchmark, store: ResultStore) -> None:
+        self.benchmark, self.store = benchmark, store
 
     def read(self, part: str, name: str) -> Any:
         """A result, or None."""
-        file = self.path(part, name)
-        return json.loads(file.read_text()) if file.exists() else self._adopted.get(part, {}).get(name)
-
-    def write(self, part: str, name: str, result: Any) -> None:
-        """Keep a result."""
-        write_bytes(self.path(part, name), (json.dumps(result, indent=1) + "\n").encode())
+        return self.store.read(result_name(part, name))
 
     def quality(self, setting: PrivacySetting) -> list[dict[str, Any]]:
-        """A setting's runs, seed by seed, as far as they are there."""
-        found = [self.read("quality", run.name) for run in self.benchmark.trainings if run.setting == setting]
-        return [run for run in found if run is not None]
+        """Results of a setting, seed by seed."""
+        results = [self.read("quality", run.name) for run in self.benchmark.trainings if run.setting == setting]
+        return [result for result in results if result is not None]
 
     def sums(self) -> list[dict[str, Any]]:
-        """The costs of secure sums that there are."""
+        """Costs of secure sums."""
         config = self.benchmark.config
-        found = [self.read("sums", f"{sites}-{length}") for sites in config.sums for length in config.lengths]
-        return [row for row in found if row is not None]
+        rows = [self.read("sums", f"{sites}-{length}") for sites in config.sums for length in config.lengths]
+        return [row for row in rows if row is not None]
 
-    def kept(self) -> dict[str, dict[str, Any]]:
+    def by_part(self) -> dict[str, dict[str, Any]]:
         """Part -> name -> result, of all that belongs to this benchmark."""
         config, benchmark = self.benchmark.config, self.benchmark
         names = {
@@ -70,15 +64,18 @@ class PrivacyResults:
             "attacks": [run.name for run in benchmark.attacked],
             "quality": [run.name for run in benchmark.trainings],
         }
-        found = {part: {name: self.read(part, name) for name in own} for part, own in names.items()}
-        return {part: {name: one for name, one in own.items() if one is not None} for part, own in found.items()}
+        results = {part: {name: self.read(part, name) for name in of_part} for part, of_part in names.items()}
+        return {
+            part: {name: result for name, result in of_part.items() if result is not None}
+            for part, of_part in results.items()
+        }
 
 
-def write_results(benchmark: PrivacyBenchmark) -> list[Path]:
-    """Write what is there, however far the benchmark has come; returns the files."""
-    folder, results = Path(benchmark.config.results), PrivacyResults(benchmark)
+def write_results(benchmark: PrivacyBenchmark, store: ResultStore) -> list[Path]:
+    """Write the page of the results that there are; returns the files."""
+    folder, results = Path(benchmark.config.results), PrivacyResults(benchmark, store)
     numbers = _numbers(benchmark, results)
-    write_bytes(folder / NUMBERS, (json.dumps(numbers | {RUNS: results.kept()}, indent=1) + "\n").encode())
+    write_bytes(folder / NUMBERS, json_bytes(numbers | {RUNS: results.by_part()}))
     files = [folder / NUMBERS, folder / PAGE]
     if all(results.quality(setting) for _, _, setting in _rows(benchmark, "patients")):  # not a line through gaps
         write_bytes(folder / PLOT, _plot(benchmark, results))
@@ -110,28 +107,30 @@ def _numbers(benchmark: PrivacyBenchmark, results: PrivacyResults) -> dict[str, 
 
 
 def _key(title: str) -> str:
-    """Of a row of the table of ε, in the names of flat numbers."""
+    """A row of the table of ε in the names of flat numbers."""
     return f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
 
 
 def _over_start(benchmark: PrivacyBenchmark, results: PrivacyResults) -> dict[str, list[float]]:
-    """Row of the table of ε -> dB of copy gain beyond the public start of the same seed, seed by seed."""
+    """Row of the table of ε -> copy gain beyond the public start of the same seed, dB, seed by seed."""
     gains = {
         title: {run["seed"]: run["copy_gain_db"] for run in results.quality(setting)}
         for _, title, setting in _rows(benchmark, "epsilon")
     }
     start = gains.pop(START_ALONE)
-    pairs = {title: [own[seed] - start[seed] for seed in own if seed in start] for title, own in gains.items()}
-    return {title: found for title, found in pairs.items() if found}
+    differences = {
+        title: [by_seed[seed] - start[seed] for seed in by_seed if seed in start] for title, by_seed in gains.items()
+    }
+    return {title: values for title, values in differences.items() if values}
 
 
 def _attacked(benchmark: PrivacyBenchmark, results: PrivacyResults) -> Attacked:
-    found: Attacked = {}
-    for name in ("overfitted", "private"):
-        runs = [results.read("attacks", run.name) for run in benchmark.attacked if run.kind == name]
+    by_kind: Attacked = {}
+    for kind in ("overfitted", "private"):
+        runs = [results.read("attacks", run.name) for run in benchmark.attacked if run.kind == kind]
         if any(runs):
-            found[name] = [run for run in runs if run]
-    return found
+            by_kind[kind] = [run for run in runs if run]
+    return by_kind
 
 
 def _rows(benchmark: PrivacyBenchmark, table: str) -> list[tuple[str, str, PrivacySetting]]:
@@ -144,10 +143,10 @@ def _mean(runs: Sequence[dict[str, Any]], key: str) -> float | None:
 
 def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[str, Any], plot: str) -> str:
     lines = [
-        "# Privacy, measured",
+        "# Privacy",
         "",
-        "`make benchmark-privacy` (`ld-evaluate-privacy --config configs/benchmark_privacy.yaml`) wrote this page. "
-        "Means ± standard deviation over the seeds. A part that has not run yet is not shown.",
+        "Written by `make benchmark-privacy` (`ld-benchmark privacy`). Values are means ± standard deviations over the "
+        "seeds. A part that has not run yet is not shown.",
         "",
         *_aims(numbers),
         *_secure_sums(results.sums()),
@@ -158,39 +157,55 @@ def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[st
         rows = [(name, setting, results.quality(setting)) for _, name, setting in _rows(benchmark, table)]
         lines += _quality(title, table, [row for row in rows if row[2]])
         if table == "epsilon" and (over := _over_start(benchmark, results)):
-            added = [f"{name} {_cell(found)} dB" for name, found in over.items()]
-            lines += [f"Added to the copy gain of the same seed's public start: {'; '.join(added)}.", ""]
+            added = [f"{name} {_cell(values)} dB" for name, values in over.items()]
+            lines += [f"Copy gain beyond the public start of the same seed: {'; '.join(added)}.", ""]
         if table == "patients" and plot:
             lines += [f"![copy gain by the number of patients]({plot})", ""]
     return "\n".join(lines)
 
 
-TITLES = {"epsilon": "Quality at ε", "patients": "How many patients does it take?", "levers": "What each lever buys"}
+TITLES = {"epsilon": "Quality by ε", "patients": "Quality by number of patients", "levers": "Effect of each option"}
+READING = {
+    "epsilon": "Compare each row with the two without ε: *no privacy* is the upper bound, *public start alone* saw no "
+    "patient of the hospital.",
+    "patients": "At the default ε, noise matters less the more patients there are.",
+    "levers": "Each row changes one option of the default.",
+}
 AIMS: tuple[tuple[str, str, str, Callable[[float], bool]], ...] = (
-    ("dp_step_ratio", "private step over plain step, same batch, paired, median", "<= 1.3", lambda value: value <= 1.3),
-    ("copy_gain_ratio_eps8", "copy gain at ε = 8 over that without privacy", ">= 0.8", lambda value: value >= 0.8),
-    ("ledger_under_counts", "ledger below what was sent, after {ledger_kills} kills", "0", lambda value: value == 0),
+    (
+        "dp_step_ratio",
+        "seconds of a private step over a plain one of the same batch, median of pairs",
+        "<= 1.3",
+        lambda value: value <= 1.3,
+    ),
+    ("copy_gain_ratio_eps8", "copy gain at ε = 8 over copy gain without privacy", ">= 0.8", lambda value: value >= 0.8),
+    (
+        "ledger_under_counts",
+        "kills (of {ledger_kills}) after which the ledger held less than was sent",
+        "0",
+        lambda value: value == 0,
+    ),
     (
         "private_epsilon_lower_bound_share",
-        "largest ε that an attack shows of the private runs, over the ledger's",
+        "private trainings: largest lower bound on ε by an attack, over the ledger's ε",
         "<= 1",
         lambda value: value <= 1,
     ),
     (
         "overfitted_epsilon_lower_bound_least",
-        "least ε that an attack shows of the overfitted runs",
+        "overfitted trainings: least lower bound on ε by an attack",
         "> 0",
         lambda value: value > 0,
     ),
     (
         "private_tpr_at_1_percent_fpr_low",
-        "private runs, TPR at 1 % false positives, lower end of its interval over all seeds",
+        "private trainings: TPR at 1 % FPR over all seeds, lower end of its 95 % interval",
         "<= 0.01",
         lambda value: value <= 0.01,
     ),
     (
         "overfitted_tpr_at_1_percent_fpr_low",
-        "overfitted runs, the same",
+        "overfitted trainings: the same",
         "> 0.01",
         lambda value: value > 0.01,
     ),
@@ -199,10 +214,10 @@ AIMS: tuple[tuple[str, str, str, Callable[[float], bool]], ...] = (
 
 def _aims(numbers: dict[str, Any]) -> list[str]:
     lines = ["| | measured | aim | |", "|---|---|---|---|"]
-    for key, words, aim, met in AIMS:
+    for key, text, aim, met in AIMS:
         if key in numbers:
             verdict = "held" if met(numbers[key]) else "**missed**"
-            lines.append(f"| {words.format(**numbers)} | {numbers[key]:.3g} | {aim} | {verdict} |")
+            lines.append(f"| {text.format(**numbers)} | {numbers[key]:.3g} | {aim} | {verdict} |")
     return [*lines, ""] if len(lines) > 2 else []
 
 
@@ -212,7 +227,8 @@ def _secure_sums(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         "## Secure aggregation",
         "",
-        "One round in one process, without network or drop-outs; bytes are a site's, all stages together.",
+        "One round in one process, without network or drop-outs. Bytes are those of one site over all stages; an "
+        "uplink ratio near 1 means that the sum costs hardly more traffic than plain updates.",
         "",
         "| sites | numbers | a site's seconds | server's seconds | plain average, seconds | uplink over plain | "
         "error of the mean |",
@@ -227,22 +243,22 @@ def _secure_sums(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def _norms(found: dict[str, Any] | None) -> list[str]:
-    if not found:
+def _norms(norms: dict[str, Any] | None) -> list[str]:
+    if not norms:
         return []
     lines = [
-        "## Which clip norm?",
+        "## Clip norm",
         "",
-        f"Of {found['patients']} draws of public patients at the public start ({found['draws']} examples each), the "
-        f"norm of a patient's gradient has the median {found['quantiles']['0.5']:.2g}, and nine in ten lie between "
-        f"{found['quantiles']['0.05']:.2g} and {found['quantiles']['0.95']:.2g}. Noise is in units of the clip norm, "
-        "so the norm of the mean clipped gradient in that unit is the signal that it hides.",
+        f"In {norms['patients']} draws of public patients at the public start ({norms['augmentation_multiplicity']} "
+        f"examples each), a patient's gradient has a median norm of {norms['quantiles']['0.5']:.2g}; 90 % lie between "
+        f"{norms['quantiles']['0.05']:.2g} and {norms['quantiles']['0.95']:.2g}. *Signal* is the norm of the mean "
+        "clipped gradient in units of the clip norm, as the noise is: choose a clip norm with a high signal.",
         "",
         "| clip norm | patients whose gradient is clipped | signal |",
         "|---" * 3 + "|",
     ]
     rows = [
-        f"| {row['max_grad_norm']:g} | {row['clipped_share']:.0%} | {row['signal']:.3f} |" for row in found["clips"]
+        f"| {row['max_grad_norm']:g} | {row['clipped_share']:.0%} | {row['signal']:.3f} |" for row in norms["clips"]
     ]
     return [*lines, *rows, ""]
 
@@ -251,7 +267,13 @@ def _quality(title: str, table: str, rows: Sequence[tuple[str, PrivacySetting, l
     if not rows:
         return []
     heads = " | ".join(SHOWN.values())
-    lines = [f"## {title}", "", f"| {table} | seeds | patients a step | numbers | noise over signal | {heads} |"]
+    lines = [
+        f"## {title}",
+        "",
+        READING[table],
+        "",
+        f"| {table} | seeds | patients a step | numbers | noise over signal | {heads} |",
+    ]
     lines.append("|---" * (5 + len(SHOWN)) + "|")
     for name, setting, runs in rows:
         cells = " | ".join(_cell([run[key] for run in runs]) for key in SHOWN)
@@ -281,9 +303,9 @@ def _plot(benchmark: PrivacyBenchmark, results: PrivacyResults) -> bytes:
         reference = _mean(results.quality(setting), "copy_gain_db")
         if title in (NO_PRIVACY, START_ALONE) and reference is not None:
             axes.axhline(reference, color="#c8553d", lw=1)
-            words = title if title == START_ALONE else f"{title},\n{setting.patients:,} patients"
+            label = title if title == START_ALONE else f"{title},\n{setting.patients:,} patients"
             beside = axes.get_yaxis_transform()
-            axes.text(1.01, reference, words, color="#c8553d", va="center", transform=beside)
+            axes.text(1.01, reference, label, color="#c8553d", va="center", transform=beside)
     axes.set(xscale="log", xlabel="patients of the hospital", ylabel="gain over copying the scan, dB")
     axes.set_title(f"ε = {benchmark.config.base_setting().epsilon:g}: each seed, and their mean", fontsize=10)
     axes.set_xticks(places, [f"{place:,}" for place in places])

@@ -1,99 +1,123 @@
-"""What `ld-evaluate-privacy` runs: the parts of the benchmark, each with a bar or a line."""
+"""`ld-benchmark privacy`: run the parts that the config names, and write the page."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.site_config import load_site
-from ld_common.core.command import progress_bar
+from ld_simulations.benchmarks.harness import Harness, ResultStore
 from ld_simulations.benchmarks.privacy.attacks import attack, patients_of_attacks
 from ld_simulations.benchmarks.privacy.cost import step_ratio
 from ld_simulations.benchmarks.privacy.kills import kill_rounds
 from ld_simulations.benchmarks.privacy.norms import gradient_norms
-from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, load_privacy_benchmark
+from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, PrivacyTraining, adopted_results, result_name
 from ld_simulations.benchmarks.privacy.quality import QualityRuns
-from ld_simulations.benchmarks.privacy.report import PrivacyResults, write_results
+from ld_simulations.benchmarks.privacy.report import write_results
 from ld_simulations.benchmarks.privacy.sums import measure_sum
-from ld_simulations.benchmarks.workers import work_through
-from ld_simulations.demo import load_demo, prepare_sites
+from ld_simulations.demo import load_demo
+from ld_simulations.preparation import prepare_sites
 
 PATIENTS_OF_KILLS = 4
 
-console = Console()
+
+@dataclass(frozen=True)
+class PartTask:
+    """A training as a task of one part."""
+
+    part: str
+    training: PrivacyTraining
+
+    @property
+    def name(self) -> str:
+        """Name of its result."""
+        return result_name(self.part, self.training.name)
 
 
-def _cost(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
-    if results.read("cost", "step") is None:
-        with console.status("timing private and plain steps"):
-            results.write("cost", "step", step_ratio(benchmark))
+@dataclass(frozen=True)
+class StartTask:
+    """A public start that trainings of a rank and seed share."""
+
+    rank: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name in the log."""
+        return f"rank {self.rank}, seed {self.seed}"
 
 
-def _kills(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
-    if results.read("kills", "kills") is not None:
-        return
-    output, patients = benchmark.output / "killed", f"hospital_overrides=[patients={PATIENTS_OF_KILLS},held_out=1]"
-    demo = load_demo(config.parent / "demo.yaml", [f"output={output}", patients])
-    prepare_sites(demo)
-    site = load_site(sorted(demo.sites.glob("*.yaml"))[0])
-    with console.status(f"killing {benchmark.config.kills} rounds"):
-        results.write("kills", "kills", asdict(kill_rounds(site, benchmark.config.kills, 0)))
+def run(benchmark: PrivacyBenchmark, only_report: bool, console: Console) -> list[Path]:
+    """Run what has no result yet of each part, unless `only_report`, and write the page; returns the files."""
+    harness = Harness(ResultStore(benchmark.output, adopted_results(benchmark)), console, benchmark.config.workers)
+    if not only_report:
+        for part in benchmark.config.parts:
+            PARTS[part](benchmark, harness)
+    return write_results(benchmark, harness.store)
 
 
-def _sums(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
+def _cost(benchmark: PrivacyBenchmark, harness: Harness) -> None:
+    harness.once(result_name("cost", "step"), functools.partial(step_ratio, benchmark))
+
+
+def _kills(benchmark: PrivacyBenchmark, harness: Harness) -> None:
+    def kill() -> dict[str, int]:
+        overrides = [f"output={benchmark.output / 'killed'}", f"patients={PATIENTS_OF_KILLS}", "test_patients=1"]
+        demo = load_demo(benchmark.folder / "demo.yaml", overrides)
+        prepare_sites(demo)
+        site = load_site(sorted(demo.sites.glob("*.yaml"))[0])
+        return asdict(kill_rounds(site, benchmark.config.kills, 0))
+
+    harness.once(result_name("kills", "kills"), kill)
+
+
+def _sums(benchmark: PrivacyBenchmark, harness: Harness) -> None:
     for sites in benchmark.config.sums:
         for length in benchmark.config.lengths:
-            if results.read("sums", f"{sites}-{length}") is None:
-                with console.status(f"secure sum of {length} numbers over {sites} sites"):
-                    results.write("sums", f"{sites}-{length}", measure_sum(sites, length))
+            name = result_name("sums", f"{sites}-{length}")
+            harness.once(name, functools.partial(measure_sum, sites, length))
 
 
-def _norms(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
-    if results.read("norms", "norms") is None:
-        with console.status("lengths of public patients' gradients"):
-            results.write("norms", "norms", gradient_norms(QualityRuns(benchmark)))
+def _norms(benchmark: PrivacyBenchmark, harness: Harness) -> None:
+    harness.once(result_name("norms", "norms"), lambda: gradient_norms(QualityRuns(benchmark)))
 
 
-def _attacks(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
-    missing = [run for run in benchmark.attacked if results.read("attacks", run.name) is None]
+def _attacks(benchmark: PrivacyBenchmark, harness: Harness) -> None:
+    tasks = [PartTask("attacks", training) for training in benchmark.attacked]
+    if any(harness.store.read(task.name) is None for task in tasks):
+        with harness.console.status("patients of the attacks"):
+            patients_of_attacks(QualityRuns(benchmark))
+    harness.run("attacks", tasks, functools.partial(QualityRuns, benchmark), _attack)
+
+
+def _attack(runs: QualityRuns, task: PartTask) -> dict[str, object]:
+    return attack(runs, task.training)
+
+
+def _quality(benchmark: PrivacyBenchmark, harness: Harness) -> None:
     make = functools.partial(QualityRuns, benchmark)
+    tasks = [PartTask("quality", training) for training in benchmark.trainings]
+    missing = [task for task in tasks if harness.store.read(task.name) is None]
     if missing:
-        patients_of_attacks(make())
-    with progress_bar(console, "attacks", len(missing), transient=False) as advance:
-        for run, found in work_through(make, attack, missing, benchmark.config.workers):
-            results.write("attacks", run.name, found)
-            advance(1)
-
-
-def _quality(benchmark: PrivacyBenchmark, results: PrivacyResults, config: Path) -> None:
-    missing = [run for run in benchmark.trainings if results.read("quality", run.name) is None]
-    make = functools.partial(QualityRuns, benchmark)
-    if missing:
-        with console.status("patients"):
+        with harness.console.status("patients"):
             make().prepare()
-    starts = list(dict.fromkeys((run.setting.rank, run.seed) for run in missing if run.setting.warm_start))
-    with progress_bar(console, "public starts", len(starts), transient=False) as advance:
-        for _ in work_through(make, QualityRuns.public_start, starts, benchmark.config.workers):
-            advance(1)
-    with progress_bar(console, "trainings", len(missing), transient=False) as advance:
-        for run, found in work_through(make, QualityRuns.run, missing, benchmark.config.workers):
-            results.write("quality", run.name, found)
-            advance(1)
+    settings = [(task.training.setting, task.training.seed) for task in missing]
+    starts = [StartTask(setting.rank, seed) for setting, seed in settings if setting.warm_start]
+    # each start is a file of its own, and reading one that is there takes no time
+    harness.run("public starts", list(dict.fromkeys(starts)), make, _public_start, done=lambda task: False)
+    harness.run("trainings", missing, make, _train)
+
+
+def _public_start(runs: QualityRuns, task: StartTask) -> None:
+    runs.public_start((task.rank, task.seed))
+
+
+def _train(runs: QualityRuns, task: PartTask) -> dict[str, object]:
+    return runs.run(task.training)
 
 
 PARTS = {"cost": _cost, "kills": _kills, "sums": _sums, "norms": _norms, "attacks": _attacks, "quality": _quality}
-
-
-def fill_tables(config: Path, overrides: list[str], only_report: bool) -> None:
-    """Run what is not there yet of each part, unless `only_report`, and write the tables."""
-    benchmark = load_privacy_benchmark(config, overrides)
-    results = PrivacyResults(benchmark)
-    if not only_report:
-        for part in benchmark.config.parts:
-            PARTS[part](benchmark, results, config)
-    for file in write_results(benchmark):
-        console.print(f"wrote {file}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What secure aggregation costs beside a plain average: seconds at server and site, bytes, in one process."""
+"""Cost of secure aggregation against a plain average: seconds at server and site, and bytes, in one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TURNS = 3
 
 
 def measure_sum(sites: int, length: int) -> dict[str, Any]:
-    """Medians over turns of one whole round without drop-outs, and its largest error against the plain mean."""
+    """Medians over turns of a round without drop-outs, and its largest error against the plain mean."""
     turns = [_round(sites, length, turn) for turn in range(TURNS)]
     row: dict[str, Any] = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
     return {"sites": sites, "numbers": length, **row}
@@ -53,7 +53,7 @@ def _round(count: int, length: int, seed: int) -> dict[str, float]:
     started = time.perf_counter()
     requests = server.agree(exchange)
     server.collect(exchange(Stage.VECTOR, requests))
-    found = server.unmask(exchange)
+    total = server.unmask(exchange)
     whole = time.perf_counter() - started
     started = time.perf_counter()
     plain = np.mean([updates[name] for name in names], axis=0)
@@ -65,7 +65,7 @@ def _round(count: int, length: int, seed: int) -> dict[str, float]:
         "uplink_bytes": statistics.median(sent.values()),
         "downlink_bytes": statistics.median(received.values()),
         "plain_uplink_bytes": 4 * length,
-        "largest_error": float(np.abs(found.vector / count - plain).max()),
+        "largest_error": float(np.abs(total.vector / count - plain).max()),
     }
 
 

@@ -1,0 +1,263 @@
+"""Counterfactuals in Python: load a release, ask for a scan under other attributes, get arrays in the scan's grid."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import ld_common.core.offline  # noqa: F401  (before any model library)
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.errors import RequestError
+from ld_common.diffusion.base_model import BaseModel
+from ld_common.diffusion.drift import LatentDrift
+from ld_common.editing.base import Editor
+from ld_common.editing.counterfactuals import draw_several, edit_to
+from ld_common.editing.registry import change_editor, editor_options, read_editor
+from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
+from ld_common.imaging.modality import Attributes, Modality, Value
+from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_table import agree, load_modality, shown
+from ld_common.metrics.registry import BIOMARKERS
+from ld_common.release.data_ranges import beyond, trained_on
+from ld_common.release.release import Release, edit_drift, load_release_base, release_editor, release_record, software
+from ld_common.release.trusted_keys import read_trusted_release
+
+Pixels = NDArray[np.float32]
+SYNTHETIC = {"SyntheticData": "YES", "Software": "latent-drift-federation"}
+
+
+@dataclass(frozen=True, eq=False)
+class CounterfactualResult:
+    """A counterfactual in the grid `(H,W)` and the real values of its scan."""
+
+    scan: Pixels
+    image: Pixels
+    """The counterfactual; the mean over the seeds if there are several."""
+    reconstruction: Pixels
+    """What inversion and denoising without an edit return: what differs from the scan was lost, not edited."""
+    samples: Pixels
+    """The counterfactual of each seed, `(K,H,W)`."""
+    attributes: Attributes
+    """All attributes of the counterfactual."""
+    source: Attributes
+    """All attributes of the scan."""
+    biomarkers: dict[str, dict[str, float]]
+    """Area in mm2 by biomarker, in `scan`, `reconstruction` and `image`; empty if the scan's spacing is not known."""
+    warnings: list[str]
+    """A sentence for each attribute outside the range that the sites had scans of."""
+    record: dict[str, Any]
+    """Release, editor and seeds: what is needed to draw it again."""
+    frame: Frame = field(repr=False)
+
+    @property
+    def difference(self) -> Pixels:
+        """`image` minus `reconstruction`: the effect of the edit, in real values."""
+        return self.image - self.reconstruction
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write `scan`, `reconstruction`, `image` and `difference` as PNG and `result.json`; returns the files.
+
+        All but the scan carry the text `SyntheticData=YES`.
+
+        Raises:
+            RequestError: the folder cannot be made.
+        """
+        from ld_common.imaging.image_io import write_difference_png, write_png  # imports matplotlib
+
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"cannot make the folder '{folder}': {error.strerror or error}") from error
+        images = {"scan": self.scan, "reconstruction": self.reconstruction, "image": self.image}
+        for name, pixels in images.items():
+            write_png(folder / f"{name}.png", pixels, self.frame, {} if name == "scan" else SYNTHETIC)
+        half_range = (self.frame.high - self.frame.low) / 2
+        write_difference_png(folder / "difference.png", self.difference / half_range, SYNTHETIC, limit=1.0)
+        content = {
+            "source": self.source,
+            "attributes": self.attributes,
+            "biomarkers_mm2": self.biomarkers,
+            "warnings": self.warnings,
+            **self.record,
+        }
+        write_bytes(folder / "result.json", (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        return [folder / f"{name}.png" for name in (*images, "difference")] + [folder / "result.json"]
+
+
+class CounterfactualPipeline:
+    """Draws counterfactuals of scans with a base, an adapter in it, and an editor.
+
+    Use `from_release` for a release. The constructor takes the parts, for example those of `train`:
+
+        model = train(base, adapters.Lora(rank=8), data, drift=drift)
+        pipe = CounterfactualPipeline(model.model, "configs/modalities/brain_mri.yaml", drift=model.drift)
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        modality: Modality | Path | str,
+        editor: Editor | None = None,
+        drift: LatentDrift | None = None,
+        release: Release | None = None,
+    ) -> None:
+        """Take the parts as they are.
+
+        Args:
+            base: the base with the adapter in it.
+            modality: attributes, prompts and image settings, or the YAML file of a modality.
+            editor: default of each call; `ddim` with its defaults if None.
+            drift: the latent drift that the adapter was trained with.
+            release: where the parts come from, for `CounterfactualResult.record`.
+        """
+        self.base, self.drift, self.release = base, drift, release
+        self.modality = load_modality(modality)
+        self.editor = read_editor({}) if editor is None else editor
+
+    @classmethod
+    def from_release(
+        cls,
+        folder: Path | str,
+        base: str | None = None,
+        *,
+        trust: str = "",
+        allow_unsigned: bool = True,
+        device: str = "cpu",
+        precision: str = "float32",
+    ) -> CounterfactualPipeline:
+        """Load a release and its base.
+
+        Args:
+            folder: the release.
+            base: path or hub id of the base; needed if it is not where the release looks for it.
+            trust: public key of the study, or a file or kit.json with it; it is remembered for the study.
+            allow_unsigned: accept a release without a signature, with a warning. A signature that there is must hold.
+            device: `cpu` or `cuda`.
+            precision: `float32`, `bfloat16` or `float16`.
+
+        Raises:
+            ReleaseError: no complete release, or the base is missing or another one.
+            SignatureError: altered, signed by a key that is not trusted, or unsigned where that is not accepted.
+            ModelError: the base cannot be loaded, or the device is not available.
+        """
+        release, messages = read_trusted_release(Path(folder), trust, allow_unsigned and not trust)
+        for message in messages:
+            warnings.warn(message, stacklevel=2)
+        model = load_release_base(release, base, device, precision)
+        return cls(model, release.modality, release_editor(release), edit_drift(release), release)
+
+    def __call__(
+        self,
+        scan: Path | str | Scan | Tensor,
+        source: Mapping[str, Value] | None = None,
+        *,
+        target: Mapping[str, Value],
+        editor: str | Editor | None = None,
+        seed: int = 0,
+        num_seeds: int = 1,
+        slice_index: int | None = None,
+        **options: Any,
+    ) -> CounterfactualResult:
+        """Draw a scan as it would look under other attributes.
+
+        Args:
+            scan: path of a DICOM file or series, a NIfTI volume or a PNG; a `Scan`; or `(1,S,S)` in [-1, 1].
+            source: attributes of the scan; those that its file holds may be left out.
+            target: the attributes that change.
+            editor: name or instance; the pipeline's if None.
+            seed: first seed of editors that draw noise.
+            num_seeds: number of seeds; `image` is the mean over them.
+            slice_index: slice of a volume, from the lowest; the modality's position if None.
+            options: options of the editor, such as `guidance_scale`.
+
+        Raises:
+            RequestError: an unknown or missing attribute, or a value out of range.
+            ScanError: the scan cannot be used.
+            ConfigError: an unknown editor or option, or a value out of range.
+        """
+        if num_seeds < 1:
+            raise RequestError(f"num_seeds is {num_seeds}: use 1 or more")
+        chosen = self._editor(editor, options)
+        changes = self._parse("target", target)
+        pixels, picture, frame, in_file = self._read(scan, slice_index)
+        attributes = self._source(in_file, self._parse("source", source or {}))
+        edit = edit_to(self.modality, 0, attributes, changes)
+        prompts, seeds = [self.modality.prompt(attributes)], range(seed, seed + num_seeds)
+        drawn, samples = draw_several(self.base, picture[None], prompts, [edit], chosen, seeds, drift=self.drift)
+        images = torch.stack([picture, drawn.reconstructions[0], drawn.images[0]])
+        return CounterfactualResult(
+            scan=pixels,
+            image=from_model(drawn.images[0], frame),
+            reconstruction=from_model(drawn.reconstructions[0], frame),
+            samples=np.stack([from_model(sample, frame) for sample in samples[0]]),
+            attributes=attributes | changes,
+            source=attributes,
+            biomarkers=self._biomarkers(images, frame),
+            warnings=self._warnings(attributes | changes),
+            record=self._record(chosen, list(seeds)),
+            frame=frame,
+        )
+
+    def _editor(self, editor: str | Editor | None, options: Mapping[str, Any]) -> Editor:
+        if isinstance(editor, str):
+            editor = self.editor if editor == self.editor.name else change_editor(self.editor, editor)
+        chosen = self.editor if editor is None else editor
+        return read_editor({**editor_options(chosen), **options}, prefix="") if options else chosen
+
+    def _parse(self, argument: str, attributes: Mapping[str, Value]) -> Attributes:
+        if argument == "target" and not attributes:
+            raise RequestError("target is empty: name an attribute that changes, for example target={'age': 84}")
+        return {name: self.modality.parse(name, str(value)) for name, value in attributes.items()}
+
+    def _read(
+        self, scan: Path | str | Scan | Tensor, slice_index: int | None
+    ) -> tuple[Pixels, Tensor, Frame, Attributes]:
+        """Pixels in the scan's grid, the model's image `(1,S,S)`, their geometry, and the attributes in the file."""
+        if isinstance(scan, Tensor):
+            side = self.base.resolution
+            if scan.shape != (1, side, side):
+                raise RequestError(f"the tensor has shape {tuple(scan.shape)}: this base needs (1, {side}, {side})")
+            if not bool(torch.isfinite(scan).all()) or float(scan.abs().max()) > 1:
+                raise RequestError("the tensor has values outside [-1, 1]: scale it to this range")
+            picture = scan.detach().float().cpu()
+            return picture[0].numpy(), picture, Frame(-1.0, 1.0, (side, side), None, float(side), None), {}
+        read = scan if isinstance(scan, Scan) else read_scan(Path(scan), self.modality, slice_index)
+        picture, frame = to_model(read, self.base.resolution, self.modality.image)
+        return np.asarray(read.pixels, np.float32), picture, frame, read.attributes_in_file
+
+    def _source(self, in_file: Attributes, given: Attributes) -> Attributes:
+        for name in sorted(set(in_file) & set(given)):
+            if not agree(in_file[name], given[name]):
+                raise RequestError(f"{name} is {shown(in_file[name])} in the scan and {shown(given[name])} in source")
+        attributes = {name: value for name, value in (in_file | given).items() if name in self.modality.attributes}
+        missing = [name for name in self.modality.attributes if name not in attributes]
+        if missing:
+            raise RequestError(f"the scan's {', '.join(missing)} is not known: add it to source")
+        return attributes
+
+    def _biomarkers(self, images: Tensor, frame: Frame) -> dict[str, dict[str, float]]:
+        if frame.spacing_mm is None:
+            return {}
+        pixel_mm = frame.field_of_view / images.shape[-1]
+        names = ("scan", "reconstruction", "image")
+        areas = {name: BIOMARKERS.load(name)(images.float(), pixel_mm).tolist() for name in self.modality.biomarkers}
+        return {name: dict(zip(names, values, strict=True)) for name, values in areas.items()}
+
+    def _warnings(self, attributes: Attributes) -> list[str]:
+        if self.release is None:
+            return []
+        return beyond(self.modality, trained_on(self.modality, self.release.manifest["rounds"]), attributes)
+
+    def _record(self, editor: Editor, seeds: list[int]) -> dict[str, Any]:
+        release = None if self.release is None else release_record(self.release)
+        return {"edit": editor_options(editor), "seeds": seeds, "release": release, "software": software()}

@@ -1,0 +1,118 @@
+"""The table of `ld-generate batch` and the outcomes that it writes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.errors import RequestError
+
+OUTCOMES, DRAWN = "batch.csv", "drawn"
+COLUMNS, REQUIRED = ("input", "target", "source", "slice"), ("input", "target")
+RENAMED_COLUMNS = {"set": "target", "given": "source"}
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """One scan of the table, as the file has it."""
+
+    number: int
+    """From 1."""
+    input: str
+    """Path of the scan, relative to the table."""
+    target: str
+    """Edits, separated by semicolons."""
+    source: str = ""
+    slice: str = ""
+    extra_cells: str = ""
+    """Cells beyond the last column."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its results."""
+        return f"{self.number:05d}_{Path(self.input).name}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row."""
+
+    row: int
+    input: str
+    folder: str
+    outcome: str
+    """`drawn`, or the reason why not."""
+    warnings: str
+    """Those of its record, separated by semicolons."""
+    request: str
+    """Hash of the row, the release and all options; a row whose hash changed is drawn again."""
+
+
+def read_rows(table: Path) -> list[BatchRow]:
+    """The rows of a table.
+
+    Raises:
+        RequestError: it cannot be read, has no row, lacks a column or has an unknown one.
+    """
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            columns = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = columns
+            _check_columns(table, columns)
+            rows = [
+                BatchRow(
+                    number,
+                    **{name: (cells.get(name) or "").strip() for name in columns},
+                    extra_cells=",".join(cells.get(None) or []),
+                )
+                for number, cells in enumerate(reader, start=1)
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"cannot read the table '{table}': {error}") from error
+    if not rows:
+        raise RequestError(f"'{table}' has no row: add one for each scan")
+    return rows
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """The outcomes of an earlier run; empty where there are none, so that everything is drawn."""
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return [
+                Outcome(
+                    int(cells["row"]),
+                    cells["input"],
+                    cells["folder"],
+                    cells["outcome"],
+                    cells["warnings"],
+                    cells["request"],
+                )
+                for cells in csv.DictReader(stream)
+            ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write `batch.csv`; raises `CheckpointError` when it cannot be written."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Outcome)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
+    write_bytes(path, stream.getvalue().encode())
+
+
+def _check_columns(table: Path, columns: Sequence[str]) -> None:
+    for old in (name for name in columns if name in RENAMED_COLUMNS):
+        raise RequestError(f"'{table}': column '{old}' is now called '{RENAMED_COLUMNS[old]}'")
+    for name in REQUIRED:
+        if name not in columns:
+            raise RequestError(f"'{table}' has no column '{name}': a table has {', '.join(COLUMNS)}")
+    if unknown := sorted(set(columns) - set(COLUMNS)):
+        raise RequestError(f"'{table}' has unknown columns: {', '.join(unknown)}; a table has {', '.join(COLUMNS)}")

@@ -1,0 +1,1 @@
+"""One module a subcommand of `ld-generate`. Importing them imports no model library."""

@@ -1,0 +1,90 @@
+"""`ld-generate batch`: counterfactuals of the scans of a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ld_common.core.command import loading, progress_bar
+from ld_generate.batch_table import DRAWN, OUTCOMES, Outcome, read_rows
+from ld_generate.console import print_note, status
+from ld_generate.options import (
+    BurnedInTextChecked,
+    EditorOptions,
+    LoadOptions,
+    OutputOptions,
+    Source,
+    check_attributes,
+)
+
+Table = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TABLE",
+        show_default=False,
+    ),
+]
+
+
+def batch(
+    load_options: LoadOptions,
+    table: Table,
+    editor_options: EditorOptions,
+    output: OutputOptions,
+    source: Source = "",
+    burned_in_text_checked: BurnedInTextChecked = False,
+) -> None:
+    """Edit the scans of a table; a row that fails does not stop the others.
+
+    TABLE is a CSV file with a row a scan: the columns input (a path, relative to the table) and target (edits,
+    separated by semicolons, such as age=84;age=90,diagnosis=AD), and optionally source and slice. KEY=VALUE sets an
+    option of the editor.
+
+    Writes one folder a row, and batch.csv with the outcome of each. A second run draws only what is missing or changed.
+    The exit code is 1 when a row failed.
+
+    Example: ld-generate batch RELEASE scans.csv --source sex=F --out results
+    """
+    check_attributes(load_options, [], source)
+    rows = len(read_rows(table))
+    with loading(status):
+        from ld_generate.batch import draw_batch
+        from ld_generate.loading import choose_editor, load_model, open_release
+        from ld_generate.request import RequestOptions
+        from ld_generate.samples import make_folder
+
+    release = open_release(load_options)
+    editor = choose_editor(release, editor_options)
+    options = RequestOptions(
+        out=output.out,
+        source=release.modality.parse_all(source),
+        burned_in_text_checked=burned_in_text_checked,
+        watermark=output.watermark,
+    )
+    model = load_model(release, load_options)
+    make_folder(output.out)
+    with progress_bar(status, "drawing", rows) as advance:
+        outcomes = draw_batch(model, release, table, options, editor, advance)
+    _print_outcomes(outcomes, output)
+    if any(outcome.outcome != DRAWN for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _print_outcomes(outcomes: Sequence[Outcome], output: OutputOptions) -> None:
+    from ld_generate.report import print_json, print_warnings, summarize
+    from ld_generate.samples import RECORD
+
+    folders = [output.out / outcome.folder for outcome in outcomes if outcome.outcome == DRAWN]
+    if output.as_json:
+        results = [summarize(folder, [path for path in folder.rglob("*") if path.is_file()]) for folder in folders]
+        print_json({"rows": [dataclasses.asdict(outcome) for outcome in outcomes], "results": results})
+        return
+    for outcome in outcomes:
+        if outcome.outcome != DRAWN:
+            print_note(f"row {outcome.row}, {outcome.input}: {outcome.outcome}")
+    print_warnings([folder / RECORD for folder in folders])
+    print(f"drew {len(folders)} of {len(outcomes)} rows: see {output.out / OUTCOMES}")

@@ -1,0 +1,111 @@
+"""A sweep as a strip (PNG), an animation (GIF) and a table (CSV) of biomarkers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ld_common.core.atomic_files import write_bytes
+from ld_common.imaging.geometry import Frame
+from ld_common.imaging.modality import Attributes, Modality
+from ld_common.metrics.registry import BIOMARKERS
+from ld_generate.attribute_sweep import Sweep
+from ld_generate.samples import write_strip
+
+FRAME_MILLISECONDS, FRAME_PIXELS, LABEL_PIXELS = 400, 384, 28
+COMMENT = "SyntheticData=YES: drawn by latent-drift-federation, not an observation of a patient"
+
+
+@dataclass(frozen=True, eq=False)
+class SweepPictures:
+    """The model's pictures of a sweep, each `(1,S,S)` in [-1, 1]."""
+
+    scan: Tensor
+    reconstruction: Tensor
+    counterfactuals: Sequence[Tensor]
+    """One a value."""
+
+
+def write_sweep(
+    folder: Path, modality: Modality, sweep: Sweep, frame: Frame, source: Attributes, pictures: SweepPictures
+) -> list[Path]:
+    """Write `sweep_<attribute>.png`, `.gif` and `.csv` into `folder`.
+
+    Args:
+        folder: the scan's results.
+        modality: names the biomarkers.
+        sweep: the values.
+        frame: the scan's; without a spacing the table has no areas.
+        source: attributes of the scan.
+        pictures: what was drawn.
+    """
+    stem, titles = f"sweep_{sweep.attribute}", [f"{value:g}" for value in sweep.values]
+    unit = modality.attributes[sweep.attribute].unit
+    columns = {title: [image] for title, image in zip(titles, pictures.counterfactuals, strict=True)}
+    strip = write_strip(
+        folder / f"{stem}.png",
+        {"reconstruction": [pictures.reconstruction], **columns},
+        f"{sweep.attribute} in {unit}" if unit else sweep.attribute,
+    )
+    animation = folder / f"{stem}.gif"
+    labels = [f"{sweep.attribute} {title} {unit}".strip() for title in titles]
+    write_bytes(animation, _animate(pictures.counterfactuals, labels))
+    table = folder / f"{stem}.csv"
+    write_bytes(table, _table(modality, sweep, frame, source, pictures).encode())
+    return [strip, animation, table]
+
+
+def measure_biomarkers(modality: Modality, frame: Frame, pictures: Tensor) -> list[dict[str, float]]:
+    """The modality's biomarkers of each picture `(N,1,S,S)` in mm2; empty where the scan has no spacing."""
+    if frame.spacing_mm is None:
+        return [{} for _ in pictures]
+    pixel_mm = frame.field_of_view / pictures.shape[-1]
+    areas = {name: BIOMARKERS.load(name)(pictures.float(), pixel_mm).tolist() for name in modality.biomarkers}
+    return [{name: values[row] for name, values in areas.items()} for row in range(len(pictures))]
+
+
+def _table(modality: Modality, sweep: Sweep, frame: Frame, source: Attributes, pictures: SweepPictures) -> str:
+    """A row a picture: its value, biomarkers in mm2, and the mean absolute change as a share of the grey range."""
+    kinds = ["input", "reconstruction", *["counterfactual"] * len(sweep.values)]
+    values = [source[sweep.attribute]] * 2 + list(sweep.values)
+    images = torch.stack([pictures.scan, pictures.reconstruction, *pictures.counterfactuals]).float()
+    biomarkers = measure_biomarkers(modality, frame, images)
+    columns = {f"{name}_mm2": [measured[name] for measured in biomarkers] for name in biomarkers[0]}
+    columns["mean_change"] = ((images - pictures.reconstruction).abs().mean((1, 2, 3)) / 2).tolist()
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["picture", sweep.attribute, *columns])
+    for row, (kind, value) in enumerate(zip(kinds, values, strict=True)):
+        writer.writerow([kind, value, *(f"{column[row]:.6g}" for column in columns.values())])
+    return stream.getvalue()
+
+
+def _animate(images: Sequence[Tensor], labels: Sequence[str]) -> bytes:
+    """A GIF that runs through the pictures and back, each above its label."""
+    font = ImageFont.load_default(size=LABEL_PIXELS // 2)
+    frames = []
+    for image, label in zip(images, labels, strict=True):
+        grey = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+        page = Image.new("L", (FRAME_PIXELS, FRAME_PIXELS + LABEL_PIXELS))
+        page.paste(Image.fromarray(grey).resize((FRAME_PIXELS, FRAME_PIXELS), Image.Resampling.BICUBIC))
+        centre = (FRAME_PIXELS / 2, FRAME_PIXELS + LABEL_PIXELS / 2)
+        ImageDraw.Draw(page).text(centre, f"{label}   synthetic", fill=255, font=font, anchor="mm")
+        frames.append(page)
+    stream, order = io.BytesIO(), [*frames, *frames[-2:0:-1]]
+    order[0].save(
+        stream,
+        "GIF",
+        save_all=True,
+        append_images=order[1:],
+        duration=FRAME_MILLISECONDS,
+        loop=0,
+        comment=COMMENT.encode(),
+    )
+    return stream.getvalue()

@@ -1,0 +1,121 @@
+"""`ld-benchmark`: the studies that the numbers in docs/benchmarks come from."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from ld_common.core.command import VERSION, loading, run_cli
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+@cli.callback()
+def describe(version: bool = VERSION) -> None:
+    """Run a study and write its page. A stopped study resumes; what has a result is not run again."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A subcommand; the module of `load` imports no model library, that of `run` may."""
+
+    name: str
+    help: str
+    config: Path
+    load: str
+    """`module:function` of the config's path and overrides; it raises `ConfigError`."""
+    run: str
+    """`module:function` of what `load` returned, `only_report` and a console; it returns the files written."""
+
+
+CONFIGS = Path("configs")
+PACKAGE = "ld_simulations.benchmarks"
+STUDIES = (
+    Study(
+        "latent-drift",
+        "Sample quality of every adapter with and without drift, and under each control.",
+        CONFIGS / "benchmark_latent_drift.yaml",
+        f"{PACKAGE}.latent_drift.plan:load_benchmark",
+        f"{PACKAGE}.latent_drift.run:run",
+    ),
+    Study(
+        "counterfactuals",
+        "Counterfactuals of every editor against the true ones and against follow-ups.",
+        CONFIGS / "benchmark_counterfactuals.yaml",
+        f"{PACKAGE}.counterfactuals.plan:load_counterfactuals",
+        f"{PACKAGE}.counterfactuals.run:run",
+    ),
+    Study(
+        "privacy",
+        "Cost and utility of differential privacy and secure aggregation, and attacks on trained models.",
+        CONFIGS / "benchmark_privacy.yaml",
+        f"{PACKAGE}.privacy.plan:load_privacy_benchmark",
+        f"{PACKAGE}.privacy.run:run",
+    ),
+    Study(
+        "deployment",
+        "A deployed study under random kills, intrusion attempts and a resume, and the cost of its rounds.",
+        CONFIGS / "benchmark_deployment.yaml",
+        f"{PACKAGE}.deployment.plan:load_deployment_benchmark",
+        f"{PACKAGE}.deployment.run:run",
+    ),
+    Study(
+        "stable-diffusion-cost",
+        "Time and memory of Stable Diffusion 1.4's UNet on this machine.",
+        CONFIGS / "benchmark_stable_diffusion_cost.yaml",
+        f"{PACKAGE}.stable_diffusion.plan:load_cost_config",
+        f"{PACKAGE}.stable_diffusion.cost:run",
+    ),
+    Study(
+        "house",
+        "Size and shape of the code base and its documentation.",
+        CONFIGS / "benchmark_house.yaml",
+        f"{PACKAGE}.house:load_house_config",
+        f"{PACKAGE}.house:run",
+    ),
+)
+
+
+def _command_of(study: Study) -> Callable[..., None]:
+    def command(
+        config: Path = typer.Option(study.config, help="YAML of the study."),
+        only_report: bool = typer.Option(
+            False, "--only-report", help="Run nothing; write the page from the results that there are."
+        ),
+        overrides: list[str] = typer.Argument(
+            None, metavar="[KEY=VALUE]...", help="Keys of the config, for example output=runs/quick."
+        ),
+    ) -> None:
+        plan = _import(study.load)(config, overrides or [])
+        console = Console()
+        with loading(console):
+            run = _import(study.run)
+        for file in run(plan, only_report, console):
+            console.print(f"wrote {file}", soft_wrap=True)
+
+    return command
+
+
+def _import(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+for _study in STUDIES:
+    cli.command(_study.name, help=_study.help)(_command_of(_study))
+
+
+def main() -> None:
+    """Entry point of `ld-benchmark`."""
+    run_cli(cli)
+
+
+if __name__ == "__main__":
+    main()

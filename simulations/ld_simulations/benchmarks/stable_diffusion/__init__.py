@@ -1,0 +1,1 @@
+"""Time and memory of Stable Diffusion 1.4's UNet."""
