@@ -65,8 +65,16 @@ def test_the_closure_follows_functions_parents_and_relative_imports_but_no_type_
         "e.py": b"",
         "f.py": b"from a import b as renamed\n",
         "g.py": b"",
+        "c/broken.py": b"import e \xff",
     }
-    assert import_closure(["a.b"], sources) == {"a/__init__.py", "a/b.py", "c/__init__.py", "c/d.py", "f.py"}
+    assert import_closure(["a.b", "c.broken"], sources) == {
+        "c/broken.py",
+        "a/__init__.py",
+        "a/b.py",
+        "c/__init__.py",
+        "c/d.py",
+        "f.py",
+    }
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_sites_drop_out_down_to_the_threshold_and_no_further(stage: Stage) -> No
         if gone <= 7 - sites.setting.threshold:
             check_sum(sites.run(), sites, names if stage is Stage.UNMASK else names[gone:])
         else:
-            with pytest.raises(FederationError, match=f"{7 - gone} of 7 sites are left after stage '{stage}'"):
+            with pytest.raises(FederationError, match=f"{7 - gone} of 7 sites remain after stage '{stage}'"):
                 sites.run()
             later = list(Stage)[list(Stage).index(stage) + 1 :]
             assert not set(sites.requests) & set(later), "nothing is asked of the sites once the round has failed"
