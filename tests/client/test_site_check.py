@@ -223,8 +223,8 @@ def test_each_thing_that_is_wrong_is_named_with_its_remedy(site_yaml: Path, tmp_
     spoil, name, words = SPOILED[kind]
     home = home_at(tmp_path, site_yaml, "localhost:1")
     AuditLog.of(home).append("asked", {})
-    before = failures(home)
-    assert set(before) <= {"server", "GPU"}  # nobody listens on port 1
+    if kind == next(iter(SPOILED)):  # the same home each time: one look at it unspoilt is enough
+        assert set(failures(home)) <= {"server", "GPU"}  # nobody listens on port 1
     spoil(home)
     after = failures(home)
     assert name in after

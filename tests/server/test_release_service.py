@@ -152,7 +152,7 @@ def test_what_cannot_be_issued_is_refused_and_leaves_nothing(study: DeployedStud
             run_release(study.home.path, to, evaluation)
         assert not list(study.home.path.glob("releases/*")) and not list(study.home.path.glob("releases/.*"))
 
-    refused(DeploymentError, "'birch' is no admitted site: aster", ["aster", "birch"])
+    refused(DeploymentError, "'birch'.*aster", ["aster", "birch"])
     refused(DeploymentError, "'cedar' is no admitted site", ["cedar"])
     refused(ReleaseError, "cannot read the evaluation", [], tmp_path / "none.json")
     for content in ("{", "[1]", '{"a": NaN}', '{"a": "' + "x" * 300_000 + '"}'):
@@ -353,7 +353,7 @@ def test_a_certificate_that_expires_while_connected_is_refused(serving: Deployed
             offered(channel)
             time.sleep(0.2)
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
-    assert "not valid today" in caught.value.details()
+    assert "not valid now" in caught.value.details()
 
 
 def test_a_certificate_of_another_site_s_name_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
@@ -364,7 +364,7 @@ def test_a_certificate_of_another_site_s_name_is_refused(serving: DeployedStudy,
         "the certificate is not of the key that 'aster' enrolled",
     )
     code, said = refusal(lambda: offered(serving.channel(key, serving.certificate("zinnia", key))))
-    assert (code, said) == (grpc.StatusCode.PERMISSION_DENIED, "'zinnia' is no site of this study")
+    assert (code, said) == (grpc.StatusCode.PERMISSION_DENIED, "'zinnia' is not a site of this study")
     aster.certificate.write_bytes(serving.certificate("aster", key))
     with pytest.raises(DeploymentError, match=r"site\.key"):
         pull(aster, "", None)
