@@ -77,7 +77,7 @@ def blocked(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_loads_without_server_client_and_simulations() -> None:
-    done = blocked("import ld_evaluate.cli, ld_evaluate.evaluation")
+    done = blocked("import ld_evaluate.cli, ld_evaluate.evaluation")  # the latter imports all of ld_evaluate
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Every adapter through a whole study: server, two sites that train for real, release, a loaded generator."""
+"""Every adapter through a whole study: server, two sites that train, release, a loaded generator."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
+@pytest.fixture
+def site(site_yaml: Path, tiny_base: Path, smallest_base: Path) -> SiteConfig:
+    """An indexed site with the smallest base."""
+    site_yaml.write_text(site_yaml.read_text().replace(str(tiny_base), str(smallest_base)))
+    loaded = load_site(site_yaml)
+    build_store(loaded)
+    return loaded
+
+
 class RealSites(LocalGrid):
     """Nodes that answer as two sites with one store do."""
 
@@ -50,41 +59,44 @@ class RealSites(LocalGrid):
 
 
 def test_a_conditional_drift_is_regressed_at_sites_averaged_released_and_drawn_with(
-    site_yaml: Path, tiny_base: Path, tmp_path: Path
+    site: SiteConfig, smallest_base: Path, tmp_path: Path
 ) -> None:
-    site = load_site(site_yaml)
-    build_store(site)
     modality = load_modality(site)
     options: dict[str, Any] = {
-        "base_model": str(tiny_base),
+        "base_model": str(smallest_base),
         "output": str(tmp_path / "study"),
         "adapter": {"name": "lora", "rank": 2},
-        "drift": {"mean": "conditional"},
+        "drift": {"shape": "conditional"},
         "training": {"steps": 1, "batch_size": 2},
         "federation": {"rounds": 1, "sites": ["p", "q"], "wait_seconds": 1},
     }
     study = from_mapping(StudyConfig, options)
-    with pytest.raises(PolicyError, match=r"drift\.mean=conditional"):
+    with pytest.raises(PolicyError, match=r"drift\.shape=conditional"):
         run_study(RealSites(site), study, modality)  # a site's policy keeps mean images by default
     willing = replace(site, policy=replace(site.policy, drift=["conditional"]))
     release = read_release(run_study(RealSites(willing), study, modality))
     assert isinstance(release.drift, ConditionalDrift)
-    base = load_base(str(tiny_base))
+    base = load_base(str(smallest_base))
     assert release.drift.coefficients.shape == (1 + modality.design_width, *base.latent_shape)
     old, young = (modality.design_vector({"age": age, "sex": "F", "diagnosis": "CN"}) for age in (90.0, 50.0))
     means = release.drift.at([old, young]).mean
     assert not torch.allclose(means[0], means[1])
 
 
-@pytest.mark.parametrize("formulation", ["prior", "centred"])
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_a_scheme_is_trained_by_sites_averaged_released_and_loaded(
-    site_yaml: Path, tiny_base: Path, tmp_path: Path, name: str, formulation: str
+QUICK = [("lora", "centred"), ("textual_inversion", "prior"), ("instruct_pix2pix", "prior")]
+ALL = [
+    pytest.param(name, formulation, marks=() if (name, formulation) in QUICK else pytest.mark.slow)
+    for name in ADAPTERS
+    for formulation in ("prior", "centred")
+]
+
+
+@pytest.mark.parametrize(("name", "formulation"), ALL)
+def test_an_adapter_is_trained_by_sites_averaged_released_and_loaded(
+    site: SiteConfig, smallest_base: Path, tmp_path: Path, name: str, formulation: str
 ) -> None:
-    site = load_site(site_yaml)
-    build_store(site)
     options: dict[str, Any] = {
-        "base_model": str(tiny_base),
+        "base_model": str(smallest_base),
         "output": str(tmp_path / "study"),
         "adapter": {"name": name, **OPTIONS[name]},
         "drift": {"formulation": formulation},
@@ -97,7 +109,7 @@ def test_a_scheme_is_trained_by_sites_averaged_released_and_loaded(
     base = load_release_base(release)
     prompt = release.modality.prompt({"age": 70.0, "sex": "F", "diagnosis": "CN"})
     latents = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(0))
-    plain = load_base(str(tiny_base))
+    plain = load_base(str(smallest_base))
     with torch.no_grad():
         adapted, untouched = (model.unet(latents, 10, model.embed([prompt])).sample for model in (base, plain))
     assert not torch.allclose(adapted, untouched)
@@ -105,13 +117,12 @@ def test_a_scheme_is_trained_by_sites_averaged_released_and_loaded(
     assert release.drift.formulation == formulation
 
 
+@pytest.mark.slow
 def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_public_one(
-    site_yaml: Path, tiny_base: Path, tmp_path: Path
+    site: SiteConfig, smallest_base: Path, tmp_path: Path
 ) -> None:
-    site = load_site(site_yaml)
-    build_store(site)
     options: dict[str, Any] = {
-        "base_model": str(tiny_base),
+        "base_model": str(smallest_base),
         "output": str(tmp_path / "public"),
         "adapter": {"name": "lora", "rank": 1, "targets": ["to_k"]},
         "training": {"steps": 2, "batch_size": 2},
@@ -124,7 +135,13 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
         "output": str(tmp_path / "private"),
         "start": str(public),
         "seed": 1,
-        "privacy": {"enabled": True, "patients": 10, "expected_batch_size": 2, "delta": 1e-5, "draws": 1},
+        "privacy": {
+            "enabled": True,
+            "patients": 10,
+            "expected_batch_size": 2,
+            "target_delta": 1e-5,
+            "augmentation_multiplicity": 1,
+        },
     }
     tight = replace(site, policy=replace(site.policy, max_epsilon=0.5))
     with pytest.raises(PrivacyError, match=r"limit 0\.5"):
@@ -140,9 +157,9 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
     assert "Differential privacy: ε = " in card
     assert "| p | withheld | withheld |" in card
     assert "ε" not in (public / "README.md").read_text().replace("no ε is claimed", "")
-    taught = read_release(public).state  # A and B both, without privacy; privacy then freezes A by default
-    assert {name for name, value in taught.items() if torch.equal(release.state[name], value)} == {
-        name for name in taught if ".lora_A." in name
+    public_state = read_release(public).state  # A and B; privacy then freezes A by default
+    assert {name for name, value in public_state.items() if torch.equal(release.state[name], value)} == {
+        name for name in public_state if ".lora_A." in name
     }
     with pytest.raises(ReleaseError, match="does not fit the study's adapter"):
         other = {**private, "adapter": {**options["adapter"], "rank": 2}}

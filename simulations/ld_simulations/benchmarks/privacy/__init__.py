@@ -1,1 +1,1 @@
-"""`ld-evaluate-privacy`: what differential privacy, the ledger, secure sums and the audit cost and bring."""
+"""Cost and utility of differential privacy and secure aggregation, and attacks on trained models."""
