@@ -83,6 +83,20 @@ def test_training_shows_visits_of_the_same_patient_and_at_times_none(adapted: Ad
         }
 
 
+def test_training_moves_the_weights_of_the_other_visit_and_of_the_elapsed_years(
+    adapted: AdaptedModel[Denoiser],
+) -> None:
+    latents = torch.randn(6, *adapted.model.latent_shape, generator=torch.Generator().manual_seed(0))
+    years = torch.tensor([0.0, 2.0, 10.0, 13.0, 17.0, 40.0])
+    data = TrainingData(latents, [PROMPT] * 6, patients=PATIENTS, condition_vectors=years[:, None])
+    train_round(adapted, data, study_of(steps=2), 1, "aster")
+    moved = adapted.state()["unet.conv_in.baseline.weight"].abs().sum((0, 2, 3)) > 0
+    channels = latents.shape[1]
+    assert bool(moved[: channels + 1].all())  # the other visit, and the one number that differs between visits
+    assert not bool(moved[channels + 1 :].any())  # this modality has no further number
+
+
+@pytest.mark.slow
 def test_what_is_learned_of_a_patient_is_read_off_the_seen_visit(adapted: AdaptedModel[Denoiser]) -> None:
     signs = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
     latents = signs.view(-1, 1, 1, 1).expand(6, *adapted.model.latent_shape)
@@ -103,6 +117,7 @@ def test_what_is_learned_of_a_patient_is_read_off_the_seen_visit(adapted: Adapte
     assert errors[0] < 0.99 * errors[1]
 
 
+@pytest.mark.slow
 def test_how_many_years_lie_between_is_learned_though_no_prompt_says_it(adapted: AdaptedModel[Denoiser]) -> None:
     patients, years = torch.arange(8).repeat_interleave(2), torch.tensor([-1.0, 1.0]).repeat(8)
     own = torch.randn(8, 1, 1, 1, generator=torch.Generator().manual_seed(1))
