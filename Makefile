@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation dist test test-all check install clean
+.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-house dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -22,11 +22,23 @@ federation: install
 	FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 PATH="$(CURDIR)/$(BIN):$$PATH" \
 	$(BIN)/flwr run . --stream --federation-config "num-supernodes=3"
 
-BENCHMARKS := latent-drift counterfactuals privacy deployment stable-diffusion-cost house
+benchmark-latent-drift: install
+	$(BIN)/ld-benchmark latent-drift
 
-.PHONY: $(BENCHMARKS:%=benchmark-%)
-$(BENCHMARKS:%=benchmark-%): benchmark-%: install
-	$(BIN)/ld-benchmark $*
+benchmark-counterfactuals: install
+	$(BIN)/ld-benchmark counterfactuals
+
+benchmark-privacy: install
+	$(BIN)/ld-benchmark privacy
+
+benchmark-deployment: install
+	$(BIN)/ld-benchmark deployment
+
+benchmark-stable-diffusion-cost: install
+	$(BIN)/ld-benchmark stable-diffusion-cost
+
+benchmark-house: install
+	$(BIN)/ld-benchmark house
 
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client
