@@ -20,11 +20,7 @@ class EditorPlan:
     edit: dict[str, Any] = field(default_factory=dict)
     """Options of the editor that differ from the study's `edit`."""
     seeds: int = 1
-<<<<<<< HEAD
     """Number of noise seeds whose mean image is judged."""
-=======
-    """Noise seeds whose mean image is judged, as of `ld-generate edit --num-seeds`."""
->>>>>>> house
     modalities: list[str] = field(default_factory=list)
     """Keys of `demos`; empty for all."""
 
