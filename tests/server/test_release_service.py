@@ -153,7 +153,7 @@ def test_what_cannot_be_issued_is_refused_and_leaves_nothing(study: DeployedStud
         assert not list(study.home.path.glob("releases/*")) and not list(study.home.path.glob("releases/.*"))
 
     refused(DeploymentError, "'birch'.*aster", ["aster", "birch"])
-    refused(DeploymentError, "'cedar' is no admitted site", ["cedar"])
+    refused(DeploymentError, "'cedar' is not an admitted site", ["cedar"])
     refused(ReleaseError, "cannot read the evaluation", [], tmp_path / "none.json")
     for content in ("{", "[1]", '{"a": NaN}', '{"a": "' + "x" * 300_000 + '"}'):
         bad.write_text(content)
