@@ -73,29 +73,30 @@ __all__ = [
     "train",
 ]
 
-_COUNTERFACTUALS = ("Counterfactuals", "Edit", "draw_counterfactuals", "edit_to")
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        **dict.fromkeys(("AdaptedModel", "Adapter", "inject"), "ld_common.adapters.base"),
-        **dict.fromkeys(("ADAPTERS", "read_adapter"), "ld_common.adapters.registry"),
-        **dict.fromkeys(("BaseModel", "load_base"), "ld_common.diffusion.base_model"),
-        **dict.fromkeys(("ConditionalDrift", "LatentDrift"), "ld_common.diffusion.drift"),
-        **dict.fromkeys(_COUNTERFACTUALS, "ld_common.editing.counterfactuals"),
-        **dict.fromkeys(("EDITORS", "read_editor"), "ld_common.editing.registry"),
-        **dict.fromkeys(("CounterfactualPipeline", "CounterfactualResult"), "ld_common.pipeline"),
-        **dict.fromkeys(("Release", "load_release_base", "read_release"), "ld_common.release.release"),
-        "BIOMARKERS": "ld_common.metrics.registry",
-        "Editor": "ld_common.editing.base",
-        "LdError": "ld_common.core.errors",
-        "Modality": "ld_common.imaging.modality",
-        "Scan": "ld_common.imaging.geometry",
-        "TrainingData": "ld_common.diffusion.training",
-        "adapters": "ld_common.adapters",
-        "editing": "ld_common.editing",
-        "import_lora": "ld_common.release.import_lora",
-        "load_modality": "ld_common.imaging.scan_table",
-        "read_scan": "ld_common.imaging.scan_reader",
-        "train": "ld_common.adapters.train",
-    },
-)
+if not TYPE_CHECKING:  # a type checker would take any name from `__getattr__`
+    _COUNTERFACTUALS = ("Counterfactuals", "Edit", "draw_counterfactuals", "edit_to")
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            **dict.fromkeys(("AdaptedModel", "Adapter", "inject"), "ld_common.adapters.base"),
+            **dict.fromkeys(("ADAPTERS", "read_adapter"), "ld_common.adapters.registry"),
+            **dict.fromkeys(("BaseModel", "load_base"), "ld_common.diffusion.base_model"),
+            **dict.fromkeys(("ConditionalDrift", "LatentDrift"), "ld_common.diffusion.drift"),
+            **dict.fromkeys(_COUNTERFACTUALS, "ld_common.editing.counterfactuals"),
+            **dict.fromkeys(("EDITORS", "read_editor"), "ld_common.editing.registry"),
+            **dict.fromkeys(("CounterfactualPipeline", "CounterfactualResult"), "ld_common.pipeline"),
+            **dict.fromkeys(("Release", "load_release_base", "read_release"), "ld_common.release.release"),
+            "BIOMARKERS": "ld_common.metrics.registry",
+            "Editor": "ld_common.editing.base",
+            "LdError": "ld_common.core.errors",
+            "Modality": "ld_common.imaging.modality",
+            "Scan": "ld_common.imaging.geometry",
+            "TrainingData": "ld_common.diffusion.training",
+            "adapters": "ld_common.adapters",
+            "editing": "ld_common.editing",
+            "import_lora": "ld_common.release.import_lora",
+            "load_modality": "ld_common.imaging.scan_table",
+            "read_scan": "ld_common.imaging.scan_reader",
+            "train": "ld_common.adapters.train",
+        },
+    )

@@ -1,1 +1,1 @@
-"""A hospital's side: data, training and what may leave."""
+"""A hospital's side of a federation: data, training, policy, privacy, deployment."""

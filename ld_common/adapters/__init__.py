@@ -35,16 +35,17 @@ __all__ = [
     "read_adapter",
 ]
 
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        **dict.fromkeys(("AdaptedModel", "Adapter", "Prior", "inject"), "ld_common.adapters.base"),
-        **dict.fromkeys(("ADAPTERS", "read_adapter"), "ld_common.adapters.registry"),
-        "CustomDiffusion": "ld_common.adapters.custom_diffusion",
-        "DreamBooth": "ld_common.adapters.dreambooth",
-        "Full": "ld_common.adapters.full",
-        "InstructPix2Pix": "ld_common.adapters.instruct_pix2pix",
-        "Lora": "ld_common.adapters.lora",
-        "TextualInversion": "ld_common.adapters.textual_inversion",
-    },
-)
+if not TYPE_CHECKING:  # a type checker would take any name from `__getattr__`
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            **dict.fromkeys(("AdaptedModel", "Adapter", "Prior", "inject"), "ld_common.adapters.base"),
+            **dict.fromkeys(("ADAPTERS", "read_adapter"), "ld_common.adapters.registry"),
+            "CustomDiffusion": "ld_common.adapters.custom_diffusion",
+            "DreamBooth": "ld_common.adapters.dreambooth",
+            "Full": "ld_common.adapters.full",
+            "InstructPix2Pix": "ld_common.adapters.instruct_pix2pix",
+            "Lora": "ld_common.adapters.lora",
+            "TextualInversion": "ld_common.adapters.textual_inversion",
+        },
+    )

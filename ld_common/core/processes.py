@@ -1,4 +1,4 @@
-"""Processes that we start: found beside this Python, ended with all that they started."""
+"""Child processes: commands installed beside this Python, stopped with all their children."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ld_common.core.offline import DEFAULTS
 STOP_SECONDS = 10.0
 LOOPBACK = ("127.0.0.1", "localhost")
 OUT_OF_REACH = (psutil.NoSuchProcess, psutil.AccessDenied)
-"""Ended (zombies too), or another account's."""
+"""The process has ended (or is a zombie), or belongs to another account."""
 
 
 def tool(name: str) -> str:
@@ -24,34 +24,34 @@ def tool(name: str) -> str:
 
 
 def environment(flower_home: Path) -> dict[str, str]:
-    """What Flower's processes run under: a home of their own, no telemetry, no downloads, our own tools first.
+    """Environment of Flower's processes: their own home, no telemetry, no downloads, commands of this Python first.
 
-    A hospital's proxy is left to them, but not on the way to this machine itself.
+    A hospital's proxy stays in use, except for this machine itself.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return os.environ | {"FLWR_HOME": str(flower_home), "PATH": path, **no_proxy(), **DEFAULTS}
 
 
 def no_proxy() -> dict[str, str]:
-    """The variables that keep a proxy out of the way to this machine itself, with the exceptions that stand there.
+    """Variables that exclude this machine from the use of a proxy, in addition to the present exceptions.
 
-    Both get all of them: where both are set, most programs read the one in small letters alone.
+    Both variables get all exceptions, as most programs read only the lower-case one where both are set.
     """
     names = ("NO_PROXY", "no_proxy")
-    known = [host.strip() for name in names for host in os.environ.get(name, "").split(",") if host.strip()]
-    return dict.fromkeys(names, ",".join(dict.fromkeys([*known, *LOOPBACK])))
+    hosts = [host.strip() for name in names for host in os.environ.get(name, "").split(",") if host.strip()]
+    return dict.fromkeys(names, ",".join(dict.fromkeys([*hosts, *LOOPBACK])))
 
 
 def stop_family(pid: int) -> None:
-    """End a process and all that it started, gently first; nothing when it has ended."""
+    """Terminate a process and its descendants, and kill those that do not end."""
     with contextlib.suppress(*OUT_OF_REACH):
         _stop(psutil.Process(pid))
 
 
 def stop_holders(tool_name: str, argument: str) -> None:
-    """End this account's processes of a tool that were started with this argument: what a killed parent left running.
+    """Stop this account's processes of a tool with this argument, which a killed parent left running.
 
-    Whatever else names the argument, such as an editor or a backup of the file, is left alone.
+    Other programs with the argument, such as an editor, keep running.
     """
     for process in psutil.process_iter():
         with contextlib.suppress(*OUT_OF_REACH):
@@ -62,12 +62,12 @@ def stop_holders(tool_name: str, argument: str) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now."""
+    """A free TCP port of loopback."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """As many different ones."""
+    """Several different free ports."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:

@@ -51,19 +51,22 @@ __all__ = [
     "read_editor",
 ]
 
-_COUNTERFACTUALS = ("Counterfactuals", "Edit", "LatentEditor", "draw_counterfactuals", "draw_several", "edit_to")
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        **dict.fromkeys(("EditContext", "Editor"), "ld_common.editing.base"),
-        **dict.fromkeys(_COUNTERFACTUALS, "ld_common.editing.counterfactuals"),
-        **dict.fromkeys(("EDITORS", "change_editor", "editor_options", "read_editor"), "ld_common.editing.registry"),
-        "Belm": "ld_common.editing.belm",
-        "DdimInversion": "ld_common.editing.ddim",
-        "EditFriendlyDdpm": "ld_common.editing.ddpm",
-        "FlowEdit": "ld_common.editing.flowedit",
-        "InstructPix2PixEditor": "ld_common.editing.instruct_pix2pix",
-        "Pix2PixZero": "ld_common.editing.pix2pix_zero",
-        "SdEdit": "ld_common.editing.sdedit",
-    },
-)
+if not TYPE_CHECKING:  # a type checker would take any name from `__getattr__`
+    _COUNTERFACTUALS = ("Counterfactuals", "Edit", "LatentEditor", "draw_counterfactuals", "draw_several", "edit_to")
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            **dict.fromkeys(("EditContext", "Editor"), "ld_common.editing.base"),
+            **dict.fromkeys(_COUNTERFACTUALS, "ld_common.editing.counterfactuals"),
+            **dict.fromkeys(
+                ("EDITORS", "change_editor", "editor_options", "read_editor"), "ld_common.editing.registry"
+            ),
+            "Belm": "ld_common.editing.belm",
+            "DdimInversion": "ld_common.editing.ddim",
+            "EditFriendlyDdpm": "ld_common.editing.ddpm",
+            "FlowEdit": "ld_common.editing.flowedit",
+            "InstructPix2PixEditor": "ld_common.editing.instruct_pix2pix",
+            "Pix2PixZero": "ld_common.editing.pix2pix_zero",
+            "SdEdit": "ld_common.editing.sdedit",
+        },
+    )

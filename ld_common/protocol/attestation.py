@@ -1,8 +1,8 @@
-"""What a site signs of each answer: the answer's content for one task, and the head of its audit log.
+"""A site's signature over each result, for one task, and over the head of its audit log.
 
-The server asks each site with a nonce of its own choice and tells it the last head that it holds of that site. So an
-answer can neither be another site's, nor one of an earlier round, nor altered on its way; and a log that is cut short
-or rewritten no longer holds a head that somebody else has seen.
+Each task carries a nonce of the server and the last head that the server holds of the site. So a result cannot be
+another site's, an earlier round's or altered; and a log that was cut short or rewritten lacks a head that the
+server has seen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_SIGNATURE = 200
 
 @dataclass(frozen=True)
 class AuditHead:
-    """The last entry of a site's audit log at some time; `hash` stands for all entries up to it."""
+    """The last entry of a site's audit log at some time; its hash covers all entries up to it."""
 
     site: str
     study: str
@@ -36,14 +36,14 @@ class AuditHead:
     hash: str
     """Hex."""
     time: str
-    """Of the entry; ISO 8601, UTC."""
+    """Time of the entry; ISO 8601, UTC."""
     signature: str = ""
-    """By the site's key, over all of the above."""
+    """By the site's key, over all other fields."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What a site says by its signature: this content answers this task."""
+    """What a site signs: that this content is its result of this task."""
 
     study: str
     """Digest of the study."""
@@ -57,7 +57,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Attestation:
-    """A statement's signature, and the head of the site's log after the answer was written into it."""
+    """A statement's signature, and the head of the site's log after the result was recorded."""
 
     signature: str
     """By the site's key, over the statement and the head."""
@@ -65,7 +65,7 @@ class Attestation:
 
 
 def new_nonce() -> str:
-    """128 random bits in hex: one for each site and round."""
+    """128 random bits in hex, for one site and round."""
     return secrets.token_hex(16)
 
 
@@ -77,20 +77,19 @@ def attest(key: PrivateKey, statement: Statement, head: AuditHead) -> Attestatio
 def check_attestation(
     key: PublicKey, expected: Statement, attestation: Attestation | None, study_name: str
 ) -> AuditHead:
-    """Check an answer's attestation; returns the head, to be kept and sent with the site's next task.
+    """Check a result's attestation; returns the head, to be sent with the site's next task.
 
     Args:
-        key: of the site that was asked, from the server's own list.
-        expected: what was asked, with the digest of what came.
-        attestation: what came with it.
-        study_name: the study's name, which heads carry.
+        key: the site's, from the server's own list.
+        expected: the task, with the digest of the received content.
+        attestation: of the result.
+        study_name: the name in the head.
 
     Raises:
-        SignatureError: there is none, another key signed it, it is of another task, or the content is not what was
-            signed.
+        SignatureError: there is none, another key signed it, it is of another task, or the content was altered.
     """
     if attestation is None:
-        raise SignatureError(f"the answer of site '{expected.site}' is not signed: only signed ones count")
+        raise SignatureError(f"the result of site '{expected.site}' is not signed: only signed results count")
     verify(key, Purpose.RESULT, _attested(expected, attestation.head), attestation.signature)
     check_head(key, attestation.head, expected.site, study_name)
     return attestation.head
@@ -102,17 +101,17 @@ def sign_head(key: PrivateKey, head: AuditHead) -> AuditHead:
 
 
 def check_head(key: PublicKey, head: AuditHead, site: str, study_name: str) -> None:
-    """Raise `SignatureError` unless the key signed this head, of this site's log of this study."""
+    """Raise `SignatureError` unless the key signed this head, for this site and study."""
     if (head.site, head.study) != (site, study_name):
-        raise SignatureError(f"the head of an audit log is of site '{head.site}' and study '{head.study}'")
+        raise SignatureError(f"the head of the audit log is of site '{head.site}' and study '{head.study}'")
     verify(key, Purpose.AUDIT_HEAD, _unsigned(head), head.signature)
 
 
 def shrinkages(heads: Sequence[AuditHead]) -> list[str]:
-    """Where one site's audit log was cut short or rewritten, by the checked heads that somebody holds of it, in order.
+    """Where a site's audit log was cut short or rewritten, by its checked heads in the order of their arrival.
 
-    A log only grows: a later head with the same or a smaller number is of another log. One that was rewritten and has
-    grown past the older head is found by the site's own `ld-client audit verify`, which knows the heads that came back.
+    A log only grows: a later head with the same or a smaller number is of another log. A log that was rewritten and has
+    grown past an older head is detected by `ld-client audit verify` at the site.
     """
     return [
         f"its audit log had {before.sequence} entries on {before.time} and {after.sequence} on {after.time}: "
@@ -128,13 +127,13 @@ def head_record(head: AuditHead) -> dict[str, str | int]:
 
 
 def head_from_record(record: Mapping[str, Any]) -> AuditHead:
-    """The head of `head_record`, each part as our software writes it: it goes into records that others read.
+    """The head of `head_record`, with each field checked, as others read it.
 
     Raises:
-        KeyError, ValueError: it is none.
+        KeyError, ValueError: it is not a head.
     """
     head = AuditHead(**{name: record[name] for name in ("site", "study", "sequence", "hash", "time", "signature")})
-    numbered = type(head.sequence) is int and 1 <= head.sequence < 2**53  # what JSON's readers hold exactly
+    numbered = type(head.sequence) is int and 1 <= head.sequence < 2**53  # exact in JSON
     named = is_line(head.site) and is_line(head.study) and is_digest(head.hash)
     if not (numbered and named and _is_time(head.time) and _is_signature(head.signature)):
         raise ValueError("not the head of an audit log")
@@ -142,7 +141,7 @@ def head_from_record(record: Mapping[str, Any]) -> AuditHead:
 
 
 def plain(value: object) -> Any:
-    """A value that a message can carry, as JSON: bytes by their hash, types kept apart."""
+    """A message's value as JSON, with bytes replaced by their size and hash."""
     if isinstance(value, bytes):
         return {"bytes": len(value), "sha256": hashlib.sha256(value).hexdigest()}
     if isinstance(value, (list, tuple)):
@@ -151,11 +150,11 @@ def plain(value: object) -> Any:
 
 
 def content_digest(content: Any) -> str:
-    """SHA-256 over canonical JSON, in hex; raises `SignatureError` for what has none, such as NaN."""
+    """SHA-256 over canonical JSON, in hex; raises `SignatureError` for values without one, such as NaN."""
     try:
         return hashlib.sha256(canonical(content)).hexdigest()
     except (ValueError, TypeError) as error:
-        raise SignatureError("an answer with a number that is not finite, or of an unknown type") from error
+        raise SignatureError("a result holds a number that is not finite, or a value of an unknown type") from error
 
 
 def _is_time(value: object) -> bool:

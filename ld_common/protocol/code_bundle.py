@@ -71,9 +71,16 @@ def bundle_unreached_lines(files: Mapping[str, bytes]) -> int:
 
 
 def imported_modules(module: str, is_package: bool, source: bytes) -> Iterator[str]:
-    """Absolute names of what a module's source imports; of `from a import b`, both `a` and `a.b`."""
+    """Absolute names of what a module's source imports; of `from a import b`, both `a` and `a.b`.
+
+    A source that cannot be parsed cannot be run, and imports nothing.
+    """
     package = module if is_package else module.rpartition(".")[0]
-    for node in _executed_nodes(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    for node in _executed_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -1,7 +1,7 @@
-"""What a study promises about patients' privacy, and what keeping the promise costs: arithmetic, no data.
+"""Differential privacy of a study: its options, its noise, and the ε of charges. Needs no data.
 
-Unit: the patient, with all visits. Neighbours: data sets that differ by one patient, there or not. Horizon: all rounds
-of a study for `plan`, all that a site's ledger holds for `epsilon` of its charges.
+Unit: the patient, with all visits. Neighbouring data sets differ by the presence of one patient. Horizon: all rounds of
+a study for `plan`, all charges in a site's ledger for `epsilon`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ld_common.diffusion.options import LARGEST_DRIFT
 
 MAX_EPSILON = 100.0
 LEAST_NOISE, MOST_NOISE = 0.2, 1000.0
-"""Noise multipliers between which a study's is looked for."""
+"""Range of noise multipliers that is searched for a study's."""
 NOISE_TOLERANCE, BRACKET_TOLERANCE = 1e-3, 0.05
 SMALLEST = 1e-9
-"""An ε to take the logarithm of where there is none."""
+"""Replaces an ε of 0 in a logarithm."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class DpConfig:
     expected_batch_size: int = 64
     """Expected number of patients in a step."""
     augmentation_multiplicity: int = 4
-    """(visit, timestep, noise) draws whose mean is one patient's gradient (arXiv 2210.09929)."""
+    """Number of (visit, timestep, noise) draws in one patient's gradient (arXiv 2210.09929)."""
     max_grad_norm: float = 0.01
     """L2 norm to which one patient's gradient is clipped. Noise is proportional to it: choose the median norm on public
     data."""
@@ -87,42 +87,42 @@ class DpConfig:
 
     @property
     def sampling_rate(self) -> float:
-        """Chance of a patient to be in a step."""
+        """Probability of a patient to be in a step."""
         return self.expected_batch_size / self.patients
 
 
 @dataclass(frozen=True)
 class Charge:
-    """Uses of a site's patients: `steps` times the Gaussian mechanism on a Poisson sample of them."""
+    """`steps` times the Gaussian mechanism on a Poisson sample of a site's patients."""
 
     noise_multiplier: float
-    """Deviation of the noise over what one patient can change."""
+    """Standard deviation of the noise over the sensitivity to one patient."""
     sampling_rate: float
     steps: int
 
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """A study's noise, solved once for all its rounds."""
+    """The noise of a study, computed once for all its rounds."""
 
     step: Charge
     """All training steps of the study."""
     drift: Charge | None
     """The site's drift, released once."""
     epsilon: float
-    """What the whole study costs at the study's δ, by the PRV accountant; at most the target."""
+    """ε of the whole study at the study's δ, by the PRV accountant; at most the target."""
 
     @property
     def charges(self) -> list[Charge]:
-        """Everything that a study charges."""
+        """All charges of the study."""
         return [self.step, *([self.drift] if self.drift else [])]
 
 
 def plan(privacy: DpConfig, rounds: int, steps: int, with_drift: bool) -> PrivacyPlan:
-    """The least noise with which `rounds` of `steps` (and a drift) stay within the target; takes some seconds once.
+    """The least noise with which `rounds` of `steps` (and a drift) stay within the target; takes seconds, once.
 
     Raises:
-        PrivacyError: no noise is enough, because the drift alone costs more than the target.
+        PrivacyError: the drift alone costs more than the target.
     """
     drift = privacy.drift_noise_multiplier if with_drift else None
     return _plan(privacy.target_epsilon, privacy.target_delta, privacy.sampling_rate, rounds * steps, drift)
@@ -133,7 +133,6 @@ def _plan(target: float, delta: float, rate: float, steps: int, drift_noise: flo
     drift = None if drift_noise is None else Charge(drift_noise, 1.0, 1)
     others = [] if drift is None else [drift]
 
-    @functools.cache
     def cost(noise: float) -> float:
         return epsilon([Charge(noise, rate, steps), *others], delta)
 
@@ -145,7 +144,7 @@ def _plan(target: float, delta: float, rate: float, steps: int, drift_noise: flo
             f"no noise keeps the study within ε {target:g}: raise privacy.target_epsilon or "
             "privacy.drift_noise_multiplier, or set drift.shape to none"
         )
-    # the looser bound is several times as quick, and brackets the tight one
+    # the looser bound is several times faster, and brackets the tight one
     high = _least(looser_cost, target, LEAST_NOISE, MOST_NOISE, BRACKET_TOLERANCE)
     low = high / 2
     while low > LEAST_NOISE and cost(low) <= target:
@@ -157,54 +156,59 @@ def _plan(target: float, delta: float, rate: float, steps: int, drift_noise: flo
 def _least(
     cost: Callable[[float], float], target: float, low: float, high: float, tolerance: float = NOISE_TOLERANCE
 ) -> float:
-    """The least noise whose cost is at most the target, up to a share `tolerance` above it; cost falls with noise."""
+    """The least noise whose cost is at most the target, up to a relative `tolerance`; cost falls with noise."""
     if cost(low) <= target:
         return low
     if cost(high) > target:
         return high
 
-    def over(log_noise: float) -> float:  # nearly straight, so few steps find its zero
+    def over(log_noise: float) -> float:  # nearly linear, so few steps find its zero
         return math.log(max(cost(math.exp(log_noise)), SMALLEST) / target)
 
-    found = math.exp(brentq(over, math.log(low), math.log(high), xtol=tolerance / 2))
-    while cost(found) > target:
-        found *= 1 + tolerance / 2
-    return found
+    noise = math.exp(brentq(over, math.log(low), math.log(high), xtol=tolerance / 2))
+    while cost(noise) > target:
+        noise *= 1 + tolerance / 2
+    return noise
 
 
 def epsilon(charges: Sequence[Charge], delta: float) -> float:
     """ε at δ of all charges together, an upper bound by numerical composition (PRV, arXiv 2106.02848)."""
-    from opacus.accountants import PRVAccountant
-
-    return _composed(PRVAccountant(), charges, delta)
+    return _composed("prv", _history(charges), delta)
 
 
 def epsilon_rdp(charges: Sequence[Charge], delta: float) -> float:
-    """The same by Rényi differential privacy (arXiv 1702.07476), a looser bound of other mathematics: a check."""
-    from opacus.accountants import RDPAccountant
-
-    return _composed(RDPAccountant(), charges, delta)
+    """The same by Rényi differential privacy (arXiv 1702.07476), a looser bound and an independent check."""
+    return _composed("rdp", _history(charges), delta)
 
 
-def _composed(accountant: object, charges: Sequence[Charge], delta: float) -> float:
+def _history(charges: Sequence[Charge]) -> tuple[tuple[float, float, int], ...]:
+    """Charges as Opacus counts them: (noise multiplier, sampling rate, steps), equal mechanisms as one."""
     merged: dict[tuple[float, float], int] = {}
     for charge in charges:
         key = charge.noise_multiplier, charge.sampling_rate
         merged[key] = merged.get(key, 0) + charge.steps
-    history = [(noise, rate, steps) for (noise, rate), steps in sorted(merged.items()) if steps]
+    return tuple((noise, rate, steps) for (noise, rate), steps in sorted(merged.items()) if steps)
+
+
+@functools.lru_cache(maxsize=4096)
+def _composed(mechanism: str, history: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    """ε of a history, cached: a plan, a ledger and a report ask for the same ones, and each takes up to a second."""
+    from opacus.accountants import create_accountant
+
     if not history:
         return 0.0
-    accountant.history = history  # type: ignore[attr-defined]
+    accountant = create_accountant(mechanism)
+    accountant.history = list(history)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # division by zero in a tail, a wide range of orders: neither lowers the bound
-        found = float(accountant.get_epsilon(delta=delta))  # type: ignore[attr-defined]
-    if math.isnan(found):
-        raise PrivacyError(f"ε of {len(charges)} charges at δ {delta:g} cannot be computed")
-    return found
+        total = float(accountant.get_epsilon(delta=delta))
+    if math.isnan(total):
+        raise PrivacyError(f"ε of {len(history)} mechanisms at δ {delta:g} cannot be computed")
+    return total
 
 
 def noise_over_signal(noise_multiplier: float, parameters: int, expected_batch_size: int) -> float:
-    """Norm of one step's noise over the most that its mean clipped gradient can have: above 1 little is learned.
+    """Norm of one step's noise over the largest norm of its mean clipped gradient; above 1 little is learned.
 
     noise_multiplier * sqrt(parameters) / expected_batch_size; the clip norm cancels.
     """

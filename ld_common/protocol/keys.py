@@ -1,8 +1,8 @@
-"""Keys, and signatures over canonical JSON that cannot be taken for one another's.
+"""Keys, and signatures over canonical JSON with domain separation.
 
-A study signs kits and releases with Ed25519. A site has one key, on NIST P-384 as Flower wants it: with it, its node
-proves itself, its certificate for the release service is made, and the heads of its audit log are signed. Public keys
-travel as one line of OpenSSH's format.
+A study signs kits and releases with Ed25519. A site has one key, on NIST P-384 as Flower requires: it authenticates the
+site's node, its certificate for the release service is issued for it, and it signs results and heads of the audit log.
+Public keys travel as one line of OpenSSH's format.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 PublicKey = Ed25519PublicKey | ec.EllipticCurvePublicKey
 DOMAIN = b"latent-drift-federation/1/"
 MAX_LINE = 200
-"""Characters of a name or an address in what is signed."""
+"""Length of a name or an address in signed content."""
 
 
 class Purpose(Enum):
-    """What a signature is for; one made for another purpose does not hold."""
+    """Purpose of a signature; a signature for another purpose is invalid."""
 
     KIT = "kit"
     RELEASE = "release"
@@ -46,12 +46,12 @@ def canonical(content: Any) -> bytes:
 
 
 def is_digest(value: object) -> bool:
-    """Whether this is a SHA-256 as we write it: 64 digits of lower-case hex."""
+    """Whether this is a SHA-256 as 64 lower-case hex digits."""
     return isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{64}", value))
 
 
 def is_line(value: object) -> bool:
-    """Whether this is one line of 1 to `MAX_LINE` printable characters, safe to show and to write into a record."""
+    """Whether this is one line of 1 to `MAX_LINE` printable characters, safe to print and to log."""
     return isinstance(value, str) and 0 < len(value) <= MAX_LINE and value.isprintable()
 
 
@@ -63,7 +63,7 @@ def sign(key: PrivateKey, purpose: Purpose, content: Any) -> str:
 
 
 def verify(key: PublicKey, purpose: Purpose, content: Any, signature: str) -> None:
-    """Check a signature of `sign`; raises `SignatureError`."""
+    """Verify a signature of `sign`; raises `SignatureError`."""
     try:
         raw = base64.b64decode(signature, validate=True)
         if isinstance(key, Ed25519PublicKey):
@@ -72,17 +72,17 @@ def verify(key: PublicKey, purpose: Purpose, content: Any, signature: str) -> No
             key.verify(raw, _message(purpose, content), _ecdsa())
     except (InvalidSignature, binascii.Error, ValueError, TypeError, RecursionError) as error:
         raise SignatureError(
-            f"the signature of this {purpose.value} does not hold: it was altered, or signed by another"
+            f"the signature of this {purpose.value} does not hold: it was altered, or another key signed it"
         ) from error
 
 
 def new_study_key() -> Ed25519PrivateKey:
-    """A key that signs kits and releases."""
+    """Generate a key that signs kits and releases."""
     return Ed25519PrivateKey.generate()
 
 
 def new_site_key() -> ec.EllipticCurvePrivateKey:
-    """A site's key."""
+    """Generate a site's key."""
     return ec.generate_private_key(ec.SECP384R1())
 
 
@@ -94,10 +94,10 @@ def private_pem(key: PrivateKey) -> bytes:
 
 
 def write_private_key(path: Path, key: PrivateKey, openssh: bool = False) -> None:
-    """Write a new key file with mode 0600, as `private_pem` or in OpenSSH's format, which Flower's nodes want.
+    """Write a new key file with mode 0600, as `private_pem` or in OpenSSH's format, which Flower's nodes need.
 
     Raises:
-        SignatureError: there is one, or it cannot be written.
+        SignatureError: the file exists or cannot be written.
     """
     content = private_pem(key)
     if openssh:
@@ -113,7 +113,7 @@ def write_private_key(path: Path, key: PrivateKey, openssh: bool = False) -> Non
 
 
 def read_private_key(path: Path) -> PrivateKey:
-    """A key file of `write_private_key`; raises `SignatureError`, also for one that others may read."""
+    """Read a key file of `write_private_key`; raises `SignatureError`, also if others may read it."""
     try:
         content, mode = path.read_bytes(), path.stat().st_mode & 0o777
     except OSError as error:
@@ -124,25 +124,25 @@ def read_private_key(path: Path) -> PrivateKey:
         load = serialization.load_ssh_private_key if b"BEGIN OPENSSH" in content else serialization.load_pem_private_key
         key = load(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise SignatureError(f"'{path}' is no key of this software: restore it from a backup") from error
+        raise SignatureError(f"'{path}' is not a key of this software: restore it from a backup") from error
     if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
         raise SignatureError(f"'{path}' is neither an Ed25519 nor an elliptic-curve key")
     return key
 
 
 def read_elliptic_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The same for a site's, a server's or an authority's key; raises `SignatureError` for a study's."""
+    """Read the key of a site, a server or an authority; raises `SignatureError` for a study's."""
     key = read_private_key(path)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise SignatureError(f"'{path}' is a study's key, not one on an elliptic curve: restore it from a backup")
+        raise SignatureError(f"'{path}' is an Ed25519 key, not one on NIST P-384: restore it from a backup")
     return key
 
 
 def read_study_key(path: Path) -> Ed25519PrivateKey:
-    """The same for a study's key; raises `SignatureError` for another one."""
+    """Read a study's key; raises `SignatureError` for any other."""
     key = read_private_key(path)
     if not isinstance(key, Ed25519PrivateKey):
-        raise SignatureError(f"'{path}' is no study's key: restore it from a backup")
+        raise SignatureError(f"'{path}' is not a study's key: restore it from a backup")
     return key
 
 
@@ -156,9 +156,7 @@ def read_public_line(line: str) -> PublicKey:
     try:
         key = serialization.load_ssh_public_key(line.strip().encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise SignatureError(
-            "this is no public key: give the whole line that was printed, ssh-ed25519 or ecdsa-..."
-        ) from error
+        raise SignatureError("not a public key: give the whole printed line, ssh-ed25519 ... or ecdsa-...") from error
     if isinstance(key, Ed25519PublicKey):
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
@@ -167,7 +165,7 @@ def read_public_line(line: str) -> PublicKey:
 
 
 def fingerprint(key: PublicKey) -> str:
-    """What people compare over the telephone: SHA-256 of the key, as ssh-keygen -l shows it."""
+    """SHA-256 of a key as `ssh-keygen -l` prints it, for people to compare by telephone."""
     blob = base64.b64decode(public_line(key).split()[1])
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 

@@ -1,14 +1,14 @@
-"""What crosses the wire between server and sites: the only module of `ld_common` that knows Flower.
+"""Messages between server and sites; the only module of `ld_common` that uses Flower.
 
-join    -> site's name
+join    <- the site's name
 train   -> adapter, round, study and hashes          server to site
-        -> the adapter's frozen part                 only where a start gives it
-        -> nonce, the site's last audit head         only in a deployment
-        <- learned tensors, drift                    site to server
-        <- losses, counts, what scans there are of   only without privacy or secure aggregation
-        <- signature, audit head                     only in a deployment, where sites have keys
-keys, shares, unmask: secure aggregation's stages; its `vector` rides on train, in place of tensors and drift
-        <- an error code                             never an exception's text
+        -> the adapter's frozen part                 if the study has a start
+        -> nonce, the site's last audit head         in a deployment
+        <- trained tensors, drift                    site to server
+        <- losses, counts, ranges of the data        without privacy and secure aggregation
+        <- signature, audit head                     in a deployment
+keys, shares, unmask: stages of secure aggregation; stage `vector` is part of train, in place of tensors and drift
+        <- an error code                             never the text of an exception
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ ERROR_SENTENCES = {
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What a site is asked to do in one round."""
+    """A site's task of one round."""
 
     state: State
-    """The part of the adapter that learns."""
+    """The adapter's trainable part."""
     round: int
     study: str
     """The study config as JSON."""
@@ -62,16 +62,16 @@ class TrainTask:
     secure: Payload | None = None
     """Under secure aggregation, the request of its stage `vector`."""
     nonce: str = ""
-    """What the site's signature answers (`attestation.new_nonce`); empty where sites have no keys."""
+    """Part of what the site signs (`attestation.new_nonce`); empty where sites have no keys."""
     audit_head: AuditHead | None = None
     """The last head of the site's audit log that the server holds."""
     frozen: State = field(default_factory=dict)
-    """The part that does not, as the study's start has it; empty where sites draw it from the study's seed."""
+    """The adapter's frozen part, from the study's start; empty where sites draw it from the study's seed."""
 
 
 @dataclass(frozen=True)
 class TrainNumbers:
-    """What a site says of its data and training, exactly: nothing that may leave under differential privacy."""
+    """Exact counts and losses of a site, which must not leave under differential privacy."""
 
     visits: int
     patients: int
@@ -81,12 +81,12 @@ class TrainNumbers:
     """Mean over the last fifth."""
     seconds: float
     coverage: list[float] = field(default_factory=list)
-    """What the site has scans of, in groups of patients (`ld_common.release.data_ranges`)."""
+    """Ranges of the site's data, over groups of patients (`ld_common.release.data_ranges`)."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a site answers."""
+    """A site's result of one round."""
 
     site: str
     round: int
@@ -97,17 +97,17 @@ class TrainResult:
     secure: Payload | None = None
     """Under secure aggregation the answer of its stage `vector`, in place of state and drift."""
     attestation: Attestation | None = None
-    """The site's signature over all of the above; None where sites have no keys."""
+    """The site's signature over all other fields; None where sites have no keys."""
 
     @property
     def uplink_bytes(self) -> int:
-        """Bytes of all tensors that the site sends."""
+        """Size of all tensors that the site sends."""
         tensors = [*self.state.values(), *([] if self.drift is None else [self.drift])]
         masked = 0 if self.secure is None else len(bytes(self.secure["vector"]))  # type: ignore[arg-type]
         return masked + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def content_digest(self) -> str:
-        """SHA-256 of everything but the attestation: each tensor by name, type, shape and bytes, and the numbers.
+        """SHA-256 of all fields but the attestation, with each tensor by name, type, shape and bytes.
 
         Raises:
             SignatureError: a number that is not finite.
@@ -126,7 +126,7 @@ class TrainResult:
 
 
 def tensor_record(name: str, tensor: Tensor) -> dict[str, Any]:
-    """A tensor in words: name, type, shape, size and SHA-256 of its bytes, as they lie in memory (little-endian)."""
+    """Name, type, shape, size and SHA-256 of a tensor, over its bytes in memory (little-endian)."""
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return {
         "name": name,
@@ -138,7 +138,7 @@ def tensor_record(name: str, tensor: Tensor) -> dict[str, Any]:
 
 
 def pack_tensors(state: State) -> ArrayRecord:
-    """Tensors as one array of bytes, a safetensors file: Flower asks for each array by a request of its own."""
+    """Tensors as one array, the bytes of a safetensors file: Flower sends a request for each array."""
     if not state:
         return ArrayRecord({})
     content = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
@@ -155,12 +155,12 @@ def unpack_tensors(record: ArrayRecord) -> State:
     try:
         return dict(sorted(load(content.tobytes()).items()))  # safetensors keeps no order
     except SafetensorError as error:
-        raise ValueError("these bytes are no tensors") from error
+        raise ValueError("not a safetensors file") from error
 
 
 def pack_task(task: TrainTask) -> RecordDict:
     """A task as message content."""
-    words = ConfigRecord(
+    fields = ConfigRecord(
         {
             "round": task.round,
             "study": task.study,
@@ -172,21 +172,21 @@ def pack_task(task: TrainTask) -> RecordDict:
     secure = {} if task.secure is None else {SECURE: ConfigRecord(dict(task.secure))}
     head = {} if task.audit_head is None else {HEAD: ConfigRecord(dict(head_record(task.audit_head)))}
     frozen = {FROZEN: pack_tensors(task.frozen)} if task.frozen else {}
-    return RecordDict({"state": pack_tensors(task.state), "task": words, **frozen, **secure, **head})
+    return RecordDict({"state": pack_tensors(task.state), "task": fields, **frozen, **secure, **head})
 
 
 def unpack_task(content: RecordDict) -> TrainTask:
     """A task from message content; raises `KeyError` when a part is absent, `ValueError` when one is malformed."""
-    words, head = content.config_records["task"], content.config_records.get(HEAD)
+    fields, head = content.config_records["task"], content.config_records.get(HEAD)
     frozen = content.array_records.get(FROZEN)
     return TrainTask(
         state=unpack_tensors(content.array_records["state"]),
-        round=int(words["round"]),  # type: ignore[arg-type]
-        study=str(words["study"]),
-        base_digest=str(words["base-digest"]),
-        modality_digest=str(words["modality-digest"]),
+        round=int(fields["round"]),  # type: ignore[arg-type]
+        study=str(fields["study"]),
+        base_digest=str(fields["base-digest"]),
+        modality_digest=str(fields["modality-digest"]),
         secure=unpack_secure(content),
-        nonce=str(words.get("nonce", "")),
+        nonce=str(fields.get("nonce", "")),
         audit_head=None if head is None else head_from_record(head),
         frozen={} if frozen is None else unpack_tensors(frozen),
     )
@@ -211,7 +211,7 @@ def pack_result(result: TrainResult) -> RecordDict:
 
 
 def unpack_result(content: RecordDict) -> TrainResult:
-    """A result from message content; raises `KeyError`, `TypeError` or `ValueError` when it is not one."""
+    """A result from message content; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
     numbers, site = dict(content.metric_records["numbers"]), content.config_records["site"]
     signed = content.config_records.get(ATTESTATION)
     return TrainResult(
@@ -253,23 +253,23 @@ def _numbers(record: dict[str, Any]) -> TrainNumbers:
         loss_first=float(record["loss_first"]),
         loss_last=float(record["loss_last"]),
         seconds=float(record["seconds"]),
-        coverage=[float(one) for one in record["coverage"]],
+        coverage=[float(value) for value in record["coverage"]],
     )
 
 
 def error_code(error: BaseException) -> str:
-    """All of an error that may leave: one of the codes of `ERROR_SENTENCES`."""
+    """The part of an error that may leave: one of the codes of `ERROR_SENTENCES`."""
     code = type(error).code if isinstance(error, LdError) else "error"
     return code if isinstance(code, str) and code in ERROR_SENTENCES else "error"
 
 
 def pack_error(code: str) -> RecordDict:
-    """An error as message content: one of the codes of `ERROR_SENTENCES`, and nothing else."""
+    """An error as message content: one of the codes of `ERROR_SENTENCES`."""
     return RecordDict({"error": ConfigRecord({"code": code if code in ERROR_SENTENCES else "error"})})
 
 
 def unpack_error(content: RecordDict) -> str | None:
-    """The fixed sentence of an error answer, or None when the content is no error."""
+    """The fixed sentence of an error, or None when the content is not an error."""
     if "error" not in content.config_records:
         return None
     return ERROR_SENTENCES.get(str(content.config_records["error"].get("code")), ERROR_SENTENCES["error"])

@@ -1,4 +1,4 @@
-"""The study config: what the server decides and every site is told."""
+"""The study config, which the server sets and every site receives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ld_common.protocol.keys import MAX_LINE, is_line
 from ld_common.protocol.site_name import check_site_name
 
 NOT_DIGESTED = ("output", "base_model", "modality", "start", "edit")
-"""Fields outside a study's digest: where files lie, and how the release is asked, which no site runs."""
+"""Fields outside a study's digest: paths, and the editor's options, which no site uses."""
 
 
 @dataclass
@@ -42,18 +42,17 @@ class FederationConfig:
     round_timeout_seconds: float = 3600.0
     """Time that a round waits for replies before it ends without the missing ones."""
     weighting: str = "num_examples"
-    """Weight of a site in the average: `num_examples`, its number of visits as the site itself reports it, or
-    `equal`."""
+    """Weight of a site in the average: `num_examples`, the number of visits that it reports, or `equal`."""
     aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "mean"})
-    """How the server combines the sites' adapters: an aggregator's `name` (`mean`, `median`, `trimmed_mean`) and its
-    options, the fields of its class in `ld_server.aggregation`."""
+    """Aggregator of the sites' adapters: its `name` (`mean`, `median`, `trimmed_mean`) and its options, the fields of
+    its class in `ld_server.aggregation`."""
     clip_update_norm: float = 0.0
     """Largest L2 norm of a site's update; a larger one is scaled down before the average. 0 is off. Drifts are not
     clipped."""
     max_update_norm: float = 100.0
     """A reply whose update has a larger L2 norm is refused; under secure aggregation, a round whose mean update has."""
     secure_aggregation: bool = False
-    """The server learns the sum over the round's sites and no site's own update, drift, counts or losses."""
+    """The server learns only the sum over the round's sites: no site's update, drift, counts or losses."""
     secure_threshold: int = 0
     """Smallest number of sites in a secure sum; 0 means two thirds of the round's sites, at least 3."""
     secure_clip: float = 1.0
@@ -106,12 +105,12 @@ class StudyConfig:
     modality: str = ""
     """YAML file of the modality, relative to the study's file. Each site names its own copy; hashes must agree."""
     output: str = "runs/study"
-    """Folder for checkpoint, round records and release."""
+    """Folder for checkpoint, log of the rounds and release."""
     start: str = ""
     """Release at the server whose adapter the study continues from, for example one trained on public data; empty for
     none. Base and adapter shapes must be the study's. With `adapter.freeze_a`, A stays as the release has it."""
     adapter: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
-    """What trains: an adapter's `name` and its options, the fields of its class in `ld_common.adapters`."""
+    """Adapter to train: its `name` and its options, the fields of its class in `ld_common.adapters`."""
     packages: list[str] = field(default_factory=list)
     """Packages of others that bring the study's adapter or aggregator, by distribution name. A deployed study lists
     each with its hash in the kits, and every site approves it."""
@@ -131,7 +130,7 @@ class StudyConfig:
             self._check_private()
 
     def _check_private(self) -> None:
-        """Whatever would let a patient show beside the noise is refused."""
+        """Refuse options that reveal patients apart from the noised update."""
         equal = self.federation.weighting == "equal"
         require(equal, "privacy.enabled withholds the number of visits: set federation.weighting to equal")
         fits = self.drift.estimator == "moments" and self.drift.shape != "conditional"
@@ -141,14 +140,14 @@ class StudyConfig:
 
     @property
     def withholds_numbers(self) -> bool:
-        """Whether sites keep their counts and losses to themselves."""
+        """Whether sites withhold counts and losses."""
         return self.privacy.enabled or self.federation.secure_aggregation
 
     def privacy_plan(self) -> PrivacyPlan:
-        """The noise of a private study, the same on every side; some seconds the first time.
+        """The noise of a private study, the same on every side; takes seconds the first time.
 
         Raises:
-            PrivacyError: no noise is enough.
+            PrivacyError: no noise keeps the study within its target.
         """
         return plan(self.privacy, self.federation.rounds, self.training.steps, self.drift.shape != "none")
 

@@ -1,4 +1,4 @@
-"""What crosses the wire between the release service and a site that pulls: protobuf's own types over gRPC.
+"""Messages between the release service and a site that pulls: protobuf's well-known types over gRPC.
 
 List      Empty                            -> Struct {releases: [{name, number, files: {name: bytes}}]}
 Manifest  StringValue name                 -> BytesValue manifest.json
@@ -20,7 +20,7 @@ SERVICE = "latent_drift.v1.Releases"
 LIST, MANIFEST_OF, FETCH = "List", "Manifest", "Fetch"
 MAX_REQUEST_BYTES = 16_000
 MAX_MESSAGE_BYTES = 16_000_000
-"""The largest answer in one message; a manifest must fit."""
+"""Largest message; a manifest must fit."""
 CHUNK_BYTES = 256 * 1024
 
 M = TypeVar("M", bound=Message)
@@ -38,7 +38,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class FileRequest:
-    """A file of a release, from a byte on."""
+    """A request for a file of a release, from an offset in bytes."""
 
     release: str
     file: str
@@ -46,17 +46,17 @@ class FileRequest:
 
 
 def method(name: str) -> str:
-    """A method's path on the wire."""
+    """A method's full gRPC path."""
     return f"/{SERVICE}/{name}"
 
 
 def serialize(message: Message) -> bytes:
-    """A message as it travels."""
+    """A message's bytes."""
     return message.SerializeToString()
 
 
 def parser(kind: type[M]) -> Callable[[bytes], M | None]:
-    """A deserializer that gives None for what is not of this type: gRPC then ends the call without a traceback."""
+    """A deserializer that returns None for bytes of another type, so that gRPC ends the call without a traceback."""
 
     def parse(raw: bytes) -> M | None:
         message = kind()
@@ -93,7 +93,7 @@ def read_listing(message: Struct) -> list[Listed]:
 
 
 def file_request(request: FileRequest) -> Struct:
-    """The question of `Fetch`."""
+    """The request of `Fetch`."""
     message = Struct()
     message.update(vars(request))
     return message
@@ -110,14 +110,14 @@ def read_file_request(message: Struct) -> FileRequest:
 
 
 def _folder_name(value: Any) -> str:
-    """A name that names a folder and nothing else."""
+    """A folder name without path separators; raises `ValueError`."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,150}", value):
-        raise ValueError("a release's name is no folder's name")
+        raise ValueError("the release's name is not a folder name")
     return value
 
 
 def _count(value: Any) -> int:
-    """A number of a Struct, which are all floats, as the whole number that it must be."""
+    """A Struct's number, always a float, as a whole number; raises `ValueError`."""
     whole = isinstance(value, float) and math.isfinite(value) and value == int(value) and 0 <= value < 2**53
     if not whole:
         raise ValueError("a number is not whole, or negative")
@@ -127,7 +127,7 @@ def _count(value: Any) -> int:
 def _plain(value: Any) -> Any:
     """A protobuf `Struct` as plain Python, numbers as floats."""
     if isinstance(value, Struct):
-        return {key: _plain_value(one) for key, one in value.fields.items()}
+        return {key: _plain_value(field) for key, field in value.fields.items()}
     return _plain_value(value)
 
 
@@ -136,5 +136,5 @@ def _plain_value(value: Any) -> Any:
     if kind == "struct_value":
         return _plain(value.struct_value)
     if kind == "list_value":
-        return [_plain_value(one) for one in value.list_value.values]
+        return [_plain_value(item) for item in value.list_value.values]
     return None if kind in (None, "null_value") else getattr(value, kind)

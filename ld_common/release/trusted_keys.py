@@ -1,7 +1,7 @@
-"""Whose releases this user believes: the keys of studies, remembered as ssh remembers hosts.
+"""The studies' keys that this user trusts, remembered as ssh remembers hosts.
 
-`$XDG_CONFIG_HOME/latent-drift/trusted_keys` (`~/.config` by default) has a line a key, OpenSSH's format, and after it
-the one study whose releases it may sign: a study's key says nothing about another study.
+`$XDG_CONFIG_HOME/latent-drift/trusted_keys` (`~/.config` by default) has one line per key: OpenSSH's format, then the
+one study whose releases the key may sign.
 """
 
 from __future__ import annotations
@@ -21,45 +21,44 @@ from ld_common.release.signature import check_manifest, read_signature
 
 @dataclass(frozen=True)
 class Trust:
-    """What a user gave as trusted."""
+    """A key that the user passed as trusted."""
 
     key: PublicKey
     study: str | None
-    """The one study that a kit.json names beside its key; None for a bare key."""
+    """The study of a kit.json, the only one that its key may sign for; None for a bare key."""
 
 
 def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = False) -> tuple[Release, list[str]]:
-    """Read a release that a trusted key signed; returns it with lines to tell the user.
+    """Read a release that a trusted key signed; returns it with messages for the user.
 
     Args:
-        trust: the signer's public key as `read_trust` takes it; it is then remembered for this study. Without it, the
-            keys count that were remembered before.
-        allow_unsigned: take a release that nobody signed, such as a simulation's. One that was signed must hold still.
+        trust: the signer's public key as `read_trust` takes it, which is then remembered for this study; the keys that
+            were remembered before if empty.
+        allow_unsigned: accept a release without a signature, such as a simulation's; an existing signature must hold.
 
     Raises:
         SignatureError: unsigned, altered, or signed by a key that is not trusted.
-        ReleaseError: no whole release.
+        ReleaseError: no complete release.
     """
     if trust and allow_unsigned:
         raise ConfigError("--trust and --allow-unsigned exclude each other: is the release signed or not?")
-    asked = read_trust(trust) if trust else None
+    passed = read_trust(trust) if trust else None
     manifest, signature = read_manifest(folder), read_signature(folder)
     if signature is None:
         if not allow_unsigned:
             raise SignatureError(
-                f"'{folder}' is not signed, so nobody vouches for it: --allow-unsigned takes it all the same, "
-                "as for one that you made yourself"
+                f"'{folder}' is not signed, so its origin cannot be verified: use --allow-unsigned for one of your own"
             )
-        return read_release(folder), ["this release is not signed: nobody vouches for it"]
+        return read_release(folder), ["this release is not signed: its origin cannot be verified"]
     study, key = _study_name(manifest, folder), signature.key
-    if asked is not None and asked.study not in (None, study):
+    if passed is not None and passed.study not in (None, study):
         raise SignatureError(
-            f"the release is of study '{study}', the kit that --trust names is of '{asked.study}', whose key says "
-            f"nothing about it: give the kit.json of '{study}'"
+            f"the release is of study '{study}', the kit that --trust names is of '{passed.study}': "
+            f"give the kit.json of '{study}'"
         )
-    given = None if asked is None else asked.key
+    given = None if passed is None else passed.key
     trusted = [given] if given is not None else remembered(study)
-    if public_line(key) not in {public_line(one) for one in trusted}:
+    if public_line(key) not in {public_line(candidate) for candidate in trusted}:
         raise SignatureError(_untrusted(study, key, given))
     check_manifest(manifest, signature, trusted)
     release = dataclasses.replace(read_release(folder), signed_by=fingerprint(key))
@@ -69,7 +68,7 @@ def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = F
 
 
 def read_trust(text: str) -> Trust:
-    """A public key: one line of OpenSSH's format, a file that holds one, or a kit.json, which names its study, too.
+    """A public key from a line in OpenSSH's format, a file with such a line, or a kit.json.
 
     Raises:
         SignatureError: none of these.
@@ -89,42 +88,44 @@ def read_trust(text: str) -> Trust:
         kit = json.loads(content)
         line, study = str(kit["public_key"]), kit["study"]
     except (ValueError, KeyError, RecursionError) as error:
-        raise SignatureError(f"'{path}' names no public_key and study: give the kit.json of a site's kit") from error
+        raise SignatureError(f"'{path}' has no public_key and study: give the kit.json of a site's kit") from error
     if not is_line(study):
-        raise SignatureError(f"'{path}' names its study by no plain line: give the kit.json of a site's kit")
+        raise SignatureError(
+            f"'{path}' has a study name that is not one printable line: give the kit.json of a site's kit"
+        )
     return Trust(read_public_line(line), _one_spaced(study))
 
 
 def trusted_keys_file() -> Path:
-    """Where trusted keys are remembered."""
+    """Path of the file of trusted keys."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    # a relative path is to be ignored, says the XDG specification
+    # the XDG specification ignores relative paths
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".config") / "latent-drift" / "trusted_keys"
 
 
 def remembered(study: str) -> list[PublicKey]:
-    """The keys that may sign releases of a study; raises `SignatureError` for a file that cannot be read."""
+    """The remembered keys of a study; raises `SignatureError` if the file cannot be read."""
     return [key for key, name in _entries() if name == study]
 
 
 def remember(study: str, key: PublicKey) -> list[str]:
-    """Trust a key for a study from now on; returns what to tell the user, nothing when it was known."""
+    """Remember a key for a study; returns messages for the user, none if it was remembered already."""
     entries = _entries()
-    if any(name == study and public_line(one) == public_line(key) for one, name in entries):
+    if any(name == study and public_line(stored) == public_line(key) for stored, name in entries):
         return []
     path = trusted_keys_file()
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     text += "" if not text or text.endswith("\n") else "\n"
     try:
         write_bytes(path, (text + f"{public_line(key)} {study}\n").encode())
-    except CheckpointError:  # a home that is read-only; the key was given, so the work can go on
-        return [f"{fingerprint(key)} cannot be remembered in {path}: give --trust next time, too"]
-    others = [fingerprint(one) for one, name in entries if name == study]
+    except CheckpointError:  # a read-only home; the key was passed, so the release can be used
+        return [f"{fingerprint(key)} cannot be remembered in {path}: pass --trust next time as well"]
+    others = [fingerprint(stored) for stored, name in entries if name == study]
     return [
         f"from now on {fingerprint(key)} is trusted for releases of '{study}': remembered in {path}",
         *(
-            f"note: '{study}' has another trusted key already, {other}: unless its people say that they have both, "
-            "remove the line of the wrong one"
+            f"note: '{study}' has another trusted key already, {other}: unless the study confirms both, remove the "
+            "line of the wrong one"
             for other in others
         ),
     ]
@@ -152,7 +153,7 @@ def _study_name(manifest: dict[str, object], folder: Path) -> str:
     study = manifest.get("study")
     name = study.get("name") if isinstance(study, dict) else None
     if not is_line(name) or not _one_spaced(str(name)):
-        raise ReleaseError(f"'{folder}' is not a whole release (no study's name): copy it again")
+        raise ReleaseError(f"'{folder}' is not a complete release (no study's name): copy it again")
     return _one_spaced(str(name))
 
 
@@ -164,6 +165,6 @@ def _untrusted(study: str, key: PublicKey, given: PublicKey | None) -> str:
     if given is not None:
         return f"the release is signed by {fingerprint(key)}, not by the key that --trust names, {fingerprint(given)}"
     return (
-        f"the release of '{study}' is signed by {fingerprint(key)}, which you have not trusted yet: if the study's "
-        f"people confirm this fingerprint, add --trust '{public_line(key)}' once"
+        f"the release of '{study}' is signed by {fingerprint(key)}, not trusted yet: if the study confirms the "
+        f"fingerprint, add --trust '{public_line(key)}' once"
     )

@@ -1,7 +1,7 @@
-"""The server's half of secure aggregation: it drives the stages, and learns the sum of the survivors' updates.
+"""The server's half of secure aggregation: runs the stages, and learns the sum of the surviving sites' updates.
 
-A site that does not answer, or answers wrongly, is left out from there on. With fewer than the threshold left the round
-fails before anything is unmasked; a sum that does not check fails it too.
+A site without a valid answer is left out of the later stages. If fewer sites than the threshold remain, the round fails
+before anything is unmasked; an inconsistent sum fails it, too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from ld_common.protocol.secagg.messages import (
 )
 
 Exchange = Callable[[Stage, dict[str, Payload]], Mapping[str, Mapping[str, object]]]
-"""Sends a stage's request to each site and returns the answers that came, by site."""
+"""Sends a stage's request to each site and returns the received answers by site."""
 P = TypeVar("P")
 
 
@@ -101,10 +101,10 @@ class SecureAggregation:
         return {site: self._routed(site) for site in self._dealt}
 
     def collect(self, answers: Mapping[str, Mapping[str, object]]) -> list[str]:
-        """Stage `vector`: adds up the masked vectors that came; returns their sites, all of which the sum will hold.
+        """Stage `vector`: add up the received masked vectors; returns their sites, which are all in the sum.
 
         Raises:
-            FederationError: fewer than the threshold came, and no mask will be removed.
+            FederationError: fewer vectors than the threshold came.
         """
         vectors = self._read(Stage.VECTOR, self._dealt, answers, MaskedVector, self._check_vector)
         self._require_enough(Stage.VECTOR, len(vectors))
@@ -114,11 +114,11 @@ class SecureAggregation:
         return self._survivors
 
     def unmask(self, exchange: Exchange) -> SecureSum:
-        """Stage `unmask`: removes the survivors' own masks and what they added because of the dropped.
+        """Stage `unmask`: remove the survivors' self masks, and their pair masks with dropped sites.
 
         Raises:
-            FederationError: fewer sites than the threshold reveal shares, a site dealt false ones, or the sum does not
-                check.
+            FederationError: fewer sites than the threshold reveal shares, a site dealt wrong shares, or the sum is
+                inconsistent.
         """
         dropped = [site for site in self._dealt if site not in self._survivors]
         request = pack(UnmaskRequest(self._session, self._survivors, dropped))
@@ -133,7 +133,7 @@ class SecureAggregation:
             )
         count = len(self._survivors)
         checks = bool((total[self.setting.length :] == count).all())
-        require(checks, "the unmasked sum does not check: a site masked otherwise than agreed; the sum is not used")
+        require(checks, "the unmasked sum is inconsistent: a site used other masks than agreed; the sum is discarded")
         return SecureSum(dequantise(total[: self.setting.length], count, self.setting), self._survivors)
 
     def _read(
@@ -144,36 +144,36 @@ class SecureAggregation:
         kind: type[P],
         check: Callable[[str, P], None],
     ) -> dict[str, P]:
-        """The good answers of those who were asked, in the order of their names; why the others are left out."""
-        good: dict[str, P] = {}
+        """The valid answers of these sites, in their order; records why the others are left out."""
+        valid: dict[str, P] = {}
         for site in sites:
             try:
                 require(site in answers, "it did not answer")
                 answer = unpack(kind, answers[site])
                 check(site, answer)
-                good[site] = answer
+                valid[site] = answer
             except FederationError as error:
-                if stage is not Stage.UNMASK:  # whoever is silent then is in the sum all the same
+                if stage is not Stage.UNMASK:  # in the last stage, a site without an answer is still in the sum
                     self.left_out[site] = f"stage '{stage}' of secure aggregation: {error}"
-        return good
+        return valid
 
     def _require_enough(self, stage: Stage, count: int) -> None:
         reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(self.left_out.items()))
-        problem = f"{count} of {self.setting.sites} sites are left after stage '{stage}' of secure aggregation"
-        remedy = f"{self.setting.threshold} are needed: nothing more is unmasked, go on with a new round"
+        problem = f"{count} of {self.setting.sites} sites remain after stage '{stage}' of secure aggregation"
+        remedy = f"{self.setting.threshold} are needed: nothing is unmasked, start a new round"
         require(count >= self.setting.threshold, f"{problem}, {remedy}" + (f" ({reasons})" if reasons else ""))
 
     def _check_dealt(self, site: str, dealt: DealtShares) -> None:
         sites = self._roster.sites
         require(dealt.session == self._session, "its shares are of another round or roster")
         sizes = [0 if peer == site else SEALED_BYTES for peer in sites]
-        require(
-            [len(sealed) for sealed in dealt.sealed] == sizes, "its sealed shares have other sizes than shares have"
-        )
+        require([len(sealed) for sealed in dealt.sealed] == sizes, "its sealed shares have the wrong size")
         lists = (dealt.seed_share_marks, dealt.key_share_marks)
         marks = [dealt.seed_mark, *dealt.seed_share_marks, *dealt.key_share_marks]
-        good = all(len(marks) == len(sites) for marks in lists) and {len(one) for one in marks} == {DIGEST_BYTES}
-        require(good, "it did not mark each of its shares")
+        marked = all(len(marks) == len(sites) for marks in lists) and {len(digest) for digest in marks} == {
+            DIGEST_BYTES
+        }
+        require(marked, "it did not mark each of its shares")
 
     def _check_vector(self, site: str, masked: MaskedVector) -> None:
         require(masked.session == self._session, "its vector is of another round or roster")
@@ -191,14 +191,14 @@ class SecureAggregation:
         )
 
     def _self_mask(self, site: str, shares: Mapping[str, bytes]) -> NDArray[np.uint32]:
-        """What a survivor added on its own account."""
+        """The self mask of a surviving site."""
         seed = self._reconstruct("seed share", site, self._dealt[site].seed_share_marks, shares)
         agreed = mark(self._session, "seed", site, "", seed) == self._dealt[site].seed_mark
-        require(agreed, f"'{site}' dealt shares that give another seed than it marked: leave it out of a new round")
+        require(agreed, f"'{site}' dealt shares of another seed than it marked: leave it out of a new round")
         return self_mask(seed, crowd_digest(self._session, list(self._dealt)), site, len(self._total))
 
     def _pair_masks(self, site: str, shares: Mapping[str, bytes]) -> NDArray[np.uint32]:
-        """What the survivors added because of a site that dropped out."""
+        """The survivors' pair masks with a dropped site."""
         secret = self._reconstruct("key share", site, self._dealt[site].key_share_marks, shares)
         private, crowd = (
             masking_key(secret, self.setting.digest(), site),
@@ -206,25 +206,25 @@ class SecureAggregation:
         )
         public = dict(zip(self._roster.sites, self._roster.masking_keys, strict=True))
         agreed = private.public_key().public_bytes_raw() == public[site]
-        require(agreed, f"'{site}' dealt shares that give another key than it offered: leave it out of a new round")
+        require(agreed, f"'{site}' dealt shares of another key than it offered: leave it out of a new round")
         total = np.zeros_like(self._total)
         for survivor in self._survivors:
             total += pair_mask(private, public[survivor], crowd, survivor, site, len(total))
         return total
 
     def _reconstruct(self, kind: str, dealer: str, marks: Sequence[bytes], shares: Mapping[str, bytes]) -> bytes:
-        """A secret from as many shares as the threshold, of those that bear their dealer's mark."""
-        good = []
+        """A secret from as many shares as the threshold, among those with their dealer's mark."""
+        valid = []
         for index, (recipient, expected) in enumerate(zip(self._roster.sites, marks, strict=True), start=1):
             if recipient in shares and mark(self._session, kind, dealer, recipient, shares[recipient]) == expected:
-                good.append((index, shares[recipient]))
-        few = f"only {len(good)} good shares of '{dealer}' came, {self.setting.threshold} are needed"
-        require(len(good) >= self.setting.threshold, f"{few}: the sum stays masked, leave it out of a new round")
-        require({len(share) for _, share in good} == {SECRET_BYTES}, f"'{dealer}' marked shares that are none")
-        return Shamir.combine(good[: self.setting.threshold], False)
+                valid.append((index, shares[recipient]))
+        few = f"only {len(valid)} valid shares of '{dealer}' came, {self.setting.threshold} are needed"
+        require(len(valid) >= self.setting.threshold, f"{few}: the sum stays masked, leave it out of a new round")
+        require({len(share) for _, share in valid} == {SECRET_BYTES}, f"'{dealer}' marked shares of the wrong size")
+        return Shamir.combine(valid[: self.setting.threshold], False)
 
 
 def _check_offer(site: str, offer: KeyOffer) -> None:
-    """Refuse a key on which every other site would stumble."""
+    """Refuse a key that other sites could not use."""
     for public in (offer.sealing_key, offer.masking_key):
         agree(X25519PrivateKey.generate(), public)

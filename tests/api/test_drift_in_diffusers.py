@@ -8,12 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionPipeline,
-)
 
 from ld_common import BaseModel, LatentDrift, TrainingData, load_base
 from ld_common.core.errors import ConfigError
@@ -24,9 +18,9 @@ from ld_common.diffusion.training import LossSampler
 PROMPT = "axial T1 brain MRI, woman, 70 years, healthy"
 STEPS = 6
 SCHEDULERS = {
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "dpm-solver++": DPMSolverMultistepScheduler,
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpm-solver++": "DPMSolverMultistepScheduler",
 }
 
 
@@ -37,9 +31,17 @@ def base(smallest_base: Path) -> BaseModel:
 
 @pytest.fixture(scope="module")
 def pipe(smallest_base: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
     pipeline = StableDiffusionPipeline.from_pretrained(smallest_base)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def scheduler_of(base: BaseModel, name: str = "ddim") -> Any:
+    import diffusers
+
+    return getattr(diffusers, SCHEDULERS[name]).from_config(base.scheduler.config)
 
 
 def generator() -> torch.Generator:
@@ -58,7 +60,7 @@ def drawn(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
 def test_a_plain_pipeline_samples_under_the_drift_as_our_sampler_does(
     base: BaseModel, pipe: Any, name: str, shape: str
 ) -> None:
-    pipe.scheduler = SCHEDULERS[name].from_config(base.scheduler.config)
+    pipe.scheduler = scheduler_of(base, name)
     drift = LatentDrift.estimate(torch.randn(9, 4, 4, 4, generator=generator()) + 1.5, base, shape=shape)
     theirs = drawn(pipe, drift.initial_latents(pipe.scheduler, (2, 4, 4, 4), generator(), num_inference_steps=STEPS))
     noise = torch.randn(2, 4, 4, 4, generator=generator())
@@ -71,7 +73,7 @@ def test_a_plain_pipeline_samples_under_the_drift_as_our_sampler_does(
 
 
 def test_no_drift_is_bit_identical_to_the_plain_pipeline(base: BaseModel, pipe: Any) -> None:
-    pipe.scheduler = DDIMScheduler.from_config(base.scheduler.config)
+    pipe.scheduler = scheduler_of(base)
     none = LatentDrift(torch.zeros(4, 1, 1))
     noise = torch.randn(1, 4, 4, 4, generator=generator())
     latents = none.initial_latents(pipe.scheduler, noise.shape, generator(), num_inference_steps=STEPS)
@@ -84,7 +86,7 @@ def test_no_drift_is_bit_identical_to_the_plain_pipeline(base: BaseModel, pipe: 
 
 
 def test_the_pipelines_scheduler_is_left_alone(base: BaseModel) -> None:
-    scheduler = DDIMScheduler.from_config(base.scheduler.config)
+    scheduler = scheduler_of(base)
     before = scheduler.timesteps.clone()
     LatentDrift(torch.ones(4, 1, 1)).initial_latents(scheduler, (1, 4, 4, 4), generator())
     assert torch.equal(scheduler.timesteps, before)
@@ -100,7 +102,7 @@ def test_what_latents_alone_cannot_do_is_refused(base: BaseModel, formulation: s
 
 @pytest.mark.parametrize("formulation", ["prior", "centred", "noise", "per-step"])
 def test_a_plain_training_loop_has_the_loss_of_ours(base: BaseModel, pipe: Any, formulation: str) -> None:
-    scheduler = DDIMScheduler.from_config(base.scheduler.config)
+    scheduler = scheduler_of(base)
     latents = torch.randn(1, 4, 4, 4, generator=generator()) + 1
     drift = LatentDrift(torch.tensor([1.0, -1.0, 0.5, 0.0])[:, None, None], formulation)
     options = TrainingConfig(batch_size=1, noise_offset=0.0, conditioning_dropout_prob=0.0)

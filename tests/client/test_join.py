@@ -306,6 +306,7 @@ def test_a_kit_that_was_opened_half_way_can_be_opened_again(home: StudyHome, sit
 def test_approving_shows_what_runs_what_leaves_and_what_changed(home: StudyHome, site: SiteHome) -> None:
     first = "\n".join(summary_lines(site))
     assert "byte for byte" in first
+    assert "never imported" not in first
     assert "without differential privacy" in first
     approve(site)
     text = (home.path / "study.yaml").read_text()
@@ -340,7 +341,7 @@ def test_code_that_differs_from_the_installed_is_shown(home: StudyHome, site: Si
         ("ld_client/native.so", b""),
         ("ld_client/../torch.py", b""),
         ("/torch.py", b""),
-        ("ld_common/sub/torch/__init__.py", b""),
+        ("ld_common/sub/torch/__init__.py", b"unused = 1\n"),
         ("sitecustomize.py", b""),
         ("ld_client\\train.py", b""),
         ("ld_client/train.py", b"twice"),
@@ -361,7 +362,9 @@ def test_a_bundle_with_anything_else_in_it_cannot_be_approved(
     write_kit(tmp_path / "changed.kit", kit.manifest, kit.files | {BUNDLE: changed.read_bytes()}, key)  # type: ignore[arg-type]
     join(tmp_path / "changed.kit", site.path)
     if name == "ld_common/sub/torch/__init__.py":  # a module of our own package shadows nothing
-        assert any(name in line for line in summary_lines(site))
+        lines = summary_lines(site)
+        assert any(name in line for line in lines)
+        assert any("never imported" in line for line in lines)
         return
     for look in (summary_lines, approve):
         with pytest.raises(ApprovalError, match=r"refused|cannot be read"):

@@ -140,13 +140,13 @@ def test_a_patients_gradient_does_not_depend_on_how_many_are_held_at_once(
     study, rows = study_of({"name": "lora", "rank": 2}), torch.tensor([[0, 1], [2, 2], [5, 3]])
     adapted = attached_of(tiny_base, study)
     # a patient at a time draws its timesteps in the same order, but with other shapes: compare with fixed draws
-    monkeypatch.setattr("ld_client.train.training_timesteps", lambda count, *_: torch.full((count,), 300))
-    monkeypatch.setattr("ld_client.train.training_noise", lambda shape, *_: torch.ones(shape))
+    monkeypatch.setattr("ld_common.diffusion.training.training_timesteps", lambda count, *_: torch.full((count,), 300))
+    monkeypatch.setattr("ld_common.diffusion.training.training_noise", lambda shape, *_: torch.ones(shape))
     sizes: list[int] = []
     monkeypatch.setattr(LossSampler, "scans_loss", _counting(LossSampler.scans_loss, sizes))
     together = noised_gradient(adapted, study, rows, 0.0)
     if bound == "memory":
-        monkeypatch.setattr(private, "MOST_GRADIENTS", 1)
+        monkeypatch.setattr(private, "MAX_GRADIENT_NUMBERS", 1)
     else:
         study.training.batch_size = 3  # one patient of two draws
     apart = noised_gradient(adapted, study, rows, 0.0)

@@ -80,7 +80,7 @@ def test_a_stopped_run_leaves_the_old_store_whole(site_yaml: Path, monkeypatch: 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ld_client.data.store._write_index", stop)
+    monkeypatch.setattr("ld_client.data.indexing._write_index", stop)
     with pytest.raises(KeyboardInterrupt):
         build_store(load_site(site_yaml))
     assert len(open_store(store).days) == 6
@@ -122,7 +122,7 @@ def test_a_site_of_niftis_gives_a_store_as_well(site_yaml: Path) -> None:
 
 def test_a_store_that_cannot_be_used_is_refused(site_yaml: Path) -> None:
     folder = site_yaml.parent / "store"
-    with pytest.raises(StoreError, match="run ld-client index --config"):
+    with pytest.raises(StoreError, match="ld-client index"):
         open_store(folder)
     build(site_yaml)
     store = open_store(folder)
@@ -169,13 +169,13 @@ def test_the_command_counts_lists_and_says_where(site_yaml: Path, capsys: pytest
         (site_yaml.parent / f"scans/note{number:02}.txt").write_text("no scan")
     assert run("index", "--config", str(site_yaml), "batch_size=2") == 0
     said = capsys.readouterr().out
-    assert re.search(r"3\s+│ 6\s+│ 8\s+│ 25", said)
+    assert re.search(r"3\s+│ 3\s+│ 0\s+│ 6\s+│ 8\s+│ 25", said)
     assert re.search(r"not an image\s+│ 25", said)
     assert "note00.txt: not an image" in said
     assert "note20.txt" not in said
-    assert f"and 5 more: ld-client left-out --config {site_yaml}" in said
+    assert f"5 more: ld-client exclusions --config {site_yaml}" in said
     assert said.rstrip().endswith(f"wrote {site_yaml.parent / 'store'}")
-    assert run("left-out", "--config", str(site_yaml)) == 0
+    assert run("exclusions", "--config", str(site_yaml)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 25
     assert lines[24] == "note24.txt\t1\tnot an image\tnot a DICOM file"
@@ -186,7 +186,7 @@ def test_an_error_is_one_line_and_exit_code_2(site_yaml: Path, capsys: pytest.Ca
     assert capsys.readouterr().err == "error: unknown config key 'data.tabel': did you mean 'table'?\n"
     assert run("index", "--config", str(site_yaml), "base_model=absent") == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert run("left-out", "--config", str(site_yaml)) == 2
+    assert run("exclusions", "--config", str(site_yaml)) == 2
     assert "there is no store" in capsys.readouterr().err
 
 

@@ -34,7 +34,7 @@ def command_lines(page: Path) -> Iterator[str]:
     for line in lines:
         code = line.split(" #")[0] if page.suffix == ".md" else line
         match = COMMAND.search(code.strip().split("        ")[0].rstrip())
-        if match:
+        if match and "$*" not in match.group(1):  # a pattern rule of the Makefile
             yield match.group(1)
 
 

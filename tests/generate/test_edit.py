@@ -24,7 +24,7 @@ from tests.support.releases import SOURCE, GenerateRunner, write_small_release
 def test_a_scan_becomes_counterfactuals_in_its_own_geometry(run: GenerateRunner, scan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     targets = ["--target", "age=84,diagnosis=AD", "--target", "sex=M"]
-    code, printed = run("edit", "--input", scan, *targets, "--source", SOURCE, "--out", out, "num_inference_steps=3")
+    code, printed = run("edit", "--input", scan, *targets, "--source", SOURCE, "--out", out, "num_inference_steps=4")
     assert code == 0, printed
     expected = {"input.png", "reconstruction.png", "record.json"}
     for name in ("age-84_diagnosis-AD", "sex-M"):
@@ -39,7 +39,7 @@ def test_a_scan_becomes_counterfactuals_in_its_own_geometry(run: GenerateRunner,
     record = json.loads((out / "scan" / "record.json").read_text())
     assert record["source"] == {"age": 74.0, "sex": "F", "diagnosis": "CN"}
     assert record["counterfactuals"][0]["target"] == {"age": 84.0, "diagnosis": "AD"}
-    assert record["edit"]["num_inference_steps"] == 3
+    assert record["edit"]["num_inference_steps"] == 4
 
 
 def test_the_same_request_gives_the_same_bytes(run: GenerateRunner, scan: Path, tmp_path: Path) -> None:

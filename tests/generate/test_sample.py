@@ -23,7 +23,7 @@ def test_pictures_are_drawn_from_one_noise_under_each_drift(run: GenerateRunner,
     assert not any((first == other).all() for other in others)
     record = json.loads((out / "record.json").read_text())
     assert record["drifts"] == ["release", "aster", "-0.1", "0"]
-    assert record["sampler"] == {"name": "ddim", "num_inference_steps": 4}
+    assert record["sampler"] == {"name": "ddim", "num_inference_steps": 3}
 
 
 @pytest.mark.parametrize("drift", ["aste", "nan", "inf"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
 from collections.abc import Collection, Iterable
 from importlib.metadata import packages_distributions, requires
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -46,12 +48,12 @@ NEVER_IN_A_BUNDLE = (
 
 
 def test_the_bundle_holds_what_the_client_app_imports_and_no_line_more() -> None:
-    files = bundle_files()
-    assert bundle_unreached_lines(files) == 0
+    bundled = bundle_files()
+    assert bundle_unreached_lines(bundled) == 0
     assert bundle_unreached_lines(package_sources()) > 1000  # so the measure tells the two apart
-    for name in files:
+    for name in bundled:
         assert not any(re.match(pattern, name) for pattern in NEVER_IN_A_BUNDLE), name
-    assert {f"{module.replace('.', '/')}.py" for module in ADAPTERS.builtin_modules()} <= set(files)
+    assert {f"{module.replace('.', '/')}.py" for module in ADAPTERS.builtin_modules()} <= set(bundled)
 
 
 def test_the_closure_follows_functions_parents_and_relative_imports_but_no_type_checking() -> None:
@@ -63,8 +65,16 @@ def test_the_closure_follows_functions_parents_and_relative_imports_but_no_type_
         "e.py": b"",
         "f.py": b"from a import b as renamed\n",
         "g.py": b"",
+        "c/broken.py": b"import e \xff",
     }
-    assert import_closure(["a.b"], sources) == {"a/__init__.py", "a/b.py", "c/__init__.py", "c/d.py", "f.py"}
+    assert import_closure(["a.b", "c.broken"], sources) == {
+        "c/broken.py",
+        "a/__init__.py",
+        "a/b.py",
+        "c/__init__.py",
+        "c/d.py",
+        "f.py",
+    }
 
 
 @pytest.mark.slow
@@ -96,12 +106,12 @@ def test_the_client_app_starts_from_the_bundle_alone(tmp_path: Path) -> None:
 
 
 def test_the_bundle_is_a_fab_of_format_one_that_a_site_accepts() -> None:
-    files = read_bundle(build_bundle())
-    project = tomllib.loads(files["pyproject.toml"].decode())
+    bundled = read_bundle(build_bundle())
+    project = tomllib.loads(bundled["pyproject.toml"].decode())
     assert project["tool"]["flwr"]["app"]["fab-format-version"] == 1
     assert project["project"]["license"] == {"file": "LICENSE"}
-    assert "LICENSE" in files
-    assert {name for name in files if name.split("/")[0] in PACKAGES} == set(installed_sources())
+    assert "LICENSE" in bundled
+    assert {name for name in bundled if name.split("/")[0] in PACKAGES} == set(installed_sources())
 
 
 def imported_distributions(files: Collection[str]) -> set[str]:
@@ -137,3 +147,23 @@ def test_the_clients_wheel_asks_for_the_distributions_that_it_imports_and_for_no
     indirect = requirement_names(text for name in asked for text in requires(name) or [])
     assert used - asked <= indirect  # such as huggingface-hub, which comes with diffusers
     assert imported_distributions(sources) - used == extra
+
+
+@pytest.mark.slow
+def test_the_clients_wheel_holds_its_two_packages_and_their_templates(tmp_path: Path) -> None:
+    for name in ("client", "ld_common"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+        )
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "./client"]
+    subprocess.run([*command, "--wheel-dir", "dist"], check=True, cwd=tmp_path, capture_output=True)
+    (wheel,) = (tmp_path / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == set(PACKAGES)
+    assert {"ld_client/privacy_report/report.html.j2", "ld_common/py.typed"} <= set(names)
+    assert set(package_sources()) <= set(names)
+
+
+def test_the_report_template_lies_in_its_package() -> None:
+    assert (files("ld_client.privacy_report") / "report.html.j2").is_file()

@@ -31,6 +31,7 @@ def test_the_sum_is_the_plain_sum_within_the_quantisation_bound(count: int, leng
     check_sum(sites.run(), sites, sorted(sites.updates))
 
 
+@pytest.mark.slow
 def test_fifty_sites_of_which_some_drop_out_at_each_stage() -> None:
     sites = make_sites(50, 20)
     names = sorted(sites.updates)
@@ -48,7 +49,7 @@ def test_sites_drop_out_down_to_the_threshold_and_no_further(stage: Stage) -> No
         if gone <= 7 - sites.setting.threshold:
             check_sum(sites.run(), sites, names if stage is Stage.UNMASK else names[gone:])
         else:
-            with pytest.raises(FederationError, match=f"{7 - gone} of 7 sites are left after stage '{stage}'"):
+            with pytest.raises(FederationError, match=f"{7 - gone} of 7 sites remain after stage '{stage}'"):
                 sites.run()
             later = list(Stage)[list(Stage).index(stage) + 1 :]
             assert not set(sites.requests) & set(later), "nothing is asked of the sites once the round has failed"

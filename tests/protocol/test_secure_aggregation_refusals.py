@@ -41,12 +41,12 @@ def test_no_site_reveals_both_shares_of_another() -> None:
 @pytest.mark.parametrize(
     ("survivors", "dropped", "words"),
     [
-        (["s01", "s02", "s03", "s04"], ["s00"], "said to have dropped out"),
+        (["s01", "s02", "s03", "s04"], ["s00"], "listed as dropped"),
         (["s00", "s01", "s02"], ["s03", "s04"], "the threshold is 4"),
-        (["s00", "s01", "s02", "s03", "s04"], ["s04"], "stands once"),
-        (["s00", "s01", "s02", "s03"], [], "stands once"),
-        (["s00", "s01", "s02", "s03", "s04", "s05"], [], "stands once"),
-        (["s00", "s00", "s01", "s02", "s03"], [], "stands once"),
+        (["s00", "s01", "s02", "s03", "s04"], ["s04"], "exactly once"),
+        (["s00", "s01", "s02", "s03"], [], "exactly once"),
+        (["s00", "s01", "s02", "s03", "s04", "s05"], [], "exactly once"),
+        (["s00", "s00", "s01", "s02", "s03"], [], "exactly once"),
     ],
 )
 def test_a_site_refuses_lists_that_would_unmask_more_than_the_sum(
@@ -63,7 +63,7 @@ def test_a_site_answers_each_stage_once() -> None:
         reveal_shares(state, replace(due, session=bytes(32)))
     after, _ = reveal_shares(state, due)
     for request in (due, replace(due, survivors=due.survivors[:4], dropped=due.survivors[4:])):
-        with pytest.raises(FederationError, match="has last revealed shares"):
+        with pytest.raises(FederationError, match="revealed shares"):
             reveal_shares(after, request)
     roster = unpack(Roster, sites.requests[Stage.SHARES]["s00"])
     routed = unpack(RoutedShares, sites.requests[Stage.VECTOR]["s00"])
@@ -72,21 +72,21 @@ def test_a_site_answers_each_stage_once() -> None:
         lambda: open_shares(state, routed, "study", 3),
         lambda: mask_update(state, sites.updates["s00"]),
     ):
-        with pytest.raises(FederationError, match="has last sent its vector"):
+        with pytest.raises(FederationError, match="sent its vector"):
             repeat()
 
 
 def test_a_round_whose_vector_left_is_not_served_again() -> None:
     _, state, _ = masked_sites()
     for server_round in (2, 3):
-        with pytest.raises(FederationError, match="go on with round 4"):
+        with pytest.raises(FederationError, match="round 4"):
             offer_keys("s00", replace(state.setting, round=server_round), previous=state)
     offer_keys("s00", replace(state.setting, round=4), previous=state)
     offer_keys("s00", replace(state.setting, study="other", round=1), previous=state)
     before, _ = offer_keys("s00", state.setting)
     again, _ = offer_keys("s00", state.setting, previous=before)
     assert again.sealing_secret != before.sealing_secret
-    with pytest.raises(FederationError, match="the site allows 5 or more"):
+    with pytest.raises(FederationError, match="5 or more"):
         offer_keys("s00", state.setting, fewest=5)
 
 
@@ -104,7 +104,7 @@ def test_a_site_refuses_a_roster_that_is_too_small_repeats_a_key_or_is_without_i
         "not two of each": Roster(good.sites, [*sealing[:4], sealing[3]], masking),
         "not two of each site": Roster(good.sites, sealing, [*masking[:4], sealing[0]]),
         "not two of": Roster(good.sites, sealing[:4], masking),
-        "without 's00'": Roster(["s000", *good.sites[1:]], sealing, masking),
+        "lacks 's00'": Roster(["s000", *good.sites[1:]], sealing, masking),
         "stand twice": Roster(["s00", "s01", "s02", "s03", "s03"], sealing, masking),
     }
     for words, roster in bad.items():
@@ -212,11 +212,11 @@ def test_a_site_that_deals_shares_which_do_not_open_is_named() -> None:
     sites = make_sites(4)
     garbage = {"sealed": lambda sealed: [flip(one) if one else one for one in sealed]}
     sites.tamper = alter(Stage.SHARES, "s02", **garbage)
-    with pytest.raises(FederationError, match="only 1 good shares of 's02'"):
+    with pytest.raises(FederationError, match="only 1 valid shares of 's02'"):
         sites.run()
     sites = make_sites(4)
     sites.tamper = alter(Stage.SHARES, "s02", seed_mark=bytes(32))
-    with pytest.raises(FederationError, match="'s02' dealt shares that give another seed"):
+    with pytest.raises(FederationError, match="'s02' dealt shares of another seed"):
         sites.run()
 
 
@@ -224,7 +224,7 @@ def test_a_site_that_deals_shares_which_do_not_open_is_named() -> None:
 def test_a_vector_that_was_masked_otherwise_is_noticed(noise: Callable[[bytes], bytes]) -> None:
     sites = make_sites(4, 50)
     sites.tamper = alter(Stage.VECTOR, "s01", vector=lambda vector: noise(vector[::-1])[::-1])
-    with pytest.raises(FederationError, match="does not check"):
+    with pytest.raises(FederationError, match="inconsistent"):
         sites.run()
 
 
@@ -263,7 +263,7 @@ def test_a_server_that_names_other_crowds_to_different_sites_gets_noise() -> Non
         "sealed": requests["s00"]["sealed"][:3],
     }
     server.collect(sites.exchange(Stage.VECTOR, requests))
-    with pytest.raises(FederationError, match="stands once"):
+    with pytest.raises(FederationError, match="exactly once"):
         server.unmask(sites.exchange)
     masked = [numbers(answer) for answer in sites.answers[Stage.VECTOR].values()]
     assert (np.sum(masked, axis=0, dtype=np.uint32)[-CHECK_WORDS:] != 4).all()

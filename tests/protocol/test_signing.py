@@ -95,7 +95,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         read_private_key(tmp_path / "absent.key")
     file.chmod(0o600)
     file.write_text("-----BEGIN NOTHING-----")
-    with pytest.raises(SignatureError, match="no key"):
+    with pytest.raises(SignatureError, match="not a key"):
         read_private_key(file)
 
 

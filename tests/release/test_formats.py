@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import ADAPTERS, read_adapter
@@ -55,9 +54,17 @@ def unet_output(unet: Any, context: torch.Tensor) -> torch.Tensor:
 
 
 def plain_pipeline(base: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
     pipe = StableDiffusionPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def plain_unet(folder: Path) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
 
 
 def test_every_adapter_is_tried_here() -> None:
@@ -89,7 +96,7 @@ def test_diffusers_and_peft_load_a_lora_release(written: Path, smallest_base: Pa
     pipe.load_lora_weights(written)
     assert torch.allclose(unet_output(pipe.unet, context), expected, atol=1e-6)
     assert not torch.allclose(plain, expected, atol=1e-3)
-    unet = UNet2DConditionModel.from_pretrained(smallest_base, subfolder="unet")
+    unet = plain_unet(smallest_base)
     adapted = PeftModel.from_pretrained(unet, written)
     assert torch.allclose(unet_output(adapted, context), expected, atol=1e-6)
 
@@ -98,7 +105,7 @@ def test_diffusers_and_peft_load_a_lora_release(written: Path, smallest_base: Pa
 @pytest.mark.parametrize("written", ["full"], indirect=True)
 def test_diffusers_loads_a_full_unet(written: Path) -> None:
     ours = load_release_base(read_release(written))
-    unet = UNet2DConditionModel.from_pretrained(written, subfolder="unet")
+    unet = plain_unet(written)
     context = ours.embed([PROMPT])
     assert torch.equal(unet_output(unet, context), unet_output(ours.unet, context))
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from ld_common.core.errors import AdapterError
@@ -18,10 +16,11 @@ from ld_common.release.import_lora import import_lora
 from ld_common.release.release import load_release_base, read_release
 
 DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-Save = Callable[..., Path]
 
 
 def fresh_unet(base: Path) -> Any:
+    from diffusers import UNet2DConditionModel
+
     return UNet2DConditionModel.from_pretrained(base, subfolder="unet")
 
 
@@ -42,6 +41,9 @@ def output(unet: Any) -> torch.Tensor:
 
 def diffusers_lora(base: Path, folder: Path, metadata: bool = True, **options: Any) -> torch.Tensor:
     """Write a LoRA with `save_lora_weights`; returns the output of the UNet that has it."""
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig, get_peft_model_state_dict
+
     unet = fresh_unet(base)
     unet.add_adapter(LoraConfig(target_modules=DEFAULT_TARGETS, **options))
     randomize(unet)
@@ -75,6 +77,8 @@ def test_a_lora_of_diffusers_keeps_its_effect(
 
 
 def test_a_lora_of_peft_keeps_its_effect(smallest_base: Path, tmp_path: Path, brain_mri: Modality) -> None:
+    from peft import LoraConfig, get_peft_model
+
     model = get_peft_model(
         fresh_unet(smallest_base), LoraConfig(r=3, lora_alpha=12, target_modules=["attn2.to_v", "proj_in"])
     )

@@ -170,7 +170,7 @@ def test_a_key_is_trusted_for_its_study_alone(signed: Path, tmp_path: Path, brai
 def test_a_kit_vouches_for_releases_of_its_own_study_alone(signed: Path, tmp_path: Path) -> None:
     kit = tmp_path / "kit.json"
     kit.write_text(json.dumps({"public_key": public_line(KEY.public_key()), "study": "foo"}))
-    with pytest.raises(SignatureError, match="is of study 'demo', the kit that --trust names is of 'foo'"):
+    with pytest.raises(SignatureError, match=r"'demo'.*'foo'"):
         read_trusted_release(signed, trust=str(kit))
     assert not trusted_keys_file().exists()
     kit.write_text(json.dumps({"public_key": public_line(KEY.public_key()), "study": "demo"}))
@@ -201,7 +201,7 @@ def test_unsigned_is_refused_unless_allowed_and_says_so(released: Path) -> None:
         read_trusted_release(released)
     release, said = read_trusted_release(released, allow_unsigned=True)
     assert release.signed_by is None
-    assert "nobody vouches" in said[0]
+    assert "not signed" in said[0]
     with pytest.raises(ConfigError, match="exclude each other"):
         read_trusted_release(released, trust=public_line(KEY.public_key()), allow_unsigned=True)
 

@@ -176,6 +176,7 @@ def test_resuming_holds_for_a_secure_sum(
         assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_again_and_again_ends_with_the_same_bytes(
     tiny_base: Path, tmp_path: Path, unbroken: Path
 ) -> None:

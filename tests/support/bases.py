@@ -7,21 +7,22 @@ from pathlib import Path
 import torch
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_simulations.tiny_base.networks import (
-    BaseModelConfig,
-    make_scheduler,
-    make_text_encoder,
-    make_tokenizer,
-    make_unet,
-    make_vae,
-)
-from ld_simulations.tiny_base.train import write_folder
 
 WORDS = ["axial T1 brain MRI, woman, 70 years, healthy", "man, Alzheimer's disease"]
 
 
 def make_base(folder: Path, resolution: int = 16) -> Path:
     """Write a base with images of `resolution` pixels, latents `(4, resolution/4, resolution/4)`, prompts `(32,32)`."""
+    from ld_simulations.tiny_base.networks import (  # takes seconds, which not every test file needs
+        BaseModelConfig,
+        make_scheduler,
+        make_text_encoder,
+        make_tokenizer,
+        make_unet,
+        make_vae,
+    )
+    from ld_simulations.tiny_base.train import write_folder
+
     config = BaseModelConfig(
         output=str(folder),
         side=resolution,

@@ -24,8 +24,9 @@ SOURCE = "age=74,sex=F,diagnosis=CN"
 
 
 def write_small_release(folder: Path, base: Path, modality: Modality) -> Path:
-    """A LoRA of random weights with a drift and one site's drift; its editor takes four steps."""
-    options = {"base_model": str(base), "adapter": {"rank": 2}, "edit": {"num_inference_steps": 4}}
+    """A LoRA of random weights with a drift and one site's drift; its editor takes three steps."""
+    options: dict[str, Any] = {"base_model": str(base), "adapter": {"rank": 2}, "edit": {"num_inference_steps": 3}}
+    options["drift"] = {"search": {"lowest": -0.1, "highest": 0.1, "spacing": 0.1}}
     study = from_mapping(StudyConfig, options)
     adapted = inject(load_denoiser(str(base)), read_adapter(study.adapter), study.seed)
     state = random_state(adapted.state(), 0.1)

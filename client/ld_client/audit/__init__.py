@@ -1,1 +1,1 @@
-"""What a site can measure of how much its training gives away: membership, canaries, copies."""
+"""Privacy audits at a site: membership inference, canaries, copies."""

@@ -1,12 +1,11 @@
-"""Whether generated pictures copy training scans: nearest neighbours, against patients whom training never saw.
+"""Searches generated images for copies of training scans, compared with scans of held-out patients.
 
-The distance of two pictures is the root mean square of their difference in standard deviations of each channel, taken
-over all reference pictures: 0 is the same picture, and no channel counts more for its scale. On latents it is what the
-model was trained to draw, needs no decoding, and finds copies; it does not find a copy that was moved or mirrored. On
-pictures `(N,1,H,W)` it is their distance in grey values. Smooth pictures lie nearer to everything by it, which is why
-every number here compares training patients with held-out ones under the same distance.
+The distance of two images is the root mean square of their difference, in standard deviations of each channel over all
+reference images. On latents it needs no decoding and finds copies, except shifted or mirrored ones; on images
+`(N,1,H,W)` it compares grey values. Smooth images are near to everything, so every result compares training patients
+with held-out ones.
 
-Nothing here is safe to send: indices say which patient a picture copies. Copy sheets stay at the site.
+Indices identify the patients that images copy: results must stay at the site.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from ld_common.core.seeding import numpy_generator
 
 DISTANCE = "root mean square difference, in standard deviations of each channel"
 ROWS = 64
-"""Pictures whose distances are computed at a time."""
+"""Images whose distances are computed at a time."""
 Distances = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Real pictures of patients, N in all."""
+    """Real images of patients, N in all."""
 
     pictures: Tensor
-    """`(N,C,h,w)`: latents, or pictures of the kind that was generated."""
+    """`(N,C,h,w)`: latents, or images, like the generated ones."""
     pseudonyms: list[str]
-    """Whose each is."""
+    """Patient of each."""
 
     def __post_init__(self) -> None:
         if len(self.pictures) != len(self.pseudonyms) or not self.pseudonyms:
@@ -48,7 +47,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class CopyPair:
-    """A generated picture with its nearest neighbours among all real ones; indices are those of the tensors given."""
+    """A generated image with its nearest neighbours; indices into the given tensors."""
 
     generated: int
     training: int
@@ -59,23 +58,23 @@ class CopyPair:
 
 @dataclass(frozen=True)
 class CopyReport:
-    """How near generated pictures lie to training ones."""
+    """Distances of generated images to training images."""
 
     distance: str
     patients_on_each_side: int
-    """EditResult at random from the larger side, with all their visits, for `nearer_to_training` alone."""
+    """Patients compared for `nearer_to_training`; a random sample of the larger side, with all visits."""
     nearer_to_training: Share
-    """Generated pictures whose nearest neighbour is a training patient's; the interval takes the patients as given."""
+    """Generated images whose nearest neighbour is a training patient's; the interval takes the patients as given."""
     chance_low: float
-    """Share that would be nearer to one half of the same patients, split at random: 2.5 and 97.5 % of such splits."""
+    """The same share for random splits of the patients: 2.5 % and 97.5 % quantiles."""
     chance_high: float
     chance: float
-    """Probability of as large a share or larger, if it did not matter who was in training (permutation of patients)."""
+    """p-value of the share by permutation of the patients."""
     quantile: float
     threshold: float | None
-    """That quantile of the distances of held-out pictures to their nearest training picture; None: too few of them."""
+    """`quantile` of the distances from held-out images to their nearest training image; None for too few."""
     closer_than_real: Share | None
-    """Generated pictures nearer to a training picture than `threshold`; `quantile` of real pictures of others are."""
+    """Generated images nearer to a training image than `threshold`, as a share `quantile` of real images is."""
     note: str
     """Why there is no threshold, or empty."""
     pairs: tuple[CopyPair, ...]
@@ -92,17 +91,17 @@ def find_copies(
     shown: int = 24,
     seed: int = 0,
 ) -> CopyReport:
-    """Search every generated picture's nearest training and held-out neighbours.
+    """Find the nearest training and held-out neighbours of every generated image.
 
     Args:
-        generated: `(G,C,h,w)`, drawn by the tuned model from prompts of both sides alike, in the references' form.
-        training: pictures that training saw.
-        held_out: pictures of other patients of the same site, drawn apart by chance before training.
-        quantile: of real held-out pictures that `threshold` calls as near as a copy.
+        generated: `(G,C,h,w)`, by the tuned model from prompts of both sides alike.
+        training: images of patients who were trained on.
+        held_out: images of other patients of the site, chosen at random before training.
+        quantile: of real held-out images that count as near as a copy.
         confidence: of the intervals.
-        splits: random splits of the patients, for what chance would do.
-        shown: pairs to return.
-        seed: of the drawn patients and the splits.
+        splits: number of random splits of the patients.
+        shown: number of pairs to return.
+        seed: of the patients and the splits.
 
     Raises:
         AuditError: shapes differ, a patient is on both sides, a value is not finite, or a number is out of range.
@@ -134,7 +133,7 @@ def find_copies(
 
 @dataclass(frozen=True)
 class _Contest:
-    """How often training patients were nearest, and how often either half of the same patients would be."""
+    """How often training patients were nearest, and the same for random halves of the patients."""
 
     patients: int
     nearer: int
@@ -144,7 +143,7 @@ class _Contest:
 
 
 def _contest(training: Distances, held_out: Distances, splits: int, generator: np.random.Generator) -> _Contest:
-    """Equally many patients of each side, drawn at random, from distances `(G,P)` and `(G,Q)`; then random splits."""
+    """Compare equally many random patients of each side, from distances `(G,P)` and `(G,Q)`; then random splits."""
     count = min(training.shape[1], held_out.shape[1])
     sides = [side[:, generator.permutation(side.shape[1])[:count]] for side in (training, held_out)]
     drawn = np.concatenate(sides, axis=1)
@@ -156,7 +155,7 @@ def _contest(training: Distances, held_out: Distances, splits: int, generator: n
 
 
 def _distances(pictures: Tensor, references: Tensor, scale: Tensor) -> Distances:
-    """Distances `(A,B)`; differences are squared one by one: a product of matrices loses what near copies differ in."""
+    """Distances `(A,B)`, without matrix products, which are too inexact for near copies."""
     flat = [(each.double() / scale[:, None, None]).float().flatten(1) for each in (pictures, references)]
     rows = [torch.cdist(part, flat[1], compute_mode="donot_use_mm_for_euclid_dist") for part in flat[0].split(ROWS)]
     return (torch.cat(rows) / math.sqrt(flat[0].shape[1])).cpu().double().numpy()
@@ -199,7 +198,7 @@ def _check(generated: Tensor, training: Reference, held_out: Reference, quantile
     if len(set(shapes)) > 1 or generated.dim() != 4 or not len(generated):
         raise AuditError(f"pictures of shapes {shapes} cannot be compared: give all as (N,C,h,w) of one kind")
     if not all(bool(each.isfinite().all()) for each in pictures):
-        raise AuditError("a picture holds NaN or infinity: it cannot be compared, leave it out")
+        raise AuditError("an image holds NaN or infinity and cannot be compared: leave it out")
     both = set(training.pseudonyms) & set(held_out.pseudonyms)
     if both:
         raise AuditError(f"{len(both)} patients are both in training and held out: split by patient, not by visit")

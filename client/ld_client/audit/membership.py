@@ -1,9 +1,9 @@
-"""Whether a tuned model betrays who was in its training: two attacks, scored by patient against the plain base.
+"""Membership inference: two attacks on a tuned model, scored by patient and calibrated by the plain base.
 
-The unit is the patient: a patient's score is the mean over that patient's visits. A score is the base's error on a
-scan less the tuned model's, so that a scan which is easy for any model gives nobody away (calibration by a reference
-model, arXiv 2111.08440). Both sides must be patients of one site, drawn apart by chance before training: patients of
-another site differ by scanner, and would be told apart without any leak.
+The unit is the patient: a patient's score is the mean over the patient's visits. A visit's score is the base's error
+minus the tuned model's, so that scans which are easy for any model do not count (reference calibration, arXiv
+2111.08440). Both sides must be patients of one site, split at random before training: patients of another site would
+differ by scanner.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FALSE_POSITIVE_RATES = (0.01, 0.001)
 LOSS_THRESHOLD = "loss threshold"
 PROXIMAL_INITIALISATION = "proximal initialisation"
 PROXIMAL_TIME = 0.2
-"""Where on the schedule the proximal attack looks: timestep 200 of 1,000."""
+"""Timestep of the proximal attack as a share of the schedule: 200 of 1,000."""
 PROXIMAL_POWER = 4
 """Power of the norm, as in the authors' code."""
 
@@ -42,11 +42,11 @@ class Scans:
     """`(N,C,h,w)`, scaled, as in the store."""
     prompts: list[str]
     pseudonyms: list[str]
-    """Whose each is."""
+    """Patient of each."""
     drift: LatentDrift | None = None
-    """Under which training saw them; its μ may be one for each scan, `(N,C,h,w)`."""
+    """Drift of their training; its μ may be one a scan, `(N,C,h,w)`."""
     condition_vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    """`Modality.condition_vector` of each, `(N,k)`, or none at all: needed by adapters that see a baseline."""
+    """`Modality.condition_vector` of each, `(N,k)`, or empty; needed by image-conditioned adapters."""
 
     def __post_init__(self) -> None:
         counts = len(self.latents), len(self.prompts), len(self.pseudonyms)
@@ -68,12 +68,12 @@ class Scans:
 
 @dataclass(frozen=True)
 class AttackOptions:
-    """How hard the attacks look; the same options give the same scores."""
+    """Options of the attacks, which determine the scores."""
 
     points: int = 32
-    """Pairs of timestep and noise at which each scan's loss is taken, the same for every scan and for both models."""
+    """Pairs of timestep and noise for each scan's loss, the same for every scan and for both models."""
     noise_offset: float = 0.0
-    """The study's `training.noise_offset`: the loss is then of the noise that training drew."""
+    """The study's `training.noise_offset`, for noise like in training."""
     batch_size: int = 16
     seed: int = 0
 
@@ -84,13 +84,13 @@ class AttackOptions:
 
 @dataclass(frozen=True)
 class MembershipReport:
-    """What one attack finds out; unit: patient."""
+    """Result of one attack; unit: patient."""
 
     attack: str
     members: int
-    """Patients whom training saw."""
+    """Patients who were trained on."""
     held_out: int
-    """Patients whom it did not."""
+    """Patients who were not."""
     confidence: float
     """Of every interval."""
     area: Area
@@ -107,7 +107,7 @@ def audit_membership(
     confidence: float = 0.95,
     progress: Progress = lambda done, total: None,
 ) -> tuple[MembershipReport, ...]:
-    """Run both attacks on both sides, in float32, with models that share no weights that training changed.
+    """Run both attacks on both sides in float32; the models must not share trained weights.
 
     Raises:
         AuditError: a patient is on both sides, fewer than two patients on one, or a score is not finite.
@@ -141,14 +141,14 @@ def patient_scores(
     options: AttackOptions,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, float]:
-    """Base error less tuned error by pseudonym, in the order of pseudonyms; higher for likelier members.
+    """Base error minus tuned error by pseudonym, sorted by pseudonym; higher for likelier members.
 
     Args:
         attack: `LOSS_THRESHOLD` or `PROXIMAL_INITIALISATION`.
         base: the model that training started from.
-        tuned: what training made of it.
-        scans: of the patients to be scored.
-        options: how hard to look.
+        tuned: the model after training.
+        scans: of the patients to score.
+        options: of the attack.
         progress: called with the scans done.
     """
     size = options.batch_size
@@ -175,7 +175,7 @@ def mean_by_patient(scores: Sequence[float], pseudonyms: Sequence[str]) -> dict[
 def grid_losses(
     model: Denoiser, latents: Tensor, prompts: Sequence[str], drift: LatentDrift | None, options: AttackOptions
 ) -> Tensor:
-    """The training loss of each scan, `(B,)`, over one grid of (timestep, noise) that depends on the options alone.
+    """The training loss of each scan, `(B,)`, over a grid of (timestep, noise) that depends on the options only.
 
     Timesteps lie in the middle of `points` equal parts of the schedule (loss attack: arXiv 2301.09956, 2302.03262).
     """
@@ -185,11 +185,11 @@ def grid_losses(
     noise = training_noise(torch.Size((options.points, *latents.shape[1:])), options.noise_offset, generator)
     losses = []
     for row, prompt in enumerate(prompts):
-        own = None if drift is None else drift.rows([row])
-        latent, context, loss = centre(latents[row : row + 1], own).to(model.device), model.embed([prompt]), 0.0
+        row_drift = None if drift is None else drift.rows([row])
+        latent, context, loss = centre(latents[row : row + 1], row_drift).to(model.device), model.embed([prompt]), 0.0
         for points in torch.arange(options.points).split(options.batch_size):
             count, chosen = len(points), noise[points]
-            mixed = shift_noise(chosen, own, levels).to(model.device)
+            mixed = shift_noise(chosen, row_drift, levels).to(model.device)
             repeated = latent.expand(count, -1, -1, -1), Condition(context.expand(count, -1, -1))
             drawn = timesteps[points].to(model.device), chosen.to(model.device), mixed
             loss += count * float(denoising_loss(model.unet, levels, kind, *repeated, *drawn))
@@ -199,10 +199,10 @@ def grid_losses(
 
 @torch.no_grad()
 def proximal_errors(model: Denoiser, latents: Tensor, prompts: Sequence[str], drift: LatentDrift | None) -> Tensor:
-    """Proximal initialisation attack (PIA, arXiv 2305.18355): one error for each scan, `(B,)`; it draws nothing.
+    """Proximal initialisation attack (PIA, arXiv 2305.18355): one error a scan, `(B,)`, without random numbers.
 
-    ε0 = ε(x_0, 0) stands in for the noise; the error is the mean of |ε(a x_0 + s ε0, t) - ε0|^4. Where training mixed
-    ε + δ into the latents, ε stands for that noise.
+    ε0 = ε(x_0, 0) replaces the noise; the error is the mean of |ε(a x_0 + s ε0, t) - ε0|^4. Where training adds ε + δ
+    to the latents, ε stands for that sum.
     """
     levels = model.scheduler.alphas_cumprod
     forward = None if drift is None or drift.formulation in ("prior", "centred") else LatentDrift(drift.mean, "noise")
@@ -227,7 +227,7 @@ def _errors(
 def membership_report(
     attack: str, members: list[float], held_out: list[float], confidence: float = 0.95
 ) -> MembershipReport:
-    """What the scores of patients on both sides tell."""
+    """The report of the scores of patients on both sides."""
     return MembershipReport(
         attack=attack,
         members=len(members),

@@ -1,8 +1,8 @@
 """A lower bound on ε from one training run with canaries in or out (Steinke, Nasr, Jagielski, arXiv 2305.08846).
 
 Each of m canary patients takes part by an independent fair coin. If training is (ε, δ)-DP for adding or removing one
-patient, then whoever sees its result cannot guess many coins right; guessing more right than that refutes it. The
-bound holds for the run that was audited, for one patient, and says nothing of what another attack would have found.
+patient, its result allows only so many right guesses of the coins; more right guesses refute it. The bound holds for
+the audited run and one patient; another attack may give a larger one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.stats import binom
 from ld_client.audit.statistics import AuditError
 
 GUESSED_SHARES = (1.0, 0.2)
-"""Shares of the canaries that are guessed about where the caller does not say: all, and the surest fifth."""
+"""Default shares of the canaries to guess: all, and the surest fifth."""
 LARGEST_EPSILON = 100.0
 HALVINGS = 40
 
@@ -28,15 +28,15 @@ class EpsilonBound:
     """An empirical lower bound on ε; unit: one patient (added or removed); horizon: the audited training run."""
 
     epsilon: float
-    """Training is not (ε', δ)-DP for any ε' below this, at `confidence`; 0 says that nothing was shown."""
+    """Training is not (ε', δ)-DP for any ε' below this, at `confidence`; 0 for no bound."""
     ceiling: float
-    """What the same test would have shown had every guess been right: how large an ε it could have found."""
+    """The bound if every guess were right: the largest ε that the test can show."""
     delta: float
     confidence: float
-    """Of the bound as a whole: each number of guesses was tested at 1 - (1 - confidence) / numbers tried."""
+    """Of the bound; each number of guesses was tested at 1 - (1 - confidence) / (numbers tried)."""
     canaries: int
     guesses: int
-    """Canaries that were guessed about, in the test that gave the bound."""
+    """Number of guesses in the test that gave the bound."""
     correct: int
     guesses_tried: tuple[int, ...]
 
@@ -48,15 +48,15 @@ def audit_epsilon(
     confidence: float = 0.95,
     guesses: Sequence[int] | None = None,
 ) -> EpsilonBound:
-    """Guess the highest-scored canaries in and the lowest out, and bound ε by how often that was right.
+    """Guess that the highest scores took part and the lowest did not, and bound ε by the right guesses.
 
     Args:
-        scores: one for each canary, higher where it more likely took part; made without knowing the coins.
+        scores: one a canary, higher for likelier participation; computed without the coins.
         included: the coins, independent and fair.
         delta: of the (ε, δ) that is tested.
-        confidence: that the bound is true.
-        guesses: numbers of guesses to try, chosen before the scores are seen; the best bound is reported and the
-            confidence corrected for the choice (Bonferroni). `GUESSED_SHARES` of the canaries by default.
+        confidence: of the bound.
+        guesses: numbers of guesses to try, chosen independently of the scores; the result is the best bound, with
+            the confidence corrected for the choice (Bonferroni). `GUESSED_SHARES` of the canaries by default.
 
     Raises:
         AuditError: lengths differ, a score is not finite, or a number is out of range.
@@ -77,9 +77,9 @@ def audit_epsilon(
 
 
 def epsilon_bound(canaries: int, guesses: int, correct: int, delta: float = 0.0, confidence: float = 0.95) -> float:
-    """The largest ε that `correct` right ones of a number of guesses refute, 0 if they refute none.
+    """The largest ε that `correct` right guesses refute; 0 for none.
 
-    Without correction for a choice among several numbers of guesses: `audit_epsilon` does that.
+    It is not corrected for a choice among several numbers of guesses, as in `audit_epsilon`.
 
     Raises:
         AuditError: a number is out of range.
@@ -99,7 +99,7 @@ def epsilon_bound(canaries: int, guesses: int, correct: int, delta: float = 0.0,
 
 
 def chance_of_guesses(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Most that P(at least `correct` right) can be under (ε, δ)-DP (arXiv 2305.08846, Theorem 5.2).
+    """Upper bound of P(at least `correct` right guesses) under (ε, δ)-DP (arXiv 2305.08846, Theorem 5.2).
 
     With W ~ Binomial(r, e^ε / (1 + e^ε)): P[W >= v] + 2 m δ max_i P[v > W >= v - i] / i.
 
@@ -132,8 +132,8 @@ def _numbers_of_guesses(count: int, guesses: Sequence[int] | None) -> tuple[int,
 
 
 def _count_correct(scores: NDArray[np.float64], included: NDArray[np.bool_], guesses: int) -> int:
-    """Right guesses, half of them "in" for the highest scores; ties go by place, which knows nothing of the coins."""
+    """Right guesses: "in" for the highest scores, "out" for the lowest, half each; ties are broken by position."""
     order = np.argsort(-scores, kind="stable")
-    taken_in = guesses - guesses // 2
-    left_out = order[len(order) - guesses // 2 :]
-    return int(included[order[:taken_in]].sum() + (~included[left_out]).sum())
+    guessed_in = guesses - guesses // 2
+    guessed_out = order[len(order) - guesses // 2 :]
+    return int(included[order[:guessed_in]].sum() + (~included[guessed_out]).sum())

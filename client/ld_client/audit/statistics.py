@@ -1,6 +1,6 @@
-"""Rates and areas with their intervals, and what a test of so many patients could have shown at all.
+"""Rates and areas with confidence intervals, and the smallest effects that a test can detect.
 
-Intervals are two-sided at the given confidence; "apart from chance" means that the lower end lies above chance.
+Intervals are two-sided; "detected" means that the lower end lies above chance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.stats import beta, hypergeom, norm, rankdata
 from ld_common.core.errors import LdError
 
 POWER = 0.8
-"""Probability with which a leak of the smallest detectable size is found."""
+"""Probability of detecting a leak of the smallest detectable size."""
 FEWEST_ON_EACH_SIDE = 2
 EDGE = 1e-12
 
@@ -25,14 +25,14 @@ Scores = NDArray[np.float64]
 
 
 class AuditError(LdError):
-    """An audit was asked for that these patients, scores or pictures do not allow."""
+    """An audit is not possible with these patients, scores or images."""
 
     code = "audit"
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many, with the exact (Clopper-Pearson) interval of the share."""
+    """A share with its exact (Clopper-Pearson) interval."""
 
     count: int
     total: int
@@ -43,30 +43,30 @@ class Share:
 
 @dataclass(frozen=True)
 class Area:
-    """Area under the ROC curve: the chance that a member scores above a held-out patient, ties counted half."""
+    """Area under the ROC curve: the probability that a member scores above a held-out patient; ties count half."""
 
     value: float
     low: float
     high: float
     smallest_detectable: float | None
-    """The least true area that so many patients show apart from 0.5 with probability `POWER`; None: no area would."""
+    """The smallest true area that is detected with probability `POWER`; None for no area."""
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """How many members an attack names when it may name a given share of the held-out patients wrongly."""
+    """The true positive rate of an attack at a given false positive rate."""
 
     false_positive_rate: float
     false_positives: int
-    """Held-out patients that it may name: the rate of them, rounded down."""
+    """Number of false positives: the rate times the held-out patients, rounded down."""
     true_positive_rate: Share | None
-    """The interval is that of the members at the threshold that these held-out patients set."""
+    """Its interval takes the threshold, which the held-out patients set, as given."""
     chance: float | None
-    """Exact probability of naming as many members or more if members and held-out patients do not differ."""
+    """Exact p-value of the rate if members and held-out patients do not differ."""
     smallest_detectable: float | None
-    """The least true rate that so many patients show apart from chance with probability `POWER`; None: no rate."""
+    """The smallest true rate that is detected with probability `POWER`; None for no rate."""
     note: str
-    """Why the rate cannot be said, or empty."""
+    """Why the rate cannot be measured, or empty."""
 
 
 def share(count: int, total: int, confidence: float = 0.95) -> Share:
@@ -77,9 +77,7 @@ def share(count: int, total: int, confidence: float = 0.95) -> Share:
     """
     _check_confidence(confidence)
     if total < 1 or not 0 <= count <= total:
-        raise AuditError(
-            f"{count} of {total} is no share: there must be at least one trial, and no more hits than that"
-        )
+        raise AuditError(f"{count} of {total} is not a share: give at least one trial, and no more hits than trials")
     tail = (1 - confidence) / 2
     low = float(beta.ppf(tail, count, total - count + 1)) if count else 0.0
     high = float(beta.ppf(1 - tail, count + 1, total - count)) if count < total else 1.0
@@ -87,14 +85,14 @@ def share(count: int, total: int, confidence: float = 0.95) -> Share:
 
 
 def area_under_curve(members: Sequence[float], held_out: Sequence[float], confidence: float = 0.95) -> Area:
-    """The area with its score interval (Newcombe 2006, method 5).
+    """The area under the ROC curve with its score interval (Newcombe 2006, method 5).
 
-    At an area of 0.5 its variance is that of the Mann-Whitney test, so the interval leaves out 0.5 where that test
-    rejects; unlike DeLong's it keeps its width at an area of 1, which an overfitted model reaches.
+    At an area of 0.5 its variance is that of the Mann-Whitney test, so the interval excludes 0.5 where that test
+    rejects; unlike DeLong's interval, it has a width at an area of 1, which an overfitted model reaches.
 
     Args:
         members: one score a patient, higher for likelier members.
-        held_out: the same of patients whom training never saw.
+        held_out: the same for patients who were not trained on.
         confidence: of the interval.
 
     Raises:
@@ -110,7 +108,7 @@ def area_under_curve(members: Sequence[float], held_out: Sequence[float], confid
     def too_far(area: float, side: int) -> float:
         return side * (value - area) - z * math.sqrt(_area_variance(area, m, n))
 
-    # at 0 and 1 themselves the variance is 0: the ends of the interval are looked for short of them
+    # the variance is 0 at 0 and 1: the search for the ends of the interval stops short of them
     low = brentq(too_far, 0.0, min(value, 1 - EDGE), args=(1,)) if value > 0 else 0.0
     high = brentq(too_far, max(value, EDGE), 1.0, args=(-1,)) if value < 1 else 1.0
     return Area(value, float(low), float(high), _smallest_area(m, n, z))
@@ -121,8 +119,8 @@ def operating_point(
 ) -> OperatingPoint:
     """The true positive rate at a false positive rate; scores as for `area_under_curve`.
 
-    The threshold is a held-out patient's score, never one interpolated: with fewer than 1 / rate of them the rate
-    cannot be measured, and the result says so.
+    The threshold is the score of a held-out patient, without interpolation: with fewer than 1 / rate of them, the rate
+    cannot be measured, and `note` says so.
 
     Raises:
         AuditError: as `area_under_curve`, or a rate outside (0, 1).
@@ -152,7 +150,7 @@ def operating_point(
 def _chance_of_naming(named: int, members: int, held_out: int, allowed: int) -> float:
     """P(at least `named` members above the held-out score of rank `allowed` + 1) if all orders are equally likely.
 
-    That is, of the `named` + `allowed` highest scores at most `allowed` are held-out patients'.
+    Equivalently: at most `allowed` of the `named` + `allowed` highest scores are of held-out patients.
     """
     return float(hypergeom.cdf(allowed, members + held_out, held_out, named + allowed))
 

@@ -1,1 +1,1 @@
-"""What a hospital's scans become: an index, a store of latents, and a list of what was left out."""
+"""A hospital's scans as an index, a store of latents, and a list of exclusions."""

@@ -11,7 +11,7 @@ from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_study
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.command import printable
-from ld_common.protocol.code_bundle import installed_sources
+from ld_common.protocol.code_bundle import bundle_unreached_lines, installed_sources
 from ld_common.protocol.enrollment_kit import BUNDLE, STUDY, KitManifest
 from ld_common.protocol.foreign_packages import SITES
 from ld_common.protocol.study_config import StudyConfig
@@ -39,6 +39,9 @@ def _running(home: SiteHome, kit: KitManifest, earlier: list[Approval]) -> list[
     bundle = read_bundle((home.kit_folder / BUNDLE).read_bytes())
     installed, sent = installed_sources(), package_files(bundle)
     lines = [f"  code bundle {kit.bundle_digest[:16]}, {len(sent)} source files of {kit.software}"]
+    unreached = bundle_unreached_lines(sent)
+    if unreached:
+        lines.append(f"  {unreached} of its lines are never imported by its ClientApp: ask the study why it sends them")
     if differing_files(installed, sent):
         lines.append("  it DIFFERS from the ld-client that is installed here, in:")
         lines += _difference(home, "installed", installed, sent)

@@ -1,1 +1,1 @@
-"""A study in deployment: provisioning, the gate, the services, releases."""
+"""A deployed study: provisioning, fleet proxy, SuperLink, release service."""
