@@ -130,8 +130,8 @@ def requirement_names(requirements: Iterable[str]) -> set[str]:
 
 
 OURS = {"latent-drift-federation", "latent-drift-client", "latent-drift-generate"}
-LOADED_BY_OTHERS = {"accelerate", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
-"""Transformers loads weights with the first; the others are pydicom's decoders. Nothing imports them by name."""
+LOADED_BY_OTHERS = {"click", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
+"""Typer parses with the first; the others are pydicom's decoders."""
 
 
 def test_the_clients_wheel_asks_for_the_distributions_that_it_imports_and_for_no_other() -> None:

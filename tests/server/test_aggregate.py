@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
         try:
             write_checkpoint(tmp_path, large)
         except CheckpointError as error:
-            os._exit(7 if "free some space" in str(error) else 8)
+            os._exit(7 if "free space" in str(error) else 8)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert read_checkpoint(tmp_path).round == 1

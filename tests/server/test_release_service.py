@@ -290,7 +290,7 @@ def test_a_sealed_adapter_that_was_altered_is_refused(serving: DeployedStudy, as
     folder = issue(serving, "aster")
     whole = (folder / SEALED).read_bytes()
     (folder / SEALED).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ReleaseError, match=r"adapter\.sealed.*pull again"):
+    with pytest.raises(ReleaseError, match=r"pytorch_lora_weights\.safetensors\.sealed.*pull again"):
         pull(aster, "", None)
     envelope = json.loads((folder / ENVELOPE).read_text())
     envelope["sha256"][SEALED] = hashlib.sha256((folder / SEALED).read_bytes()).hexdigest()

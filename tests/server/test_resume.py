@@ -150,7 +150,7 @@ def test_resuming_holds_for_robust_aggregates_with_clipping(tiny_base: Path, tmp
 
 
 def test_resuming_holds_for_a_secure_sum(
-    tiny_base: Path,
+    smallest_base: Path,
     files: dict[str, Path],  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -164,7 +164,7 @@ def test_resuming_holds_for_a_secure_sum(
 
     modality = load_modality(load_site(files["p"]))
     whole, parts = (
-        from_mapping(StudyConfig, options(tiny_base, tmp_path / name, rounds=3, sites=SITES))
+        from_mapping(StudyConfig, options(smallest_base, tmp_path / name, rounds=3, sites=SITES))
         for name in ("whole", "parts")
     )
     run_study(Nodes(files), whole, modality)
