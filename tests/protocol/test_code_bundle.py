@@ -96,8 +96,9 @@ def test_every_module_that_the_client_app_really_imports_is_in_the_bundle() -> N
 def test_the_client_app_starts_from_the_bundle_alone(tmp_path: Path) -> None:
     with zipfile.ZipFile(BytesIO(build_bundle())) as archive:
         archive.extractall(tmp_path)
+    roots = {"", *(str(ROOT / folder) for folder in ("", "server", "client", "simulations"))}
     code = (
-        f"import sys; sys.path[:] = [{str(tmp_path)!r}, *(p for p in sys.path if {str(ROOT)!r} not in p)]\n"
+        f"import sys; sys.path[:] = [{str(tmp_path)!r}, *(p for p in sys.path if p not in {roots!r})]\n"
         "import ld_client.client_app as app\nfrom ld_common.adapters.registry import ADAPTERS\n"
         "[ADAPTERS.load(name) for name in ADAPTERS]\nprint(app.__file__)"
     )
@@ -146,7 +147,9 @@ def test_the_clients_wheel_asks_for_the_distributions_that_it_imports_and_for_no
     assert asked - used == LOADED_BY_OTHERS
     indirect = requirement_names(text for name in asked for text in requires(name) or [])
     assert used - asked <= indirect  # such as huggingface-hub, which comes with diffusers
-    assert imported_distributions(sources) - used == extra
+    assert imported_distributions(sources) - used == extra - {
+        "scikit-image"
+    }  # monai finds the connected components with it
 
 
 @pytest.mark.slow
