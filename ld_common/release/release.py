@@ -140,6 +140,8 @@ def read_release(folder: Path) -> Release:
     try:
         study = from_mapping(StudyConfig, manifest["study"])
         drifts = read_tensors(folder / DRIFT)[0] if DRIFT in manifest["files"] else {}
+        if (manifest["drift"]["mean"] is None) == ("mean" in drifts):
+            raise ValueError(f"{DRIFT} is not the drift that the manifest names")
         entered = {name: entering(value, study.drift.formulation) for name, value in drifts.items()}
         sites = {name.removeprefix("site."): drift for name, drift in entered.items() if name.startswith("site.")}
         for name in sites:

@@ -61,10 +61,20 @@ NumSeeds = Annotated[
         rich_help_panel=EDITOR,
     ),
 ]
+
+
+def one_drift(values: list[float] | None) -> list[float] | None:
+    """Refuse a repeated `--drift`, of which the last one would count silently."""
+    if values and len(values) > 1:
+        raise RequestError(f"--drift is given {len(values)} times: this command draws under one drift")
+    return values
+
+
 Delta = Annotated[
-    float | None,
+    list[float] | None,
     typer.Option(
         "--drift",
+        callback=one_drift,
         metavar="DELTA",
         help="Shift δ of the edit's steps, such as -0.1. By default as the release recommends.",
         rich_help_panel=EDITOR,

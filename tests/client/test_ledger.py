@@ -175,6 +175,7 @@ def test_looking_at_a_private_studys_drift_releases_none(site_yaml: Path, privat
     site = load_site(site_yaml)
     study = from_mapping(StudyConfig, json.loads(private_task.study))
     assert report_drift(site, study, "moments", None, lambda *_: None).drift
+    assert Ledger(site.ledger_path).entries() == []
     app.handle_train(site, private_task)
     assert {entry.purpose for entry in Ledger(site.ledger_path).entries()} == {"training", "drift"}
 
@@ -249,6 +250,8 @@ def test_the_budget_shows_what_is_spent_and_what_a_study_would_cost(site_yaml: P
     assert report.cost.drift_noise == pytest.approx(10 * 2**0.5 * 4 / study.privacy.patients)
     text = "\n".join(report.lines())
     assert f"{report.spent:.4g} of 8" in text
+    assert "does not fit" in text
+    assert "drift.shape" in text  # the drift's noise is far above the latents' scale
     open_study = from_mapping(StudyConfig, {**json.loads(private_task.study), "privacy": {"enabled": False}})
     cost = read_budget(site, open_study).cost
     assert cost is not None

@@ -96,6 +96,11 @@ def test_a_typo_is_refused_before_a_model_library_is_imported(release: Path, tmp
         ([*edit, "--target", "age=80", "nonsense"], "'nonsense' is not of the form key=value"),
         (["sweep", str(release), "age=90:60:5", "--input", "a.png"], "0 values"),
         (["volume", str(release), "--input", "a.nii", "--target", "age=80", "--slices", "5:3"], "--slices '5:3'"),
+        (["sweep", str(release), "age=60:80:20", "--input", "a.png", "--drift", "0", "--drift", "0.1"], "--drift"),
+        (
+            ["volume", str(release), "--input", "a.nii", "--target", "age=80", "--drift", "0", "--drift", "0.1"],
+            "--drift",
+        ),
         (["batch", str(release), "absent.csv"], "absent.csv"),
         (["sample", str(release), "--source", SOURCE, "--sampler", "eular"], "--sampler is 'eular'"),
         (["sample", str(release), "--source", SOURCE, "--drift", "auto"], "ld-generate edit"),

@@ -137,6 +137,7 @@ def test_a_release_of_another_base_is_refused(
     for base in (other, tmp_path / "absent"):
         code, printed = run("edit", *options, "--base", base)
         assert (code, "--base" in printed, str(base) in printed) == (2, True, True), printed
+        assert ("not the one of this release" in " ".join(printed.split())) == (base == other), printed
 
 
 def test_a_base_that_is_not_found_from_here_is_named_with_base(

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ld_common.core.errors import ConfigError
 from ld_common.metrics.biomarkers import ventricle_areas_mm2
 from ld_common.metrics.image import psnr
+from ld_common.metrics.registry import BIOMARKERS
 
 
 def test_psnr_is_of_the_range_of_two() -> None:
@@ -28,3 +30,8 @@ def test_the_ventricle_area_follows_a_drawn_ventricle_at_any_contrast(contrast: 
 
 def test_a_blank_image_has_no_ventricle() -> None:
     assert ventricle_areas_mm2(torch.full((1, 1, 64, 64), -1.0), 3.0).tolist() == [0.0]
+
+
+def test_an_unknown_biomarker_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'heart'"):
+        BIOMARKERS.load("hart")

@@ -16,7 +16,7 @@ from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
-from ld_common.release.release import ADAPTER, ReleaseContent, load_release_base, read_release, write_release
+from ld_common.release.release import ADAPTER, DRIFT, ReleaseContent, load_release_base, read_release, write_release
 from tests.conftest import random_state
 
 MODALITY = load_config(Modality, Path(__file__).parents[2] / "configs/modalities/brain_mri.yaml")
@@ -79,6 +79,9 @@ def test_another_base_is_refused(released: Path, smallest_base: Path, tmp_path: 
         lambda folder: (folder / ADAPTER).unlink(),
         lambda folder: edit(folder, lambda manifest: manifest["modality"].update(surprise=1)),
         lambda folder: edit(folder, lambda manifest: manifest.pop("study")),
+        lambda folder: (folder / DRIFT).unlink(),
+        lambda folder: edit(folder, lambda manifest: manifest.pop("drift")),
+        lambda folder: edit(folder, lambda manifest: manifest["files"].pop(DRIFT)),
     ],
 )
 def test_what_is_no_release_is_one_clear_error(released: Path, spoil: object) -> None:
@@ -104,3 +107,30 @@ def test_equal_content_gives_equal_bytes(released: Path, smallest_base: Path, tm
             again, study, MODALITY, ReleaseContent(first.base_digest, first.state, drift, {"p": drift}, [ROUND])
         )
         assert all((again / file.name).read_bytes() == file.read_bytes() for file in released.iterdir())
+
+
+def test_a_private_card_states_its_epsilon_and_withholds_numbers_and_a_public_one_claims_none(
+    released: Path, smallest_base: Path, tmp_path: Path
+) -> None:
+    assert "ε" not in (released / "README.md").read_text().replace("no ε is claimed", "")
+    options = {
+        "base_model": str(smallest_base),
+        "adapter": {"name": "lora", "rank": 2},
+        "training": {"steps": 2, "batch_size": 2},
+        "federation": {"rounds": 1, "sites": ["p", "q"], "weighting": "equal"},
+        "privacy": {
+            "enabled": True,
+            "patients": 10,
+            "expected_batch_size": 2,
+            "target_delta": 1e-5,
+            "augmentation_multiplicity": 1,
+        },
+    }
+    public = read_release(released)
+    record = {"sites": {"p": {"visits": None, "patients": None}}, "left_out": {}, "round": 1}
+    content = ReleaseContent(public.base_digest, public.state, rounds=[record])
+    folder = write_release(tmp_path / "private", from_mapping(StudyConfig, options), MODALITY, content)
+    assert read_release(folder).manifest["privacy"]["epsilon"] <= 8.0
+    card = (folder / "README.md").read_text()
+    assert "Differential privacy: ε = " in card
+    assert "| p | withheld | withheld |" in card

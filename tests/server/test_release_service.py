@@ -710,7 +710,7 @@ def test_an_answer_that_is_none_is_one_clear_line(
 def test_an_older_release_under_a_newer_name_is_refused(hostile: Hostile, aster: SiteHome) -> None:
     sizes = {path.name: path.stat().st_size for path in hostile.folder.iterdir()}
     hostile.list = listing([Listed("demo-7", 7, sizes)]).SerializeToString()
-    with pytest.raises(ReleaseError, match="'demo-7'"):
+    with pytest.raises(ReleaseError, match="another release as 'demo-7'"):
         pull(aster, "", None)
 
 

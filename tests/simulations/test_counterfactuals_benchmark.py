@@ -50,7 +50,7 @@ def test_an_earlier_table_is_adopted_except_for_editors_with_other_options(tmp_p
     other_seed = adopted_results(load_counterfactuals(TABLE, [*options, "seeds=[1]"]))
     assert other_seed[speedup_name(batch["modality"], batch["editor"])] == batch  # whichever seed's release was timed
     first = {name for name in runs if name.endswith("-0")}
-    for change in ("edit.guidance_scale=9", "seeds=2"):
+    for change in ("edit.guidance_scale=9", "seeds=2", "release=longer"):
         missing = first - adopted("seeds=[0]", f"editors.ddim.{change}").keys()
         assert missing == {"brain-ddim-0", "chest-ddim-0"}
 

@@ -41,7 +41,8 @@ _STORES: dict[str, Path] = {}
 
 def index_site(site: SiteConfig) -> None:
     """`build_store`, or a copy of the store that it made of the same scans, table and base before."""
-    digest = hashlib.sha256(f"{site.base_model} {site.modality} {site.batch_size} {site.data.columns}".encode())
+    options = {name: value for name, value in vars(site.data).items() if name not in ("root", "table")}
+    digest = hashlib.sha256(f"{site.base_model} {site.modality} {site.batch_size} {options}".encode())
     for file in [Path(site.data.table), *sorted(Path(site.data.root).rglob("*"))]:
         digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
     made = _STORES.get(digest.hexdigest())

@@ -94,7 +94,8 @@ def split_store(store: Store, held_out: float) -> tuple[Store, Store]:
     """A store's visits of the patients who are trained on, and of those who are held out.
 
     Held out are the round(`held_out` * patients) patients with the lowest hashes of their pseudonyms, whose key is the
-    site's. One more patient moves at most one other across the split; an audit is sound for the split that was trained.
+    site's. One more patient moves at most one other across the split, so an audit is sound only for
+    the set of patients that was trained.
     """
     hidden = held_out_patients(store.pseudonyms, held_out)
     trained, others = (

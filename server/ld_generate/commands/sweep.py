@@ -63,7 +63,7 @@ def sweep(
 
     release = open_release(load_options)
     editor = choose_editor(release, editor_options)
-    editor = editor if options.drift is None else replace(editor, delta=options.drift)
+    editor = replace(editor, delta=options.drift[0]) if options.drift else editor
     check_num_seeds(options.num_seeds, editor)
     request_options = RequestOptions.of(release.modality, scans, output, options.slice_index)
     attribute_sweep = read_sweep(release.modality, options.values)

@@ -69,7 +69,7 @@ def volume(
 
     release = open_release(load_options)
     editor = choose_editor(release, editor_options)
-    editor = editor if options.drift is None else replace(editor, delta=options.drift)
+    editor = replace(editor, delta=options.drift[0]) if options.drift else editor
     request_options = RequestOptions.of(release.modality, scans, output)
     targets = read_targets(release.modality, options.target)
     model = load_model(release, load_options)
