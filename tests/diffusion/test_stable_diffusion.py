@@ -113,7 +113,7 @@ def test_it_samples_with_every_sampler_and_in_half_precision(
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("lora", "full") else pytest.mark.slow) for name in ADAPTERS]
+    "name", [pytest.param(name, marks=[] if name == "lora" else pytest.mark.slow) for name in ADAPTERS]
 )
 def test_every_adapter_trains_is_released_and_edits(
     stable_diffusion: Path, site_yaml: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]

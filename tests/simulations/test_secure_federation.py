@@ -129,7 +129,7 @@ SLOW = pytest.mark.slow
     [
         pytest.param("query.keys", marks=SLOW),
         pytest.param("query.shares", marks=SLOW),
-        "train",
+        pytest.param("train", marks=SLOW),
         "query.unmask",
     ],
 )
