@@ -89,7 +89,7 @@ def report_drift(
     check_study(site.policy, study)
     modality = load_modality(site)
     store = open_store(site.store_path, base_digest=base_digest(site.base_model), modality_digest=modality.digest())
-    store, _ = split_store(store, site.held_out)
+    store, _ = split_store(store, site.held_out, study.privacy.enabled)
     check_store(site.policy, store, study)
     model: Denoiser = (
         load_denoiser(site.base_model, site.device)

@@ -1,4 +1,4 @@
-"""Checks a study against the site's policy before anything is computed."""
+"""Checks a study against the site's policy before it trains."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _handle_train(
     if base_digest(site.base_model) != task.base_digest:
         raise ModelError(f"the study's base model is not '{site.base_model}': point base_model at the study's base")
     store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
-    store, held_out = split_store(store, site.held_out)
+    store, held_out = split_store(store, site.held_out, study.privacy.enabled)
     check_store(site.policy, store, study)
     model, adapter = load_denoiser(site.base_model, site.device), read_adapter(study.adapter)
     adapted = inject(model, adapter, study.seed)

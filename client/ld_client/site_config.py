@@ -65,7 +65,7 @@ class DataConfig:
 
 @dataclass
 class PolicyConfig:
-    """Limits for every study; a study that asks for more is refused before anything is computed."""
+    """Limits for every study; a study that asks for more is refused before it trains."""
 
     max_steps: int = 5000
     """Training steps in one round."""
@@ -81,7 +81,7 @@ class PolicyConfig:
     """Shapes of the drift that may leave. A `map` is a mean image and `conditional` several; of few visits, they show a
     patient's scan."""
     min_patients: int = 10
-    """Fewest patients in the store for any result to leave, and fewest patients behind each end of a range or category
+    """Fewest patients trained on for any result to leave, and fewest patients behind each end of a range or category
     that the site reports."""
     min_summed_sites: int = 3
     """Fewest sites in a secure sum that the server may learn."""
@@ -134,7 +134,8 @@ class SiteConfig:
     store: str = MISSING
     """Folder of the index, the cached latents and the pseudonyms' key; it must not leave the hospital."""
     held_out: float = 0.0
-    """Share of the patients who are never trained on, chosen by a keyed hash; `ld-client audit-privacy` needs them."""
+    """Share of the patients who are not trained on, chosen by keyed hashes; `ld-client audit-privacy` needs them. The share
+    is met to a patient, except in differentially private studies, where it is met on average."""
     ledger: str = ""
     """File of the data set's privacy ledger; empty for the store's own. Stores of the same patients must share one."""
     data: DataConfig = field(default_factory=DataConfig)

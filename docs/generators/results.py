@@ -99,7 +99,7 @@ def readme() -> str:
             f"{' / '.join(drift_cuts('none', 'zero_terminal_snr'))}",
         ],
         [
-            "Same gain under differential privacy, ε = 8, 3,000 patients",
+            "Gain under differential privacy, ε = 8, one hospital of 3,000 patients",
             f"{gains['private']:.2f} dB",
             f"without privacy {gains['plain']:.2f} dB; public start alone {gains['start']:.2f} dB",
         ],

@@ -94,7 +94,7 @@ BurnedInTextChecked = Annotated[
 class LoadOptions:
     """Which release is loaded, whether it is trusted, and where its model runs."""
 
-    release: Annotated[Path, typer.Argument(metavar="RELEASE", show_default=False)]
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of the release.", show_default=False)]
     base: Annotated[
         str | None,
         typer.Option(
@@ -187,6 +187,7 @@ class EditorOptions:
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
+            help="Options of the editor, such as num_inference_steps=80.",
             show_default=False,
         ),
     ] = None

@@ -161,6 +161,15 @@ def test_the_held_out_share_is_met_to_a_patient(share: float) -> None:
         assert len(moved - {names[-1]}) <= 1
 
 
+def test_in_a_private_study_a_patient_moves_nobody_else_across_the_split() -> None:
+    names = [f"{number:032x}" for number in range(400)]
+    hidden = held_out_patients(names, 0.2, independent=True)
+    assert len(hidden) == pytest.approx(80, abs=4 * (400 * 0.2 * 0.8) ** 0.5)
+    for gone in names[:50]:
+        rest = [name for name in names if name != gone]
+        assert held_out_patients(rest, 0.2, independent=True) == hidden - {gone}
+
+
 def test_the_split_keeps_a_patients_visits_together(site_yaml: Path) -> None:
     site = load_site(site_yaml, ["held_out=0.34"])
     build_store(site)

@@ -27,7 +27,7 @@ def run_audit(site: SiteConfig, release: Release, out: Path, options: AuditOptio
     """
     modality = load_modality(site)
     store = open_store(site.store_path, base_digest=base_digest(site.base_model), modality_digest=modality.digest())
-    members, held_out = split_store(store, site.held_out)
+    members, held_out = split_store(store, site.held_out, release.study.privacy.enabled)
     if not held_out.prompts or not members.prompts:
         raise AuditError(
             "an audit compares patients who were trained on with patients who were not, but this site has "

@@ -90,29 +90,39 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
         )
 
 
-def split_store(store: Store, held_out: float) -> tuple[Store, Store]:
+def split_store(store: Store, held_out: float, independent: bool = False) -> tuple[Store, Store]:
     """A store's visits of the patients who are trained on, and of those who are held out.
 
-    Held out are the round(`held_out` * patients) patients with the lowest hashes of their pseudonyms, whose key is the
-    site's. One more patient moves at most one other across the split, so an audit is sound only for
-    the set of patients that was trained.
+    Args:
+        store: the store.
+        held_out: share of the patients, from 0 to below 1.
+        independent: as for `held_out_patients`; set for studies with differential privacy.
     """
-    hidden = held_out_patients(store.pseudonyms, held_out)
+    hidden = held_out_patients(store.pseudonyms, held_out, independent)
     trained, others = (
         [row for row, name in enumerate(store.pseudonyms) if (name in hidden) == side] for side in (False, True)
     )
     return _rows(store, trained), _rows(store, others)
 
 
-def held_out_patients(pseudonyms: list[str], held_out: float) -> set[str]:
-    """Pseudonyms of the share `held_out` of the patients, rounded to a whole number of them."""
-    names = sorted(set(pseudonyms), key=lambda name: hashlib.sha256(f"held out/{name}".encode()).digest())
+def held_out_patients(pseudonyms: list[str], held_out: float, independent: bool = False) -> set[str]:
+    """Pseudonyms of the patients who are held out, by keyed hashes.
+
+    By default these are the round(`held_out` * patients) lowest hashes: the share is met to a patient, but one patient
+    more or less can move another across. With `independent`, a patient's side follows from the patient's hash alone:
+    the share is met only on average, but data sets that differ by one patient train on sets that differ by that patient,
+    as a differentially private study promises.
+    """
+    hashes = {name: hashlib.sha256(f"held out/{name}".encode()).digest() for name in set(pseudonyms)}
+    if independent:
+        return {name for name, digest in hashes.items() if int.from_bytes(digest[:8]) < held_out * 2**64}
+    names = sorted(hashes, key=lambda name: hashes[name])
     return set(names[: round(held_out * len(names))])
 
 
-def count_split(store: Store, held_out: float) -> Split:
+def count_split(store: Store, held_out: float, independent: bool = False) -> Split:
     """The number of patients on each side of `split_store`."""
-    hidden = len(held_out_patients(store.pseudonyms, held_out))
+    hidden = len(held_out_patients(store.pseudonyms, held_out, independent))
     return Split(store.patients - hidden, hidden)
 
 

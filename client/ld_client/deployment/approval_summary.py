@@ -94,10 +94,12 @@ def _leaving(study: StudyConfig) -> list[str]:
     lines = []
     if study.federation.secure_aggregation:
         lines.append("  each round: this site's update and drift under masks that cancel in the sum of all sites")
+        lines.append("  each round: public keys, and encrypted shares of the secrets behind the masks")
     else:
         lines.append(f"  each round: the trained tensors of adapter {study.adapter['name']}, readable by the server")
         if study.drift.shape != "none":
-            lines.append(f"  each round: the site's latent drift, of shape {study.drift.shape}")
+            image = ", a mean image" if study.drift.shape in ("map", "conditional") else ""
+            lines.append(f"  each round: the site's latent drift, of shape {study.drift.shape}{image}")
     if study.withholds_numbers:
         lines.append("  no number of visits or patients, no loss")
     else:
@@ -105,6 +107,8 @@ def _leaving(study: StudyConfig) -> list[str]:
         lines.append(
             "  each round: ranges of numbers (age) and categories (sex) that at least policy.min_patients patients have"
         )
+        lines.append("  the release publishes these numbers of each round")
+    lines.append("  each round: the site's name, its signature, its audit log's head (a number, a time, a salted hash)")
     if study.privacy.enabled:
         planned = study.privacy_plan()
         lines.append(
@@ -113,6 +117,7 @@ def _leaving(study: StudyConfig) -> list[str]:
         )
     else:
         lines.append("  without differential privacy: nothing bounds what the update reveals about a patient")
+    lines.append("  after an error: its code, one of a fixed list")
     return [*lines, "  never: a scan, a patient's identifier, a path, the text of an error"]
 
 

@@ -50,7 +50,7 @@ class CheckedSite:
         store = open_store(
             self.site.store_path, base_digest=self.kit.base_digest, modality_digest=self.kit.modality_digest
         )
-        return split_store(store, self.site.held_out)
+        return split_store(store, self.site.held_out, self.study.privacy.enabled)
 
 
 def check_data(checked: CheckedSite) -> list[CheckResult]:

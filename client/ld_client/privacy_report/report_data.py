@@ -201,7 +201,7 @@ def _composed(charges: tuple[Charge, ...], delta: float) -> float:
 def summarize_dataset(site: SiteConfig, release: Release) -> DatasetSummary:
     """Counts of the site's store."""
     store, entries = open_store(site.store_path), read_exclusions(site.store_path)
-    split = count_split(store, site.held_out)
+    split = count_split(store, site.held_out, release.study.privacy.enabled)
     reasons = Counter(exclusion.reason for exclusion in entries)
     return DatasetSummary(
         trained_patients=split.trained,

@@ -25,6 +25,7 @@ Table = Annotated[
     Path,
     typer.Argument(
         metavar="TABLE",
+        help="CSV file with one row a scan.",
         show_default=False,
     ),
 ]

@@ -22,7 +22,7 @@ class ImportOptions:
 
     lora: Annotated[
         Path,
-        typer.Argument(metavar="LORA", show_default=False),
+        typer.Argument(metavar="LORA", help="Folder or .safetensors file of the LoRA.", show_default=False),
     ]
     base: Annotated[
         str,

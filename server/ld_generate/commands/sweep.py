@@ -31,6 +31,7 @@ class SweepOptions:
         str,
         typer.Argument(
             metavar="ATTRIBUTE=FIRST:LAST:STEP",
+            help="The attribute and its values, such as age=60:90:5.",
             show_default=False,
         ),
     ]
