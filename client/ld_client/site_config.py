@@ -134,8 +134,8 @@ class SiteConfig:
     store: str = MISSING
     """Folder of the index, the cached latents and the pseudonyms' key; it must not leave the hospital."""
     held_out: float = 0.0
-    """Share of the patients who are not trained on, chosen by keyed hashes; `ld-client audit-privacy` needs them. The share
-    is met to a patient, except in differentially private studies, where it is met on average."""
+    """Share of the patients who are not trained on, chosen by keyed hashes; `ld-client audit-privacy` needs them. The
+    share is met to a patient, except in differentially private studies, where it is met on average."""
     ledger: str = ""
     """File of the data set's privacy ledger; empty for the store's own. Stores of the same patients must share one."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -110,8 +110,8 @@ def held_out_patients(pseudonyms: list[str], held_out: float, independent: bool 
 
     By default these are the round(`held_out` * patients) lowest hashes: the share is met to a patient, but one patient
     more or less can move another across. With `independent`, a patient's side follows from the patient's hash alone:
-    the share is met only on average, but data sets that differ by one patient train on sets that differ by that patient,
-    as a differentially private study promises.
+    the share is met only on average, but the training sets of data sets that differ by one patient differ by that
+    patient at most, as a differentially private study promises.
     """
     hashes = {name: hashlib.sha256(f"held out/{name}".encode()).digest() for name in set(pseudonyms)}
     if independent:
