@@ -20,6 +20,13 @@ class DreamBooth(Adapter):
     """Trains on the site's scans under `instance_token` + prompt, and on the base's own images under `class_prompt`."""
 
     name: ClassVar[str] = "dreambooth"
+    RENAMED: ClassVar[dict[str, str]] = {
+        "identifier": "instance_token",
+        "prior_prompt": "class_prompt",
+        "prior_samples": "num_class_images",
+        "prior_steps": "class_inference_steps",
+        "prior_weight": "prior_loss_weight",
+    }
 
     instance_token: str = "sks"
     """Rare token in front of every prompt."""

@@ -68,6 +68,7 @@ class FederationConfig:
             1 <= self.min_train_nodes <= len(self.sites),
             f"federation.min_train_nodes is {self.min_train_nodes}: use 1 to {len(self.sites)}, the number of sites",
         )
+        require(self.weighting != "visits", "federation.weighting 'visits' is now called 'num_examples'")
         known = ("num_examples", "equal")
         require(self.weighting in known, f"federation.weighting is '{self.weighting}': use num_examples or equal")
         require(self.max_update_norm > 0, "federation.max_update_norm must be above 0")

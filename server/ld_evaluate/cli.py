@@ -20,6 +20,7 @@ from ld_evaluate.report import write_release_report
 RENAMED = {
     "--release": "RELEASE, the first argument",
     "--method": "--editor",
+    "--seeds": "--num-seeds",
     "--config": "ld-benchmark STUDY --config",
 }
 """Former options, and what took their place."""
@@ -44,7 +45,7 @@ class Editors:
     editor: Annotated[
         list[str] | None, typer.Option(help="Editor; repeatable. Default: the one that the release names.")
     ] = None
-    seeds: Annotated[int, typer.Option(help="Number of noise seeds of each editor that draws noise.")] = 3
+    num_seeds: Annotated[int, typer.Option(help="Number of noise seeds of each editor that draws noise.")] = 3
     base: Annotated[str | None, typer.Option(help="Base model, if not where the release says.")] = None
 
 
@@ -81,8 +82,8 @@ def evaluate(
         from ld_evaluate.evaluation import Evaluation, evaluate_release
 
     names = editors.editor or [release_editor(read_release(release)).name]
-    evaluation = Evaluation(release, scans.data, scans.reference, names, editors.seeds, editors.base, config)
-    total = sum(editors.seeds if EDITORS.load(name).draws_noise() else 1 for name in names)
+    evaluation = Evaluation(release, scans.data, scans.reference, names, editors.num_seeds, editors.base, config)
+    total = sum(editors.num_seeds if EDITORS.load(name).draws_noise() else 1 for name in names)
     with progress_bar(console, "judging", total) as advance:
         runs = evaluate_release(evaluation, lambda: advance(1))
     files = write_release_report(output.out, runs, runs[0]["release"], scans.data)
@@ -94,7 +95,7 @@ def evaluate(
 
 def _check(scans: ScanSources, editors: Editors) -> None:
     """Refuse what is wrong without a look at the release; raises `ConfigError` or `RequestError`."""
-    require(editors.seeds > 0, f"--seeds is {editors.seeds}: use 1 or more")
+    require(editors.num_seeds > 0, f"--num-seeds is {editors.num_seeds}: use 1 or more")
     for name in editors.editor or []:
         require(name in EDITORS, f"--editor {name}: {nearest(name, list(EDITORS))}")
     for option, path in (("--data", scans.data / SCANS), ("--reference", scans.reference)):

@@ -28,7 +28,7 @@ def test_a_release_is_judged(
 ) -> None:
     out = tmp_path / "out"
     arguments = [str(release_folder), "--data", str(hospital / "held_out"), "--out", str(out)]
-    arguments += ["--editor", "belm", "--editor", "sdedit", "--seeds", "2", "--json", "cycles=1", "cycled=1"]
+    arguments += ["--editor", "belm", "--editor", "sdedit", "--num-seeds", "2", "--json", "cycles=1", "cycled=1"]
     code, printed, err = run(capsys, *arguments)
     assert code == 0, err
     results = json.loads((out / "counterfactuals.json").read_text())
@@ -54,7 +54,7 @@ def test_a_release_is_judged(
         (["release"], ["--data"]),
         (["release", "--data", "nowhere"], ["--data", "nowhere"]),
         (["release", "--data", "{scans}", "--editor", "belmm"], ["belmm", "belm"]),
-        (["release", "--data", "{scans}", "--seeds", "0"], ["--seeds", "0"]),
+        (["release", "--data", "{scans}", "--num-seeds", "0"], ["--num-seeds", "0"]),
         (["release", "--data", "{scans}", "cycle=3"], ["cycle", "cycles"]),
         (["release", "--data", "{scans}", "--out", "/dev/null/x"], ["/dev/null/x", "--out"]),
     ],
@@ -85,7 +85,7 @@ def test_it_loads_without_server_client_and_simulations() -> None:
 def test_it_runs_without_server_client_and_simulations(release_folder: Path, hospital: Path, tmp_path: Path) -> None:
     arguments = [str(release_folder), "--data", str(hospital / "held_out"), "--out", str(tmp_path / "out")]
     reference = ["--reference", str(hospital / "scans.csv")]
-    quick = ["--seeds", "1", "cycles=1", "cycled=1", "predictor_steps=1"]
+    quick = ["--num-seeds", "1", "cycles=1", "cycled=1", "predictor_steps=1"]
     done = blocked("import ld_evaluate.cli; ld_evaluate.cli.main()", *arguments, *reference, *quick)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "counterfactuals.md").exists()
