@@ -78,6 +78,7 @@ def learn_by_heart(model: Denoiser, scans: Scans, steps: int) -> None:
     model.unet.requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_members_of_an_overfitted_model_are_found(overfitted: Overfitted) -> None:
     seen: list[tuple[int, int]] = []
     reports = audit_membership(
@@ -98,6 +99,7 @@ def test_members_of_an_overfitted_model_are_found(overfitted: Overfitted) -> Non
     assert json.loads(json.dumps(asdict(reports[0])))["area"]["value"] == reports[0].area.value
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_of_neither_side_tells_nothing(overfitted: Overfitted, brain_mri: Modality) -> None:
     unknown = replace(overfitted, cast=cast_rehearsal(patients(brain_mri, 2), CANARIES, seed=2))
     reports = audit_membership(unknown.base, unknown.tuned, unknown.side(True), unknown.side(False), OPTIONS, 0.999)
@@ -108,6 +110,7 @@ def test_a_model_that_learned_of_neither_side_tells_nothing(overfitted: Overfitt
 
 
 @pytest.mark.parametrize("attack", [LOSS_THRESHOLD, PROXIMAL_INITIALISATION])
+@pytest.mark.slow
 def test_scores_depend_on_scan_and_options_alone(overfitted: Overfitted, attack: str) -> None:
     scans = overfitted.side(True)
     few = Scans(scans.latents[:5], scans.prompts[:5], scans.pseudonyms[:5])
@@ -125,6 +128,7 @@ def batch_of(size: int) -> AttackOptions:
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("attack", [LOSS_THRESHOLD, PROXIMAL_INITIALISATION])
+@pytest.mark.slow
 def test_drift_enters_scores_as_it_entered_training(overfitted: Overfitted, attack: str, formulation: str) -> None:
     scans = overfitted.side(True)
     plain = Scans(scans.latents[:2], scans.prompts[:2], scans.pseudonyms[:2])
@@ -144,6 +148,7 @@ def test_a_patients_score_is_the_mean_over_visits() -> None:
     assert mean_by_patient([1.0, 5.0, 3.0], ["b", "a", "b"]) == {"a": 5.0, "b": 2.0}
 
 
+@pytest.mark.slow
 def test_the_grid_is_the_training_loss(overfitted: Overfitted) -> None:
     scans = overfitted.side(True)
     many = replace(OPTIONS, points=200, batch_size=50)
@@ -157,6 +162,7 @@ def test_the_grid_is_the_training_loss(overfitted: Overfitted) -> None:
     assert float(measured[0]) == pytest.approx(float(trained), rel=0.15)
 
 
+@pytest.mark.slow
 def test_patients_on_both_sides_are_refused(overfitted: Overfitted) -> None:
     scans = overfitted.side(True)
     with pytest.raises(AuditError, match="split by patient"):
@@ -194,6 +200,7 @@ def test_a_take_keeps_each_scans_own_drift(brain_mri: Modality) -> None:
     assert torch.equal(taken.mean, own.mean[[3, 1]])
 
 
+@pytest.mark.slow
 def test_canaries_of_an_overfitted_model_show_a_leak_and_no_others_do(
     overfitted: Overfitted, brain_mri: Modality
 ) -> None:

@@ -74,6 +74,7 @@ def audited(site_yaml: Path, tiny_base: Path, tmp_path: Path) -> tuple[Path, Pat
     return site_yaml, run_study(RealSites(site), from_mapping(StudyConfig, options), load_modality(site))
 
 
+@pytest.mark.slow
 def test_an_audit_compares_members_with_those_held_out(audited: tuple[Path, Path], tmp_path: Path) -> None:
     site = replace(load_site(audited[0], ["held_out=0.5"]), site="p")
     members, held_out = split_store(open_store(site.store_path), 0.5)

@@ -211,6 +211,7 @@ def _append_for_ever(folder: Path, sender: Connection) -> None:
         sender.send(log.append("left", {"tensors": ["x" * 200] * 20}).sequence)
 
 
+@pytest.mark.slow
 def test_whenever_a_writer_is_killed_the_log_is_whole_and_holds_all_it_confirmed(tmp_path: Path) -> None:
     context, chance, confirmed = multiprocessing.get_context("fork"), random.Random(0), 0
     log = log_at(tmp_path)

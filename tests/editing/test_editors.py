@@ -159,9 +159,9 @@ def test_options_that_an_editor_lacks_are_named(options: dict[str, object], word
         read_editor(options)
 
 
-@pytest.mark.parametrize("noise_fraction", [0.3, 1.0])
-@pytest.mark.parametrize("formulation", [None, "prior", "centred", "per-step"])
-@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("noise_fraction", [pytest.param(0.3, marks=pytest.mark.slow), 1.0])
+@pytest.mark.parametrize("formulation", [None, pytest.param("prior", marks=pytest.mark.slow), "centred", "per-step"])
+@pytest.mark.parametrize("seen", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["belm", "ddpm", "flowedit"])
 def test_an_exact_editor_returns_every_scan(
     base: BaseModel,

@@ -23,6 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(ended.value.code or 0), captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_a_release_is_judged(
     release_folder: Path, hospital: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +77,7 @@ def blocked(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=230, env=environment)
 
 
+@pytest.mark.slow
 def test_it_loads_without_server_client_and_simulations() -> None:
     done = blocked("import ld_evaluate.cli, ld_evaluate.evaluation")  # the latter imports all of ld_evaluate
     assert done.returncode == 0, done.stderr

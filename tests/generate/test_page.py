@@ -138,6 +138,7 @@ def test_an_example_is_edited_and_downloaded_and_nobody_else_is_asked(
     assert set(reached) <= set(LOOPBACK)
 
 
+@pytest.mark.slow
 def test_what_is_no_scan_is_one_line_and_the_page_goes_on(
     page: Page, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +174,7 @@ def arguments(files: list[Any], age: int) -> list[Any]:
     return [files, None, None, False, SOURCE_VALUES["age"], *words, age, *words, *how, "no", None, None, None]
 
 
+@pytest.mark.slow
 def test_ten_requests_at_once_are_all_answered(address: str, tmp_path: Path) -> None:
     client = Client(address, verbose=False, download_files=False)
     scan = handle_file(write_scan(tmp_path / "scan.dcm"))
@@ -183,6 +185,7 @@ def test_ten_requests_at_once_are_all_answered(address: str, tmp_path: Path) -> 
     client.close()
 
 
+@pytest.mark.slow
 def test_what_was_dropped_is_deleted_after_a_while_and_at_the_end(
     model: BaseModel, loaded: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +211,7 @@ def edit_form(**changes: Any) -> EditForm:
     return EditForm(**(attributes | options | changes))
 
 
+@pytest.mark.slow
 def test_a_volume_comes_back_as_one_with_a_trajectory_and_the_seed_that_was_asked_for(
     model: BaseModel, loaded: Release, tmp_path: Path
 ) -> None:

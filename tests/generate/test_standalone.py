@@ -42,6 +42,7 @@ importlib.metadata.version = installed_version
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_its_modules_need_no_federation_library(tmp_path: Path) -> None:
     files = (path for path in (ROOT / "server/ld_generate").rglob("*.py") if path.parent.name != "web")
     modules = (path.relative_to(ROOT / "server").with_suffix("").as_posix().replace("/", ".") for path in files)

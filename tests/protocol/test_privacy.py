@@ -25,6 +25,7 @@ def test_the_noise_of_a_plan_is_the_least_that_keeps_its_target() -> None:
     assert epsilon([less], 1 / 4000) > 8.0
 
 
+@pytest.mark.slow
 def test_a_drift_is_paid_for_out_of_the_same_target() -> None:
     privacy = DpConfig(**ON, target_epsilon=3.0, drift_noise_multiplier=4.0)
     without, paid = (plan(privacy, 1, 300, with_drift) for with_drift in (False, True))

@@ -149,6 +149,7 @@ def test_resuming_holds_for_robust_aggregates_with_clipping(tiny_base: Path, tmp
     assert all(site["clipped"] for site in rounds[0]["sites"].values())
 
 
+@pytest.mark.slow
 def test_resuming_holds_for_a_secure_sum(
     smallest_base: Path,
     files: dict[str, Path],  # noqa: F811

@@ -92,6 +92,7 @@ ALL = [
 
 
 @pytest.mark.parametrize(("name", "formulation"), ALL)
+@pytest.mark.slow
 def test_an_adapter_is_trained_by_sites_averaged_released_and_loaded(
     site: SiteConfig, smallest_base: Path, tmp_path: Path, name: str, formulation: str
 ) -> None:

@@ -48,15 +48,22 @@ http://www.apache.org/licenses/LICENSE-2.0
 SERVER = '''\
 """Starts the server's side, which is installed at the server and is not part of this bundle."""
 
+import sys
+from pathlib import Path
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+HERE = Path(__file__).resolve().parent
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the study."""
+    """Run the study with the installed software: this bundle holds only what a site runs of it."""
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != HERE]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("ld_common", "ld_client")]:
+        del sys.modules[name]
     from ld_server.server_app import main as run
 
     run(grid, context)
