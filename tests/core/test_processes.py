@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ def start() -> Iterator[Start]:
 
     def run(*command: str) -> subprocess.Popen[bytes]:
         started.append(subprocess.Popen(command))
+        end = time.monotonic() + 30
+        # Popen returns when the pipe to the child closes, which the kernel does before it lays down the arguments.
+        while not psutil.Process(started[-1].pid).cmdline() and time.monotonic() < end:
+            time.sleep(0.01)
         return started[-1]
 
     yield run
