@@ -34,7 +34,7 @@ class ClassSource:
 
     @property
     def doc(self) -> str:
-        """Its docstring."""
+        """The class's docstring, dedented; empty where it has none."""
         return ast.get_docstring(self.node) or ""
 
     @property

@@ -36,7 +36,7 @@ class InstructPix2Pix(Lora):
 
     @property
     def image_conditioned(self) -> bool:
-        """True."""
+        """True: the widened `conv_in` takes the latent of the baseline visit."""
         return True
 
     def inject(self, model: Denoiser, seed: int) -> Iterator[Named]:

@@ -21,7 +21,7 @@ class InstructPix2PixEditor(Editor):
     name: ClassVar[str] = "instruct_pix2pix"
 
     def noise_count(self, context: EditContext) -> int:
-        """One."""
+        """One latent of noise for each scan, from which sampling starts."""
         return 1
 
     def invert(self, context: EditContext, latents: Tensor, source: Condition, noise: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class SdEdit(Editor):
     name: ClassVar[str] = "sdedit"
 
     def noise_count(self, context: EditContext) -> int:
-        """One."""
+        """One latent of noise for each scan, which `invert` adds to it."""
         return 1
 
     def invert(self, context: EditContext, latents: Tensor, source: Condition, noise: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Mean(Aggregator):
     name: ClassVar[str] = "mean"
 
     def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
-        """See `Aggregator.aggregate`."""
+        """Average each tensor by weight; the float64 sum runs in the order of the states."""
         total, mean = sum(weights), {}
         for key in sorted(states[0]):
             summed: Tensor = torch.zeros_like(states[0][key], dtype=torch.float64)
@@ -91,7 +91,7 @@ class TrimmedMean(Aggregator):
         return min((sites - 1) // 2, math.ceil(self.beta * sites - 1e-9))  # 0.1 * 30 is a little above 3
 
     def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
-        """See `Aggregator.aggregate`; the weights play no part."""
+        """Aggregate number by number; `weights` is ignored, so that no site gains by claiming more scans."""
         cut = self.trimmed(len(states))
         return {key: _trimmed_mean([state[key] for state in states], cut) for key in sorted(states[0])}
 
@@ -105,7 +105,7 @@ class Median(Aggregator):
     min_sites: ClassVar[int] = 3
 
     def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
-        """See `Aggregator.aggregate`; the weights play no part."""
+        """Aggregate number by number; `weights` is ignored, so that no site gains by claiming more scans."""
         cut = (len(states) - 1) // 2
         return {key: _trimmed_mean([state[key] for state in states], cut) for key in sorted(states[0])}
 

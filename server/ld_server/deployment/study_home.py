@@ -89,7 +89,7 @@ class AdmittedSite:
 
     @property
     def key(self) -> PublicKey:
-        """Its key."""
+        """`public_key`, parsed."""
         return read_public_line(self.public_key)
 
 
