@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,16 @@ def write_dicom() -> Callable[..., Path]:
 
 
 def write_mr_slice(path: Path, pixels: np.ndarray, **elements: Any) -> Path:
-    """Write uint16 or int16 `pixels` (H,W); an element given as None is left out."""
+    """Write uint16 or int16 `pixels` (H,W); an element given as None is left out.
+
+    UIDs follow from the last four parts of the path, so that sites of several tests have equal files.
+    """
+    series = "/".join(path.parts[-4:-1])
     header: dict[str, Any] = {
         "SOPClassUID": MRImageStorage,
-        "SOPInstanceUID": generate_uid(entropy_srcs=[str(path)]),
-        "SeriesInstanceUID": generate_uid(entropy_srcs=[str(path.parent)]),
-        "StudyInstanceUID": generate_uid(entropy_srcs=["study", str(path.parent)]),
+        "SOPInstanceUID": generate_uid(entropy_srcs=[f"{series}/{path.name}"]),
+        "SeriesInstanceUID": generate_uid(entropy_srcs=[series]),
+        "StudyInstanceUID": generate_uid(entropy_srcs=["study", series]),
         "Modality": "MR",
         "ImageType": ["ORIGINAL", "PRIMARY"],
         "PatientID": "patient",
@@ -146,12 +151,20 @@ def write_table(site: Path, rows: list[str], header: str = HEADER) -> None:
     (site.parent / "visits.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
 
 
-@pytest.fixture
-def site_yaml(tiny_base: Path, tmp_path: Path) -> Path:
-    """The YAML file of a site with three patients and six visits, all of them usable."""
-    path = tmp_path / "site.yaml"
-    path.write_text(SITE.format(modality=BRAIN_MRI, base=tiny_base))
-    write_table(path, PLANTED_ROWS)
+@pytest.fixture(scope="session")
+def site_files(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a site with three patients and six visits, all of them usable; `site_yaml` hands out copies."""
+    folder = tmp_path_factory.mktemp("site")
+    site_file = folder / "site.yaml"
+    site_file.write_text(SITE.format(modality=BRAIN_MRI, base=tiny_base))
+    write_table(site_file, PLANTED_ROWS)
     for row in PLANTED_ROWS:
-        write_visit(tmp_path / "scans", *row.split(",")[:2])
-    return path
+        write_visit(folder / "scans", *row.split(",")[:2])
+    return folder
+
+
+@pytest.fixture
+def site_yaml(site_files: Path, tmp_path: Path) -> Path:
+    """The YAML file of a site of the test's own, a copy of `site_files`."""
+    shutil.copytree(site_files, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "site.yaml"

@@ -11,8 +11,10 @@ Simulations and `ld-generate` load any installed entry point. A site of a deploy
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -115,7 +117,7 @@ class Registry(Generic[T]):
         }
 
     def _installed(self) -> dict[str, EntryPoint]:
-        points = entry_points(group=self.group)
+        points = _entry_points(self.group, tuple(sys.path))
         return {point.name: point for point in points if point.name not in self._paths and NAME.fullmatch(point.name)}
 
     def _refuse_unlisted(self, name: str) -> None:
@@ -125,6 +127,12 @@ class Registry(Generic[T]):
                 f"{self.kind} '{name}' comes from package '{_package(point)}', which the study does not list: add it "
                 "to the study's packages"
             )
+
+
+@functools.lru_cache(maxsize=64)
+def _entry_points(group: str, search_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Entry points of the distributions on `search_path`, read once: a search opens the metadata of every package."""
+    return tuple(entry_points(group=group))
 
 
 def normalized(package: str) -> str:

@@ -7,6 +7,7 @@ closure of `CLIENT_APP` and nothing more. Imports are read from the source, with
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -70,11 +71,16 @@ def bundle_unreached_lines(files: Mapping[str, bytes]) -> int:
     return sum(len(content.splitlines()) for name, content in sources.items() if name not in reached)
 
 
-def imported_modules(module: str, is_package: bool, source: bytes) -> Iterator[str]:
+@functools.lru_cache(maxsize=1024)
+def imported_modules(module: str, is_package: bool, source: bytes) -> tuple[str, ...]:
     """Absolute names of what a module's source imports; of `from a import b`, both `a` and `a.b`.
 
     A source that cannot be parsed cannot be run, and imports nothing.
     """
+    return tuple(_imported_modules(module, is_package, source))
+
+
+def _imported_modules(module: str, is_package: bool, source: bytes) -> Iterator[str]:
     package = module if is_package else module.rpartition(".")[0]
     try:
         tree = ast.parse(source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric
 from torch import Tensor
 
 from ld_common.imaging.modality import Modality
@@ -52,10 +51,14 @@ def follow_up_metrics(modality: Modality, predicted: Tensor, copied: Tensor, lat
 
 
 def _ssim(first: Tensor, second: Tensor) -> Tensor:
+    from monai.metrics.regression import SSIMMetric  # slow to import, and a folder without follow-ups needs none
+
     metric = SSIMMetric(spatial_dims=2, data_range=2.0, win_size=SSIM_WINDOW)
     return torch.as_tensor(metric(first, second)).mean()
 
 
 def _ms_ssim(first: Tensor, second: Tensor) -> Tensor:
+    from monai.metrics.regression import MultiScaleSSIMMetric
+
     metric = MultiScaleSSIMMetric(spatial_dims=2, data_range=2.0, kernel_size=SSIM_WINDOW, weights=SCALES)
     return torch.as_tensor(metric(first, second)).mean()

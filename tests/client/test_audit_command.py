@@ -14,7 +14,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from ld_client.audit.command import audit_lines, run_audit
 from ld_client.audit.run import AuditOptions
 from ld_client.audit.statistics import AuditError
-from ld_client.data.indexing import build_store
 from ld_client.data.pseudonyms import write_key
 from ld_client.data.store import open_store, split_store
 from ld_client.round import handle_train
@@ -26,6 +25,7 @@ from ld_common.release.release import read_release
 from ld_server.server_app import run_study
 from tests.conftest import write_table, write_visit
 from tests.server.test_strategy import LocalGrid
+from tests.support.site_homes import index_site
 
 PATIENTS = [f"PLANTED-{number}" for number in range(8)]
 OPTIONS = AuditOptions(points=2, generated=4, canaries=8)
@@ -63,7 +63,7 @@ def audited(site_yaml: Path, tiny_base: Path, tmp_path: Path) -> tuple[Path, Pat
     write_table(site_yaml, rows)
     site = load_site(site_yaml, ["held_out=0.5"])
     write_key(site.store_path, bytes(32))
-    build_store(site)
+    index_site(site)
     options: dict[str, Any] = {
         "base_model": str(tiny_base),
         "output": str(tmp_path / "study"),

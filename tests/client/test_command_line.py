@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from ld_client.cli import app as client
 from ld_client.cli import main
-from ld_client.data.indexing import build_store
 from ld_client.data.store import count_split, held_out_patients, open_store, split_store
 from ld_client.data.store_index import INDEX
 from ld_client.site_config import load_site
 from ld_common.core.command import grouped, printable, run_cli
 from ld_common.core.errors import ConfigError, LdError
 from ld_server.cli import app as server
+from tests.support.site_homes import index_site
 
 HEAVY = ("torch", "diffusers", "opacus", "monai", "flwr", "peft", "transformers")
 
@@ -129,7 +129,7 @@ def test_exclusions_are_listed_as_text_and_as_json(site_yaml: Path) -> None:
     assert json.loads(runner.invoke(client, [*arguments, "--json"]).stdout) == []
     strange = site_yaml.parent / "scans" / "a\x1b[2K\tb\nc.dcm"
     strange.write_bytes(b"no scan")
-    build_store(load_site(site_yaml))
+    index_site(load_site(site_yaml))
     (line,) = runner.invoke(client, arguments).stdout.splitlines()
     assert line.split("\t")[1] == "1"
     assert line.replace("\t", "").isprintable()
@@ -139,7 +139,7 @@ def test_exclusions_are_listed_as_text_and_as_json(site_yaml: Path) -> None:
 
 def test_json_is_all_that_a_command_prints_to_stdout(site_yaml: Path, tmp_path: Path) -> None:
     site = load_site(site_yaml)
-    build_store(site)
+    index_site(site)
     study = tmp_path / "study.yaml"
     study.write_text(f"name: demo\nmodality: {site.modality}\ndrift: {{shape: channel}}\n")
     common = ["--config", str(site_yaml), "--study", str(study), "--json"]
@@ -172,7 +172,7 @@ def test_in_a_private_study_a_patient_moves_nobody_else_across_the_split() -> No
 
 def test_the_split_keeps_a_patients_visits_together(site_yaml: Path) -> None:
     site = load_site(site_yaml, ["held_out=0.34"])
-    build_store(site)
+    index_site(site)
     store = open_store(site.store_path)
     trained, hidden = split_store(store, site.held_out)
     assert not set(trained.pseudonyms) & set(hidden.pseudonyms)

@@ -8,7 +8,6 @@ import torch
 from typer.testing import CliRunner
 
 from ld_client.cli import app
-from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
 from ld_client.drift_report import edits_of_targets
 from ld_client.site_config import load_modality, load_site
@@ -25,6 +24,7 @@ from ld_common.editing.delta_search import search_counterfactual
 from ld_common.protocol.study_config import StudyConfig
 from ld_simulations.tiny_base.networks import make_scheduler
 from tests.support.gaussian import DATA_MEAN, SCHEDULER, gaussian_model, unit_noise
+from tests.support.site_homes import index_site
 
 
 def test_the_grid_is_the_papers() -> None:
@@ -72,7 +72,7 @@ def test_a_target_that_is_reached_costs_less(tiny_base: Path) -> None:
 
 def test_a_site_searches_once_and_keeps_what_it_found(site_yaml: Path, tiny_base: Path) -> None:
     site = load_site(site_yaml)
-    build_store(site)
+    index_site(site)
     store, model = open_store(site.store_path), load_denoiser(str(tiny_base))
     drift = {"estimator": "grid", "shape": "scalar", "search": {"images": 4, "steps": 2, "spacing": 0.1}}
     study = from_mapping(StudyConfig, {"drift": drift})
@@ -93,7 +93,7 @@ def test_a_site_searches_once_and_keeps_what_it_found(site_yaml: Path, tiny_base
 
 def test_a_search_that_asks_nothing_is_refused(site_yaml: Path) -> None:
     site = load_site(site_yaml)
-    build_store(site)
+    index_site(site)
     with pytest.raises(RequestError, match="targets"):
         edits_of_targets(load_modality(site), open_store(site.store_path), SearchConfig())
 
@@ -134,7 +134,7 @@ def test_a_wrong_drift_is_named(drift: dict[str, object], words: str) -> None:
 def test_a_data_manager_sees_the_drift_before_training(
     site_yaml: Path, tmp_path: Path, overrides: list[str], words: str
 ) -> None:
-    build_store(load_site(site_yaml))
+    index_site(load_site(site_yaml))
     study = tmp_path / "study.yaml"
     study.write_text(f"modality: {Path(__file__).parents[2] / 'configs/modalities/brain_mri.yaml'}\n")
     search = ["drift.search.steps=2", "drift.search.spacing=0.2"]

@@ -14,7 +14,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditi
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ld_client.client_app import handle_train
-from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.adapters.base import inject
@@ -30,6 +29,7 @@ from ld_generate.cli import cli
 from ld_simulations.benchmarks.stable_diffusion.cost import STABLE_DIFFUSION_1_4, compute
 from ld_simulations.tiny_base.networks import make_tokenizer
 from tests.support.adapter_options import OPTIONS
+from tests.support.site_homes import index_site
 
 VAE = {
     "act_fn": "silu",
@@ -125,7 +125,7 @@ def test_every_adapter_trains_is_released_and_edits(
         )
     )
     site = load_site(site_yaml)
-    build_store(site)
+    index_site(site)
     options: dict[str, Any] = {
         "base_model": str(stable_diffusion),
         "adapter": {"name": name, **OPTIONS[name]},

@@ -46,7 +46,7 @@ def editor(
     base: BaseModel, name: str, seed: int = 0, drift: LatentDrift | None = None, **options: object
 ) -> LatentEditor:
     schema = EDITORS.load(name)
-    return LatentEditor(base, [HEALTHY, ILL], schema(**{"num_inference_steps": 8, **options}), drift, seed)  # type: ignore[arg-type]
+    return LatentEditor(base, [HEALTHY, ILL], schema(**{"num_inference_steps": 5, **options}), drift, seed)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -174,7 +174,7 @@ def test_an_exact_editor_returns_every_scan(
 ) -> None:
     model, prompts = conditioned if seen else base, [HEALTHY, ILL, HEALTHY]
     drift = None if formulation is None else LatentDrift(torch.full((4, 1, 1), 0.3), formulation)
-    options = {"noise_fraction": noise_fraction, "num_inference_steps": 12}
+    options = {"noise_fraction": noise_fraction, "num_inference_steps": 6}
     restored = editor(model, name, drift=drift, **options).invert(latents, prompts).reconstructions
     assert float((restored - latents).abs().max()) < 1e-4
     inverted = editor(model, "ddim", drift=drift, **options).invert(latents, prompts).reconstructions
@@ -189,7 +189,8 @@ def test_belm_starts_below_a_level_without_signal(base: BaseModel, latents: torc
 
 def test_flowedit_sees_as_much_of_its_edit_as_it_is_given(base: BaseModel, latents: torch.Tensor) -> None:
     def edit(scale: float, feedback: float) -> torch.Tensor:
-        latent_editor = editor(base, "flowedit", guidance_scale=scale, feedback=feedback, noise_fraction=1.0)
+        options = {"guidance_scale": scale, "feedback": feedback, "noise_fraction": 1.0, "num_inference_steps": 8}
+        latent_editor = editor(base, "flowedit", **options)  # type: ignore[arg-type]
         latent_editor.context.schedule.alphas_cumprod[0] = 0.0  # without signal, as in a base of zero terminal SNR
         return (
             latent_editor.edit(latent_editor.invert(latents, [HEALTHY] * 3), [Edit(row, ILL) for row in range(3)])

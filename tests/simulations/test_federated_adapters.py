@@ -12,7 +12,6 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from ld_client.client_app import handle_train
-from ld_client.data.indexing import build_store
 from ld_client.site_config import SiteConfig, load_modality, load_site
 from ld_common.adapters.registry import ADAPTERS
 from ld_common.core.config import from_mapping
@@ -25,6 +24,7 @@ from ld_common.release.release import load_release_base, read_release
 from ld_server.server_app import run_study
 from tests.server.test_strategy import LocalGrid
 from tests.support.adapter_options import OPTIONS
+from tests.support.site_homes import index_site
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def site(site_yaml: Path, tiny_base: Path, smallest_base: Path) -> SiteConfig:
     """An indexed site with the smallest base."""
     site_yaml.write_text(site_yaml.read_text().replace(str(tiny_base), str(smallest_base)))
     loaded = load_site(site_yaml)
-    build_store(loaded)
+    index_site(loaded)
     return loaded
 
 

@@ -13,7 +13,6 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from ld_client.client_app import app
-from ld_client.data.indexing import build_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, FederationError
@@ -23,6 +22,7 @@ from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import Release, read_release
 from ld_server.server_app import run_study
 from tests.server.test_strategy import LocalGrid
+from tests.support.site_homes import index_site
 
 SITES = ["p", "q", "r", "s", "t"]
 
@@ -67,7 +67,7 @@ class Nodes(LocalGrid):
 def files(site_yaml: Path, tiny_base: Path, smallest_base: Path) -> dict[str, Path]:
     """Site configs of five sites with one store of the smallest base."""
     site_yaml.write_text(site_yaml.read_text().replace(str(tiny_base), str(smallest_base)))
-    build_store(load_site(site_yaml))
+    index_site(load_site(site_yaml))
     text = site_yaml.read_text()
     files = {name: site_yaml.with_name(f"{name}.yaml") for name in SITES}
     for name, file in files.items():

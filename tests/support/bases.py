@@ -28,8 +28,9 @@ def make_base(folder: Path, resolution: int = 16) -> Path:
         side=resolution,
         latent_channels=4,
         vae_channels=[8, 8, 16],
-        unet_channels=[16, 32],
+        unet_channels=[32],
         text_width=32,
+        text_layers=1,
         text_tokens=32,
     )
     torch.manual_seed(0)
