@@ -56,7 +56,7 @@ SCHEDULE = {
 }
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+@pytest.fixture(scope="module", params=[pytest.param("epsilon", marks=pytest.mark.slow), "v_prediction"])
 def stable_diffusion(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A randomly initialised folder as SD 1.4 is published (PNDM schedule), or its v-prediction twin."""
     folder = tmp_path_factory.mktemp(f"sd-{request.param}")

@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,6 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -29,11 +29,9 @@ from ld_common.imaging.rejection import ScanRejected
 from ld_common.imaging.scan_reader import read_scan
 from ld_common.release.release import Release, read_release
 from ld_generate.cli import main
-from ld_generate.web import drawing, layout
-from ld_generate.web.appearance import message
+from ld_generate.web import drawing
 from ld_generate.web.drawing import EditForm, draw
 from ld_generate.web.scans import find_examples, one_scan
-from ld_generate.web.server import MAX_UPLOAD_BYTES, is_loopback, serving
 from tests.conftest import write_mr_slice
 from tests.support.releases import write_scan
 
@@ -68,6 +66,13 @@ def reached() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", connect)
         yield hosts
+
+
+def serving(*arguments: Any) -> AbstractContextManager[str]:
+    """The page's server; gradio takes seconds to import, which a worker without these tests need not spend."""
+    from ld_generate.web import server
+
+    return server.serving(*arguments)
 
 
 def free_port() -> int:
@@ -157,6 +162,8 @@ def test_what_is_no_scan_is_one_line_and_the_page_goes_on(
 
 
 def test_more_than_may_be_dropped_is_refused_and_the_page_goes_on(page: Page, address: str, tmp_path: Path) -> None:
+    from ld_generate.web.server import MAX_UPLOAD_BYTES
+
     large = tmp_path / "large.dcm"
     with large.open("wb") as file:
         file.truncate(MAX_UPLOAD_BYTES + 2**20)
@@ -176,6 +183,8 @@ def arguments(files: list[Any], age: int) -> list[Any]:
 
 @pytest.mark.slow
 def test_ten_requests_at_once_are_all_answered(address: str, tmp_path: Path) -> None:
+    from gradio_client import Client, handle_file
+
     client = Client(address, verbose=False, download_files=False)
     scan = handle_file(write_scan(tmp_path / "scan.dcm"))
     ages = range(80, 90)
@@ -189,6 +198,8 @@ def test_ten_requests_at_once_are_all_answered(address: str, tmp_path: Path) -> 
 def test_what_was_dropped_is_deleted_after_a_while_and_at_the_end(
     model: BaseModel, loaded: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ld_generate.web import layout
+
     monkeypatch.setattr(layout, "FILE_LIFETIME_SECONDS", 1)
     monkeypatch.setattr(layout, "SWEEP_SECONDS", 1)
     with serving(model, loaded, {}, "127.0.0.1", free_port()) as opened:
@@ -240,6 +251,8 @@ def test_without_a_scale_nothing_is_measured(model: BaseModel, loaded: Release, 
 def test_what_the_record_warns_of_is_shown_as_text(
     model: BaseModel, loaded: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ld_generate.web.appearance import message
+
     plain = drawing.run_edits
 
     def warned(*arguments: Any) -> list[Path]:
@@ -311,6 +324,8 @@ def test_another_name_that_leads_to_loopback_is_not_answered(address: str) -> No
 
 
 def test_only_loopback_is_taken_for_private() -> None:
+    from ld_generate.web.server import is_loopback
+
     assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "192.168.1.2", "box")] == [
         *[True] * 3,
         *[False] * 3,

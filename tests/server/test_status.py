@@ -58,7 +58,7 @@ def test_who_is_not_admitted_and_who_is_revoked(tiny_base: Path, tmp_path: Path)
 
 
 def test_a_study_that_ended(tiny_base: Path, tmp_path: Path) -> None:
-    config = study(tiny_base, tmp_path, SITES, rounds=4, clip_update_norm=1.5)
+    config = study(tiny_base, tmp_path, SITES, rounds=4, clip_update_norm=0.8)
     channels = load_channels(tiny_base)
     run_study(LocalGrid({"p": honest, "q": honest, "z": fails_after_round_one}, channels), config, MODALITY)
     status = read_status(tmp_path, config, ADMITTED)
