@@ -17,6 +17,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from ld_client.data.indexing import build_store
+from ld_client.data.pseudonyms import KEY_FILE, write_key
 from ld_client.deployment.approve import approve
 from ld_client.deployment.join import join
 from ld_client.deployment.site_home import SiteHome
@@ -47,6 +48,8 @@ def index_site(site: SiteConfig) -> None:
         digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
     made = _STORES.get(digest.hexdigest())
     if made is None:
+        if not (site.store_path / KEY_FILE).exists():
+            write_key(site.store_path, b"5" * 32)  # a key of no secrecy, so that every run holds out the same patients
         build_store(site)
         made = Path(tempfile.mkdtemp(prefix="ld-test-store-"))
         atexit.register(shutil.rmtree, made, ignore_errors=True)
