@@ -29,7 +29,7 @@ from ld_common.protocol.study_config import study_from_json
 offline.configure()
 app = ClientApp()
 
-Handler = Callable[[SiteConfig, AuditRecorder, Message, Context], RecordDict]
+Handler = Callable[[SiteConfig, AuditRecorder, Message, SecaggSiteRound], RecordDict]
 
 
 def home_of_node(context: Context) -> SiteHome | None:
@@ -69,7 +69,9 @@ def register(
             recorder.record_request()
             allow_approved_packages(recorder.home)
             site = load_site(site_file(context)) if recorder.home is None else recorder.home.site()
-            content = handle(site, recorder, message, context)
+            secure = secure_rounds(site, recorder.home)
+            with secure.alone():
+                content = handle(site, recorder, message, secure)
         except KeyboardInterrupt:  # ends the process, without the text that it may hold
             raise KeyboardInterrupt from None
         except BaseException as error:  # the outermost handler: the text of an unexpected error could name a patient
@@ -92,11 +94,11 @@ def register(
 def _register_stage(
     client: ClientApp, stage: Stage, answer: Callable[[str, Handler, Message, Context], Message]
 ) -> None:
-    def handle(site: SiteConfig, recorder: AuditRecorder, message: Message, context: Context) -> RecordDict:
+    def handle(site: SiteConfig, recorder: AuditRecorder, message: Message, secure: SecaggSiteRound) -> RecordDict:
         request = messages.unpack_secure(message.content) or {}
         if stage is Stage.KEYS:  # a site that would not train drops out before others rely on its shares
             check_hours(site.policy)
-        payload = SecaggSiteRound(context.state).answer(site, stage, request)
+        payload = secure.answer(stage, request)
         recorder.record_sent_payload(payload)
         return messages.pack_secure(payload)
 
@@ -105,7 +107,14 @@ def _register_stage(
         return answer(stage.value, handle, message, context)
 
 
-def handle_join(site: SiteConfig, recorder: AuditRecorder, message: Message, context: Context) -> RecordDict:
+def secure_rounds(site: SiteConfig, home: SiteHome | None) -> SecaggSiteRound:
+    """The state of a site's secure rounds: in its home, or beside its ledger where it has none."""
+    if home is None:
+        return SecaggSiteRound(site.ledger_path.parent / "secure-aggregation", site)
+    return SecaggSiteRound(home.secure_rounds, site, home.study())
+
+
+def handle_join(site: SiteConfig, recorder: AuditRecorder, message: Message, secure: SecaggSiteRound) -> RecordDict:
     """Answer a `join` query with the site's name."""
     recorder.record_sent_name(site.site)
     return messages.pack_name(site.site)
@@ -117,12 +126,14 @@ def require_approval(home: SiteHome | None, task: TrainTask) -> None:
         check_approved(home, study_from_json(task.study).digest(), task.base_digest, task.modality_digest)
 
 
-def handle_train_message(site: SiteConfig, recorder: AuditRecorder, message: Message, context: Context) -> RecordDict:
+def handle_train_message(
+    site: SiteConfig, recorder: AuditRecorder, message: Message, secure: SecaggSiteRound
+) -> RecordDict:
     """Answer a training task."""
     task = messages.unpack_task(message.content)
     recorder.record_task(task)
     require_approval(recorder.home, task)
-    result = handle_train(site, task, SecaggSiteRound(context.state), recorder.record_training)
+    result = handle_train(site, task, secure, recorder.record_training)
     require_approval(recorder.home, task)  # it may have been withdrawn meanwhile
     return messages.pack_result(recorder.sign_result(task, result))
 

@@ -47,13 +47,18 @@ def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
 
 
 @contextlib.contextmanager
-def held(path: Path, refusal: LdError) -> Iterator[None]:
-    """Hold a lock file until the block or the process ends; raises `refusal` if another process holds it."""
-    with path.open("w") as lock:
+def held(path: Path, refusal: LdError | None = None) -> Iterator[None]:
+    """Hold a lock file until the block or the process ends.
+
+    Args:
+        path: the file, made with mode 0600 where it is missing.
+        refusal: raised if another process or thread holds the lock; None waits for it.
+    """
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if refusal is None else fcntl.LOCK_NB))
         except OSError as error:
-            raise refusal from error
+            raise error if refusal is None else refusal from error
         yield
 
 

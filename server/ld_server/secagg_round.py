@@ -16,7 +16,14 @@ from ld_common.core.errors import FederationError
 from ld_common.core.state import State
 from ld_common.diffusion.options import LARGEST_DRIFT
 from ld_common.protocol import messages
-from ld_common.protocol.secagg.messages import Payload, SecaggSetting, Stage, default_threshold, drift_unit, restore
+from ld_common.protocol.secagg.messages import (
+    Payload,
+    SecaggSetting,
+    Stage,
+    drift_unit,
+    fewest_summed,
+    restore,
+)
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.secagg import SecureAggregation
 
@@ -55,7 +62,7 @@ class SecaggServerRound:
             FederationError: too few sites are connected or remain.
         """
         federation, count = self.study.federation, len(nodes)
-        threshold = max(federation.secure_threshold or default_threshold(count), federation.min_train_nodes)
+        threshold = fewest_summed(count, federation)
         length = sum(value.numel() for value in self.state.values())
         length += 0 if self.drift_shape is None else math.prod(self.drift_shape)
         if count < threshold:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from ld_client.data.exclusions import Exclusion, Reason
+from ld_client.data.indexing import build_store
 from ld_client.data.ingest import Visit, read_visits, survey
-from ld_client.data.pseudonyms import load_key, pseudonym
+from ld_client.data.pseudonyms import KEY_FILE, load_key, pseudonym
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.errors import ConfigError, StoreError, TableError
 from ld_common.imaging.rejection import Rejection
@@ -296,7 +298,7 @@ def test_the_key_is_made_once_and_only_for_its_owner(tmp_path: Path) -> None:
     key = load_key(store)
     assert len(key) == 32
     assert load_key(store) == key
-    path = store / "site.key"
+    path = store / KEY_FILE
     assert (path.stat().st_mode & 0o777, store.stat().st_mode & 0o777) == (0o600, 0o700)
     path.chmod(0o644)
     with pytest.raises(StoreError, match="chmod 600"):
@@ -305,6 +307,24 @@ def test_the_key_is_made_once_and_only_for_its_owner(tmp_path: Path) -> None:
     path.write_bytes(b"short")
     with pytest.raises(StoreError, match="5 bytes"):
         load_key(store)
+
+
+@pytest.mark.parametrize("what", ["index", "ledger", "former name"])
+def test_a_lost_key_is_not_made_anew_where_data_were_used(site_yaml: Path, what: str) -> None:
+    """Another key would hold out other patients, and train on those who were held out."""
+    site = load_site(site_yaml, ["ledger=ledger.sqlite"])
+    build_store(site)
+    key = site.store_path / KEY_FILE
+    if what == "former name":
+        key.rename(key.with_name("site.key"))
+    else:
+        key.unlink()
+    if what == "ledger":
+        shutil.rmtree(site.store_path)
+        site.ledger_path.write_bytes(b"")
+    with pytest.raises(StoreError, match="rename" if what == "former name" else "restore it from a backup"):
+        build_store(site)
+    assert not key.exists()
 
 
 def test_every_refusal_is_a_reason() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
+import tomllib
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cryptography import x509
+from flwr.common.config import get_project_dir
 from flwr.proto.control_pb2 import ListNodesResponse, RegisterNodeRequest, UnregisterNodeRequest
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.task_pb2 import Task
@@ -26,9 +29,9 @@ from ld_client.deployment.approve import approve, withdraw
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.bundle import read_bundle
-from ld_client.deployment.executor import approved_only
+from ld_client.deployment.executor import MOST_TASKS, approved_only
 from ld_client.deployment.join import enrolment, join
-from ld_client.deployment.launcher import TOKEN, approved_install, silent_error
+from ld_client.deployment.launcher import TOKEN, ApprovedCode, silent_error
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import ApprovalError, ConfigError, DeploymentError, SignatureError
 from ld_common.core.processes import free_port, stop_family
@@ -50,6 +53,16 @@ from ld_server.deployment.provision import check_bundle as check_installed
 from ld_server.deployment.study_home import AdmittedSite, StudyHome, server_config
 
 PORTS = ["hosts=[localhost]", "gate_port=19492", "release_port=19493", "link_port=19491"]
+
+
+@dataclasses.dataclass
+class Ended:
+    """A task's process."""
+
+    code: int | None = 0
+
+    def poll(self) -> int | None:
+        return self.code
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +234,10 @@ def test_nothing_runs_that_was_not_approved(site: SiteHome) -> None:
 def test_the_executor_launches_what_was_approved_and_nothing_else(site: SiteHome) -> None:
     launched: list[str] = []
 
-    def launch(command: list[str], surroundings: dict[str, str]) -> None:
+    def launch(command: list[str], surroundings: dict[str, str]) -> Ended:
         assert surroundings[TOKEN] not in " ".join(command)  # other accounts see command lines
         launched.append(surroundings[TOKEN])
+        return Ended()
 
     plugin = approved_only(site, launch)("127.0.0.1:1", True, None, False, executor=None)  # type: ignore[arg-type]
     client, server = TaskType.CLIENT_APP.value, TaskType.SERVER_APP.value
@@ -241,21 +255,69 @@ def test_the_executor_launches_what_was_approved_and_nothing_else(site: SiteHome
     assert failed == {LaunchResultStatus.FAILED}
 
 
-def test_the_launcher_believes_bytes_and_unpacks_them_afresh(site: SiteHome, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLWR_HOME", str(site.path / "flower"))
-    bundle, install = (site.kit_folder / BUNDLE).read_bytes(), approved_install(site)
+def test_few_tasks_wait_at_a_site(site: SiteHome) -> None:
+    approve(site)
+    processes: list[Ended] = []
+
+    def launch(command: list[str], surroundings: dict[str, str]) -> Ended:
+        processes.append(Ended(None))
+        return processes[-1]
+
+    plugin = approved_only(site, launch)("127.0.0.1:1", True, None, False, executor=None)  # type: ignore[arg-type]
+    task = Task(task_id=1, type=TaskType.CLIENT_APP.value, fab_hash=site.kit().bundle_digest)
+    answers = [plugin.launch_task("token", task).status for _ in range(MOST_TASKS + 2)]
+    assert answers == [LaunchResultStatus.ACCEPTED] * MOST_TASKS + [LaunchResultStatus.FAILED] * 2
+    processes[1].code = 0
+    assert plugin.launch_task("token", task).status is LaunchResultStatus.ACCEPTED
+    assert plugin.launch_task("token", task).status is LaunchResultStatus.FAILED
+
+
+def test_the_launcher_believes_bytes_and_unpacks_them_afresh(site: SiteHome) -> None:
+    bundle, code = (site.kit_folder / BUNDLE).read_bytes(), ApprovedCode(site)
     with pytest.raises(ApprovalError):
-        install(bundle, skip_prompt=True)
+        code.unpack(bundle, skip_prompt=True)
     approve(site)
     with pytest.raises(ApprovalError):
-        install(bundle + b"\0", skip_prompt=True)
-    assert not (site.path / "flower" / "apps").exists()
-    folder = Path(install(bundle, skip_prompt=True))
+        code.unpack(bundle + b"\0", skip_prompt=True)
+    assert not site.code_folders.exists()
+    (site.code_folders / "left by nobody").mkdir(parents=True)
+    folder = code.unpack(bundle, skip_prompt=True)
+    assert list(site.code_folders.iterdir()) == [folder]
     (folder / "ld_client" / "train.py").write_text("half of a fi")
+    (folder / "ld_client" / "planted.py").write_text("")
     (folder / "ld_common" / "diffusion" / "drift.py").unlink()
-    assert Path(install(bundle, skip_prompt=True)) == folder
-    files = read_bundle(bundle)
-    assert all((folder / name).read_bytes() == content for name, content in files.items() if name.endswith(".py"))
+    assert code.unpack(bundle, skip_prompt=True) == folder
+    found = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert found == read_bundle(bundle)
+
+
+def test_the_launcher_loads_what_it_unpacked_whatever_the_server_calls_it(
+    site: SiteHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's path is `apps/PUBLISHER.NAME.VERSION.HASH8`; its words come from the server."""
+    bundle, code = (site.kit_folder / BUNDLE).read_bytes(), ApprovedCode(site)
+    with pytest.raises(ApprovalError, match="unpacked"):
+        code.locate("latent-drift/latent-drift-study", "1", "")
+    approve(site)
+    folder, digest = code.unpack(bundle), hashlib.sha256(bundle).hexdigest()
+    project = tomllib.loads(read_bundle(bundle)["pyproject.toml"].decode())["project"]
+    own = (f"latent-drift/{project['name']}", project["version"], digest)
+    assert code.locate(*own) == folder
+    planted = site.path.parent / f"planted.{digest[:8]}"
+    (planted / "ld_client").mkdir(parents=True)
+    (planted / "pyproject.toml").write_bytes(read_bundle(bundle)["pyproject.toml"])
+    (planted / "ld_client" / "client_app.py").write_text("raise SystemExit('planted code ran')")
+    monkeypatch.setenv("FLWR_HOME", str(site.path / "flower"))
+    climbing = f"{own[1]}.{digest[:8]}/../../../../planted"
+    (site.path / "flower" / "apps" / f"latent-drift.{project['name']}.{own[1]}.{digest[:8]}").mkdir(parents=True)
+    assert get_project_dir(own[0], climbing, digest).samefile(planted)  # where Flower would look
+    wrong = [(own[0], climbing, digest), (own[0], "9", digest), ("a/b", own[1], digest), (*own[:2], "0" * 64)]
+    wrong += [("latent-drift/../x", own[1], digest), ("", "", "")]
+    for words in wrong:
+        with pytest.raises(ApprovalError, match="refused"):
+            code.locate(*words)
+        with pytest.raises(ApprovalError, match="refused"):
+            code.loader(default_app_ref="", app_path=None, multi_app=True)(*words)
 
 
 def test_an_error_before_the_wall_leaves_without_its_text() -> None:

@@ -204,8 +204,11 @@ def tried(place: int, places: int, whole: bool) -> dict[str, Callable[[], BaseEx
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_errors_text_leaves_wherever_a_handler_fails(
-    home: SiteHome, kind: str, whole: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    planted_yaml: Path, kind: str, whole: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    secure = {"secure_aggregation": kind == "query.keys"}
+    study = from_mapping(StudyConfig, OPTIONS | {"federation": OPTIONS["federation"] | secure})
+    home = approved(make_home(planted_yaml.parent, planted_yaml, study))
     node, content, trained = node_of(home), content_of(home, kind), None
     if kind == "train":
         trained = messages.unpack_result(app.app(asked(content, kind), node).content)

@@ -69,7 +69,10 @@ def test_indexing_again_gives_the_same_bytes_and_leaves_nothing_over(site_yaml: 
     build(site_yaml)
     assert len(open_store(store).days) == 5
     assert len(list(store.glob("cache-*.safetensors"))) == 1
-    assert sorted(path.name for path in store.iterdir() if "cache" not in path.name) == ["index.sqlite", "site.key"]
+    assert sorted(path.name for path in store.iterdir() if "cache" not in path.name) == [
+        "index.sqlite",
+        "pseudonyms.key",
+    ]
     assert {path.stat().st_mode & 0o077 for path in store.iterdir()} == {0}
 
 

@@ -170,7 +170,7 @@ def test_more_than_may_be_dropped_is_refused_and_the_page_goes_on(page: Page, ad
     page.locator("#files input[type=file]").set_input_files(large)
     expect(page.get_by_text("exceed")).to_be_visible()
     with large.open("rb") as file:  # a client that does not ask beforehand
-        assert httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).status_code == 413
+        assert httpx.post(**upload_to(address), files={"files": file}, timeout=60).status_code == 413
     pick(page, 1)
 
 
@@ -185,7 +185,8 @@ def arguments(files: list[Any], age: int) -> list[Any]:
 def test_ten_requests_at_once_are_all_answered(address: str, tmp_path: Path) -> None:
     from gradio_client import Client, handle_file
 
-    client = Client(address, verbose=False, download_files=False)
+    headers = upload_to(address)["headers"]
+    client = Client(address.partition("?")[0], headers=headers, verbose=False, download_files=False)
     scan = handle_file(write_scan(tmp_path / "scan.dcm"))
     ages = range(80, 90)
     jobs = [client.submit(*arguments([scan], age), api_name="/draw") for age in ages]
@@ -211,8 +212,14 @@ def test_what_was_dropped_is_deleted_after_a_while_and_at_the_end(
     assert not second.parent.parent.exists()
 
 
+def upload_to(address: str) -> dict[str, Any]:
+    """Where a program sends a file, with the token of the page's address."""
+    root, _, token = address.partition("?token=")
+    return {"url": f"{root}gradio_api/upload", "headers": {"Authorization": f"Bearer {token}"}}
+
+
 def upload(address: str, content: bytes) -> list[Path]:
-    answered = httpx.post(f"{address}gradio_api/upload", files={"files": ("scan.dcm", content)})
+    answered = httpx.post(**upload_to(address), files={"files": ("scan.dcm", content)})
     return [Path(path) for path in answered.json()]
 
 
@@ -311,16 +318,54 @@ def test_a_series_may_be_dropped_as_its_files_or_as_an_archive(brain_mri: Modali
         one_scan([tmp_path / "swept.dcm"], tmp_path)
 
 
-def test_examples_are_named_by_what_tells_them_apart(examples: dict[str, Path], tmp_path: Path) -> None:
-    assert set(examples) == {"one", "two"}
+def test_an_archive_without_a_name_is_refused(tmp_path: Path) -> None:
+    for name in ("..zip", "...zip"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(RequestError, match="rename it"):
+            one_scan([tmp_path / name], tmp_path / "out")
+
+
+def test_examples_show_no_file_s_name(examples: dict[str, Path], tmp_path: Path) -> None:
+    assert {name: path.parent.name for name, path in examples.items()} == {"example 1": "one", "example 2": "two"}
     with pytest.raises(ConfigError, match="holds no scan"):
         find_examples(tmp_path, Modality(prompt_template="a scan"))
 
 
 def test_another_name_that_leads_to_loopback_is_not_answered(address: str) -> None:
-    port = address.rstrip("/").rpartition(":")[2]
+    root, _, token = address.partition("?token=")
+    port, bearer = root.rstrip("/").rpartition(":")[2], {"Authorization": f"Bearer {token}"}
     for name, status in ((f"127.0.0.1:{port}", 200), (f"[::1]:{port}", 200), (f"rebound.example:{port}", 400)):
-        assert httpx.get(address, headers={"Host": name}).status_code == status
+        assert httpx.get(root, headers={"Host": name, **bearer}).status_code == status
+
+
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "gradio_api/upload", "gradio_api/queue/join"])
+@pytest.mark.parametrize("token", ["", "?token=", "?token=guess"])
+def test_without_the_token_nothing_is_answered(address: str, path: str, token: str) -> None:
+    root = address.partition("?")[0]
+    for method in ("GET", "POST", "HEAD", "OPTIONS"):
+        answered = httpx.request(method, f"{root}{path}{token}", cookies={"ld-page-1": "guess"})
+        assert answered.status_code == 401, method
+        assert "series" not in answered.text
+
+
+def test_the_token_enters_once_and_leaves_the_address_line(address: str) -> None:
+    with httpx.Client(follow_redirects=True) as browser:
+        opened = browser.get(address)
+        assert opened.status_code == 200
+        assert "token" not in str(opened.url)
+        assert browser.get(f"{opened.url}config").status_code == 200
+        cookie = opened.history[0].headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+
+
+@pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "http://127.0.0.1:1", "http://localhost"])
+def test_another_web_page_s_request_is_refused_even_with_the_token(address: str, origin: str) -> None:
+    asked = upload_to(address)
+    refused = httpx.post(asked["url"], headers=asked["headers"] | {"Origin": origin}, files={"files": ("a.dcm", b"x")})
+    assert refused.status_code == 403
+    own = asked["headers"] | {"Origin": address.partition("/?")[0]}
+    assert httpx.post(asked["url"], headers=own, files={"files": ("a.dcm", b"x")}).status_code == 200
 
 
 def test_only_loopback_is_taken_for_private() -> None:

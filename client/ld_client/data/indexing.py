@@ -70,7 +70,7 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
         StoreError: no visit could be used, and there is a store that has some, which stays as it is.
     """
     modality, base = load_modality(site), load_base(site.base_model)
-    surveyed = survey(site, modality, load_key(site.store_path), progress)
+    surveyed = survey(site, modality, load_key(site.store_path, site.ledger_path), progress)
     entries, latents, exclusions = _encode_scans(surveyed, base, progress)
     tensors = {"latents": latents, "base_latent_mean": base.latent_mean.float().contiguous()}
     meta = {"schema": SCHEMA_VERSION, "base": base.digest, "modality": modality.digest()}

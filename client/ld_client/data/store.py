@@ -1,6 +1,6 @@
 """The cached latents that training reads, with an index that names no patient.
 
-A store is a folder: `index.sqlite`, one safetensors file that the index names, and `site.key`. It is written by
+A store is a folder: `index.sqlite`, one safetensors file that the index names, and `pseudonyms.key`. It is written by
 `ld_client.data.indexing`; replacing the index is what makes a new store valid, so a stopped run leaves the old one
 whole. Only the table `exclusions` names files.
 """

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ld_client.deployment.approvals import approvals
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.site_home import SiteHome
 from ld_client.round import DataUsage
@@ -120,17 +119,9 @@ class AuditRecorder:
 
 
 def running_bundle(home: SiteHome) -> str | None:
-    """Hash of the code bundle that this file was unpacked from; None for installed software.
-
-    Flower names a bundle's folder by the first digits of its hash; the approvals hold the rest.
-    """
-    folders = Path(__file__).resolve().parents
-    folder = next((path for path in folders if path.parent.name == "apps"), None)
-    if folder is None:
-        return None
-    digits = folder.name.rsplit(".", 1)[-1]
-    approved = {approval.bundle for approval in approvals(home)}
-    return next((bundle for bundle in sorted(approved) if bundle.startswith(digits)), digits)
+    """Hash of the code bundle that this file was unpacked from; None for installed software."""
+    folders = [path for path in Path(__file__).resolve().parents if path.parent == home.code_folders.resolve()]
+    return folders[0].name.partition("-")[2] if folders else None
 
 
 def _read_study(task: TrainTask) -> StudyConfig | None:

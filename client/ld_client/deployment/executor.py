@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from flwr.proto.task_pb2 import Task
 from flwr.supercore.cli.flower_superexec import flower_superexec
@@ -27,18 +28,31 @@ from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import LdError
 
 CLIENT_APP = "flwr-clientapp"
+MOST_TASKS = 4
+"""One task runs, the others wait for it; each holds a process with the model libraries."""
 
 
-Launch = Callable[[list[str], dict[str, str]], object]
+class TaskProcess(Protocol):
+    """What is used of `subprocess.Popen`."""
+
+    def poll(self) -> int | None:
+        """None while the process runs."""
 
 
-def start_process(command: list[str], environment: dict[str, str]) -> object:
+Launch = Callable[[list[str], dict[str, str]], TaskProcess]
+
+
+def start_process(command: list[str], environment: dict[str, str]) -> TaskProcess:
     """Start a task's process, which ends with this one."""
     return subprocess.Popen(command, env=environment)
 
 
 def approved_only(home: SiteHome, launch: Launch = start_process) -> type[AutoExecPlugin]:
-    """Flower's plug-in to launch a task, which checks the site's approvals and runs `ld_client.deployment.launcher`."""
+    """Flower's plug-in to launch a task, which checks the site's approvals and runs `ld_client.deployment.launcher`.
+
+    At most `MOST_TASKS` tasks are alive at once; the ClientApp lets one at a time pass.
+    """
+    alive: list[TaskProcess] = []
 
     class ApprovedOnly(AutoExecPlugin):
         """Launches client code of approved bundles only."""
@@ -48,13 +62,16 @@ def approved_only(home: SiteHome, launch: Launch = start_process) -> type[AutoEx
             try:
                 if task.type != CLIENT_APP:
                     return LaunchResult.failed(f"a site runs client code only, not '{task.type}'")
+                alive[:] = [process for process in alive if process.poll() is None]
+                if len(alive) >= MOST_TASKS:
+                    return LaunchResult.failed(f"{len(alive)} tasks run or wait at this site: ask again later")
                 check_bundle(home, task.fab_hash)
             except LdError as error:
                 return LaunchResult.failed(str(error))
             command = [sys.executable, "-m", "ld_client.deployment.launcher", str(home.path)]
             command += ["--runtime-api-address", self.runtime_api_address, "--insecure"]
             command += ["--parent-pid", str(os.getpid())]
-            launch(command, os.environ | {TOKEN: token})
+            alive.append(launch(command, os.environ | {TOKEN: token}))
             return LaunchResult.accepted()
 
     return ApprovedOnly

@@ -6,6 +6,7 @@ site.crt         its certificate for the release service, fetched from the study
 site.yaml        the site's config (SiteConfig), written by the data manager
 approvals.json   approved code bundles and studies, and who approved them
 approved/        copies of what was approved, for comparison with later kits
+secure-aggregation/  secrets of a secure round between its stages, and which rounds were answered
 audit.jsonl      log of what ran and what left, as a chain of hashes; audit.head is its signed head
 """
 
@@ -63,6 +64,16 @@ class SiteHome:
     def audit_log(self) -> Path:
         """The audit log."""
         return self.path / "audit.jsonl"
+
+    @property
+    def code_folders(self) -> Path:
+        """Parent of the folders `PID-SHA256` to which running tasks unpacked a code bundle."""
+        return self.path / "flower" / "code"
+
+    @property
+    def secure_rounds(self) -> Path:
+        """Folder of the state of secure aggregation, of which no stage may be answered twice."""
+        return self.path / "secure-aggregation"
 
     @property
     def study_file(self) -> Path:

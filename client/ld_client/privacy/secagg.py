@@ -77,6 +77,8 @@ class SiteState:
     dealers: list[str] = field(default_factory=list)
     shares: dict[str, bytes] = field(default_factory=dict)
     """Dealer -> share of its seed, then share of its key."""
+    earliest: dict[str, int] = field(default_factory=dict)
+    """Digest of each former study -> the first round of it that may still be answered."""
 
     def to_bytes(self) -> bytes:
         """The state as JSON."""
@@ -101,6 +103,11 @@ class SiteState:
             raise FederationError(
                 "the site's state of secure aggregation cannot be read: wait for a new round"
             ) from error
+
+    def earliest_rounds(self) -> dict[str, int]:
+        """`earliest` with the present study, whose round is past once its vector left."""
+        sent = self.progress in (Progress.MASKED, Progress.REVEALED)
+        return self.earliest | {self.setting.study: self.setting.round + (1 if sent else 0)}
 
     def expect(self, progress: Progress, stage: str) -> None:
         """Refuse a stage out of turn; raises `FederationError`."""
@@ -159,12 +166,13 @@ def offer_keys(
     """
     low = f"the threshold is {setting.threshold} sites, this site allows {fewest} or more: raise secure_threshold"
     require(setting.threshold >= fewest, low)
-    if previous is not None and previous.setting.study == setting.study:
-        sent = previous.progress in (Progress.MASKED, Progress.REVEALED)
-        last = previous.setting.round + (1 if sent else 0)
-        require(setting.round >= last, f"round {setting.round} was answered or is past: continue with round {last}")
+    earliest = {} if previous is None else previous.earliest_rounds()
+    first = earliest.get(setting.study, 0)
+    require(setting.round >= first, f"round {setting.round} was answered or is past: continue with round {first}")
     sealing, masking = secrets.token_bytes(32), secrets.token_bytes(SECRET_BYTES)
-    state = SiteState(Progress.OFFERED, site, setting, sealing_secret=sealing, masking_secret=masking)
+    state = SiteState(
+        Progress.OFFERED, site, setting, sealing_secret=sealing, masking_secret=masking, earliest=earliest
+    )
     return state, _public_keys(state)
 
 

@@ -1,33 +1,68 @@
-"""A site's secure aggregation over Flower's messages, with its state between stages."""
+"""A site's secure aggregation over Flower's messages, with its state between stages in a file of the site's.
+
+Two answers of one stage can reveal a single site's update. So no stage may start anew: neither after a restart, nor in
+another run of the study, nor while a task of the same site is still running (`SecaggSiteRound.alone`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 
-from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from ld_client.privacy.secagg import SiteState, answer_stage, begun, mask_update, open_shares
 from ld_client.site_config import SiteConfig
+from ld_common.core.atomic_files import held, write_bytes
+from ld_common.core.errors import FederationError
 from ld_common.core.state import State
-from ld_common.protocol.secagg.messages import Payload, RoutedShares, Stage, drift_unit, flatten, pack, unpack
-
-RECORD = "secure-aggregation"
+from ld_common.protocol.secagg.messages import (
+    LEVELS,
+    Payload,
+    RoutedShares,
+    SecaggSetting,
+    Stage,
+    drift_unit,
+    fewest_summed,
+    flatten,
+    pack,
+    require,
+    unpack,
+)
+from ld_common.protocol.study_config import StudyConfig
 
 
 class SecaggSiteRound:
-    """One site's round; its state is in the node's context, which Flower stores and never sends."""
+    """One site's rounds. Each new state is flushed to disk before the answer that follows from it leaves."""
 
-    def __init__(self, context_state: RecordDict) -> None:
-        self.context_state = context_state
+    def __init__(self, folder: Path, site: SiteConfig, approved: StudyConfig | None = None) -> None:
+        """Open a site's state.
 
-    def answer(self, site: SiteConfig, stage: Stage, request: Mapping[str, object]) -> Payload:
+        Args:
+            folder: where it is kept, mode 0600.
+            site: the site.
+            approved: the study that a deployed site approved, and the only one that it takes part in.
+        """
+        self.site, self.approved = site, approved
+        self.file, self.lock = folder / f"{site.site}.json", folder / f"{site.site}.lock"
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Wait until no other task of this site runs, and hold the others off."""
+        self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return held(self.lock)
+
+    def answer(self, stage: Stage, request: Mapping[str, object]) -> Payload:
         """Answer a stage without training.
 
         Raises:
-            FederationError: the request is malformed, out of turn or asks for what must not be revealed.
+            FederationError: the request is malformed, out of turn, not as the approved study has it, or asks for what
+                must not be revealed.
         """
-        state, answer = answer_stage(stage, site.site, request, self._load(), site.policy.min_summed_sites)
+        if stage is Stage.KEYS and self.approved is not None:
+            check_setting(unpack(SecaggSetting, request), self.approved)
+        fewest = self.site.policy.min_summed_sites
+        state, answer = answer_stage(stage, self.site.site, request, self._load(), fewest)
         self._store(state)
         return pack(answer)
 
@@ -44,8 +79,27 @@ class SecaggSiteRound:
         return pack(answer)
 
     def _load(self) -> SiteState | None:
-        record = self.context_state.config_records.get(RECORD)
-        return None if record is None else SiteState.from_bytes(bytes(record["state"]))  # type: ignore[arg-type]
+        try:
+            return SiteState.from_bytes(self.file.read_bytes()) if self.file.exists() else None
+        except OSError as error:
+            raise FederationError(f"cannot read '{self.file}': {error.strerror or error}") from error
 
     def _store(self, state: SiteState) -> None:
-        self.context_state[RECORD] = ConfigRecord({"state": state.to_bytes()})
+        write_bytes(self.file, state.to_bytes(), mode=0o600)
+
+
+def check_setting(setting: SecaggSetting, study: StudyConfig) -> None:
+    """Refuse a round whose setting is not the study's; raises `FederationError`."""
+    federation = study.federation
+    require(federation.secure_aggregation, "the approved study does not use secure aggregation: refused")
+    require(setting.study == study.digest(), "the round is of another study than the approved one: refused")
+    within = 1 <= setting.round <= federation.rounds
+    require(within, f"round {setting.round} is not one of the study's {federation.rounds}: refused")
+    known = setting.sites <= len(federation.sites)
+    require(known, f"a round of {setting.sites} sites, the approved study has {len(federation.sites)}: refused")
+    fewest = fewest_summed(setting.sites, federation)
+    require(
+        setting.threshold >= fewest, f"the threshold is {setting.threshold} sites, the study's is {fewest}: refused"
+    )
+    same = (setting.clip, setting.levels) == (federation.secure_clip, LEVELS)
+    require(same, "the round's clipping range or number of levels is not the study's: refused")

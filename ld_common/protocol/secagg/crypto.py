@@ -1,13 +1,15 @@
 """The cryptography of secure aggregation: keys for one purpose, masks, sealed shares, marks of secrets.
 
-Keys come from X25519 and HKDF-SHA256, masks are AES-256-CTR key streams, shares are sealed with AES-256-GCM. Each
-derived key serves once, so every nonce is zero. Shares are sealed under the pair's agreed key, as Bonawitz et al. have
-it, and not with HPKE, whose base mode would let anyone write a share in another site's name.
+Keys come from X25519 and HKDF-SHA256, masks are AES-256-CTR key streams, shares are sealed with AES-256-GCM. A mask's
+key serves once, so its counter starts at zero; a sealed share has a random nonce. Shares are sealed under the pair's
+agreed key, as Bonawitz et al. have it, and not with HPKE, whose base mode would let anyone write a share in another
+site's name.
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,8 +27,9 @@ DOMAIN = "latent-drift-federation/secure-aggregation/1"
 SECRET_BYTES = 16
 """Length of a shared secret and of each of its shares: one element of GF(2^128)."""
 DIGEST_BYTES = 32
-SEALED_BYTES = 2 * SECRET_BYTES + 16
-"""A seed's share, a key's share, and the tag of AES-GCM."""
+NONCE_BYTES = 12
+SEALED_BYTES = NONCE_BYTES + 2 * SECRET_BYTES + 16
+"""A nonce, a seed's share, a key's share, and the tag of AES-GCM."""
 
 
 def digest(*parts: str | bytes) -> bytes:
@@ -95,14 +98,16 @@ def crowd_digest(session: bytes, sites: Sequence[str]) -> bytes:
 
 
 def seal(secret: bytes, session: bytes, dealer: str, recipient: str, shares: bytes) -> bytes:
-    """Encrypt what `dealer` deals to `recipient` under their agreed secret."""
-    return AESGCM(derive(secret, "seal", session, dealer, recipient)).encrypt(bytes(12), shares, None)
+    """Encrypt what `dealer` deals to `recipient` under their agreed secret, with a random nonce in front."""
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    return nonce + AESGCM(derive(secret, "seal", session, dealer, recipient)).encrypt(nonce, shares, None)
 
 
 def unseal(secret: bytes, session: bytes, dealer: str, recipient: str, sealed: bytes) -> bytes | None:
     """Undo `seal`; None when it was altered, or is of another round, dealer or recipient."""
     try:
-        return AESGCM(derive(secret, "seal", session, dealer, recipient)).decrypt(bytes(12), sealed, None)
+        cipher = AESGCM(derive(secret, "seal", session, dealer, recipient))
+        return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
     except InvalidTag:
         return None
 

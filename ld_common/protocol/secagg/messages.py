@@ -25,7 +25,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from ld_common.core.errors import FederationError
 from ld_common.core.state import State
 from ld_common.diffusion.options import LARGEST_DRIFT
 from ld_common.protocol.secagg.crypto import digest
+
+if TYPE_CHECKING:
+    from ld_common.protocol.study_config import FederationConfig
 
 Payload = dict[str, int | float | str | bytes | list[str] | list[bytes]]
 """What one message of a stage holds; each value fits Flower's `ConfigRecord`."""
@@ -66,6 +69,11 @@ def require(condition: bool, problem: str) -> None:
 def default_threshold(sites: int) -> int:
     """Two thirds of the sites, rounded up, at least 3: in a sum of two each site knows the other's share."""
     return max(FEWEST_SITES, math.ceil(2 * sites / 3))
+
+
+def fewest_summed(sites: int, federation: FederationConfig) -> int:
+    """Threshold of a round of `sites` sites, as the study has it; both halves compute it."""
+    return max(federation.secure_threshold or default_threshold(sites), federation.min_train_nodes)
 
 
 def drift_unit(clip: float) -> float:

@@ -52,8 +52,11 @@ def serve(load_options: LoadOptions, options: PageOptions) -> None:
     model = load_model(release, load_options)
     if not is_loopback(options.host):
         print_note(
-            f"warning: on {options.host} other machines can reach this page: it has no password and no encryption"
+            f"warning: on {options.host} other machines can reach this page, which has no encryption: whoever reads "
+            "the traffic reads the scans and the token that opens the page"
         )
     with serving(model, release, examples, options.host, options.port) as address:
-        print(f"the page is at {address} until Ctrl-C", flush=True)
+        for name, path in examples.items():
+            print(f"{name}: {path}")
+        print(f"the page is at {address} until Ctrl-C; its token lets nobody else in", flush=True)
         threading.Event().wait()

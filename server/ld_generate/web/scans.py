@@ -17,7 +17,9 @@ MAX_FILES = 4096
 
 
 def find_examples(folder: Path, modality: Modality) -> dict[str, Path]:
-    """The scans below a folder, by a short name: images, and folders with the DICOM slices of one volume.
+    """The scans below a folder by number: images, and folders with the DICOM slices of one volume.
+
+    The page shows no file's name, which may be a patient's.
 
     Raises:
         ConfigError: there are none.
@@ -28,18 +30,14 @@ def find_examples(folder: Path, modality: Modality) -> dict[str, Path]:
         scans.add(file.parent if is_slice else file)
     if not scans:
         raise ConfigError(f"--examples '{folder}' holds no scan: give a folder with .dcm, .nii, .nii.gz or .png in it")
-    names = {path: path.relative_to(folder).parts or (folder.name,) for path in sorted(scans)}
-    # an ending that all names share does not distinguish them
-    while len(names) > 1 and min(map(len, names.values())) > 1 and len({parts[-1] for parts in names.values()}) == 1:
-        names = {path: parts[:-1] for path, parts in names.items()}
-    return {" / ".join(parts): path for path, parts in names.items()}
+    return {f"example {number}": path for number, path in enumerate(sorted(scans), 1)}
 
 
 def one_scan(files: Sequence[Path], folder: Path) -> Path:
     """The path of a single file; for several files or a .zip, a folder of one series, made inside `folder`.
 
     Raises:
-        RequestError: no file, or one that was deleted meanwhile.
+        RequestError: no file, one that was deleted meanwhile, or an archive without a name.
         ScanRejected: an archive that is damaged or too large.
     """
     if not files:
@@ -48,7 +46,10 @@ def one_scan(files: Sequence[Path], folder: Path) -> Path:
         raise RequestError("the server deleted this scan because it was not used for a while: drop it again")
     if len(files) == 1 and files[0].suffix.lower() != ".zip":
         return files[0]
-    series = folder / (files[0].stem if len(files) == 1 else "series")
+    name = files[0].stem if len(files) == 1 else "series"
+    if not name.strip("."):
+        raise RequestError("this file's name is dots alone: rename it")
+    series = folder / name
     series.mkdir()
     if len(files) == 1:
         return _unpacked(files[0], series)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.release.release import Release
+from ld_generate.web.access import PARAMETER, TokenGate
 from ld_generate.web.appearance import CSS, theme
 from ld_generate.web.layout import Page
 
@@ -24,7 +26,7 @@ MAX_UPLOAD_BYTES = 128 * 2**20
 
 @contextmanager
 def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], host: str, port: int) -> Iterator[str]:
-    """Serve a release's page and yield its address; all uploaded and drawn files are deleted at the end.
+    """Serve a release's page and yield its address with a fresh token; all its files are deleted at the end.
 
     Raises:
         ConfigError: the address is in use, or not one of this machine.
@@ -33,7 +35,7 @@ def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], ho
         os.environ["GRADIO_TEMP_DIR"] = folder
         # Gradio sends itself a request when it starts, which a hospital's proxy would not route
         os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1", "localhost", host]))
-        page = Page(model, release, examples)
+        page, token = Page(model, release, examples), secrets.token_urlsafe(24)
         try:
             _, address, _ = page.blocks.launch(
                 server_name=host,
@@ -51,22 +53,23 @@ def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], ho
                 show_error=False,
                 footer_links=[],
                 max_file_size=MAX_UPLOAD_BYTES,
-                app_kwargs={"middleware": _middleware(host)},
+                app_kwargs={"middleware": _middleware(host, port, token)},
                 theme=theme(),
                 css=CSS,
             )
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: choose another --port, or --host") from error
         try:
-            yield address
+            yield f"{address}?{PARAMETER}={token}"
         finally:
             page.blocks.close(verbose=False)
 
 
-def _middleware(host: str) -> list[Middleware]:
-    """On loopback, refuse other host names: a web site could point its own name at the page (DNS rebinding)."""
+def _middleware(host: str, port: int, token: str) -> list[Middleware]:
+    """Ask for the token. On loopback, refuse other host names: a web site could point its own name at the page."""
     names = ["localhost", "127.0.0.1", "["]  # Starlette's host name of [::1]:7860
-    return [Middleware(TrustedHostMiddleware, allowed_hosts=names)] if is_loopback(host) else []
+    hosts = [Middleware(TrustedHostMiddleware, allowed_hosts=names)] if is_loopback(host) else []
+    return [*hosts, Middleware(TokenGate, token=token, port=port)]
 
 
 def is_loopback(host: str) -> bool:
