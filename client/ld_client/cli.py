@@ -37,7 +37,9 @@ def describe(version: bool = VERSION) -> None:
 def init(
     kit: Path = typer.Argument(..., help="The kit that the study sent."),
     home: Path = typer.Option(..., help="Folder for the study here; it will hold the site's private key."),
-    fingerprint: str = typer.Option("", help="The study's fingerprint, as its team said by telephone: SHA256:..."),
+    fingerprint: str = typer.Option(
+        "", help="The study's fingerprint, as its team said by telephone: SHA256:... A new home needs it."
+    ),
 ) -> None:
     """Join a study: check its kit, make the site's key, write a config to fill in."""
     from ld_client.deployment.join import join

@@ -13,20 +13,36 @@ from ld_client.data.store import Store
 from ld_client.site_config import PolicyConfig
 from ld_common.adapters.base import AdaptedModel
 from ld_common.adapters.registry import read_adapter
+from ld_common.adapters.state_dict import update_norm
 from ld_common.core.errors import PolicyError, PrivacyError
+from ld_common.core.state import State
 from ld_common.protocol.study_config import StudyConfig
+
+ROUNDING = 1e-3
+"""Distance of two machines' initial weights."""
 
 
 def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
     """Check a study's config; raises `PolicyError`."""
     for key, requested, limit in (
         ("training.steps", study.training.steps, policy.max_steps),
+        ("training.learning_rate", study.training.learning_rate, policy.max_learning_rate),
         ("visits in a step", _visits_in_a_step(study), policy.max_batch_size),
         ("network evaluations before training", _evaluations(study), policy.max_evaluations),
         ("federation.rounds", study.federation.rounds, policy.max_rounds),
     ):
         if requested > limit:
             raise PolicyError(f"the study asks for {key}={requested}, this site allows {limit}")
+    training = study.training
+    for key, requested, least in (
+        ("training.batch_size", training.batch_size, policy.min_batch_size),
+        ("training.steps times training.batch_size", training.steps * training.batch_size, policy.min_visits),
+    ):
+        if requested < least and not study.privacy.enabled:
+            raise PolicyError(
+                f"the study asks for {key}={requested}, this site asks for {least} or more: the update of few visits "
+                "can show them"
+            )
     if study.drift.shape not in policy.drift:
         raise PolicyError(f"the study asks for drift.shape={study.drift.shape}, this site allows {policy.drift}")
     if policy.private_only and not study.privacy.enabled:
@@ -92,6 +108,35 @@ def check_store(policy: PolicyConfig, store: Store, study: StudyConfig) -> None:
         ):
             if delta * patients >= 1:
                 raise PrivacyError(f"{key} is {delta:g}: with {patients} patients use less than {1 / patients:.2g}")
+
+
+def check_drawn(policy: PolicyConfig, patients: set[str]) -> None:
+    """Raise `PolicyError` for a round whose scans were of too few patients."""
+    if len(patients) < policy.min_patients:
+        raise PolicyError(
+            f"the round drew scans of fewer patients than policy.min_patients {policy.min_patients}: the study needs "
+            "more steps, or more visits in a step"
+        )
+
+
+def check_start(task_state: State, own_state: State, study: StudyConfig, round_number: int) -> None:
+    """Refuse weights that no honest rounds lead to: a server's crafted ones can copy a scan into the update.
+
+    In round 1 a study without `start` begins with the adapter that its seed gives; each round moves it by at most
+    `federation.max_update_norm`, which the server accepts of a site.
+
+    Raises:
+        PolicyError: the weights are too far from the study's first ones.
+    """
+    if study.start:
+        return
+    limit = study.federation.max_update_norm * (round_number - 1)
+    moved = update_norm(task_state, own_state)
+    if moved > limit + ROUNDING:
+        raise PolicyError(
+            f"round {round_number} starts from weights {moved:.3g} away from the study's first ones, {limit:g} is the "
+            "most that its rounds can have moved them"
+        )
 
 
 def check_size(policy: PolicyConfig, adapted: AdaptedModel[Any]) -> None:

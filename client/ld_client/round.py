@@ -9,7 +9,16 @@ from typing import Any
 
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.data.store_index import INDEX
-from ld_client.policy import check_hours, check_size, check_store, check_study, within_memory
+from ld_client.data.store_key import training_secret
+from ld_client.policy import (
+    check_drawn,
+    check_hours,
+    check_size,
+    check_start,
+    check_store,
+    check_study,
+    within_memory,
+)
 from ld_client.privacy.dp_drift import drift_release, paid_drift
 from ld_client.privacy.dp_sgd import check_trainable, train_round_privately
 from ld_client.privacy.ledger import TRAINING, Ledger, RoundLimit, Use
@@ -19,7 +28,7 @@ from ld_client.site_drift import site_drift, site_prior
 from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
-from ld_common.adapters.state_dict import check_state
+from ld_common.adapters.state_dict import check_state, state_digest
 from ld_common.core.atomic_files import file_digest
 from ld_common.core.errors import FederationError, ModelError, PolicyError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
@@ -84,13 +93,15 @@ def _handle_train(
     adapted = inject(model, adapter, study.seed)
     check_size(site.policy, adapted)
     check_state(task.state, adapted.trainable_state())
+    check_start(task.state, adapted.trainable_state(), study, task.round)
     if task.frozen:
         check_state(task.frozen, adapted.frozen_state())
+        check_start(task.frozen, adapted.frozen_state(), study, 1)
     if study.federation.secure_aggregation:
         if secure is None or task.secure is None:
             raise FederationError("the study uses secure aggregation, but the task lacks its shares: refused")
         secure.open(task.secure, study.digest(), task.round)
-    noise_multiplier = spend(site, store, study, adapted, task.round)
+    noise_multiplier = spend(site, store, study, adapted, task)
     index = file_digest(site.store_path / INDEX)
     visits = len(store.latents)
     before_training(DataUsage(study, index, store.patients, held_out.patients, visits, noise_multiplier))
@@ -108,7 +119,9 @@ def _handle_train(
     if noise_multiplier is not None:
         train_round_privately(adapted, data, study, task.round, noise_multiplier)
     else:
-        losses = train_round(adapted, data, study, task.round, site.site, site.precision)
+        secret = training_secret(site.store_path)
+        losses = train_round(adapted, data, study, task.round, site.site, site.precision, secret=secret)
+        check_drawn(site.policy, {store.pseudonyms[row] for row in losses.rows})
         if not study.withholds_numbers:
             ranges = site_coverage(modality, store.pseudonyms, store.attributes, site.policy.min_patients)
             seconds = time.monotonic() - started
@@ -121,16 +134,17 @@ def _handle_train(
 
 
 def spend(
-    site: SiteConfig, store: Store, study: StudyConfig, adapted: AdaptedModel[Any], round_number: int
+    site: SiteConfig, store: Store, study: StudyConfig, adapted: AdaptedModel[Any], task: TrainTask
 ) -> float | None:
     """Charge a round to the ledger before it runs; returns its noise multiplier, None without privacy.
 
     Raises:
-        PolicyError: the study has used up the rounds that the policy allows.
+        PolicyError: the study has used up the rounds that the policy allows, or the round ran from other weights.
         PrivacyError: the budget does not allow it, or the adapter cannot be trained privately. Nothing is charged.
     """
     policy = site.policy
-    use = Use(study.name, study.digest(), round_number, {TRAINING: None})
+    start = state_digest({**task.frozen, **task.state})
+    use = Use(study.name, study.digest(), task.round, {TRAINING: None}, task=start)
     limit = RoundLimit(policy.max_rounds, "policy.max_rounds")
     noise_multiplier = None
     if study.privacy.enabled:

@@ -71,6 +71,12 @@ class PolicyConfig:
     """Training steps in one round."""
     max_batch_size: int = 256
     """Visits in one step."""
+    min_batch_size: int = 4
+    """Fewest visits in a step without differential privacy: the gradient of one scan can show it."""
+    min_visits: int = 64
+    """Fewest visits drawn in a round without differential privacy, steps times visits in a step."""
+    max_learning_rate: float = 0.1
+    """Largest learning rate."""
     max_parameters: int = 50_000_000
     """Trainable parameters, which leave in each round; a larger adapter can memorise more. The UNet of Stable Diffusion
     1.4 has 860 million, a LoRA of rank 8 on its default layers 3.4 million."""
@@ -81,8 +87,8 @@ class PolicyConfig:
     """Shapes of the drift that may leave. A `map` is a mean image and `conditional` several; of few visits, they show a
     patient's scan."""
     min_patients: int = 10
-    """Fewest patients trained on for any result to leave, and fewest patients behind each end of a range or category
-    that the site reports."""
+    """Fewest patients trained on for any result to leave, fewest that the scans drawn in a round are of, and fewest
+    patients behind each end of a range or category that the site reports."""
     min_summed_sites: int = 3
     """Fewest sites in a secure sum that the server may learn."""
     private_only: bool = False
@@ -106,13 +112,16 @@ class PolicyConfig:
         for name in (
             "max_steps",
             "max_batch_size",
+            "min_batch_size",
+            "min_visits",
+            "max_learning_rate",
             "max_parameters",
             "max_evaluations",
             "min_patients",
             "min_summed_sites",
             "max_rounds",
         ):
-            require(getattr(self, name) > 0, f"policy.{name} is {getattr(self, name)}: use 1 or more")
+            require(getattr(self, name) > 0, f"policy.{name} is {getattr(self, name)}: it must be above 0")
         require(self.repeated_rounds >= 0, f"policy.repeated_rounds is {self.repeated_rounds}: use 0 or more")
         require(self.max_epsilon >= 0, f"policy.max_epsilon is {self.max_epsilon}: use 0 or more")
         require(0 < self.delta < 1, f"policy.delta is {self.delta}: it must lie between 0 and 1")

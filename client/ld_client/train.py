@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +22,14 @@ def train_round(
     site: str,
     precision: str = "float32",
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    secret: bytes = b"",
 ) -> Losses:
     """Train an adapter's parameters for one round, in place.
 
-    Every draw comes from the stream (study seed, site, round) on the CPU, so a round can be repeated alone.
+    Every draw comes from a stream on the CPU, so a round can be repeated alone. Whoever knows the draws (rows,
+    timesteps and noise) of a round can compute its update for any scan, and so test or reconstruct the site's own. At a
+    site they follow from a secret of its own, from which each step is seeded anew: PyTorch's generator takes 32 bits of
+    a seed, which could be found by trying.
 
     Args:
         adapted: the model with the adapter's parameters at the start of the round.
@@ -34,6 +39,7 @@ def train_round(
         site: the site's name.
         precision: `bfloat16` runs the network so; the trained parameters stay float32.
         on_step: called with each step's number and loss.
+        secret: a key that only the site knows; without one, as in a benchmark, the study's seed gives the draws.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -43,7 +49,13 @@ def train_round(
     def rate(step: int) -> float:
         return learning_rate(study, round_number, step)
 
-    return optimize(adapted.model, adapted.trainable, data, study.training, generator, rate, precision, on_step)
+    def seed(step: int) -> None:
+        if secret:
+            text = "/".join(["train", study.digest(), site, str(round_number), str(step)])
+            generator.manual_seed(int.from_bytes(hmac.digest(secret, text.encode(), "sha256")[:8], "big"))
+
+    options, trainable = study.training, adapted.trainable
+    return optimize(adapted.model, trainable, data, options, generator, rate, precision, on_step, seed)
 
 
 def loss_sampler(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -53,3 +54,8 @@ def update_norm(state: State, reference: State) -> float:
     """L2 norm of `state - reference` over all tensors, in float64."""
     squares = [(state[name].double() - reference[name].double()).square().sum() for name in sorted(state)]
     return float(torch.stack(squares).sum().sqrt())
+
+
+def state_digest(state: State) -> str:
+    """SHA-256 of names, shapes and values, in hex; the same in any order."""
+    return hashlib.sha256(save({name: state[name].contiguous() for name in sorted(state)})).hexdigest()

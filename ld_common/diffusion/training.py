@@ -42,6 +42,8 @@ class Losses:
     """The loss of each training step."""
 
     values: list[float]
+    rows: frozenset[int] = frozenset()
+    """Rows of all scans that were drawn."""
 
     @property
     def first(self) -> float:
@@ -139,10 +141,13 @@ class LossSampler:
         tokens_train = any(name.startswith("text_encoder.") for name in trainable)
         self.contexts = None if tokens_train else model.embed(self.prompts)
         self.visits = _visits(data.patients) if model.image_conditioned else []
+        self.drawn: set[int] = set()
+        """Rows of the scans that were drawn so far."""
 
     def loss(self) -> Tensor:
         """The mean loss of a random batch of scans, plus the weighted loss of a batch of prior images."""
         rows = torch.randint(len(self.latents), (self.options.batch_size,), generator=self.generator)
+        self.drawn.update(rows.tolist())
         loss = self.scans_loss(rows)
         prior = self.prior_loss()
         return loss if prior is None else loss + prior
@@ -201,6 +206,7 @@ def optimize(
     learning_rate: Callable[[int], float],
     precision: str = "float32",
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    before_step: Callable[[int], None] = lambda step: None,
 ) -> Losses:
     """Train parameters for `options.steps` steps of AdamW, in place.
 
@@ -213,6 +219,7 @@ def optimize(
         learning_rate: learning rate of each step, from step 0.
         precision: `bfloat16` runs the network in bfloat16; the trained parameters stay float32.
         on_step: called with the number of each step, from 1, and its loss.
+        before_step: called with the number of each step, from 0, before it draws; may seed `generator`.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -222,6 +229,7 @@ def optimize(
     values: list[float] = []
     model.unet.train()
     for index in range(options.steps):
+        before_step(index)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(index)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -235,7 +243,7 @@ def optimize(
             raise DivergedError(f"the loss of step {index + 1} is {values[-1]}: lower training.learning_rate")
         on_step(index + 1, values[-1])
     model.unet.eval()
-    return Losses(values)
+    return Losses(values, frozenset(sampler.drawn))
 
 
 def scheduled_rate(options: TrainingConfig, step: int, rounds: int = 1, round_number: int = 1) -> float:

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 from pydicom import Dataset, dcmread
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
+from ld_common.imaging.codestreams import codestream_shape, rle_lengths
 from ld_common.imaging.rejection import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -89,6 +91,7 @@ def read_dicom(path: Path, modalities: Sequence[str], released: bool = False) ->
     with rejecting(path):
         _check_header(path, dataset, modalities, released)
         _check_decoder(path, dataset)
+        _check_encoded_size(path, dataset)
         return _header(path, dataset), _real_values(path, dataset)
 
 
@@ -186,6 +189,23 @@ def _check_decoder(path: Path, dataset: Dataset) -> None:
     if not decoder.is_available:
         remedy = "; or ".join(decoder.missing_dependencies)
         raise ScanRejected(path, Rejection.NO_DECODER, f"'{syntax.name}' needs a decoder: {remedy}")
+
+
+def _check_encoded_size(path: Path, dataset: Dataset) -> None:
+    """Refuse compressed pixels that unpack to another size than the header gives, before a decoder reserves memory."""
+    syntax, shape = dataset.file_meta.TransferSyntaxUID, (int(dataset.Rows), int(dataset.Columns))
+    if not syntax.is_encapsulated:
+        return
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    if syntax == RLELossless:
+        length = shape[0] * shape[1]
+        fits = all(size <= length + 1 for size in rle_lengths(frame, length))  # an odd length is padded
+    else:
+        found = codestream_shape(frame)
+        fits = found is None or found == shape  # a stream without a size fails in its decoder
+    if not fits:
+        detail = "its compressed pixels do not have the size that its header gives"
+        raise ScanRejected(path, Rejection.UNREADABLE, detail)
 
 
 def _real_values(path: Path, dataset: Dataset) -> np.ndarray:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import struct
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import logger
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Header
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 
@@ -22,6 +25,9 @@ SYNTHETIC_NIFTI = "synthetic"
 """Start of the description of every NIfTI file written here."""
 MILLIMETRES = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 DESCRIPTION_BYTES = 79
+MAX_EXTENSION_BYTES = 16 * 2**20
+"""Header extensions, which are not used; some programs keep a protocol or a history in them."""
+NIFTI2_BYTES = 544
 GEOMETRY = (
     *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
@@ -38,6 +44,7 @@ def read_nifti(path: Path) -> Nifti1Image:
     """
     check_file(path)
     with rejecting(path, ImageFileError, HeaderDataError, HeaderTypeError):
+        _check_extensions(path)
         volume = nibabel.load(path)
         if not isinstance(volume, Nifti1Image):
             raise ScanRejected(path, Rejection.UNSUPPORTED, "not a NIfTI image")
@@ -99,6 +106,29 @@ def _save(path: Path, volume: Nifti1Image, description: str) -> None:
         nibabel.save(volume, path)
     except OSError as error:
         raise ScanError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+def _check_extensions(path: Path) -> None:
+    """Refuse header extensions that are, or claim to be, larger than `MAX_EXTENSION_BYTES`: nibabel reads them."""
+    with ImageOpener(str(path)) as stream:
+        start = stream.read(NIFTI2_BYTES)
+        header: Any = next((kind for kind in (Nifti2Header, Nifti1Header) if kind.may_contain_header(start)), None)
+        if header is None:
+            return  # nibabel says what it is not
+        size = header.sizeof_hdr
+        found = header(start[:size], check=False)
+        offset = float(found["vox_offset"].item())
+        if not 0 <= offset <= MAX_EXTENSION_BYTES:
+            detail = f"its voxels begin at byte {offset:g}, at most {MAX_EXTENSION_BYTES} are skipped"
+            raise ScanRejected(path, Rejection.TOO_LARGE, detail)
+        extensions = (start + stream.read(max(0, int(offset) - len(start))))[size + 4 : int(offset)]
+    order = found.endianness + "i"
+    while len(extensions) >= 8:
+        (length,) = struct.unpack_from(order, extensions)
+        if not 8 <= length <= len(extensions):
+            detail = f"a header extension of {length} bytes does not fit between header and voxels"
+            raise ScanRejected(path, Rejection.UNREADABLE, detail)
+        extensions = extensions[length:]
 
 
 def _check_voxels(path: Path, volume: Nifti1Image) -> None:

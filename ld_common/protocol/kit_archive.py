@@ -14,14 +14,13 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ld_common.core.archives import archive_problem
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import DeploymentError
 from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, KitManifest, check_fields, check_manifest
 from ld_common.protocol.keys import Purpose, public_line, sign
 
-MAX_BYTES = 32_000_000
-COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""With other methods, `zipfile` unpacks more bytes than an entry declares."""
+MAX_BYTES, MAX_FILES = 32_000_000, 32
 DAMAGE = (
     OSError,
     EOFError,
@@ -81,10 +80,9 @@ def read_kit(path: Path) -> Kit:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                raise DeploymentError(f"'{path}' unpacks to more than {MAX_BYTES} bytes: it is not a kit")
-            if any(entry.compress_type not in COMPRESSIONS for entry in archive.infolist()):
-                raise DeploymentError(f"'{path}' uses a compression that no kit uses: ask the study for it again")
+            problem = archive_problem(archive, MAX_BYTES, MAX_FILES)
+            if problem is not None:
+                raise DeploymentError(f"'{path}' {problem}: it is not a kit")
             manifest = archive.read(MANIFEST)
             signature = archive.read(SIGNATURE).decode()
             files = {name: archive.read(name) for name in FILES}

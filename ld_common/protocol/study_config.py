@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,8 +42,10 @@ class FederationConfig:
     """Time that a round waits for absent sites before it starts without them."""
     round_timeout_seconds: float = 3600.0
     """Time that a round waits for replies before it ends without the missing ones."""
-    weighting: str = "num_examples"
-    """Weight of a site in the average: `num_examples`, the number of visits that it reports, or `equal`."""
+    weighting: str = "equal"
+    """Weight of a site in the average: `equal`, or `num_examples`, the number of visits that it reports."""
+    max_weight_ratio: float = 10.0
+    """With `num_examples`, most times the median site's weight that a site has: a false count does not own the mean."""
     aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "mean"})
     """Aggregator of the sites' adapters: its `name` (`mean`, `median`, `trimmed_mean`) and its options, the fields of
     its class in `ld_server.aggregation`."""
@@ -71,6 +74,8 @@ class FederationConfig:
         require(self.weighting != "visits", "federation.weighting 'visits' is now called 'num_examples'")
         known = ("num_examples", "equal")
         require(self.weighting in known, f"federation.weighting is '{self.weighting}': use num_examples or equal")
+        ratio = self.max_weight_ratio
+        require(1 <= ratio < math.inf, f"federation.max_weight_ratio is {ratio:g}: use 1 or more")
         require(self.max_update_norm > 0, "federation.max_update_norm must be above 0")
         self._check_clipping()
         require(self.secure_clip > 0, f"federation.secure_clip is {self.secure_clip}: it must be above 0")

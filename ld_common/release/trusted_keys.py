@@ -6,6 +6,7 @@ one study whose releases the key may sign.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -34,7 +35,8 @@ def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = F
     Args:
         trust: the signer's public key as `read_trust` takes it, which is then remembered for this study; the keys that
             were remembered before if empty.
-        allow_unsigned: accept a release without a signature, such as a simulation's; an existing signature must hold.
+        allow_unsigned: accept a release without a signature, such as a simulation's; an existing signature must hold,
+            and a study with a remembered key signs its releases.
 
     Raises:
         SignatureError: unsigned, altered, or signed by a key that is not trusted.
@@ -48,6 +50,12 @@ def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = F
         if not allow_unsigned:
             raise SignatureError(
                 f"'{folder}' is not signed, so its origin cannot be verified: use --allow-unsigned for one of your own"
+            )
+        study = _study_name(manifest, folder)
+        if remembered(study):
+            raise SignatureError(
+                f"the releases of '{study}' are signed, and this one is not: somebody removed its signature, or it is "
+                f"of another study of that name. If it is yours, remove the study's line from {trusted_keys_file()}"
             )
         return read_release(folder), ["this release is not signed: its origin cannot be verified"]
     study, key = _study_name(manifest, folder), signature.key
@@ -64,7 +72,7 @@ def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = F
     release = dataclasses.replace(read_release(folder), signed_by=fingerprint(key))
     if release.manifest != manifest:
         raise ReleaseError(f"'{folder}' changed while it was read: try again")
-    return release, [] if given is None else remember(study, given)
+    return release, [*([] if given is None else remember(study, given)), *note_number(study, key, manifest)]
 
 
 def read_trust(text: str) -> Trust:
@@ -129,6 +137,26 @@ def remember(study: str, key: PublicKey) -> list[str]:
             for other in others
         ),
     ]
+
+
+def note_number(study: str, key: PublicKey, manifest: dict[str, object]) -> list[str]:
+    """Remember the highest number of a study's releases; a message for a release that is older than it."""
+    issued = manifest.get("release")
+    number = issued.get("number") if isinstance(issued, dict) else None
+    if not isinstance(number, int):
+        return []
+    path, name = trusted_keys_file().with_name("latest_releases.json"), f"{fingerprint(key)} {study}"
+    try:
+        seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        latest = int(seen.get(name, 0))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return [f"warning: cannot read '{path}', which holds each study's latest release: remove it if it is damaged"]
+    if number < latest:
+        return [f"warning: this is release {number} of '{study}'; release {latest} was used here before"]
+    if number > latest:
+        with contextlib.suppress(CheckpointError):  # a read-only home
+            write_bytes(path, json.dumps(seen | {name: number}, indent=1).encode(), mode=0o600)
+    return []
 
 
 def _entries() -> list[tuple[PublicKey, str]]:

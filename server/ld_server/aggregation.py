@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,20 @@ def complete_aggregation(federation: FederationConfig) -> dict[str, Any]:
     """A study's `federation.aggregation` section with every option filled in; raises `ConfigError`."""
     aggregator = read_aggregator(federation)
     return {"name": aggregator.name, **to_mapping(aggregator)}
+
+
+def site_weights(visits: Mapping[str, int | None], federation: FederationConfig) -> dict[str, float]:
+    """Weight of each site in the average of a round.
+
+    Args:
+        visits: what each site reports, which nobody can check; None where it withholds it.
+        federation: the study's; its `max_weight_ratio` times the median bounds a weight.
+    """
+    if federation.weighting == "equal" or None in visits.values():
+        return dict.fromkeys(visits, 1.0)
+    counts = {name: float(count or 0) for name, count in visits.items()}
+    largest = federation.max_weight_ratio * statistics.median(counts.values())
+    return {name: min(count, largest) for name, count in counts.items()}
 
 
 def aggregate_states(states: Mapping[str, State], weights: Mapping[str, float], aggregator: Aggregator) -> State:

@@ -22,7 +22,14 @@ from ld_common.core.state import State
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
 from ld_common.protocol.study_config import StudyConfig
-from ld_server.aggregation import aggregate_drifts, aggregate_states, check_result, clip_update, read_aggregator
+from ld_server.aggregation import (
+    aggregate_drifts,
+    aggregate_states,
+    check_result,
+    clip_update,
+    read_aggregator,
+    site_weights,
+)
 from ld_server.checkpoint import Checkpoint, write_checkpoint
 from ld_server.node_registry import Admission, PresentNodes
 from ld_server.reply_validation import read_reply, reason, summary
@@ -223,11 +230,8 @@ class DriftFederation(Strategy):
             record.failure = f"{len(results)} valid results, federation.min_train_nodes is {federation.min_train_nodes}"
             return
         record.counted = True
-        equal = federation.weighting == "equal"
-        weights = {
-            name: 1.0 if equal or result.numbers is None else float(result.numbers.visits)
-            for name, result in results.items()
-        }
+        visits = {name: None if result.numbers is None else result.numbers.visits for name, result in results.items()}
+        weights = site_weights(visits, federation)
         self.state = aggregate_states(
             {name: result.state for name, result in results.items()}, weights, self.aggregator
         )

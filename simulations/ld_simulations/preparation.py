@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from ld_client.data.indexing import build_store
-from ld_client.data.pseudonyms import KEY_FILE, write_key
 from ld_client.data.store import open_store
+from ld_client.data.store_key import KEY_FILE, write_key
 from ld_client.site_config import load_site
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import StoreError
@@ -66,7 +66,7 @@ def site_config(demo: Demo, hospital: HospitalConfig) -> dict[str, Any]:
             "columns": {**columns, "attributes": attributes},
             "values": {name: {label: value for value, label in known.items()} for name, known in labels.items()},
         },
-        "policy": {"min_patients": 1},  # simulated patients: small demos must run
+        "policy": {"min_patients": 1, "min_batch_size": 1, "min_visits": 1},  # simulated patients: small demos must run
     }
     # the key only where it is set, so that a demo without it has the site config that it always had
     return config | ({"held_out": demo.config.held_out} if demo.config.held_out else {})

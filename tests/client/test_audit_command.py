@@ -14,8 +14,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from ld_client.audit.command import audit_lines, run_audit
 from ld_client.audit.run import AuditOptions
 from ld_client.audit.statistics import AuditError
-from ld_client.data.pseudonyms import write_key
 from ld_client.data.store import open_store, split_store
+from ld_client.data.store_key import write_key
 from ld_client.round import handle_train
 from ld_client.site_config import SiteConfig, load_modality, load_site
 from ld_common.core.config import from_mapping

@@ -75,12 +75,14 @@ def test_a_site_trains_with_the_frozen_part_that_a_task_brings(
 ) -> None:
     study = from_mapping(StudyConfig, json.loads(task.study))
     study.adapter["freeze_a"] = True
+    study.start = "a release"  # whose weights a site cannot know; without one they must be the study's own
     own, site = adapted_model(tiny_base, study), load_site(site_yaml)
     drawn = replace(task, study=json.dumps(to_mapping(study)), state=own.trainable_state())
     brought = messages.unpack_task(
         messages.pack_task(replace(drawn, frozen={name: -value for name, value in own.frozen_state().items()}))
     )
-    plain, flipped = app.handle_train(site, drawn), app.handle_train(site, brought)
+    other = replace(site, ledger=str(site_yaml.with_name("other.sqlite")))  # one round has one start in a ledger
+    plain, flipped = app.handle_train(site, drawn), app.handle_train(other, brought)
     assert set(flipped.state) == set(own.trainable)
     for name in flipped.state:  # B learns against A: with A turned round, so is B
         assert torch.allclose(flipped.state[name], -plain.state[name], atol=1e-5)

@@ -13,7 +13,8 @@ from PIL import Image
 from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.indexing import build_store
 from ld_client.data.ingest import Visit, read_visits, survey
-from ld_client.data.pseudonyms import KEY_FILE, load_key, pseudonym
+from ld_client.data.pseudonyms import pseudonym
+from ld_client.data.store_key import KEY_FILE, load_key
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.errors import ConfigError, StoreError, TableError
 from ld_common.imaging.rejection import Rejection

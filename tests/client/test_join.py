@@ -33,12 +33,15 @@ from ld_client.deployment.executor import MOST_TASKS, approved_only
 from ld_client.deployment.join import enrolment, join
 from ld_client.deployment.launcher import TOKEN, ApprovedCode, silent_error
 from ld_client.deployment.site_home import SiteHome
+from ld_client.site_config import load_modality, load_site
+from ld_common.core.config import from_mapping
 from ld_common.core.errors import ApprovalError, ConfigError, DeploymentError, SignatureError
 from ld_common.core.processes import free_port, stop_family
 from ld_common.protocol.enrollment_kit import BUNDLE, FILES, MANIFEST, SIGNATURE
 from ld_common.protocol.keys import new_site_key, new_study_key, public_line
 from ld_common.protocol.kit_archive import read_kit, write_kit
 from ld_common.protocol.site_name import check_site_name
+from ld_common.protocol.study_config import StudyConfig
 from ld_server.deployment import superlink
 from ld_server.deployment.bundle import build_bundle
 from ld_server.deployment.provision import (
@@ -144,7 +147,7 @@ def test_a_kit_with_any_file_altered_is_refused(home: StudyHome, name: str, tmp_
         for entry, value in files.items():
             archive.writestr(entry, value)
     with pytest.raises(DeploymentError):
-        join(tmp_path / "altered.kit", tmp_path / "home")
+        join(tmp_path / "altered.kit", tmp_path / "home", study_fingerprint(home))
     assert not (tmp_path / "home" / "site.key").exists()
 
 
@@ -163,12 +166,14 @@ def test_a_kit_signed_by_another_is_told_by_its_fingerprint(home: StudyHome, tmp
     write_kit(tmp_path / "forged.kit", kit.manifest, kit.files, new_study_key())
     with pytest.raises(DeploymentError, match="do not use it"):
         join(tmp_path / "forged.kit", tmp_path / "home", study_fingerprint(home))
+    with pytest.raises(DeploymentError, match="by telephone"):
+        join(tmp_path / "forged.kit", tmp_path / "home")
+    assert not (tmp_path / "home").exists()
 
 
 def test_joining_makes_a_key_of_its_own_and_a_config_to_fill_in(home: StudyHome, tmp_path: Path) -> None:
-    lines = join(home.kits / "birch.kit", tmp_path / "birch")
+    join(home.kits / "birch.kit", tmp_path / "birch", study_fingerprint(home))
     site = SiteHome(tmp_path / "birch")
-    assert any(study_fingerprint(home) in line for line in lines)
     assert site.key_file.stat().st_mode & 0o777 == 0o600
     assert enrolment(site).startswith("ecdsa-sha2-nistp384 ")
     assert "\n" not in enrolment(site)
@@ -370,7 +375,13 @@ def test_approving_shows_what_runs_what_leaves_and_what_changed(home: StudyHome,
     assert "byte for byte" in first
     assert "never imported" not in first
     assert "without differential privacy" in first
+    for name, config in load_modality(load_site(site.config_file)).attributes.items():
+        (line,) = [line for line in first.splitlines() if line.startswith(f"  each round, of {name}: ")]
+        assert all(word in line for word in config.categories)
+    study = yaml.safe_load(first[first.index("  the whole study") :].partition("\n")[2].partition("\n\n")[0])
+    assert from_mapping(StudyConfig, study) == site.study()
     approve(site)
+    assert "the whole study" not in "\n".join(summary_lines(site))
     text = (home.path / "study.yaml").read_text()
     (home.path / "study.yaml").write_text(text.replace("rounds: 2", "rounds: 7"))
     update(home)
@@ -461,9 +472,11 @@ def test_the_commands_say_one_line_for_a_mistake(home: StudyHome, tmp_path: Path
     for arguments in (["enroll"], ["approve"], ["start"]):
         result = runner.invoke(client, [*arguments, "--home", str(tmp_path / "nowhere")])
         assert isinstance(result.exception, DeploymentError | SignatureError)
-    result = runner.invoke(client, ["init", str(home.kits / "aster.kit"), "--home", str(tmp_path / "aster")])
+    init = ["init", str(home.kits / "aster.kit"), "--home", str(tmp_path / "aster")]
+    assert isinstance(runner.invoke(client, init).exception, DeploymentError)
+    result = runner.invoke(client, [*init, "--fingerprint", study_fingerprint(home)])
     assert result.exit_code == 0
-    assert study_fingerprint(home) in result.output
+    assert "next: fill in" in result.output
 
 
 def test_addresses_are_checked() -> None:
@@ -646,7 +659,7 @@ def revoked_key_stays_out(home: StudyHome) -> None:
 
 @pytest.mark.usefixtures("fake_link")
 def test_a_line_of_another_site_is_not_taken(home: StudyHome, tmp_path: Path) -> None:
-    join(home.kits / "birch.kit", tmp_path / "birch")
+    join(home.kits / "birch.kit", tmp_path / "birch", study_fingerprint(home))
     line = enrolment(SiteHome(tmp_path / "birch"))
     with pytest.raises(DeploymentError, match="printed by site 'birch'"):
         admit(home, "aster", line)
@@ -655,7 +668,7 @@ def test_a_line_of_another_site_is_not_taken(home: StudyHome, tmp_path: Path) ->
 
 def test_a_new_key_begins_a_log_of_its_own(home: StudyHome, tmp_path: Path) -> None:
     site = SiteHome(tmp_path / "aster")
-    join(home.kits / "aster.kit", site.path)
+    join(home.kits / "aster.kit", site.path, study_fingerprint(home))
     head = AuditLog.of(site).append("asked", {})
     written = site.audit_log.read_bytes()
     site.key_file.unlink()

@@ -206,6 +206,28 @@ def test_unsigned_is_refused_unless_allowed_and_says_so(released: Path) -> None:
         read_trusted_release(released, trust=public_line(KEY.public_key()), allow_unsigned=True)
 
 
+def test_a_signature_that_was_removed_is_missed(signed: Path) -> None:
+    read_trusted_release(signed, trust=public_line(KEY.public_key()))
+    (signed / SIGNATURE).unlink()
+    with pytest.raises(SignatureError, match="somebody removed its signature"):
+        read_trusted_release(signed, allow_unsigned=True)
+
+
+def test_an_older_release_than_was_used_is_remarked_upon(tmp_path: Path, brain_mri: Modality) -> None:
+    folders = {}
+    for number in (2, 3):
+        folders[number] = small_release(tmp_path / str(number), brain_mri)
+        edit(folders[number], release={"number": number})
+        sign_release(folders[number], KEY)
+    trust = public_line(KEY.public_key())
+    assert not any("release" in line and "before" in line for line in read_trusted_release(folders[2], trust)[1])
+    assert read_trusted_release(folders[3])[1] == []
+    assert read_trusted_release(folders[3])[1] == []
+    (said,) = read_trusted_release(folders[2])[1]
+    assert "release 2" in said
+    assert "release 3" in said
+
+
 def test_allowing_unsigned_does_not_allow_a_signature_that_fails(signed: Path) -> None:
     with pytest.raises(SignatureError, match="not trusted yet"):
         read_trusted_release(signed, allow_unsigned=True)

@@ -25,6 +25,7 @@ from ld_server.aggregation import (
     check_result,
     clip_update,
     read_aggregator,
+    site_weights,
 )
 from ld_server.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
 
@@ -102,6 +103,24 @@ def test_the_mean_is_the_weighted_average_to_the_bit() -> None:
         for name in sorted(states):
             total += states[name][key].double() * (weights[name] / 13.0)
         assert torch.equal(value, total.float())
+
+
+@pytest.mark.parametrize(
+    ("visits", "settings", "expected"),
+    [
+        ({"p": 10, "q": 20, "r": 10**15}, {}, [1, 1, 1]),
+        ({"p": 10, "q": 20, "r": 40}, {"weighting": "num_examples"}, [10, 20, 40]),
+        ({"p": 10, "q": 20, "r": 10**15}, {"weighting": "num_examples"}, [10, 20, 200]),
+        ({"p": 10, "q": 20, "r": 10**15}, {"weighting": "num_examples", "max_weight_ratio": 1.5}, [10, 20, 30]),
+        ({"p": 10**15, "q": 10**15, "r": 5}, {"weighting": "num_examples"}, [10**15, 10**15, 5]),  # a majority lies
+        ({"p": 10, "q": None, "r": 5}, {"weighting": "num_examples"}, [1, 1, 1]),
+    ],
+)
+def test_a_false_count_does_not_own_the_mean(
+    visits: dict[str, int | None], settings: dict[str, object], expected: list[float]
+) -> None:
+    federation = from_mapping(FederationConfig, {"sites": list(visits), **settings})
+    assert list(site_weights(visits, federation).values()) == expected
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6])

@@ -17,7 +17,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from ld_client.data.indexing import build_store
-from ld_client.data.pseudonyms import KEY_FILE, write_key
+from ld_client.data.store_key import KEY_FILE, write_key
 from ld_client.deployment.approve import approve
 from ld_client.deployment.join import join
 from ld_client.deployment.site_home import SiteHome
@@ -28,7 +28,7 @@ from ld_common.core.config import to_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.protocol.attestation import new_nonce
 from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
-from ld_common.protocol.keys import new_study_key
+from ld_common.protocol.keys import fingerprint, new_study_key
 from ld_common.protocol.kit_archive import write_kit
 from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
@@ -86,7 +86,7 @@ def make_home(
     )
     write_kit(kit_file, manifest, files, key)
     home = SiteHome(folder / "home")
-    join(kit_file, home.path)
+    join(kit_file, home.path, fingerprint(key.public_key()))
     content = yaml.safe_load(site_yaml.read_text())
     content |= {"store": site.store, "modality": site.modality}
     content["data"] |= {"root": site.data.root, "table": site.data.table}

@@ -19,9 +19,9 @@ from torch import Tensor
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.exclusions import Exclusion
 from ld_client.data.ingest import Progress, Survey, read_visits, survey
-from ld_client.data.pseudonyms import load_key
 from ld_client.data.store import Split, held_out_patients, open_store
 from ld_client.data.store_index import INDEX, SCHEMA_VERSION
+from ld_client.data.store_key import load_key
 from ld_client.site_config import SiteConfig, load_modality
 from ld_common.core.errors import StoreError
 from ld_common.diffusion.base_model import BaseModel, load_base

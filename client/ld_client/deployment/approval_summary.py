@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import yaml
+
 from ld_client.deployment.approvals import Approval, approvals
 from ld_client.deployment.approve import approved_copy, check_kit
 from ld_client.deployment.bundle import diff_lines, differing_files, package_files, read_bundle
@@ -11,8 +13,10 @@ from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_study
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.command import printable
+from ld_common.core.config import load_config, to_mapping
+from ld_common.imaging.modality import Modality
 from ld_common.protocol.code_bundle import bundle_unreached_lines, installed_sources
-from ld_common.protocol.enrollment_kit import BUNDLE, STUDY, KitManifest
+from ld_common.protocol.enrollment_kit import BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.foreign_packages import SITES
 from ld_common.protocol.study_config import StudyConfig
 
@@ -31,7 +35,8 @@ def summary_lines(home: SiteHome) -> list[str]:
     lines = [f"study {kit.study} for site {kit.site}, from {kit.server}", ""]
     lines += ["What would run", *_running(home, kit, earlier), *_packages(kit, earlier), ""]
     lines += ["What the study asks for", *_requests(home, study, earlier, kit), ""]
-    lines += ["What would leave the site", *_leaving(study)]
+    modality = load_config(Modality, home.kit_folder / MODALITY)
+    lines += ["What would leave the site", *_leaving(study, modality)]
     return [printable(line) for line in lines]
 
 
@@ -75,7 +80,8 @@ def _requests(home: SiteHome, study: StudyConfig, earlier: list[Approval], kit: 
     site = home.site()
     training, rounds = study.training, study.federation.rounds
     lines = [
-        f"  {rounds} rounds of {training.steps} steps, adapter {study.adapter['name']}, drift {study.drift.shape}",
+        f"  {rounds} rounds of {training.steps} steps of {training.batch_size} visits, learning rate "
+        f"{training.learning_rate:g}, adapter {study.adapter['name']}, drift {study.drift.shape}",
         f"  base model {kit.base_digest[:16]}, modality {kit.modality_digest[:16]}",
     ]
     check_study(site.policy, study)
@@ -86,10 +92,13 @@ def _requests(home: SiteHome, study: StudyConfig, earlier: list[Approval], kit: 
         changes = _difference(home, "study", {STUDY: before.read_bytes()}, {STUDY: text})
         lines.append(f"  compared with the approval of {earlier[-1].approved}:" + ("" if changes else " the same"))
         lines += changes
+    else:
+        lines.append("  the whole study, with the defaults of what its file does not name:")
+        lines += [f"    {line}" for line in yaml.safe_dump(to_mapping(study), sort_keys=False).splitlines()]
     return lines
 
 
-def _leaving(study: StudyConfig) -> list[str]:
+def _leaving(study: StudyConfig, modality: Modality) -> list[str]:
     """A summary; `ld-client dry-run` lists the tensors."""
     lines = []
     if study.federation.secure_aggregation:
@@ -104,9 +113,10 @@ def _leaving(study: StudyConfig) -> list[str]:
         lines.append("  no number of visits or patients, no loss")
     else:
         lines.append("  each round: the number of visits and patients, the first and the last loss, the seconds")
-        lines.append(
-            "  each round: ranges of numbers (age) and categories (sex) that at least policy.min_patients patients have"
-        )
+        for name, config in modality.attributes.items():
+            values = ", ".join(config.categories)
+            what = f"which of {values} are there" if values else "the lowest and the highest, rounded outwards"
+            lines.append(f"  each round, of {name}: {what}, as far as at least policy.min_patients patients have it")
         lines.append("  the release publishes these numbers of each round")
     lines.append("  each round: the site's name, its signature, its audit log's head (a number, a time, a salted hash)")
     if study.privacy.enabled:

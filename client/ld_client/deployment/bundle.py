@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 
+from ld_common.core.archives import archive_problem
 from ld_common.core.command import printable
 from ld_common.core.errors import ApprovalError
 from ld_common.protocol.code_bundle import PACKAGES
@@ -18,7 +19,7 @@ SOURCE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:/[a-z_][a-z0-9_]*)*/[a-z_][a-z
 OTHERS = ("pyproject.toml", "LICENSE", "study_server.py", ".info/CONTENT")
 """Metadata, the starter of the server's side, which no site runs, and Flower's list of files."""
 CLIENT_APP = "ld_client.client_app:app"
-MAX_BYTES = 32_000_000
+MAX_BYTES, MAX_FILES = 32_000_000, 4096
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, ValueError, RuntimeError)
 
 
@@ -32,16 +33,14 @@ def read_bundle(content: bytes) -> dict[str, bytes]:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > MAX_BYTES:
-                raise ApprovalError(f"the code bundle unpacks to more than {MAX_BYTES} bytes: it is not approved")
-            names = [entry.filename for entry in entries]
+            problem = archive_problem(archive, MAX_BYTES, MAX_FILES)
+            if problem is not None:
+                raise ApprovalError(f"the code bundle {problem}: refused")
+            names = archive.namelist()
             unexpected = [name for name in names if not (SOURCE.fullmatch(name) or name in OTHERS)]
-            if unexpected or len(set(names)) != len(names):
+            if unexpected:
                 raise ApprovalError(
                     f"the code bundle holds {unexpected[0]!r}, not a source file of {' or '.join(PACKAGES)}: refused"
-                    if unexpected
-                    else "the code bundle holds a file twice: refused"
                 )
             files = {name: archive.read(name) for name in sorted(names)}
         components = tomllib.loads(files["pyproject.toml"].decode())["tool"]["flwr"]["app"]["components"]

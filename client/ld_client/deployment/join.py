@@ -47,16 +47,22 @@ def join(kit_file: Path, path: Path, expected: str = "") -> list[str]:
     Args:
         kit_file: the study's kit.
         path: the home; only an earlier kit in it is replaced.
-        expected: the study's fingerprint, as its team said by telephone; empty leaves the comparison to the reader.
+        expected: the study's fingerprint, as its team said by telephone. A home that has a kit knows its signer.
 
     Raises:
-        DeploymentError: the kit was altered, or is of another study or site than the home.
+        DeploymentError: the kit was altered, is of another study or site than the home, or of a signer whom nobody
+            vouched for.
     """
     kit, home = read_kit(kit_file), SiteHome(path.resolve())
     signer = fingerprint(read_public_line(kit.manifest.public_key))
     if expected and expected != signer:
         raise DeploymentError(f"this kit was signed by {signer}, not by {expected}: do not use it")
     reopened = (home.kit_folder / MANIFEST).exists()
+    if not reopened and not expected:
+        raise DeploymentError(
+            "anyone can make a kit: ask the study's team by telephone for the study's fingerprint, and give it with "
+            "--fingerprint SHA256:..."
+        )
     if reopened:
         before = _current_manifest(home)
         for key in ("public_key", "site", "study"):
@@ -72,8 +78,6 @@ def join(kit_file: Path, path: Path, expected: str = "") -> list[str]:
         write_private_key(home.key_file, new_site_key(), openssh=True)
     if not home.config_file.exists():
         write_bytes(home.config_file, _template(home, kit).encode())
-    if not expected:
-        lines.append(f"compare with the fingerprint that the study's team says by telephone: {signer}")
     return [
         *lines,
         f"wrote {home.path}" + (": a new kit, to be approved" if renewed else ": the same kit as before" * reopened),

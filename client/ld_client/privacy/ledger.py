@@ -22,6 +22,9 @@ SCHEMA = """
         round INTEGER NOT NULL, purpose TEXT NOT NULL,
         noise_multiplier REAL, sampling_rate REAL NOT NULL, steps INTEGER NOT NULL
     );
+    CREATE TABLE IF NOT EXISTS tasks (
+        study_digest TEXT NOT NULL, round INTEGER NOT NULL, task TEXT NOT NULL, PRIMARY KEY (study_digest, round)
+    );
     CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, charge INTEGER NOT NULL REFERENCES charges(id), value BLOB)
 """
 WAIT_SECONDS = 120.0
@@ -67,6 +70,8 @@ class Use:
     """The study's noised drift, charged as `drift` unless the ledger holds it."""
     plan: Sequence[Charge] = ()
     """All charges of the study, which is refused at its first round if they exceed the limit."""
+    task: str = ""
+    """Hash of what the round starts from; a round that runs again must start from the same."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ class Ledger:
             max_rounds: of one study; None for any number.
 
         Raises:
-            PolicyError: the study has used all its rounds; nothing is written.
+            PolicyError: the study has used all its rounds, or this round started from other weights before; nothing is
+                written.
             PrivacyError: the charges exceed the limit, and nothing is written; or the ledger cannot be used.
         """
         if not self.path.parent.is_dir():
@@ -157,6 +163,7 @@ def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, 
             f"study '{use.study}' has trained {done} rounds here, this site allows {max_rounds.rounds} "
             f"({max_rounds.source})"
         )
+    _same_task(database, use)
     charges, drift = dict(use.charges), use.drift
     if drift is not None and not database.execute("SELECT 1 FROM kept WHERE key = ?", (drift.key,)).fetchone():
         charges[DRIFT] = drift.charge
@@ -181,6 +188,19 @@ def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, 
             noised = (drift.key, written.lastrowid, drift.make())
             database.execute("INSERT INTO kept (key, charge, value) VALUES (?, ?, ?)", noised)
     return total
+
+
+def _same_task(database: sqlite3.Connection, use: Use) -> None:
+    """Refuse a round that ran from other weights: the difference of two answers tells more than both."""
+    place = (use.study_digest, use.round)
+    kept = database.execute("SELECT task FROM tasks WHERE study_digest = ? AND round = ?", place).fetchone()
+    if kept is None:
+        database.execute("INSERT INTO tasks (study_digest, round, task) VALUES (?, ?, ?)", (*place, use.task))
+    elif kept[0] != use.task:
+        raise PolicyError(
+            f"round {use.round} of study '{use.study}' was trained here from other weights: it can be repeated from "
+            "the same ones only"
+        )
 
 
 def _refuse_beyond(limit: float, delta: float, charged: Sequence[Charge], total: float, what: str) -> None:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ld_common.core.archives import archive_problem
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import MAX_FILE_BYTES, Rejection, ScanRejected, rejecting
@@ -60,10 +61,10 @@ def one_scan(files: Sequence[Path], folder: Path) -> Path:
 
 def _unpacked(archive: Path, series: Path) -> Path:
     with rejecting(archive, zipfile.BadZipFile), zipfile.ZipFile(archive) as opened:
+        problem = archive_problem(opened, MAX_FILE_BYTES, MAX_FILES)
+        if problem is not None:
+            raise ScanRejected(archive, Rejection.TOO_LARGE, f"the archive {problem}")
         members = [member for member in opened.infolist() if not member.is_dir()]
-        if len(members) > MAX_FILES or sum(member.file_size for member in members) > MAX_FILE_BYTES:
-            detail = f"at most {MAX_FILES} files and {MAX_FILE_BYTES} bytes of one series are read"
-            raise ScanRejected(archive, Rejection.TOO_LARGE, detail)
         for number, member in enumerate(members):
             # names inside an archive are not trusted
             with opened.open(member) as source, (series / f"{number:05d}.dcm").open("wb") as target:

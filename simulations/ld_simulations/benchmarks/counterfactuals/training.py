@@ -18,7 +18,7 @@ from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, entering
 from ld_common.diffusion.training import TrainingData
 from ld_common.release.release import ReleaseContent, write_release
-from ld_server.aggregation import aggregate_drifts, aggregate_states, read_aggregator
+from ld_server.aggregation import aggregate_drifts, aggregate_states, read_aggregator, site_weights
 from ld_simulations.demo import Demo
 
 
@@ -55,8 +55,8 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
             condition_vectors=store.condition_vectors(modality),
         )
     adapted = inject(model, adapter, study.seed)
-    aggregator, equal = read_aggregator(study.federation), study.federation.weighting == "equal"
-    weights = {name: 1.0 if equal else float(len(site_data.latents)) for name, site_data in data.items()}
+    aggregator = read_aggregator(study.federation)
+    weights = site_weights({name: len(site_data.latents) for name, site_data in data.items()}, study.federation)
     state = adapted.trainable_state()
     for number in range(1, study.federation.rounds + 1):
         updates = {}
