@@ -35,8 +35,8 @@ class DemoConfig:
     """YAML of the hospitals, relative to the demo's file."""
     study: str = "demo_study.yaml"
     """YAML of the study, relative to the demo's file."""
-    cpus_per_site: int = 2
-    """Processors that one site's training takes."""
+    cpus_per_site: int = 1
+    """Processors that one site's training takes; as many sites train at once as there are processors for."""
     held_out: float = 0.0
     """Share of each site's patients that its training leaves out; `ld-client audit-privacy` compares members with
     them."""
