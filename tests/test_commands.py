@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 COMMANDS = {name: entry.split(":")[0] for name, entry in PROJECT["scripts"].items()}
 HEAVY = {"torch", "diffusers", "transformers", "monai", "opacus", "flwr", "gradio", "scipy", "matplotlib"}
@@ -24,6 +26,7 @@ def test_importing_a_command_imports_no_model_library() -> None:
     assert imported_by(sorted(set(COMMANDS.values())), HEAVY) == set()
 
 
+@pytest.mark.slow
 def test_modules_that_load_no_model_import_no_model_library() -> None:
     modules = [
         "ld_client.data.exclusions",

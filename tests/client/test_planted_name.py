@@ -312,7 +312,7 @@ def test_a_node_without_a_site_says_so_by_a_code(home: SiteHome, kind: str) -> N
         assert messages.unpack_error(reply.content) == messages.ERROR_SENTENCES[expected], node_config
 
 
-@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("private", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_does_leave_names_nobody(planted_yaml: Path, private: bool) -> None:
     privacy = {
         "enabled": private,

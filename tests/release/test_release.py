@@ -109,6 +109,7 @@ def test_equal_content_gives_equal_bytes(released: Path, smallest_base: Path, tm
         assert all((again / file.name).read_bytes() == file.read_bytes() for file in released.iterdir())
 
 
+@pytest.mark.slow
 def test_a_private_card_states_its_epsilon_and_withholds_numbers_and_a_public_one_claims_none(
     released: Path, smallest_base: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def test_an_editor_may_be_judged_on_one_modality_only() -> None:
         load_counterfactuals(TABLE, ["editors.belm.modalities=[knee]"])
 
 
+@pytest.mark.slow
 def test_an_earlier_table_is_adopted_except_for_editors_with_other_options(tmp_path: Path) -> None:
     options = [f"output={tmp_path / 'runs'}", f"adopt={PUBLISHED}"]
     published = json.loads(PUBLISHED.read_text())
