@@ -8,11 +8,11 @@ opens one for the first time compares the fingerprint of the study's key with wh
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from ld_common.core.errors import DeploymentError, LdError
+from ld_common.core.strict_json import read_json
 from ld_common.protocol.foreign_packages import PackageRecord, read_records
 from ld_common.protocol.keys import MAX_LINE, Purpose, is_digest, is_line, public_line, read_public_line, verify
 from ld_common.protocol.site_name import check_site_name
@@ -73,7 +73,7 @@ def check_manifest(manifest: bytes, signature: str, files: dict[str, bytes]) -> 
         DeploymentError: the manifest cannot be read or trusted, or a file is not the one that it names.
     """
     try:
-        content: dict[str, Any] = json.loads(manifest)
+        content: dict[str, Any] = read_json(manifest)
         if content["format"] != FORMAT:
             raise DeploymentError(f"the kit is of another format than {FORMAT}, which this software reads: update it")
         kit = KitManifest(**content)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from ld_common.adapters.registry import complete_adapter
 from ld_common.core.config import from_mapping, load_config, require, to_mapping
 from ld_common.core.errors import ConfigError
+from ld_common.core.strict_json import read_json
 from ld_common.diffusion.options import DriftConfig, TrainingConfig
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.dp_accounting import DpConfig, PrivacyPlan, plan
@@ -172,7 +173,7 @@ def load_study(path: Path, overrides: list[str] | None = None) -> tuple[StudyCon
 def study_from_json(text: str) -> StudyConfig:
     """The study as a message carries it; raises `ConfigError`."""
     try:
-        content: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = read_json(text)
     except ValueError as error:
         raise ConfigError("the study is not JSON") from error
     return from_mapping(StudyConfig, content)

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ld_common.core.atomic_files import file_digest, write_bytes
 from ld_common.core.errors import ConfigError, ReleaseError
+from ld_common.core.strict_json import read_json
 from ld_common.protocol.keys import DOMAIN, PrivateKey, PublicKey, canonical
 from ld_common.protocol.site_name import check_site_name
 from ld_common.release.release import ENVELOPE, SEALED_SUFFIX, file_names
@@ -107,7 +108,7 @@ def open_release(folder: Path, manifest: dict[str, Any], site: str, key: Private
 def read_envelope(content: bytes) -> Envelope:
     """Parse `sealed.json`; raises `ReleaseError`."""
     try:
-        fields = json.loads(content)
+        fields = read_json(content)
         if fields["format"] != FORMAT:
             raise ReleaseError(
                 f"{ENVELOPE} is of format {fields['format']}, not {FORMAT}: use the version that wrote it"

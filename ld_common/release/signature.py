@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import ReleaseError, SignatureError
+from ld_common.core.strict_json import read_json
 from ld_common.protocol.keys import (
     PublicKey,
     Purpose,
@@ -70,7 +71,7 @@ def parse_signature(content: bytes) -> ReleaseSignature:
     try:
         if len(content) > MAX_SIGNATURE_BYTES:
             raise ValueError("too long")
-        fields = json.loads(content)
+        fields = read_json(content)
         current = fields["format"] == FORMAT
         line, signature = str(fields["public_key"]), str(fields["signature"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import CheckpointError, ConfigError, ReleaseError, SignatureError
+from ld_common.core.strict_json import read_json
 from ld_common.protocol.keys import PublicKey, fingerprint, is_line, public_line, read_public_line
-from ld_common.release.release import Release, read_manifest, read_release
+from ld_common.release.release import MANIFEST, SIGNATURE, Release, file_names, read_manifest, read_release
 from ld_common.release.signature import check_manifest, read_signature
 
 
@@ -70,6 +71,13 @@ def read_trusted_release(folder: Path, trust: str = "", allow_unsigned: bool = F
         raise SignatureError(_untrusted(study, key, given))
     check_manifest(manifest, signature, trusted)
     release = dataclasses.replace(read_release(folder), signed_by=fingerprint(key))
+    listed = {*file_names(manifest), MANIFEST, SIGNATURE}
+    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+    if present - listed:
+        raise ReleaseError(
+            f"'{folder}' holds '{min(present - listed)}', which its signed manifest does not list: remove it, or copy "
+            "the release again"
+        )
     if release.manifest != manifest:
         raise ReleaseError(f"'{folder}' changed while it was read: try again")
     return release, [*([] if given is None else remember(study, given)), *note_number(study, key, manifest)]
@@ -93,7 +101,7 @@ def read_trust(text: str) -> Trust:
     if not content.startswith("{"):
         return Trust(read_public_line(content), None)
     try:
-        kit = json.loads(content)
+        kit = read_json(content)
         line, study = str(kit["public_key"]), kit["study"]
     except (ValueError, KeyError, RecursionError) as error:
         raise SignatureError(f"'{path}' has no public_key and study: give the kit.json of a site's kit") from error

@@ -213,6 +213,21 @@ def test_a_signature_that_was_removed_is_missed(signed: Path) -> None:
         read_trusted_release(signed, allow_unsigned=True)
 
 
+@pytest.mark.parametrize("name", ["adapter.py", "unet/adapter_model.safetensors", ".hidden"])
+def test_a_file_that_no_signature_covers_is_refused(signed: Path, name: str) -> None:
+    (signed / name).parent.mkdir(exist_ok=True)
+    (signed / name).write_text("planted")
+    with pytest.raises(ReleaseError, match="does not list"):
+        read_trusted_release(signed, trust=public_line(KEY.public_key()))
+
+
+def test_a_manifest_with_a_key_twice_is_refused(signed: Path) -> None:
+    text = (signed / MANIFEST).read_text()
+    (signed / MANIFEST).write_text(text.replace("{", '{"weights": "planted.safetensors", ', 1))
+    with pytest.raises(ReleaseError, match="not JSON"):
+        read_trusted_release(signed, trust=public_line(KEY.public_key()))
+
+
 def test_an_older_release_than_was_used_is_remarked_upon(tmp_path: Path, brain_mri: Modality) -> None:
     folders = {}
     for number in (2, 3):

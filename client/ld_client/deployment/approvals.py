@@ -5,12 +5,12 @@ Only the last approval counts. `ld_client.deployment.approve` writes approvals; 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import ApprovalError
 from ld_common.core.registry import Registry
+from ld_common.core.strict_json import read_json
 from ld_common.protocol.foreign_packages import PackageRecord, check_installed, read_records, site_packages
 
 
@@ -43,7 +43,7 @@ def approvals(home: SiteHome) -> list[Approval]:
     try:
         if home.approvals.stat().st_mode & 0o022:
             raise ApprovalError(f"others may write '{home.approvals}': check its content, then run chmod 600 on it")
-        entries = [Approval(**entry) for entry in json.loads(home.approvals.read_text())]
+        entries = [Approval(**entry) for entry in read_json(home.approvals.read_text())]
         for entry in entries:
             read_records(entry.packages)
     except (OSError, ValueError, TypeError) as error:

@@ -28,6 +28,7 @@ from typing import IO, Any
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import DeploymentError
+from ld_common.core.strict_json import read_json
 from ld_common.protocol.attestation import AuditHead, head_from_record, head_record, sign_head
 from ld_common.protocol.keys import PrivateKey, canonical, fingerprint
 
@@ -155,7 +156,7 @@ def entry_hash(content: dict[str, Any]) -> str:
 def parse_line(line: bytes) -> LogEntry:
     """The entry of a line; raises `ValueError` unless this software would write exactly these bytes for it."""
     try:
-        content = json.loads(line)
+        content = read_json(line)
     except RecursionError as error:
         raise ValueError("not an entry of an audit log") from error
     kinds = {"sequence": int, "time": str, "event": str, "details": dict, "previous": str, "hash": str}
