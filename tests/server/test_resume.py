@@ -169,11 +169,16 @@ def test_resuming_holds_for_a_secure_sum(
         for name in ("whole", "parts")
     )
     run_study(Nodes(files), whole, modality)
+    (tmp_path / "again").mkdir()
+    again = {}  # the same sites as if they had not run the study yet: no round is answered twice
+    for name, file in files.items():
+        again[name] = file.with_name(f"{name}-again.yaml")
+        again[name].write_text(f"{file.read_text()}ledger: {tmp_path / 'again/ledger.sqlite'}\n")
     with pytest.raises(Crash):
-        run_study(Dying(files), parts, modality)
+        run_study(Dying(again), parts, modality)
     assert read_checkpoint(tmp_path / "parts").mean_drift is not None
     for _ in range(2):  # the second time there is nothing left but to write the release
-        run_study(Nodes(files), parts, modality, resume=True)
+        run_study(Nodes(again), parts, modality, resume=True)
         assert_same(tmp_path / "parts", tmp_path / "whole")
 
 
