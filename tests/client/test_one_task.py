@@ -197,26 +197,12 @@ def test_a_task_that_was_killed_while_it_trained_is_not_begun_again(
     assert refused(server.train("aster"))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"study": "another"},
-        {"round": 4},
-        {"round": 0},
-        {"sites": 4},
-        {"threshold": 2},
-        {"clip": 1e-6},
-        {"clip": 100.0},
-        {"levels": 2},
-    ],
-    ids=str,
-)
-def test_a_setting_that_is_not_the_approved_study_s_is_refused(
-    homes: dict[str, SiteHome], changes: dict[str, Any]
-) -> None:
+def test_a_setting_that_is_not_the_approved_study_s_is_refused(homes: dict[str, SiteHome]) -> None:
     server = Server(homes)
-    setting = replace(server.setting, **changes)
-    assert refused(server.stage("aster", Stage.KEYS, pack(setting)))
+    wrong: list[dict[str, Any]] = [{"study": "another"}, {"round": 4}, {"round": 0}, {"sites": 4}, {"threshold": 2}]
+    wrong += [{"clip": 1e-6}, {"clip": 100.0}, {"levels": 2}]
+    for changes in wrong:
+        assert refused(server.stage("aster", Stage.KEYS, pack(replace(server.setting, **changes)))), changes
     assert not refused(server.stage("aster", Stage.KEYS, pack(server.setting)))
 
 

@@ -278,6 +278,7 @@ def test_a_clock_that_flower_would_refuse_is_found(site_yaml: Path, tmp_path: Pa
     assert found["clock"].status == status, found["clock"].detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drip", [b"\x16", pytest.param(b"", marks=pytest.mark.slow)])
 def test_a_server_that_says_nothing_holds_nobody_up(site_yaml: Path, tmp_path: Path, drip: bytes) -> None:
     with silent(drip) as server:

@@ -60,6 +60,7 @@ def test_an_edit_needs_no_federation_library(release: Path, scan: Path, tmp_path
     assert (tmp_path / "out" / "scan" / "age-80.dcm").exists()
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_three_packages(tmp_path: Path) -> None:
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")

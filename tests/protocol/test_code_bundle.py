@@ -135,6 +135,7 @@ LOADED_BY_OTHERS = {"click", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
 """Typer parses with the first; the others are pydicom's decoders."""
 
 
+@pytest.mark.slow
 def test_the_clients_wheel_asks_for_the_distributions_that_it_imports_and_for_no_other() -> None:
     project = tomllib.loads((ROOT / "client/pyproject.toml").read_text())["project"]
     asked = requirement_names(project["dependencies"])

@@ -16,6 +16,7 @@ ON = {"enabled": True, "patients": 400, "expected_batch_size": 32, "target_delta
 PRIVATE = {"privacy": ON, "federation": {"weighting": "equal", "rounds": 3}}
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_plan_is_the_least_that_keeps_its_target() -> None:
     found = plan(DpConfig(**ON, target_epsilon=8.0), 3, 100, with_drift=False)
     assert found.step.steps == 300
