@@ -49,13 +49,15 @@ def train_round(
     def rate(step: int) -> float:
         return learning_rate(study, round_number, step)
 
-    def seed(step: int) -> None:
-        if secret:
-            text = "/".join(["train", study.digest(), site, str(round_number), str(step)])
-            generator.manual_seed(int.from_bytes(hmac.digest(secret, text.encode(), "sha256")[:8], "big"))
+    place = f"train/{study.digest()}/{site}/{round_number}"
 
-    options, trainable = study.training, adapted.trainable
-    return optimize(adapted.model, trainable, data, options, generator, rate, precision, on_step, seed)
+    def draws(step: int) -> torch.Generator:
+        if secret:
+            seed = hmac.digest(secret, f"{place}/{step}".encode(), "sha256")[:8]
+            generator.manual_seed(int.from_bytes(seed, "big"))
+        return generator
+
+    return optimize(adapted.model, adapted.trainable, data, study.training, draws, rate, precision, on_step)
 
 
 def loss_sampler(

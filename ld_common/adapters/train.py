@@ -54,12 +54,13 @@ def train(
     prior = data.prior if adapter.prior is None else draw_prior(base, adapter.prior, seed)
     entering = drift if isinstance(drift, LatentDrift) else data.drift
     adapted = inject(dataclasses.replace(base, **parts), adapter, seed)
+    generator = torch_generator(seed, "train")
     optimize(
         adapted.model,
         adapted.trainable,
         dataclasses.replace(data, drift=entering, prior=prior),
         config,
-        torch_generator(seed, "train"),
+        lambda step: generator,
         lambda step: scheduled_rate(config, step),
         on_step=on_step,
     )

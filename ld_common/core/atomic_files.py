@@ -46,6 +46,13 @@ def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
     _flush_folder(path.parent)
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet, mode 0600 from its first byte; its folder is made. Raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(content)
+
+
 @contextlib.contextmanager
 def held(path: Path, refusal: LdError | None = None) -> Iterator[None]:
     """Hold a lock file until the block or the process ends.

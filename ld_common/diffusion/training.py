@@ -202,11 +202,10 @@ def optimize(
     trainable: Mapping[str, nn.Parameter],
     data: TrainingData,
     options: TrainingConfig,
-    generator: torch.Generator,
+    draws: Callable[[int], torch.Generator],
     learning_rate: Callable[[int], float],
     precision: str = "float32",
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    before_step: Callable[[int], None] = lambda step: None,
 ) -> Losses:
     """Train parameters for `options.steps` steps of AdamW, in place.
 
@@ -215,21 +214,21 @@ def optimize(
         trainable: the parameters that train, by name.
         data: the scans.
         options: steps, batch size and noise.
-        generator: source of all random numbers, on the CPU; equal seeds give equal results on the same machine.
+        draws: source of the random numbers of each step, from step 0, on the CPU; equal ones give equal results on the
+            same machine.
         learning_rate: learning rate of each step, from step 0.
         precision: `bfloat16` runs the network in bfloat16; the trained parameters stay float32.
         on_step: called with the number of each step, from 1, and its loss.
-        before_step: called with the number of each step, from 0, before it draws; may seed `generator`.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    sampler, parameters = LossSampler(model, trainable, data, options, generator), list(trainable.values())
+    sampler, parameters = LossSampler(model, trainable, data, options, draws(0)), list(trainable.values())
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
     values: list[float] = []
     model.unet.train()
     for index in range(options.steps):
-        before_step(index)
+        sampler.generator = draws(index)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(index)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):

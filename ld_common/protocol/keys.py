@@ -11,7 +11,6 @@ import base64
 import binascii
 import hashlib
 import json
-import os
 import re
 from enum import Enum
 from pathlib import Path
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from ld_common.core.atomic_files import write_new
 from ld_common.core.errors import SignatureError
 
 PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
@@ -105,9 +105,7 @@ def write_private_key(path: Path, key: PrivateKey, openssh: bool = False) -> Non
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(content)
+        write_new(path, content)
     except OSError as error:
         raise SignatureError(f"cannot write the key '{path}': {error.strerror or error}") from error
 

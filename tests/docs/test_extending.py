@@ -55,7 +55,8 @@ def test_the_adapter_trains_its_biases_and_nothing_else(tiny_base: Path) -> None
     before = adapted.trainable_state()
     data = TrainingData(torch.randn(4, *base.latent_shape), [PROMPTS[0]] * 4)
     options = TrainingConfig(steps=2, batch_size=2)
-    optimize(adapted.model, adapted.trainable, data, options, torch.Generator().manual_seed(0), lambda step: 1e-2)
+    generator = torch.Generator().manual_seed(0)
+    optimize(adapted.model, adapted.trainable, data, options, lambda step: generator, lambda step: 1e-2)
     assert any(not torch.equal(value, before[name]) for name, value in adapted.trainable_state().items())
     with pytest.raises(ConfigError, match="layers"):
         read_adapter({"name": "bias_only", "layer": "conv"})

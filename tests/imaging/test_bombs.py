@@ -159,5 +159,5 @@ def test_what_no_archive_may_hold() -> None:
         "holds 11 files": archive_problem(zipped(many), 1000, 10),
     }
     for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
-        problems["another compression"] = archive_problem(zipped(one, method), 1000, 10)
+        assert "another compression" in str(archive_problem(zipped(one, method), 1000, 10))
     assert all(problem is not None and words in problem for words, problem in problems.items())

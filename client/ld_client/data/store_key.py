@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from ld_client.data.store_index import INDEX
+from ld_common.core.atomic_files import write_new
 from ld_common.core.errors import StoreError
 
 KEY_FILE = "pseudonyms.key"
@@ -56,9 +56,7 @@ def write_key(store: Path, key: bytes) -> None:
     """
     path = store / KEY_FILE
     try:
-        store.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(key)
+        write_new(path, key)
     except OSError as error:
         raise StoreError(f"cannot write the key of pseudonyms '{path}': {error.strerror or error}") from error
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ld_client.deployment.approvals import check_approved, check_bundle
 from ld_client.deployment.site_certificate import ensure_certificate, fetch_certificate
 from ld_client.deployment.site_home import SiteHome
-from ld_common.core.atomic_files import held
+from ld_common.core.atomic_files import held, write_new
 from ld_common.core.errors import DeploymentError
 from ld_common.core.processes import environment, free_port, stop_family, stop_holders, tool
 
@@ -98,8 +98,7 @@ def _secret(home: SiteHome) -> Iterator[Path]:
     """File of the secret that authenticates the executor to the node; other accounts cannot read it."""
     path = home.path / "executor.secret"
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(secrets.token_bytes(32))
+    write_new(path, secrets.token_bytes(32))
     try:
         yield path
     finally:

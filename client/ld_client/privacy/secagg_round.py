@@ -15,7 +15,7 @@ from torch import Tensor
 from ld_client.privacy.secagg import SiteState, answer_stage, begun, mask_update, open_shares
 from ld_client.site_config import SiteConfig
 from ld_common.core.atomic_files import held, write_bytes
-from ld_common.core.errors import FederationError
+from ld_common.core.errors import FederationError, StoreError
 from ld_common.core.state import State
 from ld_common.protocol.secagg.messages import (
     LEVELS,
@@ -48,8 +48,15 @@ class SecaggSiteRound:
         self.file, self.lock = folder / f"{site.site}.json", folder / f"{site.site}.lock"
 
     def alone(self) -> AbstractContextManager[None]:
-        """Wait until no other task of this site runs, and hold the others off."""
-        self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Wait until no other task of this site runs, and hold the others off.
+
+        Raises:
+            StoreError: the folder above it is missing, such as an unmounted disk, or cannot be written.
+        """
+        try:
+            self.file.parent.mkdir(exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StoreError(f"cannot use '{self.file.parent}': {error.strerror or error}") from error
         return held(self.lock)
 
     def answer(self, stage: Stage, request: Mapping[str, object]) -> Payload:

@@ -89,7 +89,7 @@ class AdmittedSite:
 
     @property
     def key(self) -> PublicKey:
-        """`public_key`, parsed."""
+        """The key that the line `public_key` holds; raises `SignatureError` for a damaged line."""
         return read_public_line(self.public_key)
 
 
