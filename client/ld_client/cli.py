@@ -49,12 +49,13 @@ def init(
 
 @app.command()
 def enroll(home: Path = HOME) -> None:
-    """Print the site's public key, for the study's ld-server admit."""
+    """Print the site's public keys as one line, for the study's ld-server admit."""
     from ld_client.deployment.join import enrolment
 
     site = SiteHome(home.resolve())
     site.kit()  # names the remedy where there is none
     print(enrolment(site))
+    typer.echo(f"this site's fingerprint, to be said by telephone: {site.public_keys().fingerprint}", err=True)
 
 
 @app.command()

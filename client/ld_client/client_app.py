@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ld_client.deployment.approvals import allow_approved_packages, check_approved
+from ld_client.deployment.approvals import allow_approved_packages, approved_identity, check_approved
 from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_hours
@@ -111,7 +111,9 @@ def secure_rounds(site: SiteConfig, home: SiteHome | None) -> SecaggSiteRound:
     """The state of a site's secure rounds: in its home, or beside its ledger where it has none."""
     if home is None:
         return SecaggSiteRound(site.ledger_path.parent / "secure-aggregation", site)
-    return SecaggSiteRound(home.secure_rounds, site, home.study())
+    study = home.study()
+    identity = approved_identity(home) if study.federation.secure_aggregation else None
+    return SecaggSiteRound(home.secure_rounds, site, study, identity)
 
 
 def handle_join(site: SiteConfig, recorder: AuditRecorder, message: Message, secure: SecaggSiteRound) -> RecordDict:

@@ -11,13 +11,15 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from ld_common.core.errors import DeploymentError, LdError
 from ld_common.core.strict_json import read_json
 from ld_common.protocol.foreign_packages import PackageRecord, read_records
 from ld_common.protocol.keys import MAX_LINE, Purpose, is_digest, is_line, public_line, read_public_line, verify
 from ld_common.protocol.site_name import check_site_name
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, SIGNATURE = "kit.json", "kit.sig"
 STUDY, MODALITY, AUTHORITY, BUNDLE = "study.yaml", "modality.yaml", "authority.crt", "bundle.fab"
 FILES = (STUDY, MODALITY, AUTHORITY, BUNDLE)
@@ -48,6 +50,8 @@ class KitManifest:
     """Version of this software at the server."""
     packages: list[dict[str, str]]
     """Fields of a `PackageRecord` for each package of others that the study uses."""
+    site_keys: dict[str, str]
+    """Admitted site -> public key of its signatures, one line of OpenSSH's format; secure aggregation needs all."""
     format: int = FORMAT
 
     @property
@@ -108,6 +112,8 @@ def check_fields(kit: KitManifest) -> None:
         read_records(kit.packages)
     except (TypeError, ValueError):
         wrong.append("packages")
+    if not _are_site_keys(kit.site_keys):
+        wrong.append("site_keys")
     if wrong:
         raise DeploymentError(
             f"the kit's manifest is malformed ({', '.join(wrong)}): names and addresses are one line of 1 to "
@@ -115,3 +121,18 @@ def check_fields(kit: KitManifest) -> None:
         )
     if not isinstance(kit.public_key, str) or public_line(read_public_line(kit.public_key)) != kit.public_key:
         raise DeploymentError("the kit's manifest names no public key as this software writes one: ask for it again")
+
+
+def _are_site_keys(keys: object) -> bool:
+    """Whether these are the signing keys of sites, each another one."""
+    if not isinstance(keys, dict) or len(set(map(str, keys.values()))) < len(keys):
+        return False
+    try:
+        for site, line in keys.items():
+            check_site_name(site)
+            key = read_public_line(line)
+            if not isinstance(key, Ed25519PublicKey) or public_line(key) != line:
+                return False
+    except (LdError, TypeError, AttributeError):
+        return False
+    return True

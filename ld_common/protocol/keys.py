@@ -1,8 +1,7 @@
 """Keys, and signatures over canonical JSON with domain separation.
 
-A study signs kits and releases with Ed25519. A site has one key, on NIST P-384 as Flower requires: it authenticates the
-site's node, its certificate for the release service is issued for it, and it signs results and heads of the audit log.
-Public keys travel as one line of OpenSSH's format.
+Studies and sites sign with Ed25519. Keys on NIST P-384 authenticate nodes and TLS, and decrypt releases
+(`ld_common.protocol.site_keys`). Public keys travel as one line of OpenSSH's format.
 """
 
 from __future__ import annotations
@@ -38,6 +37,9 @@ class Purpose(Enum):
     RELEASE = "release"
     RESULT = "result"
     AUDIT_HEAD = "audit-head"
+    ENROLMENT = "enrolment"
+    SECURE_KEYS = "secure-keys"
+    SECURE_SHARE = "secure-share"
 
 
 def canonical(content: Any) -> bytes:
@@ -76,13 +78,13 @@ def verify(key: PublicKey, purpose: Purpose, content: Any, signature: str) -> No
         ) from error
 
 
-def new_study_key() -> Ed25519PrivateKey:
-    """Generate a key that signs kits and releases."""
+def new_signing_key() -> Ed25519PrivateKey:
+    """Generate the key with which a study or a site signs."""
     return Ed25519PrivateKey.generate()
 
 
-def new_site_key() -> ec.EllipticCurvePrivateKey:
-    """Generate a site's key."""
+def new_elliptic_key() -> ec.EllipticCurvePrivateKey:
+    """Generate a key on NIST P-384."""
     return ec.generate_private_key(ec.SECP384R1())
 
 
@@ -129,18 +131,18 @@ def read_private_key(path: Path) -> PrivateKey:
 
 
 def read_elliptic_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Read the key of a site, a server or an authority; raises `SignatureError` for a study's."""
+    """Read a key on an elliptic curve; raises `SignatureError` for one that signs."""
     key = read_private_key(path)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise SignatureError(f"'{path}' is an Ed25519 key, not one on NIST P-384: restore it from a backup")
     return key
 
 
-def read_study_key(path: Path) -> Ed25519PrivateKey:
-    """Read a study's key; raises `SignatureError` for any other."""
+def read_signing_key(path: Path) -> Ed25519PrivateKey:
+    """Read the key with which a study or a site signs; raises `SignatureError` for any other."""
     key = read_private_key(path)
     if not isinstance(key, Ed25519PrivateKey):
-        raise SignatureError(f"'{path}' is not a study's key: restore it from a backup")
+        raise SignatureError(f"'{path}' is not an Ed25519 key: restore it from a backup")
     return key
 
 

@@ -63,17 +63,16 @@ def admit(
     home: Path = HOME,
     site: str = SITE,
     key: str = typer.Argument(..., help="The line that ld-client enroll printed at the site."),
-    replace: bool = typer.Option(False, "--replace", help="Revoke the site's former key, for good."),
+    replace: bool = typer.Option(False, "--replace", help="Revoke the site's former keys, for good."),
 ) -> None:
-    """Admit a site with its public key."""
+    """Admit a site with its public keys."""
     from ld_server.deployment.study_home import StudyHome
 
     study = StudyHome(home.resolve()).check()
-    from ld_common.protocol.keys import fingerprint
     from ld_server.deployment import provision as provisioning
 
     admitted = provisioning.admit(study, site, key, replace)
-    print_lines(f"{site} is admitted with key {fingerprint(admitted.key)}")
+    print_lines(f"{site} is admitted; compare by telephone: {admitted.keys.fingerprint}")
 
 
 @app.command()

@@ -17,7 +17,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ld_common.protocol import messages
-from ld_common.protocol.keys import fingerprint, public_line, read_public_line
+from ld_common.protocol.keys import PublicKey, fingerprint, public_line, read_public_line
 from ld_common.protocol.messages import TrainResult, TrainTask
 
 JOIN_TIMEOUT_SECONDS = 60.0
@@ -36,7 +36,9 @@ class PresentNodes:
 
 Identify = Callable[[Grid], PresentNodes]
 Allowed = Callable[[], Mapping[str, str]]
-"""Returns the present list of admitted sites: site -> public key, one line of OpenSSH's format."""
+"""Returns the present list of admitted sites: site -> its node's public key, one line of OpenSSH's format."""
+SigningKeys = Callable[[], Mapping[str, PublicKey]]
+"""Returns the present list of admitted sites with the keys of their signatures."""
 Entry = Mapping[str, Any]
 """What a round's record keeps of a site's result."""
 Prepare = Callable[[str, TrainTask, Entry | None], TrainTask]
@@ -99,6 +101,8 @@ class Admission:
     identify: Identify = field(default_factory=AskedNames)
     prepare: Prepare = lambda site, task, last: task
     checks: Sequence[Check] = ()
+    signing_keys: SigningKeys | None = None
+    """None where sites have no keys: their messages of secure aggregation are then not signed."""
 
 
 def _node_key(pem: bytes) -> EllipticCurvePublicKey | None:

@@ -27,6 +27,7 @@ from ld_common.protocol.secagg.crypto import (
     pair_mask,
     self_mask,
 )
+from ld_common.protocol.secagg.identities import Peers
 from ld_common.protocol.secagg.messages import (
     CHECK_WORDS,
     DealtShares,
@@ -64,12 +65,20 @@ class SecureAggregation:
     `left_out` holds, by site, why it is not in the sum.
     """
 
-    def __init__(self, setting: SecaggSetting, sites: Sequence[str]) -> None:
-        self.setting = setting
+    def __init__(self, setting: SecaggSetting, sites: Sequence[str], peers: Peers | None = None) -> None:
+        """Begin a round.
+
+        Args:
+            setting: what all sites agree on.
+            sites: who takes part.
+            peers: keys of deployed sites; an answer that its site did not sign leaves that site out, as the others
+                would refuse the round.
+        """
+        self.setting, self.peers = setting, peers
         self.left_out: dict[str, str] = {}
         self._sites = sorted(set(sites))
         require(len(self._sites) == setting.sites, f"{len(self._sites)} sites for a setting of {setting.sites}")
-        self._roster = Roster([], [], [])
+        self._roster = Roster([], [], [], [])
         self._session = b""
         self._dealt: dict[str, DealtShares] = {}
         self._survivors: list[str] = []
@@ -82,7 +91,7 @@ class SecureAggregation:
             FederationError: fewer sites than the threshold are left.
         """
         answers = exchange(Stage.KEYS, {site: pack(self.setting) for site in self._sites})
-        offers = self._read(Stage.KEYS, self._sites, answers, KeyOffer, _check_offer)
+        offers = self._read(Stage.KEYS, self._sites, answers, KeyOffer, self._check_offer)
         held = [key for offer in offers.values() for key in (offer.sealing_key, offer.masking_key)]
         for site, offer in list(offers.items()):
             if held.count(offer.sealing_key) > 1 or held.count(offer.masking_key) > 1:
@@ -93,6 +102,7 @@ class SecureAggregation:
             sites=list(offers),
             sealing_keys=[offer.sealing_key for offer in offers.values()],
             masking_keys=[offer.masking_key for offer in offers.values()],
+            signatures=[offer.signature for offer in offers.values()],
         )
         self._session = self._roster.session(self.setting)
         answers = exchange(Stage.SHARES, {site: pack(self._roster) for site in offers})
@@ -163,6 +173,12 @@ class SecureAggregation:
         remedy = f"{self.setting.threshold} are needed: nothing is unmasked, start a new round"
         require(count >= self.setting.threshold, f"{problem}, {remedy}" + (f" ({reasons})" if reasons else ""))
 
+    def _check_offer(self, site: str, offer: KeyOffer) -> None:
+        for public in (offer.sealing_key, offer.masking_key):
+            agree(X25519PrivateKey.generate(), public)  # refuses a key that other sites could not use
+        if self.peers is not None:
+            self.peers.check_offer(self.setting, site, offer)
+
     def _check_dealt(self, site: str, dealt: DealtShares) -> None:
         sites = self._roster.sites
         require(dealt.session == self._session, "its shares are of another round or roster")
@@ -174,6 +190,11 @@ class SecureAggregation:
             DIGEST_BYTES
         }
         require(marked, "it did not mark each of its shares")
+        require(len(dealt.signatures) == len(sites), "it did not sign each of its shares")
+        if self.peers is not None:
+            for peer, sealed, signature in zip(sites, dealt.sealed, dealt.signatures, strict=True):
+                if peer != site:
+                    self.peers.check_share(self._session, site, peer, sealed, signature)
 
     def _check_vector(self, site: str, masked: MaskedVector) -> None:
         require(masked.session == self._session, "its vector is of another round or roster")
@@ -187,7 +208,12 @@ class SecureAggregation:
     def _routed(self, recipient: str) -> Payload:
         place = self._roster.sites.index(recipient)
         return pack(
-            RoutedShares(self._session, list(self._dealt), [dealt.sealed[place] for dealt in self._dealt.values()])
+            RoutedShares(
+                session=self._session,
+                dealers=list(self._dealt),
+                sealed=[dealt.sealed[place] for dealt in self._dealt.values()],
+                signatures=[dealt.signatures[place] for dealt in self._dealt.values()],
+            )
         )
 
     def _self_mask(self, site: str, shares: Mapping[str, bytes]) -> NDArray[np.uint32]:
@@ -222,9 +248,3 @@ class SecureAggregation:
         require(len(valid) >= self.setting.threshold, f"{few}: the sum stays masked, leave it out of a new round")
         require({len(share) for _, share in valid} == {SECRET_BYTES}, f"'{dealer}' marked shares of the wrong size")
         return Shamir.combine(valid[: self.setting.threshold], False)
-
-
-def _check_offer(site: str, offer: KeyOffer) -> None:
-    """Refuse a key that other sites could not use."""
-    for public in (offer.sealing_key, offer.masking_key):
-        agree(X25519PrivateKey.generate(), public)

@@ -16,6 +16,7 @@ from ld_common.core.errors import FederationError
 from ld_common.core.state import State
 from ld_common.diffusion.options import LARGEST_DRIFT
 from ld_common.protocol import messages
+from ld_common.protocol.secagg.identities import Peers
 from ld_common.protocol.secagg.messages import (
     Payload,
     SecaggSetting,
@@ -48,8 +49,15 @@ class SecaggServerRound:
     """One round: `begin` before the sites train, `finish` with their answers."""
 
     def __init__(
-        self, study: StudyConfig, server_round: int, state: State, drift_shape: torch.Size | None, grid: Grid
+        self,
+        study: StudyConfig,
+        server_round: int,
+        state: State,
+        drift_shape: torch.Size | None,
+        grid: Grid,
+        peers: Peers | None = None,
     ) -> None:
+        self.peers = peers
         self.study, self.round, self.state, self.drift_shape, self.grid = study, server_round, state, drift_shape, grid
         self.left_out: dict[str, str] = {}
         self._nodes: dict[str, int] = {}
@@ -68,7 +76,7 @@ class SecaggServerRound:
         if count < threshold:
             raise FederationError(f"{count} sites are connected, a secure sum needs {threshold}")
         setting = SecaggSetting(self.study.digest(), self.round, count, threshold, length, federation.secure_clip)
-        self._nodes, self._aggregation = nodes, SecureAggregation(setting, list(nodes))
+        self._nodes, self._aggregation = nodes, SecureAggregation(setting, list(nodes), self.peers)
         try:
             return self._aggregation.agree(self._exchange)
         finally:

@@ -21,6 +21,7 @@ from ld_common.core.errors import FederationError, LdError
 from ld_common.core.state import State
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
+from ld_common.protocol.secagg.identities import Peers
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.aggregation import (
     aggregate_drifts,
@@ -128,7 +129,9 @@ class DriftFederation(Strategy):
         connected = sorted(self._present.nodes)
         tasks = dict.fromkeys(connected, common)
         if self.study.federation.secure_aggregation:
-            self._secure = SecaggServerRound(self.study, number, self.state, self.drift_shape, grid)
+            keys = self.admission.signing_keys
+            peers = None if keys is None else Peers(keys())
+            self._secure = SecaggServerRound(self.study, number, self.state, self.drift_shape, grid, peers)
             try:
                 secured = self._secure.begin({name: self._present.nodes[name] for name in connected})
             except FederationError as error:

@@ -28,7 +28,7 @@ from ld_common import (
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, ReleaseError, RequestError, ScanError, SignatureError
 from ld_common.imaging.modality import Modality
-from ld_common.protocol.keys import new_study_key, public_line
+from ld_common.protocol.keys import new_signing_key, public_line
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, write_release
 from ld_common.release.signature import sign_release
@@ -183,7 +183,7 @@ def test_signatures_are_asked_for_and_checked(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     with pytest.raises(SignatureError, match="not signed"):
         CounterfactualPipeline.from_release(release, allow_unsigned=False)
-    signed, key = tmp_path / "signed", new_study_key()
+    signed, key = tmp_path / "signed", new_signing_key()
     shutil.copytree(release, signed)
     sign_release(signed, key)
     with pytest.raises(SignatureError, match="not trusted"):

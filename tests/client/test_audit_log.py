@@ -20,10 +20,10 @@ from ld_client.deployment.audit_verify import LogOwner, Verdict, verify_home, ve
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import DeploymentError
 from ld_common.protocol.attestation import AuditHead, head_record
-from ld_common.protocol.keys import new_site_key, write_private_key
+from ld_common.protocol.keys import new_signing_key, write_private_key
 from tests.support.deployed_study import DeployedStudy
 
-KEY = new_site_key()
+KEY = new_signing_key()
 
 
 def log_at(folder: Path) -> AuditLog:
@@ -120,7 +120,7 @@ def test_inserted_entries_are_found_even_with_a_chain_that_holds(whole: AuditLog
 
 
 def test_another_sites_log_or_head_is_not_taken_for_this_one(whole: AuditLog, tmp_path: Path) -> None:
-    other = AuditLog(tmp_path / "audit.jsonl", "aster", "study", new_site_key())
+    other = AuditLog(tmp_path / "audit.jsonl", "aster", "study", new_signing_key())
     write_rounds(other, 2)
     problems = verify(whole, other.path.read_bytes(), read_head(other.path)).problems
     assert any(problem.startswith("line 1: ") for problem in problems)
@@ -284,6 +284,6 @@ def test_the_command_ends_with_0_for_a_whole_log_and_2_for_an_altered_one(tmp_pa
     with pytest.raises(DeploymentError, match="cannot be read"):
         verify_home(home)
     head.write_bytes(kept)
-    home.key_file.unlink()
-    write_private_key(home.key_file, new_site_key())
+    home.key_file("signing").unlink()
+    write_private_key(home.key_file("signing"), new_signing_key())
     assert any("not signed by this site" in problem for problem in verify_home(home).problems)

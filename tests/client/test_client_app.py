@@ -288,7 +288,7 @@ def test_without_a_log_nothing_is_answered(home: SiteHome, task: TrainTask) -> N
     assert messages.unpack_name(reply.content) is None
     assert Ledger(home.site().ledger_path).entries() == []
     home.audit_log.rmdir()
-    home.key_file.chmod(0o644)
+    home.key_file("signing").chmod(0o644)
     assert messages.unpack_error(answered(home, task)) == messages.ERROR_SENTENCES["signature"]
 
 

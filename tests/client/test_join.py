@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 
 from ld_client.cli import app as client
 from ld_client.deployment.approval_summary import summary_lines
-from ld_client.deployment.approvals import approvals, check_approved, check_bundle
+from ld_client.deployment.approvals import approvals, approved_identity, check_approved, check_bundle
 from ld_client.deployment.approve import approve, withdraw
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.audit_verify import verify_home
@@ -38,8 +39,9 @@ from ld_common.core.config import from_mapping
 from ld_common.core.errors import ApprovalError, ConfigError, DeploymentError, SignatureError
 from ld_common.core.processes import free_port, stop_family
 from ld_common.protocol.enrollment_kit import BUNDLE, FILES, MANIFEST, SIGNATURE
-from ld_common.protocol.keys import new_site_key, new_study_key, public_line
+from ld_common.protocol.keys import new_elliptic_key, new_signing_key, public_line
 from ld_common.protocol.kit_archive import read_kit, write_kit
+from ld_common.protocol.site_keys import SiteKeys, enrolment_line, new_site_keys, public_keys, read_enrolment
 from ld_common.protocol.site_name import check_site_name
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.deployment import superlink
@@ -163,7 +165,7 @@ def test_what_is_no_kit_is_refused(home: StudyHome, tmp_path: Path) -> None:
 
 def test_a_kit_signed_by_another_is_told_by_its_fingerprint(home: StudyHome, tmp_path: Path) -> None:
     kit = read_kit(home.kits / "aster.kit")
-    write_kit(tmp_path / "forged.kit", kit.manifest, kit.files, new_study_key())
+    write_kit(tmp_path / "forged.kit", kit.manifest, kit.files, new_signing_key())
     with pytest.raises(DeploymentError, match="do not use it"):
         join(tmp_path / "forged.kit", tmp_path / "home", study_fingerprint(home))
     with pytest.raises(DeploymentError, match="by telephone"):
@@ -174,20 +176,19 @@ def test_a_kit_signed_by_another_is_told_by_its_fingerprint(home: StudyHome, tmp
 def test_joining_makes_a_key_of_its_own_and_a_config_to_fill_in(home: StudyHome, tmp_path: Path) -> None:
     join(home.kits / "birch.kit", tmp_path / "birch", study_fingerprint(home))
     site = SiteHome(tmp_path / "birch")
-    assert site.key_file.stat().st_mode & 0o777 == 0o600
-    assert enrolment(site).startswith("ecdsa-sha2-nistp384 ")
+    assert {file.stat().st_mode & 0o777 for file in site.keys.iterdir()} == {0o600}
+    assert read_enrolment(enrolment(site)) == ("birch", site.public_keys())
     assert "\n" not in enrolment(site)
-    assert enrolment(site).endswith(" birch")
     assert site.kit() == read_kit(home.kits / "birch.kit").manifest
     assert site.site().site == "birch"
     assert site.study().digest() == site.kit().study_digest
 
 
 def test_a_second_kit_keeps_key_and_config(home: StudyHome, site: SiteHome, study: Path, tmp_path: Path) -> None:
-    key, config = site.key_file.read_bytes(), site.config_file.read_bytes()
+    keys, config = site.public_keys(), site.config_file.read_bytes()
     update(home)
     join(home.kits / "aster.kit", site.path)
-    assert (site.key_file.read_bytes(), site.config_file.read_bytes()) == (key, config)
+    assert (site.public_keys(), site.config_file.read_bytes()) == (keys, config)
     with pytest.raises(DeploymentError, match="another site"):
         join(home.kits / "birch.kit", site.path)
     other = provision(study, tmp_path / "other", server_config(PORTS)[0])
@@ -585,44 +586,51 @@ def fake_link(monkeypatch: pytest.MonkeyPatch) -> FakeLink:
     return fake
 
 
+def enrolled(name: str) -> tuple[str, SiteKeys]:
+    """What a site with new keys sends, and the keys."""
+    private = new_site_keys()
+    keys = public_keys(private)
+    return enrolment_line(name, keys, private["signing"]), keys  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["authority", "server"])
 @pytest.mark.usefixtures("fake_link")
 def test_a_site_may_be_called_as_the_studys_own_certificates(study: Path, tmp_path: Path, name: str) -> None:
     home = provision(study, tmp_path / "server", server_config(PORTS)[0], [f"federation.sites=[{name},birch]"])
     before = {file: file.read_bytes() for file in (home.certificate("authority"), home.certificate("server"))}
-    key = new_site_key().public_key()
-    admit(home, name, public_line(key))
+    line, keys = enrolled(name)
+    admit(home, name, line)
     assert {file: file.read_bytes() for file in before} == before
-    assert x509.load_pem_x509_certificate(home.site_certificate(name).read_bytes()).public_key() == key
+    assert x509.load_pem_x509_certificate(home.site_certificate(name).read_bytes()).public_key() == keys.certificate_key
 
 
 def test_no_key_is_at_flower_that_is_not_on_the_list(home: StudyHome, fake_link: FakeLink) -> None:
-    first, second = new_site_key().public_key(), new_site_key().public_key()
+    (first, first_keys), (second, second_keys) = enrolled("aster"), enrolled("aster")
     fake_link.refuses = True
     with pytest.raises(DeploymentError, match="refuses"):
-        admit(home, "aster", public_line(first))
-    assert home.sites()["aster"].key == first
+        admit(home, "aster", first)
+    assert home.sites()["aster"].keys == first_keys
     assert home.site_certificate("aster").exists()
     fake_link.refuses = False
     synchronize(home)
-    assert fake_link.let_in() == {superlink.pem(first)}
-    with pytest.raises(DeploymentError, match="admitted with another key"):
-        admit(home, "aster", public_line(second))
-    admit(home, "aster", public_line(second), replace=True)
-    assert fake_link.let_in() == {superlink.pem(second)}
-    stray = new_site_key().public_key()
+    assert fake_link.let_in() == {superlink.pem(first_keys.node_key)}
+    with pytest.raises(DeploymentError, match="admitted with other keys"):
+        admit(home, "aster", second)
+    admit(home, "aster", second, replace=True)
+    assert fake_link.let_in() == {superlink.pem(second_keys.node_key)}
+    stray = new_elliptic_key().public_key()
     superlink.register_node(fake_link, stray)  # type: ignore[arg-type]
     synchronize(home)
-    assert fake_link.let_in() == {superlink.pem(second)}
+    assert fake_link.let_in() == {superlink.pem(second_keys.node_key)}
 
 
 def test_a_revoked_key_cannot_come_back(
     home: StudyHome, fake_link: FakeLink, capsys: pytest.CaptureFixture[str]
 ) -> None:
     revoked_key_stays_out(home)
-    restored = {"aster": AdmittedSite("aster", public_line(new_site_key().public_key()), "2026-01-01T00:00:00+00:00")}
-    superlink.register_node(fake_link, restored["aster"].key)  # type: ignore[arg-type]
-    superlink.unregister_node(fake_link, restored["aster"].key)  # type: ignore[arg-type]
+    restored = {"aster": AdmittedSite("aster", enrolled("aster")[1], "2026-01-01T00:00:00+00:00")}
+    superlink.register_node(fake_link, restored["aster"].keys.node_key)  # type: ignore[arg-type]
+    superlink.unregister_node(fake_link, restored["aster"].keys.node_key)  # type: ignore[arg-type]
     home.write_sites(restored)
     synchronize(home)  # says so, and the server starts for the others
     assert "refuses site 'aster'" in capsys.readouterr().out
@@ -641,18 +649,18 @@ def test_flower_itself_does_not_take_a_revoked_key_back(study: Path, tmp_path: P
 
 def revoked_key_stays_out(home: StudyHome) -> None:
     """Admit and revoke a site, each twice; then try to come back with keys that are out."""
-    first, second = (public_line(new_site_key().public_key()) for _ in range(2))
+    (first, _), (second, keys) = enrolled("aster"), enrolled("aster")
     for _ in range(2):
         admit(home, "aster", first)
     for _ in range(2):
         revoke(home, "aster")
-    with pytest.raises(DeploymentError, match="the site makes a new one"):
+    with pytest.raises(DeploymentError, match="the site makes new ones"):
         admit(home, "aster", first)
     admit(home, "aster", second)
-    with pytest.raises(DeploymentError, match="the site makes a new one"):
+    with pytest.raises(DeploymentError, match="the site makes new ones"):
         admit(home, "aster", first)
     site = home.sites()["aster"]
-    assert (site.public_key, site.revoked) == (second, None)
+    assert (site.keys, site.revoked) == (keys, None)
     with superlink.control(home) as client:
         assert [node.status for node in superlink.nodes(client)] == ["unregistered", "registered"]
 
@@ -671,7 +679,7 @@ def test_a_new_key_begins_a_log_of_its_own(home: StudyHome, tmp_path: Path) -> N
     join(home.kits / "aster.kit", site.path, study_fingerprint(home))
     head = AuditLog.of(site).append("asked", {})
     written = site.audit_log.read_bytes()
-    site.key_file.unlink()
+    shutil.rmtree(site.keys)
     lines = join(home.kits / "aster.kit", site.path)
     (former,) = site.path.glob("audit-until-*.jsonl")
     assert former.read_bytes() == written
@@ -688,6 +696,66 @@ def test_settings_are_of_the_server_or_of_the_study(study: Path, tmp_path: Path)
 
 
 def test_the_list_of_sites_is_whole_or_refused(home: StudyHome) -> None:
-    home.registry.write_text(json.dumps({"aster": {"public_key": public_line(new_study_key().public_key())}}))
+    home.registry.write_text(json.dumps({"aster": {"keys": {"signing": public_line(new_signing_key().public_key())}}}))
     with pytest.raises(DeploymentError, match="restore"):
         home.sites()
+
+
+@pytest.mark.attack
+@pytest.mark.usefixtures("fake_link")
+def test_a_secure_study_is_approved_only_with_the_keys_of_all_its_sites(
+    study: Path, tmp_path: Path, site_yaml: Path
+) -> None:
+    names = ["aster", "birch", "cedar"]
+    overrides = ["federation.sites=[aster,birch,cedar]", "federation.secure_aggregation=true"]
+    overrides += ["federation.weighting=equal"]
+    home = provision(study, tmp_path / "server", server_config(PORTS)[0], overrides)
+    sites = {name: SiteHome(tmp_path / name) for name in names}
+    for name, site in sites.items():
+        join(home.kits / f"{name}.kit", site.path, study_fingerprint(home))
+        (site.path / "site.yaml").write_text(site_yaml.read_text().replace("site: aster", f"site: {name}"))
+    with pytest.raises(ApprovalError, match="lacks the keys of aster, birch, cedar"):
+        approve(sites["aster"])
+    for name in names[:2]:
+        admit(home, name, enrolment(sites[name]))
+    update(home)
+    join(home.kits / "aster.kit", sites["aster"].path)
+    with pytest.raises(ApprovalError, match="lacks the keys of cedar"):
+        approve(sites["aster"])
+    admit(home, "cedar", enrolment(sites["cedar"]))
+    with pytest.raises(DeploymentError, match="lacks the present key of 'cedar'"):
+        check_installed(home)
+    update(home)
+    check_installed(home)
+    for name, site in sites.items():
+        join(home.kits / f"{name}.kit", site.path)
+        approve(site)
+    shown = "\n".join(summary_lines(sites["birch"]))
+    assert all(f"{name}: {site.public_keys().fingerprint}" in shown for name, site in sites.items())
+    assert approved_identity(sites["birch"]).keys["cedar"] == sites["cedar"].signing_key().public_key()
+    admit(home, "cedar", enrolled("cedar")[0], replace=True)
+    update(home)
+    join(home.kits / "birch.kit", sites["birch"].path)
+    assert "NEW KEY since the last approval" in "\n".join(summary_lines(sites["birch"]))
+    join(home.kits / "cedar.kit", sites["cedar"].path)
+    with pytest.raises(ApprovalError, match="another key of 'cedar'"):
+        approve(sites["cedar"])
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("change", ["cut", "other name", "other key", "unsigned"])
+def test_an_enrolment_that_was_altered_is_refused(change: str) -> None:
+    line, keys = enrolled("aster")
+    start, name, content = line.split()
+    fields = json.loads(base64.urlsafe_b64decode(content))
+    if change == "other name":
+        name = fields["site"] = "birch"
+    elif change == "other key":
+        fields["keys"]["node"] = enrolled("aster")[1].node
+    elif change == "unsigned":
+        fields["signature"] = ""
+    content = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
+    altered = f"{start} {name} {content[:-40] if change == 'cut' else content}"
+    assert read_enrolment(line) == ("aster", keys)
+    with pytest.raises(SignatureError):
+        read_enrolment(altered)

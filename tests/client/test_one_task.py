@@ -162,6 +162,7 @@ def test_shares_are_dealt_once_however_often_they_are_asked_for(homes: dict[str,
         "sites": SITES,
         "sealing_keys": [keys[site]["sealing_key"] for site in SITES],
         "masking_keys": [keys[site]["masking_key"] for site in SITES],
+        "signatures": [keys[site]["signature"] for site in SITES],
     }
     replies = at_once([lambda: server.stage("aster", Stage.SHARES, roster) for _ in range(4)])
     assert sorted(map(refused, replies)) == [False, True, True, True]

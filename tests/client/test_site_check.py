@@ -32,7 +32,7 @@ from ld_client.privacy.ledger import TRAINING, Ledger, Use
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import PolicyError, PrivacyError
 from ld_common.protocol.dp_accounting import Charge
-from ld_common.protocol.keys import new_site_key
+from ld_common.protocol.keys import new_elliptic_key
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
 from tests.support.site_homes import approved, make_home
@@ -119,7 +119,7 @@ def home_at(folder: Path, site_yaml: Path, server: str, options: dict[str, Any] 
     """A site that is ready."""
     study = from_mapping(StudyConfig, options)
     home = approved(make_home(folder, site_yaml, study, server, pem(AUTHORITY_CERTIFICATE)))
-    certify(home, home.key().public_key())
+    certify(home, home.key("certificate").public_key())
     return home
 
 
@@ -177,30 +177,30 @@ def _spoil_kit(home: SiteHome) -> None:
 
 
 def _open_key(home: SiteHome) -> None:
-    home.key_file.chmod(0o644)
+    home.key_file("signing").chmod(0o644)
 
 
 SPOILED: dict[str, tuple[Callable[[SiteHome], object], str, str]] = {
     "kit": (_spoil_kit, "kit", "study.yaml"),
     "open key": (_open_key, "key", "others may read the key"),
-    "no key": (lambda home: home.key_file.unlink(), "key", "cannot read the key"),
+    "no key": (lambda home: home.key_file("signing").unlink(), "key", "cannot read the key"),
     "foreign certificate": (
-        lambda home: certify(home, home.key().public_key(), own=False),
+        lambda home: certify(home, home.key("certificate").public_key(), own=False),
         "certificate",
         "site.crt",
     ),
     "certificate of another key": (
-        lambda home: certify(home, new_site_key().public_key()),
+        lambda home: certify(home, new_elliptic_key().public_key()),
         "certificate",
-        "site.key",
+        "certificate.key",
     ),
     "certificate of another site": (
-        lambda home: certify(home, home.key().public_key(), "birch"),
+        lambda home: certify(home, home.key("certificate").public_key(), "birch"),
         "certificate",
         "the certificate of 'birch'",
     ),
     "certificate run out": (
-        lambda home: certify(home, home.key().public_key(), days=-2),
+        lambda home: certify(home, home.key("certificate").public_key(), days=-2),
         "certificate",
         "expired",
     ),
@@ -233,7 +233,7 @@ def test_each_thing_that_is_wrong_is_named_with_its_remedy(site_yaml: Path, tmp_
 
 def test_doubts_are_warnings_and_do_not_fail(site_yaml: Path, tmp_path: Path) -> None:
     home = home_at(tmp_path, site_yaml, "localhost:1")
-    certify(home, home.key().public_key(), days=3)
+    certify(home, home.key("certificate").public_key(), days=3)
     now = datetime.datetime.now()
     begin, end = now + datetime.timedelta(hours=2), now + datetime.timedelta(hours=3)
     change(home, policy={"hours": f"{begin:%H:%M}-{end:%H:%M}", "max_memory_gb": 0.00001})

@@ -29,12 +29,12 @@ from ld_common.protocol.attestation import (
     shrinkages,
     sign_head,
 )
-from ld_common.protocol.keys import new_site_key
+from ld_common.protocol.keys import new_signing_key
 from ld_common.protocol.messages import TrainNumbers, TrainResult
 from ld_common.protocol.study_config import StudyConfig
 from tests.support.site_homes import approved, asked, make_home, node_of, task_of
 
-KEY, OTHER_KEY = new_site_key(), new_site_key()
+KEY, OTHER_KEY = new_signing_key(), new_signing_key()
 STUDY, NONCE = "f" * 64, "0123456789abcdef"
 HEAD = sign_head(KEY, AuditHead("aster", "demo", 12, "a" * 64, "2026-01-01T00:00:00+00:00"))
 RESULT = TrainResult(
@@ -186,7 +186,7 @@ def home(site_yaml: Path, tmp_path: Path) -> SiteHome:
 
 
 def test_a_deployed_site_signs_its_rounds_and_both_sides_hold_its_log(home: SiteHome) -> None:
-    node, key, study, head = node_of(home), home.key().public_key(), home.study(), None
+    node, key, study, head = node_of(home), home.signing_key().public_key(), home.study(), None
     seen: list[AuditHead] = []
     for number in (1, 2, 3):
         task = task_of(home, round=number, audit_head=head)

@@ -96,16 +96,16 @@ def test_a_site_refuses_a_roster_that_is_too_small_repeats_a_key_or_is_without_i
     good = unpack(Roster, sites.requests[Stage.SHARES]["s00"])
     state, own = offer_keys("s00", sites.setting)
     sealing, masking = [own.sealing_key, *good.sealing_keys[1:]], [own.masking_key, *good.masking_keys[1:]]
-    fresh = Roster(good.sites, sealing, masking)
+    fresh = Roster(good.sites, sealing, masking, good.signatures)
     deal_shares(state, fresh)
     bad = {
         "other keys": good,
-        "a roster of 3 sites": Roster(good.sites[:3], sealing[:3], masking[:3]),
-        "not two of each": Roster(good.sites, [*sealing[:4], sealing[3]], masking),
-        "not two of each site": Roster(good.sites, sealing, [*masking[:4], sealing[0]]),
-        "not two of": Roster(good.sites, sealing[:4], masking),
-        "lacks 's00'": Roster(["s000", *good.sites[1:]], sealing, masking),
-        "stand twice": Roster(["s00", "s01", "s02", "s03", "s03"], sealing, masking),
+        "a roster of 3 sites": Roster(good.sites[:3], sealing[:3], masking[:3], [""] * 3),
+        "not two of each": Roster(good.sites, [*sealing[:4], sealing[3]], masking, [""] * 5),
+        "not two of each site": Roster(good.sites, sealing, [*masking[:4], sealing[0]], [""] * 5),
+        "not two of": Roster(good.sites, sealing[:4], masking, [""] * 5),
+        "lacks 's00'": Roster(["s000", *good.sites[1:]], sealing, masking, [""] * 5),
+        "stand twice": Roster(["s00", "s01", "s02", "s03", "s03"], sealing, masking, [""] * 5),
     }
     for words, roster in bad.items():
         with pytest.raises(FederationError, match=words):
@@ -122,11 +122,11 @@ def test_shares_of_one_round_serve_in_no_other() -> None:
     old = [b"", *(first.answers[Stage.SHARES][name]["sealed"][0] for name in names[1:])]
     with pytest.raises(FederationError, match="another round"):
         session_of_first = SiteState.from_bytes(first.states["s00"]).session
-        open_shares(state, RoutedShares(session_of_first, names, old), "study", 4)
-    opened = open_shares(state, RoutedShares(session, names, old), "study", 4)
+        open_shares(state, RoutedShares(session_of_first, names, old, [""] * 3), "study", 4)
+    opened = open_shares(state, RoutedShares(session, names, old, [""] * 3), "study", 4)
     assert list(opened.shares) == ["s00"], "shares sealed in round 3 do not open in round 4"
     new = [b"", *(second.answers[Stage.SHARES][name]["sealed"][0] for name in names[1:])]
-    routed = RoutedShares(session, names, new)
+    routed = RoutedShares(session, names, new, [""] * 3)
     assert sorted(open_shares(state, routed, "study", 4).shares) == names
     for study, server_round in (("study", 3), ("other", 4)):
         with pytest.raises(FederationError, match="another study or round"):
@@ -144,7 +144,7 @@ def test_the_same_keys_mask_and_seal_otherwise_in_another_round_or_crowd() -> No
     assert unseal(bytes(32), b"session", "a", "b", sealed) == b"shares"
     for other_context in ((b"another", "a", "b"), (b"session", "b", "a"), (b"session", "a", "c")):
         assert unseal(bytes(32), *other_context, sealed) is None
-    setting, roster = make_sites(3).setting, Roster(["a"], [b"key"], [b"other key"])
+    setting, roster = make_sites(3).setting, Roster(["a"], [b"key"], [b"other key"], [""])
     settings = [setting, replace(setting, round=1), replace(setting, study="other"), replace(setting, clip=2.0)]
     assert len({roster.session(one) for one in settings}) == len(settings)
 
@@ -261,6 +261,7 @@ def test_a_server_that_names_other_crowds_to_different_sites_gets_noise() -> Non
     requests["s00"] = requests["s00"] | {
         "dealers": ["s00", "s01", "s02"],
         "sealed": requests["s00"]["sealed"][:3],
+        "signatures": requests["s00"]["signatures"][:3],
     }
     server.collect(sites.exchange(Stage.VECTOR, requests))
     with pytest.raises(FederationError, match="exactly once"):

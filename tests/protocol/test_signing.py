@@ -15,8 +15,8 @@ from ld_common.protocol.keys import (
     fingerprint,
     is_digest,
     is_line,
-    new_site_key,
-    new_study_key,
+    new_elliptic_key,
+    new_signing_key,
     public_line,
     read_private_key,
     read_public_line,
@@ -26,7 +26,7 @@ from ld_common.protocol.keys import (
 )
 
 CONTENT = {"b": [1, 2.5, "ü"], "a": None}
-KEYS = [new_study_key(), new_site_key()]
+KEYS = [new_signing_key(), new_elliptic_key()]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -38,7 +38,7 @@ def test_signature_holds_whatever_the_order_of_keys(key: PrivateKey) -> None:
 @pytest.mark.parametrize("key", KEYS)
 def test_signature_of_other_content_purpose_or_key_is_refused(key: PrivateKey) -> None:
     signature, public = sign(key, Purpose.KIT, CONTENT), key.public_key()
-    other = new_study_key() if key is KEYS[0] else new_site_key()
+    other = new_signing_key() if key is KEYS[0] else new_elliptic_key()
     with pytest.raises(SignatureError, match="does not hold"):
         verify(public, Purpose.RELEASE, CONTENT, signature)
     with pytest.raises(SignatureError, match="does not hold"):

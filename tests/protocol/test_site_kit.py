@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ld_common.core.errors import DeploymentError
 from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, KitManifest, check_manifest
-from ld_common.protocol.keys import Purpose, new_study_key, public_line, sign
+from ld_common.protocol.keys import Purpose, new_signing_key, public_line, sign
 from ld_common.protocol.kit_archive import read_kit, write_kit
 
-KEY = new_study_key()
+KEY = new_signing_key()
 CONTENTS = {name: name.encode() * 40 for name in FILES}
-SAID = KitManifest("demo", "aster", "host:1", "host:2", "0" * 64, "1" * 64, "2" * 64, "", {}, "0.1", [])
+SAID = KitManifest("demo", "aster", "host:1", "host:2", "0" * 64, "1" * 64, "2" * 64, "", {}, "0.1", [], {})
 JUNK: list[Any] = [
     None,
     7,

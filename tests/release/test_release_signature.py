@@ -19,8 +19,8 @@ from ld_common.imaging.modality import Modality
 from ld_common.protocol.keys import (
     Purpose,
     fingerprint,
-    new_site_key,
-    new_study_key,
+    new_elliptic_key,
+    new_signing_key,
     public_line,
     sign,
     write_private_key,
@@ -44,7 +44,7 @@ from ld_common.release.trusted_keys import read_trust, read_trusted_release, tru
 from ld_generate.cli import cli
 from tests.support.deployed_study import small_release
 
-KEY, OTHER = new_study_key(), new_study_key()
+KEY, OTHER = new_signing_key(), new_signing_key()
 
 
 @pytest.fixture(autouse=True)
@@ -348,7 +348,7 @@ def large(tmp_path: Path, brain_mri: Modality) -> Path:
 @pytest.mark.parametrize("size", [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT])
 def test_each_recipient_gets_the_same_adapter_back(tmp_path: Path, size: int) -> None:
     content = bytes(index * 7 % 251 for index in range(1000)) * (size // 1000 + 1)
-    folder, keys = tmp_path / "folder", {"aster": new_site_key(), "birch": new_site_key()}
+    folder, keys = tmp_path / "folder", {"aster": new_elliptic_key(), "birch": new_elliptic_key()}
     folder.mkdir()
     (folder / ADAPTER).write_bytes(content[:size])
     manifest = {"files": {ADAPTER: "", CARD: ""}, "weights": ADAPTER}
@@ -364,7 +364,7 @@ def test_each_recipient_gets_the_same_adapter_back(tmp_path: Path, size: int) ->
 
 def test_what_is_sealed_shows_nothing_of_the_adapter(large: Path) -> None:
     plain = (large / ADAPTER).read_bytes()
-    seal_release(large, read_manifest(large), {"aster": new_site_key().public_key()})
+    seal_release(large, read_manifest(large), {"aster": new_elliptic_key().public_key()})
     hidden = (large / SEALED).read_bytes()
     assert len(hidden) == len(plain) + 2 * TAG
     assert all(plain[start : start + 16] not in hidden for start in range(0, len(plain) - 16, 4096))
@@ -373,12 +373,12 @@ def test_what_is_sealed_shows_nothing_of_the_adapter(large: Path) -> None:
 
 
 def test_nobody_else_opens_it(large: Path) -> None:
-    manifest, key = read_manifest(large), new_site_key()
+    manifest, key = read_manifest(large), new_elliptic_key()
     seal_release(large, manifest, {"aster": key.public_key()})
     with pytest.raises(ReleaseError, match="encrypted to aster, not to 'birch'"):
         open_release(large, manifest, "birch", key)
     with pytest.raises(ReleaseError, match="does not open"):
-        open_release(large, manifest, "aster", new_site_key())
+        open_release(large, manifest, "aster", new_elliptic_key())
     envelope = json.loads((large / ENVELOPE).read_text())
     envelope["recipients"]["birch"] = envelope["recipients"]["aster"]
     (large / ENVELOPE).write_text(json.dumps(envelope))
@@ -401,7 +401,7 @@ def test_nobody_else_opens_it(large: Path) -> None:
     ],
 )
 def test_a_sealed_adapter_that_was_altered_does_not_open(large: Path, spoil: object) -> None:
-    manifest, key = read_manifest(large), new_site_key()
+    manifest, key = read_manifest(large), new_elliptic_key()
     seal_release(large, manifest, {"aster": key.public_key()})
     (large / SEALED).write_bytes(spoil((large / SEALED).read_bytes()))  # type: ignore[operator]
     with pytest.raises(ReleaseError, match="altered"):
@@ -411,7 +411,7 @@ def test_a_sealed_adapter_that_was_altered_does_not_open(large: Path, spoil: obj
 
 
 def test_a_sealed_adapter_opens_under_its_own_manifest_only(large: Path) -> None:
-    manifest, key = read_manifest(large), new_site_key()
+    manifest, key = read_manifest(large), new_elliptic_key()
     seal_release(large, manifest, {"aster": key.public_key()})
     with pytest.raises(ReleaseError):
         open_release(large, manifest | {"rounds": []}, "aster", key)
@@ -420,7 +420,7 @@ def test_a_sealed_adapter_opens_under_its_own_manifest_only(large: Path) -> None
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 9}', b'{"format": 2, "recipients": {"../x": ""}}'])
 def test_what_is_no_envelope_is_one_clear_error(large: Path, content: bytes) -> None:
-    manifest, key = read_manifest(large), new_site_key()
+    manifest, key = read_manifest(large), new_elliptic_key()
     seal_release(large, manifest, {"aster": key.public_key()})
     (large / ENVELOPE).write_bytes(content)
     with pytest.raises(ReleaseError):

@@ -25,7 +25,8 @@ from starlette.routing import Route
 
 from ld_common.core.config import to_mapping
 from ld_common.core.processes import free_ports
-from ld_common.protocol.keys import new_site_key, public_line, write_private_key
+from ld_common.protocol.keys import new_elliptic_key, write_private_key
+from ld_common.protocol.site_keys import new_site_keys, public_keys
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
 from ld_server.deployment.fleet_proxy import MAX_CONNECTIONS, MAX_REQUEST_BYTES, SMALL_REQUEST_BYTES, proxy_server
 from ld_server.deployment.study_home import AdmittedSite, ServerConfig, StudyHome, now
@@ -67,8 +68,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> StudyHome:
     home.certificate("server").write_bytes(pem(certificate))
     config = ServerConfig(["localhost"], "127.0.0.1", *free_ports(3))
     (home.path / "server.yaml").write_text(yaml.safe_dump(to_mapping(config)))
-    site = new_site_key()
-    home.write_sites({"aster": AdmittedSite("aster", public_line(site.public_key()), now())})
+    site = new_elliptic_key()
+    home.write_sites({"aster": AdmittedSite("aster", public_keys(new_site_keys()), now())})
     home.site_certificate("aster").parent.mkdir()
     home.site_certificate("aster").write_bytes(pem(certify_site(authority_key, authority, site.public_key(), "aster")))
     return home

@@ -31,7 +31,7 @@ from ld_common.adapters.base import DRIFT
 from ld_common.adapters.lora import PEFT_CONFIG, PEFT_WEIGHTS
 from ld_common.core.command import run_cli
 from ld_common.core.errors import DeploymentError, LdError, ReleaseError, SignatureError
-from ld_common.protocol.keys import new_site_key, new_study_key
+from ld_common.protocol.keys import new_elliptic_key, new_signing_key
 from ld_common.release.release import (
     ADAPTER,
     CARD,
@@ -270,7 +270,7 @@ def test_an_altered_manifest_is_refused(serving: DeployedStudy, aster: SiteHome)
 
 
 def test_another_key_s_signature_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
-    sign_release(issue(serving), new_study_key())
+    sign_release(issue(serving), new_signing_key())
     with pytest.raises(SignatureError, match="signed by another key"):
         pull(aster, "", None)
 
@@ -312,7 +312,7 @@ def test_without_a_certificate_nobody_is_answered(serving: DeployedStudy, aster:
 
 def test_a_foreign_authority_s_certificate_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
     authority_key, authority = make_authority("demo")
-    key = aster.key()
+    key = aster.key("certificate")
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     foreign = pem(certify_site(authority_key, authority, key.public_key(), "aster"))
     assert refusal(lambda: offered(serving.channel(key, foreign)))[0] == grpc.StatusCode.UNAVAILABLE
@@ -333,7 +333,7 @@ def test_a_server_of_a_foreign_authority_is_refused(
 
 
 def test_an_expired_certificate_is_refused_by_both_sides(serving: DeployedStudy, aster: SiteHome) -> None:
-    key = aster.key()
+    key = aster.key("certificate")
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     expired = serving.certificate("aster", key, days=-1)
     assert refusal(lambda: offered(serving.channel(key, expired)))[0] == grpc.StatusCode.UNAVAILABLE
@@ -343,7 +343,7 @@ def test_an_expired_certificate_is_refused_by_both_sides(serving: DeployedStudy,
 
 
 def test_a_certificate_that_expires_while_connected_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
-    key = aster.key()
+    key = aster.key("certificate")
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     channel = serving.channel(key, serving.certificate("aster", key, days=3 / 86_400))
     offered(channel)
@@ -357,7 +357,7 @@ def test_a_certificate_that_expires_while_connected_is_refused(serving: Deployed
 
 
 def test_a_certificate_of_another_site_s_name_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
-    key = new_site_key()
+    key = new_elliptic_key()
     code, said = refusal(lambda: offered(serving.channel(key, serving.certificate("aster", key))))
     assert (code, said) == (
         grpc.StatusCode.PERMISSION_DENIED,
@@ -366,9 +366,9 @@ def test_a_certificate_of_another_site_s_name_is_refused(serving: DeployedStudy,
     code, said = refusal(lambda: offered(serving.channel(key, serving.certificate("zinnia", key))))
     assert (code, said) == (grpc.StatusCode.PERMISSION_DENIED, "'zinnia' is not a site of this study")
     aster.certificate.write_bytes(serving.certificate("aster", key))
-    with pytest.raises(DeploymentError, match=r"site\.key"):
+    with pytest.raises(DeploymentError, match=r"certificate\.key"):
         pull(aster, "", None)
-    own = aster.key()
+    own = aster.key("certificate")
     assert isinstance(own, ec.EllipticCurvePrivateKey)
     aster.certificate.write_bytes(serving.certificate("birch", own))
     with pytest.raises(DeploymentError, match=r"'birch'.*'aster'"):

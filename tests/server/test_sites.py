@@ -21,8 +21,9 @@ from ld_common.core.config import to_mapping
 from ld_common.core.errors import AdapterError, ConfigError, DeploymentError, FederationError
 from ld_common.protocol import messages as wire
 from ld_common.protocol.attestation import AuditHead, Statement, attest, head_record, sign_head
-from ld_common.protocol.keys import fingerprint, new_site_key, new_study_key, public_line
+from ld_common.protocol.keys import fingerprint, new_signing_key, public_line
 from ld_common.protocol.messages import TrainResult, TrainTask
+from ld_common.protocol.site_keys import new_site_keys, public_keys
 from ld_common.protocol.study_config import study_from_json
 from ld_common.release.release import read_release
 from ld_server.deployment.admission import deployed_admission
@@ -32,8 +33,9 @@ from ld_server.resilient_grid import ResilientGrid
 from ld_server.server_app import main, run_study
 from tests.server.test_strategy import MODALITY, Behaviour, LocalGrid, honest, load_channels, study
 
-PRIVATE_KEYS = {name: new_site_key() for name in ("p", "q", "r", "stranger")}
-KEYS = {name: key.public_key() for name, key in PRIVATE_KEYS.items()}
+PRIVATE_KEYS = {name: new_site_keys() for name in ("p", "q", "r", "stranger")}
+SITE_KEYS = {name: public_keys(keys) for name, keys in PRIVATE_KEYS.items()}
+KEYS = {name: keys.node_key for name, keys in SITE_KEYS.items()}
 SITES = ["p", "q", "r"]
 
 
@@ -84,7 +86,7 @@ class KeyedGrid(LocalGrid):
 def signed(result: TrainResult, task: TrainTask, name: str, entry: int = 1) -> TrainResult:
     """The result with the attestation of the site of this name."""
     own = study_from_json(task.study)
-    key, content = PRIVATE_KEYS[name], result.content_digest()
+    key, content = PRIVATE_KEYS[name]["signing"], result.content_digest()
     head = sign_head(key, AuditHead(name, own.name, entry, f"{entry:064x}", "2026-01-01T00:00:00+00:00"))
     statement = Statement(own.digest(), result.site, result.round, task.nonce, content)
     return replace(result, attestation=attest(key, statement, head))
@@ -107,7 +109,7 @@ def test_a_node_without_a_key_or_with_one_of_another_kind_is_nobody() -> None:
             yield NodeInfo(node_id=1)
             yield NodeInfo(node_id=2, public_key=b"no key")
 
-    ed25519 = public_line(new_study_key().public_key())
+    ed25519 = public_line(new_signing_key().public_key())
     found = AllowedKeys(lambda: lines("p") | {"q": ed25519})(Odd({}, 4))
     assert found.nodes == {}
     assert found.unknown_nodes == ["a node without a key"]
@@ -138,7 +140,7 @@ def home(tiny_base: Path, tmp_path: Path) -> StudyHome:
     content = to_mapping(study(tiny_base, tmp_path / "elsewhere", SITES)) | {"modality": "modality.yaml"}
     (home.path / "study.yaml").write_text(yaml.safe_dump(content))
     (home.path / "modality.yaml").write_text(yaml.safe_dump(to_mapping(MODALITY)))
-    home.write_sites({name: AdmittedSite(name, public_line(KEYS[name]), "2026-01-01") for name in SITES})
+    home.write_sites({name: AdmittedSite(name, SITE_KEYS[name], "2026-01-01") for name in SITES})
     return home
 
 
@@ -341,11 +343,13 @@ def test_a_connection_that_fails_is_not_taken_for_a_silent_site() -> None:
 
 def test_a_site_is_told_the_head_of_its_present_log_alone(tmp_path: Path) -> None:
     home, own = StudyHome(tmp_path), study(tmp_path, tmp_path, SITES)
-    home.write_sites({"p": AdmittedSite("p", public_line(KEYS["p"]), "2026-01-01T00:00:00+00:00")})
+    home.write_sites({"p": AdmittedSite("p", SITE_KEYS["p"], "2026-01-01T00:00:00+00:00")})
     prepare = deployed_admission(home, own).prepare
     task = TrainTask(study="", round=2, state={}, base_digest="", modality_digest="")
     for signer, told in (("p", True), ("q", False)):  # q's stands for the key that p had before
-        head = sign_head(PRIVATE_KEYS[signer], AuditHead("p", own.name, 7, "0" * 64, "2026-01-01T00:00:00+00:00"))
+        head = sign_head(
+            PRIVATE_KEYS[signer]["signing"], AuditHead("p", own.name, 7, "0" * 64, "2026-01-01T00:00:00+00:00")
+        )
         asked = prepare("p", task, {AUDIT_HEAD: head_record(head)})
         assert asked.audit_head == (head if told else None)
         assert asked.nonce

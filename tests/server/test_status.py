@@ -13,6 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ld_common.core.errors import CheckpointError, FederationError
 from ld_common.protocol import messages as wire
 from ld_common.protocol.messages import TrainResult
+from ld_common.protocol.site_keys import new_site_keys, public_keys
 from ld_server.checkpoint import NAME, PREVIOUS
 from ld_server.deployment.status import RunStatus, read_status
 from ld_server.deployment.study_home import AdmittedSite
@@ -21,7 +22,8 @@ from ld_server.server_app import run_study
 from tests.server.test_strategy import MODALITY, LocalGrid, honest, load_channels, study
 
 SITES = ["p", "q", "z"]
-ADMITTED = {name: AdmittedSite(name, "", "") for name in SITES}
+KEYS = public_keys(new_site_keys())
+ADMITTED = {name: AdmittedSite(name, KEYS, "") for name in SITES}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,7 @@ def test_a_study_that_never_ran(tiny_base: Path, tmp_path: Path) -> None:
 
 
 def test_who_is_not_admitted_and_who_is_revoked(tiny_base: Path, tmp_path: Path) -> None:
-    revoked = {"p": AdmittedSite("p", "", "", "2026-01-01")}
+    revoked = {"p": AdmittedSite("p", KEYS, "", "2026-01-01")}
     status = read_status(tmp_path, study(tiny_base, tmp_path, ["p", "q"]), revoked)
     assert [site.admission for site in status.sites] == ["revoked 2026-01-01", "not admitted yet"]
     lines = status.lines()

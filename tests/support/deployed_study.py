@@ -19,8 +19,9 @@ from ld_client.deployment.site_home import SiteHome
 from ld_common.core.config import from_mapping
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
-from ld_common.protocol.keys import new_site_key, new_study_key, public_line, write_private_key
+from ld_common.protocol.keys import new_signing_key, write_private_key
 from ld_common.protocol.kit_archive import write_kit
+from ld_common.protocol.site_keys import new_site_keys, public_keys
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, write_release
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
@@ -38,7 +39,7 @@ class DeployedStudy:
         self.folder, self.name, self.modality = folder, name, modality
         self.home = StudyHome(folder / "home")
         self.address = f"localhost:{free_port()}"
-        self.study_key = new_study_key()
+        self.study_key = new_signing_key()
         self.authority_key, self.authority = make_authority(name)
         server_key = ec.generate_private_key(ec.SECP384R1())
         for key_name, key in (("study", self.study_key), ("authority", self.authority_key), ("server", server_key)):
@@ -61,7 +62,7 @@ class DeployedStudy:
 
     def admit(self, site: str) -> SiteHome:
         """A site with kit, key and certificate, that the study lists."""
-        home, key = SiteHome(self.folder / site), new_site_key()
+        home, keys = SiteHome(self.folder / site), new_site_keys()
         kit_file = self.folder / f"{site}.kit"
         files = {
             STUDY: (self.home.path / "study.yaml").read_bytes(),
@@ -69,14 +70,15 @@ class DeployedStudy:
             AUTHORITY: pem(self.authority),
             BUNDLE: b"code",
         }
-        manifest = KitManifest(self.name, site, self.address, self.address, *["0" * 64] * 3, "", {}, "0", [])
+        manifest = KitManifest(self.name, site, self.address, self.address, *["0" * 64] * 3, "", {}, "0", [], {})
         write_kit(kit_file, manifest, files, self.study_key)
         with zipfile.ZipFile(kit_file) as archive:
             archive.extractall(home.kit_folder)
-        write_private_key(home.key_file, key)
-        home.certificate.write_bytes(self.certificate(site, key))
+        for use, key in keys.items():
+            write_private_key(home.key_file(use), key)
+        home.certificate.write_bytes(self.certificate(site, home.key("certificate")))
         with self.home.editing() as sites:
-            sites[site] = AdmittedSite(site, public_line(key.public_key()), now())
+            sites[site] = AdmittedSite(site, public_keys(keys), now())
         return home
 
     def certificate(self, site: str, key: ec.EllipticCurvePrivateKey, days: float = 1) -> bytes:
@@ -100,9 +102,7 @@ class DeployedStudy:
 
     def channel_of(self, site: SiteHome) -> Any:
         """A bare gRPC channel with a site's own key and certificate."""
-        key = site.key()
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return self.channel(key, site.certificate.read_bytes())
+        return self.channel(site.key("certificate"), site.certificate.read_bytes())
 
     def rewrite(self, release: str, **changes: Any) -> dict[str, Any]:
         """Change an issued manifest without signing it again; returns its new content."""

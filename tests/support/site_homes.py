@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,9 +29,10 @@ from ld_common.core.config import to_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.protocol.attestation import new_nonce
 from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
-from ld_common.protocol.keys import fingerprint, new_study_key
+from ld_common.protocol.keys import PrivateKey, fingerprint, new_signing_key, write_private_key
 from ld_common.protocol.kit_archive import write_kit
 from ld_common.protocol.messages import TrainTask
+from ld_common.protocol.site_keys import new_site_keys, public_keys
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.deployment.bundle import build_bundle
 from ld_server.deployment.certificates import make_authority, pem
@@ -59,13 +61,19 @@ def index_site(site: SiteConfig) -> None:
         shutil.copytree(made, site.store_path, dirs_exist_ok=True)
 
 
+@cache
+def site_keys(name: str) -> dict[str, PrivateKey]:
+    """The private keys of a site, the same in all tests of this process."""
+    return new_site_keys()
+
+
 def make_home(
     folder: Path, site_yaml: Path, study: StudyConfig, server: str = "localhost:1", authority: bytes | None = None
 ) -> SiteHome:
     """Join a study as the site of `site_yaml`, whose scans are indexed; nothing is approved yet."""
     site = load_site(site_yaml)
     index_site(site)
-    key, kit_file = new_study_key(), folder / "aster.kit"
+    key, kit_file = new_signing_key(), folder / "aster.kit"
     files = {
         STUDY: yaml.safe_dump(to_mapping(dataclasses.replace(study, modality=MODALITY))).encode(),
         MODALITY: Path(site.modality).read_bytes(),
@@ -83,9 +91,12 @@ def make_home(
         files={},
         software="this version",
         packages=[vars(record) for record in study_packages(study)] if study.packages else [],
+        site_keys={name: public_keys(site_keys(name)).signing for name in study.federation.sites},
     )
     write_kit(kit_file, manifest, files, key)
     home = SiteHome(folder / "home")
+    for use, private in site_keys(site.site).items():
+        write_private_key(home.key_file(use), private)
     join(kit_file, home.path, fingerprint(key.public_key()))
     content = yaml.safe_load(site_yaml.read_text())
     content |= {"store": site.store, "modality": site.modality}

@@ -18,6 +18,7 @@ from ld_common.imaging.modality import Modality
 from ld_common.protocol.code_bundle import bundle_unreached_lines, installed_sources
 from ld_common.protocol.enrollment_kit import BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.foreign_packages import SITES
+from ld_common.protocol.keys import fingerprint, read_public_line
 from ld_common.protocol.study_config import StudyConfig
 
 MAX_DIFF_LINES = 400
@@ -34,6 +35,8 @@ def summary_lines(home: SiteHome) -> list[str]:
     check_kit(home, kit)
     lines = [f"study {kit.study} for site {kit.site}, from {kit.server}", ""]
     lines += ["What would run", *_running(home, kit, earlier), *_packages(kit, earlier), ""]
+    if study.federation.secure_aggregation:
+        lines += ["Whose updates would be summed with this site's", *_summed_sites(kit, earlier), ""]
     lines += ["What the study asks for", *_requests(home, study, earlier, kit), ""]
     modality = load_config(Modality, home.kit_folder / MODALITY)
     lines += ["What would leave the site", *_leaving(study, modality)]
@@ -73,6 +76,17 @@ def _packages(kit: KitManifest, earlier: list[Approval]) -> list[str]:
             lines.append(f"    it DIFFERS from the approved version {before.version}, sha256 {before.sha256[:16]}")
         elif before is None and earlier:
             lines.append("    it is NEW since the last approval")
+    return lines
+
+
+def _summed_sites(kit: KitManifest, earlier: list[Approval]) -> list[str]:
+    """The sites that hide this one's update, with the keys by which it knows them."""
+    lines, before = [], earlier[-1].site_keys if earlier else {}
+    for site, line in sorted(kit.site_keys.items()):
+        change = "" if not before or before.get(site) == line else "  NEW KEY since the last approval"
+        own = "  (this site)" if site == kit.site else ""
+        lines.append(f"  {site}: {fingerprint(read_public_line(line))}{own}{change}")
+    lines.append("  an invented site hides nothing: ask the others by telephone what their ld-client enroll printed")
     return lines
 
 

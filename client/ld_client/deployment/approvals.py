@@ -12,6 +12,8 @@ from ld_common.core.errors import ApprovalError
 from ld_common.core.registry import Registry
 from ld_common.core.strict_json import read_json
 from ld_common.protocol.foreign_packages import PackageRecord, check_installed, read_records, site_packages
+from ld_common.protocol.keys import read_public_line
+from ld_common.protocol.secagg.identities import Identity
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Approval:
     """Account that gave it."""
     packages: list[dict[str, str]] = field(default_factory=list)
     """Fields of a `PackageRecord` for each package of others that the study uses."""
+    site_keys: dict[str, str] = field(default_factory=dict)
+    """Site -> public key of its signatures, of a study with secure aggregation."""
 
     @property
     def package_records(self) -> list[PackageRecord]:
@@ -64,6 +68,14 @@ def check_approved(home: SiteHome, study_digest: str, base_digest: str, modality
     if digests not in {(approval.study, approval.base, approval.modality) for approval in last}:
         raise ApprovalError(f"study {study_digest[:16]} is not approved: review it with ld-client approve")
     check_installed(last[0].package_records)
+
+
+def approved_identity(home: SiteHome) -> Identity:
+    """The site's signing key and those of the sites that it approved; raises `ApprovalError` without an approval."""
+    last = approvals(home)[-1:]
+    if not last:
+        raise ApprovalError("no study is approved: review it with ld-client approve")
+    return Identity({site: read_public_line(line) for site, line in last[0].site_keys.items()}, home.signing_key())
 
 
 def allow_approved_packages(home: SiteHome | None) -> None:

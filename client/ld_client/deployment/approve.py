@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def approve(home: SiteHome, shown: KitManifest | None = None) -> Approval:
         datetime.now(UTC).isoformat(timespec="seconds"),
         getpass.getuser(),
         kit.packages,
+        kit.site_keys,
     )
     write_bytes(approved_copy(home, kit.bundle_digest, "fab"), (home.kit_folder / BUNDLE).read_bytes())
     write_bytes(approved_copy(home, kit.study_digest, "yaml"), (home.kit_folder / STUDY).read_bytes())
@@ -65,6 +67,23 @@ def check_kit(home: SiteHome, kit: KitManifest) -> None:
     listed = {normalized(record.name) for record in kit.package_records}
     if listed != set(map(normalized, study.packages)):
         raise ApprovalError("the kit's manifest does not list the study's packages: ask the study for a new kit")
+    if study.federation.secure_aggregation:
+        _check_site_keys(home, kit, study.federation.sites)
+
+
+def _check_site_keys(home: SiteHome, kit: KitManifest, sites: Sequence[str]) -> None:
+    """Refuse a kit without the keys of all sites: its server could invent sites, and read this one's update."""
+    missing = [site for site in sites if site not in kit.site_keys]
+    if missing:
+        raise ApprovalError(
+            f"the study sums securely, and this kit lacks the keys of {', '.join(missing)}: ask the study for the kit "
+            "that ld-server update writes once every site is admitted"
+        )
+    if kit.site_keys[kit.site] != home.public_keys().signing:
+        raise ApprovalError(
+            f"the kit names another key of '{kit.site}' than this site's: send the study the line that ld-client "
+            "enroll prints, and ask for a new kit"
+        )
 
 
 def withdraw(home: SiteHome) -> None:

@@ -65,7 +65,7 @@ class AuditLog:
     def of(cls, home: SiteHome) -> AuditLog:
         """The log of a home; raises `LdError` when its kit or its key cannot be used."""
         kit = home.kit()
-        return cls(home.audit_log, kit.site, kit.study, home.key())
+        return cls(home.audit_log, kit.site, kit.study, home.signing_key())
 
     def append(self, event: str, details: dict[str, Any]) -> AuditHead:
         """Write an entry to disk and return its signed head.

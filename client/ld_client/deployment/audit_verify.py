@@ -45,7 +45,7 @@ class Verdict:
 
 def verify_home(home: SiteHome) -> Verdict:
     """Check the log of a home; raises `LdError` when kit, key or log cannot be read."""
-    kit, key = home.kit(), home.key().public_key()
+    kit, key = home.kit(), home.signing_key().public_key()
     content, head = read_log(home.audit_log)
     return verify_log(content, head, LogOwner(key, kit.site, kit.study))
 

@@ -19,7 +19,7 @@ ASK_AGAIN = "ask the study for its kit again and open it with ld-client init"
 def check_home(home: SiteHome) -> list[CheckResult]:
     """Results of all checks, in the order in which problems are best solved."""
     results = guarded("kit", ASK_AGAIN, lambda: _kit(home))
-    results += guarded("key", "restore site.key from a backup, or enrol again", lambda: _key(home))
+    results += guarded("key", "restore the folder keys from a backup, or enrol again", lambda: _key(home))
     if any(result.name == "kit" and result.status == "failed" for result in results):
         return [*results, warning("everything else", "not checked: it needs the kit", ASK_AGAIN)]
     kit = home.kit()
@@ -44,7 +44,7 @@ def _kit(home: SiteHome) -> list[CheckResult]:
 
 
 def _key(home: SiteHome) -> list[CheckResult]:
-    return [good("key", f"{fingerprint(home.key().public_key())}, readable by its owner only")]
+    return [good("key", f"{home.public_keys().fingerprint}, readable by its owner only")]
 
 
 def _config(home: SiteHome) -> list[CheckResult]:

@@ -14,8 +14,9 @@ from ld_common.core.config import load_config
 from ld_common.core.errors import DeploymentError
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.enrollment_kit import MANIFEST, MODALITY, SIGNATURE, KitManifest
-from ld_common.protocol.keys import fingerprint, new_site_key, public_line, read_public_line, write_private_key
+from ld_common.protocol.keys import fingerprint, read_public_line, write_private_key
 from ld_common.protocol.kit_archive import Kit, read_kit
+from ld_common.protocol.site_keys import enrolment_line, new_site_keys
 
 TEMPLATE = """\
 # The site's config for a study. Paths are relative to this folder; ld-client check --home HERE finds what is missing.
@@ -73,9 +74,9 @@ def join(kit_file: Path, path: Path, expected: str = "") -> list[str]:
     renewed = reopened and _current_manifest(home) != kit.manifest
     _unpack(home, kit)
     lines = [f"study {kit.manifest.study}, site {kit.manifest.site}, server {kit.manifest.server}"]
-    if not home.key_file.exists():
+    if not home.keys.exists():
         lines += _set_aside(home)
-        write_private_key(home.key_file, new_site_key(), openssh=True)
+        _write_keys(home)
     if not home.config_file.exists():
         write_bytes(home.config_file, _template(home, kit).encode())
     return [
@@ -107,8 +108,17 @@ def _current_manifest(home: SiteHome) -> KitManifest:
 
 
 def enrolment(home: SiteHome) -> str:
-    """The site's public key and name, as `ld-server admit` takes them."""
-    return f"{public_line(home.key().public_key())} {home.kit().site}"
+    """The site's name and public keys, as `ld-server admit` takes them."""
+    return enrolment_line(home.kit().site, home.public_keys(), home.signing_key())
+
+
+def _write_keys(home: SiteHome) -> None:
+    """Make the site's keys in one step: a folder beside, renamed when it is complete."""
+    fresh = home.path / "keys.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    for use, key in new_site_keys().items():
+        write_private_key(fresh / f"{use}.key", key, openssh=use == "node")
+    fresh.rename(home.keys)
 
 
 def _unpack(home: SiteHome, kit: Kit) -> None:

@@ -45,7 +45,7 @@ def run_node(home: SiteHome) -> None:
         runtime = ["--superexec-auth-secret-file", str(secret)]
         node = [tool("flower-supernode"), "--superlink", kit.server, "--isolation", "process", *runtime]
         node += ["--root-certificates", str(home.kit_folder / "authority.crt")]
-        node += ["--auth-supernode-private-key", str(home.key_file)]
+        node += ["--auth-supernode-private-key", str(home.node_key)]
         place = json.dumps(str(home.path), ensure_ascii=False)
         node += ["--node-config", f"home={place}", "--host", "127.0.0.1", "--port", str(port)]
         executor = [sys.executable, "-m", "ld_client.deployment.executor", str(home.path), "--insecure", *runtime]
@@ -89,7 +89,7 @@ def _watch(home: SiteHome, commands: list[list[str]]) -> str:
 def _only_node(home: SiteHome) -> Iterator[None]:
     """Hold the home's lock. Processes that a killed node left running are ended first: they hold the site's key."""
     with held(home.path / "node.lock", DeploymentError(f"a node of '{home.path}' is running already")):
-        stop_holders("flower-supernode", str(home.key_file))
+        stop_holders("flower-supernode", str(home.node_key))
         yield
 
 

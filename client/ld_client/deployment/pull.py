@@ -197,7 +197,7 @@ def _finish(home: SiteHome, kit: KitManifest, manifest: dict[str, Any], target: 
     partial = _partial(target)
     try:
         if (partial / ENVELOPE).exists():
-            open_release(partial, manifest, kit.site, home.key())
+            open_release(partial, manifest, kit.site, home.key("sealing"))
         check_release(partial, [read_public_line(kit.public_key)])
     except LdError:
         shutil.rmtree(partial, ignore_errors=True)  # so that the next pull starts again

@@ -55,7 +55,7 @@ class ReleaseClient:
         """Open the connection; raises `DeploymentError` when the site's certificate cannot be used."""
         certificate = read_certificate(self._home)
         check_valid_now(self._home, certificate)
-        key = private_pem(self._home.key())
+        key = private_pem(self._home.key("certificate"))
         authority = (self._home.kit_folder / AUTHORITY).read_bytes()
         credentials = grpc.ssl_channel_credentials(authority, key, certificate.public_bytes(Encoding.PEM))
         with grpc.secure_channel(self._kit.release_service, credentials, options=OPTIONS) as self._channel:

@@ -39,8 +39,8 @@ def read_certificate(home: SiteHome) -> x509.Certificate:
     names = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [kit.site]:
         raise DeploymentError(f"'{path}' is the certificate of '{', '.join(names)}', but the kit is for '{kit.site}'")
-    if certificate.public_key() != home.key().public_key():
-        raise DeploymentError(f"'{path}' does not belong to this site's key '{home.key_file}': {REFETCH}")
+    if certificate.public_key() != home.key("certificate").public_key():
+        raise DeploymentError(f"'{path}' does not belong to '{home.key_file('certificate')}': {REFETCH}")
     return certificate
 
 
@@ -81,7 +81,7 @@ def fetch_certificate(home: SiteHome) -> None:
         raise DeploymentError(f"the study's server {kit.server} cannot be reached: {error}") from error
     if answer.status_code == 410:
         raise DeploymentError(
-            f"the study has revoked site '{kit.site}': ask the study; for a new key, remove '{home.key_file}' and run "
+            f"the study has revoked site '{kit.site}': ask the study; for new keys, remove '{home.keys}' and run "
             "ld-client init"
         )
     if answer.status_code == 404:
@@ -92,7 +92,7 @@ def fetch_certificate(home: SiteHome) -> None:
         certificate = x509.load_pem_x509_certificate(answer.content)
     except ValueError as error:
         raise DeploymentError(f"the study's server {kit.server} sent no certificate") from error
-    if certificate.public_key() != home.key().public_key():
+    if certificate.public_key() != home.key("certificate").public_key():
         raise DeploymentError(
             "the study admitted another key for this site: send it the line that ld-client enroll prints"
         )

@@ -1,7 +1,7 @@
 """A hospital's folder of one study.
 
 kit/             the study's kit, covered by its signature
-site.key         the site's private key, mode 0600; made here, never leaves
+keys/            the site's private keys (`ld_common.protocol.site_keys`), mode 0600; made here, never leave
 site.crt         its certificate for the release service, fetched from the study's server
 site.yaml        the site's config (SiteConfig), written by the data manager
 approvals.json   approved code bundles and studies, and who approved them
@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ld_client.site_config import SiteConfig, load_site
 from ld_common.core.errors import DeploymentError
 from ld_common.core.registry import Registry
 from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, STUDY, KitManifest, check_manifest
 from ld_common.protocol.foreign_packages import check_installed, site_packages
-from ld_common.protocol.keys import read_elliptic_key
+from ld_common.protocol.keys import read_elliptic_key, read_signing_key
+from ld_common.protocol.site_keys import SiteKeys, public_keys
 
 if TYPE_CHECKING:
     from ld_common.protocol.study_config import StudyConfig
@@ -41,9 +43,14 @@ class SiteHome:
         return self.path / "kit"
 
     @property
-    def key_file(self) -> Path:
-        """The site's private key."""
-        return self.path / "site.key"
+    def keys(self) -> Path:
+        """Folder of the site's private keys."""
+        return self.path / "keys"
+
+    @property
+    def node_key(self) -> Path:
+        """The private key with which the site's node logs in."""
+        return self.key_file("node")
 
     @property
     def certificate(self) -> Path:
@@ -94,9 +101,22 @@ class SiteHome:
             raise DeploymentError(f"'{self.path}' is no site's home: make it with ld-client init KIT --home") from error
         return check_manifest(manifest, signature, files)
 
-    def key(self) -> EllipticCurvePrivateKey:
-        """The site's key; raises `SignatureError`."""
-        return read_elliptic_key(self.key_file)
+    def key_file(self, use: str) -> Path:
+        """File of the private key of one use: `node`, `certificate`, `signing` or `sealing`."""
+        return self.keys / f"{use}.key"
+
+    def key(self, use: str) -> EllipticCurvePrivateKey:
+        """A key on an elliptic curve, `node`, `certificate` or `sealing`; raises `SignatureError`."""
+        return read_elliptic_key(self.key_file(use))
+
+    def signing_key(self) -> Ed25519PrivateKey:
+        """The key of the site's signatures; raises `SignatureError`."""
+        return read_signing_key(self.key_file("signing"))
+
+    def public_keys(self) -> SiteKeys:
+        """The site's public keys; raises `SignatureError` unless all four private ones are there."""
+        elliptic = {use: self.key(use) for use in ("node", "certificate", "sealing")}
+        return public_keys({**elliptic, "signing": self.signing_key()})
 
     def study(self) -> StudyConfig:
         """The kit's study. From then on this process may load entry points of its packages and of no others.

@@ -32,6 +32,7 @@ from ld_common.protocol.secagg.crypto import (
     self_mask,
     unseal,
 )
+from ld_common.protocol.secagg.identities import Identity
 from ld_common.protocol.secagg.messages import (
     CHECK_WORDS,
     DealtShares,
@@ -92,7 +93,7 @@ class SiteState:
             roster = fields["roster"]
             if roster is not None:
                 keys = {name: list(map(bytes.fromhex, roster[name])) for name in ("sealing_keys", "masking_keys")}
-                fields["roster"] = Roster(sites=roster["sites"], **keys)
+                fields["roster"] = Roster(sites=roster["sites"], signatures=roster["signatures"], **keys)
             for name in ("sealing_secret", "masking_secret", "seed", "session"):
                 fields[name] = bytes.fromhex(fields[name])
             fields["shares"] = {dealer: bytes.fromhex(share) for dealer, share in fields["shares"].items()}
@@ -119,7 +120,12 @@ class SiteState:
 
 
 def answer_stage(
-    stage: Stage, site: str, request: Mapping[str, object], state: SiteState | None, fewest: int = 2
+    stage: Stage,
+    site: str,
+    request: Mapping[str, object],
+    state: SiteState | None,
+    fewest: int = 2,
+    identity: Identity | None = None,
 ) -> tuple[SiteState, KeyOffer | DealtShares | RevealedShares]:
     """Answer any stage but `vector`, whose training lies between `open_shares` and `mask_update`.
 
@@ -129,15 +135,16 @@ def answer_stage(
         request: as it arrived.
         state: the site's; None before its first round.
         fewest: as in `offer_keys`.
+        identity: the keys of a deployed site and its peers.
 
     Raises:
         FederationError: the request is malformed, out of turn, or asks for secrets that must stay hidden.
     """
     if stage is Stage.KEYS:
-        return offer_keys(site, unpack(SecaggSetting, request), fewest, state)
+        return offer_keys(site, unpack(SecaggSetting, request), fewest, state, identity)
     current = begun(state)
     if stage is Stage.SHARES:
-        return deal_shares(current, unpack(Roster, request))
+        return deal_shares(current, unpack(Roster, request), identity)
     require(stage is Stage.UNMASK, f"stage '{stage}' has no answer without training: refused")
     return reveal_shares(current, unpack(UnmaskRequest, request))
 
@@ -150,7 +157,11 @@ def begun(state: SiteState | None) -> SiteState:
 
 
 def offer_keys(
-    site: str, setting: SecaggSetting, fewest: int = 2, previous: SiteState | None = None
+    site: str,
+    setting: SecaggSetting,
+    fewest: int = 2,
+    previous: SiteState | None = None,
+    identity: Identity | None = None,
 ) -> tuple[SiteState, KeyOffer]:
     """Stage `keys`: fresh secrets for one round.
 
@@ -160,6 +171,7 @@ def offer_keys(
         fewest: fewest sites in a sum that the server may learn.
         previous: the site's state so far, if any. A round whose vector left is not answered again: the difference of
             two sums over different sites could be one site's update.
+        identity: of a deployed site, which signs its keys.
 
     Raises:
         FederationError: the threshold is below `fewest`, or the round was answered before.
@@ -173,14 +185,16 @@ def offer_keys(
     state = SiteState(
         Progress.OFFERED, site, setting, sealing_secret=sealing, masking_secret=masking, earliest=earliest
     )
-    return state, _public_keys(state)
+    offer = _public_keys(state)
+    return state, offer if identity is None else replace(offer, signature=identity.sign_offer(setting, site, offer))
 
 
-def deal_shares(state: SiteState, roster: Roster) -> tuple[SiteState, DealtShares]:
+def deal_shares(state: SiteState, roster: Roster, identity: Identity | None = None) -> tuple[SiteState, DealtShares]:
     """Stage `shares`: for each site, encrypted shares of this site's mask seed and of its masking key.
 
     Raises:
-        FederationError: out of turn, or the roster has too few sites, repeats a key or lacks this site's keys.
+        FederationError: out of turn, or the roster has too few sites, repeats a key, lacks this site's keys, or holds
+            keys that no approved site signed.
     """
     state.expect(Progress.OFFERED, "shares")
     roster.check(state.setting)
@@ -188,26 +202,36 @@ def deal_shares(state: SiteState, roster: Roster) -> tuple[SiteState, DealtShare
     place, offered = roster.sites.index(state.site), _public_keys(state)
     listed = KeyOffer(roster.sealing_keys[place], roster.masking_keys[place])
     require(listed == offered, f"the roster has other keys of '{state.site}' than it offered: refused")
+    if identity is not None:
+        identity.check_roster(state.setting, roster)
     session, seed = roster.session(state.setting), secrets.token_bytes(SECRET_BYTES)
     size = (state.setting.threshold, len(roster.sites))
     seeds = [share for _, share in Shamir.split(*size, seed, False)]
     keys = [share for _, share in Shamir.split(*size, state.masking_secret, False)]
     sealing, sealed = X25519PrivateKey.from_private_bytes(state.sealing_secret), []
+    signatures = []
     for peer, public, both in zip(roster.sites, roster.sealing_keys, map(bytes.__add__, seeds, keys), strict=True):
         itself = peer == state.site
         sealed.append(b"" if itself else seal(agree(sealing, public), session, state.site, peer, both))
+        if identity is None or itself:
+            signatures.append("")
+        else:
+            signatures.append(identity.sign_share(session, state.site, peer, sealed[-1]))
     answer = DealtShares(
         session=session,
         sealed=sealed,
         seed_mark=mark(session, "seed", state.site, "", seed),
         seed_share_marks=_marks(session, "seed share", state.site, roster.sites, seeds),
         key_share_marks=_marks(session, "key share", state.site, roster.sites, keys),
+        signatures=signatures,
     )
     shares = {state.site: seeds[place] + keys[place]}
     return replace(state, progress=Progress.DEALT, seed=seed, roster=roster, session=session, shares=shares), answer
 
 
-def open_shares(state: SiteState, routed: RoutedShares, study: str, server_round: int) -> SiteState:
+def open_shares(
+    state: SiteState, routed: RoutedShares, study: str, server_round: int, identity: Identity | None = None
+) -> SiteState:
     """First half of stage `vector`, before training: decrypt the shares that other sites dealt to this one.
 
     A share that cannot be decrypted is dropped: the site still masks towards its dealer, and has nothing to reveal.
@@ -217,9 +241,11 @@ def open_shares(state: SiteState, routed: RoutedShares, study: str, server_round
         routed: the request.
         study: digest of the study to train.
         server_round: the round to train.
+        identity: of a deployed site, which checks who signed the shares.
 
     Raises:
-        FederationError: out of turn, of another round or study, or with too few or unknown dealers.
+        FederationError: out of turn, of another round or study, with too few or unknown dealers, or with a share that
+            its dealer did not sign.
     """
     state.expect(Progress.DEALT, "vector")
     state.check_session(routed.session)
@@ -228,15 +254,17 @@ def open_shares(state: SiteState, routed: RoutedShares, study: str, server_round
     roster, dealers = _roster(state), routed.dealers
     listed = dealers == sorted(set(dealers)) and set(dealers) <= set(roster.sites) and state.site in dealers
     require(
-        listed and len(routed.sealed) == len(dealers),
+        listed and len(routed.sealed) == len(routed.signatures) == len(dealers),
         "the dealers are not a sorted list of the roster's sites: refused",
     )
     enough = len(dealers) >= state.setting.threshold
     require(enough, f"shares of {len(dealers)} sites, the threshold is {state.setting.threshold}: refused")
     sealing, shares = X25519PrivateKey.from_private_bytes(state.sealing_secret), dict(state.shares)
-    for dealer, sealed in zip(dealers, routed.sealed, strict=True):
+    for dealer, sealed, signature in zip(dealers, routed.sealed, routed.signatures, strict=True):
         if dealer == state.site:
             continue
+        if identity is not None:
+            identity.check_share(state.session, dealer, state.site, sealed, signature)
         secret = agree(sealing, roster.sealing_keys[roster.sites.index(dealer)])
         both = unseal(secret, state.session, dealer, state.site, sealed) if len(sealed) == SEALED_BYTES else None
         if both is not None:

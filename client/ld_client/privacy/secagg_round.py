@@ -17,6 +17,7 @@ from ld_client.site_config import SiteConfig
 from ld_common.core.atomic_files import held, write_bytes
 from ld_common.core.errors import FederationError, StoreError
 from ld_common.core.state import State
+from ld_common.protocol.secagg.identities import Identity
 from ld_common.protocol.secagg.messages import (
     LEVELS,
     Payload,
@@ -36,15 +37,22 @@ from ld_common.protocol.study_config import StudyConfig
 class SecaggSiteRound:
     """One site's rounds. Each new state is flushed to disk before the answer that follows from it leaves."""
 
-    def __init__(self, folder: Path, site: SiteConfig, approved: StudyConfig | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        site: SiteConfig,
+        approved: StudyConfig | None = None,
+        identity: Identity | None = None,
+    ) -> None:
         """Open a site's state.
 
         Args:
             folder: where it is kept, mode 0600.
             site: the site.
             approved: the study that a deployed site approved, and the only one that it takes part in.
+            identity: keys of a deployed site and of the sites that it approved.
         """
-        self.site, self.approved = site, approved
+        self.site, self.approved, self.identity = site, approved, identity
         self.file, self.lock = folder / f"{site.site}.json", folder / f"{site.site}.lock"
 
     def alone(self) -> AbstractContextManager[None]:
@@ -69,13 +77,14 @@ class SecaggSiteRound:
         if stage is Stage.KEYS and self.approved is not None:
             check_setting(unpack(SecaggSetting, request), self.approved)
         fewest = self.site.policy.min_summed_sites
-        state, answer = answer_stage(stage, self.site.site, request, self._load(), fewest)
+        state, answer = answer_stage(stage, self.site.site, request, self._load(), fewest, self.identity)
         self._store(state)
         return pack(answer)
 
     def open(self, request: Mapping[str, object], study_digest: str, round_number: int) -> None:
         """Open the shares that came with a training task; raises `FederationError`."""
-        self._store(open_shares(begun(self._load()), unpack(RoutedShares, request), study_digest, round_number))
+        routed = unpack(RoutedShares, request)
+        self._store(open_shares(begun(self._load()), routed, study_digest, round_number, self.identity))
 
     def mask(self, update: State, drift: Tensor | None) -> Payload:
         """The update and the drift, quantised and masked; raises `FederationError`."""

@@ -135,6 +135,8 @@ class KeyOffer:
 
     sealing_key: bytes
     masking_key: bytes
+    signature: str = ""
+    """By the site's signing key; empty in a simulation, whose sites have none."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class Roster:
     sites: list[str]
     sealing_keys: list[bytes]
     masking_keys: list[bytes]
+    signatures: list[str]
+    """`KeyOffer.signature` of each."""
 
     def check(self, setting: SecaggSetting) -> None:
         """Refuse fewer sites than the threshold, a name or key that stands twice; raises `FederationError`."""
@@ -153,7 +157,7 @@ class Roster:
         )
         require(self.sites == sorted(set(self.sites)), "a roster whose sites are not sorted or stand twice")
         keys = [*self.sealing_keys, *self.masking_keys]
-        aligned = len(self.sealing_keys) == len(self.masking_keys) == count
+        aligned = len(self.sealing_keys) == len(self.masking_keys) == len(self.signatures) == count
         require(aligned and len(set(keys)) == 2 * count, "a roster whose keys are not two of each site's own")
 
     def session(self, setting: SecaggSetting) -> bytes:
@@ -173,6 +177,8 @@ class DealtShares:
     seed_mark: bytes
     seed_share_marks: list[bytes]
     key_share_marks: list[bytes]
+    signatures: list[str]
+    """Of each sealed entry, by the site's signing key; empty strings in a simulation."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,7 @@ class RoutedShares:
     session: bytes
     dealers: list[str]
     sealed: list[bytes]
+    signatures: list[str]
 
 
 @dataclass(frozen=True)

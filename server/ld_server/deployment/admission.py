@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from ld_common.core.errors import AdapterError, SignatureError
 from ld_common.protocol.attestation import (
     AuditHead,
@@ -14,8 +16,8 @@ from ld_common.protocol.attestation import (
     head_record,
     new_nonce,
 )
-from ld_common.protocol.keys import read_public_line
 from ld_common.protocol.messages import TrainResult, TrainTask
+from ld_common.protocol.site_keys import SiteKeys
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.deployment.study_home import StudyHome
 from ld_server.node_registry import AUDIT_HEAD, Admission, AllowedKeys, Entry
@@ -29,31 +31,39 @@ def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:
     """
     digest = study.digest()
 
-    def allowed() -> dict[str, str]:
-        return {name: site.public_key for name, site in home.sites().items() if site.revoked is None}
+    def allowed() -> dict[str, SiteKeys]:
+        return {name: site.keys for name, site in home.sites().items() if site.revoked is None}
+
+    def node_keys() -> dict[str, str]:
+        return {name: keys.node for name, keys in allowed().items()}
+
+    def signing_keys() -> dict[str, Ed25519PublicKey]:
+        return {name: keys.signing_key for name, keys in allowed().items()}
 
     def prepare(site: str, task: TrainTask, last: Entry | None) -> TrainTask:
         record = last and last.get(AUDIT_HEAD)
         head = head_from_record(record) if record else None
-        if head is not None and not _is_signed(head, allowed().get(site), study.name):
+        if head is not None and not _is_signed(head, signing_keys().get(site), study.name):
             head = None  # the site has a new key, and a new log
         return replace(task, nonce=new_nonce(), audit_head=head)
 
     def check(site: str, task: TrainTask, result: TrainResult) -> Entry:
-        line = allowed().get(site)
-        if line is None:
+        key = signing_keys().get(site)
+        if key is None:
             raise AdapterError("it was revoked during the round")
         expected = Statement(digest, site, task.round, task.nonce, result.content_digest())
-        head = check_attestation(read_public_line(line), expected, result.attestation, study.name)
+        head = check_attestation(key, expected, result.attestation, study.name)
         return {AUDIT_HEAD: head_record(head)}
 
-    return Admission(AllowedKeys(allowed), prepare, [check])
+    return Admission(AllowedKeys(node_keys), prepare, [check], signing_keys)
 
 
-def _is_signed(head: AuditHead, line: str | None, study_name: str) -> bool:
+def _is_signed(head: AuditHead, key: Ed25519PublicKey | None, study_name: str) -> bool:
     """Whether a site's present key signed a head."""
+    if key is None:
+        return False
     try:
-        check_head(read_public_line(line or ""), head, head.site, study_name)
+        check_head(key, head, head.site, study_name)
     except SignatureError:
         return False
     return True

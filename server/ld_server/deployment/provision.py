@@ -19,13 +19,12 @@ from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY
 from ld_common.protocol.keys import (
     PrivateKey,
     fingerprint,
-    new_study_key,
-    public_line,
+    new_signing_key,
     read_elliptic_key,
-    read_public_line,
     write_private_key,
 )
-from ld_common.protocol.kit_archive import write_kit
+from ld_common.protocol.kit_archive import read_kit, write_kit
+from ld_common.protocol.site_keys import read_enrolment
 from ld_common.protocol.study_config import load_study
 from ld_server.deployment import superlink
 from ld_server.deployment.bundle import DISTRIBUTION, build_bundle
@@ -60,7 +59,7 @@ def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Seq
     authority_key, authority = make_authority(study.name)
     server_key = ec.generate_private_key(ec.SECP384R1())
     certificate = certify_server(authority_key, authority, server_key.public_key(), [*server.hosts, *LOCAL])
-    keys: dict[str, PrivateKey] = {"authority": authority_key, "server": server_key, "study": new_study_key()}
+    keys: dict[str, PrivateKey] = {"authority": authority_key, "server": server_key, "study": new_signing_key()}
     _write_yaml(home.path / "study.yaml", to_mapping(placed))
     _write_yaml(home.path / "modality.yaml", to_mapping(modality))
     _write_yaml(home.path / "server.yaml", to_mapping(server))
@@ -68,7 +67,7 @@ def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Seq
         write_private_key(home.keys / f"{name}.key", key)
     write_bytes(home.certificate("authority"), pem(authority))
     write_bytes(home.certificate("server"), pem(certificate))
-    _write_kits(home, digest)
+    _write_kits(home, digest, {})
     home.write_sites({})  # last: a folder with it is whole
     return home
 
@@ -83,7 +82,7 @@ def update(home: StudyHome) -> None:
     key = read_elliptic_key(home.keys / "server.key")
     certificate = certify_server(*home.authority(), key.public_key(), [*home.server().hosts, *LOCAL])
     write_bytes(home.certificate("server"), pem(certificate))
-    _write_kits(home, base_digest(study.base_model))
+    _write_kits(home, base_digest(study.base_model), admitted_keys(home))
 
 
 def check_bundle(home: StudyHome) -> None:
@@ -93,55 +92,69 @@ def check_bundle(home: StudyHome) -> None:
             f"the installed software is not the code in '{home.bundle}', which the sites approved: run ld-server "
             "update and send the new kits, or install the former version"
         )
-    check_packages(home.path, home.study()[0])
+    study = home.study()[0]
+    check_packages(home.path, study)
+    if study.federation.secure_aggregation:
+        _check_kits(home, study.federation.sites)
+
+
+def _check_kits(home: StudyHome, sites: Sequence[str]) -> None:
+    """Refuse a secure study whose kits lack a site's key: the others would refuse every round."""
+    keys = admitted_keys(home)
+    for site in sites:
+        kit = home.kits / f"{site}.kit"
+        sent = read_kit(kit).manifest.site_keys if kit.exists() else {}
+        for name, line in keys.items():
+            if sent.get(name) != line:
+                raise DeploymentError(
+                    f"the kit of '{site}' lacks the present key of '{name}', and a secure sum needs it: run ld-server "
+                    "update and send each site its new kit"
+                )
 
 
 def admit(home: StudyHome, name: str, line: str, replace: bool = False) -> AdmittedSite:
-    """Admit a site with the public key that `ld-client enroll` printed, and issue its certificate.
+    """Admit a site with the public keys that `ld-client enroll` printed, and issue its certificate.
 
     Args:
         home: the study's.
         name: the site.
-        line: the printed line: a key, and the site's name.
-        replace: revoke the key that the site was admitted with before, for good.
+        line: the printed line.
+        replace: revoke the keys that the site was admitted with before, for good.
 
     Raises:
-        DeploymentError: the site is not in the study, or the key is another site's, revoked, not on P-384, or a second
-            one without `replace`.
-        SignatureError: the line holds no key.
+        DeploymentError: the site is not in the study, or a key is another site's, revoked, or a second one without
+            `replace`.
+        SignatureError: the line was cut or altered.
     """
     study, _ = home.check().study()
     if name not in study.federation.sites:
         raise DeploymentError(
             f"'{name}' is not a site of the study, whose sites are {', '.join(study.federation.sites)}"
         )
-    key, (*_, owner) = read_public_line(line), ["", *line.split()[2:]]
-    if owner not in ("", name):
+    owner, keys = read_enrolment(line)
+    if owner != name:
         raise DeploymentError(f"this line was printed by site '{owner}', not by '{name}'")
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise DeploymentError("this is a study's key, not a site's: give the line that ld-client enroll printed")
-    certificate = certify_site(*home.authority(), key, name)
+    certificate = certify_site(*home.authority(), keys.certificate_key, name)
     with home.editing() as sites, superlink.control(home) as client:
-        other = next(
-            (site for site in sites.values() if site.name != name and site.public_key == public_line(key)), None
-        )
-        if other is not None:
-            raise DeploymentError(f"this is the key of site '{other.name}'")
+        held = set(dataclasses.asdict(keys).values())
+        for other in sites.values():
+            if other.name != name and held & set(dataclasses.asdict(other.keys).values()):
+                raise DeploymentError(f"these are keys of site '{other.name}'")
         before = sites.get(name)
-        if before is not None and before.public_key == public_line(key) and before.revoked is not None:
+        if before is not None and before.keys.node == keys.node and before.revoked is not None:
             raise DeploymentError(superlink.REVOKED_KEY)
-        superlink.check_not_revoked(client, key)
-        if before is not None and not replace and before.revoked is None and before.public_key != public_line(key):
+        superlink.check_not_revoked(client, keys.node_key)
+        if before is not None and not replace and before.revoked is None and before.keys != keys:
             raise DeploymentError(
-                f"'{name}' was admitted with another key, {fingerprint(before.key)}: if the site made a new one, "
-                "--replace admits it and revokes the former for good"
+                f"'{name}' was admitted with other keys, {before.keys.fingerprint}: if the site made new ones, "
+                "--replace admits them and revokes the former for good"
             )
         write_bytes(home.site_certificate(name), pem(certificate))
-        sites[name] = AdmittedSite(name, public_line(key), now())
+        sites[name] = AdmittedSite(name, keys, now())
         home.write_sites(sites)  # before Flower is told, which must never accept a key that is not on the list
-        superlink.register_node(client, key)
-        if before is not None and before.public_key != public_line(key):
-            superlink.unregister_node(client, before.key)
+        superlink.register_node(client, keys.node_key)
+        if before is not None and before.keys.node != keys.node:
+            superlink.unregister_node(client, before.keys.node_key)
         return sites[name]
 
 
@@ -154,13 +167,13 @@ def revoke(home: StudyHome, name: str) -> None:
         sites[name] = dataclasses.replace(site, revoked=site.revoked or now())
         home.write_sites(sites)  # before Flower is told, which may be down
         with superlink.control(home) as client:
-            superlink.unregister_node(client, site.key)
+            superlink.unregister_node(client, site.keys.node_key)
 
 
 def synchronize(home: StudyHome) -> None:
     """Set the SuperLink's list of keys to the admitted sites'."""
     with home.editing() as sites, superlink.control(home) as client:
-        admitted = {superlink.pem(site.key): site for site in sites.values() if site.revoked is None}
+        admitted = {superlink.pem(site.keys.node_key): site for site in sites.values() if site.revoked is None}
         listed = {node.public_key: node for node in superlink.nodes(client)}
         for key, node in listed.items():
             if node.registered and key not in admitted:
@@ -169,7 +182,7 @@ def synchronize(home: StudyHome) -> None:
             if key in listed and not listed[key].registered:  # after the home was restored; the other sites continue
                 print(f"Flower refuses site '{site.name}': {superlink.REVOKED_KEY}", flush=True)
             else:
-                superlink.register_node(client, site.key)
+                superlink.register_node(client, site.keys.node_key)
 
 
 def study_fingerprint(home: StudyHome) -> str:
@@ -177,7 +190,12 @@ def study_fingerprint(home: StudyHome) -> str:
     return fingerprint(home.study_key().public_key())
 
 
-def _write_kits(home: StudyHome, digest: str) -> None:
+def admitted_keys(home: StudyHome) -> dict[str, str]:
+    """The signing keys of the admitted sites that were not revoked, by site."""
+    return {name: site.keys.signing for name, site in home.sites().items() if site.revoked is None}
+
+
+def _write_kits(home: StudyHome, digest: str, site_keys: dict[str, str]) -> None:
     study, modality = load_study(home.path / "study.yaml")
     server, key, packages = home.server(), home.study_key(), study_packages(study)
     write_bytes(home.bundle, build_bundle())
@@ -204,6 +222,7 @@ def _write_kits(home: StudyHome, digest: str) -> None:
             files={},
             software=f"{DISTRIBUTION} {version(DISTRIBUTION)}",
             packages=[vars(record) for record in packages],
+            site_keys=site_keys,
         )
         write_kit(home.kits / f"{site}.kit", manifest, files, key)
 

@@ -189,7 +189,7 @@ def check_peer(home: StudyHome, context: Any) -> str:
         raise ServiceError(grpc.StatusCode.PERMISSION_DENIED, f"'{name}' is not a site of this study")
     if site.revoked is not None:
         raise ServiceError(grpc.StatusCode.PERMISSION_DENIED, f"site '{name}' was revoked: ask the study")
-    if not isinstance(key, ec.EllipticCurvePublicKey) or public_line(key) != public_line(site.key):
+    if not isinstance(key, ec.EllipticCurvePublicKey) or public_line(key) != site.keys.certificate:
         raise ServiceError(
             grpc.StatusCode.PERMISSION_DENIED, f"the certificate is not of the key that '{name}' enrolled"
         )

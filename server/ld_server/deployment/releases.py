@@ -126,7 +126,7 @@ def _recipient(home: StudyHome, name: str) -> PublicKey:
     if site is None or site.revoked is not None:
         admitted = ", ".join(entry.name for entry in home.sites().values() if entry.revoked is None) or "none"
         raise DeploymentError(f"'{name}' is not an admitted site: {admitted}")
-    return site.key
+    return site.keys.sealing_key
 
 
 def _issue(

@@ -29,16 +29,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import load_config, require
-from ld_common.core.errors import DeploymentError
+from ld_common.core.errors import DeploymentError, SignatureError
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.keys import (
     PrivateKey,
-    PublicKey,
     read_elliptic_key,
     read_private_key,
-    read_public_line,
-    read_study_key,
+    read_signing_key,
 )
+from ld_common.protocol.site_keys import SiteKeys
 from ld_common.protocol.study_config import StudyConfig, load_study
 
 HOST_NAME = re.compile(
@@ -80,17 +79,11 @@ class AdmittedSite:
     """A site of the allow-list."""
 
     name: str
-    public_key: str
-    """One line of OpenSSH's format."""
+    keys: SiteKeys
     admitted: str
     """ISO 8601, UTC."""
     revoked: str | None = None
     """Time of its revocation, or None."""
-
-    @property
-    def key(self) -> PublicKey:
-        """The key that the line `public_key` holds; raises `SignatureError` for a damaged line."""
-        return read_public_line(self.public_key)
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,7 @@ class StudyHome:
 
     def study_key(self) -> Ed25519PrivateKey:
         """The key that signs kits and releases; raises `SignatureError`."""
-        return read_study_key(self.keys / "study.key")
+        return read_signing_key(self.keys / "study.key")
 
     def authority(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         """The certificate authority; raises `SignatureError`."""
@@ -169,8 +162,11 @@ class StudyHome:
         """All sites that were ever admitted, by name; raises `DeploymentError`."""
         try:
             content = json.loads(self.registry.read_text())
-            return {name: AdmittedSite(name=name, **entry) for name, entry in sorted(content.items())}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            return {
+                name: AdmittedSite(name=name, **entry | {"keys": SiteKeys(**entry["keys"])})
+                for name, entry in sorted(content.items())
+            }
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SignatureError) as error:
             raise DeploymentError(f"cannot read the list of sites '{self.registry}': restore it") from error
 
     @contextmanager

@@ -38,7 +38,8 @@ STARTUP_SECONDS = 60.0
 POLL_SECONDS = 0.2
 FINISHED = "finished"
 REVOKED_KEY = (
-    "a revoked key cannot be admitted again: the site makes a new one (remove site.key, then ld-client init and enroll)"
+    "a revoked key cannot be admitted again: the site makes new ones (it removes the folder keys of its home, then "
+    "ld-client init and enroll)"
 )
 
 

@@ -23,7 +23,7 @@ from google.protobuf.struct_pb2 import Struct
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import DeploymentError
 from ld_common.core.processes import environment, free_port, stop_family, tool
-from ld_common.protocol.keys import PrivateKey, new_site_key, private_pem, write_private_key
+from ld_common.protocol.keys import PrivateKey, new_elliptic_key, private_pem, write_private_key
 from ld_common.release.service_messages import LIST, method, parser, serialize
 from ld_server.deployment import superlink
 from ld_server.deployment.bundle import bundle_files, pack
@@ -104,12 +104,12 @@ def _online(stage: Deployment) -> set[int]:
 def _foreign_node(stage: Deployment) -> bool:
     key = stage.folder / "intruder" / "foreign.key"
     shutil.rmtree(key.parent, ignore_errors=True)
-    write_private_key(key, new_site_key(), openssh=True)
+    write_private_key(key, new_elliptic_key(), openssh=True)
     return _node_refused(stage, key, "authority")
 
 
 def _revoked_node(stage: Deployment) -> bool:
-    return _node_refused(stage, _revoked(stage).key_file, "authority")
+    return _node_refused(stage, _revoked(stage).node_key, "authority")
 
 
 def _wrong_server(stage: Deployment) -> bool:
@@ -119,7 +119,7 @@ def _wrong_server(stage: Deployment) -> bool:
     root.write_bytes(pem(make_authority("other")[1]))
     site = stage.sites[sorted(stage.sites)[0]]
     stage.stop([site.path.name])
-    refused = _node_refused(stage, site.key_file, "", root)
+    refused = _node_refused(stage, site.node_key, "", root)
     stage.start(site.path.name)
     _wait_for_sites(stage)
     return refused
@@ -153,7 +153,7 @@ def _plain_control(stage: Deployment) -> bool:
 def _service_refuses(stage: Deployment, key: PrivateKey, certificate: x509.Certificate) -> bool:
     """Whether the release service refuses this key and certificate, and accepts those of a site."""
     site = stage.sites[sorted(stage.sites)[0]]
-    if not _lists(stage, site.key(), stage.home.site_certificate(site.path.name).read_bytes()):
+    if not _lists(stage, site.key("certificate"), stage.home.site_certificate(site.path.name).read_bytes()):
         raise DeploymentError("the site itself gets no list, so a refused intruder proves nothing")
     return not _lists(stage, key, pem(certificate))
 
@@ -173,7 +173,7 @@ def _lists(stage: Deployment, key: PrivateKey, certificate: bytes) -> bool:
 
 def _foreign_pull(stage: Deployment) -> bool:
     """A key that the study's authority certified and nobody admitted."""
-    key = new_site_key()
+    key = new_elliptic_key()
     return _service_refuses(stage, key, certify_site(*stage.home.authority(), key.public_key(), sorted(stage.sites)[0]))
 
 
@@ -195,12 +195,12 @@ def _other_name_pull(stage: Deployment) -> bool:
 
 def _revoked_pull(stage: Deployment) -> bool:
     site = _revoked(stage)
-    return not _lists(stage, site.key(), stage.home.site_certificate(site.path.name).read_bytes())
+    return not _lists(stage, site.key("certificate"), stage.home.site_certificate(site.path.name).read_bytes())
 
 
 def _first(stage: Deployment) -> tuple[str, ec.EllipticCurvePrivateKey]:
     name = sorted(stage.sites)[0]
-    return name, stage.sites[name].key()
+    return name, stage.sites[name].key("certificate")
 
 
 def _revoked(stage: Deployment) -> SiteHome:

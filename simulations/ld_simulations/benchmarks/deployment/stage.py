@@ -146,7 +146,7 @@ class Deployment:
         if not names:
             stop_holders("flower-superlink", str(self.home.path / "link.db"))
             for site in self.sites.values():
-                stop_holders("flower-supernode", str(site.key_file))
+                stop_holders("flower-supernode", str(site.node_key))
 
     def log(self, name: str) -> str:
         """The output of a process."""
