@@ -110,7 +110,7 @@ modality: {modality}
 base_model: {base}
 store: store
 batch_size: 4
-policy: {{min_patients: 1, min_batch_size: 1, min_visits: 1}}
+policy: {{min_patients: 1, min_batch_size: 1, min_visits: 1, count_step: 1, drift_step: 0}}
 data:
   root: scans
   table: visits.csv

@@ -16,6 +16,7 @@ from ld_client.deployment.approvals import allow_approved_packages, approved_ide
 from ld_client.deployment.audit_recorder import AuditRecorder
 from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_hours
+from ld_client.privacy.ledger import Ledger
 from ld_client.privacy.secagg_round import SecaggSiteRound
 from ld_client.round import handle_train
 from ld_client.site_config import SiteConfig, load_site
@@ -134,6 +135,7 @@ def handle_train_message(
     """Answer a training task."""
     task = messages.unpack_task(message.content)
     recorder.record_task(task)
+    recorder.check_ledger(Ledger(site.ledger_path))
     require_approval(recorder.home, task)
     result = handle_train(site, task, secure, recorder.record_training)
     require_approval(recorder.home, task)  # it may have been withdrawn meanwhile

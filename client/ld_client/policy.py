@@ -9,11 +9,13 @@ from datetime import datetime, time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ld_client.data.store import Store
 from ld_client.site_config import PolicyConfig
 from ld_common.adapters.base import AdaptedModel
 from ld_common.adapters.registry import read_adapter
-from ld_common.adapters.state_dict import update_norm
+from ld_common.adapters.state_dict import state_digest, update_norm
 from ld_common.core.errors import PolicyError, PrivacyError
 from ld_common.core.state import State
 from ld_common.protocol.study_config import StudyConfig
@@ -110,6 +112,17 @@ def check_store(policy: PolicyConfig, store: Store, study: StudyConfig) -> None:
                 raise PrivacyError(f"{key} is {delta:g}: with {patients} patients use less than {1 / patients:.2g}")
 
 
+def rounded_count(policy: PolicyConfig, count: int) -> int:
+    """A count of patients or visits as it leaves: a multiple of `policy.count_step`, at least one step."""
+    step = policy.count_step
+    return max(step, step * round(count / step))
+
+
+def rounded_drift(policy: PolicyConfig, drift: Tensor) -> Tensor:
+    """A drift as it leaves, and as the site trains with it: multiples of `policy.drift_step`."""
+    return drift if not policy.drift_step else (drift / policy.drift_step).round() * policy.drift_step
+
+
 def check_drawn(policy: PolicyConfig, patients: set[str]) -> None:
     """Raise `PolicyError` for a round whose scans were of too few patients."""
     if len(patients) < policy.min_patients:
@@ -128,8 +141,6 @@ def check_start(task_state: State, own_state: State, study: StudyConfig, round_n
     Raises:
         PolicyError: the weights are too far from the study's first ones.
     """
-    if study.start:
-        return
     limit = study.federation.max_update_norm * (round_number - 1)
     moved = update_norm(task_state, own_state)
     if moved > limit + ROUNDING:
@@ -137,6 +148,15 @@ def check_start(task_state: State, own_state: State, study: StudyConfig, round_n
             f"round {round_number} starts from weights {moved:.3g} away from the study's first ones, {limit:g} is the "
             "most that its rounds can have moved them"
         )
+
+
+def check_given_start(task_state: State, study: StudyConfig, round_number: int) -> None:
+    """Refuse other first weights than those of the approved study's `start_digest`; raises `PolicyError`.
+
+    Later rounds of such a study are not checked: a site that missed round 1 does not know the first weights.
+    """
+    if round_number == 1 and state_digest(task_state) != study.start_digest:
+        raise PolicyError("round 1 starts from other weights than the study's start_digest: refused")
 
 
 def check_size(policy: PolicyConfig, adapted: AdaptedModel[Any]) -> None:

@@ -12,16 +12,19 @@ from ld_client.data.store_index import INDEX
 from ld_client.data.store_key import training_secret
 from ld_client.policy import (
     check_drawn,
+    check_given_start,
     check_hours,
     check_size,
     check_start,
     check_store,
     check_study,
+    rounded_count,
+    rounded_drift,
     within_memory,
 )
 from ld_client.privacy.dp_drift import drift_release, paid_drift
 from ld_client.privacy.dp_sgd import check_trainable, train_round_privately
-from ld_client.privacy.ledger import TRAINING, Ledger, RoundLimit, Use
+from ld_client.privacy.ledger import TRAINING, Ledger, LedgerMark, RoundLimit, Use
 from ld_client.privacy.secagg_round import SecaggSiteRound
 from ld_client.site_config import SiteConfig, load_modality
 from ld_client.site_drift import site_drift, site_prior
@@ -52,6 +55,8 @@ class DataUsage:
     visits: int
     noise_multiplier: float | None
     """None without differential privacy."""
+    ledger: LedgerMark
+    """Of the ledger, which holds the round's charge."""
 
 
 def handle_train(
@@ -93,10 +98,14 @@ def _handle_train(
     adapted = inject(model, adapter, study.seed)
     check_size(site.policy, adapted)
     check_state(task.state, adapted.trainable_state())
-    check_start(task.state, adapted.trainable_state(), study, task.round)
     if task.frozen:
         check_state(task.frozen, adapted.frozen_state())
-        check_start(task.frozen, adapted.frozen_state(), study, 1)
+    if study.start_digest:
+        check_given_start({**task.frozen, **task.state}, study, task.round)
+    else:
+        check_start(task.state, adapted.trainable_state(), study, task.round)
+        if task.frozen:
+            check_start(task.frozen, adapted.frozen_state(), study, 1)
     if study.federation.secure_aggregation:
         if secure is None or task.secure is None:
             raise FederationError("the study uses secure aggregation, but the task lacks its shares: refused")
@@ -104,12 +113,15 @@ def _handle_train(
     noise_multiplier = spend(site, store, study, adapted, task)
     index = file_digest(site.store_path / INDEX)
     visits = len(store.latents)
-    before_training(DataUsage(study, index, store.patients, held_out.patients, visits, noise_multiplier))
+    mark = Ledger(site.ledger_path).mark()
+    before_training(DataUsage(study, index, store.patients, held_out.patients, visits, noise_multiplier, mark))
     # `model` still predicts as the plain base does: the adapter's state is loaded below
     private = study.privacy.enabled
     modality = load_modality(site)
     drift = paid_drift(site, store, study) if private else site_drift(site, modality, store, model, study)
     prior = None if adapter.prior is None else site_prior(site, store, model, adapter.prior, study.seed)
+    if drift is not None and not private:
+        drift = rounded_drift(site.policy, drift)
     adapted.load({**task.frozen, **task.state})
     entered = None if drift is None else entering(drift, study.drift.formulation)
     training_drift = entered if isinstance(entered, LatentDrift) else None
@@ -125,7 +137,8 @@ def _handle_train(
         if not study.withholds_numbers:
             ranges = site_coverage(modality, store.pseudonyms, store.attributes, site.policy.min_patients)
             seconds = time.monotonic() - started
-            numbers = TrainNumbers(visits, store.patients, losses.first, losses.last, seconds, ranges)
+            counts = rounded_count(site.policy, visits), rounded_count(site.policy, store.patients)
+            numbers = TrainNumbers(*counts, losses.first, losses.last, seconds, ranges)
     state = adapted.trainable_state()
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}
@@ -144,7 +157,7 @@ def spend(
     """
     policy = site.policy
     start = state_digest({**task.frozen, **task.state})
-    use = Use(study.name, study.digest(), task.round, {TRAINING: None}, task=start)
+    use = Use(study.name, study.digest(), task.round, {TRAINING: None}, task=start, cohort=store.digest())
     limit = RoundLimit(policy.max_rounds, "policy.max_rounds")
     noise_multiplier = None
     if study.privacy.enabled:

@@ -217,6 +217,27 @@ def budget(
 
 
 @grouped
+def cohort(
+    site: SiteOptions,
+    renew: str = typer.Option("", help="Digest of the study that may train on changed data; its first digits suffice."),
+    as_json: Json = False,
+) -> None:
+    """List the studies whose data are frozen since their first round; --renew lets one go on with changed data."""
+    config = site.load()
+    from ld_client.deployment.cohort import renew_cohort
+    from ld_client.privacy.ledger import Ledger
+
+    ledger = Ledger(config.ledger_path)
+    if renew:
+        home = None if site.home is None else site.site_home
+        return print_lines(*renew_cohort(ledger, renew, home))
+    frozen = ledger.cohorts()
+    if as_json:
+        return print_json([asdict(entry) for entry in frozen])
+    return print_lines(*(f"{entry.study_digest[:16]}  {entry.study}, since {entry.time}" for entry in frozen))
+
+
+@grouped
 def audit_privacy(
     site: SiteOptions,
     release: SiteReleaseOptions,
@@ -263,6 +284,7 @@ def add_site_commands(app: typer.Typer) -> None:
     app.command("exclusions")(exclusions)
     app.command("drift")(drift)
     app.command("budget")(budget)
+    app.command("cohort")(cohort)
     app.command("audit-privacy")(audit_privacy)
     app.command("privacy-report")(privacy_report)
 

@@ -116,6 +116,8 @@ class StudyConfig:
     start: str = ""
     """Release at the server whose adapter the study continues from, for example one trained on public data; empty for
     none. Base and adapter shapes must be the study's. With `adapter.freeze_a`, A stays as the release has it."""
+    start_digest: str = ""
+    """SHA-256 of the weights of `start`, which sites compare with those of round 1. The server fills it in."""
     adapter: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
     """Adapter to train: its `name` and its options, the fields of its class in `ld_common.adapters`."""
     packages: list[str] = field(default_factory=list)

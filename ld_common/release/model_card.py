@@ -40,6 +40,7 @@ def release_card(manifest: dict[str, Any]) -> str:
         *_site_table(manifest),
         f"Images: {manifest['modality']['name']}; prompts: `{manifest['modality']['prompt_template']}`.",
         _privacy_sentence(manifest["privacy"]),
+        *_start_sentences(manifest.get("start")),
     ]
     if study["federation"]["secure_aggregation"]:
         lines.append(
@@ -145,6 +146,21 @@ def _issue(issue: dict[str, Any] | None) -> list[str]:
 
 def _shown_drift(by_channel: list[float] | None, otherwise: str) -> str:
     return otherwise if by_channel is None else ", ".join(f"{value:+.3f}" for value in by_channel)
+
+
+def _start_sentences(start: dict[str, Any] | None) -> list[str]:
+    """What the study began with: its patients are covered by its own privacy, not by this study's ε."""
+    if start is None:
+        return []
+    lines = [
+        f"It began with a release of study '{start['study']}' (weights {start['weights_sha256'][:16]}), whose patients "
+        f"this release's ε does not cover. {_privacy_sentence(start['privacy'])}"
+    ]
+    if start["sites_of_both"]:
+        lines.append(
+            f"{', '.join(start['sites_of_both'])} took part in both studies: there, a patient's ε adds up over them."
+        )
+    return lines + _start_sentences(start["start"])
 
 
 def _privacy_sentence(statement: dict[str, Any]) -> str:

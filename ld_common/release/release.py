@@ -67,6 +67,8 @@ class ReleaseContent:
     site_drifts: dict[str, Tensor] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """Record of each round."""
+    start: dict[str, Any] | None = None
+    """Hash, privacy and sites of the release that the study began with."""
     imported: dict[str, Any] | None = None
     """File name and hash of the LoRA that `import_lora` read; None for what a study trained."""
 
@@ -116,6 +118,7 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
         "modality": to_mapping(modality),
         "base_model": base,
         "privacy": privacy_statement(study),
+        "start": content.start,
         "drift": {
             "mean": None if content.drift is None else by_channel(content.drift),
             "sites": {name: by_channel(value) for name, value in sorted(content.site_drifts.items())},

@@ -26,7 +26,6 @@ from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig, load_study
 from ld_common.release.release import Release, ReleaseContent, write_release
-from ld_common.release.trusted_keys import read_trusted_release
 from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpoint, has_checkpoint
 from ld_server.deployment.admission import deployed_admission
 from ld_server.deployment.study_home import StudyHome
@@ -34,6 +33,7 @@ from ld_server.node_registry import Admission
 from ld_server.resilient_grid import ResilientGrid
 from ld_server.round_log import FAILURE, RELEASE, append_round, locked, write_rounds
 from ld_server.strategy import DriftFederation
+from ld_server.study_start import read_start, start_record
 
 offline.configure()
 app = ServerApp()
@@ -110,6 +110,7 @@ def _run(
             f"'{output}' holds rounds of a study already: continue with --resume (resume=true), "
             "or move the folder away to start again"
         )
+    study, start = read_start(study)
     digest = base_digest(study.base_model)
     checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
     model = load_denoiser(study.base_model)
@@ -125,8 +126,7 @@ def _run(
     )
     if checkpoint is None:
         drop_checkpoint(output)
-        if study.start:
-            start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # often a simulation's
+        if start is not None:
             start_from(adapted, start, study, digest)
             strategy.frozen = adapted.frozen_state()
     else:
@@ -155,6 +155,7 @@ def _run(
             strategy.drift,
             strategy.site_drifts,
             [vars(record) for record in strategy.records],
+            None if start is None else start_record(start, study),
         ),
     )
 

@@ -21,6 +21,9 @@ from ld_simulations.demo import Demo
 from ld_simulations.hospitals import Progress, write_hospitals
 from ld_simulations.hospitals_config import HospitalConfig
 
+POLICY = {"min_patients": 1, "min_batch_size": 1, "min_visits": 1, "count_step": 1, "drift_step": 0.0}
+"""Of simulated hospitals, whose patients need no protection: small demos must run."""
+
 
 def prepare_sites(demo: Demo, progress: Progress = lambda *_: None) -> Path:
     """Write the hospitals and index each, where that is not done yet; returns the folder of site configs.
@@ -66,7 +69,7 @@ def site_config(demo: Demo, hospital: HospitalConfig) -> dict[str, Any]:
             "columns": {**columns, "attributes": attributes},
             "values": {name: {label: value for value, label in known.items()} for name, known in labels.items()},
         },
-        "policy": {"min_patients": 1, "min_batch_size": 1, "min_visits": 1},  # simulated patients: small demos must run
+        "policy": POLICY,
     }
     # the key only where it is set, so that a demo without it has the site config that it always had
     return config | ({"held_out": demo.config.held_out} if demo.config.held_out else {})

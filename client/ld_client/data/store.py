@@ -44,6 +44,13 @@ class Store:
         """Number of patients."""
         return len(set(self.pseudonyms))
 
+    def digest(self) -> str:
+        """SHA-256 of the visits, hex: of patients, days, attributes, prompts and latents."""
+        rows = [self.pseudonyms, self.days, self.attributes, self.prompts]
+        whole = hashlib.sha256(json.dumps(rows, sort_keys=True).encode())
+        whole.update(self.latents.contiguous().numpy().tobytes())
+        return whole.hexdigest()
+
     def condition_vectors(self, modality: Modality) -> Tensor:
         """`Modality.condition_vector` of each visit, `(N,k)`."""
         return torch.tensor([modality.condition_vector(attributes) for attributes in self.attributes])

@@ -5,8 +5,9 @@ Only the last approval counts. `ld_client.deployment.approve` writes approvals; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
+from ld_client.deployment.audit_log import last_entry
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.errors import ApprovalError
 from ld_common.core.registry import Registry
@@ -55,27 +56,46 @@ def approvals(home: SiteHome) -> list[Approval]:
     return entries
 
 
+def last_approval(home: SiteHome) -> Approval | None:
+    """The approval that counts, or None.
+
+    Raises:
+        ApprovalError: it is not the one that the audit log has last: the list was put back from an older copy.
+    """
+    last = approvals(home)[-1:]
+    if not last:
+        return None
+    logged = last_entry(home.audit_log, {"approved", "withdrawn"})
+    details = None if logged is None else {name: logged.details.get(name) for name in vars(last[0])}
+    if logged is None or logged.event != "approved" or details != asdict(last[0]):
+        raise ApprovalError(
+            f"the last approval in '{home.approvals}' is not the last one in the audit log: it was put back from an "
+            "older copy, or an approval was interrupted; review and approve again with ld-client approve"
+        )
+    return last[0]
+
+
 def check_bundle(home: SiteHome, bundle_digest: str) -> None:
     """Raise `ApprovalError` unless the last approval is of this code bundle."""
-    if bundle_digest not in {approval.bundle for approval in approvals(home)[-1:]}:
+    last = last_approval(home)
+    if last is None or last.bundle != bundle_digest:
         raise ApprovalError(f"code bundle {bundle_digest[:16]} is not approved: review it with ld-client approve")
 
 
 def check_approved(home: SiteHome, study_digest: str, base_digest: str, modality_digest: str) -> None:
     """Raise `ApprovalError` unless the last approval is of this study, base and modality, and its packages are here."""
-    digests = (study_digest, base_digest, modality_digest)
-    last = approvals(home)[-1:]
-    if digests not in {(approval.study, approval.base, approval.modality) for approval in last}:
+    last = last_approval(home)
+    if last is None or (last.study, last.base, last.modality) != (study_digest, base_digest, modality_digest):
         raise ApprovalError(f"study {study_digest[:16]} is not approved: review it with ld-client approve")
-    check_installed(last[0].package_records)
+    check_installed(last.package_records)
 
 
 def approved_identity(home: SiteHome) -> Identity:
     """The site's signing key and those of the sites that it approved; raises `ApprovalError` without an approval."""
-    last = approvals(home)[-1:]
-    if not last:
+    last = last_approval(home)
+    if last is None:
         raise ApprovalError("no study is approved: review it with ld-client approve")
-    return Identity({site: read_public_line(line) for site, line in last[0].site_keys.items()}, home.signing_key())
+    return Identity({site: read_public_line(line) for site, line in last.site_keys.items()}, home.signing_key())
 
 
 def allow_approved_packages(home: SiteHome | None) -> None:
@@ -89,7 +109,8 @@ def allow_approved_packages(home: SiteHome | None) -> None:
     if home is None:
         return Registry.allow(None)
     Registry.allow(())
-    for approval in approvals(home)[-1:]:
+    approval = last_approval(home)
+    if approval is not None:
         check_installed(approval.package_records)
         Registry.allow(site_packages(approval.package_records))
     return None

@@ -196,6 +196,32 @@ def read_log(log: Path) -> tuple[bytes, AuditHead | None]:
         raise DeploymentError(f"cannot read '{log}': {error.strerror or error}") from error
 
 
+def log_entries(log: Path) -> list[LogEntry]:
+    """A log's complete entries, oldest first; raises `DeploymentError` for a line that is not one."""
+    content = read_log(log)[0]
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    try:
+        return [parse_line(line) for line in lines]
+    except ValueError as error:
+        raise DeploymentError(f"a line of the audit log '{log}' was altered: run ld-client audit verify") from error
+
+
+def last_entry(log: Path, events: set[str]) -> LogEntry | None:
+    """The last entry of one of these events, or None; raises `DeploymentError`."""
+    return next((entry for entry in reversed(log_entries(log)) if entry.event in events), None)
+
+
+def check_holds(log: Path, head: AuditHead) -> None:
+    """Raise `DeploymentError` unless the log holds the entry of a head that the server kept."""
+    entries = log_entries(log)
+    if len(entries) < head.sequence or entries[head.sequence - 1].hash != head.hash:
+        raise DeploymentError(
+            f"the audit log '{log}' lacks entry {head.sequence} of {head.time}, whose head the server holds: this home "
+            "was put back from an older copy, so approvals, ledger and secure rounds may be behind. Restore the newest "
+            "copy, or remove the folder keys, and enrol and approve anew"
+        )
+
+
 def _tail(stream: IO[bytes]) -> tuple[LogEntry | None, int]:
     """The last complete entry, and the number of bytes of an unfinished one after it.
 

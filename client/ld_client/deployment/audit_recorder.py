@@ -11,12 +11,13 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ld_client.deployment.audit_log import AuditLog
+from ld_client.deployment.audit_log import AuditLog, check_holds, last_entry
 from ld_client.deployment.site_home import SiteHome
+from ld_client.privacy.ledger import Ledger, LedgerMark
 from ld_client.round import DataUsage
 from ld_common.core.errors import ConfigError, FederationError, LdError, ScanError, TableError
 from ld_common.protocol.attestation import AuditHead, Statement, attest, check_head, head_record, plain
@@ -45,6 +46,7 @@ class AuditRecorder:
 
         Raises:
             SignatureError: this site did not sign that head.
+            DeploymentError: this log does not hold that head: it was put back from an older copy, or rewritten.
             LdError: the task or the home cannot be used.
         """
         self.round = task.round
@@ -60,7 +62,14 @@ class AuditRecorder:
             raise FederationError("the task's nonce is not hexadecimal: it is not from this software's server")
         if task.audit_head is not None:
             check_head(log.key.public_key(), task.audit_head, log.site, log.study)
+            check_holds(log.path, task.audit_head)
             self._append(log, "acknowledged", head_record(task.audit_head))
+
+    def check_ledger(self, ledger: Ledger) -> None:
+        """Refuse a ledger that lacks charges of this log; raises `PrivacyError`."""
+        last = None if self.home is None else last_entry(self.home.audit_log, {"training"})
+        if last is not None and "ledger" in last.details:
+            ledger.check_mark(LedgerMark(**last.details["ledger"]))
 
     def record_training(self, usage: DataUsage) -> None:
         """Record the data that a round is about to train on."""
@@ -79,6 +88,7 @@ class AuditRecorder:
                 "visits": usage.visits,
                 "steps": usage.study.training.steps,
                 "privacy": noise if privacy.enabled else None,
+                "ledger": asdict(usage.ledger),
             },
         )
 

@@ -6,10 +6,12 @@ left, but it never misses one that did. A round that runs again is charged again
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +26,9 @@ SCHEMA = """
     );
     CREATE TABLE IF NOT EXISTS tasks (
         study_digest TEXT NOT NULL, round INTEGER NOT NULL, task TEXT NOT NULL, PRIMARY KEY (study_digest, round)
+    );
+    CREATE TABLE IF NOT EXISTS cohorts (
+        study_digest TEXT PRIMARY KEY, study TEXT NOT NULL, time TEXT NOT NULL, cohort TEXT NOT NULL
     );
     CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, charge INTEGER NOT NULL REFERENCES charges(id), value BLOB)
 """
@@ -72,6 +77,26 @@ class Use:
     """All charges of the study, which is refused at its first round if they exceed the limit."""
     task: str = ""
     """Hash of what the round starts from; a round that runs again must start from the same."""
+    cohort: str = ""
+    """Hash of the data; all rounds of a study must train on the same."""
+
+
+@dataclass(frozen=True)
+class LedgerMark:
+    """How far a ledger had come: a copy that is older does not hold these entries."""
+
+    entries: int
+    digest: str
+    """SHA-256 of these entries, hex."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The data that a study is bound to since its first round."""
+
+    study: str
+    study_digest: str
+    time: str
 
 
 @dataclass(frozen=True)
@@ -95,6 +120,31 @@ class Ledger:
         with self._open() as database:
             return _entries(database)
 
+    def mark(self) -> LedgerMark:
+        """The mark of all present entries; raises `PrivacyError`."""
+        return _mark(self.entries())
+
+    def check_mark(self, mark: LedgerMark) -> None:
+        """Raise `PrivacyError` unless the ledger begins with the entries of a mark."""
+        if _mark(self.entries()[: mark.entries]) != mark:
+            raise PrivacyError(
+                f"the ledger '{self.path}' lacks charges that the site's audit log holds: it was put back from an "
+                "older copy, or replaced. Restore the newest copy; nothing trains until then"
+            )
+
+    def cohorts(self) -> list[Cohort]:
+        """The studies whose data are frozen, by the time of their first round; raises `PrivacyError`."""
+        if not self.path.exists():
+            return []
+        with self._open() as database:
+            rows = database.execute("SELECT study, study_digest, time FROM cohorts ORDER BY time").fetchall()
+        return [Cohort(*row) for row in rows]
+
+    def release_cohort(self, study_digest: str) -> None:
+        """Let a study's next round train on changed data, which is then frozen; raises `PrivacyError`."""
+        with self._open() as database:
+            database.execute("DELETE FROM cohorts WHERE study_digest = ?", (study_digest,))
+
     def noised_release(self, key: str) -> bytes | None:
         """The noised value that was charged under a key, or None."""
         if not self.path.exists():
@@ -116,8 +166,8 @@ class Ledger:
             max_rounds: of one study; None for any number.
 
         Raises:
-            PolicyError: the study has used all its rounds, or this round started from other weights before; nothing is
-                written.
+            PolicyError: the study has used all its rounds, trained on other data, or this round started from other
+                weights before; nothing is written.
             PrivacyError: the charges exceed the limit, and nothing is written; or the ledger cannot be used.
         """
         if not self.path.parent.is_dir():
@@ -164,6 +214,7 @@ def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, 
             f"({max_rounds.source})"
         )
     _same_task(database, use)
+    _same_cohort(database, use)
     charges, drift = dict(use.charges), use.drift
     if drift is not None and not database.execute("SELECT 1 FROM kept WHERE key = ?", (drift.key,)).fetchone():
         charges[DRIFT] = drift.charge
@@ -201,6 +252,26 @@ def _same_task(database: sqlite3.Connection, use: Use) -> None:
             f"round {use.round} of study '{use.study}' was trained here from other weights: it can be repeated from "
             "the same ones only"
         )
+
+
+def _same_cohort(database: sqlite3.Connection, use: Use) -> None:
+    """Refuse changed data: what two rounds of one study differ by would be the patients who came or went."""
+    kept = database.execute("SELECT cohort FROM cohorts WHERE study_digest = ?", (use.study_digest,)).fetchone()
+    if kept is None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row = (use.study_digest, use.study, now, use.cohort)
+        database.execute("INSERT INTO cohorts (study_digest, study, time, cohort) VALUES (?, ?, ?, ?)", row)
+    elif kept[0] != use.cohort:
+        raise PolicyError(
+            f"the store changed since the first round of study '{use.study}': rounds before and after would show the "
+            "server the patients who came or went. Restore the former store, or accept that with ld-client cohort "
+            "--renew"
+        )
+
+
+def _mark(entries: Sequence[LedgerEntry]) -> LedgerMark:
+    content = [asdict(entry) for entry in entries]
+    return LedgerMark(len(entries), hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
 
 
 def _refuse_beyond(limit: float, delta: float, charged: Sequence[Charge], total: float, what: str) -> None:

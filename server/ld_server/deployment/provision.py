@@ -31,6 +31,7 @@ from ld_server.deployment.bundle import DISTRIBUTION, build_bundle
 from ld_server.deployment.certificates import certify_server, certify_site, make_authority, pem
 from ld_server.deployment.study_home import AdmittedSite, ServerConfig, StudyHome, address, now
 from ld_server.deployment.study_packages import check_packages, study_packages, write_package_list
+from ld_server.study_start import read_start
 
 LOCAL = ("localhost", superlink.LOOPBACK)
 
@@ -47,6 +48,7 @@ def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Seq
         raise DeploymentError(f"'{path}' is a study's home already: make its kits again with ld-server update")
     study, modality = load_study(study_file, list(overrides))
     study_packages(study)
+    study, _ = read_start(study)
     digest = base_digest(study.base_model)
     base = Path(study.base_model)
     placed = dataclasses.replace(
@@ -78,7 +80,10 @@ def update(home: StudyHome) -> None:
     Needed after a change of `study.yaml`, of `hosts` in `server.yaml` or of the software, or when the certificate
     expires.
     """
-    study, _ = home.check().study()
+    study, _ = load_study(home.check().path / "study.yaml")
+    placed, _ = read_start(dataclasses.replace(study, start_digest=""))
+    if placed != study:
+        _write_yaml(home.path / "study.yaml", to_mapping(placed))
     key = read_elliptic_key(home.keys / "server.key")
     certificate = certify_server(*home.authority(), key.public_key(), [*home.server().hosts, *LOCAL])
     write_bytes(home.certificate("server"), pem(certificate))

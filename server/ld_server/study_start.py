@@ -1,0 +1,64 @@
+"""The release that a study begins with (`start`): its hash is part of the study, its privacy stands on the card."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ld_common.adapters.state_dict import state_digest
+from ld_common.core.errors import ReleaseError
+from ld_common.protocol.study_config import StudyConfig
+from ld_common.release.release import Release
+from ld_common.release.signature import manifest_digest
+from ld_common.release.trusted_keys import read_trusted_release
+
+
+def read_start(study: StudyConfig) -> tuple[StudyConfig, Release | None]:
+    """The study with `start_digest` filled in, and the release that it begins with, or None.
+
+    Raises:
+        ReleaseError: the release has other weights than `start_digest` says, or would void the study's ε.
+        LdError: the release cannot be read.
+    """
+    if not study.start:
+        return study, None
+    start, _ = read_trusted_release(Path(study.start), allow_unsigned=True)  # often a simulation's
+    digest = state_digest(start.state)
+    if study.start_digest not in ("", digest):
+        raise ReleaseError(
+            f"start: the weights of '{study.start}' are not those of the study's start_digest: restore them, or make "
+            "new kits with ld-server update"
+        )
+    check_start_privacy(start, study)
+    return replace(study, start_digest=digest), start
+
+
+def check_start_privacy(start: Release, study: StudyConfig) -> None:
+    """Refuse a private study that begins with weights which saw scans of its own sites without privacy.
+
+    Raises:
+        ReleaseError: the study's ε would be void.
+    """
+    if not study.privacy.enabled:
+        return
+    shared = sorted(set(start.study.federation.sites) & set(study.federation.sites))
+    private = bool(start.manifest["privacy"]["differential_privacy"])
+    if shared and not private:
+        raise ReleaseError(
+            f"start: '{study.start}' was trained without differential privacy at {', '.join(shared)}, so this study's "
+            "ε would be void there: begin with a release of public data, or of other sites"
+        )
+
+
+def start_record(start: Release, study: StudyConfig) -> dict[str, Any]:
+    """What a release's manifest says of the release that its study began with."""
+    sites = start.study.federation.sites
+    return {
+        "study": start.study.name,
+        "manifest_sha256": manifest_digest(start.manifest).hex(),
+        "weights_sha256": start.adapter_sha256,
+        "privacy": start.manifest["privacy"],
+        "sites_of_both": sorted(set(sites) & set(study.federation.sites)),
+        "start": start.manifest.get("start"),
+    }
