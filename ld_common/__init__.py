@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from ld_common.editing.base import Editor
     from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_counterfactuals, edit_to
     from ld_common.editing.registry import EDITORS, read_editor
+    from ld_common.imaging.decoding_process import read_scan
     from ld_common.imaging.geometry import Scan
     from ld_common.imaging.modality import Modality
-    from ld_common.imaging.scan_reader import read_scan
     from ld_common.imaging.scan_table import load_modality
     from ld_common.metrics.registry import BIOMARKERS
     from ld_common.pipeline import CounterfactualPipeline, CounterfactualResult
@@ -96,7 +96,7 @@ if not TYPE_CHECKING:  # a type checker would take any name from `__getattr__`
             "editing": "ld_common.editing",
             "import_lora": "ld_common.release.import_lora",
             "load_modality": "ld_common.imaging.scan_table",
-            "read_scan": "ld_common.imaging.scan_reader",
+            "read_scan": "ld_common.imaging.decoding_process",
             "train": "ld_common.adapters.train",
         },
     )

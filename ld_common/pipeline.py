@@ -22,9 +22,9 @@ from ld_common.diffusion.drift import LatentDrift
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_several, edit_to
 from ld_common.editing.registry import change_editor, editor_options, read_editor
+from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
 from ld_common.imaging.modality import Attributes, Modality, Value
-from ld_common.imaging.scan_reader import read_scan
 from ld_common.imaging.scan_table import agree, load_modality, shown
 from ld_common.metrics.registry import BIOMARKERS
 from ld_common.release.data_ranges import beyond, trained_on

@@ -6,13 +6,15 @@ Both grids lie in one plane and share their centre. A pixel is an area whose val
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ld_common.core.errors import ScanError
 from ld_common.imaging.modality import Attributes, ImageConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,8 @@ def to_model(scan: Scan, side: int, config: ImageConfig, window: Frame | None = 
     Raises:
         ScanError: the image has no contrast.
     """
+    import torch  # seconds, which a process that only decodes saves
+
     low, high = value_range(scan, config) if window is None else (window.low, window.high)
     height, width = scan.pixels.shape
     row_mm, column_mm = scan.spacing_mm or (1.0, 1.0)

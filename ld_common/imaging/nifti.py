@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import logger
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
-from nibabel.nifti2 import Nifti2Header
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 
@@ -28,6 +29,8 @@ DESCRIPTION_BYTES = 79
 MAX_EXTENSION_BYTES = 16 * 2**20
 """Header extensions, which are not used; some programs keep a protocol or a history in them."""
 NIFTI2_BYTES = 544
+SLAB_VOXELS = 2**22
+"""Voxels that are read at once."""
 GEOMETRY = (
     *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
@@ -45,7 +48,7 @@ def read_nifti(path: Path) -> Nifti1Image:
     check_file(path)
     with rejecting(path, ImageFileError, HeaderDataError, HeaderTypeError):
         _check_extensions(path)
-        volume = nibabel.load(path)
+        volume = nibabel.load(path, keep_file_open=True)  # else each part of a .nii.gz unpacks it from its start
         if not isinstance(volume, Nifti1Image):
             raise ScanRejected(path, Rejection.UNSUPPORTED, "not a NIfTI image")
         _check_voxels(path, volume)
@@ -58,6 +61,51 @@ def affine_mm(volume: Nifti1Image) -> np.ndarray:
     affine = np.array(volume.affine, np.float64)
     affine[:3] *= MILLIMETRES[volume.header.get_xyzt_units()[0]]
     return affine
+
+
+def read_voxels(volume: Nifti1Image) -> np.ndarray:
+    """Real values, float32 `(I,J,K)`, the first axis fastest; they may hold values that are not finite."""
+    voxels = np.empty(volume.shape[:3], np.float32, order="F")
+    for slab in _slabs(voxels.shape):
+        voxels[slab] = _part(volume, slab)
+    return voxels
+
+
+def read_slice(volume: Nifti1Image, axis: int, index: int) -> Nifti1Image:
+    """The slice at `index` along `axis` as a volume of one slice, float32, placed in millimetres."""
+    shape = [*volume.shape[:3]]
+    shape[axis] = 1
+    pixels = np.empty(shape, np.float32, order="F")
+    chosen = slice(index, index + 1)
+    if axis == 0:  # single voxels far from each other: reading all is faster
+        for slab in _slabs(volume.shape[:3]):
+            pixels[:, slab[1], slab[2]] = _part(volume, slab)[chosen]
+    else:
+        for slab in _slabs(shape):
+            place = (slab[0], chosen, slab[2]) if axis == 1 else (slab[0], slab[1], chosen)
+            pixels[slab] = _part(volume, place)
+    affine = affine_mm(volume)
+    affine[:3, 3] += affine[:3, axis] * index
+    return Nifti1Image(pixels, affine)
+
+
+def _slabs(shape: Sequence[int]) -> Iterator[tuple[slice, slice, slice]]:
+    """Parts of a volume that lie together in its file, of `SLAB_VOXELS` where an axis is not longer."""
+    rows, columns, slices = shape
+    whole = slice(None)
+    if rows * columns <= SLAB_VOXELS:
+        step = SLAB_VOXELS // (rows * columns)
+        yield from ((whole, whole, slice(start, start + step)) for start in range(0, slices, step))
+        return
+    step = max(1, SLAB_VOXELS // rows)
+    for number in range(slices):
+        for start in range(0, columns, step):
+            yield whole, slice(start, start + step), slice(number, number + 1)
+
+
+def _part(volume: Nifti1Image, place: tuple[slice, slice, slice]) -> np.ndarray:
+    """Real values; scaling makes copies of them in double precision."""
+    return np.asarray(volume.dataobj[(*place, *[0] * (len(volume.shape) - 3))])
 
 
 def write_nifti(path: Path, pixels: np.ndarray, frame: Frame | Scan) -> None:
@@ -74,7 +122,7 @@ def write_nifti(path: Path, pixels: np.ndarray, frame: Frame | Scan) -> None:
 
 
 def write_nifti_like(
-    path: Path, voxels: np.ndarray, affine: np.ndarray, source: Nifti1Image | None, description: str
+    path: Path, voxels: np.ndarray, affine: np.ndarray, source: Nifti1Header | None, description: str
 ) -> None:
     """Write real values `(I,J,K)` in the geometry of `source`: shape, affine, voxel sizes, unit and codes.
 
@@ -82,7 +130,7 @@ def write_nifti_like(
         path: file to write.
         voxels: real values.
         affine: `(4,4)` in mm, used without a `source`.
-        source: the NIfTI file that the voxels came from, or None.
+        source: the header of the NIfTI file that the voxels came from, or None.
         description: cut to 79 characters, with the word synthetic in front.
 
     Raises:
@@ -92,11 +140,12 @@ def write_nifti_like(
         volume = Nifti1Image(voxels.astype(np.float32), affine)
         volume.header.set_xyzt_units("mm")
     else:
-        header: Nifti1Header = type(source.header)()
+        header: Nifti1Header = type(source)()
         for name in GEOMETRY:
-            header[name] = source.header[name]
+            header[name] = source[name]
         header.set_data_dtype(np.float32)
-        volume = type(source)(voxels.astype(np.float32).reshape(source.shape), source.affine, header)
+        kind: Any = Nifti2Image if isinstance(source, Nifti2Header) else Nifti1Image
+        volume = kind(voxels.astype(np.float32).reshape(source.get_data_shape()), source.get_best_affine(), header)
     _save(path, volume, f"{SYNTHETIC_NIFTI} {description}"[:DESCRIPTION_BYTES])
 
 

@@ -23,7 +23,7 @@ MAX_SLICE_PIXELS = 2**25
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 100.0
 """Plausible pixel spacings; beyond them the file's unit is not millimetres."""
 MALFORMED: tuple[type[Exception], ...] = (
-    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError),
     *(TypeError, ValueError, struct.error, zlib.error, BytesLengthException, InvalidDicomError),
 )
 """Exceptions that the libraries raise on malformed files."""
@@ -48,6 +48,7 @@ class ScanRejected(ScanError):
 
     def __init__(self, path: Path, rejection: Rejection, detail: str) -> None:
         super().__init__(f"cannot use '{path}': {rejection}: {detail}")
+        self.path = path
         self.rejection = rejection
         self.detail = detail
         """Explanation without path or header value, so that it cannot name a patient."""
@@ -67,6 +68,8 @@ def rejecting(path: Path, *more: type[Exception]) -> Iterator[None]:
         raise
     except PermissionError as error:
         raise ScanRejected(path, Rejection.UNREADABLE, "no permission to read it: change its permissions") from error
+    except MemoryError as error:
+        raise ScanRejected(path, Rejection.TOO_LARGE, "reading it needs more memory than there is") from error
     except (*MALFORMED, *more) as error:
         detail = f"damaged or not what its name says ({type(error).__name__}); export it again"
         raise ScanRejected(path, Rejection.UNREADABLE, detail) from error

@@ -13,7 +13,7 @@ from ld_common.core.errors import RequestError
 from ld_common.imaging.dicom import DicomHeader, choose_slice, read_dicom, read_header
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.nifti import NIFTI, affine_mm, read_nifti
+from ld_common.imaging.nifti import NIFTI, affine_mm, read_nifti, read_slice
 from ld_common.imaging.rejection import (
     MAX_SLICE_PIXELS,
     Rejection,
@@ -118,19 +118,15 @@ def known_attributes(header: DicomHeader, modality: Modality) -> Attributes:
 def _nifti_scan(path: Path, modality: Modality, slice_index: int | None) -> Scan:
     volume = read_nifti(path)
     with rejecting(path):
-        placed = Nifti1Image(volume.dataobj, affine_mm(volume))
-        placed = placed.slicer[(..., *[0] * (placed.ndim - 3))] if placed.ndim > 3 else placed
-        axes = nibabel.io_orientation(placed.affine)
+        axes = nibabel.io_orientation(affine_mm(volume))
         across = int(np.flatnonzero(axes[:, 0] == 2)[0])
-        slices = placed.shape[across]
+        slices = volume.shape[across]
         if modality.image.plane == "none" and slices > 1:
             raise ScanRejected(path, Rejection.WRONG_GEOMETRY, "a volume; a two-dimensional image is expected")
-        check_slice_size(path, *(length for axis, length in enumerate(placed.shape) if axis != across))
+        check_slice_size(path, *(length for axis, length in enumerate(volume.shape[:3]) if axis != across))
         chosen = slice_number(path, slices, modality.image.slice_position, slice_index)
         chosen = chosen if axes[across, 1] > 0 else slices - 1 - chosen
-        place = [slice(None)] * 3
-        place[across] = slice(chosen, chosen + 1)
-        return _axial_scan(path, placed.slicer[tuple(place)], {})
+        return _axial_scan(path, read_slice(volume, across, chosen), {})
 
 
 def _axial_scan(path: Path, image: Nifti1Image, attributes: Attributes) -> Scan:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel.nifti1 import Nifti1Image
+from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from ld_common.core.errors import ScanError
 from ld_common.imaging.dicom import DicomHeader, read_dicom
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.nifti import NIFTI, affine_mm, read_nifti
+from ld_common.imaging.nifti import NIFTI, SLAB_VOXELS, affine_mm, read_nifti, read_voxels
 from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, check_slice_size, check_spacing, rejecting
 from ld_common.imaging.scan_reader import known_attributes, series_headers
 
@@ -28,13 +28,13 @@ class Volume:
     """A scan's slices in the file's order, or by position for a DICOM series."""
 
     voxels: np.ndarray
-    """float32 `(I,J,K)` in the file's real values; values that are not finite became the lowest. (column, row, slice)
-    for a DICOM series."""
+    """float32 `(I,J,K)`, the first axis fastest, in the file's real values; values that are not finite became the
+    lowest. (column, row, slice) for a DICOM series."""
     affine: np.ndarray
     """`(4,4)`: voxel -> millimetres to the right, to the front, up."""
     attributes_in_file: Attributes
-    source: Nifti1Image | None
-    """The NIfTI file it was read from; None for a DICOM series."""
+    header: Nifti1Header | None
+    """Of the NIfTI file it was read from; None for a DICOM series."""
 
     @property
     def upright(self) -> np.ndarray:
@@ -57,7 +57,7 @@ class Volume:
 
     def copied(self) -> Volume:
         """A copy whose voxels may be written to."""
-        return replace(self, voxels=self.voxels.copy())
+        return replace(self, voxels=self.voxels.copy(order="F"))
 
     @property
     def _turn(self) -> np.ndarray:
@@ -82,22 +82,25 @@ def read_volume(path: Path, modality: Modality, released: bool = False) -> Volum
         raise ScanRejected(path, Rejection.WRONG_GEOMETRY, "not a volume: give a NIfTI file or a folder of one series")
     source = read_nifti(path)
     with rejecting(path):
-        values = np.asarray(source.dataobj, np.float32)
-        return _checked(path, Volume(values.reshape(source.shape[:3]), affine_mm(source), {}, source))
+        affine = affine_mm(source)
+        _check_slices(path, source.shape[:3], affine)
+        return _checked(path, Volume(read_voxels(source), affine, {}, source.header))
 
 
 def _series(folder: Path, modality: Modality, released: bool) -> Volume:
     headers = _ordered(folder, series_headers(folder, modality, released))
     affine = _affine(folder, headers)
-    slices: list[np.ndarray] = []
-    for header in headers:
+    voxels = np.empty((0, 0, 0), np.float32)
+    for number, header in enumerate(headers):
         pixels = read_dicom(header.path, modality.dicom_modalities, released)[1]
-        if slices and pixels.shape != slices[0].shape:
+        if number == 0:
+            if pixels.size * len(headers) > MAX_PIXELS:
+                raise ScanRejected(folder, Rejection.TOO_LARGE, f"more than the {MAX_PIXELS} voxels that are read")
+            voxels = np.empty((*pixels.T.shape, len(headers)), np.float32, order="F")
+            _check_slices(folder, voxels.shape, affine)
+        if pixels.T.shape != voxels.shape[:2]:
             raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices have several sizes")
-        if pixels.size * len(headers) > MAX_PIXELS:
-            raise ScanRejected(folder, Rejection.TOO_LARGE, f"more than the {MAX_PIXELS} voxels that are read")
-        slices.append(pixels)
-    voxels = np.stack(slices).transpose(2, 1, 0)
+        voxels[:, :, number] = pixels.T
     return _checked(folder, Volume(voxels, affine, known_attributes(headers[0], modality), None))
 
 
@@ -138,15 +141,23 @@ def _affine(folder: Path, headers: Sequence[DicomHeader]) -> np.ndarray:
     return affine
 
 
+def _check_slices(path: Path, shape: Sequence[int], affine: np.ndarray) -> None:
+    """Refuse too large axial slices, before voxels are read."""
+    check_slice_size(
+        path, *(length for axis, length in zip(io_orientation(affine)[:, 0], shape, strict=True) if axis != 2)
+    )
+
+
 def _checked(path: Path, volume: Volume) -> Volume:
-    check_slice_size(path, *volume.upright.shape[1:])
     check_spacing(path, nibabel.affines.voxel_sizes(volume.affine))
-    finite = np.isfinite(volume.voxels)
-    if not finite.any():
+    values = volume.voxels.ravel("F")  # a view
+    slabs = [values[start : start + SLAB_VOXELS] for start in range(0, values.size, SLAB_VOXELS)]
+    lowest = [slab[finite].min() for slab in slabs if (finite := np.isfinite(slab)).any()]
+    if not lowest:
         raise ScanRejected(path, Rejection.UNREADABLE, "it holds no finite number")
-    if finite.all():
-        return volume
-    return replace(volume, voxels=np.where(finite, volume.voxels, volume.voxels[finite].min()))
+    for slab in slabs:
+        slab[~np.isfinite(slab)] = min(lowest)
+    return volume
 
 
 def check_same_grid(path: Path, volume: Volume, reference: Volume) -> None:

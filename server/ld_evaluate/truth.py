@@ -22,9 +22,9 @@ from torch import Tensor
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.counterfactuals import Counterfactuals
+from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Scan, to_model
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.scan_reader import read_scan
 from ld_common.metrics.image import psnr
 from ld_common.metrics.registry import BIOMARKERS
 from ld_evaluate.files import TRUTH

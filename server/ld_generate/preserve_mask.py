@@ -13,10 +13,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from ld_common.core.errors import RequestError
+from ld_common.imaging.decoding_process import read_scan, read_volume
 from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.scan_reader import read_scan
-from ld_common.imaging.volume import Volume, check_same_grid, read_volume
+from ld_common.imaging.volume import Volume, check_same_grid
 
 FEATHER = 2.0
 """Width, in pixels of the model's picture, of the band outside the region over which an edit fades in."""

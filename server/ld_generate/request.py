@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from ld_common.core.errors import RequestError, ScanError
+from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.scan_reader import read_scan
 from ld_common.imaging.scan_table import agree, shown
 from ld_generate.attribute_sweep import Sweep
 from ld_generate.options import OutputOptions, ScanOptions

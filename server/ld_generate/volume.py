@@ -19,10 +19,11 @@ from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to
+from ld_common.imaging.decoding_process import read_volume
 from ld_common.imaging.geometry import Frame, from_model, to_model
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rejection import slice_number
-from ld_common.imaging.volume import Volume, read_volume
+from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release, edit_drift
 from ld_generate.options import read_slice_range
 from ld_generate.preserve_mask import read_preserve_mask_volume
@@ -78,7 +79,7 @@ def read_volume_requests(
     requests = []
     for path, name in zip(inputs, folder_names(inputs), strict=True):
         volume = read_volume(path, modality, options.burned_in_text_checked)
-        if options.watermark and volume.source is None and not volume.axial:
+        if options.watermark and volume.header is None and not volume.axial:
             raise RequestError(f"--watermark needs axial slices, those of '{path}' are not: leave it out")
         if options.watermark:
             check_watermark_fits(*volume.upright.shape[1:])

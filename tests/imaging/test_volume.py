@@ -62,7 +62,7 @@ def test_a_nifti_is_written_in_the_very_geometry_of_its_source_and_without_its_w
     volume = read_volume(tmp_path / "in.nii", brain_mri)
     assert nibabel.affines.voxel_sizes(volume.affine) == pytest.approx([1.204, 2.002, 3.0], abs=1e-2)
     volume.upright[1] = 7.5
-    write_nifti_like(tmp_path / "out.nii", volume.voxels, volume.affine, volume.source, "a slice")
+    write_nifti_like(tmp_path / "out.nii", volume.voxels, volume.affine, volume.header, "a slice")
     written, read = nibabel.load(tmp_path / "out.nii"), nibabel.load(tmp_path / "in.nii")
     assert type(written) is kind
     assert written.shape == read.shape == shape

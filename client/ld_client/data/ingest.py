@@ -18,11 +18,11 @@ from ld_client.data.table import Table, TableRow, read_table
 from ld_client.site_config import SiteConfig
 from ld_common.core.config import is_number
 from ld_common.core.errors import RequestError, ScanError, TableError
-from ld_common.imaging.dicom import DicomHeader, choose_slice, read_header
+from ld_common.imaging.decoding_process import read_headers, read_scan
+from ld_common.imaging.dicom import DicomHeader, choose_slice
 from ld_common.imaging.geometry import Scan, value_range
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rejection import ScanRejected
-from ld_common.imaging.scan_reader import read_scan
 
 FOUND_BY_NAME = (".nii", ".nii.gz", ".png")
 """Endings of files without patient and date, which the table's file column names."""
@@ -80,8 +80,10 @@ def survey(site: SiteConfig, modality: Modality, key: bytes, progress: Progress)
         raise TableError(f"data.root '{root}' is not a folder: set it to the folder that holds the scans")
     joiner = _Joiner(Survey(site, modality, exclusions=list(table.exclusions)), table, key)
     files = _files(site)
+    with_header = [path for path in files if not path.name.lower().endswith(FOUND_BY_NAME)]
+    headers = read_headers([(path, _is_checked(path, site)) for path in with_header], modality.dicom_modalities)
     for done, path in enumerate(files, start=1):
-        joiner.add_file(path)
+        joiner.add_file(path, None if path.name.lower().endswith(FOUND_BY_NAME) else next(headers))
         progress("reading headers", done, len(files))
     joiner.join_series()
     return joiner.survey
@@ -157,13 +159,16 @@ class _Joiner:
     used: set[int] = field(default_factory=set)
     """Lines of the rows that have a file."""
 
-    def add_file(self, path: Path) -> None:
-        """Add one file: as a candidate with its row, a slice of a series, or an exclusion."""
+    def add_file(self, path: Path, header: DicomHeader | ScanRejected | None) -> None:
+        """Add one file: as a candidate with its row, a slice of a series, or an exclusion.
+
+        Its header is None for a file that is `FOUND_BY_NAME`.
+        """
         name = _name(path, self.survey.site)
         row = self.table.by_file.get(name)
         if row is not None:
             self.used.add(row.line)
-        if name.lower().endswith(FOUND_BY_NAME):
+        if header is None:
             if row is not None:
                 self._add(row.patient, row.date, row, None, Candidate(path, name, 1, 0, {}))
             else:
@@ -171,11 +176,8 @@ class _Joiner:
                 detail = "no row names this file" if column else "set data.columns.file to match its row"
                 self._exclude(name, 1, Reason.NO_TABLE_ROW, detail)
             return
-        checked = _is_checked(path, self.survey.site)
-        try:
-            header = read_header(path, self.survey.modality.dicom_modalities, checked)
-        except ScanRejected as error:
-            self._exclude(name, 1, Reason(error.rejection.value), error.detail)
+        if isinstance(header, ScanRejected):
+            self._exclude(name, 1, Reason(header.rejection.value), header.detail)
             return
         if row is not None:
             self._add(row.patient, row.date, row, header, Candidate(path, name, 1, _number(header), {}))

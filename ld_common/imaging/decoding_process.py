@@ -1,0 +1,369 @@
+"""Reads image files that others made in a child process, so that no file can end, fill or stop the process that asks.
+
+`read_scan`, `read_volume` and `read_headers` have the results and errors of the functions of these names in
+`scan_reader`, `volume` and `dicom`. One child (`decoding_worker`) serves a process. A file on which it dies, takes too
+long or needs too much memory is refused with that reason, and the next file gets a new child. The child is not trusted:
+its answers are JSON and raw numbers of a checked size, never pickles.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import datetime
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
+
+from ld_common.core.config import to_mapping
+from ld_common.core.errors import DeploymentError, RequestError
+from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, REQUEST
+from ld_common.imaging.dicom import DicomHeader
+from ld_common.imaging.geometry import Scan
+from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.rejection import MAX_PIXELS, MAX_SLICE_PIXELS, Rejection, ScanRejected
+from ld_common.imaging.volume import Volume
+
+Answer = TypeVar("Answer")
+START_SECONDS = 120.0
+RUN = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from ld_common.imaging.decoding_worker import main; main(*map(int, sys.argv[2:]))"
+)
+BATCH = 64
+"""Headers that are asked for at once."""
+MALFORMED_ANSWER = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+    *(HeaderDataError, RequestError),
+)
+"""Exceptions on an answer that no unharmed child gives."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What decoding one file may take."""
+
+    memory_bytes: int = 2**30
+    """Beyond what the child has at its start. Only Linux holds it."""
+    seconds: int = 60
+    """Of processor time; of any time it may take twice as much."""
+
+
+class _ChildEndedError(Exception):
+    """The child ended, or was ended, before its answer was complete; the message gives the reason."""
+
+
+@dataclass
+class DecodingProcess:
+    """A child that decodes files, started when it is needed. Its methods may be called from several threads."""
+
+    limits: Limits = field(default_factory=Limits)
+    _child: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def read_scan(self, path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
+        """As `scan_reader.read_scan`."""
+        request = {"kind": "scan", "modality": json.dumps(to_mapping(modality)), "slice_index": slice_index}
+        return self._one(request, path, released, lambda content, values: _scan(content, values, modality))
+
+    def read_volume(self, path: Path, modality: Modality, released: bool = False) -> Volume:
+        """As `volume.read_volume`."""
+        request = {"kind": "volume", "modality": json.dumps(to_mapping(modality))}
+        return self._one(request, path, released, lambda content, values: _volume(content, values, modality))
+
+    def read_headers(
+        self, files: Sequence[tuple[Path, bool]], modalities: Sequence[str]
+    ) -> Iterator[DicomHeader | ScanRejected]:
+        """As `dicom.read_header` for each path and whether it is released, with the refusals in their places."""
+        request = {"kind": "header", "modalities": list(modalities)}
+        for start in range(0, len(files), BATCH):
+            yield from self._ask(request, files[start : start + BATCH], _header)
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._end()
+
+    def _one(
+        self,
+        request: dict[str, Any],
+        path: Path,
+        released: bool,
+        understand: Callable[[dict[str, Any], np.ndarray], Answer],
+    ) -> Answer:
+        (answer,) = self._ask(request, [(path, released)], lambda content, values, _: understand(content, values))
+        if isinstance(answer, ScanRejected):
+            raise answer
+        return answer
+
+    def _ask(
+        self,
+        request: dict[str, Any],
+        files: Sequence[tuple[Path, bool]],
+        understand: Callable[[dict[str, Any], np.ndarray, Path], Answer],
+    ) -> list[Answer | ScanRejected]:
+        answers: list[Answer | ScanRejected] = []
+        with self._lock:
+            while len(answers) < len(files):
+                waiting = files[len(answers) :]
+                self._send(request | {"files": [(str(Path.cwd() / path), released) for path, released in waiting]})
+                try:
+                    for path, _ in waiting:
+                        content, values = self._receive()
+                        answers.append(_refusal(content, path) or understand(content, values, path))
+                except _ChildEndedError as error:
+                    answers.append(ScanRejected(files[len(answers)][0], Rejection.UNREADABLE, str(error)))
+                except MALFORMED_ANSWER:
+                    detail = "its decoder gave an answer that no decoder gives"
+                    answers.append(ScanRejected(files[len(answers)][0], Rejection.UNREADABLE, detail))
+                    self._end()
+                except BaseException:
+                    self._end()  # the rest of an answer is on its way
+                    raise
+        return answers
+
+    def _send(self, request: dict[str, Any]) -> None:
+        text = json.dumps(request).encode()
+        for _ in range(2):
+            if self._child is None or self._child.poll() is not None:
+                self._start()
+            assert self._child is not None and self._child.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it was ended while it had nothing to do
+                self._child.stdin.write(REQUEST.pack(len(text)) + text)
+                self._child.stdin.flush()
+                return
+            self._end()
+        raise DeploymentError("the process that decodes image files ends again and again: is there enough memory?")
+
+    def _start(self) -> None:
+        self._end()
+        places = [place for place in sys.path if place]  # never the current folder
+        arguments = [json.dumps(places), str(self.limits.memory_bytes), str(self.limits.seconds)]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-c", RUN, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | threads,
+            bufsize=0,
+        )
+        try:
+            self._receive(START_SECONDS)
+        except _ChildEndedError as error:
+            raise DeploymentError("the process that decodes image files did not start") from error
+
+    def _receive(self, seconds: float | None = None) -> tuple[dict[str, Any], np.ndarray]:
+        deadline = time.monotonic() + (2 * self.limits.seconds if seconds is None else seconds)
+        text_length, array_bytes = REPLY.unpack(self._read(REPLY.size, deadline))
+        if text_length > MAX_REPLY_JSON or array_bytes > 4 * MAX_PIXELS or array_bytes % 4:
+            raise ValueError
+        content = json.loads(self._read(text_length, deadline))
+        if not isinstance(content, dict):
+            raise TypeError
+        return content, np.frombuffer(self._read(array_bytes, deadline), np.float32)
+
+    def _read(self, length: int, deadline: float) -> bytearray:
+        assert self._child is not None and self._child.stdout is not None
+        stream, content, at = self._child.stdout.fileno(), bytearray(length), 0
+        poll = select.poll()
+        poll.register(stream, select.POLLIN)
+        while at < length:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                self._end()
+                raise _ChildEndedError(f"decoding it took longer than {2 * self.limits.seconds} s")
+            count = os.readv(stream, [memoryview(content)[at:]])
+            if not count:
+                raise _ChildEndedError(self._reason())
+            at += count
+        return content
+
+    def _reason(self) -> str:
+        """Why the child closed its answers; it is ended where it has not ended itself."""
+        assert self._child is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(1)
+        code = self._child.returncode
+        self._end()
+        if code == -signal.SIGXCPU:
+            return f"decoding it took longer than {self.limits.seconds} s of processor time"
+        if code == -signal.SIGALRM:
+            return f"decoding it took longer than {2 * self.limits.seconds} s"
+        return "its decoder ended" if code is None or code >= 0 else f"its decoder ended by signal {-code}"
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            with contextlib.suppress(OSError):
+                child.kill()
+            for stream in (child.stdin, child.stdout):
+                with contextlib.suppress(OSError):
+                    if stream is not None:
+                        stream.close()
+            child.wait()
+
+
+_shared = DecodingProcess()
+
+
+def read_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
+    """Read one scan, in a child process, as `scan_reader.read_scan` does.
+
+    Args:
+        path: DICOM file, folder of one DICOM series, NIfTI volume or grey PNG.
+        modality: its `image` options choose the slice.
+        slice_index: from 0, the lowest slice, upwards along the normal.
+        released: a person has checked the pixels for burned-in text.
+
+    Raises:
+        ScanRejected: the file cannot be used, or decoding it took too long, too much memory or ended the child.
+    """
+    return _shared.read_scan(path, modality, slice_index, released)
+
+
+def read_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
+    """Read a NIfTI file or the folder of a DICOM series, in a child process, as `volume.read_volume` does.
+
+    Raises:
+        ScanRejected: it cannot be used, or decoding it took too long, too much memory or ended the child.
+    """
+    return _shared.read_volume(path, modality, released)
+
+
+def read_headers(files: Sequence[tuple[Path, bool]], modalities: Sequence[str]) -> Iterator[DicomHeader | ScanRejected]:
+    """The header of each DICOM file, read in a child process, or its refusal.
+
+    Args:
+        files: paths, and whether a person has checked their pixels for burned-in text.
+        modalities: accepted values of DICOM Modality (0008,0060).
+    """
+    return _shared.read_headers(files, modalities)
+
+
+def _renew() -> None:
+    global _shared
+    _shared = DecodingProcess()  # a forked process must not use its parent's child
+
+
+os.register_at_fork(after_in_child=_renew)
+atexit.register(lambda: _shared.close())
+
+
+def _refusal(content: dict[str, Any], path: Path) -> ScanRejected | None:
+    if "rejection" not in content:
+        return None
+    rejection, detail, name = Rejection(content["rejection"]), _text(content["detail"]), _text(content["name"])
+    inside = name not in ("", ".", "..") and Path(name).name == name
+    return ScanRejected(path / name if inside else path, rejection, detail[:500])
+
+
+def _scan(content: dict[str, Any], values: np.ndarray, modality: Modality) -> Scan:
+    height, width = _shape(content["shape"], 2, values, MAX_SLICE_PIXELS)
+    spacing, affine = content["spacing_mm"], content["affine"]
+    return Scan(
+        pixels=values.reshape(height, width),
+        spacing_mm=None if spacing is None else _pair(spacing),
+        attributes_in_file=_attributes(content["attributes"], modality),
+        affine=None if affine is None else _affine(affine),
+        orientation=_orientation(content["orientation"]),
+    )
+
+
+def _volume(content: dict[str, Any], values: np.ndarray, modality: Modality) -> Volume:
+    shape = _shape(content["shape"], 3, values, MAX_PIXELS)
+    header = None
+    if content["nifti"] is not None:
+        block = base64.b64decode(_text(content["nifti"]), validate=True)
+        kinds: dict[int, Any] = {kind.sizeof_hdr: kind for kind in (Nifti1Header, Nifti2Header)}
+        header = kinds[len(block)](block, check=False)
+        stored = header.get_data_shape()
+        if stored[:3] != shape or max(stored[3:], default=1) > 1:
+            raise ValueError
+    attributes = _attributes(content["attributes"], modality)
+    return Volume(values.reshape(shape, order="F"), _affine(content["affine"]), attributes, header)
+
+
+def _header(content: dict[str, Any], values: np.ndarray, path: Path) -> DicomHeader:
+    date, spacing, affine = content["study_date"], content["spacing_mm"], content["affine"]
+    number = content["series_number"]
+    if values.size or not (number is None or type(number) is int):
+        raise ValueError
+    texts = ("patient_id", "sex", "series_uid", "series_description", "sop_uid", "sop_class", "view_position")
+    return DicomHeader(
+        path=path,
+        study_date=None if date is None else datetime.date.fromisoformat(_text(date)),
+        age_years=_number(content["age_years"]),
+        series_number=number,
+        spacing_mm=None if spacing is None else _pair(spacing),
+        affine=None if affine is None else _affine(affine),
+        position_mm=_number(content["position_mm"]),
+        orientation=_orientation(content["orientation"]),
+        **{name: _text(content[name]) for name in texts},
+    )
+
+
+def _shape(value: Any, axes: int, values: np.ndarray, most: int) -> tuple[int, ...]:
+    shape = tuple(value)
+    whole = len(shape) == axes and all(type(length) is int and 0 < length <= most for length in shape)
+    if not whole or np.prod(shape, dtype=object) != values.size or values.size > most:
+        raise ValueError
+    if not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both are NaN if one value is
+        raise ValueError
+    return shape
+
+
+def _attributes(value: Any, modality: Modality) -> Attributes:
+    texts = {name: text if isinstance(text, str) else repr(_number(text)) for name, text in value.items()}
+    return {name: modality.parse(name, text) for name, text in texts.items()}
+
+
+def _affine(value: Any) -> np.ndarray:
+    affine = np.array(value, np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise ValueError
+    return affine
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    first, second = (_number(number) for number in value)
+    if first is None or second is None or min(first, second) <= 0:
+        raise ValueError
+    return first, second
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    if isinstance(value, str) or not np.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _orientation(value: Any) -> tuple[str, str] | None:
+    if value is None:
+        return None
+    first, second = map(_text, value)
+    if not {first, second} <= set("LRAPHF"):
+        raise ValueError
+    return first, second
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value

@@ -1,0 +1,170 @@
+"""The child process of `decoding_process`: decodes image files that others made, within limits, without torch.
+
+A request is its length (`REQUEST`) and JSON: what to read, and a list of paths. Each path is answered by two lengths
+(`REPLY`), a JSON object, and the bytes of a float32 array. The parent checks every answer, as a decoder that a file
+took over can send anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ld_common.core.config import from_mapping
+from ld_common.imaging.dicom import DicomHeader, read_header
+from ld_common.imaging.geometry import Scan
+from ld_common.imaging.modality import Modality
+from ld_common.imaging.rejection import Rejection, ScanRejected
+from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.volume import Volume, read_volume
+
+REQUEST, REPLY = struct.Struct("<I"), struct.Struct("<IQ")
+MAX_REPLY_JSON = 2**16
+Answer = tuple[dict[str, Any], np.ndarray | None]
+
+
+def main(memory_bytes: int, seconds: int) -> None:
+    """Answer requests until standard input ends or the parent has gone.
+
+    Args:
+        memory_bytes: what decoding may use beyond what the process has at its start; 0 for no limit.
+        seconds: of processor time that one path may take, and twice of any time.
+    """
+    with contextlib.suppress(BrokenPipeError):  # the parent ended while an answer was on its way
+        _serve(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"), memory_bytes, seconds)
+
+
+def _serve(requests: BinaryIO, replies: BinaryIO, memory_bytes: int, seconds: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then closes the pipe
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    _limit(memory_bytes)
+    _silence()
+    _send(replies, {}, None)  # started
+    while head := requests.read(REQUEST.size):
+        request = json.loads(requests.read(*REQUEST.unpack(head)))
+        for path, released in request["files"]:
+            _start_clock(seconds)
+            _send(replies, *_answer(request, Path(path), released, memory_bytes))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _limit(memory_bytes: int) -> None:
+    sys.dont_write_bytecode = True
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it writes no file
+    status = Path("/proc/self/status")
+    if memory_bytes and status.exists():  # elsewhere than on Linux, RLIMIT_DATA limits nothing
+        used = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + memory_bytes,) * 2)
+
+
+def _silence() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):  # libraries in C print warnings about a file's content
+        os.dup2(null, stream)
+
+
+def _start_clock(seconds: int) -> None:
+    """Let the kernel end this process when a path takes too long, even if a decoder never returns to Python."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime) + 1 + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+    signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
+
+
+def _send(replies: BinaryIO, content: dict[str, Any], array: np.ndarray | None) -> None:
+    text = json.dumps(content).encode()
+    if len(text) > MAX_REPLY_JSON:
+        text, array = json.dumps(_rejected(Rejection.UNREADABLE, "a value of its header is too long")).encode(), None
+    values = b"" if array is None else array.data.cast("B")
+    replies.write(REPLY.pack(len(text), len(values)) + text)
+    replies.write(values)
+    replies.flush()
+
+
+def _answer(request: dict[str, Any], path: Path, released: bool, memory_bytes: int) -> Answer:
+    try:
+        return READERS[request["kind"]](path, request, released)
+    except ScanRejected as error:
+        if not isinstance(error.__cause__, MemoryError):
+            name = error.path.name if error.path.parent == path else ""
+            return _rejected(error.rejection, error.detail, name), None
+    except MemoryError:
+        pass
+    except Exception as error:
+        detail = f"damaged or not what its name says ({type(error).__name__}); export it again"
+        return _rejected(Rejection.UNREADABLE, detail), None
+    return _rejected(Rejection.TOO_LARGE, f"reading it needs more than {memory_bytes >> 20} MiB of memory"), None
+
+
+def _rejected(rejection: Rejection, detail: str, name: str = "") -> dict[str, Any]:
+    return {"rejection": rejection.value, "detail": detail, "name": name}
+
+
+@functools.lru_cache(maxsize=8)
+def _modality(text: str) -> Modality:
+    return from_mapping(Modality, json.loads(text))
+
+
+def _read_header(path: Path, request: dict[str, Any], released: bool) -> Answer:
+    header = read_header(path, request["modalities"], released)
+    return header_fields(header), None
+
+
+def header_fields(header: DicomHeader) -> dict[str, Any]:
+    """A header as JSON holds it, without its path."""
+    fields = {field.name: getattr(header, field.name) for field in dataclasses.fields(header) if field.name != "path"}
+    fields["study_date"] = None if header.study_date is None else header.study_date.isoformat()
+    fields["affine"] = None if header.affine is None else header.affine.tolist()
+    return fields
+
+
+def _read_scan(path: Path, request: dict[str, Any], released: bool) -> Answer:
+    scan: Scan = read_scan(path, _modality(request["modality"]), request["slice_index"], released)
+    fields = {
+        "shape": scan.pixels.shape,
+        "spacing_mm": scan.spacing_mm,
+        "attributes": scan.attributes_in_file,
+        "affine": None if scan.affine is None else scan.affine.tolist(),
+        "orientation": scan.orientation,
+    }
+    return fields, np.ascontiguousarray(scan.pixels, np.float32)
+
+
+def _read_volume(path: Path, request: dict[str, Any], released: bool) -> Answer:
+    volume: Volume = read_volume(path, _modality(request["modality"]), released)
+    fields = {
+        "shape": volume.voxels.shape,
+        "attributes": volume.attributes_in_file,
+        "affine": volume.affine.tolist(),
+        "nifti": None if volume.header is None else base64.b64encode(volume.header.binaryblock).decode(),
+    }
+    return fields, volume.voxels.ravel("F")  # a view: voxels are in the order of Fortran
+
+
+READERS: dict[str, Callable[[Path, dict[str, Any], bool], Answer]] = {
+    "header": _read_header,
+    "scan": _read_scan,
+    "volume": _read_volume,
+}
