@@ -42,7 +42,8 @@ def read_scan_table(table: Path | str, modality: Modality, resolution: int) -> S
     """Read the scans of a CSV table.
 
     Args:
-        table: columns `patient`, `input` (path of a scan, relative to the table) and each attribute of the modality.
+        table: columns `patient`, `input` (path of a scan, relative to the table) and each attribute of the modality;
+            `yes` in a column `burned_in_text_checked` says that a person has checked the scan's pixels for text.
         modality: which slice is taken, and which attributes there are.
         resolution: height and width of the model's pictures, in pixels.
 
@@ -52,8 +53,8 @@ def read_scan_table(table: Path | str, modality: Modality, resolution: int) -> S
     """
     table = Path(table)
     images, attributes, patients = [], [], []
-    for patient, path, values in _rows(table, modality):
-        scan = read_scan(path, modality)
+    for patient, path, values, checked in _rows(table, modality):
+        scan = read_scan(path, modality, released=checked)
         for name, value in scan.attributes_in_file.items():
             if not agree(value, values[name]):
                 raise RequestError(f"{name} is {shown(value)} in '{path}' and {shown(values[name])} in '{table}'")
@@ -77,7 +78,7 @@ def shown(value: Value) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attributes]]:
+def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attributes, bool]]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -89,4 +90,5 @@ def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attribut
         if missing:
             raise RequestError(f"'{table}', row {number}, lacks {', '.join(missing)}")
         attributes = {name: modality.parse(name, row[name]) for name in modality.attributes}
-        yield row["patient"], table.parent / row["input"], attributes
+        checked = (row.get("burned_in_text_checked") or "").strip().lower() == "yes"
+        yield row["patient"], table.parent / row["input"], attributes, checked

@@ -12,6 +12,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from ld_common.core.errors import ScanError
+from ld_common.imaging.burned_in_text import check_burned_in_text
 from ld_common.imaging.dicom import DicomHeader, read_dicom
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
@@ -65,7 +66,15 @@ class Volume:
 
 
 def read_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
-    """Read a NIfTI file or the folder of a DICOM series; `released` as in `read_scan`.
+    """As `decode_volume`; unless it is `released`, refuses text in the pixels of any slice along its third axis."""
+    volume = decode_volume(path, modality, released)
+    for index in range(0 if released else volume.voxels.shape[2]):
+        check_burned_in_text(path, volume.voxels[:, :, index].T, f"slice {index} along the third axis")
+    return volume
+
+
+def decode_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
+    """Read a NIfTI file or the folder of a DICOM series; `released` as in `decode_scan`.
 
     Raises:
         ScanRejected: it cannot be used, for example because slices are missing, tilted or share a position.

@@ -84,7 +84,7 @@ BurnedInTextChecked = Annotated[
     bool,
     typer.Option(
         "--burned-in-text-checked",
-        help="A person has checked the pixels for burned-in text; without this, DERIVED images are refused.",
+        help="A person has checked the pixels for text; without this, images with text and DERIVED ones are refused.",
         rich_help_panel=SCANS,
     ),
 ]

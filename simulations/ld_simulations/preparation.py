@@ -67,6 +67,7 @@ def site_config(demo: Demo, hospital: HospitalConfig) -> dict[str, Any]:
             "root": str(folder / "dicom"),
             "table": str(folder / "visits.csv"),
             "columns": {**columns, "attributes": attributes},
+            "burned_in_text_checked": ["*"],  # rendered without text: a search would take most of the demo's time
             "values": {name: {label: value for value, label in known.items()} for name, known in labels.items()},
         },
         "policy": POLICY,

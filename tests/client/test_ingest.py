@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.indexing import build_store
@@ -185,6 +185,21 @@ def test_suspected_text_is_released_by_pattern(site_yaml: Path) -> None:
     assert (len(visits), reasons(exclusions)[Reason.BURNED_IN]) == (5, 3)
     visits, exclusions = ingest(site_yaml, ["data.burned_in_text_checked=[planted-carl/*]"])
     assert (len(visits), exclusions) == (6, {})
+
+
+@pytest.mark.attack
+def test_a_png_with_a_name_is_held_back_until_it_is_checked(site_yaml: Path) -> None:
+    add_column(site_yaml)
+    picture = Image.new("L", (96, 64), 20)
+    ImageDraw.Draw(picture).text((4, 4), "WEBER, ANNA", font=ImageFont.load_default(12), fill=230)
+    picture.save(scans(site_yaml) / "c.png")
+    row = "PLANTED-OLAF,2018-01-31,61,Male,Normal,c.png"
+    write_table(site_yaml, [*(f"{planted}," for planted in PLANTED_ROWS), row], f"{HEADER},path")
+    visits, exclusions = ingest(site_yaml)
+    assert (len(visits), exclusions["c.png"].reason) == (6, Reason.BURNED_IN)
+    assert "top centre" in exclusions["c.png"].detail
+    visits, exclusions = ingest(site_yaml, ["data.burned_in_text_checked=[c.png]"])
+    assert (len(visits), exclusions) == (7, {})
 
 
 def test_baseline_is_the_first_visit_that_could_be_read(site_yaml: Path) -> None:
