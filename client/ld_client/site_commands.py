@@ -131,6 +131,7 @@ class AttackSizes:
 def index(site: SiteOptions, as_json: Json = False, overrides: list[str] = OVERRIDES) -> None:
     """Read the site's scans and table and cache what training needs."""
     config = site.load(overrides)
+    from ld_client.data.faces import REMEDY
     from ld_client.data.indexing import build_store
 
     console = Console(stderr=as_json)
@@ -146,6 +147,8 @@ def index(site: SiteOptions, as_json: Json = False, overrides: list[str] = OVERR
         table.add_row(*map(str, row))
         console.print(table)
         _show_exclusions(console, summary.exclusions, f"ld-client exclusions {site.arguments()}")
+        if summary.faces.faces:
+            print_lines(f"{summary.faces}: {REMEDY}")
     if not summary.visits:
         raise StoreError("no visit could be used: the exclusions have the reasons")
     if not as_json:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.exclusions import Exclusion
+from ld_client.data.faces import FaceCount, count_faces, meta_of
 from ld_client.data.ingest import Progress, Survey, read_visits, survey
 from ld_client.data.store import Split, held_out_patients, open_store
 from ld_client.data.store_index import INDEX, SCHEMA_VERSION
@@ -48,6 +49,7 @@ class IndexSummary:
     pairs: int
     """Ordered pairs of visits of one patient at different dates."""
     exclusions: list[Exclusion]
+    faces: FaceCount
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,9 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
     modality, base = load_modality(site), load_base(site.base_model)
     surveyed = survey(site, modality, load_key(site.store_path, site.ledger_path), progress)
     entries, latents, exclusions = _encode_scans(surveyed, base, progress)
+    faces = count_faces(surveyed, progress)
     tensors = {"latents": latents, "base_latent_mean": base.latent_mean.float().contiguous()}
-    meta = {"schema": SCHEMA_VERSION, "base": base.digest, "modality": modality.digest()}
+    meta = {"schema": SCHEMA_VERSION, "base": base.digest, "modality": modality.digest()} | meta_of(faces)
     if not entries and _has_visits(site.store_path):
         reasons = Counter(exclusion.reason.value for exclusion in exclusions).most_common(3)
         why = ", ".join(f"{count} {reason}" for reason, count in reasons) or "no scan found"
@@ -87,7 +90,7 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
     visits = Counter(entry.pseudonym for entry in entries)
     hidden = len(held_out_patients(list(visits), site.held_out))
     pairs = sum(count * (count - 1) for count in visits.values())
-    return IndexSummary(len(visits), Split(len(visits) - hidden, hidden), len(entries), pairs, exclusions)
+    return IndexSummary(len(visits), Split(len(visits) - hidden, hidden), len(entries), pairs, exclusions, faces)
 
 
 def _has_visits(folder: Path) -> bool:

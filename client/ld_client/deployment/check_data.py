@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import psutil
 import torch
 
+from ld_client.data.faces import REMEDY, read_face_count
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.deployment.check_result import CheckResult, failed, good, warning
 from ld_client.policy import check_hours, check_size, check_store, check_study
@@ -153,7 +155,16 @@ def _index(checked: CheckedSite) -> list[CheckResult]:
     detail = f"{ages} of {len(store.latents)} visits have an age"
     complete = ages == len(store.latents)
     remedy = "name the age's column in data.columns.attributes"
-    return [*results, good("ages", detail) if complete else warning("ages", detail, remedy)]
+    results.append(good("ages", detail) if complete else warning("ages", detail, remedy))
+    return [*results, *face_results(checked.site.store_path)]
+
+
+def face_results(store: Path) -> list[CheckResult]:
+    """The notice about head volumes with a face; none where the index looked at none. Raises `StoreError`."""
+    count = read_face_count(store)
+    if count is None or not count.volumes:
+        return []
+    return [warning("faces", str(count), REMEDY) if count.faces else good("faces", str(count))]
 
 
 def _policy(checked: CheckedSite) -> list[CheckResult]:

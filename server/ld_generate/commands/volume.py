@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ld_common.core.command import loading, progress_bar
-from ld_generate.console import status
+from ld_generate.console import print_note, status
 from ld_generate.options import (
     SCANS,
     Delta,
@@ -60,6 +60,7 @@ def volume(
     """
     check_attributes(load_options, options.target, scans.source)
     with loading(status):
+        from ld_common.imaging.face import shows_face
         from ld_generate.loading import choose_editor, load_model, open_release
         from ld_generate.report import print_results
         from ld_generate.request import RequestOptions
@@ -77,6 +78,8 @@ def volume(
         release.modality, model.resolution, scans.inputs, targets, request_options, options.slices
     )
     for request in requests:
+        if shows_face(request.volume):
+            print_note(f"'{request.path}' seems to show a face, which its counterfactuals repeat: deface it first")
         make_folder(request.folder)
     count = sum(len(request.edited) * (1 + len(request.targets)) for request in requests)
     files = []

@@ -1,0 +1,71 @@
+"""Counts the head volumes of a site that seem to show a face: a notice, which excludes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ld_client.data.ingest import Progress, Survey
+from ld_client.data.store_index import open_index
+from ld_common.core.errors import ScanError
+from ld_common.imaging.face import shows_face
+from ld_common.imaging.nifti import NIFTI
+from ld_common.imaging.volume import decode_volume
+
+META = "faces"
+MOST_VOLUMES = 50
+"""Volumes that are read whole: enough for a notice, at about a second each."""
+REMEDY = (
+    "training takes one axial slice of each, which stays here; ld-generate volume draws whole volumes, face included: "
+    "deface what is given to it"
+)
+
+
+@dataclass(frozen=True)
+class FaceCount:
+    """Of the volumes that an index looked at."""
+
+    volumes: int
+    """Those whose head reaches from the vertex to the face."""
+    faces: int
+    """Those of them that seem to show it."""
+
+    def __str__(self) -> str:
+        return f"{self.faces} of {self.volumes} head volumes that were looked at seem to show a face"
+
+
+def count_faces(surveyed: Survey, progress: Progress) -> FaceCount:
+    """Look at the first `MOST_VOLUMES` volumes; what cannot be read as one volume is passed over."""
+    if surveyed.modality.image.plane == "none":
+        return FaceCount(0, 0)
+    scans = [scan for dates in surveyed.patients.values() for scans in dates.values() for scan in scans]
+    paths = sorted({path for scan in scans if (path := _volume_path(scan.source, scan.files)) is not None})
+    chosen = paths[:MOST_VOLUMES]
+    found: list[bool] = []
+    for done, path in enumerate(chosen, start=1):
+        try:
+            face = shows_face(decode_volume(path, surveyed.modality, released=True))
+        except ScanError:
+            face = None
+        found += [] if face is None else [face]
+        progress("looking for faces", done, len(chosen))
+    return FaceCount(len(found), sum(found))
+
+
+def read_face_count(folder: Path) -> FaceCount | None:
+    """What the last index found, None for an index without it; raises `StoreError` without a store."""
+    with open_index(folder) as index:
+        row = index.execute("SELECT value FROM meta WHERE key = ?", (META,)).fetchone()
+        return None if row is None else FaceCount(**json.loads(row[0]))
+
+
+def meta_of(count: FaceCount) -> dict[str, str]:
+    """The count as an entry of the index."""
+    return {META: json.dumps(asdict(count))}
+
+
+def _volume_path(source: Path, files: int) -> Path | None:
+    if source.name.lower().endswith(NIFTI):
+        return source
+    return source.parent if files > 1 else None
