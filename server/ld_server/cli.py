@@ -99,6 +99,20 @@ def start(home: Path = HOME) -> None:
 
 
 @app.command()
+def nginx(
+    home: Path = HOME,
+    sites_per_address: int = typer.Option(4, min=1, help="Sites that may share one address (NAT)."),
+) -> None:
+    """Print nginx's configuration for this study, the recommended front; server.yaml needs a proxy_port."""
+    from ld_server.deployment.study_home import StudyHome
+
+    study = StudyHome(home.resolve()).check()
+    from ld_server.deployment.nginx import nginx_config
+
+    print_lines(*nginx_config(study, sites_per_address).splitlines())
+
+
+@app.command()
 def run(
     home: Path = HOME, resume: bool = typer.Option(False, "--resume", help="Continue after the last checkpoint.")
 ) -> None:

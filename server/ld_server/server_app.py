@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ld_server.node_registry import Admission
 from ld_server.resilient_grid import ResilientGrid
 from ld_server.round_log import FAILURE, RELEASE, append_round, locked, write_rounds
 from ld_server.strategy import DriftFederation
-from ld_server.study_start import read_start, start_record
+from ld_server.study_start import keep_start, kept_start, read_start, start_record
 
 offline.configure()
 app = ServerApp()
@@ -110,7 +111,8 @@ def _run(
             f"'{output}' holds rounds of a study already: continue with --resume (resume=true), "
             "or move the folder away to start again"
         )
-    study, start = read_start(study)
+    begun = kept_start(output) if resume else None
+    study, start = read_start(study) if begun is None else (replace(study, start_digest=begun.digest), None)
     digest = base_digest(study.base_model)
     checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
     model = load_denoiser(study.base_model)
@@ -126,6 +128,8 @@ def _run(
     )
     if checkpoint is None:
         drop_checkpoint(output)
+        begun = None if start is None else start_record(start, study)
+        keep_start(output, begun)
         if start is not None:
             start_from(adapted, start, study, digest)
             strategy.frozen = adapted.frozen_state()
@@ -155,7 +159,7 @@ def _run(
             strategy.drift,
             strategy.site_drifts,
             [vars(record) for record in strategy.records],
-            None if start is None else start_record(start, study),
+            None if begun is None else begun.record,
         ),
     )
 

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ld_common.adapters.state_dict import state_digest
+from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import ReleaseError
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import Release
 from ld_common.release.signature import manifest_digest
 from ld_common.release.trusted_keys import read_trusted_release
+
+START = "start.json"
+
+
+@dataclass(frozen=True)
+class StudyStart:
+    """What a study began with."""
+
+    digest: str
+    """Of the weights: the study's `start_digest`."""
+    record: dict[str, Any]
+    """For the release's manifest: name, hashes, privacy, and sites of both studies."""
+
+
+def kept_start(output: Path) -> StudyStart | None:
+    """What the study in this folder began with; None where it began without a release."""
+    file = output / START
+    return StudyStart(**json.loads(file.read_text())) if file.exists() else None
+
+
+def keep_start(output: Path, start: StudyStart | None) -> None:
+    """Keep it for a resumed study, which no longer needs the release itself."""
+    if start is None:
+        (output / START).unlink(missing_ok=True)
+    else:
+        write_bytes(output / START, (json.dumps(asdict(start), indent=2) + "\n").encode())
 
 
 def read_start(study: StudyConfig) -> tuple[StudyConfig, Release | None]:
@@ -51,10 +79,10 @@ def check_start_privacy(start: Release, study: StudyConfig) -> None:
         )
 
 
-def start_record(start: Release, study: StudyConfig) -> dict[str, Any]:
-    """What a release's manifest says of the release that its study began with."""
+def start_record(start: Release, study: StudyConfig) -> StudyStart:
+    """What is kept of the release that a study begins with."""
     sites = start.study.federation.sites
-    return {
+    record = {
         "study": start.study.name,
         "manifest_sha256": manifest_digest(start.manifest).hex(),
         "weights_sha256": start.adapter_sha256,
@@ -62,3 +90,4 @@ def start_record(start: Release, study: StudyConfig) -> dict[str, Any]:
         "sites_of_both": sorted(set(sites) & set(study.federation.sites)),
         "start": start.manifest.get("start"),
     }
+    return StudyStart(state_digest(start.state), record)

@@ -23,6 +23,7 @@ from ld_client.site_config import PolicyConfig, load_site
 from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
+from ld_common.adapters.state_dict import state_digest
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import AdapterError, ConfigError, LdError, PolicyError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
@@ -75,18 +76,20 @@ def test_a_site_trains_with_the_frozen_part_that_a_task_brings(
 ) -> None:
     study = from_mapping(StudyConfig, json.loads(task.study))
     study.adapter["freeze_a"] = True
-    study.start = "a release"  # whose weights a site cannot know; without one they must be the study's own
     own, site = adapted_model(tiny_base, study), load_site(site_yaml)
     drawn = replace(task, study=json.dumps(to_mapping(study)), state=own.trainable_state())
-    brought = messages.unpack_task(
-        messages.pack_task(replace(drawn, frozen={name: -value for name, value in own.frozen_state().items()}))
-    )
+    frozen = {name: -value for name, value in own.frozen_state().items()}
+    study.start_digest = state_digest({**frozen, **own.trainable_state()})
+    started = replace(drawn, study=json.dumps(to_mapping(study)))
+    brought = messages.unpack_task(messages.pack_task(replace(started, frozen=frozen)))
     other = replace(site, ledger=str(site_yaml.with_name("other.sqlite")))  # one round has one start in a ledger
     plain, flipped = app.handle_train(site, drawn), app.handle_train(other, brought)
     assert set(flipped.state) == set(own.trainable)
     for name in flipped.state:  # B learns against A: with A turned round, so is B
         assert torch.allclose(flipped.state[name], -plain.state[name], atol=1e-5)
         assert bool(plain.state[name].abs().sum() > 0)
+    with pytest.raises(PolicyError, match="start_digest"):
+        app.handle_train(site, started)
     for wrong in (task.state, dict(list(brought.frozen.items())[1:])):
         with pytest.raises(AdapterError):
             app.handle_train(site, replace(brought, frozen=wrong))

@@ -117,7 +117,7 @@ def test_a_child_that_dies_costs_one_file(
 def test_a_file_that_takes_too_long_is_refused(brain_mri: Modality, process: DecodingProcess, tmp_path: Path) -> None:
     slow, good = tmp_path / "slow.nii.gz", write_mr_slice(tmp_path / "a.dcm", GREY)
     zeros(slow, (128, 1024, 1024), up="i")
-    with pytest.raises(ScanRejected, match="longer than (1 s of processor time|2 s)"):
+    with pytest.raises(ScanRejected, match=r"longer than (1 s of processor time|2 s)"):
         process.read_scan(slow, brain_mri)
     process.read_scan(good, brain_mri)
     stopped = child()

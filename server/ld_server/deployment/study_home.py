@@ -55,18 +55,20 @@ class ServerConfig:
     bind: str = "0.0.0.0"
     """Address on which the fleet proxy and the release service listen."""
     gate_port: int = 9092
-    """Port of the fleet proxy, which forwards Flower's fleet API and no other."""
+    """Port that sites connect to: of the fleet proxy, or of nginx in front of it."""
     release_port: int = 9093
     """Port of the gRPC release service."""
     link_port: int = 9091
     """Port of Flower's SuperLink, on loopback only."""
+    proxy_port: int = 0
+    """Port of the fleet proxy on loopback, behind nginx (ld-server nginx); 0 where there is no nginx."""
 
     def __post_init__(self) -> None:
         require(bool(self.hosts), "hosts is empty: name the server as sites reach it")
         self.hosts = [host_in_ascii(host) for host in self.hosts]
-        ports = (self.gate_port, self.release_port, self.link_port)
+        ports = [self.gate_port, self.release_port, self.link_port, *([self.proxy_port] if self.proxy_port else [])]
         require(all(0 < port < 65536 for port in ports), f"ports are {ports}: use 1 to 65535")
-        require(len(set(ports)) == 3, f"ports are {ports}: use three different ones")
+        require(len(set(ports)) == len(ports), f"ports are {ports}: use different ones")
 
     @property
     def is_local(self) -> bool:
