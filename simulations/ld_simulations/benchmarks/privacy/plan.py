@@ -13,9 +13,10 @@ from ld_common.core.config import from_mapping, load_config, require
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig, load_study
 from ld_simulations.benchmarks.harness import read_table
+from ld_simulations.benchmarks.privacy.reconstruction_plan import ReconstructionConfig
 from ld_simulations.hospitals_config import HospitalsConfig
 
-PARTS = ("cost", "kills", "sums", "norms", "attacks", "quality")
+PARTS = ("cost", "kills", "sums", "norms", "attacks", "reconstruction", "quality")
 RUNS = "runs"
 """Key in `privacy.json` of the results that its flat numbers are computed from: part -> name -> result."""
 TABLES = ("epsilon", "patients", "levers")
@@ -115,6 +116,7 @@ class PrivacyBenchmarkConfig:
     """Fields of the `PrivacySetting` of the attacked private training; `patients` is half of `attacked_patients`."""
     overfitted: dict[str, Any] = field(default_factory=dict)
     """Fields of it that the overfitted training changes."""
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.parts) - set(PARTS))

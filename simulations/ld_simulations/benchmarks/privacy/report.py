@@ -21,8 +21,15 @@ from ld_simulations.benchmarks.privacy.plan import (
     PrivacySetting,
     result_name,
 )
+from ld_simulations.benchmarks.privacy.reconstruction_plan import requests
+from ld_simulations.benchmarks.privacy.reconstruction_table import (
+    reconstruction_lines,
+    reconstruction_numbers,
+    reconstruction_picture,
+)
 
 NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
+RECONSTRUCTIONS = "privacy_reconstruction.png"
 SHOWN = {
     "copy_gain_db": "copy gain, dB",
     "growth_correlation": "growth correlation",
@@ -53,6 +60,12 @@ class PrivacyResults:
         rows = [self.read("sums", f"{sites}-{length}") for sites in config.sums for length in config.lengths]
         return [row for row in rows if row is not None]
 
+    def reconstructions(self) -> list[dict[str, Any]]:
+        """Attacked requests of a malicious server."""
+        names = [request.name for request in requests(self.benchmark.config.reconstruction)]
+        results = [self.read("reconstruction", name) for name in names]
+        return [result for result in results if result is not None]
+
     def by_part(self) -> dict[str, dict[str, Any]]:
         """Part -> name -> result, of all that belongs to this benchmark."""
         config, benchmark = self.benchmark.config, self.benchmark
@@ -62,6 +75,7 @@ class PrivacyResults:
             "sums": [f"{sites}-{length}" for sites in config.sums for length in config.lengths],
             "norms": ["norms"],
             "attacks": [run.name for run in benchmark.attacked],
+            "reconstruction": [request.name for request in requests(config.reconstruction)],
             "quality": [run.name for run in benchmark.trainings],
         }
         results = {part: {name: self.read(part, name) for name in of_part} for part, of_part in names.items()}
@@ -80,7 +94,11 @@ def write_results(benchmark: PrivacyBenchmark, store: ResultStore) -> list[Path]
     if all(results.quality(setting) for _, _, setting in _rows(benchmark, "patients")):  # not a line through gaps
         write_bytes(folder / PLOT, _plot(benchmark, results))
         files.append(folder / PLOT)
-    write_bytes(folder / PAGE, _page(benchmark, results, numbers, PLOT if len(files) > 2 else "").encode())
+    pictures = reconstruction_picture(results.reconstructions(), benchmark.output / "reconstruction")
+    if pictures is not None:
+        write_bytes(folder / RECONSTRUCTIONS, pictures)
+        files.append(folder / RECONSTRUCTIONS)
+    write_bytes(folder / PAGE, _page(benchmark, results, numbers, [file.name for file in files]).encode())
     return files
 
 
@@ -103,6 +121,7 @@ def _numbers(benchmark: PrivacyBenchmark, results: PrivacyResults) -> dict[str, 
         numbers[f"{name}_site_seconds"] = row["site_seconds"]
         numbers[f"{name}_server_seconds"] = row["server_seconds"]
         numbers[f"{name}_uplink_ratio"] = row["uplink_bytes"] / row["plain_uplink_bytes"]
+    numbers |= reconstruction_numbers(results.reconstructions())
     return numbers | attack_numbers(_attacked(benchmark, results))
 
 
@@ -141,7 +160,7 @@ def _mean(runs: Sequence[dict[str, Any]], key: str) -> float | None:
     return float(np.mean([run[key] for run in runs])) if runs else None
 
 
-def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[str, Any], plot: str) -> str:
+def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[str, Any], files: Sequence[str]) -> str:
     lines = [
         "# Privacy",
         "",
@@ -152,6 +171,7 @@ def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[st
         *_secure_sums(results.sums()),
         *_norms(results.read("norms", "norms")),
         *attack_lines(_attacked(benchmark, results)),
+        *reconstruction_lines(results.reconstructions(), RECONSTRUCTIONS if RECONSTRUCTIONS in files else ""),
     ]
     for table, title in TITLES.items():
         rows = [(name, setting, results.quality(setting)) for _, name, setting in _rows(benchmark, table)]
@@ -159,8 +179,8 @@ def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[st
         if table == "epsilon" and (over := _over_start(benchmark, results)):
             added = [f"{name} {_cell(values)} dB" for name, values in over.items()]
             lines += [f"Copy gain beyond the public start of the same seed: {'; '.join(added)}.", ""]
-        if table == "patients" and plot:
-            lines += [f"![copy gain by the number of patients]({plot})", ""]
+        if table == "patients" and PLOT in files:
+            lines += [f"![copy gain by the number of patients]({PLOT})", ""]
     return "\n".join(lines)
 
 
@@ -208,6 +228,13 @@ AIMS: tuple[tuple[str, str, str, Callable[[float], bool]], ...] = (
         "overfitted trainings: the same",
         "> 0.01",
         lambda value: value > 0.01,
+    ),
+    (
+        "best_reconstruction_gap_db",
+        "LoRA, default policy: best reconstruction by a malicious server nearer to the right scan than to the nearest "
+        "other patient, dB ({best_reconstruction_gap_db_low:.2f} to {best_reconstruction_gap_db_high:.2f})",
+        "<= 1",
+        lambda value: value <= 1,
     ),
 )
 

@@ -17,6 +17,8 @@ from ld_simulations.benchmarks.privacy.kills import kill_rounds
 from ld_simulations.benchmarks.privacy.norms import gradient_norms
 from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, PrivacyTraining, adopted_results, result_name
 from ld_simulations.benchmarks.privacy.quality import QualityRuns
+from ld_simulations.benchmarks.privacy.reconstruction import ReconstructionRuns
+from ld_simulations.benchmarks.privacy.reconstruction_plan import Request, requests
 from ld_simulations.benchmarks.privacy.report import write_results
 from ld_simulations.benchmarks.privacy.sums import measure_sum
 from ld_simulations.demo import load_demo
@@ -36,6 +38,18 @@ class PartTask:
     def name(self) -> str:
         """Name of its result."""
         return result_name(self.part, self.training.name)
+
+
+@dataclass(frozen=True)
+class RequestTask:
+    """A request of a malicious server."""
+
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """Name of its result."""
+        return result_name("reconstruction", self.request.name)
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,25 @@ def _attack(runs: QualityRuns, task: PartTask) -> dict[str, object]:
     return attack(runs, task.training)
 
 
+def _reconstruction(benchmark: PrivacyBenchmark, harness: Harness) -> None:
+    tasks = [RequestTask(request) for request in requests(benchmark.config.reconstruction)]
+    make = functools.partial(_reconstruction_runs, benchmark)
+    if any(harness.store.read(task.name) is None for task in tasks):
+        with harness.console.status("patients of the reconstructions"):
+            make()
+    harness.run("reconstruction", tasks, make, _reconstruct)
+
+
+def _reconstruction_runs(benchmark: PrivacyBenchmark) -> ReconstructionRuns:
+    study, hospitals = benchmark.study, benchmark.hospitals
+    folder = benchmark.output / "reconstruction"
+    return ReconstructionRuns(benchmark.config.reconstruction, hospitals, benchmark.modality, study.base_model, folder)
+
+
+def _reconstruct(runs: ReconstructionRuns, task: RequestTask) -> dict[str, object]:
+    return runs.attack(task.request)
+
+
 def _quality(benchmark: PrivacyBenchmark, harness: Harness) -> None:
     make = functools.partial(QualityRuns, benchmark)
     tasks = [PartTask("quality", training) for training in benchmark.trainings]
@@ -120,4 +153,12 @@ def _train(runs: QualityRuns, task: PartTask) -> dict[str, object]:
     return runs.run(task.training)
 
 
-PARTS = {"cost": _cost, "kills": _kills, "sums": _sums, "norms": _norms, "attacks": _attacks, "quality": _quality}
+PARTS = {
+    "cost": _cost,
+    "kills": _kills,
+    "sums": _sums,
+    "norms": _norms,
+    "attacks": _attacks,
+    "reconstruction": _reconstruction,
+    "quality": _quality,
+}
