@@ -94,11 +94,11 @@ class ReconstructionConfig:
     """Rank of LoRA; the demo's."""
     gates: list[float] = field(default_factory=list)
     """Weaker gates of crafted LoRA weights, for the distance that they need, at 1 step of 64."""
-    rounds: int = 8
+    rounds: int = 6
     """Rounds of a request, at most."""
-    full_rounds: int = 4
+    full_rounds: int = 3
     """The same where all weights train."""
-    visits: int = 1000
+    visits: int = 1100
     """Visits drawn in all rounds of a request, at most, but a quarter of the rounds is run."""
     tuning_patients: int = 128
     """First patients of the hospital, on whom the attacks were tuned."""
@@ -106,11 +106,11 @@ class ReconstructionConfig:
     """Patients after them; half are in the store of a round."""
     public_patients: int = 300
     """Patients of each other hospital, whose scans the server has."""
-    draws: int = 2
+    draws: int = 1
     """Timesteps and noises of each public scan or candidate."""
-    evaluations: int = 100
+    evaluations: int = 60
     """Of gradient matching."""
-    matched_rounds: int = 6
+    matched_rounds: int = 4
     """Rounds of a request that gradient matching is run on."""
     matched_visits: int = 128
     """Most visits of a round with crafted weights that it is run on."""

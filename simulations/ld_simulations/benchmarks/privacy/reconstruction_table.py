@@ -15,22 +15,25 @@ from ld_simulations.benchmarks.privacy.reconstruction import ATTACKS, TRIVIAL, g
 from ld_simulations.benchmarks.privacy.reconstruction_plan import CRAFTED, FULL, GATE, HONEST, LORA, Request
 
 Result = dict[str, Any]
+LEAST_ROUNDS = 3
+"""Rounds that a request needs to count among the best."""
 TITLES = {HONEST: "the weights that the study's seed gives", CRAFTED: "crafted weights"}
 
 
 def reconstruction_numbers(results: Sequence[Result]) -> dict[str, Any]:
     """Flat numbers: the best mean gap by adapter and weights, within the default policy and without its floors."""
     numbers: dict[str, Any] = {}
+    counted = [row for row in _main(results) if len(_gaps(row, _attack(row))) >= LEAST_ROUNDS]
     for adapter in (LORA, FULL):
         for weights in (HONEST, CRAFTED):
             for floors in (True, False):
-                rows = [row for row in _main(results) if _is(row, weights, adapter, floors)]
+                rows = [row for row in counted if _is(row, weights, adapter, floors)]
                 if rows:
                     best = max(rows, key=lambda row: _mean_gap(row, _attack(row)))
                     place = "default_policy" if floors else "no_floors"
                     name = f"reconstruction_gap_db_{place}_{adapter}_{weights}"
                     numbers |= _with_interval(name, _gaps(best, _attack(best)))
-    promised = [row for row in _main(results) if row["passes_default_policy"] and row["request"]["adapter"] == LORA]
+    promised = [row for row in counted if row["passes_default_policy"] and row["request"]["adapter"] == LORA]
     if promised:
         best = max(promised, key=lambda row: _mean_gap(row, _attack(row)))
         numbers |= _with_interval("best_reconstruction_gap_db", _gaps(best, _attack(best)))
