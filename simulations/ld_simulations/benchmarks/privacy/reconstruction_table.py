@@ -23,7 +23,7 @@ TITLES = {HONEST: "the weights that the study's seed gives", CRAFTED: "crafted w
 def reconstruction_numbers(results: Sequence[Result]) -> dict[str, Any]:
     """Flat numbers: the best mean gap by adapter and weights, within the default policy and without its floors."""
     numbers: dict[str, Any] = {}
-    counted = [row for row in _main(results) if len(_gaps(row, _attack(row))) >= LEAST_ROUNDS]
+    counted = _counted(results)
     for adapter in (LORA, FULL):
         for weights in (HONEST, CRAFTED):
             for floors in (True, False):
@@ -57,7 +57,11 @@ def reconstruction_lines(results: Sequence[Result], picture: str) -> list[str]:
         "better than all those outside; 50 % is chance. *Gallery*: mean AUC of ranking candidate scans by their "
         "gradient, drawn against outside; for one scan, the share of rounds in which it ranks above one outside. Rows "
         "in bold pass the default policy (`min_batch_size` 4, `min_visits` 64); crafted weights pass it from the "
-        "second round on, as the study sets `max_update_norm`, or with a study's `start`.",
+        "second round on, as the study sets `max_update_norm`, or with a study's `start`. They let one visit of a "
+        "round through on average, so a round shows one scan, a mixture, or none. Several steps at the study's own weights "
+        "are attacked weakly: Adam keeps little but signs, and the right scan is matched no better than by a mean "
+        "image, so a gap near 0 there shows no safety. Requests of fewer than "
+        f"{LEAST_ROUNDS} rounds have no interval and are not in the summary.",
         "",
     ]
     for adapter in (LORA, FULL):
@@ -81,7 +85,7 @@ def reconstruction_picture(results: Sequence[Result], folder: Path) -> bytes | N
         (LORA, CRAFTED, True, "LoRA, crafted,\ndefault policy"),
         (LORA, HONEST, True, "LoRA, study's weights,\ndefault policy"),
     ):
-        rows = [row for row in _main(results) if _is(row, weights, adapter, floors)]
+        rows = [row for row in _counted(results) if _is(row, weights, adapter, floors)]
         rows = [row for row in rows if picture_file(folder, Request(**row["request"])).exists()]
         if rows:
             shown.append((title, max(rows, key=lambda row: _mean_gap(row, _attack(row)))))
@@ -89,14 +93,14 @@ def reconstruction_picture(results: Sequence[Result], folder: Path) -> bytes | N
         return None
     figure = Figure(figsize=(4.8, 1.6 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 3, squeeze=False)
-    for line, (title, row) in zip(axes, shown, strict=True):
+    for number, (line, (title, row)) in enumerate(zip(axes, shown, strict=True)):
         request = Request(**row["request"])
         pictures = read_tensors(picture_file(folder, request))[0]["pictures"]
         for place, values, name in zip(line, pictures, ("right scan", "reconstruction", "outside"), strict=True):
             place.imshow(values.numpy(), cmap="gray", vmin=-1, vmax=1)
             place.set_xticks([])
             place.set_yticks([])
-            if line is axes[0]:
+            if not number:
                 place.set_title(name, fontsize=8)
         line[0].set_ylabel(f"{title}\n{request.steps} × {request.batch_size}", fontsize=7)
     stream = io.BytesIO()
@@ -106,6 +110,10 @@ def reconstruction_picture(results: Sequence[Result], folder: Path) -> bytes | N
 
 def _main(results: Sequence[Result]) -> list[Result]:
     return [row for row in results if row["request"]["gate"] == GATE]
+
+
+def _counted(results: Sequence[Result]) -> list[Result]:
+    return [row for row in _main(results) if len(_gaps(row, _attack(row))) >= LEAST_ROUNDS]
 
 
 def _is(row: Result, weights: str, adapter: str, floors: bool | None = None) -> bool:
@@ -134,6 +142,8 @@ def _with_interval(name: str, gaps: Sequence[float]) -> dict[str, float]:
 
 
 def _cell(gaps: Sequence[float]) -> str:
+    if len(gaps) < LEAST_ROUNDS:
+        return f"{np.mean(gaps):.2f}"
     low, high = interval(gaps)
     return f"{np.mean(gaps):.2f} ({low:.2f} to {high:.2f})"
 
