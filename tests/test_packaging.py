@@ -18,4 +18,4 @@ def test_the_clients_wheel_asks_for_no_other_libraries_than_the_whole() -> None:
         set(project(file)["project"]["dependencies"]) for file in ("client/pyproject.toml", "pyproject.toml")
     )
     assert client <= {one.replace("flwr[simulation]", "flwr") for one in whole}
-    assert not any(one.startswith(("nilearn", "scikit-image")) for one in client)  # demo hospitals are drawn with them
+    assert not any(one.startswith("nilearn") for one in client)  # demo hospitals are drawn with it

@@ -28,14 +28,6 @@ from ld_common.imaging.rejection import (
 
 
 def read_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
-    """As `decode_scan`; refuses a slice with text in its pixels unless a person has checked it (`released`)."""
-    scan = decode_scan(path, modality, slice_index, released)
-    if not released:
-        check_burned_in_text(path, scan.pixels)
-    return scan
-
-
-def decode_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
     """The slice that `modality.image` takes, or the one at `slice_index`, of a file or a folder of one series.
 
     Axial slices are turned so that rows run to the patient's back and columns to the left, radiographs so that rows run
@@ -45,11 +37,19 @@ def decode_scan(path: Path, modality: Modality, slice_index: int | None = None, 
         path: DICOM file, folder of one DICOM series, NIfTI volume or grey PNG.
         modality: its `image` options choose the slice.
         slice_index: from 0, the lowest slice, upwards along the normal.
-        released: a person has checked the pixels for burned-in text; its header may say that there is some.
+        released: a person has checked the pixels for burned-in text; else a slice with text in them is refused.
 
     Raises:
         ScanRejected: the file cannot be used; a `ScanError` with the reason's kind.
     """
+    scan = decode_scan(path, modality, slice_index, released)
+    if not released:
+        check_burned_in_text(path, scan.pixels)
+    return scan
+
+
+def decode_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
+    """As `read_scan`, without a look for text in the pixels."""
     with rejecting(path):
         folder = path.is_dir()
     if folder:

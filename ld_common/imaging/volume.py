@@ -66,7 +66,11 @@ class Volume:
 
 
 def read_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
-    """As `decode_volume`; unless it is `released`, refuses text in the pixels of any slice along its third axis."""
+    """Read a NIfTI file or the folder of a DICOM series; `released` as in `read_scan`, for slices along the third axis.
+
+    Raises:
+        ScanRejected: it cannot be used, for example because slices are missing, tilted or share a position.
+    """
     volume = decode_volume(path, modality, released)
     for index in range(0 if released else volume.voxels.shape[2]):
         check_burned_in_text(path, volume.voxels[:, :, index].T, f"slice {index} along the third axis")
@@ -74,11 +78,7 @@ def read_volume(path: Path, modality: Modality, released: bool = False) -> Volum
 
 
 def decode_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
-    """Read a NIfTI file or the folder of a DICOM series; `released` as in `decode_scan`.
-
-    Raises:
-        ScanRejected: it cannot be used, for example because slices are missing, tilted or share a position.
-    """
+    """As `read_volume`, without a look for text in the pixels."""
     if modality.image.plane == "none":
         raise ScanRejected(
             path, Rejection.WRONG_GEOMETRY, "the release draws no volume: it was trained on two-dimensional images"
