@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-house dist test test-all check install clean
+.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-house dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -36,6 +36,9 @@ benchmark-deployment: install
 
 benchmark-stable-diffusion-cost: install
 	$(BIN)/ld-benchmark stable-diffusion-cost
+
+benchmark-burned-in-text: install
+	$(BIN)/ld-benchmark burned-in-text
 
 benchmark-house: install
 	$(BIN)/ld-benchmark house

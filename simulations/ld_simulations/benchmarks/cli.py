@@ -73,6 +73,13 @@ STUDIES = (
         f"{PACKAGE}.stable_diffusion.cost:run",
     ),
     Study(
+        "burned-in-text",
+        "Recall and false alarms of the search for text in pixels.",
+        CONFIGS / "benchmark_burned_in_text.yaml",
+        f"{PACKAGE}.burned_in_text.run:load_text_benchmark",
+        f"{PACKAGE}.burned_in_text.run:run",
+    ),
+    Study(
         "house",
         "Size and shape of the code base and its documentation.",
         CONFIGS / "benchmark_house.yaml",

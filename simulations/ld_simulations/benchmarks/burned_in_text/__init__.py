@@ -1,0 +1,1 @@
+"""Recall and false alarms of the search for text that is burned into pixels."""
