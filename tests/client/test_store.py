@@ -43,7 +43,7 @@ def test_a_store_holds_each_visits_latent_and_prompt(site_yaml: Path, tiny_base:
     stages: dict[str, tuple[int, int]] = {}
     summary = build_store(site, lambda stage, done, total: stages.update({stage: (done, total)}))
     assert (summary.patients, summary.visits, summary.pairs, summary.exclusions) == (3, 6, 8, [])
-    assert stages == {"reading headers": (18, 18), "encoding scans": (6, 6)}
+    assert stages == {"reading headers": (18, 18), "encoding scans": (6, 6), "looking for faces": (6, 6)}
     store, base, modality = open_store(site.store_path), load_base(str(tiny_base)), load_modality(site)
     assert (store.base_digest, store.modality_digest) == (base.digest, modality.digest())
     assert (store.latents.shape, store.latents.dtype) == ((6, *base.latent_shape), torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -51,6 +52,9 @@ class TextBenchmarkConfig:
     """A folder of PNG radiographs; of its files in order of their names, every second is searched. Empty: none."""
     volumes: str = ""
     """A pattern of NIfTI head volumes below the working folder, all of whose slices are searched. Empty: none."""
+
+    notes: str = ""
+    """What the page says of the real images where there are some: their source, and what a person saw in them."""
 
     def __post_init__(self) -> None:
         require(self.patients > 0 and self.repeats > 0, "patients and repeats must be above 0")
@@ -152,7 +156,7 @@ def run(config: TextBenchmarkConfig, only_report: bool, console: Console) -> lis
     numbers = summarise(store.collect(batch.name for batch in planned))
     files = [Path(config.results) / name for name in (NUMBERS, PAGE)]
     write_bytes(files[0], json_bytes(numbers))
-    write_bytes(files[1], _page(numbers).encode())
+    write_bytes(files[1], _page(numbers, config.notes).encode())
     return files
 
 
@@ -200,7 +204,7 @@ def _shares_by(records: Sequence[dict[str, Any]], key: str) -> dict[str, float |
     return {str(value): _share(record["found"] for record in records if record[key] == value) for value in values}
 
 
-def _page(numbers: dict[str, Any]) -> str:
+def _page(numbers: dict[str, Any], notes: str) -> str:
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.1f} %"
 
@@ -236,8 +240,11 @@ def _page(numbers: dict[str, Any]) -> str:
         lines += [f"| {title} | {' | '.join(shares)} |", f"|---{'|---' * len(shares)}|"]
         lines += [f"| recall | {' | '.join(map(percent, shares.values()))} |", ""]
     if numbers["head_slices"]:
+        share = percent(numbers["head_slices_flagged"])
         lines += [
-            f"Of {numbers['head_slices']} slices of real T1w volumes {percent(numbers['head_slices_flagged'])} are"
+            f"Of {numbers['head_slices']} slices of real T1w volumes, none of which has text, {share} are flagged.",
+            "",
         ]
-        lines += ["flagged; none has text.", ""]
+    if notes and (numbers["radiographs"] or numbers["head_slices"]):
+        lines += [*textwrap.wrap(notes, 120), ""]
     return "\n".join(lines)
