@@ -58,9 +58,9 @@ def reconstruction_lines(results: Sequence[Result], picture: str) -> list[str]:
         "gradient, drawn against outside; for one scan, the share of rounds in which it ranks above one outside. Rows "
         "in bold pass the default policy (`min_batch_size` 4, `min_visits` 64); crafted weights pass it from the "
         "second round on, as the study sets `max_update_norm`, or with a study's `start`. They let one visit of a "
-        "round through on average, so a round shows one scan, a mixture, or none. Several steps at the study's own weights "
-        "are attacked weakly: Adam keeps little but signs, and the right scan is matched no better than by a mean "
-        "image, so a gap near 0 there shows no safety. Requests of fewer than "
+        "round through on average, so a round shows one scan, a mixture, or none. Several steps at the study's own "
+        "weights are attacked weakly: Adam keeps little but signs, and the right scan is matched no better than by a "
+        "mean image, so a gap near 0 there shows no safety. Requests of fewer than "
         f"{LEAST_ROUNDS} rounds have no interval and are not in the summary.",
         "",
     ]
