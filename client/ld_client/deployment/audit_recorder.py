@@ -62,8 +62,8 @@ class AuditRecorder:
             raise FederationError("the task's nonce is not hexadecimal: it is not from this software's server")
         if task.audit_head is not None:
             check_head(log.key.public_key(), task.audit_head, log.site, log.study)
-            check_holds(log.path, task.audit_head)
             self._append(log, "acknowledged", head_record(task.audit_head))
+            check_holds(log.path, task.audit_head)
 
     def check_ledger(self, ledger: Ledger) -> None:
         """Refuse a ledger that lacks charges of this log; raises `PrivacyError`."""
