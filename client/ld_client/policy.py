@@ -132,16 +132,20 @@ def check_drawn(policy: PolicyConfig, patients: set[str]) -> None:
         )
 
 
-def check_start(task_state: State, own_state: State, study: StudyConfig, round_number: int) -> None:
+def check_start(
+    policy: PolicyConfig, task_state: State, own_state: State, study: StudyConfig, round_number: int
+) -> None:
     """Refuse weights that no honest rounds lead to: a server's crafted ones can copy a scan into the update.
 
     In round 1 a study without `start` begins with the adapter that its seed gives; each round moves it by at most
-    `federation.max_update_norm`, which the server accepts of a site.
+    `federation.max_update_norm`, which the server accepts of a site, and all of them by `policy.max_distance`.
 
     Raises:
         PolicyError: the weights are too far from the study's first ones.
     """
     limit = study.federation.max_update_norm * (round_number - 1)
+    if not study.withholds_numbers:
+        limit = min(limit, policy.max_distance)
     moved = update_norm(task_state, own_state)
     if moved > limit + ROUNDING:
         raise PolicyError(

@@ -103,9 +103,9 @@ def _handle_train(
     if study.start_digest:
         check_given_start({**task.frozen, **task.state}, study, task.round)
     else:
-        check_start(task.state, adapted.trainable_state(), study, task.round)
+        check_start(site.policy, task.state, adapted.trainable_state(), study, task.round)
         if task.frozen:
-            check_start(task.frozen, adapted.frozen_state(), study, 1)
+            check_start(site.policy, task.frozen, adapted.frozen_state(), study, 1)
     if study.federation.secure_aggregation:
         if secure is None or task.secure is None:
             raise FederationError("the study uses secure aggregation, but the task lacks its shares: refused")

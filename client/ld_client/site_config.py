@@ -77,6 +77,10 @@ class PolicyConfig:
     """Fewest visits drawn in a round without differential privacy, steps times visits in a step."""
     max_learning_rate: float = 0.1
     """Largest learning rate."""
+    max_distance: float = 100.0
+    """Largest L2 distance of the weights that a round starts from to the study's first ones, without differential
+    privacy and secure aggregation, whatever `federation.max_update_norm` allows: far weights can be crafted to copy a
+    scan into the update."""
     max_parameters: int = 50_000_000
     """Trainable parameters, which leave in each round; a larger adapter can memorise more. The UNet of Stable Diffusion
     1.4 has 860 million, a LoRA of rank 8 on its default layers 3.4 million."""
@@ -120,6 +124,7 @@ class PolicyConfig:
             "min_batch_size",
             "min_visits",
             "max_learning_rate",
+            "max_distance",
             "max_parameters",
             "max_evaluations",
             "min_patients",

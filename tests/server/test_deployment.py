@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from ld_client.data.indexing import build_store
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.pull import pull
 from ld_client.privacy.ledger import Ledger
-from ld_client.site_config import load_site
 from ld_common.core.errors import DeploymentError
 from ld_common.release.release import ADAPTER
 from ld_common.release.signature import check_release
@@ -23,36 +19,13 @@ from ld_server.deployment.releases import run_release
 from ld_server.round_log import read_rounds
 from ld_simulations.benchmarks.deployment.rounds import run_to_release
 from ld_simulations.benchmarks.deployment.stage import Deployment
-
-SITES = ["aster", "birch"]
+from tests.support.two_hospitals import SITES, two_hospitals
 
 
 @pytest.fixture
 def stage(site_yaml: Path, tmp_path: Path) -> Iterator[Deployment]:
-    """Two hospitals with the same three patients, admitted, approving; their nodes not started."""
-    site = load_site(site_yaml)
-    build_store(site)
-    configs = tmp_path / "configs"
-    configs.mkdir()
-    for name in SITES:
-        content = yaml.safe_load(site_yaml.read_text()) | {"site": name, "store": str(tmp_path / f"store_{name}")}
-        content["data"] |= {"root": site.data.root, "table": site.data.table}
-        shutil.copytree(site.store_path, tmp_path / f"store_{name}")
-        (configs / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    study = tmp_path / "study.yaml"
-    study.write_text(
-        yaml.safe_dump(
-            {
-                "name": "deployed",
-                "base_model": site.base_model,
-                "modality": site.modality,
-                "adapter": {"name": "lora", "rank": 2},
-                "training": {"steps": 2, "batch_size": 2},
-                "federation": {"rounds": 2, "sites": SITES, "min_train_nodes": 2, "round_timeout_seconds": 120},
-            }
-        )
-    )
-    deployment = Deployment(study, [], configs, tmp_path / "deployed")
+    """Two hospitals, admitted, approving; their nodes not started."""
+    deployment = two_hospitals(site_yaml, tmp_path)
     with deployment.served():
         yield deployment
 

@@ -147,7 +147,7 @@ def test_connections_above_the_limit_are_reset_and_make_room_when_they_end(front
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS_PER_ADDRESS):
             stack.enter_context(front.plain("127.0.0.3")).sendall(b"\x16")
-        with pytest.raises(ConnectionResetError):  # while it connects, or when it reads
+        with pytest.raises(ConnectionResetError):  # as it is made, or read from
             stack.enter_context(front.plain("127.0.0.3")).recv(1)
     for _ in range(100):
         with contextlib.suppress(OSError), front.tls("127.0.0.3"):

@@ -10,19 +10,27 @@ import dataclasses
 import re
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from ld_client.deployment.check_result import CheckStatus
+from ld_client.deployment.check_server import check_server
+from ld_client.deployment.site_certificate import fetch_certificate
 from ld_common.core.errors import DeploymentError
 from ld_common.core.processes import free_port
+from ld_common.protocol.enrollment_kit import AUTHORITY
 from ld_server.cli import app
 from ld_server.deployment import connection_limits
-from ld_server.deployment.nginx import nginx_config
+from ld_server.deployment.nginx import REQUESTS_PER_SITE, nginx_config
+from ld_server.deployment.provision import revoke
 from ld_server.deployment.study_home import StudyHome, now
+from ld_simulations.benchmarks.deployment.rounds import run_to_release
 from tests.support.study_front import NGINX, Front, built_in, make_home, nginx, running_nginx, write_server
+from tests.support.two_hospitals import SITES, two_hospitals
 
 ATTACKER = "127.0.0.2"
 CALL = "/v1/fleet/pull-messages"
@@ -367,3 +375,27 @@ def test_the_command_prints_the_configuration_or_what_is_missing(tmp_path: Path)
     home.path.rename(tmp_path / "a home; }")
     with pytest.raises(DeploymentError, match="without spaces"):
         nginx_config(StudyHome(tmp_path / "a home; }"), 4)
+
+
+@needs_nginx
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_study_runs_through_nginx(site_yaml: Path, tmp_path: Path) -> None:
+    """Provision, nginx in front, two sites enrol, rounds run to the release, one site is revoked."""
+    stage = two_hospitals(site_yaml, tmp_path)
+    write_server(stage.home, dataclasses.replace(stage.home.server(), proxy_port=free_port()))
+    with running_nginx(stage.home) as log, stage.served():
+        kit = stage.sites["birch"].kit()
+        checks = check_server(kit.server, stage.sites["birch"].kit_folder / AUTHORITY)
+        assert {(check.name, check.status) for check in checks} == {
+            (name, CheckStatus.OK) for name in ("server", "server certificate", "clock")
+        }
+        fetch_certificate(stage.sites["birch"])
+        run_to_release(stage)
+        revoke(stage.home, "birch")
+        with pytest.raises(DeploymentError, match="revoked"):
+            fetch_certificate(stage.sites["birch"])
+    requests = [line.split() for line in log.read_text().splitlines()]
+    assert {status for _, _, method, _, status, *_ in requests if method == "POST"} <= {"200", "401", "403", "503"}
+    each_second = Counter(time for _, time, *_ in requests)
+    assert max(each_second.values()) <= len(SITES) * REQUESTS_PER_SITE

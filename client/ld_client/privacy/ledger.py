@@ -91,7 +91,7 @@ class LedgerMark:
 
 
 @dataclass(frozen=True)
-class Cohort:
+class FrozenStudy:
     """The data that a study is bound to since its first round."""
 
     study: str
@@ -132,13 +132,13 @@ class Ledger:
                 "older copy, or replaced. Restore the newest copy; nothing trains until then"
             )
 
-    def cohorts(self) -> list[Cohort]:
+    def cohorts(self) -> list[FrozenStudy]:
         """The studies whose data are frozen, by the time of their first round; raises `PrivacyError`."""
         if not self.path.exists():
             return []
         with self._open() as database:
             rows = database.execute("SELECT study, study_digest, time FROM cohorts ORDER BY time").fetchall()
-        return [Cohort(*row) for row in rows]
+        return [FrozenStudy(*row) for row in rows]
 
     def release_cohort(self, study_digest: str) -> None:
         """Let a study's next round train on changed data, which is then frozen; raises `PrivacyError`."""
