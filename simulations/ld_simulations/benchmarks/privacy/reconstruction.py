@@ -90,7 +90,7 @@ class ReconstructionRuns:
         server = MaliciousServer(request, self.base_model)
         gradients, inverse, gallery = self._prepare(server)
         most = self.config.rounds if request.adapter == "lora" else self.config.full_rounds
-        count = min(most, max(most // 4, self.config.visits // request.visits))
+        count = min(most, max(1, most // 4, self.config.visits // request.visits))
         gated = request.weights == CRAFTED and request.visits > 1
         blocked = gradients.blocked_gradient(self.public.data) if gated else None
         rounds = [self._round(server, gradients, inverse, gallery, blocked, number) for number in range(count)]
