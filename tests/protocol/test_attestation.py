@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from ld_client.client_app import app
 from ld_client.deployment.approve import approve
-from ld_client.deployment.audit_log import AuditLog, parse_line
+from ld_client.deployment.audit_log import parse_line
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.site_home import SiteHome
 from ld_client.privacy.ledger import Ledger
