@@ -16,7 +16,7 @@ from ld_simulations.benchmarks.privacy.reconstruction import ATTACKS, TRIVIAL, g
 from ld_simulations.benchmarks.privacy.reconstruction_attacks import (
     Gradients,
     LearnedInverse,
-    Prior,
+    LatentPrior,
     gallery_scores,
     match_gradient,
     share_of_gradient,
@@ -108,7 +108,7 @@ def test_a_linear_gradient_is_inverted() -> None:
 
 def test_gradient_matching_finds_a_latent_of_that_gradient(crafted: MaliciousServer) -> None:
     data, gradients = scans(40), Gradients(crafted, ["brain MRI"], 0)
-    prior = Prior(data.latents)
+    prior = LatentPrior(data.latents)
 
     def gradient(latent: torch.Tensor) -> torch.Tensor:
         drawn = gradients.draw(latent.view(1, 8, 16, 16), gradients.common, torch.tensor([2]))

@@ -30,7 +30,7 @@ from ld_simulations.benchmarks.latent_drift.pictures import OTHERS, draw_picture
 from ld_simulations.benchmarks.privacy.reconstruction_attacks import (
     Gradients,
     LearnedInverse,
-    Prior,
+    LatentPrior,
     gallery_scores,
     match_gradient,
     share_of_gradient,
@@ -82,7 +82,7 @@ class ReconstructionRuns:
         tuning, patients = config.tuning_patients, config.patients
         self.private = self._cohort([first], tuning + patients).rows(range(tuning, tuning + patients))
         self.public = self._cohort(others, config.public_patients)
-        self.prior = Prior(self.public.data.latents)
+        self.prior = LatentPrior(self.public.data.latents)
         self._prepared: dict[str, tuple[Gradients, LearnedInverse, Tensor]] = {}
 
     def attack(self, request: Request) -> dict[str, Any]:

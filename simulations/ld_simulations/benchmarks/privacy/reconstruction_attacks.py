@@ -123,7 +123,7 @@ def _solve(kernel: Tensor, goals: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(kernel + size, goals)
 
 
-class Prior:
+class LatentPrior:
     """A normal law of latents, from public scans: half their covariance, half its diagonal."""
 
     def __init__(self, latents: Tensor) -> None:
@@ -153,7 +153,9 @@ def share_of_gradient(observed: Tensor, centre: Tensor, blocked: Tensor | None) 
     return rest / shares[0] if float(shares[0]) >= LEAST_SHARE else centre
 
 
-def match_gradient(gradients: Gradients, prior: Prior, observed: Tensor, start: Tensor, evaluations: int) -> Tensor:
+def match_gradient(
+    gradients: Gradients, prior: LatentPrior, observed: Tensor, start: Tensor, evaluations: int
+) -> Tensor:
     """The latent `(D,)` whose gradient points as the observed one does (Geiping et al., arXiv 2003.14053), by L-BFGS.
 
     With honest weights the noise is searched beside the latent, as the residual depends on it; with crafted ones the
