@@ -15,8 +15,8 @@ from ld_common.diffusion.training import TrainingData
 from ld_simulations.benchmarks.privacy.reconstruction import ATTACKS, TRIVIAL, gap, interval
 from ld_simulations.benchmarks.privacy.reconstruction_attacks import (
     Gradients,
-    LearnedInverse,
     LatentPrior,
+    LearnedInverse,
     gallery_scores,
     match_gradient,
     share_of_gradient,

@@ -29,8 +29,8 @@ from ld_common.imaging.modality import Modality
 from ld_simulations.benchmarks.latent_drift.pictures import OTHERS, draw_pictures, encode
 from ld_simulations.benchmarks.privacy.reconstruction_attacks import (
     Gradients,
-    LearnedInverse,
     LatentPrior,
+    LearnedInverse,
     gallery_scores,
     match_gradient,
     share_of_gradient,
