@@ -71,6 +71,7 @@ def test_a_log_says_what_was_done_in_order_and_is_its_owners_alone(tmp_path: Pat
 
 
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.attack
 def test_any_changed_byte_is_found(tmp_path: Path, step: int) -> None:
     log, chance = log_at(tmp_path), random.Random(0)
     log.append("acknowledged", head_record(*write_rounds(log, 1)))
@@ -83,6 +84,7 @@ def test_any_changed_byte_is_found(tmp_path: Path, step: int) -> None:
             assert verify(log, content[:place] + b" " + content[place:]).problems, place
 
 
+@pytest.mark.attack
 def test_any_cut_moved_or_doubled_line_is_found_and_named(whole: AuditLog) -> None:
     lines = whole.path.read_bytes().splitlines(keepends=True)
     count = len(lines)
@@ -102,6 +104,7 @@ def test_any_cut_moved_or_doubled_line_is_found_and_named(whole: AuditLog) -> No
         assert any(f"line {place + 1}: the log was cut short or rewritten" in text for text in cut)
 
 
+@pytest.mark.attack
 def test_inserted_entries_are_found_even_with_a_chain_that_holds(whole: AuditLog) -> None:
     lines = whole.path.read_bytes().splitlines()
     entries = [parse_line(line) for line in lines]
@@ -119,6 +122,7 @@ def test_inserted_entries_are_found_even_with_a_chain_that_holds(whole: AuditLog
     assert f"2 entries after {len(entries)}" in problem
 
 
+@pytest.mark.attack
 def test_another_sites_log_or_head_is_not_taken_for_this_one(whole: AuditLog, tmp_path: Path) -> None:
     other = AuditLog(tmp_path / "audit.jsonl", "aster", "study", new_signing_key())
     write_rounds(other, 2)
@@ -128,6 +132,7 @@ def test_another_sites_log_or_head_is_not_taken_for_this_one(whole: AuditLog, tm
     assert any(problem.startswith("audit.head: ") for problem in problems)
 
 
+@pytest.mark.attack
 def test_a_log_made_anew_with_the_sites_own_key_lacks_what_the_server_has_seen(tmp_path: Path) -> None:
     old = log_at(tmp_path / "old")
     old.path.parent.mkdir()
@@ -142,6 +147,7 @@ def test_a_log_made_anew_with_the_sites_own_key_lacks_what_the_server_has_seen(t
 
 
 @pytest.mark.parametrize("lost", ["last", "all", "head"])
+@pytest.mark.attack
 def test_a_log_that_was_cut_before_it_went_on_says_so_ever_after(tmp_path: Path, lost: str) -> None:
     log = log_at(tmp_path)
     write_rounds(log, 2)
@@ -188,6 +194,7 @@ def test_an_entry_whose_head_was_not_yet_written_is_whole(tmp_path: Path) -> Non
         assert (verify(log).problems, verify(log).notes) == ([], [])
 
 
+@pytest.mark.attack
 def test_nothing_is_added_to_a_log_whose_last_line_was_altered(tmp_path: Path) -> None:
     log = log_at(tmp_path)
     write_rounds(log, 1)

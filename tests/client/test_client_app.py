@@ -176,6 +176,7 @@ def task_identity(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_memory_gb": 0.01}, "max_memory_gb"),
     ],
 )
+@pytest.mark.attack
 def test_a_study_that_asks_for_more_than_the_site_allows_is_refused(
     site_yaml: Path, task: TrainTask, policy: dict[str, object], words: str
 ) -> None:
@@ -192,6 +193,7 @@ def test_a_study_that_asks_for_more_than_the_site_allows_is_refused(
         {"drift": {"estimator": "grid", "shape": "scalar", "search": {"images": 10**6}}},
     ],
 )
+@pytest.mark.attack
 def test_work_before_training_is_bounded_before_it_is_done(
     site_yaml: Path, task: TrainTask, options: dict[str, object]
 ) -> None:
@@ -201,6 +203,7 @@ def test_work_before_training_is_bounded_before_it_is_done(
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "St. Mary", "release", "0", "nan", "", "$x"])
+@pytest.mark.attack
 def test_a_name_that_files_or_commands_would_stumble_over_names_no_site(site_yaml: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a site"):
         from_mapping(StudyConfig, {"federation": {"sites": [name, "b"]}})
@@ -208,6 +211,7 @@ def test_a_name_that_files_or_commands_would_stumble_over_names_no_site(site_yam
         load_site(site_yaml, [f"site='{name}'"])
 
 
+@pytest.mark.attack
 def test_the_server_cannot_name_the_sites_config() -> None:
     context = Context(
         run_id=1, node_id=1, node_config={"partition-id": 0}, state=RecordDict(), run_config={"sites": "/anywhere"}
@@ -235,6 +239,7 @@ def answered(home: SiteHome, task: TrainTask) -> RecordDict:
     return app.app(asked(messages.pack_task(task), "train"), node_of(home)).content
 
 
+@pytest.mark.attack
 def test_nothing_is_trained_that_was_not_approved(home: SiteHome, task: TrainTask) -> None:
     refused = answered(home, task)
     assert messages.unpack_error(refused) == messages.ERROR_SENTENCES["approval"]
@@ -270,6 +275,7 @@ def test_nothing_is_trained_that_was_not_approved(home: SiteHome, task: TrainTas
     assert "not approved" in first["reason"]
 
 
+@pytest.mark.attack
 def test_a_study_that_cannot_be_read_is_written_down_and_refused(home: SiteHome, task: TrainTask) -> None:
     approve(home)
     for study in ("not JSON", '{"surprise": 1}', '{"name": "\\ud800"}'):

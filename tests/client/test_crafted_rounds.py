@@ -57,6 +57,7 @@ def moved(state: State, norm: float) -> State:
     return {name: value + direction[name] * (norm / length) for name, value in state.items()}
 
 
+@pytest.mark.attack
 def test_the_study_does_not_give_the_draws_away(site: SiteConfig) -> None:
     """With the draws, an exact copy of the update confirms which scans are in it."""
     task = task_of(site)
@@ -79,6 +80,7 @@ def test_a_repeated_round_gives_the_same_bytes(site: SiteConfig) -> None:
     assert all(torch.equal(first.state[name], value) for name, value in again.state.items())
 
 
+@pytest.mark.attack
 def test_a_round_is_not_repeated_from_other_weights(site: SiteConfig) -> None:
     task = task_of(site, 2)
     handle_train(site, replace(task, state=moved(task.state, 1.0)))
@@ -91,6 +93,7 @@ def test_a_round_is_not_repeated_from_other_weights(site: SiteConfig) -> None:
     ("round_number", "norm", "fits"),
     [(1, 0.0, True), (1, 0.1, False), (2, 1.9, True), (2, 2.1, False), (3, 3.9, True), (3, 4.1, False)],
 )
+@pytest.mark.attack
 def test_weights_that_no_rounds_lead_to_are_refused(
     site: SiteConfig, round_number: int, norm: float, fits: bool
 ) -> None:
@@ -103,6 +106,7 @@ def test_weights_that_no_rounds_lead_to_are_refused(
         handle_train(site, crafted)
 
 
+@pytest.mark.attack
 def test_crafted_frozen_weights_are_refused(site: SiteConfig) -> None:
     adapter = {"name": "lora", "rank": 1, "targets": ["to_k"], "freeze_a": True}
     task = task_of(site, adapter=adapter)
@@ -121,12 +125,14 @@ def test_crafted_frozen_weights_are_refused(site: SiteConfig) -> None:
         ({"learning_rate": 1.0}, "learning_rate"),
     ],
 )
+@pytest.mark.attack
 def test_by_default_no_update_of_few_visits_leaves(training: dict[str, Any], words: str) -> None:
     with pytest.raises(PolicyError, match=words):
         check_study(PolicyConfig(), from_mapping(StudyConfig, {"training": training}))
     check_study(PolicyConfig(), from_mapping(StudyConfig, {}))
 
 
+@pytest.mark.attack
 def test_an_update_of_too_few_patients_stays(site: SiteConfig) -> None:
     task = task_of(site, training={"steps": 1, "batch_size": 1})
     with pytest.raises(PolicyError, match="of fewer patients"):

@@ -140,6 +140,7 @@ def test_the_bundle_is_the_same_each_time_and_holds_no_server_code(home: StudyHo
 
 
 @pytest.mark.parametrize("name", [MANIFEST, SIGNATURE, *FILES])
+@pytest.mark.attack
 def test_a_kit_with_any_file_altered_is_refused(home: StudyHome, name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(home.kits / "aster.kit") as archive:
         files = {entry: archive.read(entry) for entry in archive.namelist()}
@@ -153,6 +154,7 @@ def test_a_kit_with_any_file_altered_is_refused(home: StudyHome, name: str, tmp_
     assert not (tmp_path / "home" / "site.key").exists()
 
 
+@pytest.mark.attack
 def test_what_is_no_kit_is_refused(home: StudyHome, tmp_path: Path) -> None:
     file = tmp_path / "scan.kit"
     for content in (b"", b"no archive", (home.kits / "aster.kit").read_bytes()[:2000]):
@@ -163,6 +165,7 @@ def test_what_is_no_kit_is_refused(home: StudyHome, tmp_path: Path) -> None:
         join(tmp_path / "absent.kit", tmp_path / "home")
 
 
+@pytest.mark.attack
 def test_a_kit_signed_by_another_is_told_by_its_fingerprint(home: StudyHome, tmp_path: Path) -> None:
     kit = read_kit(home.kits / "aster.kit")
     write_kit(tmp_path / "forged.kit", kit.manifest, kit.files, new_signing_key())
@@ -196,6 +199,7 @@ def test_a_second_kit_keeps_key_and_config(home: StudyHome, site: SiteHome, stud
         join(other.kits / "aster.kit", site.path)
 
 
+@pytest.mark.attack
 def test_a_file_of_an_unpacked_kit_cannot_be_changed_unseen(site: SiteHome) -> None:
     for name in (*FILES, MANIFEST):
         file = site.kit_folder / name
@@ -213,6 +217,7 @@ def test_a_config_of_another_site_is_refused(site: SiteHome) -> None:
         site.site()
 
 
+@pytest.mark.attack
 def test_nothing_runs_that_was_not_approved(site: SiteHome) -> None:
     kit, study = site.kit(), site.study()
     asked = (study.digest(), kit.base_digest, kit.modality_digest)
@@ -261,6 +266,7 @@ def test_the_executor_launches_what_was_approved_and_nothing_else(site: SiteHome
     assert failed == {LaunchResultStatus.FAILED}
 
 
+@pytest.mark.attack
 def test_few_tasks_wait_at_a_site(site: SiteHome) -> None:
     approve(site)
     processes: list[Ended] = []
@@ -278,6 +284,7 @@ def test_few_tasks_wait_at_a_site(site: SiteHome) -> None:
     assert plugin.launch_task("token", task).status is LaunchResultStatus.FAILED
 
 
+@pytest.mark.attack
 def test_the_launcher_believes_bytes_and_unpacks_them_afresh(site: SiteHome) -> None:
     bundle, code = (site.kit_folder / BUNDLE).read_bytes(), ApprovedCode(site)
     with pytest.raises(ApprovalError):
@@ -297,6 +304,7 @@ def test_the_launcher_believes_bytes_and_unpacks_them_afresh(site: SiteHome) -> 
     assert found == read_bundle(bundle)
 
 
+@pytest.mark.attack
 def test_the_launcher_loads_what_it_unpacked_whatever_the_server_calls_it(
     site: SiteHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,11 +334,13 @@ def test_the_launcher_loads_what_it_unpacked_whatever_the_server_calls_it(
             code.loader(default_app_ref="", app_path=None, multi_app=True)(*words)
 
 
+@pytest.mark.attack
 def test_an_error_before_the_wall_leaves_without_its_text() -> None:
     error = silent_error(code=2, reason="No module named 'jane_doe'")
     assert (error.code, "jane" in error.reason) == (2, False)
 
 
+@pytest.mark.attack
 def test_only_the_last_approval_counts(home: StudyHome, site: SiteHome) -> None:
     approve(site)
     first = site.kit()
@@ -344,6 +354,7 @@ def test_only_the_last_approval_counts(home: StudyHome, site: SiteHome) -> None:
     check_approved(site, site.kit().study_digest, first.base_digest, first.modality_digest)
 
 
+@pytest.mark.attack
 def test_what_is_approved_is_what_was_shown(home: StudyHome, site: SiteHome, tmp_path: Path) -> None:
     """Neither hashes of another study, nor another kit opened meanwhile, nor a list that others may write."""
     kit, key, seen = read_kit(home.kits / "aster.kit"), home.key("study"), site.kit()
@@ -424,6 +435,7 @@ def test_code_that_differs_from_the_installed_is_shown(home: StudyHome, site: Si
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.attack
 def test_a_bundle_with_anything_else_in_it_cannot_be_approved(
     home: StudyHome, site: SiteHome, tmp_path: Path, name: str, content: bytes
 ) -> None:
@@ -446,6 +458,7 @@ def test_a_bundle_with_anything_else_in_it_cannot_be_approved(
     assert approvals(site) == []
 
 
+@pytest.mark.attack
 def test_nothing_of_a_difference_is_hidden(home: StudyHome, site: SiteHome, tmp_path: Path) -> None:
     """Neither control characters nor length nor line ends keep a change from the data manager's eyes."""
     kit, changed, key = read_kit(home.kits / "aster.kit"), tmp_path / "changed.fab", home.key("study")
@@ -604,6 +617,7 @@ def test_a_site_may_be_called_as_the_studys_own_certificates(study: Path, tmp_pa
     assert x509.load_pem_x509_certificate(home.site_certificate(name).read_bytes()).public_key() == keys.certificate_key
 
 
+@pytest.mark.attack
 def test_no_key_is_at_flower_that_is_not_on_the_list(home: StudyHome, fake_link: FakeLink) -> None:
     (first, first_keys), (second, second_keys) = enrolled("aster"), enrolled("aster")
     fake_link.refuses = True
@@ -624,6 +638,7 @@ def test_no_key_is_at_flower_that_is_not_on_the_list(home: StudyHome, fake_link:
     assert fake_link.let_in() == {superlink.pem(second_keys.node_key)}
 
 
+@pytest.mark.attack
 def test_a_revoked_key_cannot_come_back(
     home: StudyHome, fake_link: FakeLink, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -638,6 +653,7 @@ def test_a_revoked_key_cannot_come_back(
 
 
 @pytest.mark.slow
+@pytest.mark.attack
 def test_flower_itself_does_not_take_a_revoked_key_back(study: Path, tmp_path: Path) -> None:
     home = provision(study, tmp_path / "server", server_config([f"link_port={free_port()}"])[0])
     process = superlink.start_link(home)
@@ -666,6 +682,7 @@ def revoked_key_stays_out(home: StudyHome) -> None:
 
 
 @pytest.mark.usefixtures("fake_link")
+@pytest.mark.attack
 def test_a_line_of_another_site_is_not_taken(home: StudyHome, tmp_path: Path) -> None:
     join(home.kits / "birch.kit", tmp_path / "birch", study_fingerprint(home))
     line = enrolment(SiteHome(tmp_path / "birch"))

@@ -72,6 +72,7 @@ def _charge_once(path: Path, start: float, sender: Connection) -> None:
         sender.send(False)
 
 
+@pytest.mark.attack
 def test_two_runs_at_once_cannot_both_spend_the_last_of_a_budget(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     for turn in range(5):
@@ -132,6 +133,7 @@ def test_a_deployed_private_site_adds_a_signature_and_its_logs_head(
     assert first.head.hash != second.head.hash
 
 
+@pytest.mark.attack
 def test_no_more_rounds_of_a_study_are_trained_than_the_site_allows(site_yaml: Path, private_task: TrainTask) -> None:
     site = load_site(site_yaml, ["policy.max_rounds=2", "policy.repeated_rounds=9", "policy.max_epsilon=1e6"])
     for _ in range(2):
@@ -143,6 +145,7 @@ def test_no_more_rounds_of_a_study_are_trained_than_the_site_allows(site_yaml: P
     app.handle_train(site, replace(private_task, study=other))
 
 
+@pytest.mark.attack
 def test_a_study_whose_rounds_are_asked_again_costs_no_more_than_it_states(
     site_yaml: Path, private_task: TrainTask
 ) -> None:
@@ -171,6 +174,7 @@ def test_a_study_that_cannot_end_within_the_limit_is_refused_before_its_first_ro
     assert Ledger(site.ledger_path).entries() == []
 
 
+@pytest.mark.attack
 def test_looking_at_a_private_studys_drift_releases_none(site_yaml: Path, private_task: TrainTask) -> None:
     site = load_site(site_yaml)
     study = from_mapping(StudyConfig, json.loads(private_task.study))
@@ -180,6 +184,7 @@ def test_looking_at_a_private_studys_drift_releases_none(site_yaml: Path, privat
     assert {entry.purpose for entry in Ledger(site.ledger_path).entries()} == {"training", "drift"}
 
 
+@pytest.mark.attack
 def test_a_ledger_in_a_folder_that_is_not_there_is_not_begun_anew(tmp_path: Path) -> None:
     with pytest.raises(PrivacyError, match="mount it"):
         Ledger(tmp_path / "unmounted/ledger.sqlite").charge(use(), LIMIT, DELTA)
@@ -212,6 +217,7 @@ def test_a_noised_drift_is_paid_for_once_and_then_the_same(site_yaml: Path, priv
     assert float(first.drift.norm()) <= 4.0 + 1e-5  # so few patients leave nothing but noise, within the clip norm
 
 
+@pytest.mark.attack
 def test_a_site_refuses_what_its_policy_or_budget_forbids(site_yaml: Path, private_task: TrainTask) -> None:
     with pytest.raises(PrivacyError, match="above this site's limit 1"):
         app.handle_train(load_site(site_yaml, ["policy.max_epsilon=1"]), private_task)

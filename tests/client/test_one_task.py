@@ -131,6 +131,7 @@ def vectors(replies: list[Message]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.attack
 def test_two_tasks_of_one_round_give_one_vector(homes: dict[str, SiteHome], zero: bool) -> None:
     """The difference of two vectors under the same masks is the site's own update."""
     server = Server(homes)
@@ -141,6 +142,7 @@ def test_two_tasks_of_one_round_give_one_vector(homes: dict[str, SiteHome], zero
     assert sum(map(refused, replies)) == 1
 
 
+@pytest.mark.attack
 def test_two_requests_of_one_stage_give_one_answer(homes: dict[str, SiteHome]) -> None:
     server = Server(homes)
     server.agree()
@@ -155,6 +157,7 @@ def test_two_requests_of_one_stage_give_one_answer(homes: dict[str, SiteHome]) -
     assert all(refused(server.stage("aster", Stage.UNMASK, request)) for request in requests)
 
 
+@pytest.mark.attack
 def test_shares_are_dealt_once_however_often_they_are_asked_for(homes: dict[str, SiteHome]) -> None:
     server = Server(homes)
     keys = server.exchange(Stage.KEYS, {site: pack(server.setting) for site in SITES})
@@ -168,6 +171,7 @@ def test_shares_are_dealt_once_however_often_they_are_asked_for(homes: dict[str,
     assert sorted(map(refused, replies)) == [False, True, True, True]
 
 
+@pytest.mark.attack
 def test_a_round_whose_vector_left_is_over_also_in_another_run(homes: dict[str, SiteHome]) -> None:
     server = Server(homes)
     server.agree()
@@ -181,6 +185,7 @@ def test_a_round_whose_vector_left_is_over_also_in_another_run(homes: dict[str, 
     assert len(vectors([following.train("aster")])) == 1
 
 
+@pytest.mark.attack
 def test_a_task_that_was_killed_while_it_trained_is_not_begun_again(
     homes: dict[str, SiteHome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +203,7 @@ def test_a_task_that_was_killed_while_it_trained_is_not_begun_again(
     assert refused(server.train("aster"))
 
 
+@pytest.mark.attack
 def test_a_setting_that_is_not_the_approved_study_s_is_refused(homes: dict[str, SiteHome]) -> None:
     server = Server(homes)
     wrong: list[dict[str, Any]] = [{"study": "another"}, {"round": 4}, {"round": 0}, {"sites": 4}, {"threshold": 2}]
@@ -207,12 +213,14 @@ def test_a_setting_that_is_not_the_approved_study_s_is_refused(homes: dict[str, 
     assert not refused(server.stage("aster", Stage.KEYS, pack(server.setting)))
 
 
+@pytest.mark.attack
 def test_a_study_without_secure_aggregation_offers_no_keys(site_yaml: Path) -> None:
     options = OPTIONS | {"federation": {**OPTIONS["federation"], "secure_aggregation": False}}
     home = approved(make_home(site_yaml.parent, site_yaml, from_mapping(StudyConfig, options)))
     assert refused(ask(home, "query.keys", messages.pack_secure(pack(setting_of(home.study(), 10)))))
 
 
+@pytest.mark.attack
 def test_the_state_is_the_site_s_alone(homes: dict[str, SiteHome]) -> None:
     home, server = homes["aster"], Server(homes)
     server.agree()

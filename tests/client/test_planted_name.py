@@ -203,6 +203,7 @@ def tried(place: int, places: int, whole: bool) -> dict[str, Callable[[], BaseEx
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.attack
 def test_no_errors_text_leaves_wherever_a_handler_fails(
     planted_yaml: Path, kind: str, whole: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +278,7 @@ BROKEN: dict[str, tuple[Callable[[Any], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.attack
 def test_what_is_broken_at_the_site_leaves_as_a_code(home: SiteHome, kind: str) -> None:
     spoil, code = BROKEN[kind]
     content, node, site = content_of(home, "train"), node_of(home), home.site()
@@ -293,6 +295,7 @@ def test_what_is_broken_at_the_site_leaves_as_a_code(home: SiteHome, kind: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.attack
 def test_a_config_that_cannot_be_read_leaves_as_a_code(home: SiteHome, kind: str) -> None:
     content = content_of(home, kind)
     for text in (f"site: {NAME}/../x\n", f"{NAME}: 1\n", f"site: [{NAME}\n", ""):
@@ -303,6 +306,7 @@ def test_a_config_that_cannot_be_read_leaves_as_a_code(home: SiteHome, kind: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.attack
 def test_a_node_without_a_site_says_so_by_a_code(home: SiteHome, kind: str) -> None:
     node_configs: list[dict[str, Any]] = [{}, {"site-config": f"/{NAME}.yaml"}, {"home": f"/{NAME}"}, {"home": 3}]
     for node_config in node_configs:
@@ -313,6 +317,7 @@ def test_a_node_without_a_site_says_so_by_a_code(home: SiteHome, kind: str) -> N
 
 
 @pytest.mark.parametrize("private", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.attack
 def test_what_does_leave_names_nobody(planted_yaml: Path, private: bool) -> None:
     privacy = {
         "enabled": private,
@@ -347,6 +352,7 @@ class Homes(Nodes):
         return reply
 
 
+@pytest.mark.attack
 def test_a_secure_round_of_deployed_sites_names_nobody_and_is_in_their_logs(
     planted_yaml: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

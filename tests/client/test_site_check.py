@@ -257,6 +257,7 @@ def test_doubts_are_warnings_and_do_not_fail(site_yaml: Path, tmp_path: Path) ->
         ({"own": False}, "authority"),
     ],
 )
+@pytest.mark.attack
 def test_a_server_that_is_not_the_studys_is_not_believed(
     site_yaml: Path, tmp_path: Path, options: dict[str, Any], words: str
 ) -> None:
@@ -280,6 +281,7 @@ def test_a_clock_that_flower_would_refuse_is_found(site_yaml: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drip", [b"\x16", pytest.param(b"", marks=pytest.mark.slow)])
+@pytest.mark.attack
 def test_a_server_that_says_nothing_holds_nobody_up(site_yaml: Path, tmp_path: Path, drip: bytes) -> None:
     with silent(drip) as server:
         home = home_at(tmp_path, site_yaml, server)

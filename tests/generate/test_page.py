@@ -161,6 +161,7 @@ def test_what_is_no_scan_is_one_line_and_the_page_goes_on(
     assert said.out + said.err == ""
 
 
+@pytest.mark.attack
 def test_more_than_may_be_dropped_is_refused_and_the_page_goes_on(page: Page, address: str, tmp_path: Path) -> None:
     from ld_generate.web.server import MAX_UPLOAD_BYTES
 
@@ -318,6 +319,7 @@ def test_a_series_may_be_dropped_as_its_files_or_as_an_archive(brain_mri: Modali
         one_scan([tmp_path / "swept.dcm"], tmp_path)
 
 
+@pytest.mark.attack
 def test_an_archive_without_a_name_is_refused(tmp_path: Path) -> None:
     for name in ("..zip", "...zip"):
         (tmp_path / name).write_bytes(b"")
@@ -325,12 +327,14 @@ def test_an_archive_without_a_name_is_refused(tmp_path: Path) -> None:
             one_scan([tmp_path / name], tmp_path / "out")
 
 
+@pytest.mark.attack
 def test_examples_show_no_file_s_name(examples: dict[str, Path], tmp_path: Path) -> None:
     assert {name: path.parent.name for name, path in examples.items()} == {"example 1": "one", "example 2": "two"}
     with pytest.raises(ConfigError, match="holds no scan"):
         find_examples(tmp_path, Modality(prompt_template="a scan"))
 
 
+@pytest.mark.attack
 def test_another_name_that_leads_to_loopback_is_not_answered(address: str) -> None:
     root, _, token = address.partition("?token=")
     port, bearer = root.rstrip("/").rpartition(":")[2], {"Authorization": f"Bearer {token}"}
@@ -340,6 +344,7 @@ def test_another_name_that_leads_to_loopback_is_not_answered(address: str) -> No
 
 @pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "gradio_api/upload", "gradio_api/queue/join"])
 @pytest.mark.parametrize("token", ["", "?token=", "?token=guess"])
+@pytest.mark.attack
 def test_without_the_token_nothing_is_answered(address: str, path: str, token: str) -> None:
     root = address.partition("?")[0]
     for method in ("GET", "POST", "HEAD", "OPTIONS"):
@@ -360,6 +365,7 @@ def test_the_token_enters_once_and_leaves_the_address_line(address: str) -> None
 
 
 @pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", "http://127.0.0.1:1", "http://localhost"])
+@pytest.mark.attack
 def test_another_web_page_s_request_is_refused_even_with_the_token(address: str, origin: str) -> None:
     asked = upload_to(address)
     refused = httpx.post(asked["url"], headers=asked["headers"] | {"Origin": origin}, files={"files": ("a.dcm", b"x")})

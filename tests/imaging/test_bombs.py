@@ -52,6 +52,7 @@ def rle(*segments: bytes) -> bytes:
     return struct.pack("<16L", len(segments), *starts, *[0] * (15 - len(segments))) + b"".join(segments)
 
 
+@pytest.mark.attack
 def test_an_rle_frame_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
     run = bytes([129, 7]) * 5_000_000  # 10 MB, each pair 128 bytes
     with pytest.raises(ScanRejected, match="size that its header gives"):
@@ -68,6 +69,7 @@ def test_an_honest_rle_frame_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("frame", [rle(bytes([0])), rle(b""), struct.pack("<16L", 3, 9999, 64, 64, *[0] * 12), b"x"])
+@pytest.mark.attack
 def test_broken_rle_frames_have_a_length_or_are_refused(frame: bytes) -> None:
     try:
         assert all(length <= 300 for length in rle_lengths(frame, 256))
@@ -86,6 +88,7 @@ def test_the_size_of_a_stream_is_read_from_its_bytes(frame: bytes) -> None:
     assert codestream_shape(frame[:6]) is None
 
 
+@pytest.mark.attack
 def test_a_stream_larger_than_its_header_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScanRejected, match="size that its header gives"):
         read_dicom(compressed(tmp_path / "bomb.dcm", J2K, JPEG2000Lossless), ["MR"])
@@ -103,6 +106,7 @@ def nifti_header(offset: float = 352.0) -> bytes:
 
 
 @pytest.mark.parametrize("offset", [4e9, 2.0**31, -5.0])
+@pytest.mark.attack
 def test_voxels_that_begin_far_away_are_refused(tmp_path: Path, offset: float) -> None:
     file = tmp_path / "far.nii.gz"
     file.write_bytes(gzip.compress(nifti_header(offset) + bytes(4 + 64 * 4)))
@@ -111,6 +115,7 @@ def test_voxels_that_begin_far_away_are_refused(tmp_path: Path, offset: float) -
 
 
 @pytest.mark.parametrize("length", [1_500_000_000, 0, -1, 100])
+@pytest.mark.attack
 def test_an_extension_that_does_not_fit_is_refused(tmp_path: Path, length: int) -> None:
     file, stated = tmp_path / "extended.nii.gz", struct.pack("<2i", length, 4) + bytes(24)
     content = io.BytesIO()
@@ -140,6 +145,7 @@ def zipped(change: Callable[[zipfile.ZipFile], None], compression: int = zipfile
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.attack
 def test_what_no_archive_may_hold() -> None:
     def one(archive: zipfile.ZipFile) -> None:
         archive.writestr("a", bytes(1000))

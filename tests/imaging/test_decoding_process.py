@@ -103,6 +103,7 @@ def test_a_refusal_names_the_file_of_a_series(brain_mri: Modality, tmp_path: Pat
 
 
 @pytest.mark.parametrize("end", [signal.SIGSEGV, signal.SIGKILL])
+@pytest.mark.attack
 def test_a_child_that_dies_costs_one_file(
     end: signal.Signals, brain_mri: Modality, process: DecodingProcess, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_child_that_dies_costs_one_file(
     assert process.read_scan(good, brain_mri).pixels.max() == 29
 
 
+@pytest.mark.attack
 def test_a_file_that_takes_too_long_is_refused(brain_mri: Modality, process: DecodingProcess, tmp_path: Path) -> None:
     slow, good = tmp_path / "slow.nii.gz", write_mr_slice(tmp_path / "a.dcm", GREY)
     zeros(slow, (128, 1024, 1024), up="i")
@@ -127,6 +129,7 @@ def test_a_file_that_takes_too_long_is_refused(brain_mri: Modality, process: Dec
     assert not stopped.is_running()
 
 
+@pytest.mark.attack
 def test_a_file_that_needs_too_much_memory_is_refused(
     brain_mri: Modality, process: DecodingProcess, tmp_path: Path
 ) -> None:
@@ -204,6 +207,7 @@ PIXELS = np.array([1, 2], np.float32).tobytes()
         REPLY.pack(MAX_REPLY_JSON + 1, 0),
     ],
 )
+@pytest.mark.attack
 def test_an_answer_that_no_decoder_gives_is_refused(
     sent: bytes, brain_mri: Modality, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -215,6 +219,7 @@ def test_an_answer_that_no_decoder_gives_is_refused(
     process.close()
 
 
+@pytest.mark.attack
 def test_a_refusal_cannot_lead_to_another_folder(
     brain_mri: Modality, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -228,6 +233,7 @@ def test_a_refusal_cannot_lead_to_another_folder(
     process.close()
 
 
+@pytest.mark.attack
 def test_a_module_in_the_folder_of_the_scans_is_not_run(
     brain_mri: Modality, monkeypatch: pytest.MonkeyPatch, process: DecodingProcess, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_a_missing_decoder_is_named(tmp_path: Path, write_dicom: WriteDicom) -> 
     assert caught.value.rejection == Rejection.NO_DECODER
 
 
+@pytest.mark.attack
 def test_a_deflated_bomb_is_refused_before_it_expands(tmp_path: Path, write_dicom: WriteDicom) -> None:
     path = write_dicom(tmp_path / "a.dcm", RAMP)
     dataset = pydicom.dcmread(path)
@@ -155,6 +156,7 @@ def test_a_deflated_bomb_is_refused_before_it_expands(tmp_path: Path, write_dico
     assert refusal(path) == Rejection.TOO_LARGE
 
 
+@pytest.mark.attack
 def test_deep_nesting_is_refused(tmp_path: Path, write_dicom: WriteDicom) -> None:
     path = write_dicom(tmp_path / "a.dcm", RAMP)
     plain = path.read_bytes()
@@ -167,6 +169,7 @@ def test_deep_nesting_is_refused(tmp_path: Path, write_dicom: WriteDicom) -> Non
         assert refusal(path) in (Rejection.TOO_LARGE, Rejection.UNREADABLE)
 
 
+@pytest.mark.attack
 def test_no_damage_is_more_than_a_scan_error(tmp_path: Path) -> None:
     whole = real("MR_small.dcm").read_bytes()
     rng = np.random.default_rng(0)

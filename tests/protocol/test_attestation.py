@@ -103,11 +103,13 @@ ALTERED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("kind", ALTERED)
+@pytest.mark.attack
 def test_whatever_is_altered_on_its_way_is_refused(kind: str) -> None:
     with pytest.raises(SignatureError, match="does not hold"):
         check(replace(signed(), **ALTERED[kind]))  # type: ignore[arg-type]
 
 
+@pytest.mark.attack
 def test_an_answer_of_another_round_site_study_or_key_is_refused() -> None:
     with pytest.raises(SignatureError, match="does not hold"):
         check(signed(), nonce=new_nonce())
@@ -119,6 +121,7 @@ def test_an_answer_of_another_round_site_study_or_key_is_refused() -> None:
         check_attestation(OTHER_KEY.public_key(), said, signed().attestation, "demo")
 
 
+@pytest.mark.attack
 def test_the_head_belongs_to_the_answer_and_to_the_site() -> None:
     attestation = signed().attestation
     assert attestation is not None
@@ -143,6 +146,7 @@ HOSTILE: dict[str, list[object]] = {
 }
 
 
+@pytest.mark.attack
 def test_a_head_is_read_only_as_our_software_writes_it() -> None:
     record = head_record(HEAD)
     assert head_from_record(record) == HEAD
@@ -155,17 +159,20 @@ def test_a_head_is_read_only_as_our_software_writes_it() -> None:
             head_from_record({key: value for key, value in record.items() if key != name})
 
 
+@pytest.mark.attack
 def test_an_answer_with_a_hostile_head_is_no_answer() -> None:
     attestation = attest(KEY, statement(RESULT), sign_head(KEY, replace(HEAD, time="9" * 1000)))
     with pytest.raises(ValueError, match="not the head"):
         messages.unpack_result(messages.pack_result(replace(RESULT, attestation=attestation)))
 
 
+@pytest.mark.attack
 def test_a_number_that_is_not_finite_cannot_be_signed() -> None:
     with pytest.raises(SignatureError, match="not finite"):
         replace(RESULT, numbers=TrainNumbers(9, 4, float("nan"), 0.5, 12.0)).content_digest()
 
 
+@pytest.mark.attack
 def test_the_server_sees_a_log_that_went_back() -> None:
     heads = [replace(HEAD, sequence=number) for number in (3, 7, 7, 12, 5)]
     assert shrinkages([heads[0], heads[1], heads[3]]) == []
@@ -222,6 +229,7 @@ def test_the_log_says_byte_for_byte_what_left(home: SiteHome) -> None:
     assert left["content"] == result.content_digest()
 
 
+@pytest.mark.attack
 def test_a_cut_log_is_found_by_the_next_task(home: SiteHome) -> None:
     node = node_of(home)
     result = messages.unpack_result(app(asked(messages.pack_task(task_of(home)), "train"), node).content)
@@ -235,6 +243,7 @@ def test_a_cut_log_is_found_by_the_next_task(home: SiteHome) -> None:
     assert f"of entry {result.attestation.head.sequence}, is not in the log" in problem
 
 
+@pytest.mark.attack
 def test_a_head_that_the_site_never_signed_is_refused(home: SiteHome) -> None:
     forged = sign_head(OTHER_KEY, replace(HEAD, study="demo"))
     reply = app(asked(messages.pack_task(task_of(home, audit_head=forged)), "train"), node_of(home))

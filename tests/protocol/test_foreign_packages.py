@@ -175,6 +175,7 @@ def test_a_site_approves_a_package_and_trains_with_it(home: SiteHome) -> None:
     assert log[1]["details"]["packages"][0]["sha256"] == installed_package(NAME).sha256
 
 
+@pytest.mark.attack
 def test_a_site_refuses_a_package_that_changed_after_its_approval(home: SiteHome, site_packages: Path) -> None:
     approve(home)
     task = messages.pack_task(task_of(home))
@@ -191,6 +192,7 @@ def test_a_site_refuses_a_package_that_changed_after_its_approval(home: SiteHome
 
 
 @pytest.mark.usefixtures("site_packages")
+@pytest.mark.attack
 def test_a_deployed_site_loads_no_package_that_nobody_approved(home: SiteHome) -> None:
     allow_approved_packages(home)
     assert "bias_only" not in ADAPTERS
@@ -205,6 +207,7 @@ def test_a_deployed_site_loads_no_package_that_nobody_approved(home: SiteHome) -
 
 
 @pytest.mark.usefixtures("site_packages")
+@pytest.mark.attack
 def test_a_kit_whose_study_uses_an_unlisted_package_is_refused(site_yaml: Path, tmp_path: Path) -> None:
     """Whatever the server let pass: here a study with the adapter and without the list."""
     folder = tmp_path / "study"
@@ -215,6 +218,7 @@ def test_a_kit_whose_study_uses_an_unlisted_package_is_refused(site_yaml: Path, 
             review(home)
 
 
+@pytest.mark.attack
 def test_a_kit_that_hides_a_package_is_refused(home: SiteHome) -> None:
     study = yaml.safe_load(home.study_file.read_text())
     assert study["packages"] == [NAME]

@@ -80,6 +80,7 @@ def chi_square(values: NDArray[np.uint8]) -> float:
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+@pytest.mark.attack
 def test_a_single_masked_vector_is_uniform_whatever_the_update(value: float) -> None:
     sites = make_sites(3, 40_000)
     sites.updates["s00"] = np.full(40_000, value)
@@ -89,6 +90,7 @@ def test_a_single_masked_vector_is_uniform_whatever_the_update(value: float) -> 
     assert all(chi_square(masked[:, byte]) < 255 + 6 * 23 for byte in range(4))
 
 
+@pytest.mark.attack
 def test_either_kind_of_mask_hides_the_update_from_who_removes_the_other() -> None:
     sites = make_sites(3, 40_000)
     sites.updates["s00"] = np.ones(40_000)
@@ -110,6 +112,7 @@ def test_either_kind_of_mask_hides_the_update_from_who_removes_the_other() -> No
     assert set((masked - own - pairs)[:-CHECK_WORDS]) == {sites.setting.levels - 1}
 
 
+@pytest.mark.attack
 def test_the_same_update_is_masked_afresh_and_its_masked_vector_is_uncorrelated_with_it() -> None:
     runs = [make_sites(3, 20_000), make_sites(3, 20_000)]
     masked = []

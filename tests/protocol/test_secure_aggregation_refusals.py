@@ -24,6 +24,7 @@ from ld_server.secagg import SecureAggregation
 from tests.support.secure_sites import Tamper, check_sum, make_sites, masked_sites, numbers
 
 
+@pytest.mark.attack
 def test_no_site_reveals_both_shares_of_another() -> None:
     sites = make_sites(5)
     sites.silent = {"s01": Stage.VECTOR}
@@ -49,6 +50,7 @@ def test_no_site_reveals_both_shares_of_another() -> None:
         (["s00", "s00", "s01", "s02", "s03"], [], "exactly once"),
     ],
 )
+@pytest.mark.attack
 def test_a_site_refuses_lists_that_would_unmask_more_than_the_sum(
     survivors: list[str], dropped: list[str], words: str
 ) -> None:
@@ -57,6 +59,7 @@ def test_a_site_refuses_lists_that_would_unmask_more_than_the_sum(
         reveal_shares(state, replace(due, survivors=survivors, dropped=dropped))
 
 
+@pytest.mark.attack
 def test_a_site_answers_each_stage_once() -> None:
     sites, state, due = masked_sites()
     with pytest.raises(FederationError, match="another round"):
@@ -76,6 +79,7 @@ def test_a_site_answers_each_stage_once() -> None:
             repeat()
 
 
+@pytest.mark.attack
 def test_a_round_whose_vector_left_is_not_served_again() -> None:
     _, state, _ = masked_sites()
     for server_round in (2, 3):
@@ -90,6 +94,7 @@ def test_a_round_whose_vector_left_is_not_served_again() -> None:
         offer_keys("s00", state.setting, fewest=5)
 
 
+@pytest.mark.attack
 def test_a_site_refuses_a_roster_that_is_too_small_repeats_a_key_or_is_without_its_own() -> None:
     sites = make_sites(5)
     SecureAggregation(sites.setting, list(sites.updates)).agree(sites.exchange)
@@ -112,6 +117,7 @@ def test_a_site_refuses_a_roster_that_is_too_small_repeats_a_key_or_is_without_i
             deal_shares(state, roster)
 
 
+@pytest.mark.attack
 def test_shares_of_one_round_serve_in_no_other() -> None:
     first, second = make_sites(3), make_sites(3)
     second.setting = replace(second.setting, round=4)
@@ -133,6 +139,7 @@ def test_shares_of_one_round_serve_in_no_other() -> None:
             open_shares(state, routed, study, server_round)
 
 
+@pytest.mark.attack
 def test_the_same_keys_mask_and_seal_otherwise_in_another_round_or_crowd() -> None:
     mine, other = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     theirs = other.public_key().public_bytes_raw()
@@ -181,6 +188,7 @@ def flip(content: bytes) -> bytes:
         (Stage.VECTOR, {"vector": [b"list"]}),
     ],
 )
+@pytest.mark.attack
 def test_a_malformed_answer_leaves_its_site_out(stage: Stage, changes: dict[str, Any]) -> None:
     sites = make_sites(4)
     sites.tamper = alter(stage, "s02", **changes)
@@ -197,6 +205,7 @@ def test_a_malformed_answer_leaves_its_site_out(stage: Stage, changes: dict[str,
         {"shares": lambda shares: list(reversed(shares))},
     ],
 )
+@pytest.mark.attack
 def test_false_shares_of_one_site_do_no_harm_while_others_suffice(changes: dict[str, Any]) -> None:
     sites = make_sites(4)
     sites.tamper = alter(Stage.UNMASK, "s00", **changes)
@@ -208,6 +217,7 @@ def test_false_shares_of_one_site_do_no_harm_while_others_suffice(changes: dict[
         sites.run()
 
 
+@pytest.mark.attack
 def test_a_site_that_deals_shares_which_do_not_open_is_named() -> None:
     sites = make_sites(4)
     garbage = {"sealed": lambda sealed: [flip(one) if one else one for one in sealed]}
@@ -221,6 +231,7 @@ def test_a_site_that_deals_shares_which_do_not_open_is_named() -> None:
 
 
 @pytest.mark.parametrize("noise", [flip, lambda vector: bytes(len(vector))])
+@pytest.mark.attack
 def test_a_vector_that_was_masked_otherwise_is_noticed(noise: Callable[[bytes], bytes]) -> None:
     sites = make_sites(4, 50)
     sites.tamper = alter(Stage.VECTOR, "s01", vector=lambda vector: noise(vector[::-1])[::-1])
@@ -228,6 +239,7 @@ def test_a_vector_that_was_masked_otherwise_is_noticed(noise: Callable[[bytes], 
         sites.run()
 
 
+@pytest.mark.attack
 def test_a_number_that_no_levels_sum_to_is_noticed() -> None:
     sites = make_sites(4)
 
@@ -241,6 +253,7 @@ def test_a_number_that_no_levels_sum_to_is_noticed() -> None:
         sites.run()
 
 
+@pytest.mark.attack
 def test_sites_that_offer_one_key_are_left_out() -> None:
     sites = make_sites(5, threshold=3)
     stolen: list[Any] = []
@@ -254,6 +267,7 @@ def test_sites_that_offer_one_key_are_left_out() -> None:
     check_sum(sites.run(), sites, ["s02", "s03", "s04"])
 
 
+@pytest.mark.attack
 def test_a_server_that_names_other_crowds_to_different_sites_gets_noise() -> None:
     sites = make_sites(4, threshold=3)
     server = SecureAggregation(sites.setting, list(sites.updates))

@@ -36,6 +36,7 @@ def test_signature_holds_whatever_the_order_of_keys(key: PrivateKey) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
+@pytest.mark.attack
 def test_signature_of_other_content_purpose_or_key_is_refused(key: PrivateKey) -> None:
     signature, public = sign(key, Purpose.KIT, CONTENT), key.public_key()
     other = new_signing_key() if key is KEYS[0] else new_elliptic_key()
@@ -50,6 +51,7 @@ def test_signature_of_other_content_purpose_or_key_is_refused(key: PrivateKey) -
             verify(public, Purpose.KIT, CONTENT, broken)
 
 
+@pytest.mark.attack
 def test_what_is_nested_too_deep_to_be_signed_does_not_hold() -> None:
     content: list[object] = []
     for _ in range(100_000):
@@ -85,6 +87,7 @@ def test_keys_survive_their_files_and_lines(key: PrivateKey, openssh: bool, tmp_
         write_private_key(file, key)
 
 
+@pytest.mark.attack
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "one.key"
     write_private_key(file, KEYS[0])
@@ -99,6 +102,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         read_private_key(file)
 
 
+@pytest.mark.attack
 def test_only_keys_of_this_software_are_read() -> None:
     weak = ec.generate_private_key(ec.SECP256R1()).public_key()
     with pytest.raises(SignatureError, match="P-384"):

@@ -99,6 +99,7 @@ def mutated(content: bytes, dice: random.Random) -> bytes:
     return bytes(spoilt)
 
 
+@pytest.mark.attack
 def test_a_kit_that_was_spoilt_anywhere_is_read_as_it_was_or_refused(kit: bytes, tmp_path: Path) -> None:
     dice, path = random.Random(20), tmp_path / "spoilt.kit"
     count = sum(refused(path, mutated(kit, dice)) for _ in range(600))
@@ -106,6 +107,7 @@ def test_a_kit_that_was_spoilt_anywhere_is_read_as_it_was_or_refused(kit: bytes,
     assert all(refused(path, kit[:length]) for length in range(0, len(kit) - 22, 37))
 
 
+@pytest.mark.attack
 def test_a_spoilt_manifest_is_refused(kit: bytes, tmp_path: Path) -> None:
     dice, manifest = random.Random(21), json.dumps(said(kit)).encode()
     signature = sign(KEY, Purpose.KIT, said(kit))
@@ -116,6 +118,7 @@ def test_a_spoilt_manifest_is_refused(kit: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(KitManifest)])
+@pytest.mark.attack
 def test_a_signed_manifest_with_any_field_out_of_order_is_refused(kit: bytes, field: str, tmp_path: Path) -> None:
     whole = said(kit)
     for value in (junk for junk in JUNK if junk != whole[field]):
@@ -123,6 +126,7 @@ def test_a_signed_manifest_with_any_field_out_of_order_is_refused(kit: bytes, fi
     assert refused(tmp_path / "kit", self_signed({name: whole[name] for name in whole if name != field}))
 
 
+@pytest.mark.attack
 def test_a_signed_manifest_of_another_shape_is_refused(kit: bytes, tmp_path: Path) -> None:
     whole, files = said(kit), said(kit)["files"]
     for content in [*JUNK, [whole], whole | {"more": 1}, whole | {"files": files | {"more": "0" * 64}}]:
@@ -142,6 +146,7 @@ def test_a_signed_manifest_of_another_shape_is_refused(kit: bytes, tmp_path: Pat
 
 
 @pytest.mark.parametrize("depth", [500, 900, 1_000, 100_000])
+@pytest.mark.attack
 def test_a_manifest_that_is_nested_deep_is_refused(kit: bytes, depth: int) -> None:
     signature, nested = sign(KEY, Purpose.KIT, said(kit)), b"[" * depth + b"]" * depth
     whole = json.dumps(said(kit)).encode()
@@ -150,6 +155,7 @@ def test_a_manifest_that_is_nested_deep_is_refused(kit: bytes, depth: int) -> No
             check_manifest(manifest, signature, CONTENTS)
 
 
+@pytest.mark.attack
 def test_archives_that_no_kit_is_are_refused(kit: bytes, tmp_path: Path) -> None:
     manifest, signature = json.dumps(said(kit)).encode(), sign(KEY, Purpose.KIT, said(kit))
     assert not refused(tmp_path / "kit", packed(manifest, signature, zipfile.ZIP_STORED))

@@ -51,6 +51,7 @@ def test_a_release_comes_back_as_it_was(released: Path) -> None:
     assert "| p | 4 | 9 |" in (released / "README.md").read_text()
 
 
+@pytest.mark.attack
 def test_an_altered_file_is_refused(released: Path) -> None:
     with (released / ADAPTER).open("r+b") as stream:
         stream.seek(-1, 2)
@@ -59,6 +60,7 @@ def test_an_altered_file_is_refused(released: Path) -> None:
         read_release(released)
 
 
+@pytest.mark.attack
 def test_another_base_is_refused(released: Path, smallest_base: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(smallest_base, other)
@@ -84,6 +86,7 @@ def test_another_base_is_refused(released: Path, smallest_base: Path, tmp_path: 
         lambda folder: edit(folder, lambda manifest: manifest["files"].pop(DRIFT)),
     ],
 )
+@pytest.mark.attack
 def test_what_is_no_release_is_one_clear_error(released: Path, spoil: object) -> None:
     spoil(released)  # type: ignore[operator]
     with pytest.raises(ReleaseError) as caught:

@@ -77,6 +77,7 @@ def test_a_signed_release_is_believed_and_still_read_without_a_key(signed: Path)
     assert check_release(signed, [OTHER.public_key(), KEY.public_key()]) == read_release(signed).manifest
 
 
+@pytest.mark.attack
 def test_a_manifest_may_be_written_otherwise_but_not_say_otherwise(signed: Path) -> None:
     edit(signed)  # the same content in one line
     check_release(signed, [KEY.public_key()])
@@ -86,6 +87,7 @@ def test_a_manifest_may_be_written_otherwise_but_not_say_otherwise(signed: Path)
 
 
 @pytest.mark.parametrize("name", [ADAPTER, CARD])
+@pytest.mark.attack
 def test_a_file_that_was_altered_after_signing_is_refused(signed: Path, name: str) -> None:
     with (signed / name).open("ab") as stream:
         stream.write(b"x")
@@ -93,6 +95,7 @@ def test_a_file_that_was_altered_after_signing_is_refused(signed: Path, name: st
         check_release(signed, [KEY.public_key()])
 
 
+@pytest.mark.attack
 def test_another_key_is_refused_even_where_it_names_itself_as_the_trusted_one(signed: Path) -> None:
     with pytest.raises(SignatureError, match="another key"):
         check_release(signed, [OTHER.public_key()])
@@ -103,6 +106,7 @@ def test_another_key_is_refused_even_where_it_names_itself_as_the_trusted_one(si
         check_release(signed, [OTHER.public_key()])
 
 
+@pytest.mark.attack
 def test_a_signature_for_another_purpose_does_not_sign_a_release(signed: Path) -> None:
     content = json.loads((signed / SIGNATURE).read_text())
     content["signature"] = sign(KEY, Purpose.KIT, read_manifest(signed))
@@ -112,6 +116,7 @@ def test_a_signature_for_another_purpose_does_not_sign_a_release(signed: Path) -
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 2}', b"\xff", b"[" * 9_000])
+@pytest.mark.attack
 def test_what_is_no_signature_is_one_clear_error(signed: Path, content: bytes) -> None:
     (signed / SIGNATURE).write_bytes(content)
     with pytest.raises(SignatureError) as caught:
@@ -126,6 +131,7 @@ def test_an_altered_release_is_not_signed(released: Path) -> None:
     assert not (released / SIGNATURE).exists()
 
 
+@pytest.mark.attack
 def test_a_name_of_an_issued_release_leads_nowhere_else() -> None:
     manifest = {"study": {"name": "../../etc/ cron"}, "release": {"number": 3}}
     assert release_name(manifest) == "etc-cron-3" or "/" not in release_name(manifest)
@@ -137,6 +143,7 @@ def test_a_name_of_an_issued_release_leads_nowhere_else() -> None:
 # Trust
 
 
+@pytest.mark.attack
 def test_a_release_is_refused_until_its_key_is_trusted_and_then_it_is_for_good(signed: Path) -> None:
     with pytest.raises(SignatureError, match="not trusted yet") as caught:
         read_trusted_release(signed)
@@ -148,6 +155,7 @@ def test_a_release_is_refused_until_its_key_is_trusted_and_then_it_is_for_good(s
     assert (again.signed_by, said) == (release.signed_by, [])
 
 
+@pytest.mark.attack
 def test_a_key_that_did_not_sign_is_not_remembered(signed: Path) -> None:
     with pytest.raises(SignatureError, match="not by the key that --trust names"):
         read_trusted_release(signed, trust=public_line(OTHER.public_key()))
@@ -157,6 +165,7 @@ def test_a_key_that_did_not_sign_is_not_remembered(signed: Path) -> None:
     assert not trusted_keys_file().exists()
 
 
+@pytest.mark.attack
 def test_a_key_is_trusted_for_its_study_alone(signed: Path, tmp_path: Path, brain_mri: Modality) -> None:
     read_trusted_release(signed, trust=public_line(KEY.public_key()))
     other = small_release(tmp_path / "other", brain_mri, name="another study")
@@ -167,6 +176,7 @@ def test_a_key_is_trusted_for_its_study_alone(signed: Path, tmp_path: Path, brai
     assert read_trusted_release(signed)[0].signed_by == read_trusted_release(other)[0].signed_by is not None
 
 
+@pytest.mark.attack
 def test_a_kit_vouches_for_releases_of_its_own_study_alone(signed: Path, tmp_path: Path) -> None:
     kit = tmp_path / "kit.json"
     kit.write_text(json.dumps({"public_key": public_line(KEY.public_key()), "study": "foo"}))
@@ -188,6 +198,7 @@ def test_a_second_key_of_a_study_is_remarked_upon(signed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", "de\nmo", "\x1b[31mdemo", "d" * 201])
+@pytest.mark.attack
 def test_a_study_whose_name_is_no_plain_line_is_not_trusted(signed: Path, name: str) -> None:
     edit(signed, study={"name": name})
     sign_release(signed, KEY)
@@ -196,6 +207,7 @@ def test_a_study_whose_name_is_no_plain_line_is_not_trusted(signed: Path, name: 
     assert not trusted_keys_file().exists()
 
 
+@pytest.mark.attack
 def test_unsigned_is_refused_unless_allowed_and_says_so(released: Path) -> None:
     with pytest.raises(SignatureError, match="--allow-unsigned"):
         read_trusted_release(released)
@@ -206,6 +218,7 @@ def test_unsigned_is_refused_unless_allowed_and_says_so(released: Path) -> None:
         read_trusted_release(released, trust=public_line(KEY.public_key()), allow_unsigned=True)
 
 
+@pytest.mark.attack
 def test_a_signature_that_was_removed_is_missed(signed: Path) -> None:
     read_trusted_release(signed, trust=public_line(KEY.public_key()))
     (signed / SIGNATURE).unlink()
@@ -214,6 +227,7 @@ def test_a_signature_that_was_removed_is_missed(signed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter.py", "unet/adapter_model.safetensors", ".hidden"])
+@pytest.mark.attack
 def test_a_file_that_no_signature_covers_is_refused(signed: Path, name: str) -> None:
     (signed / name).parent.mkdir(exist_ok=True)
     (signed / name).write_text("planted")
@@ -221,6 +235,7 @@ def test_a_file_that_no_signature_covers_is_refused(signed: Path, name: str) -> 
         read_trusted_release(signed, trust=public_line(KEY.public_key()))
 
 
+@pytest.mark.attack
 def test_a_manifest_with_a_key_twice_is_refused(signed: Path) -> None:
     text = (signed / MANIFEST).read_text()
     (signed / MANIFEST).write_text(text.replace("{", '{"weights": "planted.safetensors", ', 1))
@@ -228,6 +243,7 @@ def test_a_manifest_with_a_key_twice_is_refused(signed: Path) -> None:
         read_trusted_release(signed, trust=public_line(KEY.public_key()))
 
 
+@pytest.mark.attack
 def test_an_older_release_than_was_used_is_remarked_upon(tmp_path: Path, brain_mri: Modality) -> None:
     folders = {}
     for number in (2, 3):
@@ -243,6 +259,7 @@ def test_an_older_release_than_was_used_is_remarked_upon(tmp_path: Path, brain_m
     assert "release 3" in said
 
 
+@pytest.mark.attack
 def test_allowing_unsigned_does_not_allow_a_signature_that_fails(signed: Path) -> None:
     with pytest.raises(SignatureError, match="not trusted yet"):
         read_trusted_release(signed, allow_unsigned=True)
@@ -312,6 +329,7 @@ def generate(
     return int(ended.value.code or 0), said.out + said.err
 
 
+@pytest.mark.attack
 def test_ld_generate_draws_only_from_what_is_trusted(
     drawable: Path, smallest_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -362,6 +380,7 @@ def test_each_recipient_gets_the_same_adapter_back(tmp_path: Path, size: int) ->
         assert (copy / ADAPTER).read_bytes() == content[:size]
 
 
+@pytest.mark.attack
 def test_what_is_sealed_shows_nothing_of_the_adapter(large: Path) -> None:
     plain = (large / ADAPTER).read_bytes()
     seal_release(large, read_manifest(large), {"aster": new_elliptic_key().public_key()})
@@ -372,6 +391,7 @@ def test_what_is_sealed_shows_nothing_of_the_adapter(large: Path) -> None:
         read_release(large)
 
 
+@pytest.mark.attack
 def test_nobody_else_opens_it(large: Path) -> None:
     manifest, key = read_manifest(large), new_elliptic_key()
     seal_release(large, manifest, {"aster": key.public_key()})
@@ -400,6 +420,7 @@ def test_nobody_else_opens_it(large: Path) -> None:
         lambda raw: b"",
     ],
 )
+@pytest.mark.attack
 def test_a_sealed_adapter_that_was_altered_does_not_open(large: Path, spoil: object) -> None:
     manifest, key = read_manifest(large), new_elliptic_key()
     seal_release(large, manifest, {"aster": key.public_key()})
@@ -410,6 +431,7 @@ def test_a_sealed_adapter_that_was_altered_does_not_open(large: Path, spoil: obj
     assert not list(large.glob("*.part"))
 
 
+@pytest.mark.attack
 def test_a_sealed_adapter_opens_under_its_own_manifest_only(large: Path) -> None:
     manifest, key = read_manifest(large), new_elliptic_key()
     seal_release(large, manifest, {"aster": key.public_key()})
@@ -419,6 +441,7 @@ def test_a_sealed_adapter_opens_under_its_own_manifest_only(large: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 9}', b'{"format": 2, "recipients": {"../x": ""}}'])
+@pytest.mark.attack
 def test_what_is_no_envelope_is_one_clear_error(large: Path, content: bytes) -> None:
     manifest, key = read_manifest(large), new_elliptic_key()
     seal_release(large, manifest, {"aster": key.public_key()})

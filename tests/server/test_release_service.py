@@ -232,6 +232,7 @@ def test_no_release_yet_and_a_server_that_is_down_are_one_line_each(
         server.stop(0).wait()
 
 
+@pytest.mark.attack
 def test_the_newest_release_is_never_an_older_one(serving: DeployedStudy, aster: SiteHome) -> None:
     issue(serving)
     shutil.rmtree(serving.home.path / "releases" / issue(serving).name)
@@ -247,6 +248,7 @@ def test_the_newest_release_is_never_an_older_one(serving: DeployedStudy, aster:
 
 
 @pytest.mark.parametrize("name", [ADAPTER, CARD])
+@pytest.mark.attack
 def test_an_altered_file_is_refused_and_the_next_pull_starts_afresh(
     serving: DeployedStudy, aster: SiteHome, name: str
 ) -> None:
@@ -261,6 +263,7 @@ def test_an_altered_file_is_refused_and_the_next_pull_starts_afresh(
     assert (aster.path / "releases" / "demo-1" / name).read_bytes() == whole
 
 
+@pytest.mark.attack
 def test_an_altered_manifest_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
     issue(serving)
     serving.rewrite("demo-1", privacy={"differential_privacy": True, "epsilon": 0.1})
@@ -269,12 +272,14 @@ def test_an_altered_manifest_is_refused(serving: DeployedStudy, aster: SiteHome)
     assert not list((aster.path / "releases").glob("demo-1*"))
 
 
+@pytest.mark.attack
 def test_another_key_s_signature_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
     sign_release(issue(serving), new_signing_key())
     with pytest.raises(SignatureError, match="signed by another key"):
         pull(aster, "", None)
 
 
+@pytest.mark.attack
 def test_another_study_s_release_is_refused_though_the_key_is_right(serving: DeployedStudy, aster: SiteHome) -> None:
     folder = issue(serving)
     manifest = read_release(folder).manifest
@@ -286,6 +291,7 @@ def test_another_study_s_release_is_refused_though_the_key_is_right(serving: Dep
         pull(aster, "", None)
 
 
+@pytest.mark.attack
 def test_a_sealed_adapter_that_was_altered_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
     folder = issue(serving, "aster")
     whole = (folder / SEALED).read_bytes()
@@ -303,6 +309,7 @@ def test_a_sealed_adapter_that_was_altered_is_refused(serving: DeployedStudy, as
 # Who is let in
 
 
+@pytest.mark.attack
 def test_without_a_certificate_nobody_is_answered(serving: DeployedStudy, aster: SiteHome) -> None:
     assert offered(serving.channel_of(aster)) == Struct.FromString(listing([]).SerializeToString())
     code, said = refusal(lambda: offered(serving.channel()))
@@ -310,6 +317,7 @@ def test_without_a_certificate_nobody_is_answered(serving: DeployedStudy, aster:
     assert "Traceback" not in said
 
 
+@pytest.mark.attack
 def test_a_foreign_authority_s_certificate_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
     authority_key, authority = make_authority("demo")
     key = aster.key("certificate")
@@ -321,6 +329,7 @@ def test_a_foreign_authority_s_certificate_is_refused(serving: DeployedStudy, as
         pull(aster, "", None)
 
 
+@pytest.mark.attack
 def test_a_server_of_a_foreign_authority_is_refused(
     study: DeployedStudy, aster: SiteHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,6 +341,7 @@ def test_a_server_of_a_foreign_authority_is_refused(
         server.stop(0).wait()
 
 
+@pytest.mark.attack
 def test_an_expired_certificate_is_refused_by_both_sides(serving: DeployedStudy, aster: SiteHome) -> None:
     key = aster.key("certificate")
     assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -342,6 +352,7 @@ def test_an_expired_certificate_is_refused_by_both_sides(serving: DeployedStudy,
         pull(aster, "", None)
 
 
+@pytest.mark.attack
 def test_a_certificate_that_expires_while_connected_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
     key = aster.key("certificate")
     assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -356,6 +367,7 @@ def test_a_certificate_that_expires_while_connected_is_refused(serving: Deployed
     assert "not valid now" in caught.value.details()
 
 
+@pytest.mark.attack
 def test_a_certificate_of_another_site_s_name_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
     key = new_elliptic_key()
     code, said = refusal(lambda: offered(serving.channel(key, serving.certificate("aster", key))))
@@ -375,6 +387,7 @@ def test_a_certificate_of_another_site_s_name_is_refused(serving: DeployedStudy,
         pull(aster, "", None)
 
 
+@pytest.mark.attack
 def test_a_revocation_holds_on_a_connection_that_is_open(
     serving: DeployedStudy, aster: SiteHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +405,7 @@ def test_a_revocation_holds_on_a_connection_that_is_open(
     assert "site 'aster' was revoked" in pulled_line(capsys, aster)
 
 
+@pytest.mark.attack
 def test_a_revocation_ends_a_file_that_is_being_sent(serving: DeployedStudy, aster: SiteHome) -> None:
     size = 256 * 1024 * 1024
     with (issue(serving) / ADAPTER).open("r+b") as stream:
@@ -441,6 +455,7 @@ def test_a_file_is_sent_from_any_byte_on(serving: DeployedStudy, aster: SiteHome
         ("DEMO-1", MANIFEST),
     ],
 )
+@pytest.mark.attack
 def test_no_name_leads_out_of_the_releases(serving: DeployedStudy, aster: SiteHome, release: str, file: str) -> None:
     folder = issue(serving)
     (folder / "secret.txt").write_text("secret")
@@ -453,6 +468,7 @@ def test_no_name_leads_out_of_the_releases(serving: DeployedStudy, aster: SiteHo
     assert call(StringValue(value="demo-1"), timeout=WAIT).value == (folder / MANIFEST).read_bytes()
 
 
+@pytest.mark.attack
 def test_malformed_oversized_and_unknown_requests_are_refused_without_a_trace(
     serving: DeployedStudy, aster: SiteHome, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -467,6 +483,7 @@ def test_malformed_oversized_and_unknown_requests_are_refused_without_a_trace(
     assert not [record for record in caplog.records if record.exc_info]
 
 
+@pytest.mark.attack
 def test_a_failure_at_the_server_tells_the_site_nothing_of_it(
     serving: DeployedStudy, aster: SiteHome, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -480,6 +497,7 @@ def test_a_failure_at_the_server_tells_the_site_nothing_of_it(
     assert "tell the study" in pulled_line(capsys, aster)
 
 
+@pytest.mark.attack
 def test_a_site_has_a_few_calls_at_a_time_and_gets_them_back(serving: DeployedStudy, aster: SiteHome) -> None:
     with (issue(serving) / ADAPTER).open("r+b") as stream:
         stream.truncate(256 * 1024 * 1024)
@@ -601,6 +619,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(study: DeployedStudy, a
         server.stop(0).wait()
 
 
+@pytest.mark.attack
 def test_what_another_release_left_half_is_not_gone_on_with(serving: DeployedStudy, aster: SiteHome) -> None:
     folder, partial = issue(serving), aster.path / "releases" / "demo-1.part"
     partial.mkdir(parents=True)
@@ -648,6 +667,7 @@ def hostile(study: DeployedStudy) -> Iterator[Hostile]:
     made.server.stop(0).wait()
 
 
+@pytest.mark.attack
 def test_a_stream_that_ends_early_is_cut_short_not_done(
     hostile: Hostile, aster: SiteHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -659,6 +679,7 @@ def test_a_stream_that_ends_early_is_cut_short_not_done(
     assert (aster.path / "releases" / "demo-1" / ADAPTER).read_bytes() == whole
 
 
+@pytest.mark.attack
 def test_a_stream_that_does_not_end_fills_no_disk(hostile: Hostile, aster: SiteHome) -> None:
     def endless(file: str) -> Iterator[bytes]:
         while True:
@@ -677,6 +698,7 @@ def test_a_stream_that_does_not_end_fills_no_disk(hostile: Hostile, aster: SiteH
         pull(aster, "", None)
 
 
+@pytest.mark.attack
 def test_an_oversized_message_is_one_clear_line(
     hostile: Hostile, aster: SiteHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -698,6 +720,7 @@ def test_an_oversized_message_is_one_clear_line(
     ],
     ids=["bytes", "empty", "parents", "root", "hidden", "escape", "number", "size"],  # protobuf's own order varies
 )
+@pytest.mark.attack
 def test_an_answer_that_is_none_is_one_clear_line(
     hostile: Hostile, aster: SiteHome, capsys: pytest.CaptureFixture[str], answer: bytes
 ) -> None:
@@ -707,6 +730,7 @@ def test_an_answer_that_is_none_is_one_clear_line(
     assert "\x1b" not in said
 
 
+@pytest.mark.attack
 def test_an_older_release_under_a_newer_name_is_refused(hostile: Hostile, aster: SiteHome) -> None:
     sizes = {path.name: path.stat().st_size for path in hostile.folder.iterdir()}
     hostile.list = listing([Listed("demo-7", 7, sizes)]).SerializeToString()
@@ -714,6 +738,7 @@ def test_an_older_release_under_a_newer_name_is_refused(hostile: Hostile, aster:
         pull(aster, "", None)
 
 
+@pytest.mark.attack
 def test_a_server_that_refuses_in_its_own_words_cannot_write_on_the_terminal(
     hostile: Hostile, aster: SiteHome, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def lines(*names: str) -> dict[str, str]:
     return {name: public_line(KEYS[name]) + " a comment" for name in names}
 
 
+@pytest.mark.attack
 def test_a_node_is_the_site_of_its_key_and_a_stranger_is_noted() -> None:
     grid = KeyedGrid(dict.fromkeys(["q", "stranger", "p"], honest))
     found = AllowedKeys(lambda: lines("p", "q", "r"))(grid)
@@ -103,6 +104,7 @@ def test_a_node_is_the_site_of_its_key_and_a_stranger_is_noted() -> None:
     assert found.unknown_nodes == [fingerprint(KEYS["stranger"])]
 
 
+@pytest.mark.attack
 def test_a_node_without_a_key_or_with_one_of_another_kind_is_nobody() -> None:
     class Odd(LocalGrid):
         def get_nodes(self) -> Iterator[NodeInfo]:
@@ -166,6 +168,7 @@ def test_a_deployed_study_runs_with_the_keys_of_its_home(home: StudyHome, tiny_b
         main(grid, context(StudyHome(home.path / "none")))
 
 
+@pytest.mark.attack
 def test_a_revocation_holds_at_once(home: StudyHome, tiny_base: Path) -> None:
     def revoked_while_it_trains(result: TrainResult) -> RecordDict:
         with home.editing() as sites:
@@ -213,6 +216,7 @@ FORGED: dict[str, tuple[Callable[[TrainResult, TrainTask], TrainResult], str]] =
 
 
 @pytest.mark.parametrize("kind", FORGED)
+@pytest.mark.attack
 def test_an_answer_counts_only_with_the_sites_signature_for_this_task(
     home: StudyHome, tiny_base: Path, kind: str
 ) -> None:
@@ -295,6 +299,7 @@ def ill_reply(message_id: str) -> Message:
     return found
 
 
+@pytest.mark.attack
 def test_an_object_that_cannot_be_decoded_costs_its_sender_alone(home: StudyHome, tiny_base: Path) -> None:
     class Hostile(KeyedGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -312,6 +317,7 @@ def test_an_object_that_cannot_be_decoded_costs_its_sender_alone(home: StudyHome
     assert all("did not reply" in record["left_out"]["r"] for record in rounds)
 
 
+@pytest.mark.attack
 def test_a_reply_counts_only_for_the_message_that_it_was_pulled_for() -> None:
     class Forging(KeyedGrid):
         """q's reply says, in its own body, that it replies to p's message; p is silent."""
