@@ -131,8 +131,8 @@ def requirement_names(requirements: Iterable[str]) -> set[str]:
 
 
 OURS = {"latent-drift-federation", "latent-drift-client", "latent-drift-generate"}
-LOADED_BY_OTHERS = {"click", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
-"""Typer parses with the first; the others are pydicom's decoders."""
+LOADED_BY_OTHERS = {"click", "onnxruntime", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
+"""Typer parses with the first, rapidocr reads with the second; the others are pydicom's decoders."""
 
 
 @pytest.mark.slow

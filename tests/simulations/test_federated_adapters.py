@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,11 @@ def test_a_private_study_is_released_with_its_statement_and_goes_on_from_a_publi
             "augmentation_multiplicity": 1,
         },
     }
+    with pytest.raises(ReleaseError, match="trained without differential privacy at p, q"):
+        run_study(RealSites(site), from_mapping(StudyConfig, private), modality)
+    manifest = json.loads((public / "manifest.json").read_text())
+    manifest["study"]["federation"]["sites"] = ["x", "y"]  # as a study of other hospitals, on public data
+    (public / "manifest.json").write_text(json.dumps(manifest))
     tight = replace(site, policy=replace(site.policy, max_epsilon=0.5))
     with pytest.raises(PrivacyError, match=r"limit 0\.5"):
         run_study(RealSites(tight), from_mapping(StudyConfig, private), modality)
