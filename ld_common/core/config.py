@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ld_common.core.errors import ConfigError
 
 T = TypeVar("T")
+MAX_YAML_BYTES, MAX_YAML_NODES = 2**18, 2**17
+"""PyYAML parses some 100 KB a second."""
 
 
 def load_config(
@@ -126,14 +128,39 @@ def _replace_variant(section: str, layers: list[Any]) -> None:
         layers[0] = {key: value for key, value in layers[0].items() if key != section}
 
 
+class _Loader(yaml.SafeLoader):
+    """Counts what aliases stand for: a few lines of aliases of aliases stand for gigabytes."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__(content)
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        alias = self.check_event(yaml.AliasEvent)
+        node: Any = super().compose_node(parent, index)
+        if alias and id(node) not in self._sizes:
+            raise yaml.YAMLError("an alias stands in its own value")
+        if not alias:
+            values = () if isinstance(node, yaml.ScalarNode) else node.value
+            parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in parts)
+        if self._sizes[id(node)] > MAX_YAML_NODES:
+            raise yaml.YAMLError(f"with its aliases it has more than {MAX_YAML_NODES} values")
+        return node
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            content = stream.read(MAX_YAML_BYTES + 1)
+        if len(content) > MAX_YAML_BYTES:
+            raise ConfigError(f"'{path}' has more than the {MAX_YAML_BYTES} bytes of a config that are read")
+        data = yaml.load(content.decode(), _Loader)
     except OSError as error:
         raise ConfigError(f"cannot read config '{path}': {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read config '{path}': {_one_line(error)}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or number that is none, deep nesting
         raise ConfigError(f"'{path}' is not valid YAML: {_one_line(error)}") from error
     if data is None:
         return {}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ld_common.core.config import load_config
 from ld_common.core.errors import RequestError
+from ld_common.core.tables import table_lines
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes, Modality, Value
@@ -80,8 +81,8 @@ def shown(value: Value) -> str:
 
 def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attributes, bool]]:
     try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+        with table_lines(table) as lines:
+            rows = list(csv.DictReader(lines))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"cannot read the table '{table}': {error}") from error
     rows = [{(name or "").strip(): value for name, value in row.items()} for row in rows]

@@ -19,6 +19,7 @@ from ld_common.protocol.dp_accounting import DpConfig, PrivacyPlan, plan
 from ld_common.protocol.keys import MAX_LINE, is_line
 from ld_common.protocol.site_name import check_site_name
 
+MAX_STUDY = 2**18
 NOT_DIGESTED = ("output", "base_model", "modality", "start", "edit")
 """Fields outside a study's digest: paths, and the editor's options, which no site uses."""
 
@@ -174,6 +175,8 @@ def load_study(path: Path, overrides: list[str] | None = None) -> tuple[StudyCon
 
 def study_from_json(text: str) -> StudyConfig:
     """The study as a message carries it; raises `ConfigError`."""
+    if len(text) > MAX_STUDY:
+        raise ConfigError(f"the study has more than the {MAX_STUDY} characters that are read")
     try:
         content: dict[str, Any] = read_json(text)
     except ValueError as error:

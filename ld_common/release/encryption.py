@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ld_common.core.atomic_files import file_digest, write_bytes
 from ld_common.core.errors import ConfigError, ReleaseError
-from ld_common.core.strict_json import read_json
+from ld_common.core.strict_json import read_json, read_limited
 from ld_common.protocol.keys import DOMAIN, PrivateKey, PublicKey, canonical
 from ld_common.protocol.site_name import check_site_name
 from ld_common.release.release import ENVELOPE, SEALED_SUFFIX, file_names
@@ -87,7 +87,10 @@ def open_release(folder: Path, manifest: dict[str, Any], site: str, key: Private
     Raises:
         ReleaseError: sealed to other sites, altered, or of another manifest.
     """
-    envelope = read_envelope((folder / ENVELOPE).read_bytes())
+    try:
+        envelope = read_envelope(read_limited(folder / ENVELOPE))
+    except ValueError as error:
+        raise ReleaseError(f"{ENVELOPE} cannot be read ({error}): pull the release again") from error
     content_key = _content_key(envelope, manifest, site, key)
     for name in sealed_names(manifest):
         partial, cipher = folder / f"{name}.part", AESGCM(_file_key(content_key, name))

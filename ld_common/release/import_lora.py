@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ld_common.core.atomic_files import file_digest
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import AdapterError
 from ld_common.core.state import State
+from ld_common.core.strict_json import read_json, read_limited
 from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.scan_table import load_modality
@@ -116,14 +116,19 @@ def _read_layers(file: Path, model: Denoiser) -> tuple[dict[str, dict[str, Tenso
     if any(name.startswith(PEFT_PREFIX) for name in tensors):
         config_file = file.parent / PEFT_CONFIG
         try:
-            config = json.loads(config_file.read_text(encoding="utf-8"))
+            config = read_json(read_limited(config_file))
         except (OSError, ValueError) as error:
             raise AdapterError(f"'{config_file}' cannot be read, and a peft LoRA needs it for its alpha") from error
         named = {name.removeprefix(PEFT_PREFIX): value for name, value in tensors.items()}
         return _by_layer(named, model, file), LoraScaling.from_config(config)
     named, alphas = _diffusers_names(tensors, model, file)
-    config = json.loads(metadata.get(DIFFUSERS_METADATA, "{}"))
-    config = {key.removeprefix("unet."): value for key, value in config.items() if key.startswith("unet.")}
+    try:
+        config = read_json(metadata.get(DIFFUSERS_METADATA, "{}"))
+        config = {key.removeprefix("unet."): value for key, value in config.items() if key.startswith("unet.")}
+    except (ValueError, AttributeError) as error:
+        raise AdapterError(
+            f"'{file}' holds a config of its LoRA ({DIFFUSERS_METADATA}) that is no JSON object"
+        ) from error
     scaling = LoraScaling.from_config(config)
     if alphas:
         scaling = LoraScaling(None, None, {}, alphas, False)

@@ -31,7 +31,7 @@ from ld_common.core.atomic_files import file_digest, write_bytes
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import AdapterError, ConfigError, ReleaseError
 from ld_common.core.state import State
-from ld_common.core.strict_json import read_json
+from ld_common.core.strict_json import read_json, read_limited
 from ld_common.diffusion.base_model import BaseModel, load_base
 from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, by_channel, entering
 from ld_common.editing.base import Editor
@@ -168,7 +168,7 @@ def read_release(folder: Path) -> Release:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """A release's manifest; raises `ReleaseError` if there is none, or one of another format."""
     try:
-        manifest = read_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(read_limited(folder / MANIFEST))
     except OSError as error:
         raise ReleaseError(f"'{folder}' holds no release: give the folder with {MANIFEST} in it") from error
     except (ValueError, RecursionError) as error:

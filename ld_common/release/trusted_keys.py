@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import CheckpointError, ConfigError, ReleaseError, SignatureError
-from ld_common.core.strict_json import read_json
+from ld_common.core.strict_json import read_json, read_limited
 from ld_common.protocol.keys import PublicKey, fingerprint, is_line, public_line, read_public_line
 from ld_common.release.release import MANIFEST, SIGNATURE, Release, file_names, read_manifest, read_release
 from ld_common.release.signature import check_manifest, read_signature
@@ -93,7 +93,7 @@ def read_trust(text: str) -> Trust:
         return Trust(read_public_line(text), None)
     path = Path(text)
     try:
-        content = path.read_text(encoding="utf-8").strip()
+        content = read_limited(path).decode().strip()
     except (OSError, ValueError) as error:
         raise SignatureError(
             f"'{text[:100]}' is neither a public key (ssh-ed25519 ...) nor a file that holds one"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
+from ld_common.core.tables import table_lines
 
 OUTCOMES, DRAWN = "batch.csv", "drawn"
 COLUMNS, REQUIRED = ("input", "target", "source", "slice"), ("input", "target")
@@ -60,8 +61,8 @@ def read_rows(table: Path) -> list[BatchRow]:
         RequestError: it cannot be read, has no row, lacks a column or has an unknown one.
     """
     try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
+        with table_lines(table) as lines:
+            reader = csv.DictReader(lines)
             columns = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = columns
             _check_columns(table, columns)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import datetime
-import io
+import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.site_config import ColumnsConfig, DataConfig
 from ld_common.core.config import nearest
 from ld_common.core.errors import TableError
+from ld_common.core.tables import table_lines
 
 BLANK = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 
@@ -60,32 +62,39 @@ def read_table(data: DataConfig) -> Table:
     Raises:
         TableError: the file does not exist, is not UTF-8 CSV or TSV, or lacks a configured column.
     """
-    path = Path(data.table)
+    path, table = Path(data.table), Table()
+    conflicting: set[tuple[str, datetime.date | str]] = set()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-        lines = [[cell.strip() for cell in line] for line in reader]
+        with table_lines(path) as lines:
+            first = next(lines, "")
+            reader = csv.reader(itertools.chain([first] * bool(first), lines), delimiter=_delimiter(first), strict=True)
+            header = [cell.strip() for cell in next(reader, [])]
+            _check_columns(path, header, data.columns)
+            for number, line in enumerate(reader, start=2):
+                _add_line(table, number, dict(zip(header, map(str.strip, line), strict=False)), data, conflicting)
     except OSError as error:
         raise TableError(f"cannot read the table '{path}': {error.strerror or error}; see data.table") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"cannot read the table '{path}': {error}; save it as UTF-8 CSV or TSV") from error
-    header = lines[0] if lines else []
-    _check_columns(path, header, data.columns)
-    table = Table()
-    conflicting: set[tuple[str, datetime.date | str]] = set()
-    for number, line in enumerate(lines[1:], start=2):
-        if any(line):
-            cells = dict(zip(header, [*line, *[""] * len(header)], strict=False))
-            row = _row(number, cells, data)
-            if isinstance(row, Exclusion):
-                table.exclusions.append(row)
-            else:
-                _add(table, row, conflicting)
     return table
 
 
-def _delimiter(text: str) -> str:
-    first = text.partition("\n")[0]
+def _add_line(
+    table: Table,
+    number: int,
+    cells: dict[str, str],
+    data: DataConfig,
+    conflicting: set[tuple[str, datetime.date | str]],
+) -> None:
+    if any(cells.values()):
+        row = _row(number, defaultdict(str, cells), data)
+        if isinstance(row, Exclusion):
+            table.exclusions.append(row)
+        else:
+            _add(table, row, conflicting)
+
+
+def _delimiter(first: str) -> str:
     return max(",;\t", key=first.count)
 
 

@@ -35,6 +35,8 @@ from ld_common.protocol.keys import PrivateKey, canonical, fingerprint
 FIRST = "0" * 64
 """`previous` of the first entry."""
 BLOCK = 65536
+MAX_LOG_BYTES = 2**27
+"""Of a log that is verified: some hundred thousand entries."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,10 @@ def read_log(log: Path) -> tuple[bytes, AuditHead | None]:
     try:
         with log.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH)
-            return stream.read(), read_head(log)
+            content = stream.read(MAX_LOG_BYTES + 1)
+            if len(content) > MAX_LOG_BYTES:
+                raise DeploymentError(f"'{log}' has more than the {MAX_LOG_BYTES} bytes of a log that are read")
+            return content, read_head(log)
     except FileNotFoundError:
         return b"", read_head(log)
     except OSError as error:

@@ -12,6 +12,7 @@ from ld_common.core.errors import LdError
 from ld_common.protocol.attestation import AuditHead, check_head, head_from_record
 from ld_common.protocol.keys import PublicKey, fingerprint
 
+MOST_PROBLEMS = 1000
 HEADS = {"head": "a head that was sent", "acknowledged": "a head that the server holds"}
 """Events that carry a head, and what it is."""
 
@@ -67,6 +68,10 @@ def verify_log(content: bytes, head: AuditHead | None, owner: LogOwner) -> Verdi
             entries[number] = parse_line(line)
         except ValueError:
             verdict.problems.append(f"line {number}: altered: it is not an entry")
+            if len(verdict.problems) == MOST_PROBLEMS:
+                verdict.problems.append(f"line {number + 1}: the lines from here on were not read")
+                del lines[number:]
+                break
     verdict.entries = len(entries)
     _check_chain(entries, len(lines), verdict)
     _check_events(entries, verdict, owner)
