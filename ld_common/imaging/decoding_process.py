@@ -1,9 +1,9 @@
 """Reads image files that others made in a child process, so that no file can end, fill or stop the process that asks.
 
-`read_scan`, `read_volume` and `read_headers` have the results and errors of the functions of these names in
-`scan_reader`, `volume` and `dicom`. One child (`decoding_worker`) serves a process. A file on which it dies, takes too
-long or needs too much memory is refused with that reason, and the next file gets a new child. The child is not trusted:
-its answers are JSON and raw numbers of a checked size, never pickles.
+`read_scan` and `read_volume` have the results and errors of `scan_reader.decode_scan` and `volume.decode_volume`, and
+refuse text in the pixels; `read_headers` has those of `dicom.read_header`. One child (`decoding_worker`) serves a
+process. A file on which it dies, takes too long or needs too much memory is refused with that reason, and the next file
+gets a new child. The child is not trusted: its answers are JSON and raw numbers of a checked size, never pickles.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import DeploymentError, RequestError
+from ld_common.imaging.burned_in_text import check_burned_in_text
 from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, REQUEST
 from ld_common.imaging.dicom import DicomHeader
 from ld_common.imaging.geometry import Scan
@@ -77,12 +78,12 @@ class DecodingProcess:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def read_scan(self, path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
-        """As `scan_reader.read_scan`."""
+        """As `scan_reader.decode_scan`."""
         request = {"kind": "scan", "modality": json.dumps(to_mapping(modality)), "slice_index": slice_index}
         return self._one(request, path, released, lambda content, values: _scan(content, values, modality))
 
     def read_volume(self, path: Path, modality: Modality, released: bool = False) -> Volume:
-        """As `volume.read_volume`."""
+        """As `volume.decode_volume`."""
         request = {"kind": "volume", "modality": json.dumps(to_mapping(modality))}
         return self._one(request, path, released, lambda content, values: _volume(content, values, modality))
 
@@ -221,27 +222,35 @@ _shared = DecodingProcess()
 
 
 def read_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
-    """Read one scan, in a child process, as `scan_reader.read_scan` does.
+    """Read one scan, decoded in a child process as `scan_reader.decode_scan` does.
 
     Args:
         path: DICOM file, folder of one DICOM series, NIfTI volume or grey PNG.
         modality: its `image` options choose the slice.
         slice_index: from 0, the lowest slice, upwards along the normal.
-        released: a person has checked the pixels for burned-in text.
+        released: a person has checked the pixels for burned-in text; else a slice with text in them is refused.
 
     Raises:
         ScanRejected: the file cannot be used, or decoding it took too long, too much memory or ended the child.
     """
-    return _shared.read_scan(path, modality, slice_index, released)
+    scan = _shared.read_scan(path, modality, slice_index, released)
+    if not released:
+        check_burned_in_text(path, scan.pixels)
+    return scan
 
 
 def read_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
-    """Read a NIfTI file or the folder of a DICOM series, in a child process, as `volume.read_volume` does.
+    """Read a NIfTI file or the folder of a DICOM series, decoded in a child process as `volume.decode_volume` does.
+
+    Text is looked for in the slices along the third axis, unless they are `released`.
 
     Raises:
         ScanRejected: it cannot be used, or decoding it took too long, too much memory or ended the child.
     """
-    return _shared.read_volume(path, modality, released)
+    volume = _shared.read_volume(path, modality, released)
+    for index in range(0 if released else volume.voxels.shape[2]):
+        check_burned_in_text(path, volume.voxels[:, :, index].T, f"slice {index} along the third axis")
+    return volume
 
 
 def read_headers(files: Sequence[tuple[Path, bool]], modalities: Sequence[str]) -> Iterator[DicomHeader | ScanRejected]:

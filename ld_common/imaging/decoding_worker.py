@@ -30,8 +30,8 @@ from ld_common.imaging.dicom import DicomHeader, read_header
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected
-from ld_common.imaging.scan_reader import read_scan
-from ld_common.imaging.volume import Volume, read_volume
+from ld_common.imaging.scan_reader import decode_scan
+from ld_common.imaging.volume import Volume, decode_volume
 
 REQUEST, REPLY = struct.Struct("<I"), struct.Struct("<IQ")
 MAX_REPLY_JSON = 2**16
@@ -141,7 +141,7 @@ def header_fields(header: DicomHeader) -> dict[str, Any]:
 
 
 def _read_scan(path: Path, request: dict[str, Any], released: bool) -> Answer:
-    scan: Scan = read_scan(path, _modality(request["modality"]), request["slice_index"], released)
+    scan: Scan = decode_scan(path, _modality(request["modality"]), request["slice_index"], released)
     fields = {
         "shape": scan.pixels.shape,
         "spacing_mm": scan.spacing_mm,
@@ -153,7 +153,7 @@ def _read_scan(path: Path, request: dict[str, Any], released: bool) -> Answer:
 
 
 def _read_volume(path: Path, request: dict[str, Any], released: bool) -> Answer:
-    volume: Volume = read_volume(path, _modality(request["modality"]), released)
+    volume: Volume = decode_volume(path, _modality(request["modality"]), released)
     fields = {
         "shape": volume.voxels.shape,
         "attributes": volume.attributes_in_file,

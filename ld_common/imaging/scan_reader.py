@@ -10,7 +10,6 @@ from nibabel.nifti1 import Nifti1Image
 from PIL import Image
 
 from ld_common.core.errors import RequestError
-from ld_common.imaging.burned_in_text import check_burned_in_text
 from ld_common.imaging.dicom import DicomHeader, choose_slice, read_dicom, read_header
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
@@ -27,7 +26,7 @@ from ld_common.imaging.rejection import (
 )
 
 
-def read_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
+def decode_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
     """The slice that `modality.image` takes, or the one at `slice_index`, of a file or a folder of one series.
 
     Axial slices are turned so that rows run to the patient's back and columns to the left, radiographs so that rows run
@@ -37,19 +36,11 @@ def read_scan(path: Path, modality: Modality, slice_index: int | None = None, re
         path: DICOM file, folder of one DICOM series, NIfTI volume or grey PNG.
         modality: its `image` options choose the slice.
         slice_index: from 0, the lowest slice, upwards along the normal.
-        released: a person has checked the pixels for burned-in text; else a slice with text in them is refused.
+        released: a person has checked the pixels for burned-in text; else a header that speaks of text is refused.
 
     Raises:
         ScanRejected: the file cannot be used; a `ScanError` with the reason's kind.
     """
-    scan = decode_scan(path, modality, slice_index, released)
-    if not released:
-        check_burned_in_text(path, scan.pixels)
-    return scan
-
-
-def decode_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
-    """As `read_scan`, without a look for text in the pixels."""
     with rejecting(path):
         folder = path.is_dir()
     if folder:

@@ -12,7 +12,6 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from ld_common.core.errors import ScanError
-from ld_common.imaging.burned_in_text import check_burned_in_text
 from ld_common.imaging.dicom import DicomHeader, read_dicom
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
@@ -65,20 +64,12 @@ class Volume:
         return ornt_transform(io_orientation(self.affine), axcodes2ornt("LPS"))
 
 
-def read_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
-    """Read a NIfTI file or the folder of a DICOM series; `released` as in `read_scan`, for slices along the third axis.
+def decode_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
+    """Read a NIfTI file or the folder of a DICOM series; `released` as in `scan_reader.decode_scan`.
 
     Raises:
         ScanRejected: it cannot be used, for example because slices are missing, tilted or share a position.
     """
-    volume = decode_volume(path, modality, released)
-    for index in range(0 if released else volume.voxels.shape[2]):
-        check_burned_in_text(path, volume.voxels[:, :, index].T, f"slice {index} along the third axis")
-    return volume
-
-
-def decode_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
-    """As `read_volume`, without a look for text in the pixels."""
     if modality.image.plane == "none":
         raise ScanRejected(
             path, Rejection.WRONG_GEOMETRY, "the release draws no volume: it was trained on two-dimensional images"

@@ -27,7 +27,7 @@ from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, at_designs,
 from ld_common.diffusion.sampling import make_sampler, sample
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_reader import decode_scan
 from ld_common.release.release import Release
 from ld_evaluate.report import format_number
 from ld_simulations.aims import aim_met
@@ -105,7 +105,8 @@ def _hospital(demo: Demo, name: str, resolution: int) -> dict[str, Any]:
     store, modality = open_store(site.store_path), load_modality(site)
     folders = sorted(path for path in Path(site.data.root).iterdir() if path.is_dir())[:SHOWN_VISITS]
     images = [
-        to_model(read_scan(sorted(folder.iterdir())[0], modality), resolution, modality.image)[0] for folder in folders
+        to_model(decode_scan(sorted(folder.iterdir())[0], modality), resolution, modality.image)[0]
+        for folder in folders
     ]
     scanner = next(hospital.scanner for hospital in demo.hospitals.hospitals if hospital.name == name)
     ages = [float(attributes["age"]) for attributes in store.attributes]

@@ -20,7 +20,7 @@ from ld_common.core.command import run_cli
 from ld_common.core.errors import LdError, StoreError
 from ld_common.diffusion.base_model import load_base
 from ld_common.imaging.geometry import to_model
-from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_reader import decode_scan
 from tests.conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table
 
 
@@ -53,7 +53,7 @@ def test_a_store_holds_each_visits_latent_and_prompt(site_yaml: Path, tiny_base:
     assert order == sorted(order)
     assert sorted(store.days) == [0, 0, 0, 366, 1096, 1096]
     row = next(row for row, attributes in enumerate(store.attributes) if attributes["age"] == 80)
-    scan = read_scan(site_yaml.parent / "scans/planted-carl/2020-11-12/1.dcm", modality)
+    scan = decode_scan(site_yaml.parent / "scans/planted-carl/2020-11-12/1.dcm", modality)
     picture, _ = to_model(scan, base.resolution, modality.image)
     torch.testing.assert_close(store.latents[row], base.encode(picture[None])[0], atol=1e-5, rtol=1e-5)
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import ScanRejected
-from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_reader import decode_scan
 from tests.conftest import write_mr_slice
 from tests.support.releases import SOURCE, GenerateRunner
 
@@ -141,4 +141,4 @@ def test_what_may_not_be_read_says_so(brain_mri: Modality, tmp_path: Path) -> No
     with forbidden(tmp_path / "closed"):
         for name in ("a.nii", "series", "series/a.dcm"):
             with pytest.raises(ScanRejected, match="permission"):
-                read_scan(tmp_path / "closed" / name, brain_mri)
+                decode_scan(tmp_path / "closed" / name, brain_mri)

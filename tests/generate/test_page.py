@@ -26,7 +26,7 @@ from ld_common.core.errors import ConfigError, LdError, RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import ScanRejected
-from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_reader import decode_scan
 from ld_common.release.release import Release, read_release
 from ld_generate.cli import main
 from ld_generate.web import drawing
@@ -306,10 +306,10 @@ def test_a_series_may_be_dropped_as_its_files_or_as_an_archive(brain_mri: Modali
     with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
         for file in files:
             archive.write(file, f"../{file.name}")
-    middle = read_scan(tmp_path / "series", brain_mri).pixels
+    middle = decode_scan(tmp_path / "series", brain_mri).pixels
     for number, dropped in enumerate((files, [tmp_path / "scan.zip"])):
         (tmp_path / str(number)).mkdir()
-        assert (read_scan(one_scan(dropped, tmp_path / str(number)), brain_mri).pixels == middle).all()
+        assert (decode_scan(one_scan(dropped, tmp_path / str(number)), brain_mri).pixels == middle).all()
     (tmp_path / "bad.zip").write_bytes((tmp_path / "scan.zip").read_bytes()[:-30])
     with pytest.raises(ScanRejected, match="unreadable"):
         one_scan([tmp_path / "bad.zip"], tmp_path)

@@ -12,11 +12,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from ld_common.imaging.burned_in_text import check_burned_in_text, find_text
+from ld_common.imaging.decoding_process import read_scan, read_volume
 from ld_common.imaging.modality import ImageConfig, Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected
-from ld_common.imaging.scan_reader import read_scan
 from ld_common.imaging.scan_table import read_scan_table
-from ld_common.imaging.volume import read_volume
 
 Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]
 WriteDicom = Callable[..., Path]

@@ -16,7 +16,7 @@ from ld_common.core.errors import ScanError
 from ld_common.imaging.dicom import MAX_DEFLATED_BYTES, MAX_NESTING, choose_slice, read_dicom, read_header
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected
-from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_reader import decode_scan
 
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4)
 WriteDicom = Callable[..., Path]
@@ -230,7 +230,7 @@ def test_an_axial_modality_refuses_other_planes_and_unknown_ones(
     elements: dict[str, object], brain_mri: Modality, tmp_path: Path, write_dicom: WriteDicom
 ) -> None:
     with pytest.raises(ScanRejected) as caught:
-        read_scan(write_dicom(tmp_path / "a.dcm", RAMP, **elements), brain_mri)
+        decode_scan(write_dicom(tmp_path / "a.dcm", RAMP, **elements), brain_mri)
     assert caught.value.rejection == Rejection.WRONG_GEOMETRY
 
 
@@ -238,6 +238,6 @@ def test_only_attributes_that_the_modality_knows_are_read(
     brain_mri: Modality, tmp_path: Path, write_dicom: WriteDicom
 ) -> None:
     path = write_dicom(tmp_path / "a.dcm", RAMP, PatientAge="074Y", PatientSex="F", PatientWeight=70)
-    assert read_scan(path, brain_mri).attributes_in_file == {"age": 74.0, "sex": "F"}
+    assert decode_scan(path, brain_mri).attributes_in_file == {"age": 74.0, "sex": "F"}
     path = write_dicom(tmp_path / "b.dcm", RAMP, PatientAge="012Y", PatientSex="O")
-    assert read_scan(path, brain_mri).attributes_in_file == {}
+    assert decode_scan(path, brain_mri).attributes_in_file == {}

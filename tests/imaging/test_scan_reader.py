@@ -17,7 +17,7 @@ from ld_common.imaging.image_io import write_difference_png, write_png
 from ld_common.imaging.modality import ImageConfig, Modality
 from ld_common.imaging.nifti import write_nifti
 from ld_common.imaging.rejection import Rejection, ScanRejected
-from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_reader import decode_scan
 
 FULL = ImageConfig(field_of_view_mm=0, low_percentile=0, high_percentile=100)
 
@@ -128,7 +128,7 @@ def test_any_nifti_orientation_gives_the_same_slice(
     codes: tuple[str, str, str], index: int | None, brain_mri: Modality, tmp_path: Path
 ) -> None:
     path, canonical = marked_volume(codes, tmp_path)
-    scan = read_scan(path, brain_mri, index)
+    scan = decode_scan(path, brain_mri, index)
     chosen = 2 if index is None else index
     # first row is the patient's front, first column the right side
     np.testing.assert_array_equal(scan.pixels, canonical[::-1, ::-1, chosen].T)
@@ -145,7 +145,7 @@ def test_dicom_and_nifti_of_one_slice_look_the_same(
     brain_mri: Modality, tmp_path: Path, write_dicom: Callable[..., Path]
 ) -> None:
     pixels = np.arange(30, dtype=np.uint16).reshape(5, 6)
-    upright = read_scan(write_dicom(tmp_path / "a.dcm", pixels, PixelSpacing=[3.0, 2.0]), brain_mri)
+    upright = decode_scan(write_dicom(tmp_path / "a.dcm", pixels, PixelSpacing=[3.0, 2.0]), brain_mri)
     turned = write_dicom(
         tmp_path / "b.dcm",
         np.ascontiguousarray(pixels[::-1, ::-1]),
@@ -154,13 +154,13 @@ def test_dicom_and_nifti_of_one_slice_look_the_same(
         PixelSpacing=[3.0, 2.0],
     )
     np.testing.assert_array_equal(upright.pixels, pixels)
-    np.testing.assert_array_equal(read_scan(turned, brain_mri).pixels, pixels)
-    np.testing.assert_allclose(read_scan(turned, brain_mri).affine, upright.affine)
+    np.testing.assert_array_equal(decode_scan(turned, brain_mri).pixels, pixels)
+    np.testing.assert_allclose(decode_scan(turned, brain_mri).affine, upright.affine)
     write_nifti(tmp_path / "a.nii", upright.pixels, upright)
     volume = nibabel.load(tmp_path / "a.nii")
     volume.header["descrip"] = b""
     nibabel.save(nibabel.Nifti1Image(volume.get_fdata(), volume.affine), tmp_path / "c.nii")
-    again = read_scan(tmp_path / "c.nii", brain_mri)
+    again = decode_scan(tmp_path / "c.nii", brain_mri)
     np.testing.assert_array_equal(again.pixels, upright.pixels)
     np.testing.assert_allclose(again.affine, upright.affine)
     assert again.spacing_mm == upright.spacing_mm
@@ -170,7 +170,7 @@ def test_voxels_that_are_no_numbers_become_the_lowest(brain_mri: Modality, tmp_p
     data = np.arange(12, dtype=np.float32).reshape(3, 4, 1)
     data[0, 0, 0] = np.nan
     nibabel.save(nibabel.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii")
-    assert read_scan(tmp_path / "a.nii", brain_mri).pixels[-1, -1] == 1
+    assert decode_scan(tmp_path / "a.nii", brain_mri).pixels[-1, -1] == 1
 
 
 @pytest.mark.parametrize(("unit", "scale"), [("mm", 1.0), ("unknown", 1.0), ("meter", 0.001), ("micron", 1000.0)])
@@ -179,7 +179,7 @@ def test_a_nifti_in_another_unit_is_the_same_scan(unit: str, scale: float, brain
     volume = nibabel.Nifti1Image(data, np.diag([2.0 * scale, 3.0 * scale, 4.0 * scale, 1]))
     volume.header.set_xyzt_units(unit)
     nibabel.save(volume, tmp_path / "a.nii")
-    scan = read_scan(tmp_path / "a.nii", brain_mri)
+    scan = decode_scan(tmp_path / "a.nii", brain_mri)
     assert scan.spacing_mm == pytest.approx((3.0, 2.0))
     np.testing.assert_allclose(scan.affine[:3, 3], [4, 9, 8], rtol=1e-5)  # type: ignore[index]
 
@@ -192,7 +192,7 @@ def test_voxel_sizes_that_are_none_are_refused_in_one_line(
     content[80:92] = np.array(sizes, np.float32).tobytes()
     (tmp_path / "a.nii").write_bytes(content)
     with pytest.raises(ScanRejected, match="its voxel sizes are"):
-        read_scan(tmp_path / "a.nii", brain_mri)
+        decode_scan(tmp_path / "a.nii", brain_mri)
     assert capfd.readouterr().err == ""  # nibabel would say how it mends them
 
 
@@ -214,7 +214,7 @@ def test_niftis_that_cannot_be_used_are_refused(brain_mri: Modality, tmp_path: P
         path = tmp_path / f"{name}.nii"
         path.write_bytes(content)
         with pytest.raises(ScanRejected) as caught:
-            read_scan(path, brain_mri)
+            decode_scan(path, brain_mri)
         assert caught.value.rejection == refusal, name
 
 
@@ -222,7 +222,7 @@ def test_niftis_that_cannot_be_used_are_refused(brain_mri: Modality, tmp_path: P
 def test_grey_png_is_read_with_its_whole_longer_side(dtype: type, brain_mri: Modality, tmp_path: Path) -> None:
     pixels = (np.arange(48).reshape(6, 8) * (5 if dtype is np.uint8 else 1300)).astype(dtype)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    scan = read_scan(tmp_path / "a.png", brain_mri)
+    scan = decode_scan(tmp_path / "a.png", brain_mri)
     np.testing.assert_array_equal(scan.pixels, pixels.astype(np.float32))
     assert scan.spacing_mm is None
     assert to_model(scan, 8, brain_mri.image)[1].field_of_view == 8
@@ -239,7 +239,7 @@ def test_pngs_that_cannot_be_used_are_refused(brain_mri: Modality, tmp_path: Pat
         ("absent.png", Rejection.UNREADABLE),
     ):
         with pytest.raises(ScanRejected) as caught:
-            read_scan(tmp_path / name, brain_mri)
+            decode_scan(tmp_path / name, brain_mri)
         assert caught.value.rejection == refusal, name
 
 
@@ -280,10 +280,10 @@ def test_a_folder_is_one_series_sorted_along_its_normal(
         place = [0, 0, height]
         write_dicom(tmp_path / f"{number}.dcm", pixels, InstanceNumber=number, ImagePositionPatient=place)
     (tmp_path / "notes.txt").write_text("not a DICOM file")
-    assert read_scan(tmp_path, brain_mri).pixels[0, 0] == 100
-    assert [read_scan(tmp_path, brain_mri, index).pixels[0, 0] for index in range(5)] == [92, 96, 100, 104, 108]
+    assert decode_scan(tmp_path, brain_mri).pixels[0, 0] == 100
+    assert [decode_scan(tmp_path, brain_mri, index).pixels[0, 0] for index in range(5)] == [92, 96, 100, 104, 108]
     with pytest.raises(ScanRejected, match="slice 5 of 5"):
-        read_scan(tmp_path, brain_mri, 5)
+        decode_scan(tmp_path, brain_mri, 5)
     write_dicom(tmp_path / "other.dcm", np.zeros((4, 4), np.uint16), SeriesInstanceUID="1.2.3")
     with pytest.raises(ScanRejected, match="2 series"):
-        read_scan(tmp_path, brain_mri)
+        decode_scan(tmp_path, brain_mri)

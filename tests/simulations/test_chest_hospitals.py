@@ -22,7 +22,7 @@ from ld_common.core.errors import ConfigError
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected
-from ld_common.imaging.scan_reader import read_scan
+from ld_common.imaging.scan_reader import decode_scan
 from ld_evaluate.truth import read_truths, validate_area
 from ld_simulations.hospitals import write_hospitals
 from ld_simulations.hospitals_config import HospitalsConfig
@@ -92,7 +92,7 @@ def test_what_is_read_is_what_was_exposed(hospitals: Path, modality: Modality) -
     manifest = json.loads((hospitals / "held_out/held_out.json").read_text())
     assert manifest["phantom"] == "chest" and len(manifest["patients"]) == 6
     for patient in manifest["patients"]:
-        scan = read_scan(hospitals / "held_out" / patient["series"], modality)
+        scan = decode_scan(hospitals / "held_out" / patient["series"], modality)
         truth = np.load(hospitals / "held_out" / patient["truth"])
         np.testing.assert_array_equal(scan.pixels, truth["pixels"])
         assert scan.affine is None and scan.orientation == ("L", "F") and scan.spacing_mm is not None
@@ -110,7 +110,7 @@ def test_every_hospital_shows_bones_bright_and_the_air_beside_the_body_black(
     hospitals: Path, modality: Modality
 ) -> None:
     for name in KINDS:
-        image, _ = to_model(read_scan(a_file(hospitals, name), modality), 64, modality.image)
+        image, _ = to_model(decode_scan(a_file(hospitals, name), modality), 64, modality.image)
         assert image[0, 44:, :2].mean() < -0.8 and image[0, 58:, 28:36].mean() > 0.5
         assert image[0, 20:30, 14:22].mean() < image[0, 20:30, 29:35].mean() - 0.3
 
@@ -119,14 +119,14 @@ def test_a_projection_is_turned_upright_whatever_its_orientation(
     hospitals: Path, modality: Modality, tmp_path: Path
 ) -> None:
     source = a_file(hospitals, "dahlia")
-    upright = read_scan(source, modality).pixels
+    upright = decode_scan(source, modality).pixels
     dataset = pydicom.dcmread(source)
     stored = dataset.pixel_array
     turned = {"RF": stored[:, ::-1], "LH": stored[::-1], "FL": stored.T, "HR": stored[::-1, ::-1].T}
     for letters, pixels in turned.items():
         lies = np.ascontiguousarray(pixels).tobytes()
         path = change(source, tmp_path / f"{letters}.dcm", PatientOrientation=list(letters), PixelData=lies)
-        scan = read_scan(path, modality)
+        scan = decode_scan(path, modality)
         assert scan.orientation == ("L", "F")
         np.testing.assert_array_equal(scan.pixels, upright)
 
@@ -137,7 +137,7 @@ def test_spacing_and_orientation_may_be_absent_and_a_lateral_view_is_refused(
     bare = pydicom.dcmread(a_file(hospitals, "elm"))
     del bare.ImagerPixelSpacing, bare.PatientOrientation, bare.ViewPosition
     bare.save_as(tmp_path / "bare.dcm")
-    scan = read_scan(tmp_path / "bare.dcm", modality)
+    scan = decode_scan(tmp_path / "bare.dcm", modality)
     assert scan.spacing_mm is None and scan.orientation is None
     assert to_model(scan, 64, modality.image)[0].shape == (1, 64, 64)
     for elements, refusal in (
@@ -146,7 +146,7 @@ def test_spacing_and_orientation_may_be_absent_and_a_lateral_view_is_refused(
         ({"SOPClassUID": SecondaryCaptureImageStorage}, Rejection.BURNED_IN),
     ):
         with pytest.raises(ScanRejected) as caught:
-            read_scan(change(a_file(hospitals, "elm"), tmp_path / "changed.dcm", **elements), modality)
+            decode_scan(change(a_file(hospitals, "elm"), tmp_path / "changed.dcm", **elements), modality)
         assert caught.value.rejection == refusal
 
 

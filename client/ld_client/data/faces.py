@@ -9,9 +9,9 @@ from pathlib import Path
 from ld_client.data.ingest import Progress, Survey
 from ld_client.data.store_index import open_index
 from ld_common.core.errors import ScanError
+from ld_common.imaging.decoding_process import read_volume
 from ld_common.imaging.face import shows_face
 from ld_common.imaging.nifti import NIFTI
-from ld_common.imaging.volume import decode_volume
 
 META = "faces"
 MOST_VOLUMES = 50
@@ -45,7 +45,7 @@ def count_faces(surveyed: Survey, progress: Progress) -> FaceCount:
     found: list[bool] = []
     for done, path in enumerate(chosen, start=1):
         try:
-            face = shows_face(decode_volume(path, surveyed.modality, released=True))
+            face = shows_face(read_volume(path, surveyed.modality, released=True))
         except ScanError:
             face = None
         found += [] if face is None else [face]

@@ -80,6 +80,13 @@ STUDIES = (
         f"{PACKAGE}.burned_in_text.run:run",
     ),
     Study(
+        "security",
+        "Hostile files given to every reader, and the tests that are an attacker's attempts.",
+        CONFIGS / "benchmark_security.yaml",
+        f"{PACKAGE}.security.plan:load_security_config",
+        f"{PACKAGE}.security.run:run",
+    ),
+    Study(
         "house",
         "Size and shape of the code base and its documentation.",
         CONFIGS / "benchmark_house.yaml",

@@ -95,9 +95,9 @@ def write_results(benchmark: PrivacyBenchmark, store: ResultStore) -> list[Path]
         write_bytes(folder / PLOT, _plot(benchmark, results))
         files.append(folder / PLOT)
     pictures = reconstruction_picture(results.reconstructions(), benchmark.output / "reconstruction")
-    adopted = Path(benchmark.config.adopt).with_name(RECONSTRUCTIONS)
-    if pictures is None and benchmark.config.adopt and results.reconstructions() and adopted.exists():
-        pictures = adopted.read_bytes()
+    if pictures is None and benchmark.config.adopt and results.reconstructions():
+        adopted = Path(benchmark.config.adopt).with_name(RECONSTRUCTIONS)
+        pictures = adopted.read_bytes() if adopted.exists() else None
     if pictures is not None:
         write_bytes(folder / RECONSTRUCTIONS, pictures)
         files.append(folder / RECONSTRUCTIONS)
