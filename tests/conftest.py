@@ -33,6 +33,14 @@ def every_package_may_be_loaded() -> Iterator[None]:
     Registry.allow(None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def account_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trusted keys and the key of input hashes lie in a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an untrained base: images of 32 pixels, latents `(4,8,8)`, prompts of 32 tokens of width 32."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from ld_common.imaging.nifti import write_nifti_like
 from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
 from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release
+from ld_generate.input_digest import describe_input, keyed_digest
 from ld_generate.samples import INCHES, SYNTHETIC, make_folder, save_figure
 from ld_generate.volume import VolumeEditRequest, slices_around
-from ld_generate.writer import DIFFERENCE_LIMIT, file_stem, mask_digest, write_record
+from ld_generate.writer import DIFFERENCE_LIMIT, file_stem, write_record
 
 MONTAGE = "montage.png"
 MAX_COLUMNS = 8
@@ -56,10 +57,8 @@ def _description(release: Release, request: VolumeEditRequest) -> dict[str, Any]
     masks = request.preserve_masks
     return {
         "input": {
-            "name": request.path.name,
-            "sha256_of_voxels": _voxels_digest(request.volume).hexdigest(),
+            **describe_input(request.path, request.volume.voxels, None if masks is None else np.stack(masks)),
             "shape": list(request.volume.voxels.shape),
-            "sha256_of_preserve_mask": mask_digest(None if masks is None else np.stack(masks)),
         },
         "source": request.source,
         "edited_slices": {
@@ -131,21 +130,12 @@ class _VolumeWriter:
         return files
 
     def _digest(self, target: Attributes) -> str:
-        """Hash of the request: equal requests get equal DICOM identifiers, which name no patient."""
+        """Keyed hash of the request: equal requests of an account get equal DICOM identifiers."""
         request = self.request
         options = [request.source, target, editor_options(self.editor), list(request.edited), request.watermark]
-        digest = _voxels_digest(request.volume)
-        digest.update(b"" if request.preserve_masks is None else np.stack(request.preserve_masks).tobytes())
-        digest.update(json.dumps(options).encode())
-        return digest.hexdigest()
-
-
-def _voxels_digest(volume: Volume) -> hashlib._Hash:
-    """SHA-256 of the voxels, the last axis fastest, without a copy of them all."""
-    digest = hashlib.sha256()
-    for part in volume.voxels:
-        digest.update(part.tobytes())
-    return digest
+        masks = [] if request.preserve_masks is None else [mask.tobytes() for mask in request.preserve_masks]
+        slabs = (slab.tobytes() for slab in request.volume.voxels)  # no copy of them all
+        return keyed_digest(chain(slabs, masks, [json.dumps(options).encode()]))
 
 
 def _axis_letter(direction: np.ndarray) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ld_common.imaging.nifti import NIFTI, write_nifti
 from ld_common.imaging.scan_table import shown
 from ld_common.imaging.secondary_capture import Provenance, write_synthetic_dicom
 from ld_common.release.release import Release, edit_drift, release_editor, release_record, software
+from ld_generate.input_digest import describe_input, keyed_digest
 from ld_generate.preserve_mask import preserve, preserve_in_model_space
 from ld_generate.request import EditRequest
 from ld_generate.samples import STRIP, SYNTHETIC, extrapolated, write_record_file, write_strip
@@ -121,11 +121,6 @@ def file_stem(target: Attributes, delta: float) -> str:
     return name + (f"_drift{delta:+g}" if delta else "")
 
 
-def mask_digest(mask: np.ndarray | None) -> str | None:
-    """SHA-256 of a preserve mask."""
-    return None if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()
-
-
 @dataclass(frozen=True)
 class _EditWriter:
     """Writes the folder of one scan."""
@@ -175,10 +170,8 @@ class _EditWriter:
         request = self.request
         return {
             "input": {
-                "name": request.path.name,
-                "sha256_of_pixels": hashlib.sha256(request.scan.pixels.tobytes()).hexdigest(),
+                **describe_input(request.path, [request.scan.pixels], request.preserve_mask),
                 "slice": request.slice_index,
-                "sha256_of_preserve_mask": mask_digest(request.preserve_mask),
             },
             "source": request.source,
             "watermark": request.watermark,
@@ -260,12 +253,12 @@ class _EditWriter:
         return draw_watermark(values, frame.low, frame.high) if self.request.watermark else values
 
     def _digest(self, target: Attributes, delta: float) -> str:
-        """Hash of a counterfactual's request: equal requests get equal DICOM identifiers, which name no patient."""
+        """Keyed hash of a counterfactual's request: equal requests of an account get equal DICOM identifiers."""
         request = self.request
         options = [request.source, target, editor_options(self.editor), delta, request.watermark]
         mask = b"" if request.preserve_mask is None else request.preserve_mask.tobytes()
         text = json.dumps(options, sort_keys=True).encode()
-        return hashlib.sha256(request.scan.pixels.tobytes() + mask + text).hexdigest()
+        return keyed_digest([request.scan.pixels.tobytes(), mask, text])
 
 
 def _half_range(frame: Frame) -> float:
