@@ -15,13 +15,8 @@ from ld_client.data.store import Store
 from ld_client.site_config import PolicyConfig
 from ld_common.adapters.base import AdaptedModel
 from ld_common.adapters.registry import read_adapter
-from ld_common.adapters.state_dict import state_digest, update_norm
 from ld_common.core.errors import PolicyError, PrivacyError
-from ld_common.core.state import State
 from ld_common.protocol.study_config import StudyConfig
-
-ROUNDING = 1e-3
-"""Distance of two machines' initial weights."""
 
 
 def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
@@ -130,37 +125,6 @@ def check_drawn(policy: PolicyConfig, patients: set[str]) -> None:
             f"the round drew scans of fewer patients than policy.min_patients {policy.min_patients}: the study needs "
             "more steps, or more visits in a step"
         )
-
-
-def check_start(
-    policy: PolicyConfig, task_state: State, own_state: State, study: StudyConfig, round_number: int
-) -> None:
-    """Refuse weights that no honest rounds lead to: a server's crafted ones can copy a scan into the update.
-
-    In round 1 a study without `start` begins with the adapter that its seed gives; each round moves it by at most
-    `federation.max_update_norm`, which the server accepts of a site, and all of them by `policy.max_distance`.
-
-    Raises:
-        PolicyError: the weights are too far from the study's first ones.
-    """
-    limit = study.federation.max_update_norm * (round_number - 1)
-    if not study.withholds_numbers:
-        limit = min(limit, policy.max_distance)
-    moved = update_norm(task_state, own_state)
-    if moved > limit + ROUNDING:
-        raise PolicyError(
-            f"round {round_number} starts from weights {moved:.3g} away from the study's first ones, {limit:g} is the "
-            "most that its rounds can have moved them"
-        )
-
-
-def check_given_start(task_state: State, study: StudyConfig, round_number: int) -> None:
-    """Refuse other first weights than those of the approved study's `start_digest`; raises `PolicyError`.
-
-    Later rounds of such a study are not checked: a site that missed round 1 does not know the first weights.
-    """
-    if round_number == 1 and state_digest(task_state) != study.start_digest:
-        raise PolicyError("round 1 starts from other weights than the study's start_digest: refused")
 
 
 def check_size(policy: PolicyConfig, adapted: AdaptedModel[Any]) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.data.store_index import INDEX
 from ld_client.data.store_key import training_secret
+from ld_client.first_weights import STARTS, check_weights
 from ld_client.policy import (
     check_drawn,
-    check_given_start,
     check_hours,
     check_size,
-    check_start,
     check_store,
     check_study,
     rounded_count,
@@ -31,7 +30,7 @@ from ld_client.site_drift import site_drift, site_prior
 from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
-from ld_common.adapters.state_dict import check_state, state_digest
+from ld_common.adapters.state_dict import state_digest
 from ld_common.core.atomic_files import file_digest
 from ld_common.core.errors import FederationError, ModelError, PolicyError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
@@ -97,15 +96,7 @@ def _handle_train(
     model, adapter = load_denoiser(site.base_model, site.device), read_adapter(study.adapter)
     adapted = inject(model, adapter, study.seed)
     check_size(site.policy, adapted)
-    check_state(task.state, adapted.trainable_state())
-    if task.frozen:
-        check_state(task.frozen, adapted.frozen_state())
-    if study.start_digest:
-        check_given_start({**task.frozen, **task.state}, study, task.round)
-    else:
-        check_start(site.policy, task.state, adapted.trainable_state(), study, task.round)
-        if task.frozen:
-            check_start(site.policy, task.frozen, adapted.frozen_state(), study, 1)
+    check_weights(site.policy, task, study, adapted, site.ledger_path.parent / STARTS)
     if study.federation.secure_aggregation:
         if secure is None or task.secure is None:
             raise FederationError("the study uses secure aggregation, but the task lacks its shares: refused")

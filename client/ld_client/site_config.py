@@ -81,6 +81,9 @@ class PolicyConfig:
     """Largest L2 distance of the weights that a round starts from to the study's first ones, without differential
     privacy and secure aggregation, whatever `federation.max_update_norm` allows: far weights can be crafted to copy a
     scan into the update."""
+    accept_unseen_start: bool = False
+    """Take later rounds of a study with `start` whose first round this site missed, though it cannot tell how far their
+    weights are from the first ones; without differential privacy and secure aggregation."""
     max_parameters: int = 50_000_000
     """Trainable parameters, which leave in each round; a larger adapter can memorise more. The UNet of Stable Diffusion
     1.4 has 860 million, a LoRA of rank 8 on its default layers 3.4 million."""

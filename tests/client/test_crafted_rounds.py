@@ -18,6 +18,7 @@ from ld_client.site_config import PolicyConfig, SiteConfig, load_site
 from ld_client.train import train_round
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
+from ld_common.adapters.state_dict import state_digest
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import PolicyError
 from ld_common.core.state import State
@@ -104,6 +105,20 @@ def test_weights_that_no_rounds_lead_to_are_refused(
         return
     with pytest.raises(PolicyError, match="away from the study's first ones"):
         handle_train(site, crafted)
+
+
+@pytest.mark.attack
+def test_later_rounds_of_a_study_with_a_start_are_near_the_first_weights(site: SiteConfig) -> None:
+    started = moved(task_of(site).state, 5.0)
+    task = replace(task_of(site, 2, start="r", start_digest=state_digest(started)), state=moved(started, 1.0))
+    with pytest.raises(PolicyError, match="missed round 1"):
+        handle_train(site, task)
+    unseen = replace(site, policy=replace(site.policy, accept_unseen_start=True))
+    handle_train(unseen, task)
+    handle_train(site, replace(task, round=1, state=started))
+    with pytest.raises(PolicyError, match="away from the study's first ones"):
+        handle_train(site, replace(task, round=3, state=moved(started, 4.1)))
+    handle_train(site, replace(task, round=3, state=moved(started, 3.9)))
 
 
 @pytest.mark.attack

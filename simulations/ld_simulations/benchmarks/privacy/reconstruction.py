@@ -101,7 +101,6 @@ class ReconstructionRuns:
         return {
             "request": asdict(request),
             "moved": server.moved,
-            "passes_default_policy": passes_default_policy(request),
             "rounds": [{key: value for key, value in row.items() if key != "picture"} for row in rounds],
         }
 
@@ -168,7 +167,7 @@ class ReconstructionRuns:
         """Gradients, inverse and the candidates' gradients, which all requests at the same weights share."""
         request = server.request
         alone = request.visits == 1
-        key = f"{request.weights}-{request.adapter}{request.rank}-{request.gate:g}{'-alone' if alone else ''}"
+        key = "-".join(map(str, (request.weights, request.adapter, request.rank, request.gate, request.blocks, alone)))
         prompts = [*self.private.data.prompts, *self.public.data.prompts]
         gradients = Gradients(server, prompts, derive_seed(0, "reconstruction", key))
         if key not in self._prepared:

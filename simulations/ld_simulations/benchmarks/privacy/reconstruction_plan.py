@@ -14,10 +14,13 @@ from ld_common.protocol.study_config import StudyConfig
 
 HONEST, CRAFTED = "honest", "crafted"
 LORA, FULL = "lora", "full"
+LEAST_ROUNDS = 3
+"""Rounds that a request needs for an interval."""
 GATE_BELOW = 5
 """Visits with a lower timestep pass the gate."""
 GATE = 1e4
 """Time embedding of visits that do not pass."""
+STRONGEST_ALLOWED = 0.0
 TARGETS = {HONEST: ["conv_in", "conv1", "conv2"], CRAFTED: ["conv1", "time_emb_proj", "conv_out"]}
 RATES = {
     (HONEST, LORA): 1e-6,
@@ -40,6 +43,9 @@ class Request:
     batch_size: int
     rank: int = 6
     gate: float = GATE
+    """Strength of crafted weights' gate; `STRONGEST_ALLOWED` takes what the default `policy.max_distance` lets pass."""
+    blocks: int = 0
+    """ResNet blocks with a gate, in the network's order; 0 for all."""
 
     @property
     def visits(self) -> int:
@@ -50,7 +56,9 @@ class Request:
     def name(self) -> str:
         """Name of its results."""
         gate = "" if self.gate == GATE else f"-gate-{self.gate:g}"
-        return f"{self.weights}-{self.adapter}{self.rank}-{self.steps}x{self.batch_size}{gate}"
+        gate = "-allowed" if self.gate == STRONGEST_ALLOWED else gate
+        blocks = f"-{self.blocks}-blocks" if self.blocks else ""
+        return f"{self.weights}-{self.adapter}{self.rank}-{self.steps}x{self.batch_size}{gate}{blocks}"
 
     def study(self) -> StudyConfig:
         """The study; a second round and a large `max_update_norm` let the start check take crafted weights."""
@@ -94,6 +102,8 @@ class ReconstructionConfig:
     """Rank of LoRA; the demo's."""
     gates: list[float] = field(default_factory=list)
     """Weaker gates of crafted LoRA weights, for the distance that they need, at 1 step of 64."""
+    allowed_blocks: list[int] = field(default_factory=list)
+    """Numbers of gated blocks of crafted LoRA weights within the default policy's distance."""
     rounds: int = 6
     """Rounds of a request, at most."""
     full_rounds: int = 3
@@ -125,13 +135,20 @@ def requests(config: ReconstructionConfig) -> list[Request]:
         for weights in (CRAFTED, HONEST)
         for steps, batch in config.grid
     ]
-    return gates + grid
+    allowed = [
+        Request(CRAFTED, LORA, steps, batch, config.rank, STRONGEST_ALLOWED, blocks)
+        for blocks in config.allowed_blocks
+        for steps, batch in config.grid
+    ]
+    most = config.visits // LEAST_ROUNDS
+    return gates + [request for request in allowed if request.visits <= most and passes_default_policy(request)] + grid
 
 
-def passes_default_policy(request: Request) -> bool:
-    """Whether a site with the default policy takes the study; crafted weights then come in its second round."""
+def passes_default_policy(request: Request, moved: float = 0.0) -> bool:
+    """Whether a site with the default policy takes the study and, in its second round, weights this far away."""
+    policy = PolicyConfig()
     try:
-        check_study(PolicyConfig(), request.study())
+        check_study(policy, request.study())
     except PolicyError:
         return False
-    return True
+    return moved <= policy.max_distance

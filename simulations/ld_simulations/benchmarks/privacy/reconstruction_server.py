@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ld_client.site_config import PolicyConfig
 from ld_client.train import learning_rate, train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
@@ -27,7 +28,15 @@ from ld_common.adapters.state_dict import update_norm
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import BaseModel, load_base
 from ld_common.diffusion.training import Losses, TrainingData
-from ld_simulations.benchmarks.privacy.reconstruction_plan import CRAFTED, GATE_BELOW, HONEST, LORA, Request
+from ld_simulations.benchmarks.privacy.reconstruction_plan import (
+    CRAFTED,
+    GATE,
+    GATE_BELOW,
+    HONEST,
+    LORA,
+    STRONGEST_ALLOWED,
+    Request,
+)
 
 GATE_ABOVE = 60
 """First timestep that does not pass."""
@@ -55,16 +64,17 @@ class MaliciousServer:
         self.request, self.study = request, request.study()
         self.model: AdaptedModel[BaseModel] = inject(load_base(base_model), read_adapter(self.study.adapter), 0)
         first = self.model.trainable_state()
+        self.gated = self._gated_blocks()
         if request.weights == CRAFTED:
             with torch.no_grad():
-                self._craft()
+                self._craft(self._strongest_allowed(first) if request.gate == STRONGEST_ALLOWED else request.gate)
         self.state = self.model.trainable_state()
         self.moved = update_norm(self.state, first)
         """Distance of the weights from the study's first ones."""
         self.watched = {
             name: value
             for name, value in self.model.trainable.items()
-            if request.weights == HONEST or (".conv1." in name and not name.endswith("bias"))
+            if request.weights == HONEST or (not name.endswith("bias") and name.split(".conv1.")[0] in self.gated)
         }
         """Parameters whose update the attacks use."""
 
@@ -98,14 +108,33 @@ class MaliciousServer:
         found = torch.autograd.grad(loss, list(self.watched.values()), create_graph=noisy.requires_grad)
         return torch.cat([part.flatten() for part in found])
 
-    def _craft(self) -> None:
+    def _gated_blocks(self) -> set[str]:
+        """Names of the ResNet blocks whose `conv1` copies a scan, as parameters begin with them."""
+        names = [name.split(".conv1.")[0] for name in self.model.trainable if ".conv1." in name]
+        return set(list(dict.fromkeys(names))[: self.request.blocks or None])
+
+    def _strongest_allowed(self, first: State) -> float:
+        """The strongest gate within the distance that a site's default policy allows."""
+        low, high = 0.0, GATE
+        for _ in range(40):
+            middle = (low + high) / 2
+            self.model.load(first)
+            self._craft(middle)
+            allowed = update_norm(self.model.trainable_state(), first) < PolicyConfig().max_distance
+            low, high = (middle, high) if allowed else (low, middle)
+        self.model.load(first)
+        return low
+
+    def _craft(self, gate: float) -> None:
         unet, lora = self.model.model.unet, self.request.adapter == LORA
         direction = self._gate()
         for name, module in unet.named_modules():
+            if not any(block.endswith(name.rpartition(".")[0]) for block in self.gated):
+                continue
             if name.endswith("time_emb_proj"):
                 weight = module.base_layer.weight if lora else module.weight
                 signs = 1.0 - 2.0 * ((torch.arange(len(weight)) % (len(weight) // 16)) % 2)
-                change = self.request.gate * signs[:, None] * direction[None]
+                change = gate * signs[:, None] * direction[None]
                 if lora:
                     _factor(module, change)
                 else:

@@ -12,11 +12,19 @@ from matplotlib.figure import Figure
 
 from ld_common.adapters.state_dict import read_tensors
 from ld_simulations.benchmarks.privacy.reconstruction import ATTACKS, TRIVIAL, gap, interval, picture_file
-from ld_simulations.benchmarks.privacy.reconstruction_plan import CRAFTED, FULL, GATE, HONEST, LORA, Request
+from ld_simulations.benchmarks.privacy.reconstruction_plan import (
+    CRAFTED,
+    FULL,
+    GATE,
+    HONEST,
+    LEAST_ROUNDS,
+    LORA,
+    STRONGEST_ALLOWED,
+    Request,
+    passes_default_policy,
+)
 
 Result = dict[str, Any]
-LEAST_ROUNDS = 3
-"""Rounds that a request needs to count among the best."""
 TITLES = {HONEST: "the weights that the study's seed gives", CRAFTED: "crafted weights"}
 
 
@@ -33,7 +41,7 @@ def reconstruction_numbers(results: Sequence[Result]) -> dict[str, Any]:
                     place = "default_policy" if floors else "no_floors"
                     name = f"reconstruction_gap_db_{place}_{adapter}_{weights}"
                     numbers |= _with_interval(name, _gaps(best, _attack(best)))
-    promised = [row for row in counted if row["passes_default_policy"] and row["request"]["adapter"] == LORA]
+    promised = [row for row in counted if _passes(row) and row["request"]["adapter"] == LORA]
     if promised:
         best = max(promised, key=lambda row: _mean_gap(row, _attack(row)))
         numbers |= _with_interval("best_reconstruction_gap_db", _gaps(best, _attack(best)))
@@ -56,8 +64,8 @@ def reconstruction_lines(results: Sequence[Result], picture: str) -> list[str]:
         "*Right*: mean PSNR to the best-matching scan drawn. *Named*: share of rounds in which a scan drawn matches "
         "better than all those outside; 50 % is chance. *Gallery*: mean AUC of ranking candidate scans by their "
         "gradient, drawn against outside; for one scan, the share of rounds in which it ranks above one outside. Rows "
-        "in bold pass the default policy (`min_batch_size` 4, `min_visits` 64); crafted weights pass it from the "
-        "second round on, as the study sets `max_update_norm`, or with a study's `start`. They let one visit of a "
+        "in bold pass the default policy (`min_batch_size` 4, `min_visits` 64, `max_distance` 100); crafted weights "
+        "pass it from the second round on, within that distance of the study's first ones. They let one visit of a "
         "round through on average, so a round shows one scan, a mixture, or none. Several steps at the study's own "
         "weights are attacked weakly: Adam keeps little but signs, and the right scan is matched no better than by a "
         "mean image, so a gap near 0 there shows no safety. Requests of fewer than "
@@ -70,6 +78,10 @@ def reconstruction_lines(results: Sequence[Result], picture: str) -> list[str]:
             if rows:
                 title = "LoRA" if adapter == LORA else "All weights of the network"
                 lines += [f"### {title}, {TITLES[weights]}", "", *_table(rows), ""]
+    for blocks in sorted({row["request"].get("blocks", 0) for row in _allowed(results)}):
+        rows = [row for row in _allowed(results) if row["request"].get("blocks", 0) == blocks]
+        where = f"a gate in {blocks} of the network's ResNet blocks" if blocks else "a gate in every ResNet block"
+        lines += [f"### LoRA, crafted weights within the default `policy.max_distance`, {where}", "", *_table(rows), ""]
     lines += _gates(results) + _trivial(results)
     if picture:
         lines += [f"![right scan, reconstruction and best-matching scan outside of some rounds]({picture})", ""]
@@ -112,14 +124,23 @@ def _main(results: Sequence[Result]) -> list[Result]:
     return [row for row in results if row["request"]["gate"] == GATE]
 
 
+def _allowed(results: Sequence[Result]) -> list[Result]:
+    return [row for row in results if row["request"]["gate"] == STRONGEST_ALLOWED]
+
+
 def _counted(results: Sequence[Result]) -> list[Result]:
-    return [row for row in _main(results) if len(_gaps(row, _attack(row))) >= LEAST_ROUNDS]
+    rows = [*_main(results), *_allowed(results)]
+    return [row for row in rows if len(_gaps(row, _attack(row))) >= LEAST_ROUNDS]
+
+
+def _passes(row: Result) -> bool:
+    return passes_default_policy(Request(**row["request"]), row["moved"])
 
 
 def _is(row: Result, weights: str, adapter: str, floors: bool | None = None) -> bool:
     request = row["request"]
     fits = request["weights"] == weights and request["adapter"] == adapter
-    return fits and floors in (None, row["passes_default_policy"])
+    return fits and floors in (None, _passes(row))
 
 
 def _attack(row: Result) -> str:
@@ -162,7 +183,7 @@ def _table(rows: Sequence[Result]) -> list[str]:
         if any(area is None for area in areas):
             areas = [float(round_["gallery_names_a_member"]) for round_ in row["rounds"]]
         share, area = np.mean(np.array(gaps) > 0), np.mean(areas)
-        bold = "**" if row["passes_default_policy"] else ""
+        bold = "**" if _passes(row) else ""
         lines.append(
             f"| {bold}{request.steps} × {request.batch_size}{bold} | {request.visits} | {len(played)} | {attack} | "
             f"{_cell(gaps)} | {max(gaps):.2f} | {right:.1f} | {share:.0%} | {area:.2f} |"
@@ -172,14 +193,14 @@ def _table(rows: Sequence[Result]) -> list[str]:
 
 def _gates(results: Sequence[Result]) -> list[str]:
     request = {"adapter": LORA, "weights": CRAFTED, "steps": 1, "batch_size": 64}
-    rows = [row for row in results if request.items() <= row["request"].items()]
+    rows = [row for row in results if request.items() <= row["request"].items() and not row["request"].get("blocks")]
     if len(rows) < 2:
         return []
     lines = [
         "### How far crafted weights must be",
         "",
-        "LoRA, 1 × 64, weaker gates: distance of the weights from the study's first ones, which the start check limits "
-        "to `max_update_norm` a round.",
+        "LoRA, 1 × 64, gates in every ResNet block: distance of the weights from the study's first ones, which the "
+        "start check limits to `max_update_norm` a round and `policy.max_distance`.",
         "",
         "| distance | attack | gap, dB | named |",
         "|---" * 4 + "|",
