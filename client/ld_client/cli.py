@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -156,7 +157,8 @@ add_site_commands(app)
 
 
 def main() -> None:
-    """The entry point `ld-client`."""
+    """The entry point `ld-client`; what it and its processes write, only its account can read."""
+    os.umask(0o077)
     run_cli(app, renamed=RENAMED)
 
 

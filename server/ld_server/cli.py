@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import typer
@@ -162,7 +163,8 @@ def release(
 
 
 def main() -> None:
-    """The entry point `ld-server`."""
+    """The entry point `ld-server`; what it and its processes write, only its account can read."""
+    os.umask(0o077)
     run_cli(app)
 
 

@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import tomllib
 import zipfile
 from contextlib import nullcontext
@@ -106,6 +108,20 @@ def test_a_home_holds_what_it_needs_and_keeps_its_keys_to_itself(home: StudyHome
         provision(study, home.path, server_config(PORTS)[0])
     with pytest.raises(DeploymentError, match="ld-server provision"):
         StudyHome(home.path / "elsewhere").check()
+
+
+@pytest.mark.attack
+def test_other_accounts_read_nothing_of_a_home_whatever_the_umask(study: Path, tmp_path: Path) -> None:
+    server, site = tmp_path / "server", tmp_path / "aster"
+    run = "import importlib, os, sys; os.umask(0); importlib.import_module(sys.argv.pop(1)).main()"
+    made = ["ld_server.cli", "provision", str(study), "--home", str(server), *PORTS]
+    subprocess.run([sys.executable, "-c", run, *made], check=True, capture_output=True)
+    fingerprint = study_fingerprint(StudyHome(server))
+    opened = ["ld_client.cli", "init", str(server / "kits/aster.kit"), "--home", str(site)]
+    subprocess.run([sys.executable, "-c", run, *opened, "--fingerprint", fingerprint], check=True, capture_output=True)
+    places = [place for home in (server, site) for place in (home, *home.rglob("*"))]
+    assert len(places) > 20
+    assert {place for place in places if place.stat().st_mode & 0o077} == set()
 
 
 def test_no_kit_holds_a_secret(home: StudyHome) -> None:
