@@ -170,5 +170,6 @@ def _privacy_sentence(statement: dict[str, Any]) -> str:
         f"Differential privacy: ε = {statement['epsilon']:.3g} at δ = {statement['delta']:g} for {statement['unit']}, "
         f"over {statement['horizon']} (noise multiplier {statement['noise_multiplier']:.3g}, sampling rate "
         f"{statement['sampling_rate']:.3g}, {statement['steps']} steps, max_grad_norm {statement['max_grad_norm']:g}; "
-        f"{statement['accountant']}; {statement['epsilon_by_renyi']:.3g} by Rényi DP)."
+        f"{statement['accountant']}; {statement['epsilon_by_renyi']:.3g} by Rényi DP). "
+        "A patient whom several sites know pays at each: the ε add up."
     )

@@ -126,7 +126,10 @@ def _leaving(study: StudyConfig, modality: Modality) -> list[str]:
     if study.withholds_numbers:
         lines.append("  no number of visits or patients, no loss")
     else:
-        lines.append("  each round: the number of visits and patients, the first and the last loss, the seconds")
+        lines.append(
+            "  each round: the number of visits and patients, in multiples of policy.count_step, the first and the "
+            "last loss, the seconds"
+        )
         for name, config in modality.attributes.items():
             values = ", ".join(config.categories)
             what = f"which of {values} are there" if values else "the lowest and the highest, rounded outwards"
@@ -137,7 +140,8 @@ def _leaving(study: StudyConfig, modality: Modality) -> list[str]:
         planned = study.privacy_plan()
         lines.append(
             f"  under patient-level differential privacy: epsilon {planned.epsilon:.3g} at delta "
-            f"{study.privacy.target_delta:g} over the whole study"
+            f"{study.privacy.target_delta:g} over the whole study; a patient whom another site knows "
+            "too pays there as well"
         )
     else:
         lines.append("  without differential privacy: nothing bounds what the update reveals about a patient")
