@@ -41,9 +41,13 @@ class AttributeConfig:
         self.categories = dict(sorted(self.categories.items()))
 
 
+DEFORMATION, DIFFERENCE, DECODED = "deformation", "difference", "decoded"
+RENDERINGS = (DEFORMATION, DIFFERENCE, DECODED)
+
+
 @dataclass
 class ImageConfig:
-    """Plane, slice, field of view and window of the model's picture."""
+    """Plane, slice, field of view and window of the model's picture, and how answers are written."""
 
     plane: str = "axial"
     """Plane of the slice that is taken from a volume; `none` for two-dimensional images."""
@@ -56,8 +60,12 @@ class ImageConfig:
     low_percentile: float = 0.0
     high_percentile: float = 99.5
     """Percentiles of the scan that become -1 and 1; values beyond them are clipped."""
+    rendering: str = DIFFERENCE
+    """How an answer becomes pixels of the scan's file: `deformation` moves the scan's own pixels (tissue that grows or
+    shrinks), `difference` adds the change of brightness, `decoded` writes the model's picture."""
 
     def __post_init__(self) -> None:
+        require(self.rendering in RENDERINGS, f"image.rendering is '{self.rendering}': use {', '.join(RENDERINGS)}")
         require(self.plane in ("axial", "none"), f"image.plane is '{self.plane}': use axial or none")
         require(0 <= self.slice_position <= 1, f"image.slice_position is {self.slice_position}: use 0 to 1")
         require(self.field_of_view_mm >= 0, "image.field_of_view_mm must not be negative")

@@ -42,6 +42,11 @@ class Volume:
         return apply_orientation(self.voxels, self._turn).T
 
     @property
+    def slice_mm(self) -> float:
+        """Distance between the slices of `upright`."""
+        return float(nibabel.affines.voxel_sizes(self.affine)[io_orientation(self.affine)[:, 0] == 2][0])
+
+    @property
     def axial(self) -> bool:
         """Whether the file's own slices are axial; an MPRAGE often has sagittal ones."""
         return int(io_orientation(self.affine)[2, 0]) == 2

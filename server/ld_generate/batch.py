@@ -121,6 +121,7 @@ class _BatchDrawer:
             editor_options(self.editor),
             self.release.study.seed,
             options.watermark,
+            options.rendering or self.release.modality.image.rendering,
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -16,7 +16,7 @@ from ld_common.core.command import TRUST_HELP, UNSIGNED_HELP
 from ld_common.core.config import from_mapping, is_number, require
 from ld_common.core.errors import ConfigError, ReleaseError, RequestError
 from ld_common.editing.registry import EDITORS
-from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.modality import RENDERINGS, Attributes, Modality
 from ld_common.protocol.site_name import AUTO, RELEASE
 
 DEVICES, PRECISIONS = ("cpu", "cuda"), ("float32", "bfloat16", "float16")
@@ -90,6 +90,23 @@ BurnedInTextChecked = Annotated[
 ]
 
 
+Rendering = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How an answer becomes pixels of the scan: deformation moves the scan's own, difference adds the "
+        "change of brightness, decoded writes the model's picture. By default as the modality says.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def check_rendering(name: str) -> None:
+    """Refuse an unknown `--rendering`; raises `ConfigError`."""
+    require(name in ("", *RENDERINGS), f"--rendering is '{name}': use {', '.join(RENDERINGS)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """Which release is loaded, whether it is trusted, and where its model runs."""
@@ -152,6 +169,10 @@ class ScanOptions:
         ),
     ] = None
     burned_in_text_checked: BurnedInTextChecked = False
+    rendering: Rendering = ""
+
+    def __post_init__(self) -> None:
+        check_rendering(self.rendering)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch import Tensor
 
 from ld_common.core.errors import RequestError
 from ld_common.imaging.decoding_process import read_scan, read_volume
-from ld_common.imaging.geometry import Frame, Scan, to_model
+from ld_common.imaging.geometry import Frame, Scan
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.volume import Volume, check_same_grid
 
@@ -72,17 +70,6 @@ def read_preserve_mask_volume(
 def preserve(mask: np.ndarray | None, scan: Scan, values: np.ndarray) -> np.ndarray:
     """Real values `(H,W)` of a picture, with the scan's where `mask` is 1."""
     return values if mask is None else mask * scan.pixels.astype(np.float32) + (1 - mask) * values
-
-
-def preserve_in_model_space(
-    mask: np.ndarray | None, scan: Scan, image: Tensor, pictures: Tensor, modality: Modality
-) -> Tensor:
-    """The same for the model's pictures `(M,1,S,S)`, with `image` `(1,S,S)` where `mask` is 1."""
-    if mask is None:
-        return pictures
-    frame = Frame(0.0, 1.0, mask.shape, scan.spacing_mm, 0.0, None)
-    share = (to_model(Scan(mask, scan.spacing_mm, {}), image.shape[-1], modality.image, frame)[0] + 1) / 2
-    return torch.lerp(pictures, image.expand_as(pictures), share.expand_as(pictures))
 
 
 def _feathered(region: np.ndarray, scan: Scan, frame: Frame, resolution: int) -> np.ndarray:

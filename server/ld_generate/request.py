@@ -12,7 +12,7 @@ from torch import Tensor
 from ld_common.core.errors import RequestError, ScanError
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, to_model
-from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.modality import DECODED, Attributes, Modality
 from ld_common.imaging.scan_table import agree, shown
 from ld_generate.attribute_sweep import Sweep
 from ld_generate.options import OutputOptions, ScanOptions
@@ -39,6 +39,8 @@ class RequestOptions:
     """A person has checked the pixels for burned-in text."""
     preserve_mask: Path | None = None
     watermark: bool = False
+    rendering: str = ""
+    """One of `RENDERINGS`; empty for the modality's."""
 
     @classmethod
     def of(
@@ -52,6 +54,7 @@ class RequestOptions:
             burned_in_text_checked=scans.burned_in_text_checked,
             preserve_mask=scans.preserve_mask,
             watermark=output.watermark,
+            rendering=scans.rendering,
         )
 
 
@@ -76,6 +79,7 @@ class EditRequest:
     preserve_mask: np.ndarray | None = None
     """Share of the scan in each pixel `(H,W)`, from 0 to 1; None edits all of it."""
     watermark: bool = False
+    rendering: str = DECODED
 
 
 def read_requests(
@@ -121,6 +125,7 @@ def read_requests(
             sweep=sweep,
             preserve_mask=mask,
             watermark=options.watermark,
+            rendering=options.rendering or modality.image.rendering,
         )
         requests.append(request)
     return requests

@@ -1,7 +1,7 @@
 """Edits of whole volumes: the slices that a release was trained on change, all others stay as they are.
 
-The model's picture is coarser than most scans, so a slice that it replaced would look blurred beside its neighbours.
-Therefore the change is added to the scan: counterfactual minus reconstruction, in the scan's grid.
+The change enters the scan's own values, as `rendering` says. A deformation is smooth through the slices, and falls off
+over the slices beyond the edited ones, so that no plane shows where the edit ends.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from ld_common.core.errors import RequestError
@@ -20,9 +21,10 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to
 from ld_common.imaging.decoding_process import read_volume
-from ld_common.imaging.geometry import Frame, from_model, to_model
-from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.geometry import Frame, to_model
+from ld_common.imaging.modality import DEFORMATION, Attributes, Modality
 from ld_common.imaging.rejection import slice_number
+from ld_common.imaging.rendering import deform, displacement, render
 from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release, edit_drift
 from ld_generate.options import read_slice_range
@@ -30,6 +32,10 @@ from ld_generate.preserve_mask import read_preserve_mask_volume
 from ld_generate.request import RequestOptions, folder_names, model_picture, source_of
 from ld_generate.watermark import check_watermark_fits, draw_watermark
 
+FALLOFF_MM = 12.0
+"""Distance beyond the edited slices at which a deformation has fallen to nothing."""
+SLICE_SMOOTHING_MM = 2.0
+"""Standard deviation of a deformation's smoothing through the slices."""
 REACH = 0.025
 """Share of a volume, on either side of the slice that releases are trained on, that is edited by default."""
 
@@ -44,14 +50,17 @@ class VolumeEditRequest:
     """Frame of the slice that releases are trained on; all slices have its grey range, so that none flickers."""
     edited: range
     """The axial slices that are edited, from 0, the lowest."""
+    changed: range
+    """Those whose values change: the edited ones, and those over which a deformation falls off."""
     source: Attributes
     """All attributes of the scan."""
     targets: list[Attributes]
     """The changed attributes of each counterfactual."""
     folder: Path
     preserve_masks: list[np.ndarray] | None
-    """For each edited slice the share of the scan in each pixel `(H,W)`; None edits all of it."""
+    """For each changed slice the share of the scan in each pixel `(H,W)`; None edits all of it."""
     watermark: bool
+    rendering: str
 
 
 def read_volume_requests(
@@ -85,21 +94,25 @@ def read_volume_requests(
             check_watermark_fits(*volume.upright.shape[1:])
         count, position = len(volume.upright), modality.image.slice_position
         edited = choose_slices(path, slices, count) if slices else slices_around(count, position)
+        rendering = options.rendering or modality.image.rendering
+        changed = _with_falloff(volume, edited) if rendering == DEFORMATION else edited
         trained = volume.scan(slice_number(path, count, position, None))
         window = model_picture(path, trained, resolution, modality)[1]
         masks = None
         if options.preserve_mask is not None:
-            masks = read_preserve_mask_volume(options.preserve_mask, modality, volume, edited, window, resolution)
+            masks = read_preserve_mask_volume(options.preserve_mask, modality, volume, changed, window, resolution)
         request = VolumeEditRequest(
             path=path,
             volume=volume,
             window=window,
             edited=edited,
+            changed=changed,
             source=source_of(modality, path, volume.attributes_in_file, options.source),
             targets=targets,
             folder=options.out / name,
             preserve_masks=masks,
             watermark=options.watermark,
+            rendering=rendering,
         )
         requests.append(request)
     return requests
@@ -121,6 +134,11 @@ def slices_around(count: int, position: float) -> range:
     return range(min(first, trained), max(last, trained) + 1)
 
 
+def _with_falloff(volume: Volume, edited: range) -> range:
+    reach = math.ceil(FALLOFF_MM / volume.slice_mm) - 1
+    return range(max(0, edited[0] - reach), min(len(volume.upright), edited[-1] + reach + 1))
+
+
 def draw_volume(
     base: BaseModel,
     release: Release,
@@ -128,12 +146,14 @@ def draw_volume(
     editor: Editor,
     progress: Callable[[int], None],
 ) -> list[Volume]:
-    """The volume under each target; slices that are not edited keep the input's values.
+    """The volume under each target; slices that do not change keep the input's values.
 
     All slices get the same noise. The model holds at most one batch of them at a time.
     """
     prompt = release.modality.prompt(request.source)
     volumes = [request.volume.copied() for _ in request.targets]
+    side, kept = base.resolution, request.rendering == DEFORMATION
+    fields = np.zeros((len(volumes), len(request.edited) if kept else 0, 2, side, side), np.float32)
     drift, seed = edit_drift(release), release.study.seed
     for first in range(0, len(request.edited), editor.batch_size):
         rows = range(len(request.edited))[first : first + editor.batch_size]
@@ -144,10 +164,32 @@ def draw_volume(
             for scan in range(len(rows))
         ]
         drawn = draw_counterfactuals(base, pictures, [prompt] * len(rows), edits, editor, progress, drift, seed)
-        for volume, images in zip(volumes, drawn.images.split(len(rows)), strict=True):
+        for number, images in enumerate(drawn.images.split(len(rows))):
             for row, image, reconstruction in zip(rows, images, drawn.reconstructions, strict=True):
-                volume.upright[request.edited[row]] = _edited_slice(request, row, image, reconstruction)
+                if kept:
+                    fields[number, row] = displacement(reconstruction, image)
+                else:
+                    index = request.edited[row]
+                    original = request.volume.upright[index]
+                    values = render(original, request.window, reconstruction, image, request.rendering)
+                    volumes[number].upright[index] = _finished(request, index, values)
+    for volume, field in zip(volumes, fields, strict=True):
+        _deform(request, volume, field)
     return volumes
+
+
+def _deform(request: VolumeEditRequest, volume: Volume, field: np.ndarray) -> None:
+    """Move the changed slices by the displacements of the edited ones `(N,2,S,S)`, if there are any."""
+    if not len(field):
+        return
+    slice_mm, edited = request.volume.slice_mm, request.edited
+    smooth = ndimage.gaussian_filter1d(field, SLICE_SMOOTHING_MM / slice_mm, axis=0, mode="nearest")
+    for index in request.changed:
+        nearest = min(max(index, edited[0]), edited[-1])
+        beyond_mm = abs(index - nearest) * slice_mm
+        share = (1 + math.cos(math.pi * beyond_mm / FALLOFF_MM)) / 2
+        values = deform(request.volume.upright[index], request.window, share * smooth[nearest - edited[0]])
+        volume.upright[index] = _finished(request, index, values)
 
 
 def _picture(request: VolumeEditRequest, row: int, resolution: int, modality: Modality) -> Tensor:
@@ -155,11 +197,11 @@ def _picture(request: VolumeEditRequest, row: int, resolution: int, modality: Mo
     return to_model(scan, resolution, modality.image, request.window)[0]
 
 
-def _edited_slice(request: VolumeEditRequest, row: int, image: Tensor, reconstruction: Tensor) -> np.ndarray:
-    """An edited slice `(H,W)`: the scan plus `image` minus `reconstruction`, clipped to the window."""
-    original, window = request.volume.upright[request.edited[row]], request.window
-    change = from_model(image, window) - from_model(reconstruction, window)  # 0 outside the field of view
+def _finished(request: VolumeEditRequest, index: int, values: np.ndarray) -> np.ndarray:
+    """New values `(H,W)` of a slice: the scan's where it is preserved, clipped to the window, marked."""
+    original, window = request.volume.upright[index], request.window
     if request.preserve_masks is not None:
-        change *= 1 - request.preserve_masks[row]
-    values = np.clip(original + change, np.minimum(original, window.low), np.maximum(original, window.high))
+        share = request.preserve_masks[index - request.changed[0]]
+        values = share * original + (1 - share) * values
+    values = np.clip(values, np.minimum(original, window.low), np.maximum(original, window.high))
     return draw_watermark(values, window.low, window.high) if request.watermark else values

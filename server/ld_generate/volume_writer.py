@@ -66,8 +66,9 @@ def _description(release: Release, request: VolumeEditRequest) -> dict[str, Any]
             "last": request.edited[-1],
             "of": len(request.volume.upright),
         },
+        "changed_slices": {"first": request.changed[0], "last": request.changed[-1]},
         "other_slices": "values of the input",
-        "edited_values": "values of the input plus counterfactual minus reconstruction",
+        "rendering": request.rendering,
         "window": [request.window.low, request.window.high],
         "seeds": [release.study.seed],
         "watermark": request.watermark,
@@ -97,7 +98,7 @@ class _VolumeWriter:
         """A NIfTI file, and a DICOM series where the input was one."""
         request, stem = self.request, file_stem(target, self.editor.delta)
         files = [request.folder / f"{stem}.nii.gz"]
-        first, last, count = request.edited[0], request.edited[-1], len(volume.upright)
+        first, last, count = request.changed[0], request.changed[-1], len(volume.upright)
         description = f"slices {first} to {last} of 0 to {count - 1}; the others are the input's"
         write_nifti_like(files[0], volume.voxels, volume.affine, volume.header, description)
         if volume.header is None:
@@ -132,7 +133,8 @@ class _VolumeWriter:
     def _digest(self, target: Attributes) -> str:
         """Keyed hash of the request: equal requests of an account get equal DICOM identifiers."""
         request = self.request
-        options = [request.source, target, editor_options(self.editor), list(request.edited), request.watermark]
+        options = [request.source, target, editor_options(self.editor), list(request.edited)]
+        options += [[request.rendering, request.watermark]]
         masks = [] if request.preserve_masks is None else [mask.tobytes() for mask in request.preserve_masks]
         slabs = (slab.tobytes() for slab in request.volume.voxels)  # no copy of them all
         return keyed_digest(chain(slabs, masks, [json.dumps(options).encode()]))

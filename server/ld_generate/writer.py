@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_several, edit_to
 from ld_common.editing.registry import editor_options
-from ld_common.imaging.geometry import Frame, from_model
+from ld_common.imaging.geometry import Frame, from_model, to_model
 from ld_common.imaging.image_io import write_difference_png, write_png
-from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.modality import DECODED, Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, write_nifti
+from ld_common.imaging.rendering import render
 from ld_common.imaging.scan_table import shown
 from ld_common.imaging.secondary_capture import Provenance, write_synthetic_dicom
 from ld_common.release.release import Release, edit_drift, release_editor, release_record, software
 from ld_generate.input_digest import describe_input, keyed_digest
-from ld_generate.preserve_mask import preserve, preserve_in_model_space
+from ld_generate.preserve_mask import preserve
 from ld_generate.request import EditRequest
 from ld_generate.samples import STRIP, SYNTHETIC, extrapolated, write_record_file, write_strip
 from ld_generate.sweep_writer import SweepPictures, measure_biomarkers, write_sweep
@@ -142,7 +143,9 @@ class _EditWriter:
         files = [folder / "input.png", folder / "reconstruction.png"]
         write_png(files[0], from_model(request.image, request.frame), request.frame, {})
         write_png(files[1], self._marked(reconstruction), request.frame, SYNTHETIC)
-        pictures = preserve_in_model_space(request.preserve_mask, request.scan, request.image, drawn.images, modality)
+        by_seed = [[self._rendered(image, drawn.reconstructions) for image in images] for images in samples]
+        answers = [values[0] if len(values) == 1 else np.mean(values, axis=0) for values in by_seed]
+        pictures = self._pictures(answers)
         originals = torch.stack([request.image, drawn.reconstructions])
         of_scan, of_reconstruction, *measured = measure_biomarkers(
             modality, request.frame, torch.cat([originals, pictures])
@@ -150,12 +153,13 @@ class _EditWriter:
         entries = []
         targets = [(target, delta) for target in request.targets for delta in self.deltas]
         for row, (target, delta) in enumerate(targets):
-            written = self._write_counterfactual(target, delta, drawn.images[row], reconstruction)
+            written = self._write_counterfactual(target, delta, answers[row], reconstruction)
             entry = {"target": target, "delta": delta, "prompt": modality.prompt(request.source | target)}
             entry["biomarkers_mm2"] = measured[row]
-            if samples.shape[1] > 1:
-                written += self._write_samples(target, delta, samples[row])
-                entry["biomarkers_mm2_by_seed"] = self._measure_samples(samples[row])
+            if len(by_seed[row]) > 1:
+                written += self._write_samples(target, delta, by_seed[row])
+                by_seed_pictures = self._pictures(by_seed[row])
+                entry["biomarkers_mm2_by_seed"] = measure_biomarkers(modality, request.frame, by_seed_pictures)
             entries.append(entry | {"files": [file.name for file in written]})
             files += written
         files += self._write_overviews(drawn, pictures)
@@ -174,16 +178,29 @@ class _EditWriter:
                 "slice": request.slice_index,
             },
             "source": request.source,
+            "rendering": request.rendering,
             "watermark": request.watermark,
         }
 
+    def _rendered(self, image: Tensor, reconstruction: Tensor) -> np.ndarray:
+        """An answer `(1,S,S)` in the scan's grid and real values `(H,W)`."""
+        request = self.request
+        values = render(request.scan.pixels, request.frame, reconstruction, image, request.rendering)
+        return preserve(request.preserve_mask, request.scan, values)
+
+    def _pictures(self, answers: Sequence[np.ndarray]) -> Tensor:
+        """The model's pictures `(M,1,S,S)` of what is written, which are measured."""
+        scan, frame, image = self.request.scan, self.request.frame, self.release.modality.image
+        side = self.request.image.shape[-1]
+        return torch.stack([to_model(replace(scan, pixels=values), side, image, frame)[0] for values in answers])
+
     def _write_overviews(self, drawn: Counterfactuals, pictures: Tensor) -> list[Path]:
-        """A strip of several δ, and the files of a sweep; `pictures` are those with the preserved region."""
+        """A strip of several δ, and the files of a sweep; `pictures` are those of what is written."""
         request, files = self.request, []
         if len(self.deltas) > 1:
             columns = {"reconstruction": [drawn.reconstructions] * len(request.targets)}
             step = len(self.deltas)
-            columns |= {f"δ {delta:+g}": list(drawn.images[row::step]) for row, delta in enumerate(self.deltas)}
+            columns |= {f"δ {delta:+g}": list(pictures[row::step]) for row, delta in enumerate(self.deltas)}
             title = " / ".join(", ".join(f"{k} {shown(v)}" for k, v in target.items()) for target in request.targets)
             files.append(write_strip(request.folder / STRIP, columns, title))
         if request.sweep is not None:
@@ -194,16 +211,17 @@ class _EditWriter:
         return files
 
     def _write_counterfactual(
-        self, target: Attributes, delta: float, image: Tensor, reconstruction: np.ndarray
+        self, target: Attributes, delta: float, values: np.ndarray, reconstruction: np.ndarray
     ) -> list[Path]:
-        """One counterfactual `(1,S,S)` in each format, and its difference from the reconstruction `(H,W)`."""
+        """One counterfactual `(H,W)` in each format, and its difference from the scan, or the reconstruction."""
         request, frame = self.request, self.request.frame
-        values = preserve(request.preserve_mask, request.scan, from_model(image, frame))
         pixels, stem = self._marked(values), file_stem(target, delta)
         prompt = self.release.modality.prompt(request.source | target)
         files = [request.folder / f"{stem}{ending}" for ending in (".png", "_difference.png", ".dcm")]
         write_png(files[0], pixels, frame, SYNTHETIC | {"Description": prompt})
-        before = preserve(request.preserve_mask, request.scan, reconstruction)  # no difference where the scan is kept
+        before = request.scan.pixels.astype(np.float32)
+        if request.rendering == DECODED:  # no difference where the scan is kept
+            before = preserve(request.preserve_mask, request.scan, reconstruction)
         self._write_map(files[1], values - before, DIFFERENCE_LIMIT)
         write_synthetic_dicom(
             files[2],
@@ -224,23 +242,17 @@ class _EditWriter:
             write_nifti(files[-1], pixels, request.scan)
         return files
 
-    def _write_samples(self, target: Attributes, delta: float, samples: Tensor) -> list[Path]:
-        """The counterfactual of each seed `(K,1,S,S)`, and the standard deviation by pixel."""
+    def _write_samples(self, target: Attributes, delta: float, samples: Sequence[np.ndarray]) -> list[Path]:
+        """The counterfactual of each seed `(H,W)`, and the standard deviation by pixel."""
         request, frame = self.request, self.request.frame
         stem, prompt = file_stem(target, delta), self.release.modality.prompt(request.source | target)
-        files, values = [], []
-        for seed, image in enumerate(samples, start=self.release.study.seed):
-            values.append(preserve(request.preserve_mask, request.scan, from_model(image, frame)))
+        files = []
+        for seed, values in enumerate(samples, start=self.release.study.seed):
             files.append(request.folder / f"{stem}_seed-{seed}.png")
-            write_png(files[-1], self._marked(values[-1]), frame, SYNTHETIC | {"Description": prompt})
+            write_png(files[-1], self._marked(values), frame, SYNTHETIC | {"Description": prompt})
         files.append(request.folder / f"{stem}_uncertainty.png")
-        self._write_map(files[-1], np.std(values, axis=0, ddof=1), UNCERTAINTY_LIMIT)
+        self._write_map(files[-1], np.std(samples, axis=0, ddof=1), UNCERTAINTY_LIMIT)
         return files
-
-    def _measure_samples(self, samples: Tensor) -> list[dict[str, float]]:
-        request, modality = self.request, self.release.modality
-        pictures = preserve_in_model_space(request.preserve_mask, request.scan, request.image, samples, modality)
-        return measure_biomarkers(modality, request.frame, pictures)
 
     def _write_map(self, path: Path, values: np.ndarray, limit: float) -> None:
         """Real values `(H,W)` in colour; `limit`, in the model's range, has the strongest."""
@@ -255,7 +267,7 @@ class _EditWriter:
     def _digest(self, target: Attributes, delta: float) -> str:
         """Keyed hash of a counterfactual's request: equal requests of an account get equal DICOM identifiers."""
         request = self.request
-        options = [request.source, target, editor_options(self.editor), delta, request.watermark]
+        options = [request.source, target, editor_options(self.editor), delta, request.rendering, request.watermark]
         mask = b"" if request.preserve_mask is None else request.preserve_mask.tobytes()
         text = json.dumps(options, sort_keys=True).encode()
         return keyed_digest([request.scan.pixels.tobytes(), mask, text])

@@ -64,6 +64,8 @@ def test_a_nifti_comes_back_in_its_geometry_with_the_chosen_slices_edited(
         4,
         "--out",
         tmp_path / "out",
+        "--rendering",
+        "difference",
     ]
     code, printed = run("volume", "--slices", "3:5", "--input", nifti, *options)
     assert code == 0, printed
@@ -81,6 +83,28 @@ def test_a_nifti_comes_back_in_its_geometry_with_the_chosen_slices_edited(
     assert record["counterfactuals"][1]["files"] == ["sex-M.nii.gz"]
 
 
+def test_a_deformation_falls_off_beyond_the_edited_slices_and_keeps_what_is_preserved(
+    run: GenerateRunner, nifti: Path, tmp_path: Path
+) -> None:
+    scan = nibabel.load(nifti)
+    kept = np.zeros(scan.shape, np.uint8)
+    kept[:30] = 1
+    nibabel.save(nibabel.Nifti1Image(kept, scan.affine), tmp_path / "kept.nii.gz")
+    options = ["--input", nifti, "--target", "age=84", "--source", SOURCE, "--guidance-scale", 4, "--slices", "4:4"]
+    code, printed = run("volume", *options, "--preserve-mask", tmp_path / "kept.nii.gz", "--out", tmp_path / "out")
+    assert code == 0, printed
+    record = json.loads((tmp_path / "out/head/record.json").read_text())
+    assert (record["rendering"], record["edited_slices"]["first"]) == ("deformation", 4)
+    assert record["changed_slices"] == {"first": 2, "last": 6}
+    drawn = nibabel.load(tmp_path / "out/head/age-84.nii.gz").get_fdata()
+    apart = np.abs(drawn - scan.get_fdata())
+    assert np.flatnonzero(apart.any((0, 1))).tolist() == [2, 3, 4, 5, 6]
+    assert apart[:30].max() == 0
+    assert apart[35:, :, 4].mean() > apart[35:, :, 2].mean() > 0
+    assert set(np.unique(drawn)) != set(np.unique(scan.get_fdata()))
+    assert scan.get_fdata().min() <= drawn.min() <= drawn.max() <= scan.get_fdata().max()
+
+
 def test_a_series_comes_back_as_a_synthetic_series_in_its_place(
     run: GenerateRunner,
     series: Path,
@@ -94,6 +118,8 @@ def test_a_series_comes_back_as_a_synthetic_series_in_its_place(
         "--guidance-scale",
         4,
         "--watermark",
+        "--rendering",
+        "difference",
         "--out",
         tmp_path / "out",
     ]
@@ -182,6 +208,8 @@ def test_a_mask_of_the_same_voxels_keeps_a_region(
         4,
         "--preserve-mask",
         tmp_path / "kept.nii.gz",
+        "--rendering",
+        "difference",
     ]
     common = ["--input", nifti, *options, "--out", tmp_path / "out"]
     code, printed = run("volume", *common, "--slices", "3:4", "num_inference_steps=4")

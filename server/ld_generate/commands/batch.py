@@ -17,8 +17,10 @@ from ld_generate.options import (
     EditorOptions,
     LoadOptions,
     OutputOptions,
+    Rendering,
     Source,
     check_attributes,
+    check_rendering,
 )
 
 Table = Annotated[
@@ -38,6 +40,7 @@ def batch(
     output: OutputOptions,
     source: Source = "",
     burned_in_text_checked: BurnedInTextChecked = False,
+    rendering: Rendering = "",
 ) -> None:
     """Edit the scans of a table; a row that fails does not stop the others.
 
@@ -51,6 +54,7 @@ def batch(
     Example: ld-generate batch RELEASE scans.csv --source sex=F --out results
     """
     check_attributes(load_options, [], source)
+    check_rendering(rendering)
     rows = len(read_rows(table))
     with loading(status):
         from ld_generate.batch import draw_batch
@@ -65,6 +69,7 @@ def batch(
         source=release.modality.parse_all(source),
         burned_in_text_checked=burned_in_text_checked,
         watermark=output.watermark,
+        rendering=rendering,
     )
     model = load_model(release, load_options)
     make_folder(output.out)

@@ -1,0 +1,73 @@
+"""Writes an answer into the scan's own pixels.
+
+The model's picture is coarser than most scans, and its autoencoder loses detail. An answer is therefore given as a
+change of the scan, taken between the model's reconstruction and its answer:
+
+    deformation   the scan, moved by the displacement between both: sharp, right where tissue grows or shrinks
+    difference    the scan plus the answer minus the reconstruction: right where brightness changes
+    decoded       the answer itself, in the model's resolution
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+from ld_common.imaging.geometry import Frame, from_model, resampling_matrix
+from ld_common.imaging.modality import DECODED, DIFFERENCE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ATTACHMENT, TIGHTNESS = 15.0, 0.1
+"""Of the TV-L1 optical flow (Zach et al. 2007), chosen on simulated patients; see docs/method.md."""
+SMOOTHING = 1 / 180
+"""Standard deviation of the displacement's smoothing, as a share of the picture's side."""
+
+
+def render(pixels: np.ndarray, frame: Frame, reconstruction: Tensor, answer: Tensor, rendering: str) -> np.ndarray:
+    """An answer in the scan's grid and real values, float32 `(H,W)`.
+
+    Args:
+        pixels: the scan `(H,W)`.
+        frame: the scan's.
+        reconstruction: the model's picture of the scan `(1,S,S)` in [-1, 1].
+        answer: the model's answer `(1,S,S)`.
+        rendering: `deformation`, `difference` or `decoded`.
+    """
+    if rendering == DECODED:
+        return from_model(answer, frame)
+    if rendering == DIFFERENCE:
+        return pixels.astype(np.float32) + from_model(answer, frame) - from_model(reconstruction, frame)
+    return deform(pixels, frame, displacement(reconstruction, answer))
+
+
+def displacement(before: Tensor, after: Tensor) -> np.ndarray:
+    """Where in `before` each pixel of `after` comes from, `(2,S,S)`: rows and columns to go, in pixels.
+
+    Args:
+        before: picture `(1,S,S)` in [-1, 1].
+        after: picture `(1,S,S)`.
+    """
+    from skimage.registration import optical_flow_tvl1  # a second
+
+    first, second = ((picture[0].float().cpu().numpy() + 1) / 2 for picture in (before, after))
+    flow = optical_flow_tvl1(second, first, attachment=ATTACHMENT, tightness=TIGHTNESS)
+    return np.stack([ndimage.gaussian_filter(part, SMOOTHING * len(first)) for part in flow])
+
+
+def deform(pixels: np.ndarray, frame: Frame, field: np.ndarray) -> np.ndarray:
+    """A scan `(H,W)` moved by a `displacement` of the model's picture; outside of the picture nothing moves."""
+    height, width = frame.shape
+    row_mm, column_mm = frame.spacing_mm or (1.0, 1.0)
+    side = field.shape[-1]
+    pixel_mm = frame.field_of_view / side
+    rows = resampling_matrix(side, pixel_mm, height, row_mm)
+    columns = resampling_matrix(side, pixel_mm, width, column_mm)
+    at = np.mgrid[:height, :width].astype(np.float64)
+    for axis, step in enumerate((row_mm, column_mm)):
+        at[axis] += rows @ field[axis] @ columns.T * pixel_mm / step
+    moved = ndimage.map_coordinates(pixels.astype(np.float64), at, order=3, mode="nearest")
+    return moved.clip(pixels.min(), pixels.max()).astype(np.float32)  # splines overshoot
