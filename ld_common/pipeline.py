@@ -24,7 +24,8 @@ from ld_common.editing.counterfactuals import draw_several, edit_to
 from ld_common.editing.registry import change_editor, editor_options, read_editor
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
-from ld_common.imaging.modality import Attributes, Modality, Value
+from ld_common.imaging.modality import DECODED, RENDERINGS, Attributes, Modality, Value
+from ld_common.imaging.rendering import render
 from ld_common.imaging.scan_table import agree, load_modality, shown
 from ld_common.metrics.registry import BIOMARKERS
 from ld_common.release.data_ranges import beyond, trained_on
@@ -55,13 +56,15 @@ class CounterfactualResult:
     warnings: list[str]
     """A sentence for each attribute outside the range that the sites had scans of."""
     record: dict[str, Any]
-    """Release, editor and seeds: what is needed to draw it again."""
+    """Release, editor, rendering and seeds: what is needed to draw it again."""
     frame: Frame = field(repr=False)
+    rendering: str = DECODED
+    """How the answer became pixels of the scan, as `ImageConfig.rendering`."""
 
     @property
     def difference(self) -> Pixels:
-        """`image` minus `reconstruction`: the effect of the edit, in real values."""
-        return self.image - self.reconstruction
+        """The effect of the edit in real values: `image` minus `scan`, minus `reconstruction` where it is decoded."""
+        return self.image - (self.reconstruction if self.rendering == DECODED else self.scan)
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write `scan`, `reconstruction`, `image` and `difference` as PNG and `result.json`; returns the files.
@@ -166,6 +169,7 @@ class CounterfactualPipeline:
         seed: int = 0,
         num_seeds: int = 1,
         slice_index: int | None = None,
+        rendering: str = "",
         **options: Any,
     ) -> CounterfactualResult:
         """Draw a scan as it would look under other attributes.
@@ -178,6 +182,8 @@ class CounterfactualPipeline:
             seed: first seed of editors that draw noise.
             num_seeds: number of seeds; `image` is the mean over them.
             slice_index: slice of a volume, from the lowest; the modality's position if None.
+            rendering: how the answer becomes pixels of the scan, `deformation`, `difference` or `decoded`; the
+                modality's if empty.
             options: options of the editor, such as `guidance_scale`.
 
         Raises:
@@ -187,6 +193,9 @@ class CounterfactualPipeline:
         """
         if num_seeds < 1:
             raise RequestError(f"num_seeds is {num_seeds}: use 1 or more")
+        rendering = rendering or self.modality.image.rendering
+        if rendering not in RENDERINGS:
+            raise RequestError(f"rendering is '{rendering}': use {', '.join(RENDERINGS)}")
         chosen = self._editor(editor, options)
         changes = self._parse("target", target)
         pixels, picture, frame, in_file = self._read(scan, slice_index)
@@ -194,18 +203,21 @@ class CounterfactualPipeline:
         edit = edit_to(self.modality, 0, attributes, changes)
         prompts, seeds = [self.modality.prompt(attributes)], range(seed, seed + num_seeds)
         drawn, samples = draw_several(self.base, picture[None], prompts, [edit], chosen, seeds, drift=self.drift)
-        images = torch.stack([picture, drawn.reconstructions[0], drawn.images[0]])
+        rendered = [render(pixels, frame, drawn.reconstructions[0], image, rendering) for image in samples[0]]
+        written = [self._picture(np.mean(rendered, axis=0), frame)]
+        images = torch.stack([picture, drawn.reconstructions[0], *written])
         return CounterfactualResult(
             scan=pixels,
-            image=from_model(drawn.images[0], frame),
+            image=np.mean(rendered, axis=0),
             reconstruction=from_model(drawn.reconstructions[0], frame),
-            samples=np.stack([from_model(sample, frame) for sample in samples[0]]),
+            samples=np.stack(rendered),
             attributes=attributes | changes,
             source=attributes,
             biomarkers=self._biomarkers(images, frame),
             warnings=self._warnings(attributes | changes),
-            record=self._record(chosen, list(seeds)),
+            record=self._record(chosen, list(seeds)) | {"rendering": rendering},
             frame=frame,
+            rendering=rendering,
         )
 
     def _editor(self, editor: str | Editor | None, options: Mapping[str, Any]) -> Editor:
@@ -234,6 +246,11 @@ class CounterfactualPipeline:
         read = scan if isinstance(scan, Scan) else read_scan(Path(scan), self.modality, slice_index)
         picture, frame = to_model(read, self.base.resolution, self.modality.image)
         return np.asarray(read.pixels, np.float32), picture, frame, read.attributes_in_file
+
+    def _picture(self, pixels: Pixels, frame: Frame) -> Tensor:
+        """The model's picture of what is written, which is measured."""
+        scan = Scan(pixels, frame.spacing_mm, {}, frame.affine)
+        return to_model(scan, self.base.resolution, self.modality.image, frame)[0]
 
     def _source(self, in_file: Attributes, given: Attributes) -> Attributes:
         for name in sorted(set(in_file) & set(given)):

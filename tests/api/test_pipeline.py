@@ -84,7 +84,8 @@ def test_a_series_becomes_a_counterfactual_in_its_own_grid_and_values(
     assert np.array_equal(result.scan, scan.pixels)
     for image in (result.image, result.reconstruction, result.difference, result.samples[0]):
         assert (image.shape, image.dtype) == (scan.pixels.shape, np.float32)
-    assert np.array_equal(result.difference, result.image - result.reconstruction)
+    assert np.array_equal(result.difference, result.image - result.scan)
+    assert result.record["rendering"] == "deformation"
     assert np.abs(result.difference).max() > 0
     assert result.image.min() >= 0 and result.image.max() <= scan.pixels.max()
     assert set(result.biomarkers) == {"ventricles"}
@@ -130,7 +131,11 @@ def test_the_editor_is_a_name_an_instance_or_the_releases(pipe: CounterfactualPi
     assert np.array_equal(by_name.image, pipe(series, editor=instance, **ask).image)
     assert by_name.record["edit"] == pipe(series, editor=instance, **ask).record["edit"]
     unchanged = pipe(series, guidance_scale=0.0, **ask, **STEPS)
+    assert np.allclose(unchanged.image, unchanged.scan, atol=1e-3)  # nothing moves
+    unchanged = pipe(series, guidance_scale=0.0, rendering="decoded", **ask, **STEPS)
     assert np.array_equal(unchanged.image, unchanged.reconstruction)
+    with pytest.raises(RequestError, match="rendering is 'warped'"):
+        pipe(series, rendering="warped", **ask)
 
 
 def test_what_cannot_be_drawn_is_one_clear_error(pipe: CounterfactualPipeline, series: Path, tmp_path: Path) -> None:
