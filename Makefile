@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-security benchmark-house dist test test-all check install clean
+.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-security benchmark-individual benchmark-house dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -45,6 +45,9 @@ benchmark-house: install
 
 benchmark-security: install
 	$(BIN)/ld-benchmark security
+
+benchmark-individual: install
+	$(BIN)/ld-benchmark individual
 
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ld_client.site_config import PolicyConfig
 from ld_common.diffusion.loss import training_timesteps
 from ld_common.diffusion.training import TrainingData
 from ld_simulations.benchmarks.privacy.reconstruction import ATTACKS, TRIVIAL, gap, interval
@@ -26,6 +27,7 @@ from ld_simulations.benchmarks.privacy.reconstruction_plan import (
     GATE_BELOW,
     HONEST,
     LORA,
+    STRONGEST_ALLOWED,
     ReconstructionConfig,
     Request,
     passes_default_policy,
@@ -33,7 +35,11 @@ from ld_simulations.benchmarks.privacy.reconstruction_plan import (
     timestep_power,
 )
 from ld_simulations.benchmarks.privacy.reconstruction_server import GATE_ABOVE, MaliciousServer
-from ld_simulations.benchmarks.privacy.reconstruction_table import reconstruction_lines, reconstruction_numbers
+from ld_simulations.benchmarks.privacy.reconstruction_table import (
+    best_request,
+    reconstruction_lines,
+    reconstruction_numbers,
+)
 
 BASE = str(Path(__file__).parents[2] / "simulations/tiny_base")
 
@@ -142,14 +148,28 @@ def test_the_number_of_the_promise_is_of_the_default_policy_and_lora() -> None:
         result(Request(CRAFTED, LORA, 1, 1), [9.0] * 3),
         result(Request(HONEST, "full", 1, 64), [7.0] * 3),
     ]
-    numbers = reconstruction_numbers(results)
-    assert numbers["best_reconstruction_gap_db"] == pytest.approx(2.0)
-    assert numbers["best_reconstruction_gap_db_low"] >= 1.0
-    assert numbers["best_reconstruction_gap_db_high"] <= 3.0
+    best = best_request(results)
+    assert best == Request(CRAFTED, LORA, 16, 8)
+    assert "best_reconstruction_gap_db" not in reconstruction_numbers(results, None)
+    numbers = reconstruction_numbers(results, result(best, [0.5, 0.75, 1.0]))
+    assert numbers["selected_reconstruction_gap_db"] == pytest.approx(2.0)
+    assert numbers["best_reconstruction_gap_db"] == pytest.approx(0.75)
+    assert 0.5 <= numbers["best_reconstruction_gap_db_low"] <= numbers["best_reconstruction_gap_db_high"] <= 1.0
     assert numbers["reconstruction_gap_db_default_policy_lora_honest"] == pytest.approx(0.2)
     assert numbers["reconstruction_gap_db_no_floors_lora_crafted"] == pytest.approx(9.0)
-    assert any("| **16 × 8** |" in line for line in reconstruction_lines(results, ""))
-    assert not reconstruction_lines([], "")
+    assert any("| **16 × 8** |" in line for line in reconstruction_lines(results, None, ""))
+    assert not reconstruction_lines([], None, "")
+    far = result(Request(CRAFTED, LORA, 16, 8), [9.0] * 3) | {"moved": 101.0}
+    assert best_request([*results, far]) == best
+
+
+@pytest.mark.attack
+def test_allowed_weights_lie_within_the_default_distance_of_a_site() -> None:
+    for blocks in (0, 1):
+        server = MaliciousServer(Request(CRAFTED, LORA, 1, 64, gate=STRONGEST_ALLOWED, blocks=blocks), BASE)
+        assert 99 < server.moved < PolicyConfig().max_distance
+        assert passes_default_policy(server.request, server.moved)
+    assert not passes_default_policy(server.request, 101.0)
 
 
 def test_a_gap_is_of_the_better_attack() -> None:

@@ -87,6 +87,13 @@ STUDIES = (
         f"{PACKAGE}.security.run:run",
     ),
     Study(
+        "individual",
+        "Answers for single patients, in raw pixels, against rules without a network.",
+        CONFIGS / "benchmark_individual.yaml",
+        f"{PACKAGE}.individual.plan:load_individual_config",
+        f"{PACKAGE}.individual.run:run",
+    ),
+    Study(
         "house",
         "Size and shape of the code base and its documentation.",
         CONFIGS / "benchmark_house.yaml",

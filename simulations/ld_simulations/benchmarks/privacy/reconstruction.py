@@ -87,13 +87,26 @@ class ReconstructionRuns:
 
     def attack(self, request: Request) -> dict[str, Any]:
         """All rounds of a request."""
-        server = MaliciousServer(request, self.base_model)
-        gradients, inverse, gallery = self._prepare(server)
         most = self.config.rounds if request.adapter == "lora" else self.config.full_rounds
         count = min(most, max(1, most // 4, self.config.visits // request.visits))
+        return self._attack(request, range(count), self.config.matched_rounds)
+
+    def confirm(self, request: Request) -> dict[str, Any]:
+        """Fresh rounds of a request, all of them attacked in both ways."""
+        first = self.config.rounds
+        return self._attack(
+            request, range(first, first + self.config.confirmed_rounds), first + self.config.confirmed_rounds
+        )
+
+    def _attack(self, request: Request, numbers: range, matched_rounds: int) -> dict[str, Any]:
+        server = MaliciousServer(request, self.base_model)
+        gradients, inverse, gallery = self._prepare(server)
         gated = request.weights == CRAFTED and request.visits > 1
         blocked = gradients.blocked_gradient(self.public.data) if gated else None
-        rounds = [self._round(server, gradients, inverse, gallery, blocked, number) for number in range(count)]
+        rounds = [
+            self._round(server, gradients, inverse, gallery, blocked, number, number < matched_rounds)
+            for number in numbers
+        ]
         best = max(rounds, key=gap)
         answer = best["answers"][best_attack(best)]
         shown = [self.private.images[answer["right"]], best["picture"], self.private.images[answer["other"]]]
@@ -112,6 +125,7 @@ class ReconstructionRuns:
         gallery: Tensor,
         blocked: Tensor | None,
         number: int,
+        match: bool,
     ) -> dict[str, Any]:
         request, seed = server.request, derive_seed(number, "reconstruction", server.request.name)
         order = numpy_generator(seed, "split").permutation(len(self.private.images)).tolist()
@@ -128,7 +142,7 @@ class ReconstructionRuns:
         answers = {ATTACKS[0]: start}
         crafted = request.weights == CRAFTED and passes_default_policy(request)
         matched = request.visits == 1 or (crafted and request.visits <= self.config.matched_visits)
-        if matched and number < self.config.matched_rounds:
+        if matched and match:
             answers[ATTACKS[1]] = match_gradient(gradients, self.prior, seen, start, self.config.evaluations)
         latents = {name: answer.view(1, *self.base.latent_shape) for name, answer in answers.items()}
         pictures = {name: self.base.decode(latent) for name, latent in latents.items()}

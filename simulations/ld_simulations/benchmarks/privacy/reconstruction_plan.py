@@ -108,6 +108,9 @@ class ReconstructionConfig:
     """Rounds of a request, at most."""
     full_rounds: int = 3
     """The same where all weights train."""
+    confirmed_rounds: int = 10
+    """Fresh rounds of the request whose gap was the largest within the default policy: the largest of several is high
+    by chance too."""
     visits: int = 1100
     """Visits drawn in all rounds of a request, at most, but a quarter of the rounds is run."""
     tuning_patients: int = 128
@@ -142,6 +145,11 @@ def requests(config: ReconstructionConfig) -> list[Request]:
     ]
     most = config.visits // LEAST_ROUNDS
     return gates + [request for request in allowed if request.visits <= most and passes_default_policy(request)] + grid
+
+
+def confirmed_name(request: Request) -> str:
+    """Name of the result of a request's fresh rounds."""
+    return f"{request.name}-confirmed"
 
 
 def passes_default_policy(request: Request, moved: float = 0.0) -> bool:

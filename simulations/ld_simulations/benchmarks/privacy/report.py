@@ -21,8 +21,9 @@ from ld_simulations.benchmarks.privacy.plan import (
     PrivacySetting,
     result_name,
 )
-from ld_simulations.benchmarks.privacy.reconstruction_plan import requests
+from ld_simulations.benchmarks.privacy.reconstruction_plan import confirmed_name, requests
 from ld_simulations.benchmarks.privacy.reconstruction_table import (
+    best_request,
     reconstruction_lines,
     reconstruction_numbers,
     reconstruction_picture,
@@ -66,6 +67,11 @@ class PrivacyResults:
         results = [self.read("reconstruction", name) for name in names]
         return [result for result in results if result is not None]
 
+    def confirmed_reconstruction(self) -> dict[str, Any] | None:
+        """Fresh rounds of the best request within the default policy."""
+        best = best_request(self.reconstructions())
+        return None if best is None else self.read("reconstruction", confirmed_name(best))
+
     def by_part(self) -> dict[str, dict[str, Any]]:
         """Part -> name -> result, of all that belongs to this benchmark."""
         config, benchmark = self.benchmark.config, self.benchmark
@@ -75,7 +81,10 @@ class PrivacyResults:
             "sums": [f"{sites}-{length}" for sites in config.sums for length in config.lengths],
             "norms": ["norms"],
             "attacks": [run.name for run in benchmark.attacked],
-            "reconstruction": [request.name for request in requests(config.reconstruction)],
+            "reconstruction": [
+                *(request.name for request in requests(config.reconstruction)),
+                *((confirmed_name(best),) if (best := best_request(self.reconstructions())) else ()),
+            ],
             "quality": [run.name for run in benchmark.trainings],
         }
         results = {part: {name: self.read(part, name) for name in of_part} for part, of_part in names.items()}
@@ -124,7 +133,7 @@ def _numbers(benchmark: PrivacyBenchmark, results: PrivacyResults) -> dict[str, 
         numbers[f"{name}_site_seconds"] = row["site_seconds"]
         numbers[f"{name}_server_seconds"] = row["server_seconds"]
         numbers[f"{name}_uplink_ratio"] = row["uplink_bytes"] / row["plain_uplink_bytes"]
-    numbers |= reconstruction_numbers(results.reconstructions())
+    numbers |= reconstruction_numbers(results.reconstructions(), results.confirmed_reconstruction())
     return numbers | attack_numbers(_attacked(benchmark, results))
 
 
@@ -174,7 +183,11 @@ def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[st
         *_secure_sums(results.sums()),
         *_norms(results.read("norms", "norms")),
         *attack_lines(_attacked(benchmark, results)),
-        *reconstruction_lines(results.reconstructions(), RECONSTRUCTIONS if RECONSTRUCTIONS in files else ""),
+        *reconstruction_lines(
+            results.reconstructions(),
+            results.confirmed_reconstruction(),
+            RECONSTRUCTIONS if RECONSTRUCTIONS in files else "",
+        ),
     ]
     for table, title in TITLES.items():
         rows = [(name, setting, results.quality(setting)) for _, name, setting in _rows(benchmark, table)]

@@ -18,8 +18,9 @@ from ld_simulations.benchmarks.privacy.norms import gradient_norms
 from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, PrivacyTraining, adopted_results, result_name
 from ld_simulations.benchmarks.privacy.quality import QualityRuns
 from ld_simulations.benchmarks.privacy.reconstruction import ReconstructionRuns
-from ld_simulations.benchmarks.privacy.reconstruction_plan import Request, requests
-from ld_simulations.benchmarks.privacy.report import write_results
+from ld_simulations.benchmarks.privacy.reconstruction_plan import Request, confirmed_name, requests
+from ld_simulations.benchmarks.privacy.reconstruction_table import best_request
+from ld_simulations.benchmarks.privacy.report import PrivacyResults, write_results
 from ld_simulations.benchmarks.privacy.sums import measure_sum
 from ld_simulations.demo import load_demo
 from ld_simulations.preparation import prepare_sites
@@ -50,6 +51,18 @@ class RequestTask:
     def name(self) -> str:
         """Name of its result."""
         return result_name("reconstruction", self.request.name)
+
+
+@dataclass(frozen=True)
+class ConfirmationTask:
+    """Fresh rounds of a request."""
+
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """Name of its result."""
+        return result_name("reconstruction", confirmed_name(self.request))
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,9 @@ def _reconstruction(benchmark: PrivacyBenchmark, harness: Harness) -> None:
         with harness.console.status("patients of the reconstructions"):
             make()
     harness.run("reconstruction", tasks, make, _reconstruct)
+    best = best_request(PrivacyResults(benchmark, harness.store).reconstructions())
+    if best is not None:
+        harness.run("fresh rounds", [ConfirmationTask(best)], make, _confirm)
 
 
 def _reconstruction_runs(benchmark: PrivacyBenchmark) -> ReconstructionRuns:
@@ -129,6 +145,10 @@ def _reconstruction_runs(benchmark: PrivacyBenchmark) -> ReconstructionRuns:
 
 def _reconstruct(runs: ReconstructionRuns, task: RequestTask) -> dict[str, object]:
     return runs.attack(task.request)
+
+
+def _confirm(runs: ReconstructionRuns, task: ConfirmationTask) -> dict[str, object]:
+    return runs.confirm(task.request)
 
 
 def _quality(benchmark: PrivacyBenchmark, harness: Harness) -> None:

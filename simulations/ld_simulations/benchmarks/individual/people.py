@@ -1,0 +1,130 @@
+"""Simulated patients with all visits, and the questions whose true answers the causal model knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ld_common.diffusion.base_model import BaseModel
+from ld_common.imaging.geometry import Frame, Scan, to_model
+from ld_common.imaging.modality import Attributes, Modality
+from ld_common.metrics.registry import BIOMARKERS
+from ld_simulations.hospitals import SimulatedVisit, draw_visits, scan
+from ld_simulations.hospitals_config import HospitalConfig, HospitalsConfig
+from ld_simulations.phantoms.base import Phantom
+from ld_simulations.phantoms.registry import find_phantom
+
+YEARS_ON = (5, 10)
+"""After the last visit, where there is a history."""
+LEAST_HISTORY = 3
+"""Visits of a patient that is asked with a history, the last one among them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """One visit's scan."""
+
+    attributes: Attributes
+    scan: Scan
+    frame: Frame
+    latent: Tensor
+    """`(C,h,w)`, what the base's encoder makes of it."""
+    area_mm2: float
+    """Of the structure, as the causal model knows it."""
+    measured_mm2: float
+    """The same by the modality's first biomarker."""
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One scan under other attributes."""
+
+    name: str
+    visit: int
+    """Index of the scan's visit; the earlier ones are its history."""
+    target: Attributes
+    """All attributes of the answer."""
+    pixels: np.ndarray
+    """The true counterfactual `(H,W)`."""
+    growth_mm2: float
+    """True change of the structure's area."""
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """A patient; `questions` is empty for those whom rules learn from."""
+
+    hospital: str
+    identity: str
+    visits: list[Visit]
+    questions: list[Question]
+
+
+class People:
+    """Draws the patients of one anatomy."""
+
+    def __init__(self, hospitals: HospitalsConfig, modality: Modality, base: BaseModel) -> None:
+        self.hospitals, self.modality, self.base = hospitals, modality, base
+        self.phantom: Phantom[Any, Any] = find_phantom(hospitals.phantom)
+
+    def draw(self, seed: int, patients: int, first: int, last: int, questions: bool) -> Iterator[Person]:
+        """Patients `first` to `last` of the `patients` of each hospital; test patients where there are questions."""
+        for hospital in self.hospitals.hospitals:
+            sized = HospitalConfig(**{**vars(hospital), "patients": patients, "test_patients": patients})
+            for visits in draw_visits(self.phantom, seed, sized, questions)[first:last]:
+                yield self._person(sized, visits, questions)
+
+    def picture(self, values: np.ndarray, visit: Visit) -> Tensor:
+        """The model's picture `(1,S,S)` of values in a visit's grid."""
+        written = Scan(values, visit.scan.spacing_mm, {})
+        return to_model(written, self.base.resolution, self.modality.image, visit.frame)[0]
+
+    def measure(self, picture: Tensor, frame: Frame) -> float:
+        """The modality's first biomarker, mm2."""
+        pixel_mm = frame.field_of_view / picture.shape[-1]
+        return float(BIOMARKERS.load(self.modality.biomarkers[0])(picture[None], pixel_mm)[0])
+
+    def _person(self, hospital: HospitalConfig, drawn: list[SimulatedVisit], questions: bool) -> Person:
+        visits = self._visits(hospital, drawn)
+        asked = list(self._questions(hospital, drawn, visits)) if questions else []
+        return Person(hospital.name, drawn[0].patient.identity, visits, asked)
+
+    def _visits(self, hospital: HospitalConfig, drawn: list[SimulatedVisit]) -> list[Visit]:
+        spacing = hospital.scanner.spacing_mm
+        scans, pictures, areas = [], [], []
+        for visit in drawn:
+            values, rendering = self._scan(hospital, visit, visit.attributes)
+            scans.append(Scan(values, (spacing, spacing), {}))
+            pictures.append(to_model(scans[-1], self.base.resolution, self.modality.image))
+            areas.append(rendering)
+        latents = self.base.encode(torch.stack([picture for picture, _ in pictures])).cpu()
+        return [
+            Visit(visit.attributes, read, frame, latent, area, self.measure(picture, frame))
+            for visit, read, (picture, frame), latent, area in zip(drawn, scans, pictures, latents, areas, strict=True)
+        ]
+
+    def _questions(
+        self, hospital: HospitalConfig, drawn: list[SimulatedVisit], visits: list[Visit]
+    ) -> Iterator[Question]:
+        first, last = drawn[0], drawn[-1]
+        edits = {
+            name: (0, first.attributes | target) for name, target in self.phantom.edits_of(first.attributes).items()
+        }
+        if len(drawn) >= LEAST_HISTORY:
+            age = float(last.attributes["age"])
+            for years in YEARS_ON:
+                edits[f"history_{years}"] = (len(drawn) - 1, last.attributes | {"age": round(age + years, 1)})
+        for name, (index, target) in edits.items():
+            values, area = self._scan(hospital, drawn[index], target)
+            yield Question(name, index, target, values, area - visits[index].area_mm2)
+
+    def _scan(
+        self, hospital: HospitalConfig, visit: SimulatedVisit, attributes: Attributes
+    ) -> tuple[np.ndarray, float]:
+        values, rendering = scan(self.phantom, visit, attributes, self.phantom.shown_view, hospital.scanner)
+        return values.astype(np.float32), rendering.area_mm2

@@ -1,0 +1,176 @@
+"""The page of the benchmark of individual answers: tables by question, and every patient as a point."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ld_evaluate.bootstrap import bootstrap_interval
+from ld_simulations.benchmarks.individual.answers import (
+    COPY,
+    CROSS,
+    LINE,
+    LONG,
+    OWN,
+    PERFECT,
+    PERFECT_DECODED,
+    RELEASE,
+    SAME,
+    Choice,
+    Record,
+    kind_of,
+)
+
+ROWS = (COPY, SAME, CROSS, LONG, OWN, LINE, RELEASE, f"{RELEASE}, decoded", PERFECT, PERFECT_DECODED)
+GROWING = ("age_plus_10", "age_plus_20", "disease_added", "disease_removed", "history_5", "history_10")
+PLOTTED = ("age_plus_10", "age_plus_20", "history_5")
+RESAMPLES = 1000
+
+
+def with_same_change(records: Sequence[Record], mean_growth: Mapping[str, float]) -> list[Record]:
+    """The records with the row *same change for all*: each question's mean true growth over the tuning patients."""
+    asked = {(record["patient"], record["question"]): record for record in records}.values()
+    same = [
+        record | {"row": SAME, "gain_db": None, "growth_mm2": mean_growth[record["question"]]}
+        for record in asked
+        if record["question"] in mean_growth
+    ]
+    return [*records, *same]
+
+
+def summarize(records: Sequence[Record], row: str, question: str) -> dict[str, Any] | None:
+    """Numbers of a row for one question over patients, with 95 % intervals; None without answers."""
+    of_row = [record for record in records if (record["row"], record["question"]) == (row, question)]
+    if not of_row:
+        return None
+    asked = {record["patient"] for record in of_row}
+    same = [record for record in records if (record["row"], record["question"]) == (SAME, question)]
+    patients = np.array([record["patient"] for record in of_row])
+    drawn, true = (np.array([record[key] for record in of_row]) for key in ("growth_mm2", "true_growth_mm2"))
+    errors = np.abs(drawn - true)
+    numbers: dict[str, Any] = {"patients": len(of_row), "error_mm2": float(errors.mean())}
+    if of_row[0]["gain_db"] is not None:
+        gains = np.array([record["gain_db"] for record in of_row])
+        numbers["raw_gain_db"] = float(gains.mean())
+        numbers |= bootstrap_interval("raw_gain_db", patients, gains)
+    if question not in GROWING:
+        return numbers
+    numbers["growth_ratio"] = float(drawn.mean() / true.mean())
+    if np.ptp(drawn) > 0 and len(of_row) > 2:
+        numbers |= _correlation(drawn, true)
+    by_patient = {record["patient"]: abs(record["growth_mm2"] - record["true_growth_mm2"]) for record in same}
+    if asked <= set(by_patient):
+        others = np.array([by_patient[name] for name in patients])
+        numbers["error_over_same_for_all"] = float(errors.sum() / others.sum())
+        numbers |= bootstrap_interval("error_over_same_for_all", patients, errors, others)
+    return numbers
+
+
+def anatomy_lines(
+    records: Sequence[Record], choice: Choice, ceilings: Mapping[str, float], title: str, terms: str
+) -> list[str]:
+    """The section of an anatomy."""
+    scales = ", ".join(f"{kind} {scale:g}" for kind, scale in choice.scales.items())
+    lines = [
+        f"## {title}",
+        "",
+        f"Chosen on the tuning patients: {choice.components} components, `{choice.rendering}`, change × {scales}; with "
+        f"a history {choice.own_share:.0%} of the own slope.",
+        "",
+    ]
+    for question in dict.fromkeys(record["question"] for record in records):
+        ceiling = ceilings.get(question)
+        limit = "" if ceiling is None else f" No prediction from one scan can have an r above {ceiling:.2f}."
+        lines += [f"### {question.replace('_', ' ')}", "", f"{terms.capitalize()}.{limit}" if limit else "", ""]
+        lines += [
+            "| answer | patients | gain in raw pixels, dB | r within the edit | growth, share of the true | error, mm² "
+            "| error over *same change for all* |",
+            "|---" * 7 + "|",
+        ]
+        for row in ROWS:
+            numbers = summarize(records, row, question)
+            if numbers is not None:
+                lines.append(_table_row(row, numbers))
+        lines.append("")
+    return lines
+
+
+def flat_numbers(records: Sequence[Record]) -> dict[str, Any]:
+    """The keys of the aims, for the best rule of each kind; a trained method has the same keys under its own name."""
+    numbers: dict[str, Any] = {}
+    edits = [name for name in dict.fromkeys(record["question"] for record in records) if kind_of(name) != "history"]
+    for row in (CROSS, LONG, RELEASE, f"{RELEASE}, decoded", PERFECT, PERFECT_DECODED):
+        means = [summarize(records, row, question) for question in edits]
+        gains = [mean["raw_gain_db"] for mean in means if mean is not None]
+        if gains:
+            numbers[f"raw_gain_db_{_key(row)}"] = float(np.mean(gains))
+        aged = [summarize(records, row, question) for question in ("age_plus_10", "age_plus_20")]
+        correlations = [mean["r"] for mean in aged if mean is not None and "r" in mean]
+        if correlations:
+            numbers[f"within_edit_r_{_key(row)}"] = float(np.mean(correlations))
+    rules = [value for key, value in numbers.items() if key.startswith("raw_gain_db_") and key.endswith("ridge")]
+    if rules and "raw_gain_db_release" in numbers:
+        numbers["raw_gain_over_best_rule_db"] = numbers["raw_gain_db_release"] - max(rules)
+    return numbers
+
+
+def patients_picture(records: Sequence[Record], title: str) -> bytes:
+    """Drawn against true growth, a point a patient, for some questions and rows."""
+    rows = [row for row in (LONG, OWN, RELEASE) if any(record["row"] == row for record in records)]
+    figure = Figure(figsize=(3.1 * len(PLOTTED), 3.0 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(PLOTTED), squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for place, question in zip(line, PLOTTED, strict=True):
+            of_row = [record for record in records if (record["row"], record["question"]) == (row, question)]
+            if not of_row:
+                place.axis("off")
+                continue
+            drawn, true = (np.array([record[key] for record in of_row]) for key in ("growth_mm2", "true_growth_mm2"))
+            ends = [min(0.0, true.min(), drawn.min()), max(true.max(), drawn.max())]
+            place.plot(ends, ends, color="0.6", lw=0.8)
+            place.axhline(true.mean(), color="0.6", lw=0.8, ls=":")
+            place.scatter(true, drawn, s=7, alpha=0.6, linewidths=0)
+            place.set_title(f"{row}, {question.replace('_', ' ')}", fontsize=8)
+            place.set_xlabel("true growth, mm²", fontsize=7)
+            place.set_ylabel("drawn growth, mm²", fontsize=7)
+            place.tick_params(labelsize=6)
+    figure.suptitle(f"{title}: a point a test patient; dotted, their mean", fontsize=9)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=90)
+    return stream.getvalue()
+
+
+def _table_row(row: str, numbers: Mapping[str, Any]) -> str:
+    cells = [
+        _with_interval(numbers, "raw_gain_db", "+.2f"),
+        _with_interval(numbers, "r", ".2f"),
+        f"{numbers['growth_ratio']:.2f}" if "growth_ratio" in numbers else "",
+        f"{numbers['error_mm2']:.0f}",
+        _with_interval(numbers, "error_over_same_for_all", ".2f"),
+    ]
+    return f"| {row} | {numbers['patients']} | {' | '.join(cells)} |"
+
+
+def _with_interval(numbers: Mapping[str, Any], key: str, shape: str) -> str:
+    if key not in numbers:
+        return ""
+    value, low, high = (format(numbers[name], shape) for name in (key, f"{key}_low", f"{key}_high"))
+    return f"{value} ({low} to {high})"
+
+
+def _correlation(drawn: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    rng, count = np.random.default_rng(0), len(drawn)
+    found = []
+    for rows in rng.integers(0, count, (RESAMPLES, count)):
+        if np.ptp(drawn[rows]) > 0 and np.ptp(true[rows]) > 0:
+            found.append(np.corrcoef(drawn[rows], true[rows])[0, 1])
+    low, high = np.quantile(found, (0.025, 0.975))
+    return {"r": float(np.corrcoef(drawn, true)[0, 1]), "r_low": float(low), "r_high": float(high)}
+
+
+def _key(row: str) -> str:
+    return row.replace(",", "").replace("-", "_").replace(" ", "_")

@@ -1,0 +1,144 @@
+"""`ld-benchmark individual`: tunes the rules on some patients, judges them once on others, and writes the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ld_common.core.atomic_files import write_bytes
+from ld_common.core.config import load_config, to_mapping
+from ld_simulations.benchmarks.harness import Harness, ResultStore, claim_plan, json_bytes
+from ld_simulations.benchmarks.individual.answers import RELEASE, TEST, TUNE, Answerer, Choice, Part, Record, choose
+from ld_simulations.benchmarks.individual.plan import IndividualConfig
+from ld_simulations.benchmarks.individual.report import (
+    GROWING,
+    anatomy_lines,
+    flat_numbers,
+    patients_picture,
+    with_same_change,
+)
+from ld_simulations.hospitals import draw_visits, held_out_population, scan
+from ld_simulations.hospitals_config import HospitalConfig, HospitalsConfig
+from ld_simulations.phantoms.growth_ceiling import growth_ceiling
+from ld_simulations.phantoms.registry import find_phantom
+
+NUMBERS, PAGE = "individual.json", "individual.md"
+DECIDES = ("anatomies", "base_model", "training", "tuning", "test", "components", "scales", "own_shares", "renderings")
+
+
+def run(config: IndividualConfig, only_report: bool, console: Console) -> list[Path]:
+    """Do what has no result yet, and write the page; returns its files."""
+    output = Path(config.output).resolve()
+    store = ResultStore(output)
+    if not only_report:
+        plan: dict[str, Any] = to_mapping(config)
+        claim_plan(output, {key: plan[key] for key in DECIDES})
+        harness = Harness(store, console, config.workers)
+        make = partial(Answerer, config)
+        harness.run("tuning", parts(config, TUNE), make, Answerer.tune)
+        choices = {anatomy: _choice(config, store, anatomy) for anatomy in config.anatomies}
+        harness.run("test patients", parts(config, TEST), make, partial(_test, choices))
+        harness.run("releases", parts(config, RELEASE), make, Answerer.release)
+        for anatomy in config.anatomies:
+            harness.once(f"facts/{anatomy}", partial(_facts, config, anatomy))
+    return write_page(config, store)
+
+
+def parts(config: IndividualConfig, group: str) -> list[Part]:
+    """The patients of a group, some at a time."""
+    patients = {TUNE: config.tuning.patients, TEST: config.test.patients, RELEASE: config.release_patients}[group]
+    return [
+        Part(anatomy, group, first, min(first + config.patients_in_task, patients))
+        for anatomy, chosen in config.anatomies.items()
+        if group != RELEASE or chosen.release
+        for first in range(0, patients, config.patients_in_task)
+    ]
+
+
+def write_page(config: IndividualConfig, store: ResultStore) -> list[Path]:
+    """Write page, numbers and pictures of the results that there are."""
+    folder, sections = Path(config.results), list[str]()
+    numbers: dict[str, Any] = {}
+    files = [folder / NUMBERS, folder / PAGE]
+    for anatomy in config.anatomies:
+        records = _records(config, store, anatomy, TEST) + _records(config, store, anatomy, RELEASE)
+        facts = store.read(f"facts/{anatomy}")
+        if not records or facts is None:
+            continue
+        records = with_same_change(records, facts["mean_growth_mm2"])
+        choice = _choice(config, store, anatomy)
+        prefix = "" if anatomy == next(iter(config.anatomies)) else f"{anatomy}_"
+        numbers |= {f"{prefix}{key}": value for key, value in flat_numbers(records).items()}
+        numbers[f"{anatomy}_choice"] = asdict(choice)
+        sections += anatomy_lines(records, choice, facts["ceilings"], anatomy.capitalize(), facts["structure"])
+        picture = folder / f"individual_{anatomy}.png"
+        write_bytes(picture, patients_picture(records, anatomy.capitalize()))
+        sections += [f"![Drawn against true growth of each test patient]({picture.name})", ""]
+        files.append(picture)
+    write_bytes(folder / NUMBERS, json_bytes(numbers))
+    write_bytes(folder / PAGE, "\n".join([*_head(config), *sections]).encode())
+    return files
+
+
+def _head(config: IndividualConfig) -> list[str]:
+    return [
+        "# Individual answers",
+        "",
+        "Written by `make benchmark-individual`. What an answer for a single patient is worth, and what rules without "
+        "a network reach: each is fitted on the patients of one seed, its options are chosen on those of a second, and "
+        "it is reported once on those of a third, whom nothing was chosen on "
+        f"(seeds {config.training.seed}, {config.tuning.seed} and {config.test.seed}).",
+        "",
+        "*Gain*: dB nearer to the true counterfactual than the unedited scan, in the pixels of the file that is "
+        "written. *r*: correlation of drawn and true growth over patients within one question. *Error*: mean over "
+        "patients of the absolute error of growth. *Same change for all* gives everybody the mean true growth of the "
+        "tuning patients, without a picture. *Own line of areas* is a straight line through the patient's own measured "
+        "areas. *Perfect answer* is the true counterfactual after the VAE, written like the others. Brackets are 95 % "
+        "intervals over patients. Questions with a history begin at the last of three or four visits.",
+        "",
+    ]
+
+
+def _test(choices: Mapping[str, Choice], answerer: Answerer, part: Part) -> list[Record]:
+    return answerer.test(part, choices[part.anatomy])
+
+
+def _choice(config: IndividualConfig, store: ResultStore, anatomy: str) -> Choice:
+    return choose(_records(config, store, anatomy, TUNE))
+
+
+def _records(config: IndividualConfig, store: ResultStore, anatomy: str, group: str) -> list[Record]:
+    names = [part.name for part in parts(config, group) if part.anatomy == anatomy]
+    return [record for records in store.collect(names).values() for record in records]
+
+
+def _facts(config: IndividualConfig, anatomy: str) -> dict[str, Any]:
+    """Mean true growth of the tuning patients by question, and the ceilings of r from one scan."""
+    hospitals = load_config(HospitalsConfig, Path(config.anatomies[anatomy].hospitals))
+    phantom = find_phantom(hospitals.phantom)
+    growth: dict[str, list[float]] = {}
+    for hospital in hospitals.hospitals:
+        sized = HospitalConfig(**{**vars(hospital), "test_patients": config.tuning.patients})
+        for drawn in draw_visits(phantom, config.tuning.seed, sized, held_out=True):
+            first, last = drawn[0], drawn[-1]
+            asked = {name: (first, target) for name, target in phantom.edits_of(first.attributes).items()}
+            age = float(last.attributes["age"])
+            asked |= {f"history_{years}": (last, {"age": round(age + years, 1)}) for years in (5, 10)}
+            for name, (visit, target) in asked.items():
+                areas = [
+                    scan(phantom, visit, attributes, phantom.shown_view, hospital.scanner)[1].area_mm2
+                    for attributes in (visit.attributes, visit.attributes | target)
+                ]
+                growth.setdefault(name, []).append(areas[1] - areas[0])
+    populations = [held_out_population(hospital.population) for hospital in hospitals.hospitals]
+    return {
+        "mean_growth_mm2": {name: float(np.mean(values)) for name, values in growth.items() if name in GROWING},
+        "ceilings": growth_ceiling(populations, phantom=phantom).by_edit,
+        "structure": phantom.terms.structure,
+    }
