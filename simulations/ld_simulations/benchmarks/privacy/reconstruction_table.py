@@ -52,10 +52,10 @@ def reconstruction_numbers(results: Sequence[Result], confirmed: Result | None) 
                     place = "default_policy" if floors else "no_floors"
                     name = f"reconstruction_gap_db_{place}_{adapter}_{weights}"
                     numbers |= _with_interval(name, _gaps(best, _attack(best)))
-    best = _best_promised(results)
-    if best is not None:
-        numbers["best_reconstruction_request"] = Request(**best["request"]).name
-        numbers |= _with_interval("selected_reconstruction_gap_db", _gaps(best, _attack(best)))
+    promised = _best_promised(results)
+    if promised is not None:
+        numbers["best_reconstruction_request"] = Request(**promised["request"]).name
+        numbers |= _with_interval("selected_reconstruction_gap_db", _gaps(promised, _attack(promised)))
     if confirmed is not None:
         numbers |= _with_interval("best_reconstruction_gap_db", _gaps(confirmed, _attack(confirmed)))
     return numbers
@@ -103,7 +103,8 @@ def reconstruction_lines(results: Sequence[Result], confirmed: Result | None, pi
         lines += [
             "### The best request within the default policy, in fresh rounds",
             "",
-            "The largest of many gaps is high by chance too, so this one was attacked again in rounds that chose nothing.",
+            "The largest of many gaps is high by chance too, so this request was attacked again in rounds that chose "
+            "nothing.",
             "",
             *_table([confirmed]),
             "",
