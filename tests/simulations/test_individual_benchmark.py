@@ -1,0 +1,183 @@
+"""The benchmark of individual answers: disjoint patients, rules that are what they say, numbers that cannot flatter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from ld_common.core.errors import ConfigError
+from ld_common.imaging.geometry import Frame, Scan
+from ld_common.imaging.modality import AttributeConfig, Modality
+from ld_simulations.benchmarks.individual.answers import COPY, CROSS, LINE, LONG, OWN, RELEASE, SAME, choose
+from ld_simulations.benchmarks.individual.people import Person, Visit
+from ld_simulations.benchmarks.individual.plan import AnatomyConfig, IndividualConfig, PatientsConfig
+from ld_simulations.benchmarks.individual.report import flat_numbers, summarize, with_same_change
+from ld_simulations.benchmarks.individual.ridge import (
+    Basis,
+    RidgeRules,
+    area_slope,
+    cross_sectional_sums,
+    features,
+    longitudinal_sums,
+    own_slope,
+)
+from ld_simulations.benchmarks.individual.run import run
+
+MODALITY = Modality(
+    prompt_template="brain, {sex}, {age}, {diagnosis}",
+    attributes={
+        "age": AttributeConfig(minimum=20, maximum=100),
+        "sex": AttributeConfig(categories={"F": "woman", "M": "man"}),
+        "diagnosis": AttributeConfig(categories={"CN": "healthy", "AD": "ill"}),
+    },
+)
+LATENT = (2, 3, 3)
+
+
+def visit(age: float, latent: torch.Tensor, diagnosis: str = "CN", sex: str = "F", area: float = 0.0) -> Visit:
+    attributes = {"age": age, "sex": sex, "diagnosis": diagnosis}
+    frame = Frame(0, 1, (4, 4), (1.0, 1.0), 4.0, None)
+    return Visit(attributes, Scan(np.zeros((4, 4), np.float32), (1.0, 1.0), {}), frame, latent, area, area)
+
+
+def people(count: int = 60, noise: float = 0.0) -> list[Person]:
+    """Latents that move by a known vector a year, twice as fast with the disease, from three sites of other levels."""
+    rng = np.random.default_rng(0)
+    yearly, ill, male = (torch.tensor(rng.standard_normal(LATENT)).float() for _ in range(3))
+    made = []
+    for number in range(count):
+        site, sex = number % 3, "FM"[rng.integers(2)]
+        diagnosis = ("CN", "AD")[rng.integers(2)]
+        own = torch.tensor(rng.standard_normal(LATENT)).float() * 0.1
+        visits = []
+        for age in (60 + rng.uniform(0, 20) + np.cumsum([0, 1, 2])).round(1):
+            rate = 2.0 if diagnosis == "AD" else 1.0
+            latent = own + site + 0.02 * rate * (age - 60) * yearly + (sex == "M") * male + (diagnosis == "AD") * ill
+            latent = latent + noise * torch.tensor(rng.standard_normal(LATENT)).float()
+            visits.append(visit(float(age), latent.float(), diagnosis, sex, float(100 + 3 * age)))
+        made.append(Person(f"site{site}", str(number), visits, []))
+    return made
+
+
+def test_nobody_is_in_two_of_training_tuning_and_test() -> None:
+    for name in ("tuning", "test"):
+        with pytest.raises(ConfigError, match="nobody may be in two of them"):
+            IndividualConfig(**{name: PatientsConfig(seed=0)})
+    with pytest.raises(ConfigError, match="saw the hospitals of seed 202"):
+        IndividualConfig(anatomies={"brain": AnatomyConfig(release="r", release_seed=202)})
+
+
+def test_sums_of_sites_give_the_regression_of_pooled_rows() -> None:
+    drawn = people(noise=0.05)
+    sites = [[person for person in drawn if person.hospital == f"site{number}"] for number in range(3)]
+    basis = Basis.of([seen for person in drawn for seen in person.visits], 2)
+    pooled = longitudinal_sums(drawn, MODALITY, basis)
+    parts = [longitudinal_sums(site, MODALITY, basis) for site in sites]
+    together = parts[0] + parts[1] + parts[2]
+    penalty = np.full(len(pooled.gram), 1e-3)
+    np.testing.assert_allclose(together.solve(penalty), pooled.solve(penalty), rtol=1e-6, atol=1e-9)
+    # cross-sectional: the sums of centred sites are a regression with an intercept a site
+    visits = [(index, seen) for index, site in enumerate(sites) for person in site for seen in person.visits]
+    x = np.stack([[*features(MODALITY, seen.attributes), *np.eye(3)[index]] for index, seen in visits])
+    y = np.stack([seen.latent.double().numpy().ravel() for _, seen in visits])
+    width = x.shape[1] - 3
+    weight = np.diag([1e-3 * len(x)] * width + [0.0] * 3)
+    wanted = np.linalg.solve(x.T @ x + weight, x.T @ y)[:width]
+    across = [cross_sectional_sums(site, MODALITY) for site in sites]
+    found = (across[0] + across[1] + across[2]).solve(np.full(width, 1e-3))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_the_rules_find_a_known_change() -> None:
+    drawn = people()
+    rules = RidgeRules.fit(drawn, MODALITY, 2)
+    for person in drawn[:5]:
+        first, last = person.visits[0], person.visits[-1]
+        true = (last.latent - first.latent).double().numpy().ravel()
+        found = rules.longitudinal(first, last.attributes)
+        assert np.linalg.norm(found - true) < 0.2 * np.linalg.norm(true)
+        np.testing.assert_allclose(own_slope(person.visits) * 3, true, rtol=0.05, atol=1e-6)
+        assert area_slope(person.visits) == pytest.approx(3)
+        assert np.abs(rules.longitudinal(first, first.attributes)).max() == 0
+        other = first.attributes | {"sex": "M" if first.attributes["sex"] == "F" else "F"}
+        np.testing.assert_allclose(
+            rules.longitudinal(first, other), rules.cross_sectional(first.attributes, other), atol=1e-9
+        )
+
+
+def record(patient: int, row: str, growth: float, true: float, gain: float | None = 0.0) -> dict[str, object]:
+    return {
+        "patient": str(patient),
+        "question": "age_plus_10",
+        "row": row,
+        "gain_db": gain,
+        "growth_mm2": growth,
+        "true_growth_mm2": true,
+    }
+
+
+def test_a_number_is_of_single_patients_and_beside_the_same_change_for_all() -> None:
+    true = [10.0, 20.0, 30.0, 40.0]
+    records = [record(number, LONG, 0.5 * growth, growth, 2.0) for number, growth in enumerate(true)]
+    records += [record(number, COPY, 0.0, growth) for number, growth in enumerate(true)]
+    judged = with_same_change(records, {"age_plus_10": 25.0})
+    numbers = summarize(judged, LONG, "age_plus_10")
+    assert numbers is not None
+    assert (numbers["growth_ratio"], numbers["error_mm2"], numbers["raw_gain_db"]) == (0.5, 12.5, 2.0)
+    assert numbers["r"] == pytest.approx(1.0)
+    assert numbers["error_over_same_for_all"] == pytest.approx(12.5 / 10)
+    same = summarize(judged, SAME, "age_plus_10")
+    assert same is not None
+    assert same["error_over_same_for_all"] == 1
+    assert "raw_gain_db" not in same
+    assert "r" not in same
+    assert summarize(judged, RELEASE, "age_plus_10") is None
+    numbers = flat_numbers([*judged, *(replaced | {"row": RELEASE, "gain_db": 1.0} for replaced in records[:4])])
+    assert numbers["raw_gain_over_best_rule_db"] == -1.0
+
+
+def test_options_are_chosen_by_the_tuning_patients_gain() -> None:
+    tried = [
+        {"question": name, "options": [components, "difference", scale, share], "gain_db": gain}
+        for name, components, scale, share, gain in [
+            ("age_plus_10", 8, 1.0, 0.0, 1.0),
+            ("age_plus_10", 8, 1.5, 0.0, 2.0),
+            ("age_plus_10", 16, 1.0, 0.0, 3.0),
+            ("other_sex", 8, 1.0, 0.0, 5.0),
+            ("other_sex", 16, 1.0, 0.0, 2.0),
+            ("history_5", 8, 1.0, 0.5, 4.0),
+            ("history_5", 16, 1.0, 0.0, 1.0),
+        ]
+    ]
+    choice = choose(tried)
+    assert (choice.components, choice.own_share, choice.gain_db) == (8, 0.5, pytest.approx(11 / 3))
+    assert choice.scales == {"age": 1.5, "other": 1.0, "history": 1.0}
+
+
+@pytest.mark.slow
+def test_a_small_benchmark_writes_its_page(tmp_path: Path) -> None:
+    config = IndividualConfig(
+        output=str(tmp_path / "out"),
+        results=str(tmp_path),
+        training=PatientsConfig(0, 6),
+        tuning=PatientsConfig(101, 2),
+        test=PatientsConfig(202, 3),
+        components=[4],
+        scales=[1.0],
+        own_shares=[0.5],
+        workers=1,
+    )
+    files = run(config, False, Console(quiet=True))
+    assert {file.name for file in files} == {"individual.json", "individual.md", "individual_brain.png"}
+    numbers = json.loads((tmp_path / "individual.json").read_text())
+    assert numbers["raw_gain_db_perfect_answer"] > numbers["raw_gain_db_longitudinal_ridge"]
+    page = (tmp_path / "individual.md").read_text()
+    for row in (COPY, SAME, CROSS, LONG, OWN, LINE):
+        assert f"| {row} |" in page
+    assert run(replace(config, workers=2), True, Console(quiet=True)) == files
