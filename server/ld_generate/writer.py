@@ -141,7 +141,7 @@ class _EditWriter:
         request, modality, folder = self.request, self.release.modality, self.request.folder
         reconstruction = from_model(drawn.reconstructions, request.frame)
         files = [folder / "input.png", folder / "reconstruction.png"]
-        write_png(files[0], from_model(request.image, request.frame), request.frame, {})
+        write_png(files[0], request.scan.pixels.astype(np.float32), request.frame, {})
         write_png(files[1], self._marked(reconstruction), request.frame, SYNTHETIC)
         by_seed = [[self._rendered(image, drawn.reconstructions) for image in images] for images in samples]
         answers = [values[0] if len(values) == 1 else np.mean(values, axis=0) for values in by_seed]
