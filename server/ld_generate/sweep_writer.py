@@ -31,6 +31,13 @@ class SweepPictures:
     reconstruction: Tensor
     counterfactuals: Sequence[Tensor]
     """One a value."""
+    reference: str = "scan"
+    """What changes are counted from, `scan` or `reconstruction`."""
+
+    @property
+    def unchanged(self) -> Tensor:
+        """The picture of `reference`."""
+        return self.scan if self.reference == "scan" else self.reconstruction
 
 
 def write_sweep(
@@ -51,7 +58,7 @@ def write_sweep(
     columns = {title: [image] for title, image in zip(titles, pictures.counterfactuals, strict=True)}
     strip = write_strip(
         folder / f"{stem}.png",
-        {"reconstruction": [pictures.reconstruction], **columns},
+        {pictures.reference: [pictures.unchanged], **columns},
         f"{sweep.attribute} in {unit}" if unit else sweep.attribute,
     )
     animation = folder / f"{stem}.gif"
@@ -78,7 +85,7 @@ def _table(modality: Modality, sweep: Sweep, frame: Frame, source: Attributes, p
     images = torch.stack([pictures.scan, pictures.reconstruction, *pictures.counterfactuals]).float()
     biomarkers = measure_biomarkers(modality, frame, images)
     columns = {f"{name}_mm2": [measured[name] for measured in biomarkers] for name in biomarkers[0]}
-    columns["mean_change"] = ((images - pictures.reconstruction).abs().mean((1, 2, 3)) / 2).tolist()
+    columns["mean_change"] = ((images - pictures.unchanged).abs().mean((1, 2, 3)) / 2).tolist()
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["picture", sweep.attribute, *columns])

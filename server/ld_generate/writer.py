@@ -198,14 +198,18 @@ class _EditWriter:
         """A strip of several δ, and the files of a sweep; `pictures` are those of what is written."""
         request, files = self.request, []
         if len(self.deltas) > 1:
-            columns = {"reconstruction": [drawn.reconstructions] * len(request.targets)}
+            reference = reference_of(request.rendering)
+            unchanged = request.image if reference == "scan" else drawn.reconstructions
+            columns = {reference: [unchanged] * len(request.targets)}
             step = len(self.deltas)
             columns |= {f"δ {delta:+g}": list(pictures[row::step]) for row, delta in enumerate(self.deltas)}
             title = " / ".join(", ".join(f"{k} {shown(v)}" for k, v in target.items()) for target in request.targets)
             files.append(write_strip(request.folder / STRIP, columns, title))
         if request.sweep is not None:
             values = list(pictures[-len(request.sweep.values) :])
-            sweep_pictures = SweepPictures(request.image, drawn.reconstructions, values)
+            sweep_pictures = SweepPictures(
+                request.image, drawn.reconstructions, values, reference_of(request.rendering)
+            )
             modality = self.release.modality
             files += write_sweep(request.folder, modality, request.sweep, request.frame, request.source, sweep_pictures)
         return files
@@ -271,6 +275,11 @@ class _EditWriter:
         mask = b"" if request.preserve_mask is None else request.preserve_mask.tobytes()
         text = json.dumps(options, sort_keys=True).encode()
         return keyed_digest([request.scan.pixels.tobytes(), mask, text])
+
+
+def reference_of(rendering: str) -> str:
+    """What the change of an answer is counted from: `scan`, or `reconstruction` where it is decoded."""
+    return "reconstruction" if rendering == DECODED else "scan"
 
 
 def _half_range(frame: Frame) -> float:

@@ -54,7 +54,8 @@ def test_strip_animation_and_table_hold_every_value(brain_mri: Modality, tmp_pat
     sweep = Sweep("age", [60.0, 70.0, 80.0])
     scan, *images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     source = {"age": 66.0, "sex": "F", "diagnosis": "CN"}
-    files = write_sweep(tmp_path, brain_mri, sweep, FRAME, source, SweepPictures(scan, images[0], images))
+    pictures = SweepPictures(scan, images[0], images, "reconstruction")
+    files = write_sweep(tmp_path, brain_mri, sweep, FRAME, source, pictures)
     assert [file.name for file in files] == ["sweep_age.png", "sweep_age.gif", "sweep_age.csv"]
     with Image.open(files[0]) as strip:
         assert strip.text["SyntheticData"] == "YES"  # type: ignore[attr-defined]
@@ -70,6 +71,10 @@ def test_strip_animation_and_table_hold_every_value(brain_mri: Modality, tmp_pat
     areas = ventricle_areas_mm2(torch.stack([scan, images[0], *images]), 6.25)
     assert [float(row["ventricles_mm2"]) for row in rows] == pytest.approx(areas.tolist(), rel=1e-5)
     assert float(rows[1]["mean_change"]) == float(rows[2]["mean_change"]) == 0
+    write_sweep(tmp_path, brain_mri, sweep, FRAME, source, SweepPictures(scan, images[0], images))
+    with next(file for file in files if file.suffix == ".csv").open() as stream:
+        from_scan = list(csv.DictReader(stream))
+    assert float(from_scan[0]["mean_change"]) == 0 < float(from_scan[2]["mean_change"])
     assert float(rows[3]["mean_change"]) == pytest.approx(float((images[1] - images[0]).abs().mean() / 2), rel=1e-5)
 
 

@@ -18,7 +18,7 @@ NOTICE = (
 )
 DIFFERENCE_SCALE = (
     '<div class="scale"><span>darker</span><i></i><span>brighter</span></div>'
-    f'<div class="note">Difference: counterfactual minus reconstruction; the strongest colour is '
+    f'<div class="note">Difference: what the edit changes; the strongest colour is '
     f"{DIFFERENCE_LIMIT / 2:.0%} of the scan's grey range.</div>"
 )
 FONTS = [Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")]
@@ -121,16 +121,16 @@ def caption(name: str, result: EditResult) -> str:
     return f'<div class="caption"><b>Synthetic: {escape(result.title)}</b><div>{settings}</div></div>'
 
 
-def biomarker_table(biomarkers: Mapping[str, Sequence[float]]) -> str:
-    """Areas in mm2 of one counterfactual as a table; the last row is the change by the edit alone."""
+def biomarker_table(biomarkers: Mapping[str, Sequence[float]], reference: str) -> str:
+    """Areas in mm2 of one counterfactual as a table; the last row is its change from `reference`, of `PICTURES`."""
     if not biomarkers:
         return ""
-    columns = [[*values, values[2] - values[1]] for values in biomarkers.values()]
+    columns = [[*values, values[2] - values[PICTURES.index(reference)]] for values in biomarkers.values()]
     rows = [
         [kind, *(f"{column[row]:{'+,.0f' if kind == CHANGE else ',.0f'}}" for column in columns)]
         for row, kind in enumerate((*PICTURES, CHANGE))
     ]
-    note = "Change by the edit: counterfactual minus reconstruction."
+    note = f"Change by the edit: counterfactual minus {reference}."
     return _table(["", *(f"{name}, mm²" for name in biomarkers)], rows, note)
 
 

@@ -23,7 +23,7 @@ from ld_common.release.release import Release, release_editor
 from ld_generate.attribute_sweep import read_sweep
 from ld_generate.request import RequestOptions, make_folders, read_requests
 from ld_generate.samples import RECORD
-from ld_generate.writer import run_edits
+from ld_generate.writer import reference_of, run_edits
 
 PICTURES = ("scan", "reconstruction", "counterfactual")
 """What biomarkers are measured on."""
@@ -66,6 +66,8 @@ class EditResult:
     """All files, as a zip."""
     biomarkers: dict[str, list[float]]
     """Areas in mm2, one for each of `PICTURES`."""
+    reference: str
+    """What the change of the answer is counted from, one of `PICTURES`."""
     warnings: list[str]
     animation: Path | None
     sweep_table: list[list[str]]
@@ -158,6 +160,7 @@ def _result(modality: Modality, folder: Path, files: list[Path], form: EditForm,
         record=folder / RECORD,
         archive=Path(shutil.make_archive(str(folder), "zip", folder)),
         biomarkers={name: [areas[name] for areas in measured] for name in measured[0]},
+        reference=reference_of(record["rendering"]),
         warnings=record["warnings"],
         animation=next((file for file in files if file.suffix == ".gif"), None),
         sweep_table=list(csv.reader(tables[0].read_text(encoding="utf-8").splitlines())) if tables else [],

@@ -76,7 +76,7 @@ class ResultView:
             self.difference: pictures["difference"],
             self.from_scan: (pictures["scan"], counterfactual),
             self.from_reconstruction: (pictures["reconstruction"], counterfactual),
-            self.biomarkers: appearance.biomarker_table(result.biomarkers),
+            self.biomarkers: appearance.biomarker_table(result.biomarkers, result.reference),
             self.dicom: str(result.dicom),
             self.nifti: gradio.update(
                 value=None if result.nifti is None else str(result.nifti), visible=result.nifti is not None
