@@ -77,16 +77,22 @@ def test_a_site_trains_with_the_frozen_part_that_a_task_brings(
     study = from_mapping(StudyConfig, json.loads(task.study))
     study.adapter["freeze_a"] = True
     own, site = adapted_model(tiny_base, study), load_site(site_yaml)
-    drawn = replace(task, study=json.dumps(to_mapping(study)), state=own.trainable_state())
+    drawn = replace(task, state=own.trainable_state())
     frozen = {name: -value for name, value in own.frozen_state().items()}
     study.start_digest = state_digest({**frozen, **own.trainable_state()})
     started = replace(drawn, study=json.dumps(to_mapping(study)))
     brought = messages.unpack_task(messages.pack_task(replace(started, frozen=frozen)))
-    other = replace(site, ledger=str(site_yaml.with_name("other.sqlite")))  # one round has one start in a ledger
-    plain, flipped = app.handle_train(site, drawn), app.handle_train(other, brought)
+    app.handle_train(site, brought)
+    # in a later round whose start no site has seen, with the same draws: B learns the opposite under the opposite A
+    unseen = replace(site, policy=replace(site.policy, accept_unseen_start=True))
+    sites = [replace(unseen, ledger=str(site_yaml.with_name(f"{name}.sqlite"))) for name in ("plain", "flipped")]
+    study.start_digest = "0" * 64
+    later = replace(brought, round=2, study=json.dumps(to_mapping(study)))
+    tasks = replace(later, frozen=own.frozen_state()), later
+    plain, flipped = (app.handle_train(*asked) for asked in zip(sites, tasks, strict=True))
     assert set(flipped.state) == set(own.trainable)
-    for name in flipped.state:  # the other study draws otherwise, so only that B was trained is compared
-        assert not torch.equal(flipped.state[name], plain.state[name])
+    for name in flipped.state:
+        assert torch.allclose(flipped.state[name], -plain.state[name], atol=1e-6)
         assert bool(plain.state[name].abs().sum() > 0)
     with pytest.raises(PolicyError, match="start_digest"):
         app.handle_train(site, started)
