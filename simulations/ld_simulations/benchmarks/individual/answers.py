@@ -85,18 +85,16 @@ class Answerer:
         records = []
         for person in self._patients(part, config.tuning.seed, config.tuning.patients):
             for question in person.questions:
+                visit = person.visits[question.visit]
                 for components in config.components:
-                    for options, change in self._options(part.anatomy, person, question, components):
-                        for rendering in config.renderings:
-                            written = self._written(person.visits[question.visit], [change], rendering)[0]
-                            gain = gain_db(written, person.visits[question.visit], question)
-                            records.append(
-                                {
-                                    "question": question.name,
-                                    "options": [components, rendering, *options],
-                                    "gain_db": gain,
-                                }
-                            )
+                    options, changes = zip(*self._options(part.anatomy, person, question, components), strict=True)
+                    pictures = self._decoded(visit, changes)
+                    for rendering in config.renderings:
+                        for option, answer in zip(options, pictures[1:], strict=True):
+                            written = render(visit.scan.pixels, visit.frame, pictures[0], answer, rendering)
+                            gain = gain_db(written, visit, question)
+                            tried = [components, rendering, *option]
+                            records.append({"question": question.name, "options": tried, "gain_db": gain})
         return records
 
     def test(self, part: Part, choice: Choice) -> list[Record]:
@@ -173,8 +171,12 @@ class Answerer:
         return _record(person, question, row, gain_db(values, visit, question), growth)
 
     def _written(self, visit: Visit, changes: Sequence[np.ndarray], rendering: str) -> list[np.ndarray]:
-        pictures = self.base.decode(torch.cat([visit.latent[None], as_latents(changes, visit)]))
+        pictures = self._decoded(visit, changes)
         return [render(visit.scan.pixels, visit.frame, pictures[0], answer, rendering) for answer in pictures[1:]]
+
+    def _decoded(self, visit: Visit, changes: Sequence[np.ndarray]) -> Tensor:
+        """The visit's picture after the VAE and that under each change, `(1+M,1,S,S)`."""
+        return self.base.decode(torch.cat([visit.latent[None], as_latents(changes, visit)]))
 
     def _truth(self, anatomy: str, question: Question, visit: Visit) -> Tensor:
         """The scan and the true counterfactual after the VAE, `(2,1,S,S)`."""
