@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 ATTACHMENT, TIGHTNESS = 15.0, 0.1
 """Of the TV-L1 optical flow (Zach et al. 2007), chosen on simulated patients; see docs/method.md."""
-SMOOTHING = 1 / 180
-"""Standard deviation of the displacement's smoothing, as a share of the picture's side."""
+SMOOTHING, MOST_SMOOTHING, SMOOTHER = 1 / 180, 1 / 16, 1.3
+"""Least and largest standard deviation of the displacement's smoothing, as shares of the picture's side, and the factor
+between two that are tried."""
+LEAST_STRETCH = 0.2
+"""Least determinant of the deformation's derivative: below 0 tissue folds, near 0 it is torn."""
 
 
 def render(pixels: np.ndarray, frame: Frame, reconstruction: Tensor, answer: Tensor, rendering: str) -> np.ndarray:
@@ -47,6 +50,8 @@ def render(pixels: np.ndarray, frame: Frame, reconstruction: Tensor, answer: Ten
 def displacement(before: Tensor, after: Tensor) -> np.ndarray:
     """Where in `before` each pixel of `after` comes from, `(2,S,S)`: rows and columns to go, in pixels.
 
+    It is smoothed as little as keeps tissue from folding.
+
     Args:
         before: picture `(1,S,S)` in [-1, 1].
         after: picture `(1,S,S)`.
@@ -55,7 +60,19 @@ def displacement(before: Tensor, after: Tensor) -> np.ndarray:
 
     first, second = ((picture[0].float().cpu().numpy() + 1) / 2 for picture in (before, after))
     flow = optical_flow_tvl1(second, first, attachment=ATTACHMENT, tightness=TIGHTNESS)
-    return np.stack([ndimage.gaussian_filter(part, SMOOTHING * len(first)) for part in flow])
+    share = SMOOTHING
+    while True:
+        field = np.stack([ndimage.gaussian_filter(part, share * len(first)) for part in flow])
+        if share >= MOST_SMOOTHING or stretch(field).min() >= LEAST_STRETCH:
+            return field
+        share *= SMOOTHER
+
+
+def stretch(field: np.ndarray) -> np.ndarray:
+    """Determinant of the derivative of x + field(x), `(S,S)`: the area in `before` that a pixel's area comes from."""
+    (down_down, down_across), (across_down, across_across) = (np.gradient(part) for part in field)
+    determinant: np.ndarray = (1 + down_down) * (1 + across_across) - down_across * across_down
+    return determinant
 
 
 def deform(pixels: np.ndarray, frame: Frame, field: np.ndarray) -> np.ndarray:

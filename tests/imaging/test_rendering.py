@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from ld_common.imaging.geometry import Scan, from_model, to_model
 from ld_common.imaging.modality import RENDERINGS, ImageConfig
-from ld_common.imaging.rendering import deform, displacement, render
+from ld_common.imaging.rendering import deform, displacement, render, stretch
 
 CONFIG = ImageConfig(field_of_view_mm=96.0, high_percentile=100.0)
 SIDE = 64
@@ -58,6 +59,18 @@ def test_an_answer_that_changes_nothing_is_the_scan_itself(rendering: str) -> No
     scan = Scan(disc(10, 100)[:, 10:90] + noise, (1.0, 1.0), {})
     before, frame = to_model(scan, SIDE, CONFIG)
     np.testing.assert_allclose(render(scan.pixels, frame, before, before, rendering), scan.pixels, atol=1e-3)
+
+
+def test_no_tissue_folds_however_different_the_answer_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    before, after = torch.rand((2, 1, SIDE, SIDE), generator=generator) * 2 - 1
+    field = displacement(before, after)
+    assert stretch(field).min() > 0
+    assert np.abs(field).max() > 0
+    grown = displacement(picture(disc(10, 192)), picture(disc(14, 192)))
+    assert stretch(grown).min() >= 0.2
+    middle = stretch(grown)[30:34, 30:34].mean()
+    assert middle < 1  # the structure grows: each of its pixels comes from less than a pixel
 
 
 def test_a_shift_is_found_in_pixels_of_the_picture_and_applied_in_millimetres() -> None:
