@@ -82,10 +82,11 @@ def anatomy_lines(
         f"a history {choice.own_share:.0%} of the own slope.",
         "",
     ]
-    for question in dict.fromkeys(record["question"] for record in records):
+    for question in sorted({record["question"] for record in records}, key=_place):
         ceiling = ceilings.get(question)
-        limit = "" if ceiling is None else f" No prediction from one scan can have an r above {ceiling:.2f}."
-        lines += [f"### {question.replace('_', ' ')}", "", f"{terms.capitalize()}.{limit}" if limit else "", ""]
+        lines += [f"### {question.replace('_', ' ').capitalize()}", ""]
+        if ceiling is not None:
+            lines += [f"Growth of the {terms}. No prediction from one scan can have an r above {ceiling:.2f}.", ""]
         lines += [
             "| answer | patients | gain in raw pixels, dB | r within the edit | growth, share of the true | error, mm² "
             "| error over *same change for all* |",
@@ -142,6 +143,10 @@ def patients_picture(records: Sequence[Record], title: str) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=90)
     return stream.getvalue()
+
+
+def _place(question: str) -> int:
+    return GROWING.index(question) if question in GROWING else len(GROWING)
 
 
 def _table_row(row: str, numbers: Mapping[str, Any]) -> str:

@@ -100,7 +100,8 @@ def _head(config: IndividualConfig) -> list[str]:
         "patients of the absolute error of growth. *Same change for all* gives everybody the mean true growth of the "
         "tuning patients, without a picture. *Own line of areas* is a straight line through the patient's own measured "
         "areas. *Perfect answer* is the true counterfactual after the VAE, written like the others. Brackets are 95 % "
-        "intervals over patients. Questions with a history begin at the last of three or four visits.",
+        "intervals over patients. Questions with a history begin at the last of three or four visits; there, all rules "
+        "have the scale that was chosen together with the share of the own slope.",
         "",
     ]
 
