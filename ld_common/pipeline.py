@@ -25,7 +25,7 @@ from ld_common.editing.registry import change_editor, editor_options, read_edito
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
 from ld_common.imaging.modality import DECODED, RENDERINGS, Attributes, Modality, Value
-from ld_common.imaging.rendering import render
+from ld_common.imaging.rendering import picture_of, reference_of, render
 from ld_common.imaging.scan_table import agree, load_modality, shown
 from ld_common.metrics.registry import BIOMARKERS
 from ld_common.release.data_ranges import beyond, trained_on
@@ -64,7 +64,8 @@ class CounterfactualResult:
     @property
     def difference(self) -> Pixels:
         """The effect of the edit in real values: `image` minus `scan`, minus `reconstruction` where it is decoded."""
-        return self.image - (self.reconstruction if self.rendering == DECODED else self.scan)
+        pixels: Pixels = getattr(self, reference_of(self.rendering))
+        return self.image - pixels
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write `scan`, `reconstruction`, `image` and `difference` as PNG and `result.json`; returns the files.
@@ -204,11 +205,12 @@ class CounterfactualPipeline:
         prompts, seeds = [self.modality.prompt(attributes)], range(seed, seed + num_seeds)
         drawn, samples = draw_several(self.base, picture[None], prompts, [edit], chosen, seeds, drift=self.drift)
         rendered = [render(pixels, frame, drawn.reconstructions[0], image, rendering) for image in samples[0]]
-        written = [self._picture(np.mean(rendered, axis=0), frame)]
-        images = torch.stack([picture, drawn.reconstructions[0], *written])
+        image = np.mean(rendered, axis=0)
+        written = picture_of(image, frame, self.base.resolution, self.modality.image)
+        images = torch.stack([picture, drawn.reconstructions[0], written])
         return CounterfactualResult(
             scan=pixels,
-            image=np.mean(rendered, axis=0),
+            image=image,
             reconstruction=from_model(drawn.reconstructions[0], frame),
             samples=np.stack(rendered),
             attributes=attributes | changes,
@@ -246,11 +248,6 @@ class CounterfactualPipeline:
         read = scan if isinstance(scan, Scan) else read_scan(Path(scan), self.modality, slice_index)
         picture, frame = to_model(read, self.base.resolution, self.modality.image)
         return np.asarray(read.pixels, np.float32), picture, frame, read.attributes_in_file
-
-    def _picture(self, pixels: Pixels, frame: Frame) -> Tensor:
-        """The model's picture of what is written, which is measured."""
-        scan = Scan(pixels, frame.spacing_mm, {}, frame.affine)
-        return to_model(scan, self.base.resolution, self.modality.image, frame)[0]
 
     def _source(self, in_file: Attributes, given: Attributes) -> Attributes:
         for name in sorted(set(in_file) & set(given)):

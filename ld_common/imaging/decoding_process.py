@@ -9,9 +9,7 @@ gets a new child. The child is not trusted: its answers are JSON and raw numbers
 from __future__ import annotations
 
 import atexit
-import base64
 import contextlib
-import datetime
 import json
 import os
 import select
@@ -26,18 +24,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
-from nibabel.spatialimages import HeaderDataError
 
 from ld_common.core.config import to_mapping
-from ld_common.core.errors import DeploymentError, RequestError
+from ld_common.core.errors import DeploymentError
 from ld_common.imaging.burned_in_text import check_burned_in_text
+from ld_common.imaging.decoding_answers import MALFORMED_ANSWER, header_of, refusal_of, scan_of, volume_of
 from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, REQUEST
 from ld_common.imaging.dicom import DicomHeader
 from ld_common.imaging.geometry import Scan
-from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.rejection import MAX_PIXELS, MAX_SLICE_PIXELS, Rejection, ScanRejected
+from ld_common.imaging.modality import Modality
+from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected
 from ld_common.imaging.volume import Volume
 
 Answer = TypeVar("Answer")
@@ -48,11 +44,6 @@ RUN = (
 )
 BATCH = 64
 """Headers that are asked for at once."""
-MALFORMED_ANSWER = (
-    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
-    *(HeaderDataError, RequestError),
-)
-"""Exceptions on an answer that no unharmed child gives."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +69,14 @@ class DecodingProcess:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def read_scan(self, path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
-        """As `scan_reader.decode_scan`."""
+        """The scan that `scan_reader.decode_scan` gives, with its refusals; text in its pixels is not looked for."""
         request = {"kind": "scan", "modality": json.dumps(to_mapping(modality)), "slice_index": slice_index}
-        return self._one(request, path, released, lambda content, values: _scan(content, values, modality))
+        return self._one(request, path, released, lambda content, values: scan_of(content, values, modality))
 
     def read_volume(self, path: Path, modality: Modality, released: bool = False) -> Volume:
-        """As `volume.decode_volume`."""
+        """The volume that `volume.decode_volume` gives, with its refusals; text is not looked for."""
         request = {"kind": "volume", "modality": json.dumps(to_mapping(modality))}
-        return self._one(request, path, released, lambda content, values: _volume(content, values, modality))
+        return self._one(request, path, released, lambda content, values: volume_of(content, values, modality))
 
     def read_headers(
         self, files: Sequence[tuple[Path, bool]], modalities: Sequence[str]
@@ -93,7 +84,7 @@ class DecodingProcess:
         """As `dicom.read_header` for each path and whether it is released, with the refusals in their places."""
         request = {"kind": "header", "modalities": list(modalities)}
         for start in range(0, len(files), BATCH):
-            yield from self._ask(request, files[start : start + BATCH], _header)
+            yield from self._ask(request, files[start : start + BATCH], header_of)
 
     def close(self) -> None:
         """End the child."""
@@ -126,7 +117,7 @@ class DecodingProcess:
                 try:
                     for path, _ in waiting:
                         content, values = self._receive()
-                        answers.append(_refusal(content, path) or understand(content, values, path))
+                        answers.append(refusal_of(content, path) or understand(content, values, path))
                 except _ChildEndedError as error:
                     answers.append(ScanRejected(files[len(answers)][0], Rejection.UNREADABLE, str(error)))
                 except MALFORMED_ANSWER:
@@ -270,109 +261,3 @@ def _renew() -> None:
 
 os.register_at_fork(after_in_child=_renew)
 atexit.register(lambda: _shared.close())
-
-
-def _refusal(content: dict[str, Any], path: Path) -> ScanRejected | None:
-    if "rejection" not in content:
-        return None
-    rejection, detail, name = Rejection(content["rejection"]), _text(content["detail"]), _text(content["name"])
-    inside = name not in ("", ".", "..") and Path(name).name == name
-    return ScanRejected(path / name if inside else path, rejection, detail[:500])
-
-
-def _scan(content: dict[str, Any], values: np.ndarray, modality: Modality) -> Scan:
-    height, width = _shape(content["shape"], 2, values, MAX_SLICE_PIXELS)
-    spacing, affine = content["spacing_mm"], content["affine"]
-    return Scan(
-        pixels=values.reshape(height, width),
-        spacing_mm=None if spacing is None else _pair(spacing),
-        attributes_in_file=_attributes(content["attributes"], modality),
-        affine=None if affine is None else _affine(affine),
-        orientation=_orientation(content["orientation"]),
-    )
-
-
-def _volume(content: dict[str, Any], values: np.ndarray, modality: Modality) -> Volume:
-    shape = _shape(content["shape"], 3, values, MAX_PIXELS)
-    header = None
-    if content["nifti"] is not None:
-        block = base64.b64decode(_text(content["nifti"]), validate=True)
-        kinds: dict[int, Any] = {kind.sizeof_hdr: kind for kind in (Nifti1Header, Nifti2Header)}
-        header = kinds[len(block)](block, check=False)
-        stored = header.get_data_shape()
-        if stored[:3] != shape or max(stored[3:], default=1) > 1:
-            raise ValueError
-    attributes = _attributes(content["attributes"], modality)
-    return Volume(values.reshape(shape, order="F"), _affine(content["affine"]), attributes, header)
-
-
-def _header(content: dict[str, Any], values: np.ndarray, path: Path) -> DicomHeader:
-    date, spacing, affine = content["study_date"], content["spacing_mm"], content["affine"]
-    number = content["series_number"]
-    if values.size or not (number is None or type(number) is int):
-        raise ValueError
-    texts = ("patient_id", "sex", "series_uid", "series_description", "sop_uid", "sop_class", "view_position")
-    return DicomHeader(
-        path=path,
-        study_date=None if date is None else datetime.date.fromisoformat(_text(date)),
-        age_years=_number(content["age_years"]),
-        series_number=number,
-        spacing_mm=None if spacing is None else _pair(spacing),
-        affine=None if affine is None else _affine(affine),
-        position_mm=_number(content["position_mm"]),
-        orientation=_orientation(content["orientation"]),
-        **{name: _text(content[name]) for name in texts},
-    )
-
-
-def _shape(value: Any, axes: int, values: np.ndarray, most: int) -> tuple[int, ...]:
-    shape = tuple(value)
-    whole = len(shape) == axes and all(type(length) is int and 0 < length <= most for length in shape)
-    if not whole or np.prod(shape, dtype=object) != values.size or values.size > most:
-        raise ValueError
-    if not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both are NaN if one value is
-        raise ValueError
-    return shape
-
-
-def _attributes(value: Any, modality: Modality) -> Attributes:
-    texts = {name: text if isinstance(text, str) else repr(_number(text)) for name, text in value.items()}
-    return {name: modality.parse(name, text) for name, text in texts.items()}
-
-
-def _affine(value: Any) -> np.ndarray:
-    affine = np.array(value, np.float64)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        raise ValueError
-    return affine
-
-
-def _pair(value: Any) -> tuple[float, float]:
-    first, second = (_number(number) for number in value)
-    if first is None or second is None or min(first, second) <= 0:
-        raise ValueError
-    return first, second
-
-
-def _number(value: Any) -> float | None:
-    if value is None:
-        return None
-    number = float(value)
-    if isinstance(value, str) or not np.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _orientation(value: Any) -> tuple[str, str] | None:
-    if value is None:
-        return None
-    first, second = map(_text, value)
-    if not {first, second} <= set("LRAPHF"):
-        raise ValueError
-    return first, second
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value

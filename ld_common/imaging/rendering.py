@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from ld_common.imaging.geometry import Frame, from_model, resampling_matrix
-from ld_common.imaging.modality import DECODED, DIFFERENCE
+from ld_common.imaging.geometry import Frame, Scan, from_model, resampling_matrix, to_model
+from ld_common.imaging.modality import DECODED, DIFFERENCE, ImageConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ATTACHMENT, TIGHTNESS = 15.0, 0.1
-"""Of the TV-L1 optical flow (Zach et al. 2007), chosen on simulated patients; see docs/method.md."""
+"""Of the TV-L1 optical flow (Zach et al. 2007), chosen on the tuning patients of `ld-benchmark individual`."""
 SMOOTHING, MOST_SMOOTHING, SMOOTHER = 1 / 180, 1 / 16, 1.3
 """Least and largest standard deviation of the displacement's smoothing, as shares of the picture's side, and the factor
 between two that are tried."""
@@ -45,6 +45,16 @@ def render(pixels: np.ndarray, frame: Frame, reconstruction: Tensor, answer: Ten
     if rendering == DIFFERENCE:
         return pixels.astype(np.float32) + from_model(answer, frame) - from_model(reconstruction, frame)
     return deform(pixels, frame, displacement(reconstruction, answer))
+
+
+def reference_of(rendering: str) -> str:
+    """What the change of an answer is counted from: `scan`, or `reconstruction` where it is decoded."""
+    return "reconstruction" if rendering == DECODED else "scan"
+
+
+def picture_of(values: np.ndarray, frame: Frame, side: int, config: ImageConfig) -> Tensor:
+    """The model's picture `(1,side,side)` of what is written into a scan's grid `(H,W)`, in the scan's grey range."""
+    return to_model(Scan(values, frame.spacing_mm, {}), side, config, frame)[0]
 
 
 def displacement(before: Tensor, after: Tensor) -> np.ndarray:

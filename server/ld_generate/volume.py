@@ -152,8 +152,7 @@ def draw_volume(
     """
     prompt = release.modality.prompt(request.source)
     volumes = [request.volume.copied() for _ in request.targets]
-    side, kept = base.resolution, request.rendering == DEFORMATION
-    fields = np.zeros((len(volumes), len(request.edited) if kept else 0, 2, side, side), np.float32)
+    fields: list[list[np.ndarray]] = [[] for _ in volumes]
     drift, seed = edit_drift(release), release.study.seed
     for first in range(0, len(request.edited), editor.batch_size):
         rows = range(len(request.edited))[first : first + editor.batch_size]
@@ -166,22 +165,21 @@ def draw_volume(
         drawn = draw_counterfactuals(base, pictures, [prompt] * len(rows), edits, editor, progress, drift, seed)
         for number, images in enumerate(drawn.images.split(len(rows))):
             for row, image, reconstruction in zip(rows, images, drawn.reconstructions, strict=True):
-                if kept:
-                    fields[number, row] = displacement(reconstruction, image)
+                if request.rendering == DEFORMATION:
+                    fields[number].append(displacement(reconstruction, image))
                 else:
                     index = request.edited[row]
                     original = request.volume.upright[index]
                     values = render(original, request.window, reconstruction, image, request.rendering)
                     volumes[number].upright[index] = _finished(request, index, values)
-    for volume, field in zip(volumes, fields, strict=True):
-        _deform(request, volume, field)
+    if request.rendering == DEFORMATION:
+        for volume, field in zip(volumes, fields, strict=True):
+            _deform(request, volume, np.stack(field))
     return volumes
 
 
 def _deform(request: VolumeEditRequest, volume: Volume, field: np.ndarray) -> None:
-    """Move the changed slices by the displacements of the edited ones `(N,2,S,S)`, if there are any."""
-    if not len(field):
-        return
+    """Move the changed slices by the displacements of the edited ones `(N,2,S,S)`."""
     slice_mm, edited = request.volume.slice_mm, request.edited
     smooth = ndimage.gaussian_filter1d(field, SLICE_SMOOTHING_MM / slice_mm, axis=0, mode="nearest")
     for index in request.changed:

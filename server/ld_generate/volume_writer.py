@@ -133,8 +133,8 @@ class _VolumeWriter:
     def _digest(self, target: Attributes) -> str:
         """Keyed hash of the request: equal requests of an account get equal DICOM identifiers."""
         request = self.request
-        options = [request.source, target, editor_options(self.editor), list(request.edited)]
-        options += [[request.rendering, request.watermark]]
+        drawn_as = {"edited": list(request.edited), "rendering": request.rendering, "watermark": request.watermark}
+        options = [request.source, target, editor_options(self.editor), drawn_as]
         masks = [] if request.preserve_masks is None else [mask.tobytes() for mask in request.preserve_masks]
         slabs = (slab.tobytes() for slab in request.volume.voxels)  # no copy of them all
         return keyed_digest(chain(slabs, masks, [json.dumps(options).encode()]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_several, edit_to
 from ld_common.editing.registry import editor_options
-from ld_common.imaging.geometry import Frame, from_model, to_model
+from ld_common.imaging.geometry import Frame, from_model
 from ld_common.imaging.image_io import write_difference_png, write_png
-from ld_common.imaging.modality import DECODED, Attributes, Modality
+from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, write_nifti
-from ld_common.imaging.rendering import render
+from ld_common.imaging.rendering import picture_of, reference_of, render
 from ld_common.imaging.scan_table import shown
 from ld_common.imaging.secondary_capture import Provenance, write_synthetic_dicom
 from ld_common.release.release import Release, edit_drift, release_editor, release_record, software
@@ -190,9 +190,8 @@ class _EditWriter:
 
     def _pictures(self, answers: Sequence[np.ndarray]) -> Tensor:
         """The model's pictures `(M,1,S,S)` of what is written, which are measured."""
-        scan, frame, image = self.request.scan, self.request.frame, self.release.modality.image
-        side = self.request.image.shape[-1]
-        return torch.stack([to_model(replace(scan, pixels=values), side, image, frame)[0] for values in answers])
+        frame, side, image = self.request.frame, self.request.image.shape[-1], self.release.modality.image
+        return torch.stack([picture_of(values, frame, side, image) for values in answers])
 
     def _write_overviews(self, drawn: Counterfactuals, pictures: Tensor) -> list[Path]:
         """A strip of several δ, and the files of a sweep; `pictures` are those of what is written."""
@@ -224,7 +223,7 @@ class _EditWriter:
         files = [request.folder / f"{stem}{ending}" for ending in (".png", "_difference.png", ".dcm")]
         write_png(files[0], pixels, frame, SYNTHETIC | {"Description": prompt})
         before = request.scan.pixels.astype(np.float32)
-        if request.rendering == DECODED:  # no difference where the scan is kept
+        if reference_of(request.rendering) == "reconstruction":  # no difference where the scan is kept
             before = preserve(request.preserve_mask, request.scan, reconstruction)
         self._write_map(files[1], values - before, DIFFERENCE_LIMIT)
         write_synthetic_dicom(
@@ -275,11 +274,6 @@ class _EditWriter:
         mask = b"" if request.preserve_mask is None else request.preserve_mask.tobytes()
         text = json.dumps(options, sort_keys=True).encode()
         return keyed_digest([request.scan.pixels.tobytes(), mask, text])
-
-
-def reference_of(rendering: str) -> str:
-    """What the change of an answer is counted from: `scan`, or `reconstruction` where it is decoded."""
-    return "reconstruction" if rendering == DECODED else "scan"
 
 
 def _half_range(frame: Frame) -> float:

@@ -18,12 +18,13 @@ from ld_common.editing.registry import change_editor
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import from_model, to_model
 from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.rendering import reference_of
 from ld_common.imaging.scan_table import shown
 from ld_common.release.release import Release, release_editor
 from ld_generate.attribute_sweep import read_sweep
 from ld_generate.request import RequestOptions, make_folders, read_requests
 from ld_generate.samples import RECORD
-from ld_generate.writer import reference_of, run_edits
+from ld_generate.writer import run_edits
 
 PICTURES = ("scan", "reconstruction", "counterfactual")
 """What biomarkers are measured on."""

@@ -217,7 +217,7 @@ def choose(records: Sequence[Mapping[str, Any]]) -> Choice:
         components, rendering, scale, share = record["options"]
         kinds = gains.setdefault((components, rendering), {})
         kinds.setdefault(kind_of(record["question"]), {}).setdefault((scale, share), []).append(record["gain_db"])
-    best: Choice | None = None
+    choices = []
     for (components, rendering), kinds in gains.items():
         chosen: dict[str, tuple[float, float]] = {}
         best_gains = []
@@ -227,10 +227,8 @@ def choose(records: Sequence[Mapping[str, Any]]) -> Choice:
         gain = float(np.mean(best_gains))
         share = chosen[HISTORY][1] if HISTORY in chosen else 0.0
         scales = {kind: options[0] for kind, options in chosen.items()}
-        if best is None or gain > best.gain_db:
-            best = Choice(components, rendering, scales, share, gain)
-    assert best is not None
-    return best
+        choices.append(Choice(components, rendering, scales, share, gain))
+    return max(choices, key=lambda choice: choice.gain_db)
 
 
 def _blended(share: float, own: np.ndarray, ridge: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.rendering import picture_of
 from ld_common.metrics.registry import BIOMARKERS
 from ld_simulations.hospitals import SimulatedVisit, draw_visits, scan
 from ld_simulations.hospitals_config import HospitalConfig, HospitalsConfig
@@ -81,8 +82,7 @@ class People:
 
     def picture(self, values: np.ndarray, visit: Visit) -> Tensor:
         """The model's picture `(1,S,S)` of values in a visit's grid."""
-        written = Scan(values, visit.scan.spacing_mm, {})
-        return to_model(written, self.base.resolution, self.modality.image, visit.frame)[0]
+        return picture_of(values, visit.frame, self.base.resolution, self.modality.image)
 
     def measure(self, picture: Tensor, frame: Frame) -> float:
         """The modality's first biomarker, mm2."""

@@ -70,6 +70,7 @@ def write_page(config: IndividualConfig, store: ResultStore) -> list[Path]:
         records = _records(config, store, anatomy, TEST) + _records(config, store, anatomy, RELEASE)
         facts = store.read(f"facts/{anatomy}")
         if not records or facts is None:
+            sections += [f"## {anatomy.capitalize()}", "", "Not run yet.", ""]
             continue
         records = with_same_change(records, facts["mean_growth_mm2"])
         choice = _choice(config, store, anatomy)

@@ -58,7 +58,7 @@ class Cohort:
     data: TrainingData
 
     def rows(self, rows: Sequence[int]) -> Cohort:
-        """Some patients."""
+        """The scans at these indices, in this order, without their pseudonyms."""
         chosen = list(rows)
         prompts = [self.data.prompts[row] for row in chosen]
         return Cohort(self.images[chosen], TrainingData(self.data.latents[chosen], prompts))

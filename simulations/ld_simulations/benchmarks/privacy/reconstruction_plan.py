@@ -49,7 +49,7 @@ class Request:
 
     @property
     def visits(self) -> int:
-        """Visits drawn."""
+        """Visits drawn in a round: steps times the visits of a step, with repetition."""
         return self.steps * self.batch_size
 
     @property
