@@ -15,7 +15,7 @@ from ld_common.core.errors import ConfigError
 from ld_common.imaging.geometry import Frame, Scan
 from ld_common.imaging.modality import AttributeConfig, Modality
 from ld_simulations.benchmarks.individual.answers import COPY, CROSS, LINE, LONG, OWN, RELEASE, SAME, choose
-from ld_simulations.benchmarks.individual.people import Person, Visit
+from ld_simulations.benchmarks.individual.people import Person, ScannedVisit
 from ld_simulations.benchmarks.individual.plan import AnatomyConfig, IndividualConfig, PatientsConfig
 from ld_simulations.benchmarks.individual.report import flat_numbers, summarize, with_same_change
 from ld_simulations.benchmarks.individual.ridge import (
@@ -40,10 +40,10 @@ MODALITY = Modality(
 LATENT = (2, 3, 3)
 
 
-def visit(age: float, latent: torch.Tensor, diagnosis: str = "CN", sex: str = "F", area: float = 0.0) -> Visit:
+def visit(age: float, latent: torch.Tensor, diagnosis: str = "CN", sex: str = "F", area: float = 0.0) -> ScannedVisit:
     attributes = {"age": age, "sex": sex, "diagnosis": diagnosis}
     frame = Frame(0, 1, (4, 4), (1.0, 1.0), 4.0, None)
-    return Visit(attributes, Scan(np.zeros((4, 4), np.float32), (1.0, 1.0), {}), frame, latent, area, area)
+    return ScannedVisit(attributes, Scan(np.zeros((4, 4), np.float32), (1.0, 1.0), {}), frame, latent, area, area)
 
 
 def people(count: int = 60, noise: float = 0.0) -> list[Person]:

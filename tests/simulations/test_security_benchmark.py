@@ -12,7 +12,7 @@ from rich.console import Console
 from ld_common.core.errors import ConfigError
 from ld_simulations.benchmarks.harness import ResultStore, json_bytes
 from ld_simulations.benchmarks.security.attempts import count_attempts
-from ld_simulations.benchmarks.security.fuzz import Batch, Fuzzer, batches, read_case, totals, write_case
+from ld_simulations.benchmarks.security.fuzz import FileBatch, Fuzzer, batches, read_case, totals, write_case
 from ld_simulations.benchmarks.security.plan import FILES, SecurityConfig, load_security_config
 from ld_simulations.benchmarks.security.report import write_report
 from ld_simulations.benchmarks.security.run import run
@@ -59,13 +59,13 @@ def test_batches_hold_every_file_once() -> None:
 @pytest.mark.slow
 def test_what_fails_is_counted_kept_and_survived(tmp_path: Path) -> None:
     strict = Fuzzer(SecurityConfig(output=str(tmp_path), memory_mib=-1, hang_seconds=-1))
-    result = strict.run(Batch("table", 0, 3))
+    result = strict.run(FileBatch("table", 0, 3))
     strict.close()
     numbers = totals([result])
     assert [numbers[key] for key in ("files_fuzzed", "crashes", "memory_over_1gib")] == [3, 0, 3]
     assert {path.name for path in (tmp_path / "failures").iterdir()} == {"table-0", "table-1", "table-2"}
     stopped = Fuzzer(SecurityConfig(output=str(tmp_path), hang_seconds=0))
-    assert totals([stopped.run(Batch("dicom", 0, 2))])["hangs_over_10s"] == 2
+    assert totals([stopped.run(FileBatch("dicom", 0, 2))])["hangs_over_10s"] == 2
     stopped.close()
 
 

@@ -21,7 +21,7 @@ from ld_common.imaging.rendering import render
 from ld_common.imaging.scan_table import load_modality
 from ld_common.release.release import edit_drift, load_release_base, release_editor
 from ld_common.release.trusted_keys import read_trusted_release
-from ld_simulations.benchmarks.individual.people import People, Person, Question, Visit
+from ld_simulations.benchmarks.individual.people import People, Person, Question, ScannedVisit
 from ld_simulations.benchmarks.individual.plan import IndividualConfig
 from ld_simulations.benchmarks.individual.ridge import RidgeRules, area_slope, as_latents, own_slope
 from ld_simulations.hospitals_config import HospitalsConfig
@@ -170,22 +170,22 @@ class Answerer:
         growth = people.measure(people.picture(values, visit), visit.frame) - visit.measured_mm2
         return _record(person, question, row, gain_db(values, visit, question), growth)
 
-    def _written(self, visit: Visit, changes: Sequence[np.ndarray], rendering: str) -> list[np.ndarray]:
+    def _written(self, visit: ScannedVisit, changes: Sequence[np.ndarray], rendering: str) -> list[np.ndarray]:
         pictures = self._decoded(visit, changes)
         return [render(visit.scan.pixels, visit.frame, pictures[0], answer, rendering) for answer in pictures[1:]]
 
-    def _decoded(self, visit: Visit, changes: Sequence[np.ndarray]) -> Tensor:
+    def _decoded(self, visit: ScannedVisit, changes: Sequence[np.ndarray]) -> Tensor:
         """The visit's picture after the VAE and that under each change, `(1+M,1,S,S)`."""
         return self.base.decode(torch.cat([visit.latent[None], as_latents(changes, visit)]))
 
-    def _truth(self, anatomy: str, question: Question, visit: Visit) -> Tensor:
+    def _truth(self, anatomy: str, question: Question, visit: ScannedVisit) -> Tensor:
         """The scan and the true counterfactual after the VAE, `(2,1,S,S)`."""
         people = self.people(anatomy)
         images = [people.picture(values, visit) for values in (visit.scan.pixels, question.pixels)]
         return self.base.autoencode(torch.stack(images))
 
     @staticmethod
-    def _rendered(visit: Visit, pictures: Tensor, rendering: str) -> np.ndarray:
+    def _rendered(visit: ScannedVisit, pictures: Tensor, rendering: str) -> np.ndarray:
         return render(visit.scan.pixels, visit.frame, pictures[0], pictures[1], rendering)
 
     def _patients(self, part: Part, seed: int, patients: int) -> Iterator[Person]:
@@ -204,7 +204,7 @@ class Answerer:
         return RidgeRules.fit(self.training(anatomy), self.people(anatomy).modality, components)
 
 
-def gain_db(values: np.ndarray, visit: Visit, question: Question) -> float:
+def gain_db(values: np.ndarray, visit: ScannedVisit, question: Question) -> float:
     """How much nearer written values are to the true ones than the scan is, in raw pixels."""
     errors = [float(np.mean((picture - question.pixels) ** 2)) for picture in (values, visit.scan.pixels)]
     return 10 * float(np.log10(errors[1] / errors[0]))

@@ -27,7 +27,7 @@ LEAST_HISTORY = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Visit:
+class ScannedVisit:
     """One visit's scan."""
 
     attributes: Attributes
@@ -62,7 +62,7 @@ class Person:
 
     hospital: str
     identity: str
-    visits: list[Visit]
+    visits: list[ScannedVisit]
     questions: list[Question]
 
 
@@ -80,7 +80,7 @@ class People:
             for visits in draw_visits(self.phantom, seed, sized, questions)[first:last]:
                 yield self._person(sized, visits, questions)
 
-    def picture(self, values: np.ndarray, visit: Visit) -> Tensor:
+    def picture(self, values: np.ndarray, visit: ScannedVisit) -> Tensor:
         """The model's picture `(1,S,S)` of values in a visit's grid."""
         return picture_of(values, visit.frame, self.base.resolution, self.modality.image)
 
@@ -94,7 +94,7 @@ class People:
         asked = list(self._questions(hospital, drawn, visits)) if questions else []
         return Person(hospital.name, drawn[0].patient.identity, visits, asked)
 
-    def _visits(self, hospital: HospitalConfig, drawn: list[SimulatedVisit]) -> list[Visit]:
+    def _visits(self, hospital: HospitalConfig, drawn: list[SimulatedVisit]) -> list[ScannedVisit]:
         spacing = hospital.scanner.spacing_mm
         scans, pictures, areas = [], [], []
         for visit in drawn:
@@ -104,12 +104,12 @@ class People:
             areas.append(rendering)
         latents = self.base.encode(torch.stack([picture for picture, _ in pictures])).cpu()
         return [
-            Visit(visit.attributes, read, frame, latent, area, self.measure(picture, frame))
+            ScannedVisit(visit.attributes, read, frame, latent, area, self.measure(picture, frame))
             for visit, read, (picture, frame), latent, area in zip(drawn, scans, pictures, latents, areas, strict=True)
         ]
 
     def _questions(
-        self, hospital: HospitalConfig, drawn: list[SimulatedVisit], visits: list[Visit]
+        self, hospital: HospitalConfig, drawn: list[SimulatedVisit], visits: list[ScannedVisit]
     ) -> Iterator[Question]:
         first, last = drawn[0], drawn[-1]
         edits = {

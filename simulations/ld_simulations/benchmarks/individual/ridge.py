@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ld_common.imaging.modality import Attributes, Modality
-from ld_simulations.benchmarks.individual.people import Person, Visit
+from ld_simulations.benchmarks.individual.people import Person, ScannedVisit
 
 PENALTY = 1e-3
 """Of a coefficient of φ, a visit."""
@@ -79,7 +79,7 @@ class Basis:
     """`(K,D)`, scaled so that a component has unit variance."""
 
     @classmethod
-    def of(cls, visits: Sequence[Visit], components: int) -> Basis:
+    def of(cls, visits: Sequence[ScannedVisit], components: int) -> Basis:
         """The first principal components of the visits' latents."""
         latents = np.stack([_flat(visit.latent) for visit in visits])
         mean = latents.mean(0)
@@ -137,7 +137,7 @@ class RidgeRules:
         change: np.ndarray = step @ self.attribute_change
         return change
 
-    def longitudinal(self, visit: Visit, target: Attributes, scale: float = 1.0) -> np.ndarray:
+    def longitudinal(self, visit: ScannedVisit, target: Attributes, scale: float = 1.0) -> np.ndarray:
         """Change of a visit's latent `(D,)` until the target's age; other attributes change first, at once."""
         others = {**target, "age": visit.attributes["age"]}
         start = _flat(visit.latent)
@@ -151,20 +151,20 @@ class RidgeRules:
         return latent - start
 
 
-def own_slope(visits: Sequence[Visit]) -> np.ndarray:
+def own_slope(visits: Sequence[ScannedVisit]) -> np.ndarray:
     """Change of a patient's latent `(D,)` in a year, from the first visit to the last."""
     years = float(visits[-1].attributes["age"]) - float(visits[0].attributes["age"])
     slope: np.ndarray = (_flat(visits[-1].latent) - _flat(visits[0].latent)) / years
     return slope
 
 
-def area_slope(visits: Sequence[Visit]) -> float:
+def area_slope(visits: Sequence[ScannedVisit]) -> float:
     """Change of a patient's measured area in a year, by least squares, mm2."""
     ages = np.array([float(visit.attributes["age"]) for visit in visits])
     return float(np.polyfit(ages - ages.mean(), [visit.measured_mm2 for visit in visits], 1)[0])
 
 
-def as_latents(changes: Sequence[np.ndarray], visit: Visit) -> Tensor:
+def as_latents(changes: Sequence[np.ndarray], visit: ScannedVisit) -> Tensor:
     """A visit's latent under each change, `(M,C,h,w)`."""
     moved = [torch.from_numpy(change).view_as(visit.latent).float() + visit.latent for change in changes]
     return torch.stack(moved)

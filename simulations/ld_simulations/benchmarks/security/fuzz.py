@@ -31,7 +31,7 @@ MEMORY_CAP = 6 * 2**30
 
 
 @dataclass(frozen=True)
-class Batch:
+class FileBatch:
     """Files `first` to `last` of a kind; those that are built to hurt are a kind of their own."""
 
     kind: str
@@ -45,7 +45,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Case:
+class FileCase:
     """One file, written."""
 
     path: Path
@@ -57,14 +57,14 @@ class Case:
     """`read`, `refused`, or the exception that is not of the product."""
 
 
-def batches(config: SecurityConfig) -> list[Batch]:
+def batches(config: SecurityConfig) -> list[FileBatch]:
     """All batches; needs no corpus."""
     from ld_simulations.benchmarks.security.hostile import hostile
 
     numbers = {**config.files, HOSTILE: sum(map(len, hostile().values()))}
     size = {HOSTILE: 25}
     return [
-        Batch(kind, first, min(first + size.get(kind, BATCH), number))
+        FileBatch(kind, first, min(first + size.get(kind, BATCH), number))
         for kind, number in numbers.items()
         for first in range(0, number, size.get(kind, BATCH))
     ]
@@ -103,7 +103,7 @@ def write_case(kind: str, number: int, seed: int, folder: Path) -> Path:
     return path
 
 
-def read_case(path: Path) -> Case:
+def read_case(path: Path) -> FileCase:
     """Give a file to the product's reader."""
     from ld_simulations.benchmarks.security.readers import READERS
 
@@ -116,7 +116,7 @@ def read_case(path: Path) -> Case:
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         outcome = f"{type(error).__name__}: {str(error)[:200]} ({Path(place.filename).name}:{place.lineno})"
-    return Case(path, time.process_time() - started, _memory("VmHWM") - before, outcome)
+    return FileCase(path, time.process_time() - started, _memory("VmHWM") - before, outcome)
 
 
 def _memory(line: str) -> float:
@@ -159,7 +159,7 @@ class Fuzzer:
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _received: bytes = field(default=b"", repr=False)
 
-    def run(self, batch: Batch) -> dict[str, Any]:
+    def run(self, batch: FileBatch) -> dict[str, Any]:
         """Read a batch; a failing file is kept under `failures`."""
         outcomes: Counter[str] = Counter()
         failures: list[dict[str, Any]] = []
