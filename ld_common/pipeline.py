@@ -18,8 +18,7 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.diffusion.drift import LatentDrift
-from ld_common.editing.base import Editor
+from ld_common.editing.base import EditDrift, Editor
 from ld_common.editing.counterfactuals import draw_several, edit_to
 from ld_common.editing.registry import change_editor, editor_options, read_editor
 from ld_common.imaging.decoding_process import read_scan
@@ -112,7 +111,7 @@ class CounterfactualPipeline:
         base: BaseModel,
         modality: Modality | Path | str,
         editor: Editor | None = None,
-        drift: LatentDrift | None = None,
+        drift: EditDrift | None = None,
         release: Release | None = None,
     ) -> None:
         """Take the parts as they are.

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.data.store_index import INDEX
 from ld_client.data.store_key import training_secret
@@ -26,7 +28,7 @@ from ld_client.privacy.dp_sgd import check_trainable, train_round_privately
 from ld_client.privacy.ledger import TRAINING, Ledger, LedgerMark, RoundLimit, Use
 from ld_client.privacy.secagg_round import SecaggSiteRound
 from ld_client.site_config import SiteConfig, load_modality
-from ld_client.site_drift import site_drift, site_prior
+from ld_client.site_drift import longitudinal_sums, site_drift, site_prior
 from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
@@ -109,12 +111,16 @@ def _handle_train(
     # `model` still predicts as the plain base does: the adapter's state is loaded below
     private = study.privacy.enabled
     modality = load_modality(site)
-    drift = paid_drift(site, store, study) if private else site_drift(site, modality, store, model, study)
+    longitudinal = study.drift.shape == "longitudinal"
+    if longitudinal:
+        drift: Tensor | None = longitudinal_sums(modality, store, study, task.basis)
+    else:
+        drift = paid_drift(site, store, study) if private else site_drift(site, modality, store, model, study)
     prior = None if adapter.prior is None else site_prior(site, store, model, adapter.prior, study.seed)
-    if drift is not None and not private:
+    if drift is not None and not private and not longitudinal:
         drift = rounded_drift(site.policy, drift)
     adapted.load({**task.frozen, **task.state})
-    entered = None if drift is None else entering(drift, study.drift.formulation)
+    entered = None if drift is None or longitudinal else entering(drift, study.drift.formulation)
     training_drift = entered if isinstance(entered, LatentDrift) else None
     vectors = store.condition_vectors(modality)
     data = TrainingData(store.latents, store.prompts, training_drift, prior, store.pseudonyms, vectors)
@@ -133,7 +139,7 @@ def _handle_train(
     state = adapted.trainable_state()
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}
-        return TrainResult(site.site, task.round, {}, None, numbers, secure.mask(update, drift))
+        return TrainResult(site.site, task.round, {}, None, numbers, secure.mask(update, drift, study.drift.shape))
     return TrainResult(site.site, task.round, state, drift, numbers)
 
 

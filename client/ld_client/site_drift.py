@@ -15,11 +15,22 @@ from ld_common.adapters.base import Prior
 from ld_common.adapters.prior_preservation import draw_prior
 from ld_common.adapters.state_dict import read_tensors, write_tensors
 from ld_common.core.config import to_mapping
-from ld_common.core.errors import PrivacyError
+from ld_common.core.errors import AdapterError, PrivacyError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.drift import drift_from_attributes, drift_from_moments, drift_from_shift
 from ld_common.diffusion.drift_search import Trial, best, search_grid
+from ld_common.diffusion.longitudinal_sums import (
+    Basis,
+    VisitTable,
+    directions_of,
+    feature_columns,
+    flatten,
+    layout,
+    sketch,
+    sketch_layout,
+    sums,
+)
 from ld_common.diffusion.training import PriorImages
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
@@ -50,6 +61,26 @@ def site_drift(
 
     inputs = [study.seed, to_mapping(study.drift), store.prompts, float(store.latents.double().sum())]
     return _cached(site, store, "drift", inputs, compute)["drift"]
+
+
+def longitudinal_sums(modality: Modality, store: Store, study: StudyConfig, basis: State) -> Tensor:
+    """A site's sums for a longitudinal drift as one vector, float64: of the sketch, or with a basis the regression's.
+
+    Raises:
+        AdapterError: the basis does not fit the latents.
+    """
+    designs = [modality.design_vector(attributes) for attributes in store.attributes]
+    columns = modality.numeric_columns
+    table = VisitTable.of(store.latents, designs, columns, store.pseudonyms, store.days)
+    size = table.latents.shape[1]
+    if not basis:
+        return flatten(sketch(table, study.seed), sketch_layout(size))
+    shapes = {"mean": (size,), "directions": (directions_of(size), size)}
+    fits = {name: tuple(value.shape) for name, value in basis.items()} == shapes
+    if not fits or not all(bool(value.isfinite().all()) for value in basis.values()):
+        raise AdapterError("the basis of the longitudinal drift does not fit the site's latents")
+    state = sums(table, Basis(basis["mean"].double(), basis["directions"].double()))
+    return flatten(state, layout(size, len(feature_columns(columns))))
 
 
 def site_prior(site: SiteConfig, store: Store, model: Denoiser, prior: Prior, seed: int) -> PriorImages:

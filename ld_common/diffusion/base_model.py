@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError
@@ -140,10 +140,16 @@ def load_base(name: str, device: str = "cpu", precision: str = "float32") -> Bas
         vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=denoiser.dtype, variant=_variant(folder / "vae")).to(
             device
         )
-        statistics = _read_statistics(folder)
-    mean = torch.tensor(statistics.get("mean", [0.0] * denoiser.latent_shape[0]))
+        mean = base_latent_mean(name, denoiser.latent_shape[0])
     parts = {part.name: getattr(denoiser, part.name) for part in fields(denoiser)}
     return BaseModel(**parts, vae=vae.requires_grad_(False).eval(), digest=base_digest(name), latent_mean=mean)
+
+
+def base_latent_mean(name: str, channels: int) -> Tensor:
+    """Mean of the base's training latents by channel, `(C,)`; zeros if the folder has no statistics."""
+    file = locate_base(name) / STATISTICS
+    statistics = json.loads(file.read_text()) if file.exists() else {}
+    return torch.tensor(statistics.get("mean", [0.0] * channels))
 
 
 def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") -> Denoiser:
@@ -232,8 +238,3 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load base model '{name}': {' '.join(str(error).split())}") from error
-
-
-def _read_statistics(folder: Path) -> dict[str, Any]:
-    file = folder / STATISTICS
-    return json.loads(file.read_text()) if file.exists() else {}

@@ -22,6 +22,8 @@ class Condition:
     """Prompt embeddings `(B,T,D)`."""
     baseline: Tensor | None = None
     """Another scan and the difference from it, by `image_condition`, for adapters whose network takes one."""
+    move: Tensor | None = None
+    """What a longitudinal drift predicts to change in the latents `(B,C,h,w)`; the network does not take it."""
 
     def beside(self, other: Condition) -> Condition:
         """Both as one batch; both have a baseline, or neither."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class LatentDrift:
         Raises:
             ConfigError: an unknown shape or formulation.
         """
-        known = [name for name in SHAPES if name not in ("none", "conditional")]
+        known = [name for name in SHAPES if name not in ("none", "conditional", "longitudinal")]
         if shape not in known:
             hint = "; ConditionalDrift.estimate fits a conditional one" if shape == "conditional" else ""
             raise ConfigError(f"shape is '{shape}': known: {', '.join(known)}{hint}")
@@ -153,9 +153,16 @@ class ConditionalDrift:
         return LatentDrift(torch.einsum("bk,kchw->bchw", conditions, self.coefficients), self.formulation)
 
 
-def at_designs(drift: LatentDrift | ConditionalDrift | None, design: Sequence[Sequence[float]]) -> LatentDrift | None:
-    """The drift at these design vectors; one that is not conditional is returned as it is."""
-    return drift.at(design) if isinstance(drift, ConditionalDrift) else drift
+class DriftOfAttributes(Protocol):
+    """A drift that depends on a scan's attributes."""
+
+    def at(self, design: Sequence[Sequence[float]]) -> LatentDrift:
+        """The drift at these design vectors `(B,K)`: one μ each."""
+
+
+def at_designs(drift: LatentDrift | DriftOfAttributes | None, design: Sequence[Sequence[float]]) -> LatentDrift | None:
+    """The drift at these design vectors; one that does not depend on attributes is returned as it is."""
+    return drift if drift is None or isinstance(drift, LatentDrift) else drift.at(design)
 
 
 def entering(mean: Tensor, formulation: str) -> LatentDrift | ConditionalDrift:

@@ -9,11 +9,18 @@ from typing import ClassVar
 from ld_common.core.config import require
 
 FORMULATIONS = ("prior", "centred", "noise", "per-step", "per-step-literal")
-SHAPES = ("none", "scalar", "channel", "map", "conditional")
+SHAPES = ("none", "scalar", "channel", "map", "conditional", "longitudinal")
 ESTIMATORS = ("moments", "grid")
 LARGEST_DRIFT = 20.0
 """Largest accepted drift, in scaled latents, whose own standard deviation is about 1."""
+LARGEST_SUM = 2.0**16
+"""Largest accepted sum of a longitudinal drift, whose parts have about unit variance: that of some 5,000 visits."""
 MAX_TRIALS = 1000
+
+
+def largest_drift(shape: str) -> float:
+    """Largest number that a site may send for a drift of this shape."""
+    return LARGEST_SUM if shape == "longitudinal" else LARGEST_DRIFT
 
 
 @dataclass
@@ -66,8 +73,9 @@ class DriftConfig:
     estimator: str = "moments"
     """`moments` takes the mean of the site's latents; `grid` searches `search` for a scalar δ, as the paper does."""
     shape: str = "channel"
-    """Shape of μ: `none`, `scalar`, `channel` (C,1,1), `map` (C,h,w), or `conditional`, a map that depends on the
-    modality's attributes. `grid` needs `scalar`."""
+    """Shape of μ: `none`, `scalar`, `channel` (C,1,1), `map` (C,h,w), `conditional`, a map that depends on the
+    modality's attributes, or `longitudinal`, which also holds a patient's change with the years
+    (`ld_common.diffusion.longitudinal`). `grid` needs `scalar`."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
@@ -77,8 +85,8 @@ class DriftConfig:
             ("estimator", self.estimator, ESTIMATORS),
         ):
             require(value in known, f"drift.{key} is '{value}': known: {', '.join(known)}")
-        fits = self.shape != "conditional" or self.formulation == "prior"
-        require(fits, "drift.shape conditional says where sampling starts: set drift.formulation to prior")
+        fits = self.shape not in ("conditional", "longitudinal") or self.formulation == "prior"
+        require(fits, f"drift.shape {self.shape} says where sampling starts: set drift.formulation to prior")
         fits = self.estimator == "moments" or self.shape == "scalar"
         require(fits, f"drift.estimator {self.estimator} finds a scalar: set drift.shape to scalar")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from ld_common.editing.ddim import DdimInversion
     from ld_common.editing.ddpm import EditFriendlyDdpm
+    from ld_common.editing.drift import DriftEditor
     from ld_common.editing.flowedit import FlowEdit
     from ld_common.editing.instruct_pix2pix import InstructPix2PixEditor
     from ld_common.editing.pix2pix_zero import Pix2PixZero
@@ -34,6 +35,7 @@ __all__ = [
     "Belm",
     "Counterfactuals",
     "DdimInversion",
+    "DriftEditor",
     "Edit",
     "EditContext",
     "EditFriendlyDdpm",
@@ -63,6 +65,7 @@ if not TYPE_CHECKING:  # a type checker would take any name from `__getattr__`
             ),
             "Belm": "ld_common.editing.belm",
             "DdimInversion": "ld_common.editing.ddim",
+            "DriftEditor": "ld_common.editing.drift",
             "EditFriendlyDdpm": "ld_common.editing.ddpm",
             "FlowEdit": "ld_common.editing.flowedit",
             "InstructPix2PixEditor": "ld_common.editing.instruct_pix2pix",

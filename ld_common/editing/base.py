@@ -14,7 +14,10 @@ from ld_common.core.config import require
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import LatentDrift, step_shift
+from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.diffusion.schedule import DdimSchedule, Prediction, Predictor, ddim_schedule, predictor
+
+EditDrift = LatentDrift | LongitudinalDrift
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Editor(ABC):
 
     name: ClassVar[str]
     """Name in configs, on command lines and in `EDITORS`."""
+    needs_longitudinal: ClassVar[bool] = False
+    """Whether it works only with a longitudinal drift."""
     RENAMED: ClassVar[dict[str, str]] = {
         "steps": "num_inference_steps",
         "depth": "noise_fraction",
@@ -96,6 +101,10 @@ class Editor(ABC):
     delta: float = 0.0
     """Shift δ of each answer's reverse steps, in the paper's units; `ld-client drift --estimator counterfactual` and
     `ld-generate edit --drift auto` search for one."""
+    time_scale: float = 1.25
+    """Factor of the change with the years that a longitudinal drift predicts: ridge regression shrinks it."""
+    effect_scale: float = 1.5
+    """Factor of the difference between groups that it predicts, for attributes that do not act like years."""
     batch_size: int = 16
     """Counterfactuals that are denoised together."""
 
@@ -117,7 +126,8 @@ class Editor(ABC):
         require(
             0 <= self.guidance_outside <= 1, f"edit.guidance_outside is {self.guidance_outside}: use a share, 0 to 1"
         )
-        require(math.isfinite(self.delta), f"edit.delta is {self.delta}: it must be a number")
+        for name in ("delta", "time_scale", "effect_scale"):
+            require(math.isfinite(getattr(self, name)), f"edit.{name} is {getattr(self, name)}: it must be a number")
 
     def context(self, model: Denoiser, drift: LatentDrift | None) -> EditContext:
         """The schedule, guidance and shift of these options on a model.

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ld_common.core.config import require
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel, Denoiser
 from ld_common.diffusion.conditioning import Condition, image_condition
-from ld_common.diffusion.drift import LatentDrift, centre, restore
-from ld_common.editing.base import Editor
+from ld_common.diffusion.drift import centre, restore
+from ld_common.diffusion.longitudinal import AttributeChange, LongitudinalDrift
+from ld_common.editing.base import EditDrift, Editor
 from ld_common.imaging.modality import Attributes, Modality
 
+AGE = "age"
 Progress = Callable[[int], None]
 """Called with the number of images and edits finished since the last call."""
 
@@ -29,6 +32,8 @@ class Edit:
     """A further shift of this answer, spread evenly over the whole schedule (arXiv 2412.20651, Eq. 4)."""
     change: tuple[float, ...] = ()
     """Target minus source `Modality.condition_vector`, for networks that take the scan as input."""
+    asked: AttributeChange | None = None
+    """The same for a longitudinal drift; without it, the drift changes nothing."""
 
 
 def edit_to(modality: Modality, scan: int, source: Attributes, target: Attributes, delta: float = 0.0) -> Edit:
@@ -43,7 +48,17 @@ def edit_to(modality: Modality, scan: int, source: Attributes, target: Attribute
     """
     attributes = source | target
     vectors = zip(modality.condition_vector(attributes), modality.condition_vector(source), strict=True)
-    return Edit(scan, modality.prompt(attributes), delta, tuple(after - before for after, before in vectors))
+    change = tuple(after - before for after, before in vectors)
+    return Edit(scan, modality.prompt(attributes), delta, change, attribute_change(modality, source, attributes))
+
+
+def attribute_change(modality: Modality, source: Attributes, target: Attributes) -> AttributeChange:
+    """Both as a longitudinal drift takes them; `age`, where the modality has it, is what passes with the years."""
+    numeric = AGE in modality.attributes and not modality.attributes[AGE].categories
+    years = float(target[AGE]) - float(source[AGE]) if numeric else 0.0
+    switched = target | ({AGE: source[AGE]} if numeric else {})
+    rows = [tuple(modality.design_vector(attributes)) for attributes in (source, switched, target)]
+    return AttributeChange(rows[0], rows[1], rows[2], years)
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ def draw_counterfactuals(
     edits: Sequence[Edit],
     editor: Editor,
     progress: Progress = lambda done: None,
-    drift: LatentDrift | None = None,
+    drift: EditDrift | None = None,
     seed: int = 0,
 ) -> Counterfactuals:
     """Draw the answers to `edits` of `images`; each scan is inverted once however many edits it has.
@@ -77,7 +92,8 @@ def draw_counterfactuals(
         edits: what is asked.
         editor: how.
         progress: called as scans and edits finish.
-        drift: the drift that the adapter was trained with. As z_T comes from the image, `prior` plays no part here.
+        drift: the drift that the adapter was trained with. As z_T comes from the image, `prior` plays no part here; a
+            longitudinal one gives editors the change that it predicts.
         seed: noise of editors that draw any. All images get the same noise, so that an answer does not depend on the
             rest of the batch and the slices of a volume fit each other.
     """
@@ -97,7 +113,7 @@ def draw_several(
     editor: Editor,
     seeds: Sequence[int],
     progress: Progress = lambda done: None,
-    drift: LatentDrift | None = None,
+    drift: EditDrift | None = None,
 ) -> tuple[Counterfactuals, Tensor]:
     """The same edits under several seeds; the other arguments are those of `draw_counterfactuals`.
 
@@ -127,10 +143,16 @@ class LatentEditor:
     """Inversion and editing in latents; `draw_counterfactuals` adds the VAE on both sides."""
 
     def __init__(
-        self, model: Denoiser, prompts: Sequence[str], editor: Editor, drift: LatentDrift | None, seed: int = 0
+        self, model: Denoiser, prompts: Sequence[str], editor: Editor, drift: EditDrift | None, seed: int = 0
     ) -> None:
-        self.editor, self.drift = editor, drift
-        self.context = editor.context(model, drift)
+        self.editor = editor
+        self.drift = None if isinstance(drift, LongitudinalDrift) else drift
+        self.longitudinal = drift if isinstance(drift, LongitudinalDrift) else None
+        require(
+            self.longitudinal is not None or not editor.needs_longitudinal,
+            f"edit.name {editor.name} needs a release of a study with drift.shape longitudinal",
+        )
+        self.context = editor.context(model, self.drift)
         self._generator = torch_generator(seed, "edit")
         with torch.no_grad():
             self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))
@@ -158,11 +180,28 @@ class LatentEditor:
             rows = [edit.scan for edit in batch]
             scans, changes = inverted.scans[rows], [edit.change for edit in batch]
             source = self._condition([inverted.source[row] for row in rows], scans)
-            target = self._condition([edit.target for edit in batch], scans, changes)
+            target = replace(
+                self._condition([edit.target for edit in batch], scans, changes), move=self._moves(batch, scans)
+            )
             answer = self.editor.edit(self.context, inverted.states[rows], source, target, self._shifts(batch))
             answers.append(restore(answer, self.drift))
             progress(len(batch))
         return torch.cat(answers) if answers else torch.empty((0, *self.context.model.latent_shape))
+
+    def _moves(self, edits: Sequence[Edit], scans: Tensor) -> Tensor | None:
+        """What the longitudinal drift predicts to change `(M,C,h,w)`; None without one."""
+        drift, editor = self.longitudinal, self.editor
+        if drift is None:
+            return None
+        asked = [(scan, edit.asked) for edit, scan in zip(edits, scans, strict=True)]
+        return torch.stack(
+            [
+                torch.zeros_like(scan)
+                if change is None
+                else drift.change(scan, change, editor.time_scale, editor.effect_scale)
+                for scan, change in asked
+            ]
+        )
 
     def _shifts(self, edits: Sequence[Edit]) -> Tensor | None:
         """What is added after each step: the drift's shift, and each edit's `(M,1,1,1)`; None for neither."""

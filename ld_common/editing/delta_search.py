@@ -21,7 +21,7 @@ from ld_common.diffusion.drift import LatentDrift, centre
 from ld_common.diffusion.drift_search import Progress, Trial
 from ld_common.diffusion.options import SearchConfig
 from ld_common.diffusion.schedule import predictor
-from ld_common.editing.base import Editor
+from ld_common.editing.base import EditDrift, Editor
 from ld_common.editing.counterfactuals import Edit, LatentEditor
 
 CLASSIFIER_TIMESTEPS = (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -38,7 +38,7 @@ def search_counterfactual(
     config: SearchConfig,
     editor: Editor,
     seed: int,
-    drift: LatentDrift | None = None,
+    drift: EditDrift | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Trial]:
     """Try each δ in edits: λ times whether the target was reached, plus how far the scan moved (Eq. 5).
@@ -68,7 +68,7 @@ def search_counterfactual(
     for done, delta in enumerate(config.deltas):
         answers = latent_editor.edit(inverted, [replace(edit, delta=delta) for edit in chosen])
         inner = float((answers - before).float().abs().mean())
-        outer = _cross_entropy(model, answers, pairs, noise, editor.batch_size, drift)
+        outer = _cross_entropy(model, answers, pairs, noise, editor.batch_size, latent_editor.drift)
         trials.append(Trial(delta, config.weight * outer + inner, {"outer": outer, "inner": inner}))
         progress(done + 1, len(config.deltas))
     return trials

@@ -21,6 +21,7 @@ EDITORS: Registry[type[Editor]] = Registry(
         "ddpm": "ld_common.editing.ddpm:EditFriendlyDdpm",
         "flowedit": "ld_common.editing.flowedit:FlowEdit",
         "pix2pix_zero": "ld_common.editing.pix2pix_zero:Pix2PixZero",
+        "drift": "ld_common.editing.drift:DriftEditor",
         "sdedit": "ld_common.editing.sdedit:SdEdit",
         "instruct_pix2pix": "ld_common.editing.instruct_pix2pix:InstructPix2PixEditor",
     },

@@ -139,6 +139,12 @@ class Modality:
         """Length of `design_vector`."""
         return sum(max(1, len(attribute.categories) - 1) for attribute in self.attributes.values())
 
+    @property
+    def numeric_columns(self) -> list[bool]:
+        """Which columns of `design_vector` are numbers; the others are categories."""
+        widths = [(not kind.categories, max(1, len(kind.categories) - 1)) for kind in self.attributes.values()]
+        return [number for number, width in widths for _ in range(width)]
+
     def design_vector(self, attributes: Attributes, reach: float = 1.0) -> list[float]:
         """Attributes as a row of a regression's design matrix, `(design_width,)`.
 

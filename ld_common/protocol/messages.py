@@ -3,6 +3,7 @@
 join    <- the site's name
 train   -> adapter, round, study and hashes          server to site
         -> the adapter's frozen part                 if the study has a start
+        -> directions of the latent space            for a longitudinal drift, after its first round
         -> nonce, the site's last audit head         in a deployment
         <- trained tensors, drift                    site to server
         <- losses, counts, ranges of the data        without privacy and secure aggregation
@@ -31,7 +32,7 @@ from ld_common.protocol.attestation import Attestation, AuditHead, content_diges
 from ld_common.protocol.secagg.messages import Payload
 
 JOIN, SECURE, HEAD, ATTESTATION, TENSORS = "join", "secure", "audit-head", "attestation", "safetensors"
-FROZEN = "frozen"
+FROZEN, BASIS = "frozen", "basis"
 ERROR_SENTENCES = {
     "store": "the site's store is absent, or of another base model or modality",
     "policy": "the study asks for more than the site allows",
@@ -67,6 +68,8 @@ class TrainTask:
     """The last head of the site's audit log that the server holds."""
     frozen: State = field(default_factory=dict)
     """The adapter's frozen part, from the study's start; empty where sites draw it from the study's seed."""
+    basis: State = field(default_factory=dict)
+    """Of a longitudinal drift (`longitudinal_sums.Basis`); empty in the round that sketches it."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +174,15 @@ def pack_task(task: TrainTask) -> RecordDict:
     )
     secure = {} if task.secure is None else {SECURE: ConfigRecord(dict(task.secure))}
     head = {} if task.audit_head is None else {HEAD: ConfigRecord(dict(head_record(task.audit_head)))}
-    frozen = {FROZEN: pack_tensors(task.frozen)} if task.frozen else {}
-    return RecordDict({"state": pack_tensors(task.state), "task": fields, **frozen, **secure, **head})
+    given = {FROZEN: task.frozen, BASIS: task.basis}
+    tensors = {name: pack_tensors(state) for name, state in given.items() if state}
+    return RecordDict({"state": pack_tensors(task.state), "task": fields, **tensors, **secure, **head})
 
 
 def unpack_task(content: RecordDict) -> TrainTask:
     """A task from message content; raises `KeyError` when a part is absent, `ValueError` when one is malformed."""
     fields, head = content.config_records["task"], content.config_records.get(HEAD)
-    frozen = content.array_records.get(FROZEN)
+    frozen, basis = (content.array_records.get(name) for name in (FROZEN, BASIS))
     return TrainTask(
         state=unpack_tensors(content.array_records["state"]),
         round=int(fields["round"]),  # type: ignore[arg-type]
@@ -189,6 +193,7 @@ def unpack_task(content: RecordDict) -> TrainTask:
         nonce=str(fields.get("nonce", "")),
         audit_head=None if head is None else head_from_record(head),
         frozen={} if frozen is None else unpack_tensors(frozen),
+        basis={} if basis is None else unpack_tensors(basis),
     )
 
 

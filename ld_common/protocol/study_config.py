@@ -136,6 +136,8 @@ class StudyConfig:
         require(bool(self.name), "name is empty: a study needs a name")
         require(is_line(self.name), f"name: give one line of at most {MAX_LINE} printable characters")
         self.adapter = complete_adapter(self.adapter, self.privacy.enabled)
+        fits = self.drift.shape != "longitudinal" or self.federation.rounds > 1
+        require(fits, "drift.shape longitudinal takes two rounds: set federation.rounds to 2 or more")
         if self.privacy.enabled:
             self._check_private()
 
@@ -143,7 +145,7 @@ class StudyConfig:
         """Refuse options that reveal patients apart from the noised update."""
         equal = self.federation.weighting == "equal"
         require(equal, "privacy.enabled withholds the number of visits: set federation.weighting to equal")
-        fits = self.drift.estimator == "moments" and self.drift.shape != "conditional"
+        fits = self.drift.estimator == "moments" and self.drift.shape not in ("conditional", "longitudinal")
         require(
             fits, "privacy.enabled noises a mean of latents only: set drift.estimator moments, drift.shape none to map"
         )

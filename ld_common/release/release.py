@@ -21,8 +21,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ld_common.adapters.base import DRIFT, inject
 from ld_common.adapters.lora import DIFFUSERS_WEIGHTS
 from ld_common.adapters.registry import read_adapter
@@ -34,7 +32,8 @@ from ld_common.core.state import State
 from ld_common.core.strict_json import read_json, read_limited
 from ld_common.diffusion.base_model import BaseModel, load_base
 from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, by_channel, entering
-from ld_common.editing.base import Editor
+from ld_common.diffusion.longitudinal import PREFIX, LongitudinalDrift
+from ld_common.editing.base import EditDrift, Editor
 from ld_common.editing.registry import editor_options, read_editor
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.site_name import check_site_name
@@ -53,7 +52,11 @@ FORMAT = 2
 FILE_NAME = re.compile(r"([A-Za-z0-9][\w-]{0,60}/)?[A-Za-z0-9][\w.-]{0,100}", re.ASCII)
 LOCAL_PATHS = ("output", "modality", "start")
 """Options of a study that name files of the server; a release does not repeat them."""
+MEAN = "mean"
+"""Name of the drift of all sites; a longitudinal one has tensors that begin with its `PREFIX`."""
 LIBRARIES = ("torch", "diffusers", "peft", "opacus", "flwr", "safetensors")
+
+AnyDrift = LatentDrift | ConditionalDrift | LongitudinalDrift
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +65,9 @@ class ReleaseContent:
 
     base_digest: str
     state: State
-    drift: Tensor | None = None
-    """The sites' mean drift."""
-    site_drifts: dict[str, Tensor] = field(default_factory=dict)
+    drift: AnyDrift | None = None
+    """That of all sites."""
+    site_drifts: dict[str, AnyDrift] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """Record of each round."""
     start: dict[str, Any] | None = None
@@ -84,9 +87,9 @@ class Release:
     """Hub id of the base, or the name of its folder; `find_release_base` says where it is."""
     base_digest: str
     state: State
-    drift: LatentDrift | ConditionalDrift | None
-    """The sites' mean drift, or None."""
-    site_drifts: dict[str, LatentDrift | ConditionalDrift]
+    drift: AnyDrift | None
+    """That of all sites, or None."""
+    site_drifts: dict[str, AnyDrift]
     manifest: dict[str, Any]
     signed_by: str | None = None
     """Fingerprint of the trusted key that signed it, if `trusted_keys` checked that."""
@@ -104,11 +107,16 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
     for name, file in adapter.export_files(content.state, lambda: read_unet_config(study.base_model)):
         write_bytes(folder / name, file)
         names.append(name)
-    # clones, because safetensors refuses tensors that share memory
-    drifts = {f"site.{name}": value.clone() for name, value in sorted(content.site_drifts.items())}
-    drifts |= {} if content.drift is None else {"mean": content.drift.clone()}
+    drifts = {f"site.{name}": drift for name, drift in sorted(content.site_drifts.items())}
+    drifts |= {} if content.drift is None else {MEAN: content.drift}
     if drifts:
-        write_tensors(folder / DRIFT, drifts, {"formulation": study.drift.formulation})
+        # clones, because safetensors refuses tensors that share memory
+        tensors = {
+            name: value.contiguous().clone()
+            for place, drift in drifts.items()
+            for name, value in _named(place, drift).items()
+        }
+        write_tensors(folder / DRIFT, tensors, {"formulation": study.drift.formulation})
     base = base_reference(study.base_model, content.base_digest, folder)
     manifest = {
         "format": FORMAT,
@@ -120,8 +128,8 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
         "privacy": privacy_statement(study),
         "start": content.start,
         "drift": {
-            "mean": None if content.drift is None else by_channel(content.drift),
-            "sites": {name: by_channel(value) for name, value in sorted(content.site_drifts.items())},
+            "mean": None if content.drift is None else _by_channel(content.drift),
+            "sites": {name: _by_channel(value) for name, value in sorted(content.site_drifts.items())},
         },
         "rounds": content.rounds,
         "tensors": {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in content.state.items()},
@@ -144,9 +152,9 @@ def read_release(folder: Path) -> Release:
     try:
         study = from_mapping(StudyConfig, manifest["study"])
         drifts = read_tensors(folder / DRIFT)[0] if DRIFT in manifest["files"] else {}
-        if (manifest["drift"]["mean"] is None) == ("mean" in drifts):
+        entered = _entered(drifts, study.drift.formulation)
+        if (manifest["drift"]["mean"] is None) == (MEAN in entered):
             raise ValueError(f"{DRIFT} is not the drift that the manifest names")
-        entered = {name: entering(value, study.drift.formulation) for name, value in drifts.items()}
         sites = {name.removeprefix("site."): drift for name, drift in entered.items() if name.startswith("site.")}
         for name in sites:
             check_site_name(name)
@@ -157,12 +165,35 @@ def read_release(folder: Path) -> Release:
             base_name=str(manifest["base_model"]["name"]),
             base_digest=str(manifest["base_model"]["sha256"]),
             state=read_adapter(study.adapter).read_files(folder),
-            drift=entered.get("mean"),
+            drift=entered.get(MEAN),
             site_drifts=sites,
             manifest=manifest,
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, AdapterError, ConfigError) as error:
         raise ReleaseError(f"'{folder}' is not a complete release ({error}): copy it again") from error
+
+
+def _named(place: str, drift: AnyDrift) -> State:
+    """A drift's tensors by their names in the file."""
+    if isinstance(drift, LongitudinalDrift):
+        return drift.state()
+    return {place: drift.coefficients if isinstance(drift, ConditionalDrift) else drift.mean}
+
+
+def _entered(tensors: State, formulation: str) -> dict[str, AnyDrift]:
+    """The drifts of a file by place: `mean`, or `site.` and a site's name."""
+    fitted = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
+    drifts: dict[str, AnyDrift] = {
+        name: entering(value, formulation) for name, value in tensors.items() if name not in fitted
+    }
+    return drifts | ({MEAN: LongitudinalDrift.from_state(fitted)} if fitted else {})
+
+
+def _by_channel(drift: AnyDrift) -> list[float]:
+    """What the manifest shows: the mean of μ by latent channel."""
+    if isinstance(drift, LongitudinalDrift):
+        return by_channel(drift.mean.view([int(size) for size in drift.latent_shape]))
+    return by_channel(drift.coefficients if isinstance(drift, ConditionalDrift) else drift.mean)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -253,9 +284,9 @@ def load_release_base(
     return adapted.model
 
 
-def edit_drift(release: Release) -> LatentDrift | None:
+def edit_drift(release: Release) -> EditDrift | None:
     """The drift for edits; None for a conditional drift, which only affects sampling from noise."""
-    return release.drift if isinstance(release.drift, LatentDrift) else None
+    return None if isinstance(release.drift, ConditionalDrift) else release.drift
 
 
 def release_editor(release: Release) -> Editor:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from ld_common.core.config import nearest
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import Denoiser
-from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, at_designs, drift_from_shift
+from ld_common.diffusion.drift import LatentDrift, at_designs, drift_from_shift
 from ld_common.imaging.modality import Attributes
 from ld_common.protocol.site_name import RELEASE
-from ld_common.release.release import Release
+from ld_common.release.release import AnyDrift, Release
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DriftChoice:
     """As files and labels show it."""
     delta: float | None
     """δ in the paper's units; None for `release` or a site's drift."""
-    trained: LatentDrift | ConditionalDrift | None = None
+    trained: AnyDrift | None = None
     """The drift of the release or of the site."""
 
     def latent_drift(self, release: Release, model: Denoiser, attributes: Attributes) -> LatentDrift | None:

@@ -17,9 +17,9 @@ from ld_common.core.config import checked, require, to_mapping
 from ld_common.core.errors import AdapterError
 from ld_common.core.registry import Registry
 from ld_common.core.state import State
-from ld_common.diffusion.options import LARGEST_DRIFT
 from ld_common.protocol.messages import TrainNumbers, TrainResult
 from ld_common.protocol.study_config import FederationConfig
+from ld_server.reply_validation import DriftForm
 
 DRIFT = "drift"
 
@@ -183,13 +183,13 @@ def _trimmed_mean(values: Sequence[Tensor], cut: int) -> Tensor:
     return ordered[cut : len(values) - cut].double().mean(0).float()
 
 
-def check_result(result: TrainResult, reference: State, drift_shape: torch.Size | None, max_norm: float) -> float:
+def check_result(result: TrainResult, reference: State, form: DriftForm | None, max_norm: float) -> float:
     """Check a result before it is aggregated; returns the L2 norm of its update.
 
     Args:
         result: a site's.
         reference: the adapter that the site received.
-        drift_shape: shape of the study's drift; None for no drift.
+        form: of the round's drift; None for no drift.
         max_norm: largest accepted L2 norm of `result.state - reference`.
 
     Raises:
@@ -199,15 +199,10 @@ def check_result(result: TrainResult, reference: State, drift_shape: torch.Size 
     norm = update_norm(result.state, reference)
     if norm > max_norm:
         raise AdapterError(f"its update has norm {norm:.3g}, more than federation.max_update_norm {max_norm:g}")
-    shape = None if result.drift is None else result.drift.shape
-    if shape != drift_shape:
-        raise AdapterError(f"its drift has shape {shape and tuple(shape)}, not {drift_shape and tuple(drift_shape)}")
-    if result.drift is not None and result.drift.dtype != torch.float32:
-        raise AdapterError(f"its drift is {result.drift.dtype}, not float32")
-    if result.drift is not None and not bool(torch.isfinite(result.drift).all()):
-        raise AdapterError("its drift holds NaN or infinite values")
-    if result.drift is not None and float(result.drift.abs().max()) > LARGEST_DRIFT:
-        raise AdapterError(f"its drift reaches {float(result.drift.abs().max()):.3g}, more than {LARGEST_DRIFT:g}")
+    if form is not None:
+        form.check(result.drift)
+    elif result.drift is not None:
+        raise AdapterError("it sends a drift, and the study has none")
     if result.numbers is not None:
         _check_numbers(result.numbers)
     return norm

@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ld_common.adapters.state_dict import read_tensors, write_tensors
 from ld_common.core.errors import AdapterError, CheckpointError
 from ld_common.core.state import State
+from ld_server.drift_collection import CollectedDrifts
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 _NEXT = "checkpoint.next.safetensors"
 """The newest, after it is written and before it is renamed."""
 _NEWEST_FIRST = (NAME, _NEXT, PREVIOUS)
-_STATE, _FROZEN, _DRIFT, _MEAN_DRIFT = "state/", "frozen/", "drift/", "mean-drift"
+_STATE, _FROZEN, _DRIFT, _MEAN_DRIFT, _BASIS = "state/", "frozen/", "drift/", "mean-drift", "basis/"
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,7 @@ class Checkpoint:
     """The trained tensors."""
     records: list[dict[str, Any]]
     """One a round."""
-    site_drifts: dict[str, Tensor] = field(default_factory=dict)
-    site_weights: dict[str, float] = field(default_factory=dict)
-    """Each site's weight in its last average."""
-    mean_drift: Tensor | None = None
-    """Mean drift of a secure sum, where no site's own drift is known."""
+    drifts: CollectedDrifts = field(default_factory=CollectedDrifts)
     frozen: State = field(default_factory=dict)
     """The adapter's frozen part, where the study's start gave it."""
 
@@ -60,16 +55,17 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write the folder's checkpoint and keep the last one; after a `CheckpointError` the last one is intact."""
     tensors = {_STATE + name: value for name, value in checkpoint.state.items()}
     tensors |= {_FROZEN + name: value for name, value in checkpoint.frozen.items()}
-    tensors |= {_DRIFT + name: value for name, value in checkpoint.site_drifts.items()}
-    if checkpoint.mean_drift is not None:
-        tensors[_MEAN_DRIFT] = checkpoint.mean_drift
+    tensors |= {_DRIFT + name: value for name, value in checkpoint.drifts.sites.items()}
+    tensors |= {_BASIS + name: value for name, value in checkpoint.drifts.basis.items()}
+    if checkpoint.drifts.mean is not None:
+        tensors[_MEAN_DRIFT] = checkpoint.drifts.mean
     words = json.dumps(
         {
             "study": checkpoint.study_digest,
             "base": checkpoint.base_digest,
             "modality": checkpoint.modality_digest,
             "round": checkpoint.round,
-            "weights": checkpoint.site_weights,
+            "weights": checkpoint.drifts.weights,
             "records": checkpoint.records,
         }
     )
@@ -135,9 +131,9 @@ def _read(path: Path) -> Checkpoint:
             round=content["round"],
             state=_under(_STATE, tensors),
             records=content["records"],
-            site_drifts=_under(_DRIFT, tensors),
-            site_weights=content["weights"],
-            mean_drift=tensors.get(_MEAN_DRIFT),
+            drifts=CollectedDrifts(
+                _under(_DRIFT, tensors), content["weights"], tensors.get(_MEAN_DRIFT), _under(_BASIS, tensors)
+            ),
             frozen=_under(_FROZEN, tensors),
         )
     except (AdapterError, KeyError, TypeError, ValueError) as error:

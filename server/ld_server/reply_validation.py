@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from flwr.app import Array, Message, RecordDict
+from torch import Tensor
 
 from ld_common.core.errors import AdapterError, LdError
 from ld_common.diffusion.drift import by_channel
@@ -18,9 +20,28 @@ MAX_REASON_LENGTH = 300
 SPARE_BYTES, SPARE_BYTES_A_TENSOR = 2**20, 1024
 
 
-def read_reply(
-    reply: Message, site: str, task: TrainTask, study: StudyConfig, drift_shape: torch.Size | None
-) -> TrainResult:
+@dataclass(frozen=True)
+class DriftForm:
+    """What a site's drift must look like in one round."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    largest: float
+
+    def check(self, drift: Tensor | None) -> None:
+        """Raise `AdapterError` unless a drift has this form and is finite."""
+        shape = None if drift is None else tuple(drift.shape)
+        if drift is None or drift.shape != self.shape:
+            raise AdapterError(f"its drift has shape {shape}, not {tuple(self.shape)}")
+        if drift.dtype != self.dtype:
+            raise AdapterError(f"its drift is {drift.dtype}, not {str(self.dtype).removeprefix('torch.')}")
+        if not bool(torch.isfinite(drift).all()):
+            raise AdapterError("its drift holds NaN or infinite values")
+        if float(drift.abs().max()) > self.largest:
+            raise AdapterError(f"its drift reaches {float(drift.abs().max()):.3g}, more than {self.largest:g}")
+
+
+def read_reply(reply: Message, site: str, task: TrainTask, study: StudyConfig, form: DriftForm | None) -> TrainResult:
     """The result in a reply to this site's task; its tensors are not checked yet.
 
     Raises:
@@ -29,7 +50,7 @@ def read_reply(
     """
     if reply.has_error():
         raise AdapterError(f"its node failed with code {reply.error.code}")
-    size, limit = content_bytes(reply.content), max_reply_bytes(task, drift_shape)
+    size, limit = content_bytes(reply.content), max_reply_bytes(task, form)
     if size > limit:
         raise AdapterError(f"its reply has {size:,} bytes, a valid one at most {limit:,}")
     if (sentence := messages.unpack_error(reply.content)) is not None:
@@ -46,11 +67,11 @@ def read_reply(
     return result
 
 
-def max_reply_bytes(task: TrainTask, drift_shape: torch.Size | None) -> int:
+def max_reply_bytes(task: TrainTask, form: DriftForm | None) -> int:
     """Largest size of a valid reply to a task, masked or not."""
     numbers = sum(value.numel() for value in task.state.values())
-    numbers += 0 if drift_shape is None else math.prod(drift_shape)
-    return 2 * 4 * numbers + SPARE_BYTES_A_TENSOR * len(task.state) + SPARE_BYTES
+    drift = 0 if form is None else math.prod(form.shape) * form.dtype.itemsize
+    return 2 * (4 * numbers + drift) + SPARE_BYTES_A_TENSOR * len(task.state) + SPARE_BYTES
 
 
 def content_bytes(content: RecordDict) -> int:
@@ -82,5 +103,5 @@ def summary(result: TrainResult, norm: float | None, clipped: bool | None) -> di
         "update_norm": norm,
         "clipped": clipped,
         "uplink_bytes": result.uplink_bytes,
-        "drift": None if result.drift is None else by_channel(result.drift),
+        "drift": None if result.drift is None or result.drift.dim() == 1 else by_channel(result.drift),
     }

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor
@@ -14,18 +13,18 @@ from torch import Tensor
 from ld_common.adapters.state_dict import update_norm
 from ld_common.core.errors import FederationError
 from ld_common.core.state import State
-from ld_common.diffusion.options import LARGEST_DRIFT
 from ld_common.protocol import messages
 from ld_common.protocol.secagg.identities import Peers
 from ld_common.protocol.secagg.messages import (
     Payload,
     SecaggSetting,
     Stage,
-    drift_unit,
+    drift_numbers,
     fewest_summed,
     restore,
 )
 from ld_common.protocol.study_config import StudyConfig
+from ld_server.reply_validation import DriftForm
 from ld_server.secagg import SecureAggregation
 
 STAGE_TIMEOUT_SECONDS = 120.0
@@ -38,7 +37,7 @@ class MeanUpdate:
     state: State
     """The adapter with the sites' mean update."""
     drift: Tensor | None
-    """The sites' mean drift."""
+    """The sites' mean drift, float64."""
     sites: list[str]
     """The sites in the sum."""
     norm: float
@@ -53,12 +52,12 @@ class SecaggServerRound:
         study: StudyConfig,
         server_round: int,
         state: State,
-        drift_shape: torch.Size | None,
+        form: DriftForm | None,
         grid: Grid,
         peers: Peers | None = None,
     ) -> None:
         self.peers = peers
-        self.study, self.round, self.state, self.drift_shape, self.grid = study, server_round, state, drift_shape, grid
+        self.study, self.round, self.state, self.form, self.grid = study, server_round, state, form, grid
         self.left_out: dict[str, str] = {}
         self._nodes: dict[str, int] = {}
         self._aggregation: SecureAggregation | None = None
@@ -72,7 +71,7 @@ class SecaggServerRound:
         federation, count = self.study.federation, len(nodes)
         threshold = fewest_summed(count, federation)
         length = sum(value.numel() for value in self.state.values())
-        length += 0 if self.drift_shape is None else math.prod(self.drift_shape)
+        length += 0 if self.form is None else drift_numbers(math.prod(self.form.shape), self.study.drift.shape)
         if count < threshold:
             raise FederationError(f"{count} sites are connected, a secure sum needs {threshold}")
         setting = SecaggSetting(self.study.digest(), self.round, count, threshold, length, federation.secure_clip)
@@ -96,17 +95,18 @@ class SecaggServerRound:
             total = aggregation.unmask(self._exchange)
         finally:
             self.left_out |= aggregation.left_out
-        unit = drift_unit(aggregation.setting.clip)
-        update, drift = restore(total.vector / len(total.sites), self.state, self.drift_shape, unit)
+        shape = None if self.form is None else self.form.shape
+        mean = total.vector / len(total.sites)
+        update, drift = restore(mean, self.state, shape, self.study.drift.shape, aggregation.setting)
         state = {name: (self.state[name].double() + value).float() for name, value in update.items()}
         norm, limit = update_norm(state, self.state), self.study.federation.max_update_norm
         if norm > limit:
             raise FederationError(
                 f"the mean update has norm {norm:.3g}, more than federation.max_update_norm {limit:g}"
             )
-        if drift is not None and float(drift.abs().max()) > LARGEST_DRIFT:
-            raise FederationError(f"the mean drift reaches {float(drift.abs().max()):.3g}, above {LARGEST_DRIFT:g}")
-        return MeanUpdate(state, None if drift is None else drift.float(), list(total.sites), norm)
+        if drift is not None and self.form is not None and float(drift.abs().max()) > self.form.largest:
+            raise FederationError(f"the mean drift reaches {float(drift.abs().max()):.3g}, above {self.form.largest:g}")
+        return MeanUpdate(state, drift, list(total.sites), norm)
 
     def _exchange(self, stage: Stage, requests: dict[str, Payload]) -> dict[str, Mapping[str, object]]:
         """Send requests and return the payloads that came; a failing site has none."""

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -27,9 +26,11 @@ from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig, load_study
 from ld_common.release.release import Release, ReleaseContent, write_release
+from ld_server.aggregation import read_aggregator
 from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpoint, has_checkpoint
 from ld_server.deployment.admission import deployed_admission
 from ld_server.deployment.study_home import StudyHome
+from ld_server.drift_collection import drift_collection
 from ld_server.node_registry import Admission
 from ld_server.resilient_grid import ResilientGrid
 from ld_server.round_log import FAILURE, RELEASE, append_round, locked, write_rounds
@@ -121,7 +122,7 @@ def _run(
         study,
         digest,
         modality.digest(),
-        drift_shape(study, modality, model.latent_shape),
+        drift_collection(study, modality, model, read_aggregator(study.federation)),
         output,
         lambda record: append_round(output, record),
         admission,
@@ -156,8 +157,8 @@ def _run(
         ReleaseContent(
             digest,
             adapted.state(),
-            strategy.drift,
-            strategy.site_drifts,
+            strategy.drifts.released(),
+            strategy.drifts.released_sites(),
             [vars(record) for record in strategy.records],
             None if begun is None else begun.record,
         ),
@@ -207,15 +208,3 @@ def start_from(adapted: AdaptedModel[Any], release: Release, study: StudyConfig,
             f"start: the adapter of '{study.start}' does not fit the study's adapter: {error}"
         ) from error
     adapted.load(release.state)
-
-
-def drift_shape(study: StudyConfig, modality: Modality, latent_shape: tuple[int, int, int]) -> torch.Size | None:
-    """The shape that every site's drift must have; None for no drift."""
-    shapes = {
-        "scalar": (1, 1, 1),
-        "channel": (latent_shape[0], 1, 1),
-        "map": latent_shape,
-        "conditional": (1 + modality.design_width, *latent_shape),
-    }
-    shape = shapes.get(study.drift.shape)
-    return None if shape is None else torch.Size(shape)

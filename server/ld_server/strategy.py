@@ -10,11 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import FederationError, LdError
@@ -24,7 +22,6 @@ from ld_common.protocol.messages import TrainResult, TrainTask
 from ld_common.protocol.secagg.identities import Peers
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.aggregation import (
-    aggregate_drifts,
     aggregate_states,
     check_result,
     clip_update,
@@ -32,6 +29,7 @@ from ld_server.aggregation import (
     site_weights,
 )
 from ld_server.checkpoint import Checkpoint, write_checkpoint
+from ld_server.drift_collection import DriftCollection
 from ld_server.node_registry import Admission, PresentNodes
 from ld_server.reply_validation import read_reply, reason, summary
 from ld_server.round_log import RoundRecord
@@ -52,26 +50,23 @@ class DriftFederation(Strategy):
         study: StudyConfig,
         base_digest: str,
         modality_digest: str,
-        drift_shape: torch.Size | None,
+        drifts: DriftCollection,
         output: Path,
         on_round: Callable[[RoundRecord], None] = lambda record: None,
         admission: Admission | None = None,
     ) -> None:
         self.study, self.aggregator = study, read_aggregator(study.federation)
+        self.drifts = drifts
         self.base_digest, self.modality_digest = base_digest, modality_digest
-        self.drift_shape = drift_shape
         self.output = output
         self.on_round = on_round
         self.admission = admission or Admission()
         self.records: list[RoundRecord] = []
-        self.site_drifts: dict[str, Tensor] = {}
-        self.site_weights: dict[str, float] = {}
         self.state: State = {}
         self.frozen: State = {}
         """The adapter's frozen part, where sites cannot draw it from the study's seed."""
         self._rounds_before = 0
         """Rounds of earlier runs of the study; Flower counts from 1 in each run."""
-        self._mean_drift: Tensor | None = None
         self._secure: SecaggServerRound | None = None
         self._failure = ""
         self._present = PresentNodes({})
@@ -83,8 +78,7 @@ class DriftFederation(Strategy):
         """Continue after a checkpoint's round; the caller has checked that it is of this study."""
         self._rounds_before, self.state, self.frozen = checkpoint.round, checkpoint.state, checkpoint.frozen
         self.records = [RoundRecord(**record) for record in checkpoint.records]
-        self.site_drifts, self.site_weights = dict(checkpoint.site_drifts), dict(checkpoint.site_weights)
-        self._mean_drift = checkpoint.mean_drift
+        self.drifts.collected = checkpoint.drifts
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -125,13 +119,14 @@ class DriftFederation(Strategy):
             self.base_digest,
             self.modality_digest,
             frozen=self.frozen,
+            basis=self.drifts.collected.basis,
         )
         connected = sorted(self._present.nodes)
         tasks = dict.fromkeys(connected, common)
         if self.study.federation.secure_aggregation:
             keys = self.admission.signing_keys
             peers = None if keys is None else Peers(keys())
-            self._secure = SecaggServerRound(self.study, number, self.state, self.drift_shape, grid, peers)
+            self._secure = SecaggServerRound(self.study, number, self.state, self.drifts.form, grid, peers)
             try:
                 secured = self._secure.begin({name: self._present.nodes[name] for name in connected})
             except FederationError as error:
@@ -204,10 +199,10 @@ class DriftFederation(Strategy):
     def _accept(self, reply: Message, name: str) -> tuple[TrainResult, dict[str, Any]]:
         """A site's checked and clipped result, and what the record keeps of it; raises `LdError`."""
         federation, task = self.study.federation, self._tasks[name]
-        result = read_reply(reply, name, task, self.study, self.drift_shape)
+        result = read_reply(reply, name, task, self.study, self.drifts.form)
         norm, clipped, accepted = None, None, result
         if result.secure is None:
-            norm = check_result(result, self.state, self.drift_shape, federation.max_update_norm)
+            norm = check_result(result, self.state, self.drifts.form, federation.max_update_norm)
             state, clipped = clip_update(result.state, self.state, federation.clip_update_norm)
             accepted = replace(result, state=state)
         entry = summary(result, norm, clipped)
@@ -224,7 +219,8 @@ class DriftFederation(Strategy):
             return
         record.counted = True
         record.mean_update_norm = mean.norm
-        self.state, self._mean_drift = mean.state, mean.drift
+        self.state = mean.state
+        self.drifts.add_mean(mean.drift)
         record.sites = {name: record.sites[name] for name in mean.sites}
 
     def _average(self, record: RoundRecord, results: dict[str, TrainResult]) -> None:
@@ -238,10 +234,7 @@ class DriftFederation(Strategy):
         self.state = aggregate_states(
             {name: result.state for name, result in results.items()}, weights, self.aggregator
         )
-        for name, result in results.items():
-            self.site_weights[name] = weights[name]
-            if result.drift is not None:
-                self.site_drifts[name] = result.drift
+        self.drifts.add({name: result.drift for name, result in results.items() if result.drift is not None}, weights)
 
     def _finish(self, record: RoundRecord) -> tuple[ArrayRecord | None, MetricRecord | None]:
         record.sites = dict(sorted(record.sites.items()))
@@ -256,9 +249,7 @@ class DriftFederation(Strategy):
             round=record.round,
             state=self.state,
             records=[vars(entry) for entry in self.records],
-            site_drifts=self.site_drifts,
-            site_weights=self.site_weights,
-            mean_drift=self._mean_drift,
+            drifts=self.drifts.collected,
             frozen=self.frozen,
         )
         write_checkpoint(self.output, checkpoint)
@@ -269,13 +260,6 @@ class DriftFederation(Strategy):
             f"loss-{name}": site["loss_last"] for name, site in record.sites.items() if site["loss_last"] is not None
         }
         return ArrayRecord(dict(self.state)), MetricRecord(losses)
-
-    @property
-    def drift(self) -> Tensor | None:
-        """The sites' drifts μ, aggregated like the adapter, or the mean of the secure sum."""
-        if self.study.federation.secure_aggregation:
-            return self._mean_drift
-        return aggregate_drifts(self.site_drifts, self.site_weights, self.aggregator)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

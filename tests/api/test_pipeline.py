@@ -50,7 +50,7 @@ def release(
     """An unsigned release whose base lies where it says."""
     study = from_mapping(StudyConfig, {"base_model": str(smallest_base), "adapter": {"name": "lora", "rank": 2}})
     adapted = train(base, adapters.Lora(rank=2), TrainingData(torch.randn(2, 4, 4, 4), ["", ""]), steps=1)
-    content = ReleaseContent(base.digest, random_state(adapted.state(), 0.1), torch.ones(4, 1, 1))
+    content = ReleaseContent(base.digest, random_state(adapted.state(), 0.1), LatentDrift(torch.ones(4, 1, 1)))
     return write_release(tmp_path_factory.mktemp("api") / "release", study, brain_mri, content)
 
 

@@ -21,6 +21,7 @@ from ld_common.adapters.registry import ADAPTERS, read_adapter
 from ld_common.core.command import run_cli
 from ld_common.core.config import from_mapping, to_mapping
 from ld_common.diffusion.base_model import load_base, load_denoiser
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.diffusion.sampling import SAMPLERS, make_sampler, sample
 from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
@@ -139,7 +140,9 @@ def test_every_adapter_trains_is_released_and_edits(
     result = handle_train(site, task)
     assert any(not torch.equal(result.state[key], task.state[key]) for key in task.state)
     adapted.load(result.state)
-    content = ReleaseContent(store.base_digest, adapted.state(), result.drift)
+    content = ReleaseContent(
+        store.base_digest, adapted.state(), None if result.drift is None else LatentDrift(result.drift)
+    )
     release = write_release(tmp_path / "release", study, modality, content)
     assert load_release_base(read_release(release)).digest == store.base_digest
     volume = np.random.default_rng(0).random((60, 60, 3)).astype(np.float32)

@@ -13,7 +13,6 @@ import pydicom
 import pytest
 from PIL import Image
 
-from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.release.release import ReleaseContent, read_release, write_release
 from ld_generate.request import folder_names
@@ -224,8 +223,7 @@ def test_extrapolation_causes_a_warning_and_biomarkers_are_in_the_record(
     site = {"visits": 9, "patients": 4, "coverage": [55.0, 80.0, 0.0, 1.0, 1.0, 1.0]}
     rounds = [{"round": 1, "counted": True, "sites": {"aster": site}, "left_out": {}}]
     folder = tmp_path / "covered"
-    drift = small.drift.mean if isinstance(small.drift, LatentDrift) else None
-    content = ReleaseContent(small.base_digest, small.state, drift, rounds=rounds)
+    content = ReleaseContent(small.base_digest, small.state, small.drift, rounds=rounds)
     write_release(folder, small.study, small.modality, content)
     targets = ["--target", "age=75", "--target", "age=90,diagnosis=AD"]
     options = ["--input", scan, *targets, "--source", "age=70,sex=F,diagnosis=CN", "--out"]

@@ -17,6 +17,8 @@ from ld_common.protocol.secagg.messages import (
     SecaggSetting,
     Stage,
     default_threshold,
+    dequantise,
+    drift_numbers,
     flatten,
     quantise,
     restore,
@@ -151,18 +153,31 @@ def test_quantisation_counts_what_it_clips_and_refuses_nan() -> None:
             quantise(bad, setting)
 
 
-def test_a_vector_carries_tensors_and_drift_there_and_back() -> None:
+@pytest.mark.parametrize("shape", ["channel", "longitudinal"])
+def test_a_vector_carries_tensors_and_drift_there_and_back(shape: str) -> None:
     generator = torch.Generator().manual_seed(0)
     update = {"b": torch.randn(2, 3, generator=generator), "a": torch.randn(4, generator=generator)}
-    drift = torch.randn(4, 1, 1, generator=generator)
-    vector = flatten(update, drift, 20.0)
+    drift = torch.randn(4, 1, 1, generator=generator, dtype=torch.float64)
+    length = 10 + drift_numbers(4, shape)
+    setting = SecaggSetting("study", 1, 3, 2, length, clip=5.0)
+    vector = flatten(update, drift, shape, setting)
     assert vector[:4].tolist() == update["a"].double().tolist()
-    state, back = restore(vector, update, drift.shape, 20.0)
-    assert back is not None and torch.allclose(back, drift.double(), rtol=1e-12)
+    state, back = restore(vector, update, drift.shape, shape, setting)
+    assert back is not None and torch.allclose(back, drift, rtol=1e-12, atol=1e-12)
     assert set(state) == set(update) and all(torch.equal(state[name], update[name].double()) for name in update)
-    assert restore(flatten(update, None, 1.0), update, None, 1.0)[1] is None
+    assert restore(flatten(update, None, shape, setting), update, None, shape, setting)[1] is None
     with pytest.raises(FederationError, match="13 numbers"):
-        restore(np.zeros(13), update, drift.shape, 20.0)
+        restore(np.zeros(13), update, drift.shape, shape, setting)
+
+
+def test_sums_of_a_longitudinal_drift_keep_more_digits_than_the_levels() -> None:
+    setting = SecaggSetting("study", 1, 3, 2, 2 * 50, clip=0.1)
+    drifts = [1000 * torch.randn(50, generator=torch.Generator().manual_seed(site)).double() for site in range(3)]
+    total = sum(quantise(flatten({}, drift, "longitudinal", setting), setting)[0].astype(np.uint64) for drift in drifts)
+    mean = dequantise((total % 2**32).astype(np.uint32), 3, setting) / 3
+    back = restore(mean, {}, torch.Size([50]), "longitudinal", setting)[1]
+    assert back is not None
+    assert float((back - torch.stack(drifts).mean(0)).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize(

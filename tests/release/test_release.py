@@ -31,7 +31,7 @@ def released(smallest_base: Path, tmp_path: Path) -> Path:
     )
     adapted = inject(load_denoiser(str(smallest_base)), read_adapter(study.adapter), study.seed)
     state = random_state(adapted.state(), 1.0)
-    drift = torch.tensor([0.1, -0.2, 0.3, 0.0])[:, None, None]
+    drift = LatentDrift(torch.tensor([0.1, -0.2, 0.3, 0.0])[:, None, None])
     digest = base_digest(str(smallest_base))
     return write_release(
         tmp_path / "release", study, MODALITY, ReleaseContent(digest, state, drift, {"p": drift}, [ROUND])
@@ -105,7 +105,8 @@ def test_equal_content_gives_equal_bytes(released: Path, smallest_base: Path, tm
     again = tmp_path / "again"
     for _ in range(5):
         study = dataclasses.replace(first.study, base_model=str(smallest_base))
-        drift = first.drift.mean if isinstance(first.drift, LatentDrift) else None
+        drift = first.drift
+        assert isinstance(drift, LatentDrift)
         write_release(
             again, study, MODALITY, ReleaseContent(first.base_digest, first.state, drift, {"p": drift}, [ROUND])
         )

@@ -15,6 +15,7 @@ from ld_common.core.command import run_cli
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError, ReleaseError, SignatureError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.keys import (
     Purpose,
@@ -315,7 +316,7 @@ def drawable(smallest_base: Path, brain_mri: Modality, tmp_path_factory: pytest.
         StudyConfig, {"name": "drawn", "base_model": str(smallest_base), "adapter": {"name": "lora", "rank": 2}}
     )
     state = inject(load_denoiser(str(smallest_base)), read_adapter(study.adapter), study.seed).state()
-    folder, drift = tmp_path_factory.mktemp("drawable"), torch.zeros(4, 1, 1)
+    folder, drift = tmp_path_factory.mktemp("drawable"), LatentDrift(torch.zeros(4, 1, 1))
     return write_release(folder, study, brain_mri, ReleaseContent(base_digest(str(smallest_base)), state, drift))
 
 

@@ -28,8 +28,11 @@ from ld_server.aggregation import (
     site_weights,
 )
 from ld_server.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
+from ld_server.drift_collection import CollectedDrifts
+from ld_server.reply_validation import DriftForm
 
 REFERENCE = {"a": torch.zeros(3), "b": torch.zeros(2, 2)}
+FORM = DriftForm(torch.Size((4, 1, 1)), torch.float32, 20.0)
 GOOD = TrainResult(
     site="x",
     round=1,
@@ -206,7 +209,7 @@ def test_a_rule_that_cannot_be_kept_is_refused(settings: dict[str, object], word
 
 
 def test_a_good_answer_passes_with_its_norm() -> None:
-    assert check_result(GOOD, REFERENCE, torch.Size((4, 1, 1)), 10.0) == pytest.approx(7**0.5)
+    assert check_result(GOOD, REFERENCE, FORM, 10.0) == pytest.approx(7**0.5)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +221,8 @@ def test_a_good_answer_passes_with_its_norm() -> None:
         ({"drift": None}, "drift"),
         ({"drift": torch.zeros(3, 1, 1)}, "drift"),
         ({"drift": torch.full((4, 1, 1), float("nan"))}, "NaN"),
+        ({"drift": torch.zeros(4, 1, 1).double()}, "float64, not float32"),
+        ({"drift": torch.full((4, 1, 1), 21.0)}, "reaches 21"),
         ({"numbers": TrainNumbers(10, 4, 1.0, float("inf"), 2.0)}, "infinite"),
         ({"numbers": TrainNumbers(0, 4, 1.0, 0.5, 2.0)}, "0 visits"),
         ({"numbers": TrainNumbers(10, 11, 1.0, 0.5, 2.0)}, "11 patients"),
@@ -225,7 +230,7 @@ def test_a_good_answer_passes_with_its_norm() -> None:
 )
 def test_a_bad_answer_is_refused_with_its_reason(changed: dict[str, object], words: str) -> None:
     with pytest.raises(AdapterError, match=words):
-        check_result(replace(GOOD, **changed), REFERENCE, torch.Size((4, 1, 1)), 10.0)
+        check_result(replace(GOOD, **changed), REFERENCE, FORM, 10.0)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -236,21 +241,28 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
         round=3,
         state={"a": torch.randn(4)},
         records=[{"round": 1, "sites": {}}],
-        site_drifts={"p": torch.randn(4, 1, 1), "q": torch.randn(4, 1, 1)},
-        site_weights={"p": 1 / 3, "q": 2.0},
-        mean_drift=torch.randn(4, 1, 1),
+        drifts=CollectedDrifts(
+            {"p": torch.randn(4, 1, 1), "q": torch.randn(4, 1, 1)},
+            {"p": 1 / 3, "q": 2.0},
+            torch.randn(4, 1, 1),
+            {"mean": torch.randn(64).double()},
+        ),
     )
     write_checkpoint(tmp_path, saved)
     read = read_checkpoint(tmp_path)
-    tensors = ("state", "site_drifts", "mean_drift")
-    plain = [{key: value for key, value in vars(one).items() if key not in tensors} for one in (saved, read)]
+    plain = [
+        {key: value for key, value in vars(one).items() if key not in ("state", "drifts")} for one in (saved, read)
+    ]
     assert plain[0] == plain[1]
     assert torch.equal(read.state["a"], saved.state["a"])
-    assert read.site_drifts.keys() == saved.site_drifts.keys()
-    assert all(torch.equal(value, saved.site_drifts[name]) for name, value in read.site_drifts.items())
-    assert read.mean_drift is not None
-    assert saved.mean_drift is not None
-    assert torch.equal(read.mean_drift, saved.mean_drift)
+    assert read.drifts.weights == saved.drifts.weights
+    for name in ("sites", "basis"):
+        before, after = getattr(saved.drifts, name), getattr(read.drifts, name)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(value, after[key]) and value.dtype == after[key].dtype for key, value in before.items())
+    assert read.drifts.mean is not None
+    assert saved.drifts.mean is not None
+    assert torch.equal(read.drifts.mean, saved.drifts.mean)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:

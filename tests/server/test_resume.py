@@ -24,6 +24,7 @@ from ld_common.protocol.messages import TrainNumbers, TrainResult, TrainTask
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ADAPTER, MANIFEST
 from ld_server.checkpoint import NAME, PREVIOUS, Checkpoint, find_checkpoint, read_checkpoint, write_checkpoint
+from ld_server.drift_collection import CollectedDrifts
 from ld_server.round_log import ROUNDS, locked
 from ld_server.server_app import run_study
 from tests.server.test_strategy import MODALITY, LocalGrid, honest, load_channels, study
@@ -176,7 +177,7 @@ def test_resuming_holds_for_a_secure_sum(
         again[name].write_text(f"{file.read_text()}ledger: {tmp_path / 'again/ledger.sqlite'}\n")
     with pytest.raises(Crash):
         run_study(Dying(again), parts, modality)
-    assert read_checkpoint(tmp_path / "parts").mean_drift is not None
+    assert read_checkpoint(tmp_path / "parts").drifts.mean is not None
     for _ in range(2):  # the second time there is nothing left but to write the release
         run_study(Nodes(again), parts, modality, resume=True)
         assert_same(tmp_path / "parts", tmp_path / "whole")
@@ -248,7 +249,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(
 def test_any_changed_byte_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     drifts = {"p": torch.randn(4, 1, 1)}
     record: dict[str, Any] = {"round": 1}
-    whole = Checkpoint("study", "base", "modality", 1, {"a": torch.randn(6)}, [record], drifts, {"p": 2.0})
+    whole = Checkpoint(
+        "study", "base", "modality", 1, {"a": torch.randn(6)}, [record], CollectedDrifts(drifts, {"p": 2.0})
+    )
     write_checkpoint(tmp_path, whole)
     content = (tmp_path / NAME).read_bytes()
     unnoticed = []

@@ -229,7 +229,7 @@ def test_a_bad_answer_is_left_out_with_its_reason_and_the_run_goes_on(
     assert "Jane Doe" not in json.dumps(rounds)
     assert release.state.keys() == honest_state.keys()
     assert all(torch.equal(value, honest_state[name]) for name, value in release.state.items())
-    assert release.drift is not None
+    assert isinstance(release.drift, LatentDrift)
     assert torch.allclose(release.drift.mean, torch.full((channels, 1, 1), 0.02))
     assert sorted(release.site_drifts) == ["p", "q"]
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.config import from_mapping
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.keys import new_signing_key, write_private_key
@@ -56,7 +57,7 @@ class DeployedStudy:
     def train(self) -> Path:
         """Write a run's release, as a finished study does; random numbers."""
         study, modality = self.home.study()
-        state, drift = {"unet.layer.weight": torch.randn(NUMBERS)}, torch.full((4, 1, 1), 0.5)
+        state, drift = {"unet.layer.weight": torch.randn(NUMBERS)}, LatentDrift(torch.full((4, 1, 1), 0.5))
         content = ReleaseContent("0" * 64, state, drift, {"aster": drift}, [ROUND])
         return write_release(self.home.run / "release", study, modality, content)
 

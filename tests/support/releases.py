@@ -14,6 +14,7 @@ from ld_common.adapters.registry import read_adapter
 from ld_common.core.command import run_cli
 from ld_common.core.config import from_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, write_release
@@ -30,9 +31,9 @@ def write_small_release(folder: Path, base: Path, modality: Modality) -> Path:
     study = from_mapping(StudyConfig, options)
     adapted = inject(load_denoiser(str(base)), read_adapter(study.adapter), study.seed)
     state = random_state(adapted.state(), 0.1)
-    drift = torch.full((4, 1, 1), 0.5)
+    drift, other = (LatentDrift(torch.full((4, 1, 1), value)) for value in (0.5, 1.0))
     return write_release(
-        folder, study, modality, ReleaseContent(base_digest(str(base)), state, drift, {"aster": 2 * drift})
+        folder, study, modality, ReleaseContent(base_digest(str(base)), state, drift, {"aster": other})
     )
 
 

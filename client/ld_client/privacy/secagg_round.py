@@ -17,6 +17,7 @@ from ld_client.site_config import SiteConfig
 from ld_common.core.atomic_files import held, write_bytes
 from ld_common.core.errors import FederationError, StoreError
 from ld_common.core.state import State
+from ld_common.diffusion.options import largest_drift
 from ld_common.protocol.secagg.identities import Identity
 from ld_common.protocol.secagg.messages import (
     LEVELS,
@@ -24,7 +25,6 @@ from ld_common.protocol.secagg.messages import (
     RoutedShares,
     SecaggSetting,
     Stage,
-    drift_unit,
     fewest_summed,
     flatten,
     pack,
@@ -86,10 +86,17 @@ class SecaggSiteRound:
         routed = unpack(RoutedShares, request)
         self._store(open_shares(begun(self._load()), routed, study_digest, round_number, self.identity))
 
-    def mask(self, update: State, drift: Tensor | None) -> Payload:
-        """The update and the drift, quantised and masked; raises `FederationError`."""
+    def mask(self, update: State, drift: Tensor | None, shape: str) -> Payload:
+        """The update and the drift of this shape, quantised and masked.
+
+        Raises:
+            FederationError: out of turn, or sums of a longitudinal drift that are too large to travel.
+        """
         before = begun(self._load())
-        vector = flatten(update, drift, drift_unit(before.setting.clip))
+        if shape == "longitudinal" and drift is not None:
+            fits = float(drift.abs().max()) <= largest_drift(shape)
+            require(fits, "the site's sums are too large for secure aggregation: it has too many visits")
+        vector = flatten(update, drift, shape, before.setting)
         state, answer, _ = mask_update(before, vector)
         self._store(state)
         return pack(answer)

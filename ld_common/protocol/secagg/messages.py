@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ld_common.core.errors import FederationError
 from ld_common.core.state import State
-from ld_common.diffusion.options import LARGEST_DRIFT
+from ld_common.diffusion.options import largest_drift
 from ld_common.protocol.secagg.crypto import digest
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def fewest_summed(sites: int, federation: FederationConfig) -> int:
     return max(federation.secure_threshold or default_threshold(sites), federation.min_train_nodes)
 
 
-def drift_unit(clip: float) -> float:
-    """The unit in which a drift travels, so that the largest accepted one fits the clipping range."""
-    return LARGEST_DRIFT / clip
+def drift_unit(clip: float, shape: str) -> float:
+    """The unit in which a drift of this shape travels, so that the largest accepted one fits the clipping range."""
+    return largest_drift(shape) / clip
 
 
 @dataclass(frozen=True)
@@ -260,19 +260,30 @@ def dequantise(total: NDArray[np.uint32], sites: int, setting: SecaggSetting) ->
     return total.astype(np.float64) * setting.step - sites * setting.clip
 
 
-def flatten(update: State, drift: Tensor | None, drift_unit: float) -> NDArray[np.float64]:
-    """Tensors in the order of their names, then the drift in `drift_unit`s, as one vector.
+def drift_numbers(size: int, shape: str) -> int:
+    """Numbers of a vector that a drift of `size` numbers takes: a longitudinal one travels as two, coarse and fine."""
+    return size * (2 if shape == "longitudinal" else 1)
 
-    One clipping range holds for all of it, so the unit is what brings a drift into the range of an update.
+
+def flatten(update: State, drift: Tensor | None, shape: str, setting: SecaggSetting) -> NDArray[np.float64]:
+    """Tensors in the order of their names, then the drift of this shape, as one vector.
+
+    One clipping range holds for all of it, so a drift travels in `drift_unit`s. Sums of a longitudinal drift need more
+    digits than `SecaggSetting.levels`: the nearest level and, magnified, what it leaves.
     """
     parts = [update[name].detach().double().reshape(-1) for name in sorted(update)]
     if drift is not None:
-        parts.append(drift.detach().double().reshape(-1) / drift_unit)
+        scaled = drift.detach().double().reshape(-1) / drift_unit(setting.clip, shape)
+        if shape == "longitudinal":
+            coarse = ((scaled + setting.clip) / setting.step).round() * setting.step - setting.clip
+            parts += [coarse, (scaled - coarse) * _magnification(setting)]
+        else:
+            parts.append(scaled)
     return typing.cast("NDArray[np.float64]", torch.cat(parts).cpu().numpy())
 
 
 def restore(
-    vector: NDArray[np.float64], reference: State, drift_shape: torch.Size | None, drift_unit: float
+    vector: NDArray[np.float64], reference: State, drift_shape: torch.Size | None, shape: str, setting: SecaggSetting
 ) -> tuple[State, Tensor | None]:
     """Undo `flatten` for the names and shapes of `reference`, in float64.
 
@@ -280,9 +291,20 @@ def restore(
         FederationError: the vector has another length.
     """
     sizes = [reference[name].numel() for name in sorted(reference)]
-    sizes += [] if drift_shape is None else [drift_shape.numel()]
-    require(len(vector) == sum(sizes), f"a vector of {len(vector)} numbers for tensors of {sum(sizes)}")
-    parts = list(torch.from_numpy(vector.astype(np.float64)).split(sizes))
-    drift = None if drift_shape is None else parts.pop().reshape(drift_shape) * drift_unit
+    drift_size = 0 if drift_shape is None else drift_numbers(drift_shape.numel(), shape)
+    expected = sum(sizes) + drift_size
+    require(len(vector) == expected, f"a vector of {len(vector)} numbers for tensors of {expected}")
+    *parts, rest = torch.from_numpy(vector.astype(np.float64)).split([*sizes, drift_size])
+    drift = None
+    if drift_shape is not None:
+        if shape == "longitudinal":
+            coarse, fine = rest.chunk(2)
+            rest = coarse + fine / _magnification(setting)
+        drift = rest.reshape(drift_shape) * drift_unit(setting.clip, shape)
     names = sorted(reference)
     return {name: part.reshape(reference[name].shape) for name, part in zip(names, parts, strict=True)}, drift
+
+
+def _magnification(setting: SecaggSetting) -> float:
+    """Factor that spreads half a level over the clipping range."""
+    return 2 * setting.clip / setting.step

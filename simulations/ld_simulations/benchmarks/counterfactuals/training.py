@@ -68,5 +68,9 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
         state = aggregate_states(updates, weights, aggregator)
     adapted.load(state)
     mean = aggregate_drifts(drifts, weights, aggregator)
-    content = ReleaseContent(base_digest(study.base_model), adapted.state(), mean, drifts)
+    form = study.drift.formulation
+    entered = {name: entering(drift, form) for name, drift in drifts.items()}
+    content = ReleaseContent(
+        base_digest(study.base_model), adapted.state(), None if mean is None else entering(mean, form), entered
+    )
     return write_release(folder, study, modality, content)

@@ -71,7 +71,7 @@ def cross_sectional_sums(people: Sequence[Person], modality: Modality) -> Sums:
 
 
 @dataclass(frozen=True, eq=False)
-class Basis:
+class Components:
     """Principal components of latents."""
 
     mean: np.ndarray
@@ -79,7 +79,7 @@ class Basis:
     """`(K,D)`, scaled so that a component has unit variance."""
 
     @classmethod
-    def of(cls, visits: Sequence[ScannedVisit], components: int) -> Basis:
+    def of(cls, visits: Sequence[ScannedVisit], components: int) -> Components:
         """The first principal components of the visits' latents."""
         latents = np.stack([_flat(visit.latent) for visit in visits])
         mean = latents.mean(0)
@@ -93,7 +93,7 @@ class Basis:
         return parts
 
 
-def longitudinal_sums(people: Sequence[Person], modality: Modality, basis: Basis) -> Sums:
+def longitudinal_sums(people: Sequence[Person], modality: Modality, basis: Components) -> Sums:
     """Of one site: all pairs of visits of a patient."""
     rows, changes = [], []
     for person in people:
@@ -115,7 +115,7 @@ class RidgeRules:
     modality: Modality
     attribute_change: np.ndarray
     """W, `(F,D)`."""
-    basis: Basis
+    basis: Components
     yearly_change: np.ndarray
     """C, `(1+F+K,D)`."""
 
@@ -124,7 +124,7 @@ class RidgeRules:
         """Fit on patients of several sites; equal to a fit on pooled rows with an intercept a site."""
         sites = [[person for person in people if person.hospital == name] for name in _names(people)]
         across = [cross_sectional_sums(site, modality) for site in sites]
-        basis = Basis.of([visit for person in people for visit in person.visits], components)
+        basis = Components.of([visit for person in people for visit in person.visits], components)
         over_time = [longitudinal_sums(site, modality, basis) for site in sites]
         width = len(across[0].gram)
         penalty = np.array([PENALTY] * (1 + width) + [SCAN_PENALTY] * components)
@@ -170,7 +170,7 @@ def as_latents(changes: Sequence[np.ndarray], visit: ScannedVisit) -> Tensor:
     return torch.stack(moved)
 
 
-def _yearly(modality: Modality, attributes: Attributes, basis: Basis, latent: np.ndarray) -> np.ndarray:
+def _yearly(modality: Modality, attributes: Attributes, basis: Components, latent: np.ndarray) -> np.ndarray:
     return np.concatenate([[1.0], features(modality, attributes), basis.of_latent(latent)])
 
 

@@ -35,6 +35,7 @@ from safetensors.torch import save
 
 from ld_client.deployment.audit_log import LogEntry, entry_hash, make_entry
 from ld_common.core.config import from_mapping, to_mapping
+from ld_common.diffusion.drift import LatentDrift
 from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.keys import public_line
 from ld_common.protocol.kit_archive import write_kit
@@ -95,7 +96,7 @@ def release_files() -> dict[str, bytes]:
         "down.to_q.lora_A.weight": values,
         "down.to_q.lora_B.weight": values.T.clone(memory_format=torch.contiguous_format),
     }
-    content = ReleaseContent(DIGEST, state, torch.full((4, 1, 1), 0.5), {})
+    content = ReleaseContent(DIGEST, state, LatentDrift(torch.full((4, 1, 1), 0.5)))
     with tempfile.TemporaryDirectory() as place:
         folder = write_release(Path(place) / "release", study, BRAIN, content)
         sign_release(folder, KEY)

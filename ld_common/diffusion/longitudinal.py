@@ -1,0 +1,152 @@
+"""Longitudinal drift: how a patient's latents change with the years, as a function of the scan and its attributes.
+
+    z(t + h) = z(t) + h · C · x(z(t), c),    x = [1, φ(c), p(z)]      change in a year
+    E[z | c] = m + W φ(c)                                             patients of other attributes
+    a category that acts like years:  φ' - φ = 1  is  τ years of the change above
+
+φ(c) and p(z) are those of `longitudinal_sums`, p scaled to unit variance. C is learned within patients, from all pairs
+of visits; W and τ between patients, where nobody changes between visits. Disease typically acts like years of ageing,
+and then the change that the patient's own scan predicts is the better answer than the mean difference of the groups;
+sex does not. `longitudinal_fit` decides by cross-validation over patients. Sampling from noise starts at E[z | c].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ld_common.core.errors import ReleaseError
+from ld_common.core.state import State
+from ld_common.diffusion.drift import LatentDrift
+from ld_common.diffusion.longitudinal_sums import attribute_features, regressors
+
+STEP_YEARS = 2.5
+"""The scan's parts are renewed after so many years of a longer change."""
+PREFIX = "longitudinal."
+
+
+@dataclass(frozen=True)
+class AttributeChange:
+    """What an edit asks for, as design vectors of the modality: categories change first, then the years pass."""
+
+    source: tuple[float, ...]
+    switched: tuple[float, ...]
+    """The target's attributes at the source's age."""
+    target: tuple[float, ...]
+    years: float
+    """From the source's age to the target's; below 0 for a younger patient."""
+
+
+@dataclass(frozen=True, eq=False)
+class LongitudinalDrift:
+    """A fitted longitudinal drift; all tensors float32, D numbers of latents, F features, K parts."""
+
+    mean: Tensor
+    """m, `(D,)`."""
+    effect: Tensor
+    """W, `(F,D)`."""
+    centre: Tensor
+    """Where parts are measured from, `(D,)`."""
+    directions: Tensor
+    """Parts are `directions` · (z - centre), `(K,D)`, of unit variance within sites."""
+    yearly: Tensor
+    """C, `(1+F+K,D)`."""
+    years: Tensor
+    """τ of each feature, `(F,)`; 0 where it does not act like years."""
+    numeric: Tensor
+    """1 for the design vector's numbers, 0 for its categories, `(k,)`."""
+    part_effect: Tensor
+    """W in parts, `(F,K)`."""
+    part_mean: Tensor
+    """Parts of m, `(K,)`."""
+    part_spread: Tensor
+    """Covariance of the parts between patients of the same attributes and site, `(K,K)`."""
+    change_spread: Tensor
+    """Covariance of a pair's change around the predicted one, in parts, `(K,K)`: the noise of two visits."""
+    outside: Tensor
+    """Mean and standard deviation of a visit's root mean square outside of the basis, `(2,)`."""
+    base_mean: Tensor
+    """The base's own mean by channel `(C,)`."""
+    latent_shape: Tensor
+    """C, h, w."""
+    formulation: str = "prior"
+
+    def state(self) -> State:
+        """As a release stores it."""
+        return {PREFIX + field.name: getattr(self, field.name) for field in fields(self) if field.name != "formulation"}
+
+    @classmethod
+    def from_state(cls, state: State) -> LongitudinalDrift:
+        """Undo `state`; raises `ReleaseError` unless names and shapes are those of a longitudinal drift."""
+        names = [field.name for field in fields(cls) if field.name != "formulation"]
+        if {PREFIX + name for name in names} != set(state):
+            raise ReleaseError("the longitudinal drift lacks a tensor, or has one too many: copy the release again")
+        drift = cls(**{name: state[PREFIX + name].float() for name in names})
+        (rows, size), parts, channels = drift.effect.shape, len(drift.directions), len(drift.base_mean)
+        shapes = {
+            "mean": (size,),
+            "centre": (size,),
+            "directions": (parts, size),
+            "yearly": (1 + rows + parts, size),
+            "years": (rows,),
+            "part_effect": (rows, parts),
+            "part_mean": (parts,),
+            "part_spread": (parts, parts),
+            "change_spread": (parts, parts),
+            "outside": (2,),
+            "latent_shape": (3,),
+        }
+        wrong = [name for name, shape in shapes.items() if getattr(drift, name).shape != shape]
+        finite = all(bool(getattr(drift, name).isfinite().all()) for name in names)
+        fits = math.prod(drift.latent_shape.int().tolist()) == size and int(drift.latent_shape[0]) == channels
+        if wrong or not finite or not fits:
+            raise ReleaseError(
+                f"the longitudinal drift has a wrong tensor ({', '.join(wrong)}): copy the release again"
+            )
+        return drift
+
+    def features(self, designs: Tensor) -> Tensor:
+        """φ `(N,F)` of design vectors `(N,k)`."""
+        return attribute_features(designs, [bool(number) for number in self.numeric])
+
+    def parts(self, latents: Tensor) -> Tensor:
+        """Parts `(N,K)` of flat latents `(N,D)`."""
+        return (latents - self.centre) @ self.directions.T
+
+    def at(self, design: Sequence[Sequence[float]]) -> LatentDrift:
+        """Where sampling from noise starts for these design vectors `(B,k)`: E[z | c] minus the base's mean."""
+        mean = self.mean + self.features(torch.tensor(design)) @ self.effect
+        shape = [int(size) for size in self.latent_shape]
+        return LatentDrift(mean.view(-1, *shape) - self.base_mean.view(-1, 1, 1), self.formulation)
+
+    def change(
+        self, latents: Tensor, asked: AttributeChange, time_scale: float = 1.0, effect_scale: float = 1.0
+    ) -> Tensor:
+        """What changes in a scan's latents `(C,h,w)` until an edit's target, in closed form.
+
+        Args:
+            latents: of the scan, scaled.
+            asked: the edit.
+            time_scale: factor of the change with the years; ridge regression shrinks it.
+            effect_scale: factor of the difference between groups.
+        """
+        start = latents.detach().cpu().float().reshape(1, -1)
+        source, switched, target = (torch.tensor([row]) for row in (asked.source, asked.switched, asked.target))
+        step = self.features(switched) - self.features(source)
+        free = torch.where(self.years == 0, step, 0.0)
+        moved = start + effect_scale * free @ self.effect
+        moved = self._walk(moved, source, source, float(step @ self.years), 1.0)
+        moved = self._walk(moved, switched, target, asked.years, time_scale)
+        return (moved - start).view_as(latents).to(latents)
+
+    def _walk(self, latents: Tensor, first: Tensor, last: Tensor, years: float, scale: float) -> Tensor:
+        """Latents after some years, in steps; the design vector goes from `first` to `last`."""
+        steps = math.ceil(abs(years) / STEP_YEARS)
+        for number in range(steps):
+            features = self.features(first + (last - first) * (number / steps))
+            latents = latents + scale * years / steps * (regressors(features, self.parts(latents)) @ self.yearly)
+        return latents

@@ -1,0 +1,202 @@
+"""Fits a longitudinal drift to the sum of the sites' sums: the ridge, and what acts like years, by cross-validation.
+
+Solving needs only the sums, so a fit over sites is the fit of all visits pooled, with an intercept a site.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ld_common.core.errors import ConfigError
+from ld_common.core.state import State
+from ld_common.diffusion.longitudinal import LongitudinalDrift
+from ld_common.diffusion.longitudinal_sums import FOLDS, Basis, feature_columns
+
+PARTS = (16, 32, 48)
+"""Numbers of principal components that are tried."""
+PART_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Ridge of a part of unit variance, a pair."""
+FEATURE_PENALTIES = (0.001, 0.01, 0.1, 1.0)
+"""Ridge of a feature, a pair."""
+EFFECT_PENALTY = 0.001
+"""Ridge of a feature between patients, a visit."""
+INTERCEPT_PENALTY = 0.001
+
+
+@dataclass(frozen=True)
+class RidgeChoice:
+    """What cross-validation chose."""
+
+    parts: int
+    part_penalty: float
+    feature_penalty: float
+    error: float
+    """Of held-back patients, as a share of what predicting no change leaves."""
+
+
+def fit(
+    summed: State,
+    basis: Basis,
+    numeric: Sequence[bool],
+    base_mean: Tensor,
+    latent_shape: Sequence[int],
+) -> tuple[LongitudinalDrift, RidgeChoice]:
+    """Solve the regressions.
+
+    Args:
+        summed: the sites' `longitudinal_sums.sums`, added up; a common factor does not matter.
+        basis: the one that they were computed with.
+        numeric: which columns of the design vector are numbers.
+        base_mean: the base's own mean by channel `(C,)`.
+        latent_shape: C, h, w.
+
+    Raises:
+        ConfigError: no patient of any site has two visits on different days.
+    """
+    if not float(summed["pairs"].sum()) > 0:
+        raise ConfigError("drift.shape longitudinal needs patients with two visits, and no site has any")
+    count, visits = len(feature_columns(numeric)), float(summed["visits"][0])
+    rotation = _components(summed["across_spread"] / visits, basis.deviations)
+    choice = _choose_ridge(summed, rotation, count, basis.deviations)
+    rotation = rotation[: choice.parts]
+    yearly = _solve_time(summed, rotation, count, choice, "time_latents")
+    part_yearly = _solve_time(summed, rotation, count, choice, "time_parts") @ rotation.T
+    across = summed["across_features"].sum(0), summed["across_parts"].sum(0) @ rotation.T
+    effect = _solve_across(across[0], summed["across_latents"], visits)
+    part_effect = _solve_across(*across, visits)
+    mean_features = summed["features"] / visits
+    mean = summed["latents"] / visits - mean_features @ effect
+    part_mean = rotation @ basis.parts((summed["latents"] / visits)[None])[0]
+    spread = rotation @ summed["across_spread"] @ rotation.T / visits
+    spread = spread - part_effect.T @ across[0] @ part_effect / visits
+    typical = torch.cat([torch.ones(1, dtype=torch.float64), mean_features, part_mean]) @ part_yearly
+    drift = LongitudinalDrift(
+        mean=mean,
+        effect=effect,
+        centre=basis.mean,
+        directions=rotation @ basis.directions,
+        yearly=yearly,
+        years=_years_of_effects(summed, rotation, _metric(spread, rotation, basis.deviations), typical, numeric),
+        numeric=torch.tensor([float(number) for number in numeric]),
+        part_effect=part_effect,
+        part_mean=part_mean - mean_features @ part_effect,
+        part_spread=spread,
+        change_spread=_change_spread(summed, rotation, part_yearly, count),
+        outside=_moments(summed["outside"] / visits),
+        base_mean=base_mean,
+        latent_shape=torch.tensor([float(size) for size in latent_shape]),
+    )
+    return LongitudinalDrift.from_state({name: value.float() for name, value in drift.state().items()}), choice
+
+
+def _components(covariance: Tensor, deviations: Tensor) -> Tensor:
+    """Maps `(q',q)` of parts onto principal components of unit variance, largest first, without those that do not vary.
+
+    Args:
+        covariance: of the basis' parts `(q,q)`.
+        deviations: of latents along the basis' directions `(q,)`, which decide what is large.
+    """
+    values, vectors = torch.linalg.eigh(deviations[:, None] * covariance * deviations)
+    keep = values > 1e-9 * values.max()
+    return ((vectors[:, keep] / values[keep].sqrt()).T * deviations).flip(0)
+
+
+def _row_map(rotation: Tensor, features: int) -> Tensor:
+    """Regressors `(1+F+K, 1+F+q)` on principal components from those on the basis' parts."""
+    return torch.block_diag(torch.eye(1 + features, dtype=torch.float64), rotation)
+
+
+def _penalty(parts: int, features: int, part_penalty: float, feature_penalty: float) -> Tensor:
+    rows = [INTERCEPT_PENALTY] + [feature_penalty] * features + [part_penalty] * parts
+    return torch.diag(torch.tensor(rows, dtype=torch.float64))
+
+
+def _choose_ridge(summed: State, rotation: Tensor, features: int, deviations: Tensor) -> RidgeChoice:
+    """The options of the least error on patients who were held back, each group of patients in turn."""
+    nothing = float(summed["time_energy"].sum())
+    choices = []
+    for parts, part_penalty, feature_penalty in itertools.product(PARTS, PART_PENALTIES, FEATURE_PENALTIES):
+        turned = _row_map(rotation[:parts], features)
+        grams = turned @ summed["time_features"] @ turned.T
+        crosses = turned @ summed["time_parts"] * deviations
+        penalty, error = _penalty(len(rotation[:parts]), features, part_penalty, feature_penalty), nothing
+        for fold in range(FOLDS):
+            others = [other for other in range(FOLDS) if other != fold]
+            pairs = summed["pairs"][others].sum()
+            if float(pairs) > 0:
+                solved = torch.linalg.solve(grams[others].sum(0) + pairs * penalty, crosses[others].sum(0))
+                error += float((solved * (grams[fold] @ solved)).sum() - 2 * (solved * crosses[fold]).sum())
+        choices.append(
+            RidgeChoice(len(rotation[:parts]), part_penalty, feature_penalty, error / nothing if nothing else 1.0)
+        )
+    return min(choices, key=lambda choice: choice.error)
+
+
+def _solve_time(summed: State, rotation: Tensor, features: int, choice: RidgeChoice, target: str) -> Tensor:
+    turned = _row_map(rotation, features)
+    gram = turned @ summed["time_features"].sum(0) @ turned.T
+    cross = turned @ (summed[target] if summed[target].dim() == 2 else summed[target].sum(0))
+    penalty = _penalty(choice.parts, features, choice.part_penalty, choice.feature_penalty)
+    return torch.linalg.solve(gram + summed["pairs"].sum() * penalty, cross)
+
+
+def _solve_across(gram: Tensor, cross: Tensor, visits: float) -> Tensor:
+    return torch.linalg.solve(gram + EFFECT_PENALTY * visits * torch.eye(len(gram), dtype=torch.float64), cross)
+
+
+def _metric(spread: Tensor, rotation: Tensor, deviations: Tensor) -> Tensor:
+    """How much a difference in parts counts: the inverse of their covariance, shrunk to that of all latents alike.
+
+    Without the shrinkage, directions in which latents hardly vary would decide, and there estimates are noise.
+    """
+    variances = 1 / (rotation / deviations).square().sum(1)
+    return torch.linalg.inv(spread + torch.diag(variances.mean() / variances))
+
+
+def _years_of_effects(
+    summed: State, rotation: Tensor, metric: Tensor, typical: Tensor, numeric: Sequence[bool]
+) -> Tensor:
+    """τ of each feature: the years by which the typical change explains its effect, where that predicts better.
+
+    A category acts like years if patients who were held back are nearer to `τ · typical` than to an effect of its own.
+    """
+    columns, visits = feature_columns(numeric), float(summed["visits"][0])
+    reading = metric @ typical / (typical @ metric @ typical)
+    years = torch.zeros(len(columns), dtype=torch.float64)
+    grams, crosses = summed["across_features"], summed["across_parts"] @ rotation.T
+    for category in [column for column, number in enumerate(numeric) if not number]:
+        group = [row for row, of in enumerate(columns) if category in of]
+        worse = 0.0
+        for fold in range(FOLDS):
+            others = [other for other in range(FOLDS) if other != fold]
+            free = _solve_across(grams[others].sum(0), crosses[others].sum(0), visits)
+            bound = free.clone()
+            bound[group] = torch.outer(free[group] @ reading, typical)
+            errors = [
+                float(((model.T @ grams[fold] @ model - 2 * model.T @ crosses[fold]) * metric).sum())
+                for model in (bound, free)
+            ]
+            worse += errors[0] - errors[1]
+        if worse < 0:
+            effect = _solve_across(grams.sum(0), crosses.sum(0), visits)
+            years[group] = effect[group] @ reading
+    return years
+
+
+def _change_spread(summed: State, rotation: Tensor, part_yearly: Tensor, features: int) -> Tensor:
+    turned = _row_map(rotation, features)
+    gram = turned @ summed["time_features"].sum(0) @ turned.T
+    cross = part_yearly.T @ turned @ summed["time_parts"].sum(0) @ rotation.T
+    moved = rotation @ summed["time_spread"] @ rotation.T
+    rest = moved - cross - cross.T + part_yearly.T @ gram @ part_yearly
+    return rest / summed["pairs"].sum()
+
+
+def _moments(means: Tensor) -> Tensor:
+    """Mean and standard deviation from the means of values and of squares."""
+    return torch.stack([means[0], (means[1] - means[0].square()).clamp_min(0).sqrt()])

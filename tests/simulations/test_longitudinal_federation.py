@@ -1,0 +1,119 @@
+"""A longitudinal drift through the real ClientApp and strategy: two rounds, plain or under secure aggregation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ld_client.data.store import open_store
+from ld_client.site_config import load_modality, load_site
+from ld_client.site_drift import longitudinal_sums
+from ld_common.core.config import from_mapping
+from ld_common.core.errors import AdapterError, ConfigError
+from ld_common.diffusion.base_model import base_latent_mean
+from ld_common.diffusion.longitudinal import LongitudinalDrift
+from ld_common.diffusion.longitudinal_fit import fit
+from ld_common.diffusion.longitudinal_sums import Basis, basis_of, layout, sketch_layout, unflatten
+from ld_common.pipeline import CounterfactualPipeline
+from ld_common.protocol.study_config import StudyConfig
+from ld_server.checkpoint import read_checkpoint
+from tests.simulations.test_secure_federation import SITES, Nodes, files, options, run, task_identity
+
+__all__ = ["files", "task_identity"]
+
+POLICY = "policy: {drift: [longitudinal], "
+SHAPE = (4, 4, 4)
+
+
+@pytest.fixture
+def willing(files: dict[str, Path]) -> dict[str, Path]:
+    """Sites that let the sums of a longitudinal drift leave."""
+    for file in files.values():
+        file.write_text(file.read_text().replace("policy: {", POLICY))
+    return files
+
+
+def longitudinal(base: Path, output: Path, **federation: object) -> dict[str, object]:
+    return {**options(base, output, **federation), "drift": {"shape": "longitudinal"}, "edit": {"name": "drift"}}
+
+
+def test_two_rounds_give_the_fit_of_the_pooled_sums(
+    smallest_base: Path, willing: dict[str, Path], tmp_path: Path
+) -> None:
+    release = run(Nodes(willing), longitudinal(smallest_base, tmp_path / "plain", secure_aggregation=False), willing)
+    site = load_site(willing["p"])
+    store, modality = open_store(site.store_path), load_modality(site)
+    study = from_mapping(StudyConfig, longitudinal(smallest_base, tmp_path / "plain"))
+    sketched = sum(longitudinal_sums(modality, store, study, {}) for _ in SITES)
+    assert isinstance(sketched, torch.Tensor)
+    basis = basis_of(unflatten(sketched, sketch_layout(64)), study.seed)
+    summed = sum(longitudinal_sums(modality, store, study, basis.state()) for _ in SITES)
+    assert isinstance(summed, torch.Tensor)
+    pooled, _ = fit(
+        unflatten(summed, layout(64, 5)),
+        basis,
+        modality.numeric_columns,
+        base_latent_mean(str(smallest_base), 4),
+        SHAPE,
+    )
+    assert isinstance(release.drift, LongitudinalDrift)
+    for name, value in pooled.state().items():
+        assert torch.equal(release.drift.state()[name], value), name
+    assert release.site_drifts == {}
+    assert float(release.drift.yearly.abs().max()) > 1e-4
+
+
+def test_a_secure_sum_gives_the_same_within_its_levels_and_an_answer_can_be_drawn(
+    smallest_base: Path, willing: dict[str, Path], tmp_path: Path
+) -> None:
+    grid = Nodes(willing)
+    masked = run(grid, longitudinal(smallest_base, tmp_path / "masked"), willing)
+    assert isinstance(masked.drift, LongitudinalDrift)
+    kept = read_checkpoint(tmp_path / "masked").drifts
+    assert kept.sites == {}
+    assert kept.mean is not None
+    site = load_site(willing["p"])
+    study = from_mapping(StudyConfig, longitudinal(smallest_base, tmp_path))
+    own = longitudinal_sums(load_modality(site), open_store(site.store_path), study, kept.basis)
+    assert float((kept.mean - own).abs().max() / own.abs().max()) < 1e-9  # all sites have the same visits
+    pipe = CounterfactualPipeline.from_release(masked.folder)
+    scan = torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    result = pipe(scan, {"age": 60, "sex": "F", "diagnosis": "CN"}, target={"age": 80})
+    assert result.record["edit"]["name"] == "drift"
+    assert float(abs(result.difference).max()) > 0
+
+
+def test_a_basis_of_another_size_is_refused(smallest_base: Path, willing: dict[str, Path], tmp_path: Path) -> None:
+    site = load_site(willing["p"])
+    store, modality = open_store(site.store_path), load_modality(site)
+    study = from_mapping(StudyConfig, longitudinal(smallest_base, tmp_path))
+    good = Basis(torch.zeros(64).double(), torch.eye(64).double()).state()
+    assert longitudinal_sums(modality, store, study, good).isfinite().all()
+    for basis in (
+        {"mean": good["mean"]},
+        {**good, "mean": torch.zeros(63).double()},
+        {**good, "directions": torch.full((64, 64), torch.nan).double()},
+    ):
+        with pytest.raises(AdapterError, match="basis"):
+            longitudinal_sums(modality, store, study, basis)
+
+
+def test_one_round_is_too_few_and_medians_do_not_add_up(
+    smallest_base: Path, willing: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="two rounds"):
+        from_mapping(StudyConfig, longitudinal(smallest_base, tmp_path, rounds=1))
+    medians = longitudinal(
+        smallest_base, tmp_path, secure_aggregation=False, aggregation={"name": "median"}, min_train_nodes=3
+    )
+    with pytest.raises(ConfigError, match="adds sums up"):
+        run(Nodes(willing), medians, willing)
+
+
+def test_sites_refuse_it_by_default(smallest_base: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    grid = Nodes(files)
+    with pytest.raises(Exception, match="no round had enough"):
+        run(grid, longitudinal(smallest_base, tmp_path, secure_aggregation=False), files)
+    assert "asks for more than the site allows" in (tmp_path / "rounds.jsonl").read_text()
