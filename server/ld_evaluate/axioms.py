@@ -43,13 +43,12 @@ class EditorRun:
         attributes: Sequence[Attributes],
         edits: Sequence[Edit],
         progress: Callable[[int], None] = lambda done: None,
-    ) -> Counterfactuals:
-        """Edits of scans `(N,1,S,S)` with these attributes, averaged over the seeds."""
+    ) -> tuple[Counterfactuals, Tensor]:
+        """Edits of scans `(N,1,S,S)` with these attributes, averaged over the seeds; and those of each seed."""
         prompts = [self.release.modality.prompt(values) for values in attributes]
-        drawn, _ = draw_several(
+        return draw_several(
             self.base, scans, prompts, edits, self.editor, self.seeds, progress, edit_drift(self.release)
         )
-        return drawn
 
 
 def composition(
@@ -79,17 +78,17 @@ def composition(
     }
 
 
-def reversibility(editor_run: EditorRun, data: EvaluationData, drawn: Counterfactuals, count: int) -> Metrics:
-    """PSNR of the first `count` scans against their edits, edited back."""
-    rows = [row for row, edit in enumerate(data.edits) if edit.scan < count]
-    scans = [data.edits[row].scan for row in rows]
-    original = [data.baselines.attributes[scan] for scan in scans]
-    edited = [attributes | data.edits[row].target for attributes, row in zip(original, rows, strict=True)]
+def reversibility(editor_run: EditorRun, data: EvaluationData, drawn: Counterfactuals) -> Metrics:
+    """PSNR of the scans against their edits, edited back."""
+    if not data.edits:
+        return {}
+    scans = [edit.scan for edit in data.edits]
+    edited = [edit.source | edit.target for edit in data.edits]
     edits = [
-        edit_to(data.modality, number, now, then)
-        for number, (now, then) in enumerate(zip(edited, original, strict=True))
+        edit_to(data.modality, number, now, edit.source, editor_run.editor.delta)
+        for number, (now, edit) in enumerate(zip(edited, data.edits, strict=True))
     ]
-    back = editor_run.draw(drawn.images[rows], edited, edits)
+    back, _ = editor_run.draw(drawn.images[: len(edits)], edited, edits)
     return {"reversal_psnr_db": float(psnr(back.images, drawn.autoencoded[scans]).mean())}
 
 
@@ -100,21 +99,17 @@ def effectiveness(predictors: Predictors, data: EvaluationData, autoencoded: Ten
         predictors: trained on real images.
         data: the edits.
         autoencoded: baselines `(N,1,S,S)` after the VAE.
-        images: of the edits `(M,1,S,S)`.
+        images: of the edits `(M,1,S,S)`, after the VAE.
     """
     metrics: Metrics = {}
     for name in predictors.numbers:
         rows = _rows_of(data, name)
         if not rows:
             continue
-        scans = [data.edits[row].scan for row in rows]
-        requested = torch.tensor(
-            [
-                float(data.edits[row].target[name]) - float(data.baselines.attributes[scan][name])
-                for row, scan in zip(rows, scans, strict=True)
-            ]
-        )
-        moved = predictors.number(name, images[rows]) - predictors.number(name, autoencoded[scans])
+        edits = [data.edits[row] for row in rows]
+        requested = torch.tensor([float(edit.target[name]) - float(edit.source[name]) for edit in edits])
+        before = predictors.number(name, autoencoded[[edit.scan for edit in edits]])
+        moved = predictors.number(name, images[rows]) - before
         metrics[f"{name}_moved"] = float((moved * requested).sum() / requested.square().sum())
     for name in predictors.categories:
         rows = _rows_of(data, name)

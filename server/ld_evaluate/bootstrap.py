@@ -7,6 +7,8 @@ import numpy as np
 from ld_common.core.seeding import numpy_generator
 
 RESAMPLES = 2000
+FEWEST = 5
+"""Patients without whom a correlation says nothing."""
 
 
 def bootstrap_interval(
@@ -23,8 +25,31 @@ def bootstrap_interval(
     group_numbers = np.unique(groups, return_inverse=True)[1]
     numerators = np.bincount(group_numbers, values)
     denominators = np.bincount(group_numbers, weights)
-    drawn = numpy_generator(0, "interval").integers(0, len(numerators), (RESAMPLES, len(numerators)))
+    drawn = _draws(len(numerators))
     with np.errstate(invalid="ignore", divide="ignore"):
         means = numerators[drawn].sum(1) / denominators[drawn].sum(1)
-    low, high = np.quantile(means[np.isfinite(means)], (0.025, 0.975))
+    return _ends(key, means)
+
+
+def correlation_interval(key: str, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """`<key>`, `<key>_low` and `<key>_high` of the correlation over patients `(N,)`.
+
+    Empty for fewer than `FEWEST`, or where one does not vary.
+    """
+    if len(first) < FEWEST or not (np.ptp(first) > 0 and np.ptp(second) > 0):
+        return {}
+    drawn = _draws(len(first))
+    parts = (values[drawn] - values[drawn].mean(1, keepdims=True) for values in (first, second))
+    one, other = parts
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlations = (one * other).sum(1) / np.sqrt((one**2).sum(1) * (other**2).sum(1))
+    return {key: float(np.corrcoef(first, second)[0, 1])} | _ends(key, correlations)
+
+
+def _draws(patients: int) -> np.ndarray:
+    return numpy_generator(0, "interval").integers(0, patients, (RESAMPLES, patients))
+
+
+def _ends(key: str, values: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(values[np.isfinite(values)], (0.025, 0.975))
     return {f"{key}_low": float(low), f"{key}_high": float(high)}

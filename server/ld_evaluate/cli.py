@@ -13,7 +13,7 @@ from ld_common.core.command import VERSION, Json, grouped, loading, print_json, 
 from ld_common.core.config import load_config, nearest, require
 from ld_common.core.errors import RequestError
 from ld_common.editing.registry import EDITORS
-from ld_evaluate.files import SCANS
+from ld_evaluate.files import ANSWERS, COPY, PERFECT, QUESTIONS, SAME, SCANS
 from ld_evaluate.options import JudgeConfig
 from ld_evaluate.report import write_release_report
 
@@ -25,6 +25,9 @@ RENAMED = {
 }
 """Former options, and what took their place."""
 
+TAKEN = (COPY, SAME, PERFECT)
+"""Names of rows that every page has."""
+
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -34,7 +37,8 @@ class ScanSources:
 
     data: Annotated[Path, typer.Option(help="Folder with scans.csv: patient, input, and the modality's attributes.")]
     reference: Annotated[
-        Path | None, typer.Option(help="Table of real scans of other patients: adds effectiveness and realism.")
+        Path | None,
+        typer.Option(help="Table of real scans of other patients: adds effectiveness, realism and minimality."),
     ] = None
 
 
@@ -50,6 +54,28 @@ class Editors:
 
 
 @dataclass(frozen=True)
+class OtherMethods:
+    """Methods of others, each a row beside the release's editors."""
+
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Folder with answers.csv: patient, every attribute of the answer, and file (.npy of the scan's shape, "
+            "in its real values, or an image). questions.csv in the output folder lists what is asked. Repeatable.",
+        ),
+    ] = None
+    callable: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODULE:FUNCTION",
+            help="Python function of (pixels HxW float32, source attributes, target attributes) that returns pixels "
+            "HxW. Repeatable.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Output:
     """Where the results go."""
 
@@ -61,6 +87,7 @@ def evaluate(
     release: Annotated[Path, typer.Argument(help="Folder of the release.")],
     scans: ScanSources,
     editors: Editors,
+    others: OtherMethods,
     output: Output,
     overrides: Annotated[
         list[str] | None,
@@ -68,29 +95,56 @@ def evaluate(
     ] = None,
     version: bool = VERSION,
 ) -> None:
-    """Draw counterfactuals of every scan, measure them, and write a page with its numbers.
+    """Draw counterfactuals of every scan, measure them, and write a page with its numbers, and a row for each answer.
 
-    Measured are composition, reversibility, effectiveness and minimality, the prediction of follow-ups, realism, and,
-    for simulated patients, the distance to the true counterfactual.
+    Measured is what is written into the pixels of the scan's file: how much nearer it is to the truth than the unedited
+    scan, and each patient's growth of every biomarker, beside the rules that need no network. The truth is the
+    patient's later scan, and for simulated patients the true counterfactual. Besides: composition, reversibility,
+    effectiveness, minimality and realism.
     """
     config = load_config(JudgeConfig, None, overrides or [])
     _check(scans, editors)
+    folders = {name: Path(folder) for name, folder in _named("--answers", others.answers or []).items()}
+    for name, folder in folders.items():
+        if not (folder / ANSWERS).is_file():
+            raise RequestError(f"--answers {name}: there is no file '{folder / ANSWERS}'")
+    functions = _named("--callable", others.callable or [])
+    for name in {*folders} & {*functions}:
+        raise RequestError(f"--answers and --callable both name a method '{name}': give each its own name")
     make_folder(output.out)
     console = Console(stderr=output.as_json)
     with loading(console):
         from ld_common.release.release import read_release, release_editor
         from ld_evaluate.evaluation import Evaluation, evaluate_release
+        from ld_evaluate.other_methods import write_questions
 
-    names = editors.editor or [release_editor(read_release(release)).name]
-    evaluation = Evaluation(release, scans.data, scans.reference, names, editors.num_seeds, editors.base, config)
+        names = editors.editor or [release_editor(read_release(release)).name]
+        evaluation = Evaluation(
+            release, scans.data, scans.reference, names, editors.num_seeds, editors.base, config, folders, functions
+        )
+        data = evaluation.read_scans()
+    write_questions(output.out / QUESTIONS, data.modality, data.asked)
     total = sum(editors.num_seeds if EDITORS.load(name).draws_noise() else 1 for name in names)
-    with progress_bar(console, "judging", total) as advance:
-        runs = evaluate_release(evaluation, lambda: advance(1))
+    with progress_bar(console, "judging", total + len(folders) + len(functions)) as advance:
+        runs = evaluate_release(evaluation, data, lambda: advance(1))
     files = write_release_report(output.out, runs, runs[0]["release"], scans.data)
     if output.as_json:
         print_json({"runs": runs})
     for file in files:
         console.print(f"wrote {file}", soft_wrap=True)
+
+
+def _named(option: str, values: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` by name; raises `RequestError` for another form, or a name that stands for two or for a rule."""
+    named: dict[str, str] = {}
+    for value in values:
+        name, equals, content = value.partition("=")
+        if not (name and equals and content):
+            raise RequestError(f"{option} {value}: write NAME=VALUE, for example {option} mine=...")
+        if name in named or name in EDITORS or name in TAKEN:
+            raise RequestError(f"{option} {value}: the name '{name}' is taken: choose another")
+        named[name] = content
+    return named
 
 
 def _check(scans: ScanSources, editors: Editors) -> None:

@@ -1,13 +1,14 @@
-"""Scans that a release is judged on: baselines, follow-ups, edits, and for simulated patients the true counterfactuals.
+"""Scans that a release is judged on: baselines, edits of each, and the true answers where they are known.
 
 A folder holds `scans.csv` with a row for each scan: `patient`, `input` (a path relative to the table) and every
 attribute of the modality. A patient's rows are in the order of the visits: the first is the baseline, the last of
-several the follow-up. A folder of simulated patients also holds `held_out.json`; its edits and truths then replace the
-edits generated here.
+several the follow-up, which is the true answer to the baseline edited to its attributes. A folder of simulated patients
+also holds `held_out.json`; its edits and truths then replace the edits generated here.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +17,19 @@ import torch
 from torch import Tensor
 
 from ld_common.core.errors import RequestError
+from ld_common.core.tables import table_lines
+from ld_common.imaging.decoding_process import read_scan
+from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.scan_table import ScanTable, read_scan_table
+from ld_evaluate.edits import FOLLOW_UP, EvaluationEdit, ScanPixels, later_scan
 from ld_evaluate.files import SCANS, TRUTH
 from ld_evaluate.truth import TrueCounterfactual, read_truths
 
 YEARS_LATER = (10.0, 20.0)
 """Generated edits of a numeric attribute, where the modality's bounds allow them."""
-
-
-@dataclass(frozen=True)
-class EvaluationEdit:
-    """One edit of a baseline."""
-
-    scan: int
-    """Row of the baseline."""
-    name: str
-    target: Attributes
-    """The attributes that change."""
+AGE = "age"
+"""Attribute that tells the years between two visits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +38,16 @@ class EvaluationData:
 
     modality: Modality
     baselines: ScanTable
-    follow_ups: ScanTable
-    """The last scan of each patient with several."""
-    owners: list[int]
-    """Row of the baseline of each follow-up."""
     edits: list[EvaluationEdit]
     truths: list[TrueCounterfactual]
-    """One for each edit, or none at all."""
+    """Of simulated patients, one for each of `edits`; else none."""
+    follow_ups: list[EvaluationEdit]
+    """Each baseline of a patient with several scans, edited to the attributes of the last."""
+
+    @property
+    def asked(self) -> list[EvaluationEdit]:
+        """All edits, those to follow-ups last."""
+        return [*self.edits, *self.follow_ups]
 
 
 def read_data(folder: Path, modality: Modality, resolution: int) -> EvaluationData:
@@ -64,34 +63,74 @@ def read_data(folder: Path, modality: Modality, resolution: int) -> EvaluationDa
             the order of the visits.
         ScanError: a scan cannot be used.
     """
-    scans = read_scan_table(folder / SCANS, modality, resolution)
-    rows_by_patient: dict[str, list[int]] = {}
-    for row, patient in enumerate(scans.patients):
-        rows_by_patient.setdefault(patient, []).append(row)
-    for patient, rows in rows_by_patient.items():
-        ages = [float(scans.attributes[row].get("age", 0)) for row in rows]
-        if ages != sorted(ages):
-            raise RequestError(
-                f"'{folder / SCANS}': the rows of patient {patient} are not in the order of the visits: sort them"
-            )
-    first_rows = [rows[0] for rows in rows_by_patient.values()]
-    repeated = [rows for rows in rows_by_patient.values() if len(rows) > 1]
-    baselines, follow_ups = scans.rows(first_rows), scans.rows([rows[-1] for rows in repeated])
-    owners = [first_rows.index(rows[0]) for rows in repeated]
+    table = read_scan_table(folder / SCANS, modality, resolution)
+    visits = _visits(folder, table)
+    first_rows = [rows[0] for rows in visits]
+    baselines, inputs = table.rows(first_rows), _inputs(folder / SCANS)
+    scans = [ScanPixels.of(_read_again(inputs[row], modality), modality, resolution) for row in first_rows]
+    follow_ups = [
+        _follow_up(table, rows, number, scans[number], _read_again(inputs[rows[-1]], modality), modality)
+        for number, rows in enumerate(visits)
+        if len(rows) > 1
+    ]
     truths: list[TrueCounterfactual] = []
     if (folder / TRUTH).exists():
         if not (modality.biomarkers and modality.image.field_of_view_mm):
             raise RequestError(f"'{folder / TRUTH}' has areas, and modality '{modality.name}' measures none: remove it")
         images, truths = read_truths(folder, modality, resolution)
         _check_baselines(folder, baselines, images)
-        edits = [EvaluationEdit(truth.scan, truth.edit, truth.target) for truth in truths]
+        edits = [truth.question(modality) for truth in truths]
     else:
         edits = [
-            edit
+            EvaluationEdit(baselines.patients[row], row, name, attributes, target, scans[row])
             for row, attributes in enumerate(baselines.attributes)
-            for edit in _generated_edits(modality, row, attributes)
+            for name, target in _generated_targets(modality, attributes)
         ]
-    return EvaluationData(modality, baselines, follow_ups, owners, edits, truths)
+    return EvaluationData(modality, baselines, edits, truths, follow_ups)
+
+
+def _visits(folder: Path, table: ScanTable) -> list[list[int]]:
+    """The rows of each patient; raises `RequestError` where they are not in the order of the visits."""
+    rows_by_patient: dict[str, list[int]] = {}
+    for row, patient in enumerate(table.patients):
+        rows_by_patient.setdefault(patient, []).append(row)
+    for patient, rows in rows_by_patient.items():
+        ages = [float(table.attributes[row].get(AGE, 0)) for row in rows]
+        if ages != sorted(ages):
+            raise RequestError(
+                f"'{folder / SCANS}': the rows of patient {patient} are not in the order of the visits: sort them"
+            )
+    return list(rows_by_patient.values())
+
+
+def _inputs(table: Path) -> list[Path]:
+    """The files of a table that `read_scan_table` has checked."""
+    with table_lines(table) as lines:
+        return [
+            table.parent / next(value for name, value in row.items() if (name or "").strip() == "input")
+            for row in csv.DictReader(lines)
+        ]
+
+
+def _read_again(path: Path, modality: Modality) -> Scan:
+    """A scan that `read_scan_table` has read, and searched for text."""
+    return read_scan(path, modality, released=True)
+
+
+def _follow_up(
+    table: ScanTable, rows: list[int], number: int, scanned: ScanPixels, later: Scan, modality: Modality
+) -> EvaluationEdit:
+    source, target = table.attributes[rows[0]], table.attributes[rows[-1]]
+    return EvaluationEdit(
+        patient=table.patients[rows[0]],
+        scan=number,
+        name=FOLLOW_UP,
+        source=source,
+        target={name: value for name, value in target.items() if value != source[name]},
+        scanned=scanned,
+        truth=later_scan(scanned, later, modality),
+        years=float(target[AGE]) - float(source[AGE]) if AGE in source else 1.0,
+    )
 
 
 def _check_baselines(folder: Path, baselines: ScanTable, images: Tensor) -> None:
@@ -104,15 +143,15 @@ def _check_baselines(folder: Path, baselines: ScanTable, images: Tensor) -> None
             raise RequestError(f"{names} have different first scans of patient {patient}: restore both files")
 
 
-def _generated_edits(modality: Modality, scan: int, attributes: Attributes) -> Iterator[EvaluationEdit]:
-    """Every other category, and numbers some years later."""
+def _generated_targets(modality: Modality, attributes: Attributes) -> Iterator[tuple[str, Attributes]]:
+    """Every other category, and numbers some years later: name and target of each edit."""
     for name, attribute in modality.attributes.items():
         if attribute.categories:
             for category in attribute.categories:
                 if category != attributes[name]:
-                    yield EvaluationEdit(scan, f"{name}_{category}", {name: category})
+                    yield f"{name}_{category}", {name: category}
             continue
         for years in YEARS_LATER:
             value = float(attributes[name]) + years
             if value <= attribute.maximum:
-                yield EvaluationEdit(scan, f"{name}_plus_{years:g}", {name: value})
+                yield f"{name}_plus_{years:g}", {name: value}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from ld_common.editing.registry import EDITORS, change_editor, editor_options
 from ld_common.imaging.scan_table import read_scan_table
 from ld_common.release.release import Release, find_release_base, load_release_base, read_release, release_editor
 from ld_evaluate.axioms import EditorRun
-from ld_evaluate.dataset import read_data
+from ld_evaluate.dataset import EvaluationData, read_data
 from ld_evaluate.judge import CounterfactualJudge, Judgement
 from ld_evaluate.options import JudgeConfig
-from ld_evaluate.report import Run
+from ld_evaluate.other_methods import ask_function, load_function, read_answers
+from ld_evaluate.patient_tables import Run
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,32 @@ class Evaluation:
     base: str | None = None
     """The base model, if not where the release says."""
     config: JudgeConfig = field(default_factory=JudgeConfig)
+    answers: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of finished answers, by the name of their method."""
+    functions: Mapping[str, str] = field(default_factory=dict)
+    """Python functions that edit pixels (`package.module:function`), by the name of their method."""
+
+    def read_scans(self) -> EvaluationData:
+        """The scans as the release's base sees them; raises as `evaluate_release`."""
+        release = read_release(self.release)
+        resolution = load_base(find_release_base(release, self.base)).resolution
+        return read_data(self.data, release.modality, resolution)
 
 
-def evaluate_release(evaluation: Evaluation, progress: Callable[[], None] = lambda: None) -> list[Run]:
-    """A result for each editor and seed.
+def evaluate_release(
+    evaluation: Evaluation, scans: EvaluationData, progress: Callable[[], None] = lambda: None
+) -> list[Run]:
+    """A result for each editor and seed, then one for each other method.
 
     Args:
         evaluation: what is judged.
+        scans: `evaluation.read_scans()`.
         progress: called after each result.
 
     Raises:
         ReleaseError: the release or its base cannot be used.
         ConfigError: an unknown editor.
-        RequestError: the scans cannot be used, or `reference` has patients of `data`.
+        RequestError: the scans or other methods' answers cannot be used, or `reference` has patients of `data`.
     """
     release = read_release(evaluation.release)
     recommended = release_editor(release)
@@ -57,42 +71,52 @@ def evaluate_release(evaluation: Evaluation, progress: Callable[[], None] = lamb
         for editor in editors
         for seed in range(evaluation.seeds if EDITORS.load(editor.name).draws_noise() else 1)
     ]
+    functions = {name: load_function(path) for name, path in evaluation.functions.items()}
+    others = {
+        name: read_answers(name, folder, scans.modality, scans.asked) for name, folder in evaluation.answers.items()
+    }
+    others |= {name: ask_function(name, function, scans.asked) for name, function in functions.items()}
     base = load_release_base(release, evaluation.base)
-    judge = _judge(evaluation, release, base.resolution)
+    judge = _judge(evaluation, release, scans)
     runs: list[Run] = []
     for editor, seed in tasks:
         editor_run = EditorRun(base, release, editor, [release.study.seed + seed])
-        judgement = judge.judge(editor_run)
         labels = {"editor": editor.name, "release": release.study.name, "seed": seed, "draws": 1}
-        runs.append(result(labels, editor_run, judgement, judge))
+        options = {"edit": editor_options(editor)}
+        runs.append(result(labels | options, judge.judge(editor.name, editor_run), judge))
+        progress()
+    for name, written in others.items():
+        labels = {"editor": name, "release": release.study.name, "seed": 0, "draws": 1, "edit": {}}
+        runs.append(result(labels, judge.judge_answers(name, written), judge))
         progress()
     return runs
 
 
-def result(labels: Run, editor_run: EditorRun, judgement: Judgement, judge: CounterfactualJudge) -> Run:
-    """A judgement as JSON has it; `labels` are `editor`, `release`, `seed` and `draws`."""
+def result(labels: Run, judgement: Judgement, judge: CounterfactualJudge) -> Run:
+    """A judgement as JSON has it; `labels` are `editor`, `release`, `seed`, `draws` and `edit`."""
     return {
-        "modality": editor_run.release.modality.name,
+        "modality": judge.data.modality.name,
+        "biomarkers": judge.data.modality.biomarkers,
         **labels,
-        "edit": editor_options(editor_run.editor),
         "metrics": judgement.metrics,
-        "by_edit": judgement.by_edit,
+        "by_edit": judgement.compared.by_edit,
+        "patients": [answer.row() for answer in judgement.compared.patients],
+        "rules": judge.comparison.rule_numbers(),
+        "rule_patients": [answer.row() for method in judge.comparison.rules.values() for answer in method.patients],
         "real": judge.references,
+        "of_truth": judge.of_truth,
         "counts": judge.counts,
     }
 
 
-def _judge(evaluation: Evaluation, release: Release, resolution: int) -> CounterfactualJudge:
-    scans = read_data(evaluation.data, release.modality, resolution)
-    reference = None
+def _judge(evaluation: Evaluation, release: Release, scans: EvaluationData) -> CounterfactualJudge:
+    base, reference = load_base(find_release_base(release, evaluation.base)), None
     if evaluation.reference is not None:
-        reference = read_scan_table(evaluation.reference, release.modality, resolution)
+        reference = read_scan_table(evaluation.reference, release.modality, base.resolution)
         shared = sorted(set(scans.baselines.patients) & set(reference.patients))
         if shared:
             raise RequestError(
                 f"--reference has {len(shared)} patients of --data, for example {shared[0]}: its networks must be "
                 "trained on other patients"
             )
-    return CounterfactualJudge(
-        load_base(find_release_base(release, evaluation.base)), scans, reference, evaluation.config
-    )
+    return CounterfactualJudge(base, scans, reference, evaluation.config)

@@ -1,50 +1,54 @@
-"""Tables of evaluation results in Markdown: mean and standard deviation over the seeds, a row for each editor."""
+"""Tables of evaluation results in Markdown: mean and standard deviation over the seeds, a row for each method."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ld_common.core.atomic_files import write_bytes
+from ld_evaluate.files import COPY, PAGE, PATIENTS, RESULTS, SAME
+from ld_evaluate.patient_tables import READING, Run, mean_numbers, patient_sections, patients_csv, with_interval
 
-Run = dict[str, Any]
-"""The result of one release asked through one editor with one seed."""
-RESULTS, PAGE = "counterfactuals.json", "counterfactuals.md"
 TITLES = {
     "null_edit_psnr_gap_db": "null edit, dB below the VAE",
     "null_edits_psnr_gap_db": "repeated null edits, dB below the VAE",
     "reversal_psnr_db": "there and back, PSNR",
     "change": "change, share of white",
+    "latent_divergence": "CLD",
     "identity_ratio": "identity",
+    "copy_gain_db": "gain through the VAE, dB",
     "frechet": "FD",
     "kernel": "KD",
+    "raw_gain_db": "gain, dB",
     "edit_direction_rate": "right direction",
     "growth_ratio": "growth, share of the true",
-    "growth_correlation": "growth correlation",
-    "copy_gain_db": "gain over copying, dB",
-    "followup_psnr_db": "PSNR",
-    "followup_ssim": "SSIM",
-    "followup_ms_ssim": "MS-SSIM",
+    "error_over_best_rule": "error of growth over the better rule's",
+    "followup_raw_gain_db": "gain, follow-ups, dB",
+    "followup_error_over_best_rule": "error of growth over the better rule's, follow-ups",
 }
-AXIOMS = ("null_edit_psnr_gap_db", "null_edits_psnr_gap_db", "reversal_psnr_db", "change", "identity_ratio")
-TRUTH = ("edit_direction_rate", "growth_ratio", "growth_correlation", "copy_gain_db", "frechet", "kernel")
-FOLLOW_UP = ("psnr_db", "ssim", "ms_ssim")
-PERCENT = ("edit_direction_rate",)
-READING = (
-    "Values are means ± standard deviations over the seeds. Every image that is compared passed the VAE, true "
-    "counterfactuals and follow-ups included."
-)
+HEADLINE = {
+    "raw_gain_db": "+.2f",
+    "error_over_best_rule": ".2f",
+    "followup_raw_gain_db": "+.2f",
+    "followup_error_over_best_rule": ".2f",
+}
+"""With their formats."""
+AXIOMS = ("null_edit_psnr_gap_db", "null_edits_psnr_gap_db", "reversal_psnr_db")
+MINIMALITY = ("latent_divergence", "change", "identity_ratio", "copy_gain_db")
+REALISM = ("frechet", "kernel")
+TRUTH = "*the truth*"
+"""Row of the true counterfactuals."""
 
 
 def write_release_report(folder: Path, runs: Sequence[Run], name: str, data: Path) -> list[Path]:
-    """Write the page and the numbers of one release; returns the files."""
+    """Write the page, the numbers and every patient's answers of one release; returns the files."""
     write_bytes(folder / RESULTS, (json.dumps({"runs": list(runs)}, indent=1, sort_keys=True) + "\n").encode())
     write_bytes(folder / PAGE, release_page(runs, name, data).encode())
-    return [folder / RESULTS, folder / PAGE]
+    write_bytes(folder / PATIENTS, patients_csv(runs).encode())
+    return [folder / RESULTS, folder / PAGE, folder / PATIENTS]
 
 
 def release_page(runs: Sequence[Run], name: str, data: Path) -> str:
@@ -56,90 +60,87 @@ def release_page(runs: Sequence[Run], name: str, data: Path) -> str:
     )
     if counts["reference_scans"]:
         text += f" Reference: {counts['reference_scans']} real scans of {counts['reference_patients']} other patients."
-    lines = [f"# Evaluation of {name}", "", f"{text} {READING}", ""]
-    return "\n".join([*lines, *sections(runs, None)])
+    text += f" `{PATIENTS}` has a row for each answer to each patient, the worst first."
+    return "\n".join([f"# Evaluation of {name}", "", text, "", *sections(runs, {})])
 
 
-def sections(runs: Sequence[Run], ceiling: float | None) -> list[str]:
+def sections(runs: Sequence[Run], ceilings: Mapping[str, float]) -> list[str]:
     """All tables of one modality's runs.
 
     Args:
         runs: of one modality.
-        ceiling: growth correlation of the best prediction from one image; None where no causal model tells.
+        ceilings: by edit, the highest r that a prediction from one scan can have; empty where no causal model tells.
     """
     real, metrics = runs[0]["real"], runs[0]["metrics"]
     lines: list[str] = []
-    if any(key in metrics for key in TRUTH):
-        known = "copy_gain_db" in metrics
-        title = "Against the true counterfactual, and realism" if known else "Realism"
-        lines += [f"### {title}", ""]
-        if known:
-            lines += [
-                "Higher is better for direction, correlation and gain; growth is best at 1. The gain is the PSNR "
-                "against the true counterfactual minus that of the unedited scan, so 0 is no better than copying.",
-                "",
-            ]
-        lines += [*_table(runs, TRUTH), ""]
-    if ceiling is not None:
+    if runs[0]["by_edit"]:
+        lines += [READING, "", *_headline(runs), "", *patient_sections(runs, ceilings)]
+    else:
+        lines += ["No follow-up and no true counterfactual is known: nothing says whether the answers are true.", ""]
+    if composed := [run for run in runs if AXIOMS[0] in run["metrics"]]:
         lines += [
-            f"No prediction from one image can have a growth correlation above {ceiling:.3f}, by the causal model.",
+            "### Composition and reversibility",
+            "",
+            "Of the editors' own pictures, before they are written. A null edit asks for what the scan shows; its gaps "
+            "are best at 0. *There and back* is the PSNR of all scans after each edit and its inverse, best when high.",
+            "",
+            *_table(composed, AXIOMS),
             "",
         ]
+    lines += ["### Minimality", "", _minimality(metrics), "", *_table(runs, MINIMALITY), ""]
     if real:
+        lines += ["### Effectiveness", "", *_effectiveness(runs, real), ""]
         lines += [
+            "### Realism",
+            "",
             "FD and KD are Fréchet and kernel distances between EfficientNet features of edited images and of real "
             f"scans of other patients; lower is better. As many real scans score {format_number(real['frechet'])} and "
             f"{format_number(real['kernel'])} against the rest. FD is biased upwards at these sample sizes, KD is not.",
             "",
-        ]
-    lines += [
-        "### Composition, reversibility, minimality",
-        "",
-        "The gaps are best at 0, the PSNR is best when high. *Change* has no best value: compare it between editors of "
-        "the same gain.",
-        "",
-        *_table(runs, AXIOMS),
-        "",
-    ]
-    if "identity_ratio" in metrics:
-        lines += [
-            "*Identity* is the error outside the region that truly changes, divided by the VAE's own error there; 1 is "
-            "best.",
-            "",
-        ]
-    if real:
-        lines += ["### Effectiveness", "", *_effectiveness(runs, real), ""]
-    if "copy_psnr_db" in metrics:
-        lines += [
-            "### Prediction of the follow-up",
-            "",
-            "A baseline is edited to the attributes of its follow-up and compared with it. An editor is of use where "
-            "it beats the first row; the *error cut* is the share of that row's biomarker error that it removes.",
-            "",
-            *_follow_up(runs),
-            "",
-        ]
-    if intervals := sorted(key.removesuffix("_low") for key in metrics if key.endswith("_low")):
-        lines += [
-            "### 95 % intervals over patients",
-            "",
-            "Bootstrap intervals for other patients of the same kind, averaged over the seeds; one that holds 0 is not "
-            "distinguishable from copying the scan.",
-            "",
-            *_intervals(runs, intervals),
-            "",
-        ]
-    if runs[0]["by_edit"]:
-        lines += [
-            "### Gain over copying by edit, dB",
-            "",
-            "PSNR against the true counterfactual minus that of the unedited scan, for each kind of edit; above 0 is "
-            "nearer to the truth than the scan.",
-            "",
-            *_by_edit(runs),
+            *_table(runs, REALISM),
             "",
         ]
     return lines
+
+
+def _headline(runs: Sequence[Run]) -> list[str]:
+    """Over all kinds of edit; the best rule is the better of *copy* and *same change for all*, for each kind."""
+    metrics = [mean_numbers([run["metrics"] for run in runs if run["editor"] == editor]) for editor in _editors(runs)]
+    keys = {key: shape for key, shape in HEADLINE.items() if any(key in numbers for numbers in metrics)}
+    lines = [
+        "### All edits",
+        "",
+        f"The error of growth is divided by that of the better rule for each kind of edit, *{COPY}* or *{SAME}*; below "
+        "1 beats both.",
+        "",
+        *_header([TITLES[key] for key in keys]),
+    ]
+    for editor, numbers in zip(_editors(runs), metrics, strict=True):
+        cells = [with_interval(numbers, key, shape) for key, shape in keys.items()]
+        lines.append(f"| {editor} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _editors(runs: Sequence[Run]) -> list[str]:
+    return editors_of(runs, runs[0]["modality"])
+
+
+def _minimality(metrics: Mapping[str, float]) -> str:
+    text = "*Change* is the mean absolute change of the picture; compare it with that of the truth, or between editors."
+    if "latent_divergence" in metrics:
+        text = (
+            "*CLD* is Counterfactual Latent Divergence (arXiv 2403.19629), log(0.8 exp(p1) + 0.2 exp(p2)), in the "
+            "latents of the VAE: p1 is the share of real scans with the attribute asked for that are no farther from "
+            "the scan than the answer is, p2 the share of those with its own attribute that are no nearer. It lies "
+            "between 0 and 1, lower is better; 0.295 is an answer nearer to the scan than every real scan, as a copy "
+            f"is. Numbers count as the same within 5 % of their range. {text}"
+        )
+    if "identity_ratio" in metrics:
+        text += (
+            " *Identity* is the error of the editor's own picture outside the region that truly changes, over the "
+            "VAE's own error there; 1 is best. The *gain through the VAE* leaves the way of writing out."
+        )
+    return text
 
 
 def editors_of(runs: Sequence[Run], modality: str) -> list[str]:
@@ -169,31 +170,43 @@ def _header(titles: Sequence[str]) -> list[str]:
 
 
 def _table(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
-    modality, keys = runs[0]["modality"], [key for key in keys if key in runs[0]["metrics"]]
+    modality = runs[0]["modality"]
+    keys = [key for key in keys if any(key in run["metrics"] for run in runs)]
     lines = _header([TITLES[key] for key in keys])
     for editor in editors_of(runs, modality):
-        cells = [_cell(metric_values(runs, modality, editor, key), key in PERCENT) for key in keys]
+        cells = [_cell(metric_values(runs, modality, editor, key)) for key in keys]
         lines.append(f"| {editor} | " + " | ".join(cells) + " |")
-    return lines
+    return [*lines, *_truth_row(runs[0], keys)]
+
+
+def _truth_row(run: Run, keys: Sequence[str], percent: Sequence[str] = ()) -> list[str]:
+    """The true counterfactuals' own numbers, where they are known."""
+    if not any(key in run["of_truth"] for key in keys):
+        return []
+    cells = [_cell([run["of_truth"][key]] if key in run["of_truth"] else [], key in percent) for key in keys]
+    return [f"| {TRUTH} | " + " | ".join(cells) + " |"]
 
 
 def _effectiveness(runs: Sequence[Run], real: Mapping[str, float]) -> list[str]:
     modality = runs[0]["modality"]
-    keys = sorted(key for key in runs[0]["metrics"] if key.endswith(("_moved", "_reached")))
+    keys = sorted({key for run in runs for key in run["metrics"] if key.endswith(("_moved", "_reached"))})
+    reached = [key for key in keys if key.endswith("_reached")]
     titles = [
-        f"{key.removesuffix('_moved')}, share of the request"
-        if key.endswith("_moved")
-        else f"{key.removesuffix('_reached')} reached"
+        f"{key.removesuffix('_reached')} reached"
+        if key in reached
+        else f"{key.removesuffix('_moved')}, share asked for"
         for key in keys
     ]
     lines = [
-        "Networks trained on real scans read the attributes off the edited images; 1 and 100 % are best.",
+        "Networks trained on real scans read the attributes off the edited images; 1 and 100 % are asked for. Where "
+        f"true counterfactuals are known, the row {TRUTH} has what the networks read off them.",
         "",
         *_header(titles),
     ]
     for editor in editors_of(runs, modality):
-        cells = [_cell(metric_values(runs, modality, editor, key), key.endswith("_reached")) for key in keys]
+        cells = [_cell(metric_values(runs, modality, editor, key), key in reached) for key in keys]
         lines.append(f"| {editor} | " + " | ".join(cells) + " |")
+    lines += _truth_row(runs[0], keys, reached)
     kinds = (("_error", "{} off by {:.1f} ({:.1f} by chance)"), ("_right", "{} right in {:.0%} ({:.0%} by chance)"))
     scores = [
         template.format(key.removesuffix(end), real[key], real[f"{key}_by_chance"])
@@ -217,42 +230,6 @@ def _at_chance(real: Mapping[str, float], patients: int) -> list[str]:
         if right != key and real[name] < chance + 2 * (chance * (1 - chance) / patients) ** 0.5:
             names.append(right)
     return sorted(names)
-
-
-def _follow_up(runs: Sequence[Run]) -> list[str]:
-    modality, metrics = runs[0]["modality"], runs[0]["metrics"]
-    sizes = sorted(key.removeprefix("copy_") for key in metrics if key.startswith("copy_") and "_error_mm2" in key)
-    keys = [*FOLLOW_UP, *sizes]
-    titles = [TITLES.get(f"followup_{key}", key.replace("_error_mm2", ", error in mm²")) for key in keys]
-    cuts = sorted(key for key in metrics if key.endswith("_error_cut"))
-    lines = _header([*titles, *("error cut" for _ in cuts)])
-    copied = [format_number(float(np.mean([run["metrics"][f"copy_{key}"] for run in runs]))) for key in keys]
-    lines.append("| *copying the baseline* | " + " | ".join([*copied, *("" for _ in cuts)]) + " |")
-    for editor in editors_of(runs, modality):
-        cells = [_cell(metric_values(runs, modality, editor, f"followup_{key}")) for key in keys]
-        cells += [_cell(metric_values(runs, modality, editor, key), True) for key in cuts]
-        lines.append(f"| {editor} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _intervals(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
-    modality = runs[0]["modality"]
-    lines = _header([TITLES.get(key, key.removeprefix("followup_").replace("_", " ")) for key in keys])
-    for editor in editors_of(runs, modality):
-        ends = [[metric_mean(runs, modality, editor, f"{key}_{end}") for end in ("low", "high")] for key in keys]
-        cells = " | ".join(f"{format_number(low)} to {format_number(high)}" for low, high in ends)
-        lines.append(f"| {editor} | {cells} |")
-    return lines
-
-
-def _by_edit(runs: Sequence[Run]) -> list[str]:
-    modality, edits = runs[0]["modality"], sorted({edit for run in runs for edit in run["by_edit"]})
-    lines = _header([edit.replace("_", " ") for edit in edits])
-    for editor in editors_of(runs, modality):
-        means = [run["by_edit"] for run in runs if run["editor"] == editor]
-        cells = [_cell([by_edit[edit]["copy_gain_db"] for by_edit in means if edit in by_edit]) for edit in edits]
-        lines.append(f"| {editor} | " + " | ".join(cells) + " |")
-    return lines
 
 
 def _cell(values: Sequence[float], percent: bool = False) -> str:

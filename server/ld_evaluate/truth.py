@@ -1,4 +1,4 @@
-"""Counterfactuals of simulated patients against the true ones, which the causal model of the simulation knows.
+"""Simulated patients, whose true counterfactuals the causal model of the simulation knows.
 
 Layout of a folder with truths (`held_out.json`): `patients`, a list of entries with `hospital`, `patient`, `series`
 (the scan, a path), `attributes`, `area_mm2`, and `edits`; each edit has `name`, `target`, `area_mm2` and `truth`, an
@@ -9,7 +9,7 @@ folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.counterfactuals import Counterfactuals
 from ld_common.imaging.decoding_process import read_scan
-from ld_common.imaging.geometry import Scan, to_model
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.metrics.image import psnr
 from ld_common.metrics.registry import BIOMARKERS
+from ld_evaluate.edits import EvaluationEdit, ScanPixels, TrueAnswer, growth_mm2
 from ld_evaluate.files import TRUTH
 
 CHANGED = 0.1
@@ -35,7 +35,7 @@ CHANGED_MARGIN_PX = 2
 """Pixels by which the changed region is dilated."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrueCounterfactual:
     """One true counterfactual of a held-out patient's scan, in the intensity window of that scan."""
 
@@ -46,6 +46,9 @@ class TrueCounterfactual:
     target: Attributes
     scan: int
     """Row of the scan among all scans."""
+    scanned: ScanPixels
+    pixels: np.ndarray
+    """`(H,W)` in the scan's own values."""
     image: Tensor
     """`(1,S,S)` in [-1, 1]."""
     true_area_mm2: tuple[float, float]
@@ -55,6 +58,14 @@ class TrueCounterfactual:
     def grows(self) -> bool:
         """Whether the edit is one of age or disease, which change the structure's size."""
         return "sex" not in self.target
+
+    def question(self, modality: Modality) -> EvaluationEdit:
+        """The edit that asks for it; growth of the first biomarker is the causal model's, of others as measured."""
+        growth = growth_mm2(modality, self.scanned, self.image)
+        if growth:
+            growth[modality.biomarkers[0]] = self.true_area_mm2[1] - self.true_area_mm2[0]
+        truth = TrueAnswer(self.pixels, self.image, growth)
+        return EvaluationEdit(self.patient, self.scan, self.edit, self.attributes, self.target, self.scanned, truth)
 
 
 def read_truths(folder: Path, modality: Modality, resolution: int) -> tuple[Tensor, list[TrueCounterfactual]]:
@@ -69,11 +80,9 @@ def read_truths(folder: Path, modality: Modality, resolution: int) -> tuple[Tens
     try:
         manifest: dict[str, Any] = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
         for entry in manifest["patients"]:
-            scan = read_scan(folder / entry["series"], modality)
-            image, frame = to_model(scan, resolution, modality.image)
+            scanned = ScanPixels.of(read_scan(folder / entry["series"], modality), modality, resolution)
             for edit in entry["edits"]:
-                pixels = np.load(folder / edit["truth"])["pixels"]
-                true_image, _ = to_model(Scan(pixels, scan.spacing_mm, {}), resolution, modality.image, frame)
+                pixels = np.asarray(np.load(folder / edit["truth"])["pixels"], np.float32)
                 truths.append(
                     TrueCounterfactual(
                         hospital=entry["hospital"],
@@ -82,81 +91,44 @@ def read_truths(folder: Path, modality: Modality, resolution: int) -> tuple[Tens
                         edit=edit["name"],
                         target=edit["target"],
                         scan=len(scans),
-                        image=true_image,
+                        scanned=scanned,
+                        pixels=pixels,
+                        image=scanned.picture_of(pixels, modality),
                         true_area_mm2=(entry["area_mm2"], edit["area_mm2"]),
                     )
                 )
-            scans.append(image)
+            scans.append(scanned.picture)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"'{folder / TRUTH}' cannot be used ({error!r}): restore it, or remove it") from error
     return torch.stack(scans), truths
 
 
-def measure(
-    base: BaseModel, modality: Modality, scans: Tensor, truths: Sequence[TrueCounterfactual], drawn: Counterfactuals
-) -> list[dict[str, Any]]:
-    """A row of numbers for each true counterfactual; areas and PSNRs are of images that all passed the VAE.
+def through_vae(
+    base: BaseModel, scans: Tensor, truths: Sequence[TrueCounterfactual], drawn: Counterfactuals
+) -> dict[str, float]:
+    """What the network itself did, whatever the way of writing: means over the edits of its own pictures.
+
+    `copy_gain_db` is the gain over the unedited scan where all pictures passed the VAE. `identity_ratio` is the error
+    outside the region that truly changes over the VAE's own error there.
 
     Args:
-        base: for its VAE and resolution.
-        modality: its first biomarker is the structure that is measured.
+        base: for its VAE.
         scans: `(N,1,S,S)` in [-1, 1], as read.
         truths: M true counterfactuals.
         drawn: the model's, its images in the order of `truths`.
     """
     seen_truths = base.autoencode(torch.stack([truth.image for truth in truths]))
-    before = drawn.autoencoded[torch.tensor([truth.scan for truth in truths])]
-    scan_areas, drawn_areas, true_areas = (
-        _areas_mm2(modality, images) for images in (drawn.autoencoded, drawn.images, seen_truths)
-    )
-    gain = psnr(drawn.images, seen_truths) - psnr(before, seen_truths)
-    rows = []
+    before = drawn.autoencoded[[truth.scan for truth in truths]]
+    gains = psnr(drawn.images, seen_truths) - psnr(before, seen_truths)
+    ratios = []
     for row, truth in enumerate(truths):
         changed = (truth.image - scans[truth.scan]).abs()[0] > CHANGED
         unchanged = ~torch.as_tensor(ndimage.binary_dilation(changed.numpy(), iterations=CHANGED_MARGIN_PX))
-        error = (drawn.images[row] - scans[truth.scan]).abs()[0][unchanged].mean()
-        vae_error = (before[row] - scans[truth.scan]).abs()[0][unchanged].mean()
-        rows.append(
-            {
-                "hospital": truth.hospital,
-                "patient": truth.patient,
-                "edit": truth.edit,
-                "grows": truth.grows,
-                "area_before_mm2": float(scan_areas[truth.scan]),
-                "growth_mm2": float(drawn_areas[row] - scan_areas[truth.scan]),
-                "true_growth_mm2": float(true_areas[row] - scan_areas[truth.scan]),
-                "copy_gain_db": float(gain[row]),
-                "identity_ratio": float(error / vae_error),
-            }
+        error, vae_error = (
+            (images[row] - scans[truth.scan]).abs()[0][unchanged].mean() for images in (drawn.images, before)
         )
-    return rows
-
-
-def summarize(rows: Sequence[Mapping[str, Any]], growth_ceiling: float) -> dict[str, Any]:
-    """Means over the rows of `measure`; growth is judged on edits of age and disease, the rest on all edits.
-
-    Args:
-        rows: of `measure`.
-        growth_ceiling: correlation with the true growth that the best prediction from one image has.
-    """
-    growing = [row for row in rows if row["grows"]]
-    drawn = np.array([row["growth_mm2"] for row in growing])
-    true = np.array([row["true_growth_mm2"] for row in growing])
-    signs = np.sign(true)
-    with np.errstate(invalid="ignore"):  # NaN where nothing grows
-        correlation = float(np.corrcoef(drawn, true)[0, 1])
-    return {
-        "edit_direction_rate": float(np.mean(np.sign(drawn) == signs)),
-        "growth_ratio": float((drawn * signs).mean() / (true * signs).mean()),
-        "growth_correlation": correlation,
-        "growth_correlation_ceiling": growth_ceiling,
-        "copy_gain_db": float(np.mean([row["copy_gain_db"] for row in rows])),
-        "identity_ratio": float(np.mean([row["identity_ratio"] for row in rows])),
-        "by_edit": {
-            edit: _summarize_edit([row for row in rows if row["edit"] == edit])
-            for edit in sorted({row["edit"] for row in rows})
-        },
-    }
+        ratios.append(float(error / vae_error))
+    return {"copy_gain_db": float(gains.mean()), "identity_ratio": float(np.mean(ratios))}
 
 
 def validate_area(modality: Modality, scans: Tensor, truths: Sequence[TrueCounterfactual]) -> dict[str, float]:
@@ -180,18 +152,3 @@ def validate_area(modality: Modality, scans: Tensor, truths: Sequence[TrueCounte
 def _areas_mm2(modality: Modality, images: Tensor) -> Tensor:
     """The modality's first biomarker in images `(N,1,S,S)`, `(N,)`."""
     return BIOMARKERS.load(modality.biomarkers[0])(images, modality.image.field_of_view_mm / images.shape[-1])
-
-
-def _summarize_edit(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | int]:
-    drawn = np.array([row["growth_mm2"] for row in rows])
-    true = np.array([row["true_growth_mm2"] for row in rows])
-    varies = len(rows) > 2 and drawn.std() > 0 and true.std() > 0
-    return {
-        "cases": len(rows),
-        "growth_mm2": float(drawn.mean()),
-        "true_growth_mm2": float(true.mean()),
-        "growth_correlation": float(np.corrcoef(drawn, true)[0, 1]) if varies else 0.0,
-        "direction_rate": float(np.mean(np.sign(drawn) == np.sign(true))),
-        "copy_gain_db": float(np.mean([row["copy_gain_db"] for row in rows])),
-        "identity_ratio": float(np.mean([row["identity_ratio"] for row in rows])),
-    }

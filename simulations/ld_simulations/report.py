@@ -23,12 +23,14 @@ from ld_client.data.store import open_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, at_designs, by_channel
+from ld_common.diffusion.drift import at_designs
 from ld_common.diffusion.sampling import make_sampler, sample
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.scan_reader import decode_scan
-from ld_common.release.release import Release
+from ld_common.release.release import AnyDrift, Release
+from ld_evaluate.files import COPY, PERFECT, SAME
+from ld_evaluate.patient_tables import edit_cells
 from ld_evaluate.report import format_number
 from ld_simulations.aims import aim_met
 from ld_simulations.demo import Demo
@@ -56,6 +58,8 @@ def write_report(
     environment.filters["number"] = format_number
     text = environment.get_template("report.html.j2").render(
         study=release.study,
+        edits=_edits(release.modality, summary),
+        rules=(COPY, SAME, PERFECT),
         aims=[(key, summary[key], aim.text, aim_met(key, summary, AIMS)) for key, aim in AIMS.items()],
         summary=summary,
         hospitals=[_hospital(demo, name, base.resolution) for name in release.study.federation.sites],
@@ -74,7 +78,7 @@ def write_report(
 
 
 def write_strip(path: Path, demo: Demo, evaluation: SimulatedEvaluation) -> Path:
-    """A figure with one test patient of each hospital, each counterfactual beside the true one; returns `path`."""
+    """A figure with one test patient of each hospital, each written answer beside the true one; returns `path`."""
     titles = find_phantom(demo.hospitals.phantom).edit_titles()
     first_scans = {truth.hospital: truth.scan for truth in reversed(evaluation.truths)}
     rows_of = {
@@ -89,7 +93,8 @@ def write_strip(path: Path, demo: Demo, evaluation: SimulatedEvaluation) -> Path
         panels = [("scan", evaluation.scans[scan]), ("reconstruction", evaluation.drawn.reconstructions[scan])]
         for row in rows:
             truth = evaluation.truths[row]
-            panels += [(titles.get(truth.edit, truth.edit), evaluation.drawn.images[row]), ("truth", truth.image)]
+            written = evaluation.pictures[row]
+            panels += [(titles.get(truth.edit, truth.edit), written), ("truth", truth.image)]
         for axis in line:
             axis.axis("off")
         for axis, (title, image) in zip(line, panels, strict=False):
@@ -146,9 +151,9 @@ def _losses(release: Release) -> str:
 def _drifts(release: Release) -> str:
     figure = Figure(figsize=(5.2, 2.8), layout="constrained")
     axes = figure.subplots()
-    drawn = {**release.site_drifts, **({} if release.drift is None else {"mean": release.drift})}
-    for index, (name, drift) in enumerate(sorted(drawn.items())):
-        values = np.array(by_channel(drift.mean if isinstance(drift, LatentDrift) else drift.coefficients))
+    recorded = release.manifest["drift"]
+    drawn = {**recorded["sites"], **({} if recorded["mean"] is None else {"mean": recorded["mean"]})}
+    for index, (name, values) in enumerate(sorted(drawn.items())):
         place = np.arange(len(values)) + (index - (len(drawn) - 1) / 2) * 0.2
         axes.bar(place, values, 0.18, label=name, color="#999999" if name == "mean" else COLOURS[index % len(COLOURS)])
     axes.axhline(0, color="black", lw=0.6)
@@ -167,7 +172,7 @@ def _samples(release: Release, base: BaseModel) -> list[dict[str, Any]]:
     context = base.embed(prompts)
     noise = torch.randn((len(prompts), *base.latent_shape), generator=torch_generator(release.study.seed, "samples"))
     sampler = make_sampler(base.scheduler, steps=SAMPLE_STEPS)
-    kinds: dict[str, LatentDrift | ConditionalDrift | None] = {"no drift": None}
+    kinds: dict[str, AnyDrift | None] = {"no drift": None}
     if release.drift is not None:
         kinds["mean drift"] = release.drift
     kinds |= {f"drift of {name}": drift for name, drift in sorted(release.site_drifts.items())}
@@ -194,22 +199,35 @@ def _sample_attributes(modality: Modality) -> Sequence[Attributes]:
     return samples
 
 
+def _edits(modality: Modality, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each kind of edit with the cells of its table, a row for each rule and for the editor."""
+    rules, biomarker = summary["rules"], modality.biomarkers[0]
+    tables = []
+    for edit, numbers in summary["by_edit"].items():
+        methods = {rule: rules[rule].get(edit) for rule in (COPY, SAME)} | {"this release": numbers}
+        methods[PERFECT] = rules[PERFECT].get(edit)
+        rows = {name: edit_cells(of_method, biomarker) for name, of_method in methods.items() if of_method}
+        tables.append({"name": edit, "rows": rows, "ceiling": summary["ceilings"].get(edit)})
+    return tables
+
+
 def _patients(modality: Modality, evaluation: SimulatedEvaluation, titles: dict[str, str]) -> list[dict[str, Any]]:
-    """Each test patient with all counterfactuals, as the template takes them."""
-    truths, drawn, patients = evaluation.truths, evaluation.drawn, []
+    """Each test patient with all answers, as the template takes them; the largest mean error of growth first."""
+    truths, structure, patients = evaluation.truths, modality.biomarkers[0], []
     for scan, image in enumerate(evaluation.scans):
         rows = [row for row, truth in enumerate(truths) if truth.scan == scan]
-        reconstruction = drawn.reconstructions[scan]
+        answers = [evaluation.answers[row] for row in rows]
         edits = [
             {
                 "title": titles.get(truths[row].edit, truths[row].edit),
-                "image": _picture(drawn.images[row]),
+                "image": _picture(evaluation.pictures[row]),
                 "truth": _picture(truths[row].image),
-                "difference": _difference(drawn.images[row] - reconstruction),
+                "difference": _difference(evaluation.pictures[row] - image),
                 "true_difference": _difference(truths[row].image - image),
-                **evaluation.rows[row],
+                "growth_mm2": answer.growth_mm2[structure],
+                "true_growth_mm2": answer.true_growth_mm2[structure],
             }
-            for row in rows
+            for row, answer in zip(rows, answers, strict=True)
         ]
         first = truths[rows[0]]
         patients.append(
@@ -217,11 +235,12 @@ def _patients(modality: Modality, evaluation: SimulatedEvaluation, titles: dict[
                 "name": f"{first.hospital}, {first.patient}",
                 "prompt": modality.prompt(first.attributes),
                 "scan": _picture(image),
-                "reconstruction": _picture(reconstruction),
+                "reconstruction": _picture(evaluation.drawn.reconstructions[scan]),
                 "edits": edits,
+                "error_mm2": float(np.mean([answer.error_mm2(structure) for answer in answers])),
             }
         )
-    return patients
+    return sorted(patients, key=lambda patient: -patient["error_mm2"])
 
 
 def _picture(image: Tensor) -> str:

@@ -24,9 +24,7 @@ from ld_simulations.aims import aim_met, aims_table
 from ld_simulations.demo import Demo
 from ld_simulations.evaluation import SimulatedEvaluation, Truths, evaluate
 from ld_simulations.federation import run_federation
-from ld_simulations.hospitals import HELD_OUT, held_out_population
-from ld_simulations.phantoms.growth_ceiling import growth_ceiling
-from ld_simulations.phantoms.registry import find_phantom
+from ld_simulations.hospitals import HELD_OUT
 from ld_simulations.preparation import prepare_sites
 from ld_simulations.report import write_report, write_strip
 from ld_simulations.resources import ResourceMonitor
@@ -86,9 +84,7 @@ def _round_line(record: dict[str, Any], rounds: int) -> str:
 
 
 def _evaluate(demo: Demo, release: Release, base: BaseModel, console: Console) -> SimulatedEvaluation:
-    populations = [held_out_population(hospital.population) for hospital in demo.hospitals.hospitals]
-    ceiling = growth_ceiling(populations, phantom=find_phantom(demo.hospitals.phantom)).overall
-    truths = Truths(Path(demo.hospitals.output) / HELD_OUT, ceiling)
+    truths = Truths(Path(demo.hospitals.output) / HELD_OUT)
     patients = json.loads((truths.folder / TRUTH).read_text())["patients"]
     count, total = 0, sum(1 + len(patient["edits"]) for patient in patients)
     with _progress(console, "counterfactuals") as advance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -23,26 +24,53 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(ended.value.code or 0), captured.out, captured.err
 
 
+METHOD = """
+def brighter(pixels, source, target):
+    return pixels * 1.1
+
+def cropped(pixels, source, target):
+    return pixels[1:]
+"""
+
+
 @pytest.mark.slow
-def test_a_release_is_judged(
-    release_folder: Path, hospital: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_release_is_judged_beside_other_methods(
+    release_folder: Path,
+    hospital: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
+    (tmp_path / "my_method.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
     arguments = [str(release_folder), "--data", str(hospital / "held_out"), "--out", str(out)]
     arguments += ["--editor", "belm", "--editor", "sdedit", "--num-seeds", "2", "--json", "cycles=1", "cycled=1"]
-    code, printed, err = run(capsys, *arguments)
+    code, printed, err = run(capsys, *arguments, "--callable", "brighter=my_method:brighter")
     assert code == 0, err
     results = json.loads((out / "counterfactuals.json").read_text())
     assert json.loads(printed) == results
     runs = results["runs"]
-    assert [(run["editor"], run["seed"]) for run in runs] == [("belm", 0), ("sdedit", 0), ("sdedit", 1)]
+    assert [(run["editor"], run["seed"]) for run in runs] == [
+        ("belm", 0),
+        ("sdedit", 0),
+        ("sdedit", 1),
+        ("brighter", 0),
+    ]
     page = (out / "counterfactuals.md").read_text()
-    assert "| belm |" in page
+    assert "| belm |" in page and "| *copy* | 2 |" in page and "### Follow up" in page
     assert f"{runs[0]['counts']['questions']} edits of 2 patients" in page
     for result in runs:
-        for key in ("copy_gain_db", "followup_ventricles_error_cut"):
+        for key in ("raw_gain_db", "followup_raw_gain_db"):
             metrics = result["metrics"]
             assert metrics[f"{key}_low"] <= metrics[key] <= metrics[f"{key}_high"]
+    with (out / "counterfactuals_patients.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if (row["answer"], row["edit"]) == ("belm", "age_plus_10")]
+    errors = [float(row["ventricles_error_mm2"]) for row in rows]
+    assert len(errors) == 2 and errors == sorted(errors, reverse=True)
+    code, _, err = run(capsys, *arguments, "--callable", "cropped=my_method:cropped")
+    assert code == 2
+    assert "--callable cropped" in err and "keep the scan's grid" in err
     shared = [str(hospital / "held_out" / "scans.csv")]
     code, _, err = run(capsys, *arguments, "--reference", *shared)
     assert code == 2
@@ -56,6 +84,10 @@ def test_a_release_is_judged(
         (["release", "--data", "nowhere"], ["--data", "nowhere"]),
         (["release", "--data", "{scans}", "--editor", "belmm"], ["belmm", "belm"]),
         (["release", "--data", "{scans}", "--num-seeds", "0"], ["--num-seeds", "0"]),
+        (["release", "--data", "{scans}", "--answers", "mine"], ["--answers mine", "NAME=VALUE"]),
+        (["release", "--data", "{scans}", "--answers", "mine=nowhere"], ["--answers mine", "answers.csv"]),
+        (["release", "--data", "{scans}", "--callable", "belm=a:b"], ["belm", "taken"]),
+        (["release", "--data", "{scans}", "--callable", "copy=a:b"], ["copy", "taken"]),
         (["release", "--data", "{scans}", "cycle=3"], ["cycle", "cycles"]),
         (["release", "--data", "{scans}", "--out", "/dev/null/x"], ["/dev/null/x", "--out"]),
     ],

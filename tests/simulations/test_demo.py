@@ -104,7 +104,7 @@ def test_a_small_demo_runs_resumes_and_leaves_nothing_running(
     monkeypatch.setattr(simulate, "run_federation", None)
     code, out, err = run(capsys, *arguments)
     assert code == 0, err
-    keys = ("copy_gain_db", "growth_correlation", "identity_ratio")
+    keys = ("raw_gain_db", "within_edit_r_over_ceiling", "error_over_best_rule", "identity_ratio")
     assert [json.loads(out)[key] for key in keys] == [summary[key] for key in keys]
     assert (output / "report.html").exists()
 

@@ -9,15 +9,13 @@ from rich.console import Console
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.errors import RequestError
-from ld_evaluate.report import Run
+from ld_evaluate.patient_tables import Run
 from ld_simulations.benchmarks.counterfactuals.plan import CounterfactualsBenchmark
 from ld_simulations.benchmarks.counterfactuals.table import best_editor, write_table
 from ld_simulations.benchmarks.counterfactuals.worker import ReleaseWorker, adopted_results, speedup_name
 from ld_simulations.benchmarks.harness import Harness, ResultStore
-from ld_simulations.hospitals import held_out_population
-from ld_simulations.phantoms.growth_ceiling import growth_ceiling
-from ld_simulations.phantoms.registry import find_phantom
 from ld_simulations.preparation import prepare_sites
+from ld_simulations.summary import edit_ceilings
 
 
 def run(benchmark: CounterfactualsBenchmark, only_report: bool, console: Console) -> list[Path]:
@@ -35,7 +33,7 @@ def run(benchmark: CounterfactualsBenchmark, only_report: bool, console: Console
     if not results:
         raise RequestError(f"'{benchmark.output}' holds no result yet: leave --only-report out, or set adopt")
     speedup = _batch_speedup(benchmark, harness, results, only_report)
-    ceilings = {modality: _ceiling(benchmark, modality) for modality in benchmark.config.demos}
+    ceilings = {name: edit_ceilings(benchmark.demo(name).hospitals) for name in benchmark.config.demos}
     return write_table(Path(benchmark.config.results), results, len(tasks), ceilings, speedup)
 
 
@@ -62,10 +60,3 @@ def _batch_speedup(
         return harness.store.read(name)
     tasks = [task for task in benchmark.tasks if (task.training.modality, task.editor) == (modality, editor)]
     return harness.once(name, lambda: ReleaseWorker(benchmark).batch_speedup(tasks[0]))
-
-
-def _ceiling(benchmark: CounterfactualsBenchmark, modality: str) -> float:
-    """Growth correlation of the best prediction from one image."""
-    hospitals = benchmark.demo(modality).hospitals
-    populations = [held_out_population(hospital.population) for hospital in hospitals.hospitals]
-    return growth_ceiling(populations, phantom=find_phantom(hospitals.phantom)).overall

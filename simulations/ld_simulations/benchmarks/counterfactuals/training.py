@@ -69,8 +69,10 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
     adapted.load(state)
     mean = aggregate_drifts(drifts, weights, aggregator)
     form = study.drift.formulation
-    entered = {name: entering(drift, form) for name, drift in drifts.items()}
     content = ReleaseContent(
-        base_digest(study.base_model), adapted.state(), None if mean is None else entering(mean, form), entered
+        base_digest(study.base_model),
+        adapted.state(),
+        None if mean is None else entering(mean, form),
+        {name: entering(drift, form) for name, drift in drifts.items()},
     )
     return write_release(folder, study, modality, content)

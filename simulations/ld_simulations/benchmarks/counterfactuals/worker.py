@@ -21,7 +21,7 @@ from ld_evaluate.dataset import EvaluationData, read_data
 from ld_evaluate.evaluation import result
 from ld_evaluate.files import SCANS
 from ld_evaluate.judge import CounterfactualJudge
-from ld_evaluate.report import Run
+from ld_evaluate.patient_tables import Run
 from ld_simulations.benchmarks.counterfactuals.plan import (
     CounterfactualsBenchmark,
     EditorPlan,
@@ -65,7 +65,8 @@ class ReleaseWorker:
         editor_run = EditorRun(load_release_base(release), release, editor, seeds)
         judge = self._judge(training.modality)
         labels = {"editor": task.editor, "release": training.release, "seed": training.seed, "draws": draws}
-        return result({"modality": training.modality, **labels}, editor_run, judge.judge(editor_run), judge)
+        labels |= {"modality": training.modality, "edit": editor_options(editor)}
+        return result(labels, judge.judge(task.editor, editor_run), judge)
 
     def batch_speedup(self, task: EditorTask) -> Run:
         """How many times faster 16 edits are drawn together than one by one: the median of paired turns."""
@@ -107,6 +108,8 @@ def speedup_name(modality: str, editor: str) -> str:
 def adopted_results(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
     """Results of the table that the config adopts, by task name; those of editors with other options are left out.
 
+    So are results of tables that were written before answers were compared with rules in raw pixels.
+
     Raises:
         ConfigError: the table cannot be read or is of another kind.
     """
@@ -123,7 +126,7 @@ def adopted_results(benchmark: CounterfactualsBenchmark) -> dict[str, Run]:
         editor = planned_editor(sections[training.modality, training.release], plan)
         for run in runs:
             labels = run["modality"], run["seed"], run["editor"], run["release"], run.get("draws", 1)
-            if labels == wanted and read_editor(run["edit"]) == editor:
+            if labels == wanted and "rules" in run and read_editor(run["edit"]) == editor:
                 results[task.name] = run
                 if (batch.get("modality"), batch.get("editor")) == (training.modality, task.editor):
                     results[speedup_name(training.modality, task.editor)] = batch

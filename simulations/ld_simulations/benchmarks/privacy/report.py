@@ -33,7 +33,6 @@ NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
 RECONSTRUCTIONS = "privacy_reconstruction.png"
 SHOWN = {
     "copy_gain_db": "copy gain, dB",
-    "growth_correlation": "growth correlation",
     "growth_ratio": "growth ratio",
     "edit_direction_rate": "right direction",
     "frechet": "FD efficientnet_lite0",
