@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import EditDrift, Editor
-from ld_common.editing.counterfactuals import draw_several, edit_to
+from ld_common.editing.counterfactuals import draw_several, edit_to, past_of
+from ld_common.editing.history import EarlierScan, ScanHistory, history_warnings, read_history
 from ld_common.editing.registry import change_editor, editor_options, read_editor
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
-from ld_common.imaging.modality import DECODED, RENDERINGS, Attributes, Modality, Value
+from ld_common.imaging.modality import AGE, DECODED, RENDERINGS, Attributes, Modality, Value
 from ld_common.imaging.rendering import picture_of, reference_of, render
 from ld_common.imaging.scan_table import agree, load_modality, shown
 from ld_common.metrics.registry import BIOMARKERS
@@ -170,6 +171,7 @@ class CounterfactualPipeline:
         num_seeds: int = 1,
         slice_index: int | None = None,
         rendering: str = "",
+        history: Sequence[tuple[Path | str | Scan, float | None]] = (),
         **options: Any,
     ) -> CounterfactualResult:
         """Draw a scan as it would look under other attributes.
@@ -184,6 +186,8 @@ class CounterfactualPipeline:
             slice_index: slice of a volume, from the lowest; the modality's position if None.
             rendering: how the answer becomes pixels of the scan, `deformation`, `difference` or `decoded`; the
                 modality's if empty.
+            history: earlier visits of the patient, each with the age then, or None where both scans have dates. They
+                calibrate the answer to the patient, if the editor follows a longitudinal drift.
             options: options of the editor, such as `guidance_scale`.
 
         Raises:
@@ -198,11 +202,16 @@ class CounterfactualPipeline:
             raise RequestError(f"rendering is '{rendering}': use {', '.join(RENDERINGS)}")
         chosen = self._editor(editor, options)
         changes = self._parse("target", target)
-        pixels, picture, frame, in_file = self._read(scan, slice_index)
-        attributes = self._source(in_file, self._parse("source", source or {}))
+        read, picture, frame = self._read(scan, slice_index)
+        pixels = np.asarray(read.pixels, np.float32)
+        attributes = self._source(read.attributes_in_file, self._parse("source", source or {}))
+        earlier = self._history(read, attributes, history, slice_index)
         edit = edit_to(self.modality, 0, attributes, changes)
         prompts, seeds = [self.modality.prompt(attributes)], range(seed, seed + num_seeds)
-        drawn, samples = draw_several(self.base, picture[None], prompts, [edit], chosen, seeds, drift=self.drift)
+        past = past_of(self.modality, {} if earlier is None else {0: earlier})
+        drawn, samples = draw_several(
+            self.base, picture[None], prompts, [edit], chosen, seeds, drift=self.drift, past=past
+        )
         rendered = [render(pixels, frame, drawn.reconstructions[0], image, rendering) for image in samples[0]]
         image = np.mean(rendered, axis=0)
         written = picture_of(image, frame, self.base.resolution, self.modality.image)
@@ -215,8 +224,9 @@ class CounterfactualPipeline:
             attributes=attributes | changes,
             source=attributes,
             biomarkers=self._biomarkers(images, frame),
-            warnings=self._warnings(attributes | changes),
-            record=self._record(chosen, list(seeds)) | {"rendering": rendering},
+            warnings=[*self._warnings(attributes | changes), *([] if earlier is None else history_warnings(earlier))],
+            record=self._record(chosen, list(seeds))
+            | {"rendering": rendering, "history_years": [] if earlier is None else list(earlier.years)},
             frame=frame,
             rendering=rendering,
         )
@@ -232,10 +242,8 @@ class CounterfactualPipeline:
             raise RequestError("target is empty: name an attribute that changes, for example target={'age': 84}")
         return {name: self.modality.parse(name, str(value)) for name, value in attributes.items()}
 
-    def _read(
-        self, scan: Path | str | Scan | Tensor, slice_index: int | None
-    ) -> tuple[Pixels, Tensor, Frame, Attributes]:
-        """Pixels in the scan's grid, the model's image `(1,S,S)`, their geometry, and the attributes in the file."""
+    def _read(self, scan: Path | str | Scan | Tensor, slice_index: int | None) -> tuple[Scan, Tensor, Frame]:
+        """The scan, the model's image `(1,S,S)`, and their geometry."""
         if isinstance(scan, Tensor):
             side = self.base.resolution
             if scan.shape != (1, side, side):
@@ -243,10 +251,31 @@ class CounterfactualPipeline:
             if not bool(torch.isfinite(scan).all()) or float(scan.abs().max()) > 1:
                 raise RequestError("the tensor has values outside [-1, 1]: scale it to this range")
             picture = scan.detach().float().cpu()
-            return picture[0].numpy(), picture, Frame(-1.0, 1.0, (side, side), None, float(side), None), {}
+            frame = Frame(-1.0, 1.0, (side, side), None, float(side), None)
+            return Scan(picture[0].numpy(), None, {}), picture, frame
         read = scan if isinstance(scan, Scan) else read_scan(Path(scan), self.modality, slice_index)
         picture, frame = to_model(read, self.base.resolution, self.modality.image)
-        return np.asarray(read.pixels, np.float32), picture, frame, read.attributes_in_file
+        return read, picture, frame
+
+    def _history(
+        self,
+        scan: Scan,
+        attributes: Attributes,
+        history: Sequence[tuple[Path | str | Scan, float | None]],
+        slice_index: int | None,
+    ) -> ScanHistory | None:
+        if history and AGE not in attributes:
+            raise RequestError(f"a history needs the attribute {AGE}, which {self.modality.name} lacks")
+        earlier = [
+            EarlierScan(
+                visit if isinstance(visit, Scan) else read_scan(Path(visit), self.modality, slice_index),
+                age,
+                "an earlier scan" if isinstance(visit, Scan) else f"'{visit}'",
+            )
+            for visit, age in history
+        ]
+        age = float(attributes.get(AGE, 0.0))
+        return read_history(scan, age, earlier, self.base.resolution, self.modality.image)
 
     def _source(self, in_file: Attributes, given: Attributes) -> Attributes:
         for name in sorted(set(in_file) & set(given)):

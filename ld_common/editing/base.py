@@ -78,6 +78,10 @@ class Editor(ABC):
     """Name in configs, on command lines and in `EDITORS`."""
     needs_longitudinal: ClassVar[bool] = False
     """Whether it works only with a longitudinal drift."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Options of this class that the editor does not use; to set one is an error."""
+    takes_move: ClassVar[bool] = False
+    """Whether answers follow what a longitudinal drift predicts, and so the patient's history."""
     RENAMED: ClassVar[dict[str, str]] = {
         "steps": "num_inference_steps",
         "depth": "noise_fraction",
@@ -105,6 +109,11 @@ class Editor(ABC):
     """Factor of the change with the years that a longitudinal drift predicts: ridge regression shrinks it."""
     effect_scale: float = 1.5
     """Factor of the difference between groups that it predicts, for attributes that do not act like years."""
+    own_slope_half: float = 4.0
+    """Of a longitudinal drift with a history: spread of the visits, in years² (`ld_common.editing.moves`), at which the
+    latents' own slope counts half."""
+    own_growth_half: float = 0.5
+    """The same for the growth of the modality's first biomarker."""
     batch_size: int = 16
     """Counterfactuals that are denoised together."""
 
@@ -128,6 +137,8 @@ class Editor(ABC):
         )
         for name in ("delta", "time_scale", "effect_scale"):
             require(math.isfinite(getattr(self, name)), f"edit.{name} is {getattr(self, name)}: it must be a number")
+        for name in ("own_slope_half", "own_growth_half"):
+            require(getattr(self, name) > 0, f"edit.{name} is {getattr(self, name)}: it must be above 0")
 
     def context(self, model: Denoiser, drift: LatentDrift | None) -> EditContext:
         """The schedule, guidance and shift of these options on a model.

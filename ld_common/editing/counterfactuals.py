@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ld_common.core.config import require
+from ld_common.core.errors import ConfigError
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel, Denoiser
 from ld_common.diffusion.conditioning import Condition, image_condition
 from ld_common.diffusion.drift import centre, restore
 from ld_common.diffusion.longitudinal import AttributeChange, LongitudinalDrift
 from ld_common.editing.base import EditDrift, Editor
-from ld_common.imaging.modality import Attributes, Modality
+from ld_common.editing.history import ScanHistory
+from ld_common.editing.moves import Biomarker, Mover
+from ld_common.editing.registry import EDITORS
+from ld_common.imaging.modality import AGE, Attributes, Modality
+from ld_common.metrics.registry import BIOMARKERS
 
-AGE = "age"
 Progress = Callable[[int], None]
 """Called with the number of images and edits finished since the last call."""
 
@@ -61,6 +65,28 @@ def attribute_change(modality: Modality, source: Attributes, target: Attributes)
     return AttributeChange(rows[0], rows[1], rows[2], years)
 
 
+@dataclass(frozen=True, eq=False)
+class Past:
+    """Earlier visits of some scans' patients."""
+
+    histories: Mapping[int, ScanHistory]
+    """By the scan's row."""
+    biomarker: Biomarker | None = None
+    """What calibrates the change beside the latents: of a modality's biomarkers the first."""
+
+
+def past_of(modality: Modality, histories: Mapping[int, ScanHistory]) -> Past | None:
+    """The histories with what the modality measures; None where there are none.
+
+    Areas are compared in the model's pictures, so pictures of different fields of view leave the biomarker out.
+    """
+    if not histories:
+        return None
+    measured = bool(modality.biomarkers) and modality.image.field_of_view_mm > 0
+    measure = BIOMARKERS.load(modality.biomarkers[0]) if measured else None
+    return Past(histories, None if measure is None else lambda pictures: measure(pictures, 1.0))
+
+
 @dataclass(frozen=True)
 class Counterfactuals:
     """Pictures in [-1, 1]."""
@@ -82,6 +108,7 @@ def draw_counterfactuals(
     progress: Progress = lambda done: None,
     drift: EditDrift | None = None,
     seed: int = 0,
+    past: Past | None = None,
 ) -> Counterfactuals:
     """Draw the answers to `edits` of `images`; each scan is inverted once however many edits it has.
 
@@ -96,9 +123,15 @@ def draw_counterfactuals(
             longitudinal one gives editors the change that it predicts.
         seed: noise of editors that draw any. All images get the same noise, so that an answer does not depend on the
             rest of the batch and the slices of a volume fit each other.
+        past: earlier visits of the scans' patients.
+
+    Raises:
+        ConfigError: the editor needs a longitudinal drift, or takes no history.
     """
     latents = torch.cat([base.encode(chunk) for chunk in images.split(editor.batch_size)])
     latent_editor = LatentEditor(base, sorted({*source, *(edit.target for edit in edits)}), editor, drift, seed)
+    if past is not None:
+        latent_editor.remember(base, images, past)
     inverted = latent_editor.invert(latents, source, progress)
     answers = latent_editor.edit(inverted, edits, progress)
     parts = latents, inverted.reconstructions, answers
@@ -114,13 +147,14 @@ def draw_several(
     seeds: Sequence[int],
     progress: Progress = lambda done: None,
     drift: EditDrift | None = None,
+    past: Past | None = None,
 ) -> tuple[Counterfactuals, Tensor]:
     """The same edits under several seeds; the other arguments are those of `draw_counterfactuals`.
 
     Returns:
         The first seed's reconstructions with the mean of the seeds' answers; and each seed's answers `(M,K,1,S,S)`.
     """
-    drawn = [draw_counterfactuals(base, images, source, edits, editor, progress, drift, seed) for seed in seeds]
+    drawn = [draw_counterfactuals(base, images, source, edits, editor, progress, drift, seed, past) for seed in seeds]
     answers = torch.stack([counterfactuals.images for counterfactuals in drawn], 1)
     return replace(drawn[0], images=answers.mean(1)), answers
 
@@ -147,15 +181,25 @@ class LatentEditor:
     ) -> None:
         self.editor = editor
         self.drift = None if isinstance(drift, LongitudinalDrift) else drift
-        self.longitudinal = drift if isinstance(drift, LongitudinalDrift) else None
+        self.mover = Mover(drift, editor) if isinstance(drift, LongitudinalDrift) else None
         require(
-            self.longitudinal is not None or not editor.needs_longitudinal,
+            self.mover is not None or not editor.needs_longitudinal,
             f"edit.name {editor.name} needs a release of a study with drift.shape longitudinal",
         )
         self.context = editor.context(model, self.drift)
         self._generator = torch_generator(seed, "edit")
         with torch.no_grad():
             self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))
+
+    def remember(self, base: BaseModel, images: Tensor, past: Past) -> None:
+        """Calibrate answers by the patients' earlier visits; raises `ConfigError` where the editor cannot."""
+        if self.mover is None or not self.editor.takes_move:
+            knowing = ", ".join(name for name in EDITORS if EDITORS.load(name).takes_move)
+            raise ConfigError(
+                f"edit.name {self.editor.name} takes no history here: use {knowing}, on a release of a study with "
+                "drift.shape longitudinal"
+            )
+        self.mover = Mover(self.mover.drift, self.editor, base, past.histories, images, past.biomarker)
 
     def invert(self, latents: Tensor, source: Sequence[str], progress: Progress = lambda done: None) -> InvertedScans:
         """Invert image latents `(N,C,h,w)` under their prompts."""
@@ -190,24 +234,22 @@ class LatentEditor:
 
     def _moves(self, edits: Sequence[Edit], scans: Tensor) -> Tensor | None:
         """What the longitudinal drift predicts to change `(M,C,h,w)`; None without one."""
-        drift, editor = self.longitudinal, self.editor
-        if drift is None:
+        mover = self.mover
+        if mover is None or not self.editor.takes_move:
             return None
-        asked = [(scan, edit.asked) for edit, scan in zip(edits, scans, strict=True)]
-        return torch.stack(
-            [
-                torch.zeros_like(scan)
-                if change is None
-                else drift.change(scan, change, editor.time_scale, editor.effect_scale)
-                for scan, change in asked
-            ]
-        )
+        moves = [
+            torch.zeros_like(scan) if edit.asked is None else mover.move(edit.scan, scan, edit.asked)
+            for edit, scan in zip(edits, scans, strict=True)
+        ]
+        return torch.stack(moves)
 
     def _shifts(self, edits: Sequence[Edit]) -> Tensor | None:
         """What is added after each step: the drift's shift, and each edit's `(M,1,1,1)`; None for neither."""
         shift = self.context.shift
         if not any(edit.delta for edit in edits):
             return shift
+        if "delta" in self.editor.unused:
+            raise ConfigError(f"editor {self.editor.name} has no reverse steps that a δ could shift: leave it out")
         steps = len(self.context.schedule.timesteps)
         added = torch.tensor([edit.delta / steps for edit in edits]).view(-1, 1, 1, 1)
         return added if shift is None else shift + added

@@ -21,6 +21,17 @@ class DriftEditor(Editor):
 
     name: ClassVar[str] = "drift"
     needs_longitudinal: ClassVar[bool] = True
+    takes_move: ClassVar[bool] = True
+    unused: ClassVar[tuple[str, ...]] = (
+        "num_inference_steps",
+        "noise_fraction",
+        "guidance_interval",
+        "guidance_outside",
+        "delta",
+    )
+
+    guidance_scale: float = 1.0
+    """Factor of the whole change."""
 
     def invert(self, context: EditContext, latents: Tensor, source: Condition, noise: Tensor) -> Tensor:
         """The latents themselves."""
@@ -31,4 +42,4 @@ class DriftEditor(Editor):
     ) -> Tensor:
         """The latents plus what the drift predicts to change."""
         move = None if target is None else target.move
-        return state if move is None else state + move
+        return state if move is None else state + self.guidance_scale * move

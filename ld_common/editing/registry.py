@@ -44,7 +44,11 @@ def read_editor(options: Mapping[str, Any], prefix: str = "edit.") -> Editor:
     """
     require("method" not in options, f"config key '{prefix}method' is now called '{prefix}name'")
     schema = EDITORS.load(str(options.get("name", DEFAULT_EDITOR)))
-    return checked(schema, {key: value for key, value in options.items() if key != "name"}, prefix)
+    editor = checked(schema, {key: value for key, value in options.items() if key != "name"}, prefix)
+    for key in schema.unused:
+        default = getattr(schema(), key)
+        require(getattr(editor, key) == default, f"{prefix}{key} does nothing with editor {schema.name}: leave it out")
+    return editor
 
 
 def editor_options(editor: Editor) -> dict[str, Any]:
@@ -54,5 +58,6 @@ def editor_options(editor: Editor) -> dict[str, Any]:
 
 def change_editor(editor: Editor, name: str) -> Editor:
     """Another editor with the options that both have; raises `ConfigError`."""
-    known = {field.name for field in dataclasses.fields(EDITORS.load(name))}
+    schema = EDITORS.load(name)
+    known = {field.name for field in dataclasses.fields(schema)} - {*schema.unused, *editor.unused}
     return read_editor({"name": name, **{key: value for key, value in to_mapping(editor).items() if key in known}})

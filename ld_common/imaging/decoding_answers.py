@@ -45,6 +45,8 @@ def scan_of(content: dict[str, Any], values: np.ndarray, modality: Modality) -> 
         attributes_in_file=_attributes(content["attributes"], modality),
         affine=None if affine is None else _affine(affine),
         orientation=_orientation(content["orientation"]),
+        patient_id=_text(content["patient_id"]),
+        study_date=_date(content["study_date"]),
     )
 
 
@@ -65,14 +67,14 @@ def volume_of(content: dict[str, Any], values: np.ndarray, modality: Modality) -
 
 def header_of(content: dict[str, Any], values: np.ndarray, path: Path) -> DicomHeader:
     """The header of the file at `path`, which has no array; raises one of `MALFORMED_ANSWER`."""
-    date, spacing, affine = content["study_date"], content["spacing_mm"], content["affine"]
+    spacing, affine = content["spacing_mm"], content["affine"]
     number = content["series_number"]
     if values.size or not (number is None or type(number) is int):
         raise ValueError
     texts = ("patient_id", "sex", "series_uid", "series_description", "sop_uid", "sop_class", "view_position")
     return DicomHeader(
         path=path,
-        study_date=None if date is None else datetime.date.fromisoformat(_text(date)),
+        study_date=_date(content["study_date"]),
         age_years=_number(content["age_years"]),
         series_number=number,
         spacing_mm=None if spacing is None else _pair(spacing),
@@ -128,6 +130,10 @@ def _orientation(value: Any) -> tuple[str, str] | None:
     if not {first, second} <= set("LRAPHF"):
         raise ValueError
     return first, second
+
+
+def _date(value: Any) -> datetime.date | None:
+    return None if value is None else datetime.date.fromisoformat(_text(value))
 
 
 def _text(value: Any) -> str:

@@ -148,6 +148,8 @@ def _read_scan(path: Path, request: dict[str, Any], released: bool) -> Answer:
         "attributes": scan.attributes_in_file,
         "affine": None if scan.affine is None else scan.affine.tolist(),
         "orientation": scan.orientation,
+        "patient_id": scan.patient_id,
+        "study_date": None if scan.study_date is None else scan.study_date.isoformat(),
     }
     return fields, np.ascontiguousarray(scan.pixels, np.float32)
 

@@ -5,6 +5,7 @@ Both grids lie in one plane and share their centre. A pixel is an area whose val
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ class Scan:
     """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up; None if unknown."""
     orientation: tuple[str, str] | None = None
     """Directions of rows and columns, as DICOM's Patient Orientation; None if unknown."""
+    patient_id: str = ""
+    """DICOM's; it stays in memory, to tell whether two scans are of one patient. Empty if unknown."""
+    study_date: datetime.date | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,8 @@ class AttributeConfig:
         self.categories = dict(sorted(self.categories.items()))
 
 
+AGE = "age"
+"""Name of the attribute that passes with the years."""
 DEFORMATION, DIFFERENCE, DECODED = "deformation", "difference", "decoded"
 RENDERINGS = (DEFORMATION, DIFFERENCE, DECODED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -75,6 +76,11 @@ def series_headers(folder: Path, modality: Modality, released: bool) -> list[Dic
 
 def _dicom_scan(path: Path, modality: Modality, released: bool) -> Scan:
     header, pixels = read_dicom(path, modality.dicom_modalities, released)
+    scan = _placed_scan(path, modality, header, pixels)
+    return replace(scan, patient_id=header.patient_id, study_date=header.study_date)
+
+
+def _placed_scan(path: Path, modality: Modality, header: DicomHeader, pixels: np.ndarray) -> Scan:
     check_spacing(path, header.spacing_mm or ())
     attributes = known_attributes(header, modality)
     if modality.image.plane == "none":

@@ -20,7 +20,7 @@ from ld_common.editing.base import Editor
 from ld_common.editing.registry import editor_options
 from ld_common.release.release import Release
 from ld_generate.batch_table import DRAWN, OUTCOMES, BatchRow, Outcome, read_outcomes, read_rows, write_outcomes
-from ld_generate.options import read_targets
+from ld_generate.options import read_history_options, read_targets
 from ld_generate.request import EditRequest, RequestOptions, make_folders, read_requests
 from ld_generate.samples import RECORD
 from ld_generate.writer import run_edits
@@ -140,6 +140,10 @@ class _BatchDrawer:
             self.options,
             source=self.options.source | modality.parse_all(row.source),
             slice_index=int(row.slice) if row.slice else None,
+            history=[
+                dataclasses.replace(file, path=self.folder / file.path)
+                for file in read_history_options([text.strip() for text in row.history.split(";") if text.strip()])
+            ],
         )
         (request,) = read_requests(modality, self.model.resolution, [self.folder / row.input], targets, options)
         request = dataclasses.replace(request, folder=options.out / row.folder)

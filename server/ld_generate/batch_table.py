@@ -14,7 +14,7 @@ from ld_common.core.errors import RequestError
 from ld_common.core.tables import table_lines
 
 OUTCOMES, DRAWN = "batch.csv", "drawn"
-COLUMNS, REQUIRED = ("input", "target", "source", "slice"), ("input", "target")
+COLUMNS, REQUIRED = ("input", "target", "source", "slice", "history"), ("input", "target")
 RENAMED_COLUMNS = {"set": "target", "given": "source"}
 
 
@@ -30,6 +30,8 @@ class BatchRow:
     """Edits, separated by semicolons."""
     source: str = ""
     slice: str = ""
+    history: str = ""
+    """Earlier scans of the patient as `SCAN@AGE`, separated by semicolons; paths are relative to the table."""
     extra_cells: str = ""
     """Cells beyond the last column."""
 

@@ -107,6 +107,28 @@ def check_rendering(name: str) -> None:
     require(name in ("", *RENDERINGS), f"--rendering is '{name}': use {', '.join(RENDERINGS)}")
 
 
+@dataclass(frozen=True)
+class HistoryFile:
+    """An earlier scan of a patient, as a command line names it."""
+
+    path: Path
+    age: float | None
+
+
+def read_history_options(texts: Sequence[str]) -> list[HistoryFile]:
+    """The files and ages of `SCAN@AGE` texts; raises `RequestError` for an age that is no number."""
+    files = []
+    for text in texts:
+        path, at, age = text.rpartition("@")
+        if not at:
+            files.append(HistoryFile(Path(text), None))
+        elif not (is_number(age) and 0 <= float(age) < math.inf):
+            raise RequestError(f"--history '{text}' is not of the form SCAN@AGE: '{age}' is no age")
+        else:
+            files.append(HistoryFile(Path(path), float(age)))
+    return files
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """Which release is loaded, whether it is trusted, and where its model runs."""
@@ -168,11 +190,24 @@ class ScanOptions:
             rich_help_panel=SCANS,
         ),
     ] = None
+    history: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCAN[@AGE]",
+            help="An earlier scan of the same patient, and the age then; DICOM files with dates need no age. It "
+            "calibrates the answer to the patient. Repeatable.",
+            show_default=False,
+            rich_help_panel=SCANS,
+        ),
+    ] = None
     burned_in_text_checked: BurnedInTextChecked = False
     rendering: Rendering = ""
 
     def __post_init__(self) -> None:
         check_rendering(self.rendering)
+        read_history_options(self.history or [])
+        if self.history and len(self.inputs) > 1:
+            raise RequestError(f"--history belongs to one patient's scan, and --input names {len(self.inputs)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from ld_common.core.errors import RequestError, ScanError
+from ld_common.editing.history import EarlierScan, ScanHistory, read_history
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, to_model
-from ld_common.imaging.modality import DECODED, Attributes, Modality
+from ld_common.imaging.modality import AGE, DECODED, Attributes, Modality
 from ld_common.imaging.scan_table import agree, shown
 from ld_generate.attribute_sweep import Sweep
-from ld_generate.options import OutputOptions, ScanOptions
+from ld_generate.options import HistoryFile, OutputOptions, ScanOptions, read_history_options
 from ld_generate.preserve_mask import read_preserve_mask
 from ld_generate.samples import make_folder
 from ld_generate.watermark import check_watermark_fits
@@ -41,6 +42,8 @@ class RequestOptions:
     watermark: bool = False
     rendering: str = ""
     """One of `RENDERINGS`; empty for the modality's."""
+    history: Sequence[HistoryFile] = ()
+    """Earlier scans of the patient, where there is one input."""
 
     @classmethod
     def of(
@@ -55,6 +58,7 @@ class RequestOptions:
             preserve_mask=scans.preserve_mask,
             watermark=output.watermark,
             rendering=scans.rendering,
+            history=read_history_options(scans.history or []),
         )
 
 
@@ -80,6 +84,8 @@ class EditRequest:
     """Share of the scan in each pixel `(H,W)`, from 0 to 1; None edits all of it."""
     watermark: bool = False
     rendering: str = DECODED
+    history: ScanHistory | None = None
+    """Earlier visits of the patient."""
 
 
 def read_requests(
@@ -113,12 +119,13 @@ def read_requests(
         mask = None
         if options.preserve_mask is not None:
             mask = read_preserve_mask(options.preserve_mask, modality, options.slice_index, scan, frame, resolution)
+        source = source_of(modality, path, scan.attributes_in_file, options.source)
         request = EditRequest(
             path=path,
             scan=scan,
             frame=frame,
             image=image,
-            source=source_of(modality, path, scan.attributes_in_file, options.source),
+            source=source,
             targets=[*targets, *(sweep.targets if sweep else [])],
             slice_index=options.slice_index,
             folder=options.out / name,
@@ -126,9 +133,28 @@ def read_requests(
             preserve_mask=mask,
             watermark=options.watermark,
             rendering=options.rendering or modality.image.rendering,
+            history=_read_history(modality, scan, source, resolution, options),
         )
         requests.append(request)
     return requests
+
+
+def _read_history(
+    modality: Modality, scan: Scan, source: Attributes, resolution: int, options: RequestOptions
+) -> ScanHistory | None:
+    if not options.history:
+        return None
+    if AGE not in source:
+        raise RequestError(f"a history needs the attribute {AGE}, which {modality.name} lacks")
+    earlier = [
+        EarlierScan(
+            read_scan(file.path, modality, options.slice_index, options.burned_in_text_checked),
+            file.age,
+            f"'{file.path}'",
+        )
+        for file in options.history
+    ]
+    return read_history(scan, float(source[AGE]), earlier, resolution, modality.image)
 
 
 def model_picture(path: Path, scan: Scan, resolution: int, modality: Modality) -> tuple[Tensor, Frame]:

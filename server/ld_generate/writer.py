@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
-from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_several, edit_to
+from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_several, edit_to, past_of
+from ld_common.editing.history import history_warnings
 from ld_common.editing.registry import editor_options
 from ld_common.imaging.geometry import Frame, from_model
 from ld_common.imaging.image_io import write_difference_png, write_png
@@ -65,7 +66,9 @@ def run_edits(
     edits, prompts = edits_of(release.modality, requests, deltas), source_prompts(release.modality, requests)
     images = torch.stack([request.image for request in requests])
     seeds = range(release.study.seed, release.study.seed + num_seeds)
-    drawn, samples = draw_several(base, images, prompts, edits, editor, seeds, progress, edit_drift(release))
+    histories = {row: request.history for row, request in enumerate(requests) if request.history is not None}
+    past = past_of(release.modality, histories)
+    drawn, samples = draw_several(base, images, prompts, edits, editor, seeds, progress, edit_drift(release), past)
     files: list[Path] = []
     for index, request in enumerate(requests):
         rows = [row for row, edit in enumerate(edits) if edit.scan == index]
@@ -168,7 +171,8 @@ class _EditWriter:
             "seeds": [self.release.study.seed + number for number in range(samples.shape[1])],
             "biomarkers_mm2": {"scan": of_scan, "reconstruction": of_reconstruction},
         }
-        return [*files, write_record(folder, self.release, self.editor, content)]
+        warnings = [] if request.history is None else history_warnings(request.history)
+        return [*files, write_record(folder, self.release, self.editor, content, warnings)]
 
     def _description(self) -> dict[str, Any]:
         request = self.request
@@ -179,8 +183,19 @@ class _EditWriter:
             },
             "source": request.source,
             "rendering": request.rendering,
+            "history": self._history(),
             "watermark": request.watermark,
         }
+
+    def _history(self) -> list[dict[str, Any]]:
+        """The earlier visits: how long before the scan, and a keyed hash of the model's picture."""
+        history = self.request.history
+        if history is None:
+            return []
+        return [
+            {"years_before": round(years, 3), "hmac_of_picture": keyed_digest([picture.numpy().tobytes()])}
+            for years, picture in zip(history.years, history.pictures, strict=True)
+        ]
 
     def _rendered(self, image: Tensor, reconstruction: Tensor) -> np.ndarray:
         """An answer `(1,S,S)` in the scan's grid and real values `(H,W)`."""
@@ -271,6 +286,7 @@ class _EditWriter:
         """Keyed hash of a counterfactual's request: equal requests of an account get equal DICOM identifiers."""
         request = self.request
         options = [request.source, target, editor_options(self.editor), delta, request.rendering, request.watermark]
+        options.append(self._history())
         mask = b"" if request.preserve_mask is None else request.preserve_mask.tobytes()
         text = json.dumps(options, sort_keys=True).encode()
         return keyed_digest([request.scan.pixels.tobytes(), mask, text])

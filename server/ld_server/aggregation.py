@@ -19,7 +19,7 @@ from ld_common.core.registry import Registry
 from ld_common.core.state import State
 from ld_common.protocol.messages import TrainNumbers, TrainResult
 from ld_common.protocol.study_config import FederationConfig
-from ld_server.reply_validation import DriftForm
+from ld_server.drift_form import DriftForm
 
 DRIFT = "drift"
 

@@ -33,7 +33,7 @@ from ld_common.diffusion.options import largest_drift
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.aggregation import Aggregator, Mean, aggregate_drifts
-from ld_server.reply_validation import DriftForm
+from ld_server.drift_form import DriftForm
 
 AnyDrift = LatentDrift | ConditionalDrift | LongitudinalDrift
 

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from flwr.app import Array, Message, RecordDict
-from torch import Tensor
 
 from ld_common.core.errors import AdapterError, LdError
 from ld_common.diffusion.drift import by_channel
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
 from ld_common.protocol.study_config import StudyConfig
+from ld_server.drift_form import DriftForm
 
 MAX_REASON_LENGTH = 300
 SPARE_BYTES, SPARE_BYTES_A_TENSOR = 2**20, 1024
-
-
-@dataclass(frozen=True)
-class DriftForm:
-    """What a site's drift must look like in one round."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    largest: float
-
-    def check(self, drift: Tensor | None) -> None:
-        """Raise `AdapterError` unless a drift has this form and is finite."""
-        shape = None if drift is None else tuple(drift.shape)
-        if drift is None or drift.shape != self.shape:
-            raise AdapterError(f"its drift has shape {shape}, not {tuple(self.shape)}")
-        if drift.dtype != self.dtype:
-            raise AdapterError(f"its drift is {drift.dtype}, not {str(self.dtype).removeprefix('torch.')}")
-        if not bool(torch.isfinite(drift).all()):
-            raise AdapterError("its drift holds NaN or infinite values")
-        if float(drift.abs().max()) > self.largest:
-            raise AdapterError(f"its drift reaches {float(drift.abs().max()):.3g}, more than {self.largest:g}")
 
 
 def read_reply(reply: Message, site: str, task: TrainTask, study: StudyConfig, form: DriftForm | None) -> TrainResult:

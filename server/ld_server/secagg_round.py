@@ -24,7 +24,7 @@ from ld_common.protocol.secagg.messages import (
     restore,
 )
 from ld_common.protocol.study_config import StudyConfig
-from ld_server.reply_validation import DriftForm
+from ld_server.drift_form import DriftForm
 from ld_server.secagg import SecureAggregation
 
 STAGE_TIMEOUT_SECONDS = 120.0

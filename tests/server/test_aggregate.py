@@ -29,7 +29,7 @@ from ld_server.aggregation import (
 )
 from ld_server.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
 from ld_server.drift_collection import CollectedDrifts
-from ld_server.reply_validation import DriftForm
+from ld_server.drift_form import DriftForm
 
 REFERENCE = {"a": torch.zeros(3), "b": torch.zeros(2, 2)}
 FORM = DriftForm(torch.Size((4, 1, 1)), torch.float32, 20.0)

@@ -45,8 +45,8 @@ def batch(
     """Edit the scans of a table; a row that fails does not stop the others.
 
     TABLE is a CSV file with a row a scan: the columns input (a path, relative to the table) and target (edits,
-    separated by semicolons, such as age=84;age=90,diagnosis=AD), and optionally source and slice. KEY=VALUE sets an
-    option of the editor.
+    separated by semicolons, such as age=84;age=90,diagnosis=AD), and optionally source, slice and history (earlier
+    scans of the patient, such as first.dcm@70;second.dcm@72.5). KEY=VALUE sets an option of the editor.
 
     Writes one folder a row, and batch.csv with the outcome of each. A second run draws only what is missing or changed.
     The exit code is 1 when a row failed.

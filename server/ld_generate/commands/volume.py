@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ld_common.core.command import loading, progress_bar
+from ld_common.core.errors import RequestError
 from ld_generate.console import print_note, status
 from ld_generate.options import (
     SCANS,
@@ -59,6 +60,8 @@ def volume(
     Example: ld-generate volume RELEASE --input head.nii.gz --source age=74,sex=F,diagnosis=CN --target age=84
     """
     check_attributes(load_options, options.target, scans.source)
+    if scans.history:
+        raise RequestError("--history works with edit, sweep and batch, not with volumes")
     with loading(status):
         from ld_common.imaging.face import shows_face
         from ld_generate.loading import choose_editor, load_model, open_release
