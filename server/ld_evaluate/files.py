@@ -12,3 +12,5 @@ RESULTS, PAGE, PATIENTS = "counterfactuals.json", "counterfactuals.md", "counter
 """What an evaluation writes: numbers, the page, and a row for each answer to each patient's edit."""
 COPY, SAME, PERFECT = "copy", "same change for all", "perfect answer through the VAE"
 """Rows without an editor: the unedited scan; the other patients' mean change, without a picture; the truth itself."""
+FIRST_VISITS, LAST_VISITS = "patients", "with_history"
+"""Lists of `TRUTH`: first visits, and last visits with the earlier ones."""

@@ -3,7 +3,8 @@
 Layout of a folder with truths (`held_out.json`): `patients`, a list of entries with `hospital`, `patient`, `series`
 (the scan, a path), `attributes`, `area_mm2`, and `edits`; each edit has `name`, `target`, `area_mm2` and `truth`, an
 `.npz` whose `pixels` (H,W) are the true counterfactual in the scan's own device values. Paths are relative to the
-folder.
+folder. `with_history`, where there is one, has entries of the same form for the last visit of patients with three or
+more, and in each `earlier`: a list of `series` and `age`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from torch import Tensor
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.counterfactuals import Counterfactuals
+from ld_common.editing.history import ScanHistory
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.metrics.image import psnr
 from ld_common.metrics.registry import BIOMARKERS
 from ld_evaluate.edits import EvaluationEdit, ScanPixels, TrueAnswer, growth_mm2
-from ld_evaluate.files import TRUTH
+from ld_evaluate.files import FIRST_VISITS, LAST_VISITS, TRUTH
 
 CHANGED = 0.1
 """Least absolute change of a pixel in [-1, 1] that counts as changed by the true edit."""
@@ -68,8 +70,16 @@ class TrueCounterfactual:
         return EvaluationEdit(self.patient, self.scan, self.edit, self.attributes, self.target, self.scanned, truth)
 
 
-def read_truths(folder: Path, modality: Modality, resolution: int) -> tuple[Tensor, list[TrueCounterfactual]]:
+def read_truths(
+    folder: Path, modality: Modality, resolution: int, group: str = FIRST_VISITS
+) -> tuple[Tensor, list[TrueCounterfactual]]:
     """All held-out scans `(N,1,S,S)` in [-1, 1] and all true counterfactuals.
+
+    Args:
+        folder: has `held_out.json`.
+        modality: the release's.
+        resolution: side of the model's picture, in pixels.
+        group: `patients`, or `with_history` for last visits; there may be none of these.
 
     Raises:
         RequestError: `held_out.json` or a file that it names cannot be read.
@@ -79,7 +89,7 @@ def read_truths(folder: Path, modality: Modality, resolution: int) -> tuple[Tens
     truths: list[TrueCounterfactual] = []
     try:
         manifest: dict[str, Any] = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
-        for entry in manifest["patients"]:
+        for entry in manifest["patients"] if group == FIRST_VISITS else manifest.get(group, []):
             scanned = ScanPixels.of(read_scan(folder / entry["series"], modality), modality, resolution)
             for edit in entry["edits"]:
                 pixels = np.asarray(np.load(folder / edit["truth"])["pixels"], np.float32)
@@ -100,7 +110,22 @@ def read_truths(folder: Path, modality: Modality, resolution: int) -> tuple[Tens
             scans.append(scanned.picture)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"'{folder / TRUTH}' cannot be used ({error!r}): restore it, or remove it") from error
-    return torch.stack(scans), truths
+    return torch.stack(scans) if scans else torch.empty((0, 1, resolution, resolution)), truths
+
+
+def read_earlier(folder: Path, modality: Modality, resolution: int) -> list[ScanHistory]:
+    """The earlier visits of each scan of `with_history`, in its order; raises as `read_truths`."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
+        histories = []
+        for entry in manifest.get(LAST_VISITS, []):
+            scans = [read_scan(folder / visit["series"], modality) for visit in entry["earlier"]]
+            pictures = torch.stack([ScanPixels.of(scan, modality, resolution).picture for scan in scans])
+            age = float(entry["attributes"]["age"])
+            histories.append(ScanHistory(pictures, [age - float(visit["age"]) for visit in entry["earlier"]]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"'{folder / TRUTH}' cannot be used ({error!r}): restore it, or remove it") from error
+    return histories
 
 
 def through_vae(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +35,8 @@ class DemoConfig:
     """YAML of the hospitals, relative to the demo's file."""
     study: str = "demo_study.yaml"
     """YAML of the study, relative to the demo's file."""
+    network: dict[str, Any] = field(default_factory=dict)
+    """An editor of the trained network, with its options, that is judged beside the study's `edit`; empty for none."""
     cpus_per_site: int = 1
     """Processors that one site's training takes; as many sites train at once as there are processors for."""
     held_out: float = 0.0

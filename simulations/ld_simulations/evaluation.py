@@ -12,13 +12,17 @@ from torch import Tensor
 
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import EditDrift, Editor
-from ld_common.editing.counterfactuals import Counterfactuals, draw_counterfactuals, edit_to
+from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_counterfactuals, edit_to, past_of
 from ld_common.imaging.modality import Modality
 from ld_common.metrics.image import psnr
 from ld_evaluate.answers import written_as_files
 from ld_evaluate.comparison import Comparison
+from ld_evaluate.edits import EvaluationEdit
+from ld_evaluate.files import LAST_VISITS
 from ld_evaluate.protocol import PatientAnswer
-from ld_evaluate.truth import TrueCounterfactual, read_truths, through_vae, validate_area
+from ld_evaluate.truth import TrueCounterfactual, read_earlier, read_truths, through_vae, validate_area
+
+ONE_SCAN, ALL_VISITS = "this release, last scan", "this release, all visits"
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,7 @@ def evaluate(
         progress: as in `draw_counterfactuals`.
     """
     scans, counterfactuals = read_truths(truths.folder, modality, base.resolution)
-    asked = [truth.question(modality) for truth in counterfactuals]
-    prompts = {edit.scan: modality.prompt(edit.source) for edit in asked}
-    edits = [edit_to(modality, edit.scan, edit.source, edit.target, editor.delta) for edit in asked]
-    source = [prompts[row] for row in range(len(scans))]
+    asked, source, edits = _asked(modality, counterfactuals, len(scans), editor)
     drawn = draw_counterfactuals(base, scans, source, edits, editor, progress, drift)
     written = written_as_files(modality, asked, drawn.reconstructions, drawn.images[:, None])
     comparison = Comparison(base, modality, asked)
@@ -84,3 +85,35 @@ def evaluate(
     pairs = zip(asked, written, strict=True)
     pictures = torch.stack([edit.scanned.picture_of(pixels, modality) for edit, pixels in pairs])
     return SimulatedEvaluation(counterfactuals, scans, drawn, pictures, method.patients, rows, summary)
+
+
+def evaluate_history(
+    base: BaseModel, modality: Modality, truths: Truths, editor: Editor, drift: EditDrift | None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Answers to what comes after a patient's last visit, from that scan alone and with the visits before it.
+
+    Returns:
+        Numbers by row and kind of edit, the rules among them; empty where no test patient has three visits, or the
+        editor takes no history.
+    """
+    scans, counterfactuals = read_truths(truths.folder, modality, base.resolution, LAST_VISITS)
+    if not len(scans) or not editor.takes_move:
+        return {}
+    asked, source, edits = _asked(modality, counterfactuals, len(scans), editor)
+    past = past_of(modality, dict(enumerate(read_earlier(truths.folder, modality, base.resolution))))
+    comparison, rows = Comparison(base, modality, asked), {}
+    for title, visits in ((ONE_SCAN, None), (ALL_VISITS, past)):
+        drawn = draw_counterfactuals(base, scans, source, edits, editor, drift=drift, past=visits)
+        written = written_as_files(modality, asked, drawn.reconstructions, drawn.images[:, None])
+        rows[title] = comparison.of(title, written).by_edit
+    return {**comparison.rule_numbers(), **rows}
+
+
+def _asked(
+    modality: Modality, counterfactuals: list[TrueCounterfactual], scans: int, editor: Editor
+) -> tuple[list[EvaluationEdit], list[str], list[Edit]]:
+    """The edits with their truths, each scan's prompt, and the edits as they are drawn."""
+    asked = [truth.question(modality) for truth in counterfactuals]
+    prompts = {edit.scan: modality.prompt(edit.source) for edit in asked}
+    edits = [edit_to(modality, edit.scan, edit.source, edit.target, editor.delta) for edit in asked]
+    return asked, [prompts[row] for row in range(scans)], edits

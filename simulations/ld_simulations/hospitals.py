@@ -7,11 +7,13 @@ Below `output`:
     <hospital>/visits.csv                                  a row for each visit, in the hospital's own labels
     <hospital>/dicom/<patient>/<visit date>/IM000N.dcm     the phantom's views; position, not name, orders the slices
     scans.csv                                              all of these visits in the modality's categories
-    held_out/held_out.json                                 test patients, their edits and the truths
-    (`ld_evaluate.truth`) held_out/scans.csv                                     their scans: the first visit and the
-    last held_out/<hospital>/<patient>/series/IM000N.dcm        the first visit
+    held_out/held_out.json                                 test patients, their edits and truths (`ld_evaluate.truth`)
+    held_out/scans.csv                                     their scans: the first visit and the last
+    held_out/<hospital>/<patient>/series/IM000N.dcm        the first visit
+    held_out/<hospital>/<patient>/visit_N/IM000N.dcm       visits in between
     held_out/<hospital>/<patient>/follow_up/IM000N.dcm     the last visit, up to six years later
     held_out/<hospital>/<patient>/truth/<edit>.npz         the true counterfactual of the view that models see
+    held_out/<hospital>/<patient>/truth_after_last/        the same for the last visit of three or four
 
 A truth holds `pixels` (H,W), float32 device values after the rescale, where brighter is higher whatever the files'
 photometric interpretation; `structure` (H,W), the share of the structure that disease and age change in each pixel; and
@@ -23,7 +25,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -38,7 +40,7 @@ from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError
 from ld_common.core.seeding import numpy_generator
 from ld_common.imaging.modality import Attributes
-from ld_evaluate.files import SCANS, TRUTH
+from ld_evaluate.files import FIRST_VISITS, LAST_VISITS, SCANS, TRUTH
 from ld_simulations.hospitals_config import HospitalConfig, HospitalsConfig
 from ld_simulations.phantoms.base import HEALTHY, Patient, Phantom, Population, Rendering
 from ld_simulations.phantoms.device import Array, DeviceConfig
@@ -52,6 +54,8 @@ Progress = Callable[[str, int, int], None]
 DAYS_PER_YEAR = 365.25
 VISITS = (2, 4)
 YEARS_BETWEEN_VISITS = (0.8, 2.0)
+YEARS_AFTER_LAST = (5, 10)
+"""Of the truths that follow the last visit of test patients with three or more."""
 FIRST_DAY, ENROLMENT_DAYS = date(2011, 1, 3), 1800
 OLDEST_HELD_OUT_YEARS = 79.0
 """At the first visit: twenty years later is still within the modality's limits."""
@@ -143,18 +147,21 @@ def write_hospitals(config: HospitalsConfig, progress: Progress = lambda *_: Non
 def _write_all(folder: Path, config: HospitalsConfig, progress: Progress) -> None:
     phantom = find_phantom(config.phantom)
     patients: list[dict[str, Any]] = []
+    with_history: list[dict[str, Any]] = []
     scans: list[list[str]] = []
     test_scans: list[list[str]] = []
     for hospital in config.hospitals:
         scans += _write_hospital(folder, phantom, hospital, config.seed, progress)
         visits = draw_visits(phantom, config.seed, hospital, held_out=True)
-        for number, (first, *_, last) in enumerate(visits, start=1):
+        for number, (first, *between, last) in enumerate(visits, start=1):
             patients.append(_write_test_patient(folder / HELD_OUT, phantom, hospital, first))
+            if between:
+                with_history.append(_write_last_visit(folder / HELD_OUT, phantom, hospital, [first, *between, last]))
             path = Path(hospital.name) / first.patient.identity
             write_visit(folder / HELD_OUT / path / "follow_up", phantom, last, hospital.scanner)
             test_scans += [_table_row(path / "series", first), _table_row(path / "follow_up", last)]
             progress(f"{hospital.name}: test patients", number, len(visits))
-    manifest = {"phantom": phantom.name, "patients": patients}
+    manifest = {"phantom": phantom.name, FIRST_VISITS: patients, LAST_VISITS: with_history}
     (folder / HELD_OUT / TRUTH).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     header = ["patient", "input", *ATTRIBUTES]
     _write_rows(folder / SCANS, [header, *scans])
@@ -198,12 +205,46 @@ def _write_test_patient(
     """Write a test patient's visit and its true counterfactuals; returns the manifest's entry, paths from `folder`."""
     path = Path(hospital.name) / visit.patient.identity
     write_visit(folder / path / "series", phantom, visit, hospital.scanner)
-    (folder / path / "truth").mkdir()
+    edits = phantom.edits_of(visit.attributes)
+    return {"series": (path / "series").as_posix(), **_write_truths(folder, path, phantom, hospital, visit, edits)}
+
+
+def _write_last_visit(
+    folder: Path, phantom: Phantom[Any, Any], hospital: HospitalConfig, visits: list[SimulatedVisit]
+) -> dict[str, Any]:
+    """Write the visits between first and last, and the true counterfactuals of the last, some years on.
+
+    The first visit lies in `series`, the last in `follow_up`.
+    """
+    path, last = Path(hospital.name) / visits[0].patient.identity, visits[-1]
+    earlier = []
+    for visit in visits[:-1]:
+        series = path / ("series" if visit is visits[0] else f"visit_{visit.index}")
+        if visit is not visits[0]:
+            write_visit(folder / series, phantom, visit, hospital.scanner)
+        earlier.append({"series": series.as_posix(), "age": visit.attributes["age"]})
+    age = float(last.attributes["age"])
+    edits: dict[str, Attributes] = {f"history_{years}": {"age": round(age + years, 1)} for years in YEARS_AFTER_LAST}
+    truths = _write_truths(folder, path, phantom, hospital, last, edits)
+    return {"series": (path / "follow_up").as_posix(), "earlier": earlier, **truths}
+
+
+def _write_truths(
+    folder: Path,
+    path: Path,
+    phantom: Phantom[Any, Any],
+    hospital: HospitalConfig,
+    visit: SimulatedVisit,
+    edits: Mapping[str, Attributes],
+) -> dict[str, Any]:
+    """Write the true counterfactuals of a visit into `path / truth`; returns what the manifest says of it."""
+    place = path / ("truth" if visit.index == 0 else "truth_after_last")
+    (folder / place).mkdir()
     entry: dict[str, Any] = {"hospital": hospital.name, "patient": visit.patient.identity}
-    entry |= {"series": (path / "series").as_posix(), "attributes": visit.attributes, "edits": []}
-    for name, target in {"factual": {}, **phantom.edits_of(visit.attributes)}.items():
+    entry |= {"attributes": visit.attributes, "edits": []}
+    for name, target in {"factual": {}, **edits}.items():
         values, rendering = scan(phantom, visit, {**visit.attributes, **target}, phantom.shown_view, hospital.scanner)
-        area, truth = rendering.area_mm2, path / "truth" / f"{name}.npz"
+        area, truth = rendering.area_mm2, place / f"{name}.npz"
         np.savez(folder / truth, pixels=values, structure=rendering.structure, area_mm2=area)
         where = {"truth": truth.as_posix(), "area_mm2": round(area, 2)}
         if name == "factual":

@@ -17,11 +17,19 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import StoreError
 from ld_common.core.seeding import numpy_generator
 from ld_common.diffusion.base_model import base_digest
+from ld_common.diffusion.options import SHAPES
 from ld_simulations.demo import Demo
 from ld_simulations.hospitals import Progress, write_hospitals
 from ld_simulations.hospitals_config import HospitalConfig
 
-POLICY = {"min_patients": 1, "min_batch_size": 1, "min_visits": 1, "count_step": 1, "drift_step": 0.0}
+POLICY = {
+    "min_patients": 1,
+    "min_batch_size": 1,
+    "min_visits": 1,
+    "count_step": 1,
+    "drift_step": 0.0,
+    "drift": list(SHAPES),
+}
 """Of simulated hospitals, whose patients need no protection: small demos must run."""
 
 

@@ -34,7 +34,7 @@ from ld_evaluate.patient_tables import edit_cells
 from ld_evaluate.report import format_number
 from ld_simulations.aims import aim_met
 from ld_simulations.demo import Demo
-from ld_simulations.evaluation import SimulatedEvaluation
+from ld_simulations.evaluation import ALL_VISITS, ONE_SCAN, SimulatedEvaluation
 from ld_simulations.phantoms.base import HEALTHY
 from ld_simulations.phantoms.registry import find_phantom
 from ld_simulations.summary import AIMS
@@ -59,6 +59,7 @@ def write_report(
     text = environment.get_template("report.html.j2").render(
         study=release.study,
         edits=_edits(release.modality, summary),
+        histories=_histories(release.modality, summary),
         rules=(COPY, SAME, PERFECT),
         aims=[(key, summary[key], aim.text, aim_met(key, summary, AIMS)) for key, aim in AIMS.items()],
         summary=summary,
@@ -205,10 +206,27 @@ def _edits(modality: Modality, summary: dict[str, Any]) -> list[dict[str, Any]]:
     tables = []
     for edit, numbers in summary["by_edit"].items():
         methods = {rule: rules[rule].get(edit) for rule in (COPY, SAME)} | {"this release": numbers}
+        if summary["network"]:
+            methods["its network alone"] = summary["network"]["by_edit"].get(edit)
         methods[PERFECT] = rules[PERFECT].get(edit)
         rows = {name: edit_cells(of_method, biomarker) for name, of_method in methods.items() if of_method}
         tables.append({"name": edit, "rows": rows, "ceiling": summary["ceilings"].get(edit)})
     return tables
+
+
+def _histories(modality: Modality, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """What comes after the last visit: a table for each number of years."""
+    rows, biomarker = summary["with_history"], modality.biomarkers[0]
+    if not rows:
+        return []
+    names = (COPY, SAME, ONE_SCAN, ALL_VISITS, PERFECT)
+    return [
+        {
+            "years": int(edit.removeprefix("history_")),
+            "rows": {name: edit_cells(rows[name][edit], biomarker) for name in names if edit in rows.get(name, {})},
+        }
+        for edit in rows[ALL_VISITS]
+    ]
 
 
 def _patients(modality: Modality, evaluation: SimulatedEvaluation, titles: dict[str, str]) -> list[dict[str, Any]]:

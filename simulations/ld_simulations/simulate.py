@@ -16,13 +16,14 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.store import open_store
 from ld_common.core.atomic_files import write_bytes
 from ld_common.diffusion.base_model import BaseModel
+from ld_common.editing.base import Editor
 from ld_common.editing.registry import read_editor
 from ld_common.release.release import MANIFEST, Release, edit_drift, load_release_base, read_release
 from ld_evaluate.files import TRUTH
 from ld_evaluate.report import format_number
 from ld_simulations.aims import aim_met, aims_table
 from ld_simulations.demo import Demo
-from ld_simulations.evaluation import SimulatedEvaluation, Truths, evaluate
+from ld_simulations.evaluation import SimulatedEvaluation, Truths, evaluate, evaluate_history
 from ld_simulations.federation import run_federation
 from ld_simulations.hospitals import HELD_OUT
 from ld_simulations.preparation import prepare_sites
@@ -45,8 +46,13 @@ def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
         release = _federate(demo, console)
         base = load_release_base(release)
         evaluation = _evaluate(demo, release, base, console)
+        network = _evaluate_network(demo, release, base, console)
         stores = [open_store(output / "stores" / name) for name in demo.study.federation.sites]
         summary = summarize_run(demo, release, evaluation, monitor, stores)
+        summary["network"] = None if network is None else network.summary
+        summary["with_history"] = evaluate_history(
+            base, release.modality, _truths(demo), read_editor(demo.study.edit), edit_drift(release)
+        )
         write_strip(output / STRIP, demo, evaluation)
         write_report(output / REPORT, demo, release, base, evaluation, summary)
     write_bytes(output / ROWS, (json.dumps(evaluation.rows, indent=1) + "\n").encode())
@@ -83,18 +89,32 @@ def _round_line(record: dict[str, Any], rounds: int) -> str:
     return f"round {record['round']}/{rounds} in {record['seconds']:.0f} s: {sites}{notes}"
 
 
+def _truths(demo: Demo) -> Truths:
+    return Truths(Path(demo.hospitals.output) / HELD_OUT)
+
+
 def _evaluate(demo: Demo, release: Release, base: BaseModel, console: Console) -> SimulatedEvaluation:
-    truths = Truths(Path(demo.hospitals.output) / HELD_OUT)
+    """What the study's editor is worth."""
+    return _judge(demo, release, base, read_editor(demo.study.edit), console)
+
+
+def _evaluate_network(demo: Demo, release: Release, base: BaseModel, console: Console) -> SimulatedEvaluation | None:
+    """What the trained network alone is worth, asked through the demo's `network` editor; None without one."""
+    return _judge(demo, release, base, read_editor(demo.config.network), console) if demo.config.network else None
+
+
+def _judge(demo: Demo, release: Release, base: BaseModel, editor: Editor, console: Console) -> SimulatedEvaluation:
+    truths = _truths(demo)
     patients = json.loads((truths.folder / TRUTH).read_text())["patients"]
     count, total = 0, sum(1 + len(patient["edits"]) for patient in patients)
-    with _progress(console, "counterfactuals") as advance:
+    with _progress(console, f"counterfactuals by {editor.name}") as advance:
 
         def add(done: int) -> None:
             nonlocal count
             count += done
-            advance("counterfactuals", count, total)
+            advance(f"counterfactuals by {editor.name}", count, total)
 
-        return evaluate(base, release.modality, truths, read_editor(demo.study.edit), edit_drift(release), add)
+        return evaluate(base, release.modality, truths, editor, edit_drift(release), add)
 
 
 @contextmanager

@@ -14,12 +14,23 @@ from rich.console import Console
 from ld_common.core.errors import ConfigError
 from ld_common.imaging.geometry import Frame, Scan
 from ld_common.imaging.modality import AttributeConfig, Modality
-from ld_simulations.benchmarks.individual.answers import COPY, CROSS, LINE, LONG, OWN, RELEASE, SAME, choose
+from ld_simulations.benchmarks.individual.answers import (
+    COPY,
+    CROSS,
+    DRIFT,
+    DRIFT_HISTORY,
+    LINE,
+    LONG,
+    OWN,
+    RELEASE,
+    SAME,
+    choose,
+)
 from ld_simulations.benchmarks.individual.people import Person, ScannedVisit
 from ld_simulations.benchmarks.individual.plan import AnatomyConfig, IndividualConfig, PatientsConfig
 from ld_simulations.benchmarks.individual.report import flat_numbers, summarize, with_same_change
 from ld_simulations.benchmarks.individual.ridge import (
-    Basis,
+    Components,
     RidgeRules,
     area_slope,
     cross_sectional_sums,
@@ -76,7 +87,7 @@ def test_nobody_is_in_two_of_training_tuning_and_test() -> None:
 def test_sums_of_sites_give_the_regression_of_pooled_rows() -> None:
     drawn = people(noise=0.05)
     sites = [[person for person in drawn if person.hospital == f"site{number}"] for number in range(3)]
-    basis = Basis.of([seen for person in drawn for seen in person.visits], 2)
+    basis = Components.of([seen for person in drawn for seen in person.visits], 2)
     pooled = longitudinal_sums(drawn, MODALITY, basis)
     parts = [longitudinal_sums(site, MODALITY, basis) for site in sites]
     together = parts[0] + parts[1] + parts[2]
@@ -138,26 +149,57 @@ def test_a_number_is_of_single_patients_and_beside_the_same_change_for_all() -> 
     assert "raw_gain_db" not in same
     assert "r" not in same
     assert summarize(judged, RELEASE, "age_plus_10") is None
-    numbers = flat_numbers([*judged, *(replaced | {"row": RELEASE, "gain_db": 1.0} for replaced in records[:4])])
+    numbers = flat_numbers([*judged, *(replaced | {"row": DRIFT, "gain_db": 1.0} for replaced in records[:4])])
     assert numbers["raw_gain_over_best_rule_db"] == -1.0
 
 
 def test_options_are_chosen_by_the_tuning_patients_gain() -> None:
     tried = [
-        {"question": name, "options": [components, "difference", scale, share], "gain_db": gain}
+        {"row": "ridge", "question": name, "options": [components, "difference", scale, share], "gain_db": gain}
         for name, components, scale, share, gain in [
             ("age_plus_10", 8, 1.0, 0.0, 1.0),
             ("age_plus_10", 8, 1.5, 0.0, 2.0),
             ("age_plus_10", 16, 1.0, 0.0, 3.0),
             ("other_sex", 8, 1.0, 0.0, 5.0),
             ("other_sex", 16, 1.0, 0.0, 2.0),
-            ("history_5", 8, 1.0, 0.5, 4.0),
+            ("history_5", 8, 1.25, 0.0, 2.0),
+            ("history_5", 8, 1.5, 0.0, 1.0),
+            ("history_5", 8, 1.5, 0.5, 4.0),
             ("history_5", 16, 1.0, 0.0, 1.0),
+        ]
+    ] + [
+        {"row": DRIFT, "question": name, "options": [rendering, options], "gain_db": gain}
+        for name, rendering, options, gain in [
+            ("age_plus_10", "deformation", {"time_scale": 1.1}, 3.0),
+            ("age_plus_10", "deformation", {"time_scale": 1.0}, 4.0),
+            ("age_plus_10", "difference", {"time_scale": 1.1}, 5.0),
+            ("other_sex", "deformation", {"effect_scale": 1.5}, 9.0),
+            ("other_sex", "difference", {"effect_scale": 1.5}, 1.0),
+            ("history_5", "deformation", {"time_scale": 1.1, "own_slope_half": 2.0}, 1.0),
+            ("history_5", "difference", {"time_scale": 1.1, "own_slope_half": 2.0}, 1.0),
         ]
     ]
     choice = choose(tried)
-    assert (choice.components, choice.own_share, choice.gain_db) == (8, 0.5, pytest.approx(11 / 3))
-    assert choice.scales == {"age": 1.5, "other": 1.0, "history": 1.0}
+    assert choice.components == 8
+    assert choice.scales == {"age": 1.5, "other": 1.0, "history": 1.25}
+    assert choice.own == (1.5, 0.5)
+    assert choice.drift_rendering == "deformation"
+    assert choice.drift == {"time_scale": 1.0, "effect_scale": 1.5, "own_slope_half": 2.0}
+
+
+def test_curves_are_judged_over_all_their_times() -> None:
+    def curve(patient: int, drawn: list[float], true: list[float]) -> list[dict[str, object]]:
+        names = ("age_plus_5", "age_plus_10", "age_plus_15", "age_plus_20")
+        return [
+            record(patient, DRIFT, *values) | {"question": name}
+            for name, *values in zip(names, drawn, true, strict=True)
+        ]
+
+    records = curve(0, [5, 10, 15, 20], [5, 10, 15, 20]) + curve(1, [15, 10, 30, 40], [15, 30, 45, 60])
+    numbers = flat_numbers(records)
+    assert numbers["trajectory_monotone_share"] == 0.5
+    # the line grows by 2 a year: off by 5, 10, 15, 20 for both patients
+    assert numbers["trajectory_error_over_straight_line"] == pytest.approx((0 + 20 + 15 + 20) / 100)
 
 
 @pytest.mark.slow
@@ -171,6 +213,11 @@ def test_a_small_benchmark_writes_its_page(tmp_path: Path) -> None:
         components=[4],
         scales=[1.0],
         own_shares=[0.5],
+        anatomies={"brain": AnatomyConfig(renderings=["deformation"])},
+        time_scales=[1.0],
+        effect_scales=[1.5],
+        own_slope_halves=[4.0],
+        own_growth_halves=[0.5],
         workers=1,
     )
     files = run(config, False, Console(quiet=True))
@@ -178,6 +225,7 @@ def test_a_small_benchmark_writes_its_page(tmp_path: Path) -> None:
     numbers = json.loads((tmp_path / "individual.json").read_text())
     assert numbers["raw_gain_db_perfect_answer"] > numbers["raw_gain_db_longitudinal_ridge"]
     page = (tmp_path / "individual.md").read_text()
-    for row in (COPY, SAME, CROSS, LONG, OWN, LINE):
+    assert numbers["federated_drift_equals_pooled"] < 1e-4
+    for row in (COPY, SAME, CROSS, LONG, OWN, LINE, DRIFT, DRIFT_HISTORY):
         assert f"| {row} |" in page
     assert run(replace(config, workers=2), True, Console(quiet=True)) == files

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from ld_common.imaging.rendering import render
 from ld_common.imaging.scan_table import load_modality
 from ld_common.release.release import edit_drift, load_release_base, release_editor
 from ld_common.release.trusted_keys import read_trusted_release
-from ld_simulations.benchmarks.individual.people import People, Person, Question, ScannedVisit
+from ld_simulations.benchmarks.individual.closed_form import DriftAnswers, drift_editor, fit_drift
+from ld_simulations.benchmarks.individual.people import EXTRA, People, Person, Question, ScannedVisit
 from ld_simulations.benchmarks.individual.plan import IndividualConfig
 from ld_simulations.benchmarks.individual.ridge import RidgeRules, area_slope, as_latents, own_slope
 from ld_simulations.hospitals_config import HospitalsConfig
@@ -29,6 +31,8 @@ from ld_simulations.hospitals_config import HospitalsConfig
 COPY, CROSS, LONG, OWN = "copy", "cross-sectional ridge", "longitudinal ridge", "own history"
 PERFECT, PERFECT_DECODED = "perfect answer", "perfect answer, decoded"
 SAME, LINE, RELEASE = "same change for all", "own line of areas", "release"
+DRIFT, DRIFT_HISTORY = "editor drift", "editor drift, history"
+RULES = (CROSS, LONG)
 TUNE, TEST = "tune", "test"
 AGE, OTHER, HISTORY = "age", "other", "history"
 """Kinds of question; each has a scale of its own."""
@@ -58,16 +62,19 @@ class Choice:
     components: int
     rendering: str
     scales: dict[str, float]
-    """Factor of the ridge's change by kind of question."""
-    own_share: float
-    """Share of the patient's own slope in questions with a history."""
-    gain_db: float
-    """On the tuning patients."""
+    """Factor of the ridges' change by kind of question."""
+    own: tuple[float, float]
+    """Factor of the ridge's change and share of the patient's own slope, where there is a history."""
+    drift_rendering: str
+    drift: dict[str, float]
+    """Options of editor `drift`."""
 
 
 def kind_of(question: str) -> str:
     """The kind of a question by its name."""
-    return HISTORY if question.startswith("history") else AGE if question.startswith("age") else OTHER
+    if question.startswith("history"):
+        return HISTORY
+    return AGE if question.startswith(("age", "follow_up")) else OTHER
 
 
 class Answerer:
@@ -78,54 +85,96 @@ class Answerer:
         self.people = functools.cache(self._people)
         self.training = functools.cache(self._training)
         self.rules = functools.cache(self._rules)
+        self.drift = functools.cache(self._drift)
 
     def tune(self, part: Part) -> list[Record]:
         """Gain of every combination of options, for each question; a combination is its options in order."""
-        config = self.config
         records = []
-        for person in self._patients(part, config.tuning.seed, config.tuning.patients):
+        for person in self._patients(part, self.config.tuning.seed, self.config.tuning.patients):
             for question in person.questions:
-                visit = person.visits[question.visit]
-                for components in config.components:
-                    options, changes = zip(*self._options(part.anatomy, person, question, components), strict=True)
-                    pictures = self._decoded(visit, changes)
-                    for rendering in config.renderings:
-                        for option, answer in zip(options, pictures[1:], strict=True):
-                            written = render(visit.scan.pixels, visit.frame, pictures[0], answer, rendering)
-                            gain = gain_db(written, visit, question)
-                            tried = [components, rendering, *option]
-                            records.append({"question": question.name, "options": tried, "gain_db": gain})
+                if question.name in EXTRA:
+                    continue
+                records += self._tuned_ridges(part.anatomy, person, question)
+                records += self._tuned_drift(part.anatomy, person, question)
         return records
 
+    def _tuned_ridges(self, anatomy: str, person: Person, question: Question) -> list[Record]:
+        records, visit = [], person.visits[question.visit]
+        for components in self.config.components:
+            options, changes = zip(*self._options(anatomy, person, question, components), strict=True)
+            pictures = self._decoded(visit, changes)
+            for rendering in self._renderings(anatomy):
+                for option, answer in zip(options, pictures[1:], strict=True):
+                    written = render(visit.scan.pixels, visit.frame, pictures[0], answer, rendering)
+                    tried = [components, rendering, *option]
+                    records.append(_tried("ridge", question, tried, gain_db(written, visit, question)))
+        return records
+
+    def _tuned_drift(self, anatomy: str, person: Person, question: Question) -> list[Record]:
+        records, visit, drift = [], person.visits[question.visit], self.drift(anatomy)
+        for options in drift_options(self.config, kind_of(question.name)):
+            history = kind_of(question.name) == HISTORY
+            drawn = drift.draw(person, question.visit, [question.target], drift_editor(options), history)
+            for rendering in self._renderings(anatomy):
+                written = render(visit.scan.pixels, visit.frame, drawn[0], drawn[1][0], rendering)
+                records.append(_tried(DRIFT, question, [rendering, options], gain_db(written, visit, question)))
+        return records
+
+    def _renderings(self, anatomy: str) -> list[str]:
+        return self.config.anatomies[anatomy].renderings
+
     def test(self, part: Part, choice: Choice) -> list[Record]:
-        """What every rule's answers are worth, and the numbers of the rules without a picture."""
+        """What every rule's and editor `drift`'s answers are worth, and the numbers of the rules without a picture."""
         records: list[Record] = []
         for person in self._patients(part, self.config.test.seed, self.config.test.patients):
             for question in person.questions:
                 visit, history = person.visits[question.visit], person.visits[: question.visit + 1]
-                rules = self.rules(part.anatomy, choice.components)
-                kind = kind_of(question.name)
-                scale = choice.scales.get(kind, 1.0)
-                changes = {
-                    CROSS: scale * rules.cross_sectional(visit.attributes, question.target),
-                    LONG: rules.longitudinal(visit, question.target, scale),
-                }
-                if kind == HISTORY:
-                    years = float(question.target["age"]) - float(visit.attributes["age"])
-                    changes[OWN] = _blended(choice.own_share, own_slope(history) * years, changes[LONG])
-                pictures = dict(
-                    zip(changes, self._written(visit, list(changes.values()), choice.rendering), strict=True)
-                )
-                truth = self._truth(part.anatomy, question, visit)
-                pictures |= {COPY: visit.scan.pixels, PERFECT: self._rendered(visit, truth, choice.rendering)}
-                pictures[PERFECT_DECODED] = self._rendered(visit, truth, DECODED)
+                pictures = self._drawn(part.anatomy, person, question, choice) | {COPY: visit.scan.pixels}
+                if question.name not in EXTRA:
+                    pictures |= self._of_rules(part.anatomy, person, question, choice)
                 records += [
                     self._judged(part.anatomy, person, question, row, values) for row, values in pictures.items()
                 ]
-                if kind == HISTORY:
+                if kind_of(question.name) == HISTORY:
                     growth = area_slope(history) * (float(question.target["age"]) - float(visit.attributes["age"]))
                     records.append(_record(person, question, LINE, None, growth))
         return records
+
+    def _of_rules(self, anatomy: str, person: Person, question: Question, choice: Choice) -> dict[str, np.ndarray]:
+        """What the ridges and the truth itself write."""
+        visit = person.visits[question.visit]
+        changes = self._changes(anatomy, person, question, choice)
+        pictures = dict(zip(changes, self._written(visit, list(changes.values()), choice.rendering), strict=True))
+        truth = self._truth(anatomy, question, visit)
+        pictures[PERFECT] = self._rendered(visit, truth, choice.drift_rendering)
+        return pictures | {PERFECT_DECODED: self._rendered(visit, truth, DECODED)}
+
+    def _changes(self, anatomy: str, person: Person, question: Question, choice: Choice) -> dict[str, np.ndarray]:
+        """The ridges' changes of the visit's latent, and with a history the own slope's."""
+        visit, rules, kind = (
+            person.visits[question.visit],
+            self.rules(anatomy, choice.components),
+            kind_of(question.name),
+        )
+        scale = choice.scales.get(kind, 1.0)
+        changes = {
+            CROSS: scale * rules.cross_sectional(visit.attributes, question.target),
+            LONG: rules.longitudinal(visit, question.target, scale),
+        }
+        if kind == HISTORY:
+            years = float(question.target["age"]) - float(visit.attributes["age"])
+            own = own_slope(person.visits[: question.visit + 1]) * years
+            changes[OWN] = _blended(choice.own[1], own, rules.longitudinal(visit, question.target, choice.own[0]))
+        return changes
+
+    def _drawn(self, anatomy: str, person: Person, question: Question, choice: Choice) -> dict[str, np.ndarray]:
+        """What editor `drift` writes, from the scan alone and with the visits before it."""
+        visit, editor, written = person.visits[question.visit], drift_editor(choice.drift), {}
+        rows = {DRIFT: False} | ({DRIFT_HISTORY: True} if kind_of(question.name) == HISTORY else {})
+        for row, history in rows.items():
+            drawn = self.drift(anatomy).draw(person, question.visit, [question.target], editor, history)
+            written[row] = render(visit.scan.pixels, visit.frame, drawn[0], drawn[1][0], choice.drift_rendering)
+        return written
 
     def release(self, part: Part) -> list[Record]:
         """The same of a release's recommended editor."""
@@ -203,6 +252,22 @@ class Answerer:
     def _rules(self, anatomy: str, components: int) -> RidgeRules:
         return RidgeRules.fit(self.training(anatomy), self.people(anatomy).modality, components)
 
+    def _drift(self, anatomy: str) -> DriftAnswers:
+        people = self.people(anatomy)
+        return DriftAnswers(people, fit_drift(self.training(anatomy), people.modality, self.base))
+
+
+def drift_options(config: IndividualConfig, kind: str) -> list[dict[str, float]]:
+    """The options of editor `drift` that are tried for a kind of question."""
+    if kind == AGE:
+        return [{"time_scale": scale} for scale in config.time_scales]
+    if kind == OTHER:
+        return [{"effect_scale": scale} for scale in config.effect_scales]
+    return [
+        {"time_scale": config.time_scales[0], "own_slope_half": slope, "own_growth_half": growth}
+        for slope, growth in itertools.product(config.own_slope_halves, config.own_growth_halves)
+    ]
+
 
 def gain_db(values: np.ndarray, visit: ScannedVisit, question: Question) -> float:
     """How much nearer written values are to the true ones than the scan is, in raw pixels."""
@@ -211,24 +276,57 @@ def gain_db(values: np.ndarray, visit: ScannedVisit, question: Question) -> floa
 
 
 def choose(records: Sequence[Mapping[str, Any]]) -> Choice:
-    """The options of the largest mean gain over the tuning patients' questions: scales by kind, the rest for all."""
-    gains: dict[tuple[int, str], dict[str, dict[tuple[float, float], list[float]]]] = {}
+    """The options of the largest mean gain over the tuning patients' questions: by kind, components and rendering for
+    all."""
+    ridges = [record for record in records if record["row"] == "ridge"]
+    drifts = [record for record in records if record["row"] == DRIFT]
+    (components, rendering), scales = _best(ridges, 2, lambda options: options[3] == 0)
+    history = [
+        record
+        for record in ridges
+        if record["options"][:2] == [components, rendering] and kind_of(record["question"]) == HISTORY
+    ]
+    own = _best(history, 2, lambda options: True)[1].get(HISTORY, [1.0, 0.0])
+    (drift_rendering,), chosen = _best(drifts, 1, lambda options: True)
+    options: dict[str, float] = {}
+    for kind in (AGE, OTHER, HISTORY):
+        options = dict(chosen[kind][0] if kind in chosen else {}) | options
+    return Choice(
+        components,
+        rendering,
+        {kind: values[0] for kind, values in scales.items()},
+        (own[0], own[1]),
+        drift_rendering,
+        options,
+    )
+
+
+def _best(
+    records: Sequence[Mapping[str, Any]], shared: int, counts: Callable[[list[Any]], bool]
+) -> tuple[list[Any], dict[str, list[Any]]]:
+    """The first `shared` options that are best for all kinds together, and the rest for each kind."""
+    gains: dict[str, dict[str, dict[str, list[float]]]] = {}
     for record in records:
-        components, rendering, scale, share = record["options"]
-        kinds = gains.setdefault((components, rendering), {})
-        kinds.setdefault(kind_of(record["question"]), {}).setdefault((scale, share), []).append(record["gain_db"])
-    choices = []
-    for (components, rendering), kinds in gains.items():
-        chosen: dict[str, tuple[float, float]] = {}
-        best_gains = []
-        for kind, tried in kinds.items():
-            mean, chosen[kind] = max((float(np.mean(values)), options) for options, values in tried.items())
-            best_gains.append(mean)
-        gain = float(np.mean(best_gains))
-        share = chosen[HISTORY][1] if HISTORY in chosen else 0.0
-        scales = {kind: options[0] for kind, options in chosen.items()}
-        choices.append(Choice(components, rendering, scales, share, gain))
-    return max(choices, key=lambda choice: choice.gain_db)
+        if counts(record["options"]):
+            first, rest = (json.dumps(part) for part in (record["options"][:shared], record["options"][shared:]))
+            of_kind = gains.setdefault(first, {}).setdefault(kind_of(record["question"]), {})
+            of_kind.setdefault(rest, []).append(record["gain_db"])
+    tried = []
+    for first, kinds in gains.items():
+        best = {
+            kind: max((float(np.mean(values)), rest) for rest, values in of_kind.items())
+            for kind, of_kind in kinds.items()
+        }
+        mean = float(np.mean([gain for gain, _ in best.values()]))
+        tried.append((mean, first, {kind: json.loads(rest) for kind, (_, rest) in best.items()}))
+    if not tried:
+        return [], {}
+    _, first, rests = max(tried, key=lambda each: each[0])
+    return json.loads(first), rests
+
+
+def _tried(row: str, question: Question, options: list[Any], gain: float) -> Record:
+    return {"row": row, "question": question.name, "options": options, "gain_db": gain}
 
 
 def _blended(share: float, own: np.ndarray, ridge: np.ndarray) -> np.ndarray:
@@ -237,9 +335,11 @@ def _blended(share: float, own: np.ndarray, ridge: np.ndarray) -> np.ndarray:
 
 
 def _record(person: Person, question: Question, row: str, gain: float | None, growth: float) -> Record:
+    age = float(person.visits[question.visit].attributes["age"])
     return {
         "patient": f"{person.hospital}/{person.identity}",
         "question": question.name,
+        "years": float(question.target["age"]) - age,
         "row": row,
         "gain_db": gain,
         "growth_mm2": growth,

@@ -22,6 +22,12 @@ from ld_simulations.phantoms.registry import find_phantom
 
 YEARS_ON = (5, 10)
 """After the last visit, where there is a history."""
+BETWEEN = {"age_plus_5": 5, "age_plus_15": 15}
+"""Further questions after the first visit, for the curve of the answers over time."""
+FOLLOW_UP = "follow_up"
+"""The real last visit, predicted from the first."""
+EXTRA = (*BETWEEN, FOLLOW_UP)
+"""Questions that are judged and not tuned on."""
 LEAST_HISTORY = 3
 """Visits of a patient that is asked with a history, the last one among them."""
 
@@ -115,6 +121,8 @@ class People:
         edits = {
             name: (0, first.attributes | target) for name, target in self.phantom.edits_of(first.attributes).items()
         }
+        age = float(first.attributes["age"])
+        edits |= {name: (0, first.attributes | {"age": round(age + years, 1)}) for name, years in BETWEEN.items()}
         if len(drawn) >= LEAST_HISTORY:
             age = float(last.attributes["age"])
             for years in YEARS_ON:
@@ -122,6 +130,9 @@ class People:
         for name, (index, target) in edits.items():
             values, area = self._scan(hospital, drawn[index], target)
             yield Question(name, index, target, values, area - visits[index].area_mm2)
+        if len(visits) > 1:
+            seen = visits[-1]
+            yield Question(FOLLOW_UP, 0, seen.attributes, seen.scan.pixels, seen.area_mm2 - visits[0].area_mm2)
 
     def _scan(
         self, hospital: HospitalConfig, visit: SimulatedVisit, attributes: Attributes

@@ -24,6 +24,8 @@ class AnatomyConfig:
 
     hospitals: str = "configs/hospitals.yaml"
     modality: str = "configs/modalities/brain_mri.yaml"
+    renderings: list[str] = field(default_factory=lambda: list(RENDERINGS))
+    """Those that are tried."""
     release: str = ""
     """Folder of a release, whose recommended editor is a row; empty for none."""
     release_seed: int = 0
@@ -48,7 +50,11 @@ class IndividualConfig:
     """Factors of a ridge's change."""
     own_shares: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
     """Shares of the patient's own slope where there is a history."""
-    renderings: list[str] = field(default_factory=lambda: list(RENDERINGS))
+    time_scales: list[float] = field(default_factory=lambda: [1.1, 1.0, 1.25])
+    """Values of `time_scale` of editor `drift`; the first is used where another option is tried."""
+    effect_scales: list[float] = field(default_factory=lambda: [1.25, 1.5, 1.75])
+    own_slope_halves: list[float] = field(default_factory=lambda: [2.0, 4.0, 8.0])
+    own_growth_halves: list[float] = field(default_factory=lambda: [0.2, 0.5, 1.5])
     release_patients: int = 20
     """Test patients of each hospital that the release is judged on, from the first."""
     patients_in_task: int = 10
@@ -65,8 +71,8 @@ class IndividualConfig:
                 not anatomy.release or anatomy.release_seed not in (self.tuning.seed, self.test.seed),
                 f"anatomies.{name}.release saw the hospitals of seed {anatomy.release_seed}, which tune or test",
             )
-        for rendering in self.renderings:
-            require(rendering in RENDERINGS, f"renderings: '{rendering}' is not one of {', '.join(RENDERINGS)}")
+            wrong = [rendering for rendering in anatomy.renderings if rendering not in RENDERINGS]
+            require(not wrong, f"anatomies.{name}.renderings: {', '.join(wrong)} is not one of {', '.join(RENDERINGS)}")
         counts = [self.training.patients, self.tuning.patients, self.test.patients, self.patients_in_task]
         require(min(counts) > 0, "patients and patients_in_task must be above 0")
 

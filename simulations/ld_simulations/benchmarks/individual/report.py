@@ -13,32 +13,55 @@ from ld_evaluate.bootstrap import bootstrap_interval
 from ld_simulations.benchmarks.individual.answers import (
     COPY,
     CROSS,
+    DRIFT,
+    DRIFT_HISTORY,
     LINE,
     LONG,
     OWN,
     PERFECT,
     PERFECT_DECODED,
     RELEASE,
+    RULES,
     SAME,
     Choice,
     Record,
-    kind_of,
 )
+from ld_simulations.benchmarks.individual.people import FOLLOW_UP
 
-ROWS = (COPY, SAME, CROSS, LONG, OWN, LINE, RELEASE, f"{RELEASE}, decoded", PERFECT, PERFECT_DECODED)
-GROWING = ("age_plus_10", "age_plus_20", "disease_added", "disease_removed", "history_5", "history_10")
+ROWS = (
+    COPY,
+    SAME,
+    CROSS,
+    LONG,
+    OWN,
+    LINE,
+    DRIFT,
+    DRIFT_HISTORY,
+    RELEASE,
+    f"{RELEASE}, decoded",
+    PERFECT,
+    PERFECT_DECODED,
+)
+EDITS = ("age_plus_10", "age_plus_20", "disease_added", "disease_removed", "other_sex")
+CURVE = {"age_plus_5": 5, "age_plus_10": 10, "age_plus_15": 15, "age_plus_20": 20}
+HISTORIES = ("history_5", "history_10")
+GROWING = (*CURVE, "disease_added", "disease_removed", *HISTORIES, FOLLOW_UP)
 PLOTTED = ("age_plus_10", "age_plus_20", "history_5")
 RESAMPLES = 1000
 
 
 def with_same_change(records: Sequence[Record], mean_growth: Mapping[str, float]) -> list[Record]:
-    """The records with the row *same change for all*: each question's mean true growth over the tuning patients."""
+    """The records with the row *same change for all*: each question's mean true growth over the tuning patients.
+
+    That of a follow-up is a year's, times the years.
+    """
     asked = {(record["patient"], record["question"]): record for record in records}.values()
-    same = [
-        record | {"row": SAME, "gain_db": None, "growth_mm2": mean_growth[record["question"]]}
-        for record in asked
-        if record["question"] in mean_growth
-    ]
+    same = []
+    for record in asked:
+        growth = mean_growth.get(record["question"])
+        if growth is not None:
+            years = record["years"] if record["question"] == FOLLOW_UP else 1.0
+            same.append(record | {"row": SAME, "gain_db": None, "growth_mm2": years * growth})
     return [*records, *same]
 
 
@@ -75,11 +98,13 @@ def anatomy_lines(
 ) -> list[str]:
     """The section of an anatomy."""
     scales = ", ".join(f"{kind} {scale:g}" for kind, scale in choice.scales.items())
+    options = ", ".join(f"{name} {value:g}" for name, value in choice.drift.items())
     lines = [
         f"## {title}",
         "",
-        f"Chosen on the tuning patients: {choice.components} components, `{choice.rendering}`, change × {scales}; with "
-        f"a history {choice.own_share:.0%} of the own slope.",
+        f"Chosen on the tuning patients: the ridges with {choice.components} components, `{choice.rendering}`, change "
+        f"× {scales}; own history: {choice.own[1]:.0%} of the own slope and the rest of the ridge × {choice.own[0]:g}; "
+        f"editor drift: `{choice.drift_rendering}`, {options}.",
         "",
     ]
     for question in sorted({record["question"] for record in records}, key=_place):
@@ -101,27 +126,79 @@ def anatomy_lines(
 
 
 def flat_numbers(records: Sequence[Record]) -> dict[str, Any]:
-    """The keys of the aims, for the best rule of each kind; a trained method has the same keys under its own name."""
+    """The keys of the aims, of editor `drift`; other rows have the same keys with their name behind."""
     numbers: dict[str, Any] = {}
-    edits = [name for name in dict.fromkeys(record["question"] for record in records) if kind_of(name) != "history"]
-    for row in (CROSS, LONG, RELEASE, f"{RELEASE}, decoded", PERFECT, PERFECT_DECODED):
-        means = [summarize(records, row, question) for question in edits]
+    for row in (DRIFT, CROSS, LONG, RELEASE, f"{RELEASE}, decoded", PERFECT, PERFECT_DECODED):
+        suffix = "" if row == DRIFT else f"_{_key(row)}"
+        means = [summarize(records, row, question) for question in EDITS]
         gains = [mean["raw_gain_db"] for mean in means if mean is not None]
         if gains:
-            numbers[f"raw_gain_db_{_key(row)}"] = float(np.mean(gains))
+            numbers[f"raw_gain_db{suffix}"] = float(np.mean(gains))
         aged = [summarize(records, row, question) for question in ("age_plus_10", "age_plus_20")]
         correlations = [mean["r"] for mean in aged if mean is not None and "r" in mean]
         if correlations:
-            numbers[f"within_edit_r_{_key(row)}"] = float(np.mean(correlations))
-    rules = [value for key, value in numbers.items() if key.startswith("raw_gain_db_") and key.endswith("ridge")]
-    if rules and "raw_gain_db_release" in numbers:
-        numbers["raw_gain_over_best_rule_db"] = numbers["raw_gain_db_release"] - max(rules)
-    return numbers
+            numbers[f"within_edit_r_one_scan{suffix}"] = float(np.mean(correlations))
+    rules = [numbers[key] for key in (f"raw_gain_db_{_key(rule)}" for rule in RULES) if key in numbers]
+    if rules and "raw_gain_db" in numbers:
+        numbers["raw_gain_over_best_rule_db"] = numbers["raw_gain_db"] - max(rules)
+    return numbers | _of_editor(records)
+
+
+def _of_editor(records: Sequence[Record]) -> dict[str, Any]:
+    """Numbers that only editor `drift` has."""
+    numbers: dict[str, Any] = {}
+    by_edit = {edit: summarize(records, DRIFT, edit) for edit in (*EDITS[:4], FOLLOW_UP)}
+    for edit, values in by_edit.items():
+        if values is not None:
+            numbers[f"growth_ratio_{edit}"] = values["growth_ratio"]
+            if "error_over_same_for_all" in values:
+                numbers[f"growth_error_over_same_for_all_{edit}"] = values["error_over_same_for_all"]
+    ratios = [numbers.get(f"growth_error_over_same_for_all_{edit}") for edit in EDITS[:4]]
+    known = [ratio for ratio in ratios if ratio is not None]
+    if known:
+        numbers["growth_error_over_same_for_all_one_scan"] = max(known)
+    if f"growth_error_over_same_for_all_{FOLLOW_UP}" in numbers:
+        numbers["followup_error_over_same_for_all"] = numbers[f"growth_error_over_same_for_all_{FOLLOW_UP}"]
+    with_history = [summarize(records, DRIFT_HISTORY, question) for question in HISTORIES]
+    for key, name in (
+        ("raw_gain_db", "raw_gain_history_db"),
+        ("r", "within_edit_r_history_3"),
+        ("error_over_same_for_all", "growth_error_over_same_for_all_history_3"),
+    ):
+        means = [mean[key] for mean in with_history if mean is not None and key in mean]
+        if means:
+            numbers[name] = float(np.mean(means))
+    return numbers | _curves(records)
+
+
+def _curves(records: Sequence[Record]) -> dict[str, Any]:
+    """Drawn growth over 5, 10, 15 and 20 years: how often it grows on, and its error over a straight line's.
+
+    The straight line is every patient's mean true growth a year, times the years.
+    """
+    curves: dict[str, dict[int, Record]] = {}
+    for record in records:
+        if record["row"] == DRIFT and record["question"] in CURVE:
+            curves.setdefault(record["patient"], {})[CURVE[record["question"]]] = record
+    whole = [curve for curve in curves.values() if len(curve) == len(CURVE)]
+    if not whole:
+        return {}
+    drawn, true = (
+        np.array([[curve[years][key] for years in CURVE.values()] for curve in whole])
+        for key in ("growth_mm2", "true_growth_mm2")
+    )
+    years = np.array(list(CURVE.values()))
+    line = np.outer(np.ones(len(whole)), years * float((true / years).mean()))
+    steps = np.diff(np.concatenate([np.zeros((len(whole), 1)), drawn], 1), axis=1)
+    return {
+        "trajectory_monotone_share": float((steps > 0).all(1).mean()),
+        "trajectory_error_over_straight_line": float(np.abs(drawn - true).mean() / np.abs(line - true).mean()),
+    }
 
 
 def patients_picture(records: Sequence[Record], title: str) -> bytes:
     """Drawn against true growth, a point a patient, for some questions and rows."""
-    rows = [row for row in (LONG, OWN, RELEASE) if any(record["row"] == row for record in records)]
+    rows = [row for row in (DRIFT, DRIFT_HISTORY, LONG) if any(record["row"] == row for record in records)]
     figure = Figure(figsize=(3.1 * len(PLOTTED), 3.0 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(PLOTTED), squeeze=False)
     for line, row in zip(axes, rows, strict=True):

@@ -15,6 +15,8 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import load_config, to_mapping
 from ld_simulations.benchmarks.harness import Harness, ResultStore, claim_plan, json_bytes
 from ld_simulations.benchmarks.individual.answers import RELEASE, TEST, TUNE, Answerer, Choice, Part, Record, choose
+from ld_simulations.benchmarks.individual.closed_form import drift_editor, pooled_difference
+from ld_simulations.benchmarks.individual.people import BETWEEN, FOLLOW_UP, YEARS_ON
 from ld_simulations.benchmarks.individual.plan import IndividualConfig
 from ld_simulations.benchmarks.individual.report import (
     GROWING,
@@ -29,7 +31,20 @@ from ld_simulations.phantoms.growth_ceiling import growth_ceiling
 from ld_simulations.phantoms.registry import find_phantom
 
 NUMBERS, PAGE = "individual.json", "individual.md"
-DECIDES = ("anatomies", "base_model", "training", "tuning", "test", "components", "scales", "own_shares", "renderings")
+DECIDES = (
+    "anatomies",
+    "base_model",
+    "training",
+    "tuning",
+    "test",
+    "components",
+    "scales",
+    "own_shares",
+    "time_scales",
+    "effect_scales",
+    "own_slope_halves",
+    "own_growth_halves",
+)
 
 
 def run(config: IndividualConfig, only_report: bool, console: Console) -> list[Path]:
@@ -47,6 +62,7 @@ def run(config: IndividualConfig, only_report: bool, console: Console) -> list[P
         harness.run("releases", parts(config, RELEASE), make, Answerer.release)
         for anatomy in config.anatomies:
             harness.once(f"facts/{anatomy}", partial(_facts, config, anatomy))
+            harness.once(f"drift/{anatomy}", partial(_drift_facts, config, anatomy, choices[anatomy]))
     return write_page(config, store)
 
 
@@ -76,6 +92,7 @@ def write_page(config: IndividualConfig, store: ResultStore) -> list[Path]:
         choice = _choice(config, store, anatomy)
         prefix = "" if anatomy == next(iter(config.anatomies)) else f"{anatomy}_"
         numbers |= {f"{prefix}{key}": value for key, value in flat_numbers(records).items()}
+        numbers |= {f"{prefix}{key}": value for key, value in (store.read(f"drift/{anatomy}") or {}).items()}
         numbers[f"{anatomy}_choice"] = asdict(choice)
         sections += anatomy_lines(records, choice, facts["ceilings"], anatomy.capitalize(), facts["structure"])
         picture = folder / f"individual_{anatomy}.png"
@@ -98,11 +115,13 @@ def _head(config: IndividualConfig) -> list[str]:
         "",
         "*Gain*: dB nearer to the true counterfactual than the unedited scan, in the pixels of the file that is "
         "written. *r*: correlation of drawn and true growth over patients within one question. *Error*: mean over "
-        "patients of the absolute error of growth. *Same change for all* gives everybody the mean true growth of the "
-        "tuning patients, without a picture. *Own line of areas* is a straight line through the patient's own measured "
-        "areas. *Perfect answer* is the true counterfactual after the VAE, written like the others. Brackets are 95 % "
-        "intervals over patients. Questions with a history begin at the last of three or four visits; there, all rules "
-        "have the scale that was chosen together with the share of the own slope.",
+        "patients of the absolute error of growth. Brackets are 95 % intervals over patients. Questions with a history "
+        "begin at the last of three or four visits; *follow up* is the real last visit, asked from the first.",
+        "",
+        "*Same change for all* gives everybody the mean true growth of the tuning patients, without a picture. *Own "
+        "line of areas* is a straight line through the patient's own measured areas. *Editor drift* is ld-generate's "
+        "closed form, a longitudinal drift fitted by the sums of three sites; with a history where the row says so. "
+        "*Perfect answer* is the true counterfactual after the VAE, written like the others.",
         "",
     ]
 
@@ -120,8 +139,23 @@ def _records(config: IndividualConfig, store: ResultStore, anatomy: str, group: 
     return [record for records in store.collect(names).values() for record in records]
 
 
+def _drift_facts(config: IndividualConfig, anatomy: str, choice: Choice) -> dict[str, Any]:
+    """What is measured once of editor `drift`: its equality to a pooled fit, and its time on an idle machine."""
+    answerer = Answerer(config)
+    people, training = answerer.people(anatomy), answerer.training(anatomy)
+    person = next(people.draw(config.tuning.seed, 1, 0, 1, questions=True))
+    editor = drift_editor(choice.drift)
+    answerer.drift(anatomy).seconds_per_answer(person, editor, choice.drift_rendering)  # imports
+    return {
+        "federated_drift_equals_pooled": pooled_difference(training, people.modality, answerer.base),
+        "seconds_per_answer_closed_form": answerer.drift(anatomy).seconds_per_answer(
+            person, editor, choice.drift_rendering
+        ),
+    }
+
+
 def _facts(config: IndividualConfig, anatomy: str) -> dict[str, Any]:
-    """Mean true growth of the tuning patients by question, and the ceilings of r from one scan."""
+    """Mean true growth of the tuning patients by question, of a follow-up a year; and the ceilings of r."""
     hospitals = load_config(HospitalsConfig, Path(config.anatomies[anatomy].hospitals))
     phantom = find_phantom(hospitals.phantom)
     growth: dict[str, list[float]] = {}
@@ -131,13 +165,21 @@ def _facts(config: IndividualConfig, anatomy: str) -> dict[str, Any]:
             first, last = drawn[0], drawn[-1]
             asked = {name: (first, target) for name, target in phantom.edits_of(first.attributes).items()}
             age = float(last.attributes["age"])
-            asked |= {f"history_{years}": (last, {"age": round(age + years, 1)}) for years in (5, 10)}
+            asked |= {f"history_{years}": (last, {"age": round(age + years, 1)}) for years in YEARS_ON}
+            start = float(first.attributes["age"])
+            asked |= {name: (first, {"age": round(start + years, 1)}) for name, years in BETWEEN.items()}
             for name, (visit, target) in asked.items():
                 areas = [
                     scan(phantom, visit, attributes, phantom.shown_view, hospital.scanner)[1].area_mm2
                     for attributes in (visit.attributes, visit.attributes | target)
                 ]
                 growth.setdefault(name, []).append(areas[1] - areas[0])
+            if age > start:
+                ends = [
+                    scan(phantom, visit, visit.attributes, phantom.shown_view, hospital.scanner)[1].area_mm2
+                    for visit in (first, last)
+                ]
+                growth.setdefault(FOLLOW_UP, []).append((ends[1] - ends[0]) / (age - start))
     populations = [held_out_population(hospital.population) for hospital in hospitals.hospitals]
     return {
         "mean_growth_mm2": {name: float(np.mean(values)) for name, values in growth.items() if name in GROWING},

@@ -1,0 +1,131 @@
+"""The product's answers: a longitudinal drift fitted as the federation fits it, asked through editor `drift`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ld_common.core.state import State
+from ld_common.diffusion.base_model import BaseModel
+from ld_common.diffusion.longitudinal import LongitudinalDrift
+from ld_common.diffusion.longitudinal_fit import fit
+from ld_common.diffusion.longitudinal_sums import DAYS_IN_YEAR, VisitTable, basis_of, sketch, sums
+from ld_common.editing.base import Editor
+from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to, past_of
+from ld_common.editing.history import ScanHistory
+from ld_common.editing.registry import read_editor
+from ld_common.imaging.modality import Modality
+from ld_common.imaging.rendering import render
+from ld_simulations.benchmarks.individual.people import People, Person, ScannedVisit
+
+SEED = 0
+"""Of the sketch."""
+
+
+def drift_editor(options: Mapping[str, float]) -> Editor:
+    """Editor `drift` with these options."""
+    return read_editor({"name": "drift", **options})
+
+
+def fit_drift(people: Sequence[Person], modality: Modality, base: BaseModel) -> LongitudinalDrift:
+    """The drift of some patients' sites: each site's sums, added up and solved."""
+    tables = _tables(people, modality)
+    basis = basis_of(_added([sketch(table, SEED) for table in tables]), SEED)
+    summed = _added([sums(table, basis) for table in tables])
+    return fit(summed, basis, modality.numeric_columns, base.latent_mean, base.latent_shape)[0]
+
+
+def pooled_difference(people: Sequence[Person], modality: Modality, base: BaseModel) -> float:
+    """Largest relative difference of a drift's numbers between the sum over sites and one regression on all rows.
+
+    The pooled rows are centred on their site's mean, which is an intercept a site.
+    """
+    tables = _tables(people, modality)
+    basis = basis_of(_added([sketch(table, SEED) for table in tables]), SEED)
+    names, latents = [name for table in tables for name in table.patients], [table.latents for table in tables]
+    together = VisitTable(
+        torch.cat(latents),
+        torch.cat([table.features for table in tables]),
+        names,
+        torch.cat([table.years for table in tables]),
+    )
+    centred = VisitTable(
+        torch.cat([table.latents - table.latents.mean(0) + together.latents.mean(0) for table in tables]),
+        torch.cat([table.features - table.features.mean(0) + together.features.mean(0) for table in tables]),
+        names,
+        together.years,
+    )
+    pooled = sums(centred, basis)
+    uncentred = sums(together, basis)
+    pooled |= {name: value for name, value in uncentred.items() if not name.startswith("across")}
+    summed = _added([sums(table, basis) for table in tables])
+    fitted = [
+        fit(state, basis, modality.numeric_columns, base.latent_mean, base.latent_shape)[0].state()
+        for state in (summed, pooled)
+    ]
+    differences = [
+        float((value - fitted[1][name]).abs().max() / fitted[1][name].abs().max().clamp_min(1e-12))
+        for name, value in fitted[0].items()
+    ]
+    return max(differences)
+
+
+class DriftAnswers:
+    """Answers of editor `drift` to the questions of one anatomy's patients."""
+
+    def __init__(self, people: People, drift: LongitudinalDrift) -> None:
+        self.people, self.drift = people, drift
+
+    def draw(
+        self, person: Person, visit: int, targets: Sequence[dict[str, Any]], editor: Editor, history: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The reconstruction `(1,S,S)` and the answers `(M,1,S,S)` to one visit's questions."""
+        people, modality, scanned = self.people, self.people.modality, person.visits[visit]
+        edits = [edit_to(modality, 0, scanned.attributes, target) for target in targets]
+        image = people.picture(scanned.scan.pixels, scanned)[None]
+        past = past_of(modality, {0: self._history(person, visit)}) if history else None
+        prompts = [modality.prompt(scanned.attributes)]
+        drawn = draw_counterfactuals(people.base, image, prompts, edits, editor, drift=self.drift, past=past)
+        return drawn.reconstructions[0], drawn.images
+
+    def seconds_per_answer(self, person: Person, editor: Editor, rendering: str) -> float:
+        """Time of one answer with its rendering, mean over the questions of a patient's first visit."""
+        targets = [question.target for question in person.questions if question.visit == 0]
+        scanned = person.visits[0]
+        started = time.perf_counter()
+        for target in targets:
+            reconstruction, answers = self.draw(person, 0, [target], editor, history=False)
+            render(scanned.scan.pixels, scanned.frame, reconstruction, answers[0], rendering)
+        return (time.perf_counter() - started) / len(targets)
+
+    def _history(self, person: Person, visit: int) -> ScanHistory:
+        now = float(person.visits[visit].attributes["age"])
+        earlier = person.visits[:visit]
+        pictures = torch.stack([self.people.picture(seen.scan.pixels, seen) for seen in earlier])
+        return ScanHistory(pictures, [now - float(seen.attributes["age"]) for seen in earlier])
+
+
+def _tables(people: Sequence[Person], modality: Modality) -> list[VisitTable]:
+    """The visits of each site."""
+    tables = []
+    for site in dict.fromkeys(person.hospital for person in people):
+        rows: list[tuple[Person, ScannedVisit]] = [
+            (person, visit) for person in people if person.hospital == site for visit in person.visits
+        ]
+        first = {person.identity: float(person.visits[0].attributes["age"]) for person, _ in rows}
+        days = [
+            round((float(visit.attributes["age"]) - first[person.identity]) * DAYS_IN_YEAR) for person, visit in rows
+        ]
+        latents = torch.stack([visit.latent for _, visit in rows])
+        designs = [modality.design_vector(visit.attributes) for _, visit in rows]
+        names = [person.identity for person, _ in rows]
+        tables.append(VisitTable.of(latents, designs, modality.numeric_columns, names, days))
+    return tables
+
+
+def _added(states: Sequence[State]) -> State:
+    return {name: torch.stack([state[name] for state in states]).sum(0) for name in states[0]}
