@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ld_common.core.errors import LdError
     from ld_common.diffusion.base_model import BaseModel, load_base
     from ld_common.diffusion.drift import ConditionalDrift, LatentDrift
+    from ld_common.diffusion.longitudinal import LongitudinalDrift
     from ld_common.diffusion.training import TrainingData
     from ld_common.editing.base import Editor
     from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_counterfactuals, edit_to
@@ -53,6 +54,7 @@ __all__ = [
     "Editor",
     "LatentDrift",
     "LdError",
+    "LongitudinalDrift",
     "Modality",
     "Release",
     "Scan",
@@ -89,6 +91,7 @@ if not TYPE_CHECKING:  # a type checker would take any name from `__getattr__`
             "BIOMARKERS": "ld_common.metrics.registry",
             "Editor": "ld_common.editing.base",
             "LdError": "ld_common.core.errors",
+            "LongitudinalDrift": "ld_common.diffusion.longitudinal",
             "Modality": "ld_common.imaging.modality",
             "Scan": "ld_common.imaging.geometry",
             "TrainingData": "ld_common.diffusion.training",

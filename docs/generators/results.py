@@ -1,4 +1,4 @@
-"""Result tables, from docs/benchmarks/*.json and docs/baselines.json, between markers of hand-written pages."""
+"""Result tables, from docs/benchmarks/*.json, between markers of hand-written pages."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ EDITS = {
     "disease_removed": "without it",
     "other_sex": "of the other sex",
 }
+RIDGES = ("cross_sectional", "longitudinal")
+DRIFT = "editor drift"
+INDIVIDUAL_ROWS = ("same change for all", "cross-sectional ridge", "longitudinal ridge", DRIFT, "perfect answer")
+HISTORY_ROWS = (
+    "same change for all",
+    "longitudinal ridge",
+    "own history",
+    "own line of areas",
+    DRIFT,
+    f"{DRIFT}, history",
+    "perfect answer",
+)
 DISTANCE, MATCHED = "frechet_efficientnet_lite0", "frechet_matched_efficientnet_lite0"
 DRIFTS = {
     "drift, one value per latent channel": ("prior", None),
@@ -51,11 +63,9 @@ def tables() -> dict[str, str]:
         "drift": drift(),
         "editors": editors(),
         "privacy": privacy(),
-        "population": population(),
-        "rendering": rendering(),
-        "history": history(),
-        "large_sample": large_sample(),
-        "private_ridge": private_ridge(),
+        "individual_brain": individual("brain"),
+        "individual_chest": individual("chest"),
+        "individual_history": individual_history(),
     }
 
 
@@ -66,30 +76,39 @@ def load(name: str) -> Any:
 
 
 def readme() -> str:
-    """The README's table: what was measured beside what a rule without a trained network reaches."""
-    bars = {row["key"]: row for row in load("baselines.json")["population"]}
-    recorded = load("benchmarks/demo.json")
-    by_edit = [entry["growth_correlation"] for name, entry in recorded["by_edit"].items() if name.startswith("age")]
-    ridge, deployed = bars["ridge_long"], load("benchmarks/deployment.json")
+    """The README's table: what was measured beside the simplest rival that was measured."""
+    numbers, recorded = load("benchmarks/individual.json"), load("benchmarks/demo.json")
+    deployed = load("benchmarks/deployment.json")
     gains = {name: float(np.mean(list(seeds.values()))) for name, seeds in private_gains().items()}
-    cut = percent(editor_mean("ddpm, wider", "followup_ventricles_error_cut"))
+    ridges = [max(numbers[f"{chest}raw_gain_db_{rule}_ridge"] for rule in RIDGES) for chest in ("", "chest_")]
+    aged, later = ("age_plus_10", "age_plus_20"), ("history_5", "history_10")
     rows = [
         [
-            "Nearer to the true counterfactual than the unedited scan, brain",
-            f"{recorded['copy_gain_db']:.1f} dB (demo); "
-            f"{editor_mean('flowedit, wider', 'copy_gain_db'):.1f} dB (best of the benchmark)",
-            f"ridge regression on latents: **{ridge['gain_db']} dB**",
+            "Nearer to the true counterfactual than the unedited scan, brain / chest",
+            f"**{numbers['raw_gain_db']:.1f} / {numbers['chest_raw_gain_db']:.1f} dB**",
+            f"best ridge regression: {ridges[0]:.1f} / {ridges[1]:.1f} dB",
         ],
         [
-            "Less error of the ventricles at a real follow-up than copying the baseline",
-            f"{cut} (best)",
-            "the mean change of all training patients, without a picture: "
-            f"**{percent(load('baselines.json')['same_change_followup_error_cut'])}**",
+            "The trained network alone, asked by its best editor, demo",
+            f"{recorded['network']['raw_gain_db']:.1f} dB",
+            f"closed form, same patients: {recorded['raw_gain_db']:.1f} dB",
         ],
         [
-            "Correlation with the patient's own growth, 10 and 20 years on",
-            " and ".join(f"{value:.2f}" for value in by_edit) + " (demo)",
-            f"ridge regression: **{ridge['r_10']:.2f} and {ridge['r_20']:.2f}**",
+            "Correlation with the patient's own growth from one scan, 10 / 20 years on",
+            f"**{_two(DRIFT, 'r', aged)}**",
+            f"ridge: {_two('longitudinal ridge', 'r', aged)}; no method can exceed "
+            + " / ".join(f"{numbers['brain_ceilings'][edit]:.2f}" for edit in aged),
+        ],
+        [
+            "The same with three or four visits, 5 / 10 years on",
+            f"**{_two(f'{DRIFT}, history', 'r', later)}**",
+            f"straight line through the measured areas, no picture: {_two('own line of areas', 'r', later)}",
+        ],
+        [
+            "Error of the single patient's growth over *same change for all*, a rule without a picture",
+            f"one scan, 10 / 20 years: {_two(DRIFT, 'error_over_same_for_all', aged)}; with visits, 5 / 10 years: "
+            f"**{_two(f'{DRIFT}, history', 'error_over_same_for_all', later)}**",
+            "1 is no better",
         ],
         [
             "Fréchet distance cut by drift, brain / chest",
@@ -99,7 +118,7 @@ def readme() -> str:
             f"{' / '.join(drift_cuts('none', 'zero_terminal_snr'))}",
         ],
         [
-            "Gain under differential privacy, ε = 8, one hospital of 3,000 patients",
+            "Gain of DP-SGD at ε = 8, one hospital of 3,000 patients",
             f"{gains['private']:.2f} dB",
             f"without privacy {gains['plain']:.2f} dB; public start alone {gains['start']:.2f} dB",
         ],
@@ -117,6 +136,61 @@ def readme() -> str:
     return table(["Question", "Measured", "Compared with"], rows)
 
 
+def _of_row(question: str, row: str, key: str, anatomy: str = "brain") -> float | None:
+    """A number of docs/benchmarks/individual.json, or None."""
+    value = load("benchmarks/individual.json")[f"{anatomy}_rows"].get(question, {}).get(row, {}).get(key)
+    return None if value is None else float(value)
+
+
+def _two(row: str, key: str, questions: tuple[str, str], form: str = ".2f", anatomy: str = "brain") -> str:
+    values = [_of_row(question, row, key, anatomy) for question in questions]
+    return " / ".join("" if value is None else f"{value:{form}}" for value in values).strip(" /")
+
+
+def individual(anatomy: str) -> str:
+    """Single patients' answers to the five edits, a row for each way of answering."""
+    rows = []
+    for row in INDIVIDUAL_ROWS:
+        gains = [_of_row(edit, row, "raw_gain_db", anatomy) for edit in EDITS]
+        known = [gain for gain in gains if gain is not None]
+        rows.append(
+            [
+                row,
+                f"{np.mean(known):.1f}" if known else "",
+                _two(row, "raw_gain_db", ("age_plus_10", "age_plus_20"), ".1f", anatomy),
+                _two(row, "raw_gain_db", ("disease_added", "disease_removed"), ".1f", anatomy),
+                "" if gains[-1] is None else f"{gains[-1]:.1f}",
+                _two(row, "r", ("age_plus_10", "age_plus_20"), anatomy=anatomy),
+                _two(row, "error_over_same_for_all", ("age_plus_10", "age_plus_20"), anatomy=anatomy),
+            ]
+        )
+    head = [
+        "Answer",
+        "Gain, five edits, dB",
+        "+10 / +20 years, dB",
+        "Disease added / removed, dB",
+        "Other sex, dB",
+        "r, +10 / +20 years",
+        "Error over *same change for all*",
+    ]
+    return table(head, rows)
+
+
+def individual_history() -> str:
+    """What comes 5 and 10 years after the last of three or four visits."""
+    later = ("history_5", "history_10")
+    rows = [
+        [
+            row,
+            _two(row, "raw_gain_db", later, ".1f"),
+            _two(row, "r", later),
+            _two(row, "error_over_same_for_all", later),
+        ]
+        for row in HISTORY_ROWS
+    ]
+    return table(["Answer, 5 / 10 years on", "Gain, dB", "r", "Error over *same change for all*"], rows)
+
+
 def demo() -> str:
     """The demo's headline numbers beside their aims."""
     recorded = load("benchmarks/demo.json")
@@ -125,7 +199,6 @@ def demo() -> str:
         for key, (aim, low, high) in demo_aims().items()
     ]
     area = recorded["area_validation"]
-    rows.append(["`growth_correlation_ceiling`", f"{recorded['growth_correlation_ceiling']:.3g}", "", ""])
     rows.append(["mean absolute error of the area measure, mm²", f"{area['mean_absolute_error_mm2']:.0f}", "", ""])
     rows.append(["mean area, mm²", f"{area['mean_area_mm2']:,.0f}", "", ""])
     return table(["Number", "Measured", "Aim", ""], rows)
@@ -151,19 +224,27 @@ def demo_aims() -> dict[str, tuple[str, float, float]]:
 
 
 def demo_edits() -> str:
-    """The demo's edits, one by one."""
-    rows = [
-        [
-            EDITS[name],
-            f"{entry['cases']}",
-            f"{entry['growth_mm2']:.0f}",
-            f"{entry['true_growth_mm2']:.0f}",
-            f"{entry['growth_correlation']:.2f}",
-            f"{entry['copy_gain_db']:.1f}",
-        ]
-        for name, entry in load("benchmarks/demo.json")["by_edit"].items()
+    """The demo's edits, one by one, by the closed form and by its network alone."""
+    recorded, rows = load("benchmarks/demo.json"), []
+    for name, entry in recorded["by_edit"].items():
+        network = recorded["network"]["by_edit"][name]
+        rows.append(
+            [
+                EDITS[name],
+                f"{entry['cases']}",
+                f"{entry['ventricles_true_growth_mm2']:.0f}",
+                *(f"{each['ventricles_growth_mm2']:.0f} / {each['gain_db']:.1f}" for each in (entry, network)),
+                f"{entry['ventricles_error_over_same']:.2f} / {network['ventricles_error_over_same']:.2f}",
+            ]
+        )
+    head = [
+        "Edit",
+        "Cases",
+        "True change, mm²",
+        "Editor drift: change, mm² / gain, dB",
+        "Network alone",
+        "Error over *same change for all*: drift / network",
     ]
-    head = ["Edit", "Cases", "Drawn change, mm²", "True change, mm²", "Correlation over patients", "Gain, dB"]
     return table(head, rows)
 
 
@@ -203,17 +284,11 @@ def editors() -> str:
     names = list(dict.fromkeys(run["editor"] for run in editor_runs("brain")))
     rows = []
     for name in names:
-        keys = ("copy_gain_db", "growth_ratio", "growth_correlation", "followup_ventricles_error_cut")
-        gain, ratio, correlation, cut = (editor_mean(name, key) for key in keys)
-        rows.append([name, f"{gain:.1f}", f"{ratio:.2f}", f"{correlation:.2f}", percent(cut)])
-    head = [
-        "Editor, release",
-        "Gain, dB",
-        "Growth, share of the true",
-        "Correlation, edits pooled",
-        "Follow-up error cut",
-    ]
-    return table(head, rows)
+        gain, ratio, cut = (
+            editor_mean(name, key) for key in ("copy_gain_db", "growth_ratio", "followup_ventricles_error_cut")
+        )
+        rows.append([name, f"{gain:.1f}", f"{ratio:.2f}", percent(cut)])
+    return table(["Editor, release", "Gain, dB", "Growth, share of the true", "Follow-up error cut"], rows)
 
 
 def editor_runs(modality: str) -> list[dict[str, Any]]:
@@ -257,76 +332,6 @@ def _is_default(setting: Mapping[str, Any]) -> bool:
     """Whether a setting is the one of which each table of configs/benchmark_privacy.yaml changes one thing."""
     config = yaml.safe_load((ROOT / "configs/benchmark_privacy.yaml").read_text(encoding="utf-8"))
     return all(setting[key] == value for key, value in config["setting"].items())
-
-
-def population() -> str:
-    """What rules fitted to the population reach."""
-    rows = [
-        [
-            row["answer"],
-            row["gain_db"],
-            row["growth_share"],
-            f"{row['r_10']:.2f} / {row['r_20']:.2f}",
-            f"{row['other_sex_db']:.1f}",
-        ]
-        for row in load("baselines.json")["population"]
-    ]
-    best = f"{editor_mean('flowedit, wider', 'copy_gain_db'):.1f}"
-    share = f"{editor_mean('flowedit, wider', 'growth_ratio'):.2f}"
-    rows.insert(1, ["best row of the benchmark (`flowedit, wider`)", best, share, "not reported", ""])
-    return table(
-        ["Answer", "Gain, dB", "Growth, share of the true", "r at +10 / +20 years", "Gain, other sex, dB"], rows
-    )
-
-
-def rendering() -> str:
-    """What is gained in the pixels of the user's file."""
-    rows = [
-        [row["written"], row["gain_db"], f"{row['r_10']} / {row['r_20']}"]
-        for row in load("baselines.json")["rendering"]
-    ]
-    return table(["Written", "Gain in raw pixels, dB", "r at +10 / +20 years"], rows)
-
-
-def history() -> str:
-    """What a patient's earlier visits add."""
-    rows = [
-        [
-            row["answer"],
-            " / ".join(filter(None, (row["gain_db_5"], row["gain_db_10"]))),
-            " / ".join(filter(None, (row["r_5"], row["r_10"]))),
-            f"{row['error_mm2_5']} / {row['error_mm2_10']}",
-        ]
-        for row in load("baselines.json")["history"]
-    ]
-    return table(["Answer, 5 / 10 years on", "Gain in raw pixels, dB", "r", "Error, mm²"], rows)
-
-
-def large_sample() -> str:
-    """The longitudinal ridge on many patients."""
-    row = load("baselines.json")["large_sample"]
-    rows = [
-        [
-            "longitudinal ridge × 1.5, warped",
-            *_pairs(row, "gain_db", ".1f"),
-            *_pairs(row, "r"),
-            *_pairs(row, "error_mm2"),
-        ],
-        ["*same change for all*", "", "", *_pairs(row, "same_change_error_mm2")],
-    ]
-    head = [f"{row['patients']} patients, +10 / +20 years", "Gain in raw pixels, dB", "r", "Error, mm²"]
-    return table(head, rows)
-
-
-def _pairs(row: Mapping[str, Any], key: str, form: str = "") -> list[str]:
-    return [f"{row[f'{key}_10']:{form}} / {row[f'{key}_20']:{form}}"]
-
-
-def private_ridge() -> str:
-    """The longitudinal ridge under differential privacy."""
-    columns = ["none", "8", "3", "1"]
-    rows = [[f"{row['patients']:,}", *(row[key] for key in columns)] for row in load("baselines.json")["private_ridge"]]
-    return table(["Patients per site", "No privacy", "ε = 8", "ε = 3", "ε = 1"], rows)
 
 
 def percent(share: float) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from ld_common.release.abilities import all_abilities
+
 USAGE = {
     "pytorch_lora_weights.safetensors": "`pipe.load_lora_weights(folder)` in diffusers, "
     "`PeftModel.from_pretrained(pipe.unet, folder)` in peft",
@@ -124,19 +126,19 @@ def _usage(manifest: dict[str, Any]) -> list[str]:
 
 
 def _evaluation(evaluation: dict[str, Any]) -> list[str]:
-    """A table of the evaluation's numbers that are not nested; the manifest has all of them."""
+    """What the evaluation says of the release, then its numbers that are not nested; the manifest has all of them."""
+    said = all_abilities(evaluation)
+    lines = [f"Judged with editor {evaluation.get('editor', 'unknown')}:", "", *(f"- {line}" for line in said), ""]
     numbers = {
         key: value
         for key, value in evaluation.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    if not numbers:
-        return []
     rows = [
         f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"
         for key, value in numbers.items()
     ]
-    return ["| evaluation | |", "|---|---|", *rows, ""]
+    return [*(lines if said else []), *(["| evaluation | |", "|---|---|", *rows, ""] if rows else [])]
 
 
 def _issue(issue: dict[str, Any] | None) -> list[str]:

@@ -127,7 +127,7 @@ def evaluate(
     total = sum(editors.num_seeds if EDITORS.load(name).draws_noise() else 1 for name in names)
     with progress_bar(console, "judging", total + len(folders) + len(functions)) as advance:
         runs = evaluate_release(evaluation, data, lambda: advance(1))
-    files = write_release_report(output.out, runs, runs[0]["release"], scans.data)
+    files = write_release_report(output.out, runs, runs[0]["release"], scans.data, data.asked)
     if output.as_json:
         print_json({"runs": runs})
     for file in files:

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ld_common.core.atomic_files import write_bytes
-from ld_evaluate.files import COPY, PAGE, PATIENTS, RESULTS, SAME
+from ld_evaluate.edits import EvaluationEdit
+from ld_evaluate.files import COPY, PAGE, PATIENTS, PUBLIC, RESULTS, SAME
 from ld_evaluate.patient_tables import READING, Run, mean_numbers, patient_sections, patients_csv, with_interval
+from ld_evaluate.public import public_evaluation
 
 TITLES = {
     "null_edit_psnr_gap_db": "null edit, dB below the VAE",
@@ -43,12 +45,16 @@ TRUTH = "*the truth*"
 """Row of the true counterfactuals."""
 
 
-def write_release_report(folder: Path, runs: Sequence[Run], name: str, data: Path) -> list[Path]:
-    """Write the page, the numbers and every patient's answers of one release; returns the files."""
+def write_release_report(
+    folder: Path, runs: Sequence[Run], name: str, data: Path, asked: Sequence[EvaluationEdit]
+) -> list[Path]:
+    """Write the page, the numbers, every patient's answers and what a release may publish; returns the files."""
+    public = json.dumps(public_evaluation(runs[0], asked), indent=1, sort_keys=True)
+    write_bytes(folder / PUBLIC, (public + "\n").encode())
     write_bytes(folder / RESULTS, (json.dumps({"runs": list(runs)}, indent=1, sort_keys=True) + "\n").encode())
     write_bytes(folder / PAGE, release_page(runs, name, data).encode())
     write_bytes(folder / PATIENTS, patients_csv(runs).encode())
-    return [folder / RESULTS, folder / PAGE, folder / PATIENTS]
+    return [folder / RESULTS, folder / PAGE, folder / PATIENTS, folder / PUBLIC]
 
 
 def release_page(runs: Sequence[Run], name: str, data: Path) -> str:

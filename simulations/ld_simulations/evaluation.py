@@ -20,6 +20,7 @@ from ld_evaluate.comparison import Comparison
 from ld_evaluate.edits import EvaluationEdit
 from ld_evaluate.files import LAST_VISITS
 from ld_evaluate.protocol import PatientAnswer
+from ld_evaluate.public import public_evaluation
 from ld_evaluate.truth import TrueCounterfactual, read_earlier, read_truths, through_vae, validate_area
 
 ONE_SCAN, ALL_VISITS = "this release, last scan", "this release, all visits"
@@ -78,6 +79,9 @@ def evaluate(
     summary: dict[str, Any] = comparison.headline(method) | through_vae(base, scans, counterfactuals, drawn)
     summary["by_edit"] = method.by_edit
     summary["rules"] = comparison.rule_numbers()
+    counts = {"patients": len(scans)}
+    run = {"editor": editor.name, "biomarkers": modality.biomarkers, "by_edit": method.by_edit, "counts": counts}
+    summary["public"] = public_evaluation(run | {"metrics": {}}, asked)
     summary["inversion_psnr_db"] = float(psnr(drawn.reconstructions, drawn.autoencoded).mean())
     summary["vae_psnr_db"] = float(psnr(drawn.autoencoded, scans).mean())
     summary["area_validation"] = validate_area(modality, scans, counterfactuals)

@@ -18,7 +18,14 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import read_editor
-from ld_common.release.release import MANIFEST, Release, edit_drift, load_release_base, read_release
+from ld_common.release.release import (
+    MANIFEST,
+    Release,
+    edit_drift,
+    load_release_base,
+    read_release,
+    write_manifest,
+)
 from ld_evaluate.files import TRUTH
 from ld_evaluate.report import format_number
 from ld_simulations.aims import aim_met, aims_table
@@ -47,6 +54,7 @@ def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
         base = load_release_base(release)
         evaluation = _evaluate(demo, release, base, console)
         network = _evaluate_network(demo, release, base, console)
+        write_manifest(demo.release, release.manifest | {"evaluation": evaluation.summary["public"]})
         stores = [open_store(output / "stores" / name) for name in demo.study.federation.sites]
         summary = summarize_run(demo, release, evaluation, monitor, stores)
         summary["network"] = None if network is None else network.summary

@@ -157,11 +157,10 @@ class Answerer:
             kind_of(question.name),
         )
         scale = choice.scales.get(kind, 1.0)
-        changes = {
-            CROSS: scale * rules.cross_sectional(visit.attributes, question.target),
-            LONG: rules.longitudinal(visit, question.target, scale),
-        }
-        if kind == HISTORY:
+        changes = {LONG: rules.longitudinal(visit, question.target, scale)}
+        if kind != HISTORY:
+            changes[CROSS] = scale * rules.cross_sectional(visit.attributes, question.target)
+        else:
             years = float(question.target["age"]) - float(visit.attributes["age"])
             own = own_slope(person.visits[: question.visit + 1]) * years
             changes[OWN] = _blended(choice.own[1], own, rules.longitudinal(visit, question.target, choice.own[0]))

@@ -26,6 +26,8 @@ class AnatomyConfig:
     modality: str = "configs/modalities/brain_mri.yaml"
     renderings: list[str] = field(default_factory=lambda: list(RENDERINGS))
     """Those that are tried."""
+    test_patients: int = 0
+    """In each hospital; 0 for as many as `test.patients`."""
     release: str = ""
     """Folder of a release, whose recommended editor is a row; empty for none."""
     release_seed: int = 0

@@ -125,6 +125,16 @@ def anatomy_lines(
     return lines
 
 
+def numbers_by_question(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What the tables show: by question and row."""
+    questions = sorted({record["question"] for record in records}, key=_place)
+    found = {question: {row: summarize(records, row, question) for row in ROWS} for question in questions}
+    return {
+        question: {row: numbers for row, numbers in rows.items() if numbers is not None}
+        for question, rows in found.items()
+    }
+
+
 def flat_numbers(records: Sequence[Record]) -> dict[str, Any]:
     """The keys of the aims, of editor `drift`; other rows have the same keys with their name behind."""
     numbers: dict[str, Any] = {}

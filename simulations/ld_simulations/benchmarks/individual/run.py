@@ -22,6 +22,7 @@ from ld_simulations.benchmarks.individual.report import (
     GROWING,
     anatomy_lines,
     flat_numbers,
+    numbers_by_question,
     patients_picture,
     with_same_change,
 )
@@ -68,13 +69,16 @@ def run(config: IndividualConfig, only_report: bool, console: Console) -> list[P
 
 def parts(config: IndividualConfig, group: str) -> list[Part]:
     """The patients of a group, some at a time."""
-    patients = {TUNE: config.tuning.patients, TEST: config.test.patients, RELEASE: config.release_patients}[group]
-    return [
-        Part(anatomy, group, first, min(first + config.patients_in_task, patients))
-        for anatomy, chosen in config.anatomies.items()
-        if group != RELEASE or chosen.release
-        for first in range(0, patients, config.patients_in_task)
-    ]
+    found = []
+    for anatomy, chosen in config.anatomies.items():
+        tested = chosen.test_patients or config.test.patients
+        patients = {TUNE: config.tuning.patients, TEST: tested, RELEASE: config.release_patients}[group]
+        if group != RELEASE or chosen.release:
+            found += [
+                Part(anatomy, group, first, min(first + config.patients_in_task, patients))
+                for first in range(0, patients, config.patients_in_task)
+            ]
+    return found
 
 
 def write_page(config: IndividualConfig, store: ResultStore) -> list[Path]:
@@ -94,6 +98,8 @@ def write_page(config: IndividualConfig, store: ResultStore) -> list[Path]:
         numbers |= {f"{prefix}{key}": value for key, value in flat_numbers(records).items()}
         numbers |= {f"{prefix}{key}": value for key, value in (store.read(f"drift/{anatomy}") or {}).items()}
         numbers[f"{anatomy}_choice"] = asdict(choice)
+        numbers[f"{anatomy}_ceilings"] = facts["ceilings"]
+        numbers[f"{anatomy}_rows"] = numbers_by_question(records)
         sections += anatomy_lines(records, choice, facts["ceilings"], anatomy.capitalize(), facts["structure"])
         picture = folder / f"individual_{anatomy}.png"
         write_bytes(picture, patients_picture(records, anatomy.capitalize()))

@@ -1,0 +1,53 @@
+"""The part of an evaluation that a release may publish: numbers over patients, none of a single one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ld_common.release.abilities import KEYS
+from ld_evaluate.edits import EvaluationEdit
+
+COUNT_STEP = 5
+"""Counts of patients are published in multiples of this."""
+FEWEST = 5
+"""Fewest patients of an edit whose numbers are published."""
+
+
+def public_evaluation(run: dict[str, Any], asked: Sequence[EvaluationEdit]) -> dict[str, Any]:
+    """One editor's result as `ld_common.release.abilities` reads it.
+
+    Args:
+        run: of `evaluate_release`, or a mapping with `editor`, `biomarkers`, `by_edit`, `metrics` and `counts`.
+        asked: the edits that were judged.
+    """
+    changed: dict[str, set[str]] = {}
+    for edit in asked:
+        changed.setdefault(edit.name, set()).update(edit.target)
+    biomarker = run["biomarkers"][0] if run["biomarkers"] else ""
+    edits = {}
+    for name, numbers in run["by_edit"].items():
+        if numbers["cases"] < FEWEST:
+            continue
+        entry: dict[str, Any] = {"attributes": sorted(changed.get(name, ())), "cases": _count(numbers["cases"])}
+        for key in KEYS:
+            source = key if key == "gain_db" else f"{biomarker}_{key}"
+            for end in ("", "_low", "_high"):
+                if source + end in numbers:
+                    entry[key + end] = round(float(numbers[source + end]), 3)
+        edits[name] = entry
+    reached = {
+        key.removesuffix("_reached"): round(float(value), 3)
+        for key, value in run["metrics"].items()
+        if key.endswith("_reached")
+    }
+    return {
+        "editor": run["editor"],
+        "patients": _count(run["counts"]["patients"]),
+        "edits": edits,
+        "reached": reached,
+    }
+
+
+def _count(value: float) -> int:
+    return max(COUNT_STEP, COUNT_STEP * round(value / COUNT_STEP))
