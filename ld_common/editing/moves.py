@@ -13,6 +13,7 @@ patients differ. `own_slope_half` and `own_growth_half` are that ratio.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -91,7 +92,8 @@ class Mover:
         goal = weight * own_growth + (1 - weight) * drawn
         factor = 1.0
         for _ in range(SCALINGS):
-            if drawn * goal <= 0:  # a change that does not grow the structure cannot be scaled to
+            # no scaling reaches a goal of the other sign, and a structure that is not seen has no area
+            if not math.isfinite(goal) or not drawn * goal > 0:
                 return factor * change
             factor = min(max(factor * goal / drawn, LEAST_FACTOR), LARGEST_FACTOR)
             drawn = self._growth(latents, factor * change)

@@ -139,6 +139,24 @@ def test_the_drawn_growth_is_the_patients_own_line(
     assert growth(told.move(0, latents, later.asked)) == pytest.approx(goal, rel=0.03)
 
 
+def test_a_structure_that_is_not_seen_scales_nothing(
+    drift: LongitudinalDrift, base: BaseModel, pictures: Tensor, history: ScanHistory, later: Edit
+) -> None:
+    assert later.asked is not None
+    latents, editor = base.encode(pictures[3:])[0], DriftEditor(own_growth_half=AT_ONCE)
+    alone = Mover(drift, editor, base, {0: history}, pictures[3:]).move(0, latents, later.asked)
+    for areas in ([1.0, 2.0, torch.nan, 4.0], [torch.nan] * 4):
+        unseen = Mover(
+            drift,
+            editor,
+            base,
+            {0: history},
+            pictures[3:],
+            lambda shown, areas=areas: torch.tensor(areas[: len(shown)]),  # type: ignore[misc]
+        )
+        assert torch.equal(unseen.move(0, latents, later.asked), alone)
+
+
 def test_categories_alone_take_no_history(
     drift: LongitudinalDrift, base: BaseModel, pictures: Tensor, history: ScanHistory, brain_mri: Modality
 ) -> None:

@@ -168,15 +168,17 @@ def test_options_are_chosen_by_the_tuning_patients_gain() -> None:
             ("history_5", 16, 1.0, 0.0, 1.0),
         ]
     ] + [
-        {"row": DRIFT, "question": name, "options": [rendering, options], "gain_db": gain}
-        for name, rendering, options, gain in [
-            ("age_plus_10", "deformation", {"time_scale": 1.1}, 3.0),
-            ("age_plus_10", "deformation", {"time_scale": 1.0}, 4.0),
-            ("age_plus_10", "difference", {"time_scale": 1.1}, 5.0),
-            ("other_sex", "deformation", {"effect_scale": 1.5}, 9.0),
-            ("other_sex", "difference", {"effect_scale": 1.5}, 1.0),
-            ("history_5", "deformation", {"time_scale": 1.1, "own_slope_half": 2.0}, 1.0),
-            ("history_5", "difference", {"time_scale": 1.1, "own_slope_half": 2.0}, 1.0),
+        {"row": DRIFT, "question": name, "options": [rendering, options], "gain_db": gain, "error_mm2": error}
+        for name, rendering, options, gain, error in [
+            ("age_plus_10", "deformation", {"time_scale": 1.1}, 3.0, 1.0),
+            ("age_plus_10", "deformation", {"time_scale": 1.0}, 4.0, 9.0),
+            ("age_plus_10", "difference", {"time_scale": 1.1}, 5.0, 1.0),
+            ("other_sex", "deformation", {"effect_scale": 1.5}, 9.0, 1.0),
+            ("other_sex", "difference", {"effect_scale": 1.5}, 1.0, 1.0),
+            ("history_5", "deformation", {"time_scale": 1.1, "own_slope_half": 8.0}, 1.05, 9.0),
+            ("history_5", "deformation", {"time_scale": 1.1, "own_slope_half": 2.0}, 1.0, 5.0),
+            ("history_5", "deformation", {"time_scale": 1.1, "own_slope_half": 1.0}, 0.5, 1.0),
+            ("history_5", "difference", {"time_scale": 1.1, "own_slope_half": 8.0}, 1.0, 1.0),
         ]
     ]
     choice = choose(tried)

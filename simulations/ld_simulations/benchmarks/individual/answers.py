@@ -33,6 +33,8 @@ PERFECT, PERFECT_DECODED = "perfect answer", "perfect answer, decoded"
 SAME, LINE, RELEASE = "same change for all", "own line of areas", "release"
 DRIFT, DRIFT_HISTORY = "editor drift", "editor drift, history"
 RULES = (CROSS, LONG)
+NEAR_DB = 0.1
+"""Gains that differ by less are equal: less than the interval of any of them."""
 TUNE, TEST = "tune", "test"
 AGE, OTHER, HISTORY = "age", "other", "history"
 """Kinds of question; each has a scale of its own."""
@@ -117,7 +119,9 @@ class Answerer:
             drawn = drift.draw(person, question.visit, [question.target], drift_editor(options), history)
             for rendering in self._renderings(anatomy):
                 written = render(visit.scan.pixels, visit.frame, drawn[0], drawn[1][0], rendering)
-                records.append(_tried(DRIFT, question, [rendering, options], gain_db(written, visit, question)))
+                judged = self._judged(anatomy, person, question, DRIFT, written)
+                error = abs(judged["growth_mm2"] - judged["true_growth_mm2"])
+                records.append(_tried(DRIFT, question, [rendering, options], judged["gain_db"]) | {"error_mm2": error})
         return records
 
     def _renderings(self, anatomy: str) -> list[str]:
@@ -275,8 +279,11 @@ def gain_db(values: np.ndarray, visit: ScannedVisit, question: Question) -> floa
 
 
 def choose(records: Sequence[Mapping[str, Any]]) -> Choice:
-    """The options of the largest mean gain over the tuning patients' questions: by kind, components and rendering for
-    all."""
+    """The options of the largest mean gain over the tuning patients' questions.
+
+    Components and rendering are chosen for all kinds of question, the rest by kind. Of editor `drift`'s options with a
+    history, those within `NEAR_DB` of the best are as good, and of these the least error of growth decides.
+    """
     ridges = [record for record in records if record["row"] == "ridge"]
     drifts = [record for record in records if record["row"] == DRIFT]
     (components, rendering), scales = _best(ridges, 2, lambda options: options[3] == 0)
@@ -287,17 +294,36 @@ def choose(records: Sequence[Mapping[str, Any]]) -> Choice:
     ]
     own = _best(history, 2, lambda options: True)[1].get(HISTORY, [1.0, 0.0])
     (drift_rendering,), chosen = _best(drifts, 1, lambda options: True)
+    calibrated = _calibration(drifts, drift_rendering)
     options: dict[str, float] = {}
-    for kind in (AGE, OTHER, HISTORY):
-        options = dict(chosen[kind][0] if kind in chosen else {}) | options
+    for kind in (AGE, OTHER):
+        options |= chosen[kind][0] if kind in chosen else {}
     return Choice(
         components,
         rendering,
         {kind: values[0] for kind, values in scales.items()},
         (own[0], own[1]),
         drift_rendering,
-        options,
+        calibrated | options,
     )
+
+
+def _calibration(drifts: Sequence[Mapping[str, Any]], rendering: str) -> dict[str, float]:
+    """Editor `drift`'s options for questions with a history."""
+    tried: dict[str, list[Mapping[str, Any]]] = {}
+    for record in drifts:
+        if record["options"][0] == rendering and kind_of(record["question"]) == HISTORY:
+            tried.setdefault(json.dumps(record["options"][1]), []).append(record)
+    if not tried:
+        return {}
+    means = {
+        options: [float(np.mean([record[key] for record in found])) for key in ("gain_db", "error_mm2")]
+        for options, found in tried.items()
+    }
+    best = max(gain for gain, _ in means.values())
+    near = {options: error for options, (gain, error) in means.items() if gain >= best - NEAR_DB}
+    chosen: dict[str, float] = json.loads(min(near, key=lambda options: near[options]))
+    return chosen
 
 
 def _best(

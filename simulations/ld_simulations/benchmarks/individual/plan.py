@@ -54,9 +54,9 @@ class IndividualConfig:
     """Shares of the patient's own slope where there is a history."""
     time_scales: list[float] = field(default_factory=lambda: [1.1, 1.0, 1.25])
     """Values of `time_scale` of editor `drift`; the first is used where another option is tried."""
-    effect_scales: list[float] = field(default_factory=lambda: [1.25, 1.5, 1.75])
+    effect_scales: list[float] = field(default_factory=lambda: [1.0, 1.25, 1.5])
     own_slope_halves: list[float] = field(default_factory=lambda: [2.0, 4.0, 8.0])
-    own_growth_halves: list[float] = field(default_factory=lambda: [0.2, 0.5, 1.5])
+    own_growth_halves: list[float] = field(default_factory=lambda: [0.1, 0.5, 1.5])
     release_patients: int = 20
     """Test patients of each hospital that the release is judged on, from the first."""
     patients_in_task: int = 10
