@@ -18,8 +18,10 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
+from ld_common.diffusion.unfamiliarity import Unfamiliarity
 from ld_common.editing.base import EditDrift, Editor
 from ld_common.editing.counterfactuals import draw_several, edit_to, past_of
+from ld_common.editing.familiarity import history_unfamiliarity, unfamiliarity_of, unfamiliarity_warnings
 from ld_common.editing.history import EarlierScan, ScanHistory, history_warnings, read_history
 from ld_common.editing.registry import change_editor, editor_options, read_editor
 from ld_common.imaging.decoding_process import read_scan
@@ -54,12 +56,14 @@ class CounterfactualResult:
     biomarkers: dict[str, dict[str, float]]
     """Area in mm2 by biomarker, in `scan`, `reconstruction` and `image`; empty if the scan's spacing is not known."""
     warnings: list[str]
-    """A sentence for each attribute outside the range that the sites had scans of."""
+    """A sentence for each attribute outside the range that the sites had scans of, and for a scan unlike theirs."""
     record: dict[str, Any]
     """Release, editor, rendering and seeds: what is needed to draw it again."""
     frame: Frame = field(repr=False)
     rendering: str = DECODED
     """How the answer became pixels of the scan, as `ImageConfig.rendering`."""
+    unfamiliarity: Unfamiliarity | None = None
+    """How unlike the sites' scans the scan is; None without a longitudinal drift, which alone can tell."""
 
     @property
     def difference(self) -> Pixels:
@@ -114,6 +118,7 @@ class CounterfactualPipeline:
         editor: Editor | None = None,
         drift: EditDrift | None = None,
         release: Release | None = None,
+        strict: bool = False,
     ) -> None:
         """Take the parts as they are.
 
@@ -123,8 +128,9 @@ class CounterfactualPipeline:
             editor: default of each call; `ddim` with its defaults if None.
             drift: the latent drift that the adapter was trained with.
             release: where the parts come from, for `CounterfactualResult.record`.
+            strict: refuse scans and attributes that the sites' scans do not cover, in place of a warning.
         """
-        self.base, self.drift, self.release = base, drift, release
+        self.base, self.drift, self.release, self.strict = base, drift, release, strict
         self.modality = load_modality(modality)
         self.editor = read_editor({}) if editor is None else editor
 
@@ -138,6 +144,7 @@ class CounterfactualPipeline:
         allow_unsigned: bool = True,
         device: str = "cpu",
         precision: str = "float32",
+        strict: bool = False,
     ) -> CounterfactualPipeline:
         """Load a release and its base.
 
@@ -148,6 +155,7 @@ class CounterfactualPipeline:
             allow_unsigned: accept a release without a signature, with a warning. A signature that there is must hold.
             device: `cpu` or `cuda`.
             precision: `float32`, `bfloat16` or `float16`.
+            strict: refuse scans and attributes that the sites' scans do not cover, in place of a warning.
 
         Raises:
             ReleaseError: no complete release, or the base is missing or another one.
@@ -158,7 +166,7 @@ class CounterfactualPipeline:
         for message in messages:
             warnings.warn(message, stacklevel=2)
         model = load_release_base(release, base, device, precision)
-        return cls(model, release.modality, release_editor(release), edit_drift(release), release)
+        return cls(model, release.modality, release_editor(release), edit_drift(release), release, strict)
 
     def __call__(
         self,
@@ -191,7 +199,8 @@ class CounterfactualPipeline:
             options: options of the editor, such as `guidance_scale`.
 
         Raises:
-            RequestError: an unknown or missing attribute, or a value out of range.
+            RequestError: an unknown or missing attribute, or a value out of range; with `strict`, also what the sites'
+                scans do not cover.
             ScanError: the scan cannot be used.
             ConfigError: an unknown editor or option, or a value out of range.
         """
@@ -206,6 +215,9 @@ class CounterfactualPipeline:
         pixels = np.asarray(read.pixels, np.float32)
         attributes = self._source(read.attributes_in_file, self._parse("source", source or {}))
         earlier = self._history(read, attributes, history, slice_index)
+        unfamiliarity = unfamiliarity_of(self.base, self.drift, self.modality, picture, attributes)
+        unlike = history_unfamiliarity(self.base, self.drift, self.modality, earlier, attributes)
+        doubts = self._doubts([attributes, attributes | changes], unfamiliarity_warnings(unfamiliarity, unlike))
         edit = edit_to(self.modality, 0, attributes, changes)
         prompts, seeds = [self.modality.prompt(attributes)], range(seed, seed + num_seeds)
         past = past_of(self.modality, {} if earlier is None else {0: earlier})
@@ -224,11 +236,16 @@ class CounterfactualPipeline:
             attributes=attributes | changes,
             source=attributes,
             biomarkers=self._biomarkers(images, frame),
-            warnings=[*self._warnings(attributes | changes), *([] if earlier is None else history_warnings(earlier))],
+            warnings=[*doubts, *([] if earlier is None else history_warnings(earlier))],
             record=self._record(chosen, list(seeds))
-            | {"rendering": rendering, "history_years": [] if earlier is None else list(earlier.years)},
+            | {
+                "rendering": rendering,
+                "history_years": [] if earlier is None else list(earlier.years),
+                "familiarity": None if unfamiliarity is None else unfamiliarity.record(),
+            },
             frame=frame,
             rendering=rendering,
+            unfamiliarity=unfamiliarity,
         )
 
     def _editor(self, editor: str | Editor | None, options: Mapping[str, Any]) -> Editor:
@@ -295,10 +312,16 @@ class CounterfactualPipeline:
         areas = {name: BIOMARKERS.load(name)(images.float(), pixel_mm).tolist() for name in self.modality.biomarkers}
         return {name: dict(zip(names, values, strict=True)) for name, values in areas.items()}
 
-    def _warnings(self, attributes: Attributes) -> list[str]:
-        if self.release is None:
-            return []
-        return beyond(self.modality, trained_on(self.modality, self.release.manifest["rounds"]), attributes)
+    def _doubts(self, attributes: Sequence[Attributes], unlike: Sequence[str]) -> list[str]:
+        """What speaks against an answer, before it is drawn; raises `RequestError` for any of it if `strict`."""
+        ranges = None if self.release is None else trained_on(self.modality, self.release.manifest["rounds"])
+        lines = [line for values in attributes for line in beyond(self.modality, ranges, values)]
+        doubts = [*dict.fromkeys(lines), *unlike]
+        if self.strict and ranges is None:
+            doubts.append("nothing says what the sites had scans of: extrapolation cannot be detected")
+        if self.strict and doubts:
+            raise RequestError(f"strict refuses this scan: {'; '.join(doubts)}")
+        return doubts
 
     def _record(self, editor: Editor, seeds: list[int]) -> dict[str, Any]:
         release = None if self.release is None else release_record(self.release)

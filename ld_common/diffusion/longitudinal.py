@@ -23,9 +23,12 @@ from ld_common.core.errors import ReleaseError
 from ld_common.core.state import State
 from ld_common.diffusion.drift import LatentDrift
 from ld_common.diffusion.longitudinal_sums import attribute_features, regressors
+from ld_common.diffusion.unfamiliarity import Unfamiliarity
 
 STEP_YEARS = 2.5
 """The scan's parts are renewed after so many years of a longer change."""
+SPREAD_SHRINKAGE = 0.1
+"""Weight of the identity in the covariance of parts that `unfamiliarity` inverts: parts have unit variance."""
 PREFIX = "longitudinal."
 
 
@@ -142,6 +145,18 @@ class LongitudinalDrift:
         moved = self._walk(moved, source, source, float(step @ self.years), 1.0)
         moved = self._walk(moved, switched, target, asked.years, time_scale)
         return (moved - start).view_as(latents).to(latents)
+
+    def unfamiliarity(self, latents: Tensor, design: Sequence[float]) -> Unfamiliarity:
+        """How far a scan's latents `(C,h,w)` lie from those of the sites' patients of the same design vector."""
+        centred = latents.detach().cpu().float().reshape(1, -1) - self.centre
+        parts, variances = centred @ self.directions.T, 1 / self.directions.square().sum(1)
+        expected = self.part_mean + self.features(torch.tensor([design])) @ self.part_effect
+        values, vectors = torch.linalg.eigh(self.part_spread)
+        values = (1 - SPREAD_SHRINKAGE) * values.clamp_min(0) + SPREAD_SHRINKAGE  # noise may make some negative
+        squares = ((parts - expected) @ vectors).square() / values
+        outside = centred.square().sum() - (parts.square() * variances).sum()
+        spread = variances.sum() + len(self.centre) * self.outside.square().sum()
+        return Unfamiliarity(float(squares.mean().sqrt()), float((outside.clamp_min(0) / spread).sqrt()))
 
     def _walk(self, latents: Tensor, first: Tensor, last: Tensor, years: float, scale: float) -> Tensor:
         """Latents after some years, in steps; the design vector goes from `first` to `last`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rejection import MAX_PIXELS, MAX_SLICE_PIXELS, Rejection, ScanRejected
 from ld_common.imaging.volume import Volume
 
+UID_TEXT = re.compile(r"[0-9.]{1,64}", re.ASCII)
 MALFORMED_ANSWER = (
     *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
     *(HeaderDataError, RequestError),
@@ -47,6 +49,7 @@ def scan_of(content: dict[str, Any], values: np.ndarray, modality: Modality) -> 
         orientation=_orientation(content["orientation"]),
         patient_id=_text(content["patient_id"]),
         study_date=_date(content["study_date"]),
+        frame_of_reference=_uid(content["frame_of_reference"]),
     )
 
 
@@ -62,7 +65,8 @@ def volume_of(content: dict[str, Any], values: np.ndarray, modality: Modality) -
         if stored[:3] != shape or max(stored[3:], default=1) > 1:
             raise ValueError
     attributes = _attributes(content["attributes"], modality)
-    return Volume(values.reshape(shape, order="F"), _affine(content["affine"]), attributes, header)
+    frame = _uid(content["frame_of_reference"])
+    return Volume(values.reshape(shape, order="F"), _affine(content["affine"]), attributes, header, frame)
 
 
 def header_of(content: dict[str, Any], values: np.ndarray, path: Path) -> DicomHeader:
@@ -81,6 +85,7 @@ def header_of(content: dict[str, Any], values: np.ndarray, path: Path) -> DicomH
         affine=None if affine is None else _affine(affine),
         position_mm=_number(content["position_mm"]),
         orientation=_orientation(content["orientation"]),
+        frame_of_reference=_uid(content["frame_of_reference"]),
         **{name: _text(content[name]) for name in texts},
     )
 
@@ -134,6 +139,13 @@ def _orientation(value: Any) -> tuple[str, str] | None:
 
 def _date(value: Any) -> datetime.date | None:
     return None if value is None else datetime.date.fromisoformat(_text(value))
+
+
+def _uid(value: Any) -> str:
+    text = _text(value)
+    if text and not UID_TEXT.fullmatch(text):
+        raise ValueError
+    return text
 
 
 def _text(value: Any) -> str:

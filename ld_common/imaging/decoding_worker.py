@@ -150,6 +150,7 @@ def _read_scan(path: Path, request: dict[str, Any], released: bool) -> Answer:
         "orientation": scan.orientation,
         "patient_id": scan.patient_id,
         "study_date": None if scan.study_date is None else scan.study_date.isoformat(),
+        "frame_of_reference": scan.frame_of_reference,
     }
     return fields, np.ascontiguousarray(scan.pixels, np.float32)
 
@@ -161,6 +162,7 @@ def _read_volume(path: Path, request: dict[str, Any], released: bool) -> Answer:
         "attributes": volume.attributes_in_file,
         "affine": volume.affine.tolist(),
         "nifti": None if volume.header is None else base64.b64encode(volume.header.binaryblock).decode(),
+        "frame_of_reference": volume.frame_of_reference,
     }
     return fields, volume.voxels.ravel("F")  # a view: voxels are in the order of Fortran
 

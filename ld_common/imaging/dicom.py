@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.uid import RE_VALID_UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from ld_common.imaging.codestreams import codestream_shape, rle_lengths
 from ld_common.imaging.rejection import (
@@ -63,6 +64,8 @@ class DicomHeader:
     """View Position of a projection, for example PA or LL; empty if absent."""
     orientation: tuple[str, str] | None
     """Patient Orientation: directions of rows and columns, for example ("L", "F"), of an image without `affine`."""
+    frame_of_reference: str = ""
+    """UID of the coordinate system; empty if absent or malformed."""
 
 
 def read_header(path: Path, modalities: Sequence[str], released: bool = False) -> DicomHeader:
@@ -254,7 +257,13 @@ def _header(path: Path, dataset: Dataset) -> DicomHeader:
         position_mm=position,
         view_position=str(dataset.get("ViewPosition") or "").strip().upper(),
         orientation=_orientation(dataset),
+        frame_of_reference=_uid(dataset.get("FrameOfReferenceUID")),
     )
+
+
+def _uid(value: Any) -> str:
+    text = str(value or "").strip()
+    return text if len(text) <= 64 and re.fullmatch(RE_VALID_UID, text) else ""
 
 
 def _spacing(dataset: Dataset) -> tuple[float, float] | None:

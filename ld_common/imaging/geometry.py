@@ -36,6 +36,8 @@ class Scan:
     patient_id: str = ""
     """DICOM's; it stays in memory, to tell whether two scans are of one patient. Empty if unknown."""
     study_date: datetime.date | None = None
+    frame_of_reference: str = ""
+    """DICOM's UID of the coordinate system; it stays in memory unless the user asks to keep it. Empty if unknown."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,12 @@ def series_headers(folder: Path, modality: Modality, released: bool) -> list[Dic
 def _dicom_scan(path: Path, modality: Modality, released: bool) -> Scan:
     header, pixels = read_dicom(path, modality.dicom_modalities, released)
     scan = _placed_scan(path, modality, header, pixels)
-    return replace(scan, patient_id=header.patient_id, study_date=header.study_date)
+    return replace(
+        scan,
+        patient_id=header.patient_id,
+        study_date=header.study_date,
+        frame_of_reference=header.frame_of_reference,
+    )
 
 
 def _placed_scan(path: Path, modality: Modality, header: DicomHeader, pixels: np.ndarray) -> Scan:

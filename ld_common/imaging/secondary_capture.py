@@ -1,6 +1,6 @@
 """Writes synthetic images as DICOM secondary captures that every relevant element declares synthetic.
 
-They hold no identity, no date and no reference to the scan they came from.
+They hold no identity, no date and no reference to the scan they came from, unless a `Place` names its frame.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ TIMES_OF_WRITING = (
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Position of one slice in a series."""
+    """Position of one slice in space."""
 
     number: int
     """Instance Number, from 1."""
     affine: np.ndarray
     """`(4,4)`: (column, row, 0, 1) -> millimetres to the right, to the front, up."""
-    distance_mm: float
-    """To the next slice."""
+    distance_mm: float | None
+    """To the next slice; None for a single one."""
     values: tuple[float, float]
     """Lowest and highest value of the whole series, so that all slices share one scale."""
     origin: str
     """Origin of its pixels, for the derivation description."""
+    frame_of_reference: str = ""
+    """UID of the coordinate system, which links the image to the scan that has the same; empty for an invented one."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def write_synthetic_dicom(
         provenance: the generating model, seed and request.
         orientation: directions of rows and columns, as in `Scan`; None if unknown.
         marked: whether words are burned into the pixels.
-        place: position as a slice of a series. Slices of one request share a frame of reference, and those of one
+        place: position in space. Slices of one request share a frame of reference, and those of one
             request and description a series.
 
     Raises:
@@ -105,7 +107,7 @@ def write_synthetic_dicom(
     image.BurnedInAnnotation = "YES" if marked else "NO"
     _set_values(image, low, high, slope, intercept)
     if place is not None:
-        _set_place(image, place, _uid("frame of reference", study))
+        _set_place(image, place, UID(place.frame_of_reference) or _uid("frame of reference", study))
     try:
         image.save_as(path, enforce_file_format=True)
     except OSError as error:
@@ -181,7 +183,9 @@ def _set_place(image: SCImage, place: Place, frame_of_reference: UID) -> None:
     image.FrameOfReferenceUID, image.PositionReferenceIndicator = frame_of_reference, ""
     image.ImagePositionPatient = [format_number_as_ds(float(value)) for value in away * place.affine[:3, 3]]
     image.ImageOrientationPatient = [format_number_as_ds(float(value)) for value in (away * directions.T).ravel()]
-    image.SpacingBetweenSlices = image.SliceThickness = format_number_as_ds(place.distance_mm)
+    image.SliceThickness = ""  # type 2
+    if place.distance_mm is not None:
+        image.SpacingBetweenSlices = image.SliceThickness = format_number_as_ds(place.distance_mm)
 
 
 def _equipment(model_name: str, model_digest: str) -> ContributingEquipment:

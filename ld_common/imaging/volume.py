@@ -35,6 +35,8 @@ class Volume:
     attributes_in_file: Attributes
     header: Nifti1Header | None
     """Of the NIfTI file it was read from; None for a DICOM series."""
+    frame_of_reference: str = ""
+    """As in `Scan`; empty where the slices have several."""
 
     @property
     def upright(self) -> np.ndarray:
@@ -106,7 +108,9 @@ def _series(folder: Path, modality: Modality, released: bool) -> Volume:
         if pixels.T.shape != voxels.shape[:2]:
             raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices have several sizes")
         voxels[:, :, number] = pixels.T
-    return _checked(folder, Volume(voxels, affine, known_attributes(headers[0], modality), None))
+    frames = {header.frame_of_reference for header in headers}
+    frame = frames.pop() if len(frames) == 1 else ""
+    return _checked(folder, Volume(voxels, affine, known_attributes(headers[0], modality), None, frame))
 
 
 def _ordered(folder: Path, headers: Sequence[DicomHeader]) -> list[DicomHeader]:

@@ -123,6 +123,8 @@ class _BatchDrawer:
             options.watermark,
             options.rendering or self.release.modality.image.rendering,
         ]
+        content += ["strict"] if options.strict else []  # a row that was drawn without it may be refused
+        content += ["keep geometry"] if options.keep_geometry else []
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _request(self, row: BatchRow) -> EditRequest:
@@ -145,7 +147,7 @@ class _BatchDrawer:
                 for file in read_history_options([text.strip() for text in row.history.split(";") if text.strip()])
             ],
         )
-        (request,) = read_requests(modality, self.model.resolution, [self.folder / row.input], targets, options)
+        (request,) = read_requests(self.model, self.release, [self.folder / row.input], targets, options)
         request = dataclasses.replace(request, folder=options.out / row.folder)
         make_folders([request])
         return request

@@ -89,6 +89,15 @@ BurnedInTextChecked = Annotated[
     ),
 ]
 
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Refuse, before anything is drawn, a scan unlike those of the release's sites, and attributes outside "
+        "their ranges. Without this, both cause a warning.",
+        rich_help_panel=SCANS,
+    ),
+]
 
 Rendering = Annotated[
     str,
@@ -202,6 +211,7 @@ class ScanOptions:
     ] = None
     burned_in_text_checked: BurnedInTextChecked = False
     rendering: Rendering = ""
+    strict: Strict = False
 
     def __post_init__(self) -> None:
         check_rendering(self.rendering)
@@ -274,6 +284,15 @@ class OutputOptions:
     )
     watermark: Annotated[
         bool, typer.Option("--watermark", help="Write the word 'synthetic' into the pixels.", rich_help_panel=OUTPUT)
+    ] = False
+    keep_geometry: Annotated[
+        bool,
+        typer.Option(
+            "--keep-geometry",
+            help="Write the scan's position and Frame of Reference UID into DICOM answers, so that viewers can lay "
+            "both over each other. It links the answer to the scan and so to the patient.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False
     as_json: Annotated[
         bool,

@@ -10,12 +10,17 @@ import numpy as np
 from torch import Tensor
 
 from ld_common.core.errors import RequestError, ScanError
+from ld_common.diffusion.base_model import BaseModel
+from ld_common.diffusion.unfamiliarity import Unfamiliarity
+from ld_common.editing.familiarity import history_unfamiliarity, unfamiliarity_of, unfamiliarity_warnings
 from ld_common.editing.history import EarlierScan, ScanHistory, read_history
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import AGE, DECODED, Attributes, Modality
 from ld_common.imaging.scan_table import agree, shown
+from ld_common.release.release import Release
 from ld_generate.attribute_sweep import Sweep
+from ld_generate.doubts import refuse_doubts
 from ld_generate.options import HistoryFile, OutputOptions, ScanOptions, read_history_options
 from ld_generate.preserve_mask import read_preserve_mask
 from ld_generate.samples import make_folder
@@ -44,6 +49,10 @@ class RequestOptions:
     """One of `RENDERINGS`; empty for the modality's."""
     history: Sequence[HistoryFile] = ()
     """Earlier scans of the patient, where there is one input."""
+    strict: bool = False
+    """Refuse what the release's scans do not cover."""
+    keep_geometry: bool = False
+    """Write the scan's position and frame of reference into DICOM answers, which links them to it."""
 
     @classmethod
     def of(
@@ -59,6 +68,8 @@ class RequestOptions:
             watermark=output.watermark,
             rendering=scans.rendering,
             history=read_history_options(scans.history or []),
+            strict=scans.strict,
+            keep_geometry=output.keep_geometry,
         )
 
 
@@ -83,14 +94,24 @@ class EditRequest:
     preserve_mask: np.ndarray | None = None
     """Share of the scan in each pixel `(H,W)`, from 0 to 1; None edits all of it."""
     watermark: bool = False
+    keep_geometry: bool = False
     rendering: str = DECODED
     history: ScanHistory | None = None
     """Earlier visits of the patient."""
+    unfamiliarity: Unfamiliarity | None = None
+    """How unlike the sites' scans it is; None where the release cannot tell."""
+    earlier_unfamiliarity: Sequence[Unfamiliarity] = ()
+    """The same for each scan of the history."""
+
+    @property
+    def unfamiliarity_warnings(self) -> list[str]:
+        """A sentence for each scan that is unlike the sites'."""
+        return unfamiliarity_warnings(self.unfamiliarity, self.earlier_unfamiliarity)
 
 
 def read_requests(
-    modality: Modality,
-    resolution: int,
+    base: BaseModel,
+    release: Release,
     inputs: Sequence[Path],
     targets: list[Attributes],
     options: RequestOptions,
@@ -99,8 +120,8 @@ def read_requests(
     """Read scans and determine their attributes.
 
     Args:
-        modality: the release's.
-        resolution: side of the model's picture, in pixels.
+        base: the base with the release's adapter.
+        release: the release.
         inputs: files, or folders of a DICOM series.
         targets: the changed attributes of each counterfactual.
         options: all else.
@@ -108,18 +129,22 @@ def read_requests(
 
     Raises:
         ScanError: a file that cannot be used.
-        RequestError: attributes that are missing or contradict the file, or a mask that does not fit.
+        RequestError: attributes that are missing or contradict the file, a mask that does not fit, or, with
+            `options.strict`, a scan or a target that the release's scans do not cover.
     """
-    requests = []
+    modality, resolution, requests = release.modality, base.resolution, []
     for path, name in zip(inputs, folder_names(inputs), strict=True):
         scan = read_scan(path, modality, options.slice_index, options.burned_in_text_checked)
         if options.watermark:
             check_watermark_fits(*scan.pixels.shape)
+        if options.keep_geometry:
+            check_geometry(path, scan.frame_of_reference)
         image, frame = model_picture(path, scan, resolution, modality)
         mask = None
         if options.preserve_mask is not None:
             mask = read_preserve_mask(options.preserve_mask, modality, options.slice_index, scan, frame, resolution)
         source = source_of(modality, path, scan.attributes_in_file, options.source)
+        history = _read_history(modality, scan, source, resolution, options)
         request = EditRequest(
             path=path,
             scan=scan,
@@ -132,9 +157,14 @@ def read_requests(
             sweep=sweep,
             preserve_mask=mask,
             watermark=options.watermark,
+            keep_geometry=options.keep_geometry,
             rendering=options.rendering or modality.image.rendering,
-            history=_read_history(modality, scan, source, resolution, options),
+            history=history,
+            unfamiliarity=unfamiliarity_of(base, release.drift, modality, image, source),
+            earlier_unfamiliarity=history_unfamiliarity(base, release.drift, modality, history, source),
         )
+        if options.strict:
+            refuse_doubts(release, path, [source, *request.targets], request.unfamiliarity_warnings)
         requests.append(request)
     return requests
 
@@ -155,6 +185,15 @@ def _read_history(
         for file in options.history
     ]
     return read_history(scan, float(source[AGE]), earlier, resolution, modality.image)
+
+
+def check_geometry(path: Path, frame_of_reference: str) -> None:
+    """Refuse `--keep-geometry` for a scan that lies in no frame of reference; raises `RequestError`."""
+    if not frame_of_reference:
+        raise RequestError(
+            f"--keep-geometry needs DICOM images with a position and a Frame of Reference UID, which '{path}' lacks: "
+            "leave it out; NIfTI answers lie where their scan does anyway"
+        )
 
 
 def model_picture(path: Path, scan: Scan, resolution: int, modality: Modality) -> tuple[Tensor, Frame]:

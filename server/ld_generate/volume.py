@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
+from ld_common.diffusion.unfamiliarity import Unfamiliarity
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to
+from ld_common.editing.familiarity import unfamiliarity_of, unfamiliarity_warnings
 from ld_common.imaging.decoding_process import read_volume
 from ld_common.imaging.geometry import Frame, to_model
 from ld_common.imaging.modality import DEFORMATION, Attributes, Modality
@@ -27,9 +29,10 @@ from ld_common.imaging.rejection import slice_number
 from ld_common.imaging.rendering import deform, displacement, render
 from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release, edit_drift
+from ld_generate.doubts import refuse_doubts
 from ld_generate.options import read_slice_range
 from ld_generate.preserve_mask import read_preserve_mask_volume
-from ld_generate.request import RequestOptions, folder_names, model_picture, source_of
+from ld_generate.request import RequestOptions, check_geometry, folder_names, model_picture, source_of
 from ld_generate.watermark import check_watermark_fits, draw_watermark
 
 FALLOFF_MM = 12.0
@@ -61,11 +64,14 @@ class VolumeEditRequest:
     """For each changed slice the share of the scan in each pixel `(H,W)`; None edits all of it."""
     watermark: bool
     rendering: str
+    keep_geometry: bool = False
+    unfamiliarity: Unfamiliarity | None = None
+    """Of the slice that releases are trained on, as in `EditRequest`."""
 
 
 def read_volume_requests(
-    modality: Modality,
-    resolution: int,
+    base: BaseModel,
+    release: Release,
     inputs: Sequence[Path],
     targets: list[Attributes],
     options: RequestOptions,
@@ -74,8 +80,8 @@ def read_volume_requests(
     """Read volumes and determine their attributes, as `read_requests` does for scans.
 
     Args:
-        modality: the release's.
-        resolution: side of the model's picture, in pixels.
+        base: the base with the release's adapter.
+        release: the release.
         inputs: NIfTI files, or folders of a DICOM series.
         targets: the changed attributes of each counterfactual.
         options: all else.
@@ -85,35 +91,43 @@ def read_volume_requests(
         ScanError, RequestError: as `read_requests`; also slices that do not exist, and a watermark for a series whose
             slices are not axial.
     """
-    requests = []
+    modality, resolution, requests = release.modality, base.resolution, []
     for path, name in zip(inputs, folder_names(inputs), strict=True):
         volume = read_volume(path, modality, options.burned_in_text_checked)
         if options.watermark and volume.header is None and not volume.axial:
             raise RequestError(f"--watermark needs axial slices, those of '{path}' are not: leave it out")
         if options.watermark:
             check_watermark_fits(*volume.upright.shape[1:])
+        if options.keep_geometry:
+            check_geometry(path, volume.frame_of_reference)
         count, position = len(volume.upright), modality.image.slice_position
         edited = choose_slices(path, slices, count) if slices else slices_around(count, position)
         rendering = options.rendering or modality.image.rendering
         changed = _with_falloff(volume, edited) if rendering == DEFORMATION else edited
         trained = volume.scan(slice_number(path, count, position, None))
-        window = model_picture(path, trained, resolution, modality)[1]
+        picture, window = model_picture(path, trained, resolution, modality)
         masks = None
         if options.preserve_mask is not None:
             masks = read_preserve_mask_volume(options.preserve_mask, modality, volume, changed, window, resolution)
+        source = source_of(modality, path, volume.attributes_in_file, options.source)
         request = VolumeEditRequest(
             path=path,
             volume=volume,
             window=window,
             edited=edited,
             changed=changed,
-            source=source_of(modality, path, volume.attributes_in_file, options.source),
+            source=source,
             targets=targets,
             folder=options.out / name,
             preserve_masks=masks,
             watermark=options.watermark,
             rendering=rendering,
+            keep_geometry=options.keep_geometry,
+            unfamiliarity=unfamiliarity_of(base, release.drift, modality, picture, source),
         )
+        if options.strict:
+            further = unfamiliarity_warnings(request.unfamiliarity) + extrapolated_slices(modality, request)
+            refuse_doubts(release, path, [source, *targets], further)
         requests.append(request)
     return requests
 
@@ -132,6 +146,17 @@ def slices_around(count: int, position: float) -> range:
     trained = math.floor(middle + 0.5)
     first, last = max(math.ceil(middle - reach), 0), min(math.floor(middle + reach), count - 1)
     return range(min(first, trained), max(last, trained) + 1)
+
+
+def extrapolated_slices(modality: Modality, request: VolumeEditRequest) -> list[str]:
+    """A warning where edited slices lie further from the trained one than those edited by default."""
+    default = slices_around(len(request.volume.upright), modality.image.slice_position)
+    if set(request.edited) <= set(default):
+        return []
+    return [
+        f"slices {request.edited[0]} to {request.edited[-1]}: the release was trained on slices like {default[0]} to "
+        f"{default[-1]}, others are extrapolated"
+    ]
 
 
 def _with_falloff(volume: Volume, edited: range) -> range:

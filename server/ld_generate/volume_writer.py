@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ld_common.editing.base import Editor
+from ld_common.editing.familiarity import unfamiliarity_warnings
 from ld_common.editing.registry import editor_options
 from ld_common.imaging.modality import Attributes
 from ld_common.imaging.nifti import write_nifti_like
@@ -21,9 +22,10 @@ from ld_common.imaging.secondary_capture import Place, Provenance, write_synthet
 from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release
 from ld_generate.input_digest import describe_input, keyed_digest
+from ld_generate.record import file_stem, write_record
 from ld_generate.samples import INCHES, SYNTHETIC, make_folder, save_figure
-from ld_generate.volume import VolumeEditRequest, slices_around
-from ld_generate.writer import DIFFERENCE_LIMIT, file_stem, write_record
+from ld_generate.volume import VolumeEditRequest, extrapolated_slices
+from ld_generate.writer import DIFFERENCE_LIMIT
 
 MONTAGE = "montage.png"
 MAX_COLUMNS = 8
@@ -50,7 +52,9 @@ def write_volumes(
         )
     files.append(_write_montage(request.folder / MONTAGE, request, volumes))
     content = _description(release, request) | {"counterfactuals": entries}
-    return [*files, write_record(request.folder, release, editor, content, _extrapolated_slices(release, request))]
+    warnings = extrapolated_slices(release.modality, request)
+    warnings += unfamiliarity_warnings(request.unfamiliarity)
+    return [*files, write_record(request.folder, release, editor, content, warnings)]
 
 
 def _description(release: Release, request: VolumeEditRequest) -> dict[str, Any]:
@@ -71,19 +75,10 @@ def _description(release: Release, request: VolumeEditRequest) -> dict[str, Any]
         "rendering": request.rendering,
         "window": [request.window.low, request.window.high],
         "seeds": [release.study.seed],
+        "familiarity": None if request.unfamiliarity is None else request.unfamiliarity.record(),
         "watermark": request.watermark,
+        "keep_geometry": request.keep_geometry,
     }
-
-
-def _extrapolated_slices(release: Release, request: VolumeEditRequest) -> list[str]:
-    """A warning where edited slices lie further from the trained one than those edited by default."""
-    default = slices_around(len(request.volume.upright), release.modality.image.slice_position)
-    if set(request.edited) <= set(default):
-        return []
-    return [
-        f"slices {request.edited[0]} to {request.edited[-1]}: the release was trained on slices like {default[0]} to "
-        f"{default[-1]}, others are extrapolated"
-    ]
 
 
 @dataclass(frozen=True)
@@ -111,6 +106,7 @@ class _VolumeWriter:
         row_mm, column_mm, distance_mm = map(float, np.linalg.norm(volume.affine[:3, [1, 0, 2]], axis=0))
         value_range = float(volume.voxels.min()), float(volume.voxels.max())
         digest, files = self._digest(target), []
+        frame = volume.frame_of_reference if self.request.keep_geometry else ""
         for number in range(volume.voxels.shape[2]):
             pixels, original = (voxels[:, :, number].T for voxels in (volume.voxels, self.request.volume.voxels))
             edited = not np.array_equal(pixels, original)
@@ -126,7 +122,7 @@ class _VolumeWriter:
                 Provenance(self.release.study.name, self.release.adapter_sha256, self.release.study.seed, digest),
                 orientation=(_axis_letter(affine[:3, 0]), _axis_letter(affine[:3, 1])),
                 marked=self.request.watermark and edited,
-                place=Place(number + 1, affine, distance_mm, value_range, origin),
+                place=Place(number + 1, affine, distance_mm, value_range, origin, frame),
             )
         return files
 
@@ -134,7 +130,8 @@ class _VolumeWriter:
         """Keyed hash of the request: equal requests of an account get equal DICOM identifiers."""
         request = self.request
         drawn_as = {"edited": list(request.edited), "rendering": request.rendering, "watermark": request.watermark}
-        options = [request.source, target, editor_options(self.editor), drawn_as]
+        options: list[Any] = [request.source, target, editor_options(self.editor), drawn_as]
+        options += ["keep geometry"] if request.keep_geometry else []
         masks = [] if request.preserve_masks is None else [mask.tobytes() for mask in request.preserve_masks]
         slabs = (slab.tobytes() for slab in request.volume.voxels)  # no copy of them all
         return keyed_digest(chain(slabs, masks, [json.dumps(options).encode()]))

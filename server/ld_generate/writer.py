@@ -23,12 +23,13 @@ from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, write_nifti
 from ld_common.imaging.rendering import picture_of, reference_of, render
 from ld_common.imaging.scan_table import shown
-from ld_common.imaging.secondary_capture import Provenance, write_synthetic_dicom
-from ld_common.release.release import Release, edit_drift, release_editor, release_record, software
+from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
+from ld_common.release.release import Release, edit_drift
 from ld_generate.input_digest import describe_input, keyed_digest
 from ld_generate.preserve_mask import preserve
+from ld_generate.record import file_stem, write_record
 from ld_generate.request import EditRequest
-from ld_generate.samples import STRIP, SYNTHETIC, extrapolated, write_record_file, write_strip
+from ld_generate.samples import STRIP, SYNTHETIC, write_strip
 from ld_generate.sweep_writer import SweepPictures, measure_biomarkers, write_sweep
 from ld_generate.watermark import draw_watermark
 
@@ -36,8 +37,6 @@ DIFFERENCE_LIMIT = 1.0
 """Difference, in the model's range of 2, that has the strongest colour in every map."""
 UNCERTAINTY_LIMIT = 0.25
 """The same for the standard deviation between seeds."""
-MAX_SCALE_RATIO = 3.0
-"""Guidance scales above this multiple of the release's own (or of 1, if that is larger) cause a warning."""
 
 
 def run_edits(
@@ -92,39 +91,6 @@ def source_prompts(modality: Modality, requests: Sequence[EditRequest]) -> list[
     return [modality.prompt(request.source) for request in requests]
 
 
-def write_record(
-    folder: Path,
-    release: Release,
-    editor: Editor,
-    content: dict[str, Any],
-    warnings: Sequence[str] = (),
-) -> Path:
-    """Write `record.json`: all that is needed to draw the folder's files again, and warnings.
-
-    Args:
-        folder: of the scan's results.
-        release: the release.
-        editor: how edits were drawn.
-        content: entries of the record, `source` and `counterfactuals` among them.
-        warnings: further ones.
-    """
-    attributes = [content["source"], *(entry["target"] for entry in content["counterfactuals"])]
-    record = {
-        "release": release_record(release),
-        "edit": editor_options(editor),
-        "software": software(),
-        "warnings": [*extrapolated(release, attributes), *_excessive_guidance(release, editor), *warnings],
-        **content,
-    }
-    return write_record_file(folder, record)
-
-
-def file_stem(target: Attributes, delta: float) -> str:
-    """Name of a counterfactual's files without their endings."""
-    name = "_".join(f"{key}-{shown(value)}" for key, value in target.items())
-    return name + (f"_drift{delta:+g}" if delta else "")
-
-
 @dataclass(frozen=True)
 class _EditWriter:
     """Writes the folder of one scan."""
@@ -171,8 +137,12 @@ class _EditWriter:
             "seeds": [self.release.study.seed + number for number in range(samples.shape[1])],
             "biomarkers_mm2": {"scan": of_scan, "reconstruction": of_reconstruction},
         }
-        warnings = [] if request.history is None else history_warnings(request.history)
-        return [*files, write_record(folder, self.release, self.editor, content, warnings)]
+        return [*files, write_record(folder, self.release, self.editor, content, self._warnings())]
+
+    def _warnings(self) -> list[str]:
+        request = self.request
+        history = [] if request.history is None else history_warnings(request.history)
+        return request.unfamiliarity_warnings + history
 
     def _description(self) -> dict[str, Any]:
         request = self.request
@@ -184,7 +154,9 @@ class _EditWriter:
             "source": request.source,
             "rendering": request.rendering,
             "history": self._history(),
+            "familiarity": None if request.unfamiliarity is None else request.unfamiliarity.record(),
             "watermark": request.watermark,
+            "keep_geometry": request.keep_geometry,
         }
 
     def _history(self) -> list[dict[str, Any]]:
@@ -254,11 +226,20 @@ class _EditWriter:
             ),
             orientation=request.scan.orientation,
             marked=request.watermark,
+            place=self._place(pixels),
         )
         if request.path.name.lower().endswith(NIFTI):
             files.append(request.folder / f"{stem}.nii.gz")
             write_nifti(files[-1], pixels, request.scan)
         return files
+
+    def _place(self, pixels: np.ndarray) -> Place | None:
+        """Where the scan lies, if the user wants to keep that."""
+        scan = self.request.scan
+        if not self.request.keep_geometry or scan.affine is None:
+            return None
+        values = float(pixels.min()), float(pixels.max())
+        return Place(1, scan.affine, None, values, "in the scan's position", scan.frame_of_reference)
 
     def _write_samples(self, target: Attributes, delta: float, samples: Sequence[np.ndarray]) -> list[Path]:
         """The counterfactual of each seed `(H,W)`, and the standard deviation by pixel."""
@@ -287,6 +268,7 @@ class _EditWriter:
         request = self.request
         options = [request.source, target, editor_options(self.editor), delta, request.rendering, request.watermark]
         options.append(self._history())
+        options += ["keep geometry"] if request.keep_geometry else []
         mask = b"" if request.preserve_mask is None else request.preserve_mask.tobytes()
         text = json.dumps(options, sort_keys=True).encode()
         return keyed_digest([request.scan.pixels.tobytes(), mask, text])
@@ -295,10 +277,3 @@ class _EditWriter:
 def _half_range(frame: Frame) -> float:
     """Real values that are 1 in the model's range of 2."""
     return (frame.high - frame.low) / 2
-
-
-def _excessive_guidance(release: Release, editor: Editor) -> list[str]:
-    scale, recommended = editor.guidance_scale, release_editor(release).guidance_scale
-    if scale <= MAX_SCALE_RATIO * max(recommended, 1.0):
-        return []
-    return [f"guidance_scale {scale:g}: the release recommends {recommended:g}; this high, artefacts are likely"]

@@ -22,6 +22,14 @@ def model(release: Path) -> BaseModel:
     return load_release_base(read_release(release))
 
 
+@pytest.fixture(scope="session")
+def informed(tiny_base: Path, model: BaseModel, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release that can tell familiar scans from others."""
+    from tests.support.brains import write_familiar_release
+
+    return write_familiar_release(tmp_path_factory.mktemp("informed"), tiny_base, model, brain_mri)
+
+
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     return write_scan(tmp_path / "scan.dcm")

@@ -179,7 +179,8 @@ def arguments(files: list[Any], age: int) -> list[Any]:
     """What `/draw` takes, in the order of the page."""
     words = [SOURCE_VALUES["diagnosis"], SOURCE_VALUES["sex"]]
     how = [0.0, "belm", 2.0, 1.0, 0]
-    return [files, None, None, False, SOURCE_VALUES["age"], *words, age, *words, *how, "no", None, None, None]
+    earlier: list[Any] = [[], ""]
+    return [files, None, None, False, SOURCE_VALUES["age"], *words, age, *words, *earlier, *how, "no", None, None, None]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from ld_generate.options import (
     OutputOptions,
     Rendering,
     Source,
+    Strict,
     check_attributes,
     check_rendering,
 )
@@ -41,6 +42,7 @@ def batch(
     source: Source = "",
     burned_in_text_checked: BurnedInTextChecked = False,
     rendering: Rendering = "",
+    strict: Strict = False,
 ) -> None:
     """Edit the scans of a table; a row that fails does not stop the others.
 
@@ -69,7 +71,9 @@ def batch(
         source=release.modality.parse_all(source),
         burned_in_text_checked=burned_in_text_checked,
         watermark=output.watermark,
+        keep_geometry=output.keep_geometry,
         rendering=rendering,
+        strict=strict,
     )
     model = load_model(release, load_options)
     make_folder(output.out)

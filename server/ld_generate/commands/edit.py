@@ -87,7 +87,7 @@ def edit(
     request_options = RequestOptions.of(release.modality, scans, output, options.slice_index)
     targets = read_targets(release.modality, options.target)
     model = load_model(release, load_options)
-    requests = read_requests(release.modality, model.resolution, scans.inputs, targets, request_options)
+    requests = read_requests(model, release, scans.inputs, targets, request_options)
     make_folders(requests)
     deltas = []
     for word in options.drifts:

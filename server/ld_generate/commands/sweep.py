@@ -69,7 +69,7 @@ def sweep(
     request_options = RequestOptions.of(release.modality, scans, output, options.slice_index)
     attribute_sweep = read_sweep(release.modality, options.values)
     model = load_model(release, load_options)
-    requests = read_requests(release.modality, model.resolution, scans.inputs, [], request_options, attribute_sweep)
+    requests = read_requests(model, release, scans.inputs, [], request_options, attribute_sweep)
     make_folders(requests)
     files = draw_edits(model, release, requests, editor, [editor.delta], options.num_seeds)
     print_results(files, output.as_json)

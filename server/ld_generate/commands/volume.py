@@ -77,9 +77,7 @@ def volume(
     request_options = RequestOptions.of(release.modality, scans, output)
     targets = read_targets(release.modality, options.target)
     model = load_model(release, load_options)
-    requests = read_volume_requests(
-        release.modality, model.resolution, scans.inputs, targets, request_options, options.slices
-    )
+    requests = read_volume_requests(model, release, scans.inputs, targets, request_options, options.slices)
     for request in requests:
         if shows_face(request.volume):
             print_note(f"'{request.path}' seems to show a face, which its counterfactuals repeat: deface it first")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import gradio
 from gradio.themes.utils.fonts import Font
@@ -25,6 +26,12 @@ FONTS = [Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "Helvetica N
 MONOSPACE = [Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
 
 CHANGE = "change by the edit"
+FAMILIAR = "<b>Familiar scan:</b> it lies within what the release's sites had."
+UNFAMILIAR = (
+    "<b>Unfamiliar scan: do not trust this answer.</b> It lies outside what the release's sites had; the warning above "
+    "says what to check."
+)
+GAUGE_ENDS = '<div class="gauge-ends"><span>like the sites\' scans</span><span>limit</span><span>unlike</span></div>'
 
 CSS = """
 .gradio-container { overflow: visible !important; padding: 0 !important; }
@@ -52,15 +59,15 @@ footer { display: none !important; }
 .message + .message { margin-top: 6px; }
 .dark .message.error { background: #43150f; color: #ffd9d4; }
 .dark .message.warning { background: #402c05; color: #ffe6b3; }
-#files label[data-testid="block-label"], .picture label[data-testid="block-label"] {
+.files label[data-testid="block-label"], .picture label[data-testid="block-label"] {
     position: static; border: 0; background: none; box-shadow: none; padding: 5px 8px; font-size: 12px; }
-#files label[data-testid="block-label"] span, .picture label[data-testid="block-label"] span { display: none; }
-#files .icon-wrap { display: none; }
+.files label[data-testid="block-label"] span, .picture label[data-testid="block-label"] span { display: none; }
+.files .icon-wrap { display: none; }
 #ask :is(input[type="text"], textarea):disabled { background: var(--background-fill-secondary); }
 #ask label:has(:disabled) { opacity: .7; }
 #ask input[type="range"] { min-width: 0; }
 #ask [id^="target-"] .reset-button { display: none; }
-#files .wrap[data-testid="upload-text"] { font-size: 14px; line-height: 1.5; }
+.files .wrap[data-testid="upload-text"] { font-size: 14px; line-height: 1.5; }
 #draw { position: sticky; bottom: 0; z-index: 50; box-shadow: 0 0 0 10px var(--body-background-fill); }
 .caption b { font-size: 17px; font-weight: 650; color: var(--body-text-color); }
 .caption div { font-size: 13px; color: var(--body-text-color-subdued); }
@@ -78,6 +85,18 @@ footer { display: none !important; }
                                               border-bottom: 1px solid var(--border-color-primary); }
 .gradio-container table.measured :is(th, td):first-child { text-align: left; padding-left: 0; }
 .gradio-container table.measured th { font-weight: 600; color: var(--body-text-color-subdued); }
+.gauge { max-width: 560px; font-size: 13px; line-height: 1.4; }
+.gauge-words b { color: var(--body-text-color); font-weight: 650; }
+.gauge.unfamiliar .gauge-words b { color: #b3261e; }
+.dark .gauge.unfamiliar .gauge-words b { color: #ff9d94; }
+.gauge-bar { position: relative; height: 10px; border-radius: 5px; margin: 8px 0 4px;
+             background: linear-gradient(90deg, #2e7d4f 0 30%, #d9a400 50%, #c62f21 70% 100%); }
+.gauge-bar b { position: absolute; left: calc(50% - 1px); top: 0; width: 2px; height: 10px; background: #fff; }
+.gauge-bar i { position: absolute; top: -4px; width: 6px; height: 18px; margin-left: -3px; border-radius: 3px;
+               background: var(--body-text-color); box-shadow: 0 0 0 2px var(--body-background-fill); }
+.gauge-ends { display: grid; grid-template-columns: 1fr auto 1fr; font-size: 12px;
+              color: var(--body-text-color-subdued); }
+.gauge-ends span:last-child { text-align: right; }
 .note { font-size: 12px; line-height: 1.4; color: var(--body-text-color-subdued); margin-top: 4px; }
 .scale { display: grid; grid-template-columns: auto 1fr auto; gap: 8px; align-items: center; font-size: 12px; }
 .scale i { height: 10px; border-radius: 3px;
@@ -119,6 +138,21 @@ def caption(name: str, result: EditResult) -> str:
     """What the pictures show, the scan's name and the settings."""
     settings = f"{escape(name)} · {escape(result.settings)}"
     return f'<div class="caption"><b>Synthetic: {escape(result.title)}</b><div>{settings}</div></div>'
+
+
+def familiarity_gauge(familiarity: Mapping[str, Any] | None) -> str:
+    """How unlike the sites' scans a scan is, as a bar whose middle is the limit; empty where a release cannot tell."""
+    if familiarity is None:
+        return ""
+    share = max(familiarity[name] / limit for name, limit in familiarity["limits"].items())
+    words = UNFAMILIAR if familiarity["unfamiliar"] else FAMILIAR
+    kind = "unfamiliar" if familiarity["unfamiliar"] else "familiar"
+    return (
+        f'<div class="gauge {kind}"><div class="gauge-words">{words}</div><div class="gauge-bar" role="meter" '
+        f'aria-label="distance from the sites\' scans" aria-valuemin="0" aria-valuemax="2" '
+        f'aria-valuenow="{min(share, 2):.2f}" aria-valuetext="{share:.2f} times the limit"><b></b>'
+        f'<i style="left: {50 * min(share, 2):.1f}%"></i></div>{GAUGE_ENDS}</div>'
+    )
 
 
 def biomarker_table(biomarkers: Mapping[str, Sequence[float]], reference: str) -> str:

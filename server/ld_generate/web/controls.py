@@ -9,15 +9,15 @@ from typing import Any
 import gradio
 from gradio.components import Component
 
+from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.editing.registry import EDITORS
-from ld_common.imaging.modality import AttributeConfig, Attributes
+from ld_common.imaging.modality import AGE, AttributeConfig, Attributes
 from ld_common.imaging.scan_table import shown
 from ld_common.release.release import Release, release_editor
 from ld_generate.web.appearance import heading
 from ld_generate.web.drawing import EditForm
+from ld_generate.web.editor_controls import EditorControls
 
-DRIFT_STEP, GUIDANCE_STEP, NOISE_STEP = 0.01, 0.05, 0.05
-MAX_GUIDANCE = 5.0
 SWEEP_VALUES = 8
 NO_SWEEP = "no"
 
@@ -29,8 +29,14 @@ class Controls:
         self._attributes = release.modality.attributes
         self._place_scan(examples)
         self._place_attributes()
-        self._place_editor(release)
+        self._serves_history = isinstance(release.drift, LongitudinalDrift) and AGE in self._attributes
+        self._place_history(self._serves_history and release_editor(release).takes_move)
+        heading("How")
+        self._how = EditorControls(release)
         self._place_sweep()
+        self._how.editor.input(
+            self._adapt, self._how.editor, [*self._how.all, self._history_place], queue=False, api_visibility="private"
+        )
         self.draw = gradio.Button("Draw", variant="primary", elem_id="draw")
 
     def _place_scan(self, examples: Mapping[str, Path]) -> None:
@@ -40,6 +46,7 @@ class Controls:
             file_count="multiple",
             height=104,
             elem_id="files",
+            elem_classes="files",
         )
         self.example = gradio.Dropdown(
             list(examples), value=None, label="… or an example", visible=bool(examples), elem_id="example"
@@ -64,31 +71,23 @@ class Controls:
                 None, [self.source[name], self.target[name]], self.target[name], js=_following(entry), queue=False
             )
 
-    def _place_editor(self, release: Release) -> None:
-        editor, search = release_editor(release), release.study.drift.search
-        reach = max(abs(search.lowest), abs(search.highest), abs(editor.delta))
-        heading("How")
-        self.delta = gradio.Slider(
-            -reach, reach, editor.delta, step=DRIFT_STEP, label="Drift δ", info="Shift of z_T, in the paper's units."
-        )
-        with gradio.Accordion("Editor, guidance, seed", open=False):
-            self.editor = gradio.Dropdown(list(EDITORS), value=editor.name, label="Editor")
-            self.guidance_scale = gradio.Slider(
-                0,
-                max(MAX_GUIDANCE, editor.guidance_scale),
-                editor.guidance_scale,
-                step=GUIDANCE_STEP,
-                label="Guidance scale",
+    def _place_history(self, visible: bool) -> None:
+        with gradio.Accordion("Earlier scans of the patient", open=False, visible=visible, elem_id="history") as place:
+            self.history_files = gradio.File(
+                label="A file a visit: DICOM, .zip of a series, NIfTI, PNG",
+                file_count="multiple",
+                height=104,
+                elem_id="history-files",
+                elem_classes="files",
             )
-            self.noise_fraction = gradio.Slider(
-                NOISE_STEP,
-                1,
-                editor.noise_fraction,
-                step=NOISE_STEP,
-                label="Noise fraction",
-                info="Share of the noise schedule that is inverted.",
+            self.history_ages = gradio.Textbox(
+                label="Ages then, years",
+                info="In the order of the files, separated by commas; empty where the files have dates.",
+                placeholder="70.5, 72",
+                max_lines=1,
+                elem_id="history-ages",
             )
-            self.seed = gradio.Number(release.study.seed, label="Seed", precision=0, minimum=0)
+        self._history_place = place
 
     def _place_sweep(self) -> None:
         numbers = [name for name, attribute in self._attributes.items() if not attribute.categories]
@@ -108,9 +107,9 @@ class Controls:
     @property
     def all(self) -> set[Component]:
         """All controls that `form` reads."""
-        how = {self.delta, self.editor, self.guidance_scale, self.noise_fraction, self.seed}
         along = {self.along, self.first, self.last, self.step}
-        return self.scan | how | along | {*self.source.values(), *self.target.values()}
+        history = {self.history_files, self.history_ages}
+        return self.scan | self._how.all | along | history | {*self.source.values(), *self.target.values()}
 
     def form(self, values: Mapping[Component, Any]) -> EditForm:
         """The values of the controls."""
@@ -119,14 +118,12 @@ class Controls:
         return EditForm(
             source={name: values[control] for name, control in self.source.items()},
             target={name: values[control] for name, control in self.target.items()},
-            delta=values[self.delta],
-            editor=values[self.editor],
-            guidance_scale=values[self.guidance_scale],
-            noise_fraction=values[self.noise_fraction],
-            seed=values[self.seed],
+            **self._how.values(values),
             sweep="" if along == NO_SWEEP else sweep,
             slice_index=values[self.slice_index],
             burned_in_text_checked=values[self.burned_in_text_checked],
+            history=tuple(Path(file) for file in values[self.history_files] or []),
+            history_ages=values[self.history_ages] or "",
         )
 
     def prefill(self, in_file: Attributes) -> dict[Component, Any]:
@@ -138,6 +135,10 @@ class Controls:
             updates[control] = gradio.update(value=text, interactive=value is None)
             updates[self.target[name]] = gradio.update(value=value)
         return updates
+
+    def _adapt(self, name: str) -> dict[Component, Any]:
+        takes_history = self._serves_history and EDITORS.load(name).takes_move
+        return self._how.adapt(name) | {self._history_place: gradio.update(visible=takes_history)}
 
     def _range(self, along: str) -> list[float | None]:
         if along == NO_SWEEP:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from ld_common.release.release import Release, release_editor
 from ld_generate.attribute_sweep import read_sweep
 from ld_generate.request import RequestOptions, make_folders, read_requests
 from ld_generate.samples import RECORD
+from ld_generate.web.scans import earlier_scans
 from ld_generate.writer import run_edits
 
 PICTURES = ("scan", "reconstruction", "counterfactual")
@@ -49,6 +51,10 @@ class EditForm:
     slice_index: int | None = None
     burned_in_text_checked: bool = False
     """A person has checked the pixels for burned-in text."""
+    history: Sequence[Path] = ()
+    """Earlier scans of the patient, in any order; ignored by editors that take none."""
+    history_ages: str = ""
+    """The patient's age in each, separated by commas; empty where the files have dates."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class EditResult:
     reference: str
     """What the change of the answer is counted from, one of `PICTURES`."""
     warnings: list[str]
+    familiarity: dict[str, Any] | None
+    """As in the record."""
     animation: Path | None
     sweep_table: list[list[str]]
     """Rows of the sweep's CSV, the header first."""
@@ -110,7 +118,7 @@ def draw(
     Raises:
         LdError: a scan that cannot be used, or values that cannot be drawn.
     """
-    modality = release.modality
+    modality, editor = release.modality, _editor(release, form)
     source = _source(modality, form.source)
     target = _target(modality, form.target, source)
     sweep = read_sweep(modality, form.sweep) if form.sweep else None
@@ -121,9 +129,10 @@ def draw(
         source=source,
         slice_index=form.slice_index,
         burned_in_text_checked=form.burned_in_text_checked,
+        history=earlier_scans(form.history, form.history_ages) if editor.takes_move else (),
     )
     targets = [target] if target else []
-    (request,) = read_requests(modality, model.resolution, [scan], targets, options, sweep)
+    (request,) = read_requests(model, release, [scan], targets, options, sweep)
     make_folders([request])
     done, total = 0, 1 + len(request.targets)
 
@@ -133,19 +142,23 @@ def draw(
         progress(min(done / total, 1.0))
 
     seeded = replace(release, study=replace(release.study, seed=form.seed))
-    files = run_edits(model, seeded, [request], _editor(release, form), [form.delta], advance)
-    return _result(modality, request.folder, files, form, index=0 if target else -1)
+    files = run_edits(model, seeded, [request], editor, [editor.delta], advance)
+    settings = _settings(editor, form.seed, len(options.history))
+    return _result(modality, request.folder, files, settings, index=0 if target else -1)
 
 
 def _editor(release: Release, form: EditForm) -> Editor:
-    return replace(
-        change_editor(release_editor(release), form.editor),
-        guidance_scale=form.guidance_scale,
-        noise_fraction=form.noise_fraction,
-    )
+    """The form's, with those of its options that it uses: the page hides the others."""
+    editor = change_editor(release_editor(release), form.editor)
+    options: dict[str, Any] = {
+        "guidance_scale": form.guidance_scale,
+        "noise_fraction": form.noise_fraction,
+        "delta": form.delta,
+    }
+    return replace(editor, **{name: value for name, value in options.items() if name not in editor.unused})
 
 
-def _result(modality: Modality, folder: Path, files: list[Path], form: EditForm, index: int) -> EditResult:
+def _result(modality: Modality, folder: Path, files: list[Path], settings: str, index: int) -> EditResult:
     """What the page shows of a folder of results: the counterfactual at `index`, and the sweep if there is one."""
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     entry = record["counterfactuals"][index]
@@ -154,7 +167,7 @@ def _result(modality: Modality, folder: Path, files: list[Path], form: EditForm,
     tables = [file for file in files if file.suffix == ".csv"]
     return EditResult(
         title=_change(modality, record["source"], entry["target"]),
-        settings=_settings(form),
+        settings=settings,
         pictures=_pictures(folder, edited),
         dicom=next(file for file in edited if file.suffix == ".dcm"),
         nifti=next((file for file in edited if file.name.endswith(".nii.gz")), None),
@@ -163,6 +176,7 @@ def _result(modality: Modality, folder: Path, files: list[Path], form: EditForm,
         biomarkers={name: [areas[name] for areas in measured] for name in measured[0]},
         reference=reference_of(record["rendering"]),
         warnings=record["warnings"],
+        familiarity=record["familiarity"],
         animation=next((file for file in files if file.suffix == ".gif"), None),
         sweep_table=list(csv.reader(tables[0].read_text(encoding="utf-8").splitlines())) if tables else [],
     )
@@ -198,11 +212,18 @@ def _change(modality: Modality, source: Attributes, target: Attributes) -> str:
     return ", ".join(changes)
 
 
-def _settings(form: EditForm) -> str:
-    delta = f"{form.delta:+g}" if form.delta else "0"
-    return (
-        f"δ {delta}, {form.editor}, guidance {form.guidance_scale:g}, noise {form.noise_fraction:g}, seed {form.seed}"
-    )
+def _settings(editor: Editor, seed: int, earlier_scans: int) -> str:
+    """The editor and the options that it uses."""
+    delta = f"δ {editor.delta:+g}" if editor.delta else "δ 0"
+    options = {
+        "delta": delta,
+        "guidance_scale": f"guidance {editor.guidance_scale:g}",
+        "noise_fraction": f"noise {editor.noise_fraction:g}",
+    }
+    words = [editor.name, *(text for option, text in options.items() if option not in editor.unused)]
+    words += [f"seed {seed}"] if editor.draws_noise() else []
+    words += [f"{earlier_scans} earlier scan{'s' if earlier_scans > 1 else ''}"] if earlier_scans else []
+    return ", ".join(words)
 
 
 def _pictures(folder: Path, files: list[Path]) -> dict[str, Path]:

@@ -7,7 +7,8 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.release.release import Release
 from ld_generate.web import appearance
 from ld_generate.web.controls import Controls
-from ld_generate.web.drawing import draw, preview
+from ld_generate.web.drawing import EditForm, draw, preview
 from ld_generate.web.results import ResultView
 from ld_generate.web.scans import one_scan
 
@@ -57,9 +58,10 @@ class Page:
         )
         shown = [*results.all, *controls.source.values(), *controls.target.values()]
         files = controls.files
-        # files and example exclude each other: using one empties the other
+        # files and example exclude each other: using one empties the other; earlier scans may be of another patient
         for used, other in ((files.upload, controls.example), (controls.example.input, files)):
-            used(lambda: None, None, other, api_visibility="private", cancels=drawing).then(
+            emptied = [other, controls.history_files, controls.history_ages]
+            used(lambda: (None, None, ""), None, emptied, api_visibility="private", cancels=drawing).then(
                 self.look, controls.scan, shown, api_visibility="private"
             )
         for changed in (files.clear, files.delete, controls.slice_index.submit, controls.burned_in_text_checked.input):
@@ -85,7 +87,7 @@ class Page:
             try:
                 progress(0.0, desc="drawing")
                 name, scan = self._scan(values, Path(folder))
-                form = self._controls.form(values)
+                form = self._with_history(self._controls.form(values), Path(folder))
                 result = draw(self._model, self._release, scan, form, Path(folder) / "out", progress)
             except Exception as error:
                 yield self._results.show_error(_error_line(error))
@@ -98,10 +100,25 @@ class Page:
         if example is not None:
             return example, self._examples[example]
         files = [Path(file) for file in values[self._controls.files] or []]
-        for file in filter(Path.exists, files):
-            os.utime(file)  # its lifetime starts again
+        _keep(files)
         scan = one_scan(files, folder)
         return scan.name, scan
+
+    def _with_history(self, form: EditForm, folder: Path) -> EditForm:
+        """The form with its earlier scans unpacked."""
+        _keep(form.history)
+        scans = []
+        for number, file in enumerate(form.history):
+            place = folder / f"earlier-{number}"
+            place.mkdir()
+            scans.append(one_scan([file], place))
+        return replace(form, history=tuple(scans))
+
+
+def _keep(files: Iterable[Path]) -> None:
+    """Start the lifetime of files again."""
+    for file in filter(Path.exists, files):
+        os.utime(file)
 
 
 def _error_line(error: Exception) -> str:

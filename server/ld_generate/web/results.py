@@ -23,6 +23,7 @@ class ResultView:
             self.preview = _picture("Scan, as the model sees it", "preview")
         with gradio.Column(visible=False, elem_id="answer") as self.after:
             self.caption = gradio.HTML()
+            self.familiarity = gradio.HTML(elem_id="familiarity")
             with gradio.Row():
                 self.scan = _picture("Scan")
                 self.reconstruction = _picture("Reconstruction")
@@ -70,6 +71,7 @@ class ResultView:
             self.before: gradio.update(visible=False),
             self.after: gradio.update(visible=True),
             self.caption: appearance.caption(name, result),
+            self.familiarity: appearance.familiarity_gauge(result.familiarity),
             self.scan: pictures["scan"],
             self.reconstruction: pictures["reconstruction"],
             self.counterfactual: counterfactual,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from ld_common.core.archives import archive_problem
+from ld_common.core.config import is_number
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import MAX_FILE_BYTES, Rejection, ScanRejected, rejecting
+from ld_generate.options import HistoryFile
 from ld_generate.request import SUFFIXES
 
 MAX_FILES = 4096
@@ -57,6 +60,24 @@ def one_scan(files: Sequence[Path], folder: Path) -> Path:
     for number, file in enumerate(files):
         (series / f"{number:05d}.dcm").symlink_to(file.resolve())
     return series
+
+
+def earlier_scans(files: Sequence[Path], ages: str) -> list[HistoryFile]:
+    """Earlier scans of a patient with the ages of a text: in the order of the files, or empty where those have dates.
+
+    Raises:
+        RequestError: no age for each file, or one that is no number.
+    """
+    words = [word.strip() for word in ages.split(",")] if ages.strip() else [""] * len(files)
+    if len(words) != len(files):
+        raise RequestError(
+            f"{len(words)} ages for {len(files)} earlier scans: give one a file, separated by commas, with a point in "
+            "decimals"
+        )
+    for word in words:
+        if word and not (is_number(word) and 0 <= float(word) < math.inf):
+            raise RequestError(f"the age '{word}' of an earlier scan is no number of years")
+    return [HistoryFile(path, float(word) if word else None) for path, word in zip(files, words, strict=True)]
 
 
 def _unpacked(archive: Path, series: Path) -> Path:
