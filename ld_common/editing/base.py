@@ -112,7 +112,7 @@ class Editor(ABC):
     own_slope_half: float = 4.0
     """Of a longitudinal drift with a history: spread of the visits, in years² (`ld_common.editing.moves`), at which the
     latents' own slope counts half."""
-    own_growth_half: float = 0.5
+    own_growth_half: float = 0.1
     """The same for the growth of the modality's first biomarker."""
     batch_size: int = 16
     """Counterfactuals that are denoised together."""

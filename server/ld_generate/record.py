@@ -10,6 +10,7 @@ from ld_common.editing.base import Editor
 from ld_common.editing.registry import editor_options
 from ld_common.imaging.modality import Attributes
 from ld_common.imaging.scan_table import shown
+from ld_common.release.abilities import abilities
 from ld_common.release.release import Release, release_editor, release_record, software
 from ld_generate.samples import extrapolated, write_record_file
 
@@ -24,7 +25,8 @@ def write_record(
     content: dict[str, Any],
     warnings: Sequence[str] = (),
 ) -> Path:
-    """Write `record.json`: all that is needed to draw the folder's files again, and warnings.
+    """Write `record.json`: all that is needed to draw the folder's files again, what the release's evaluation says of
+    such edits, and warnings.
 
     Args:
         folder: of the scan's results.
@@ -38,10 +40,16 @@ def write_record(
         "release": release_record(release),
         "edit": editor_options(editor),
         "software": software(),
+        "evaluation": abilities(release.manifest.get("evaluation", {}), _changed(content)),
         "warnings": [*extrapolated(release, attributes), *_excessive_guidance(release, editor), *warnings],
         **content,
     }
     return write_record_file(folder, record)
+
+
+def _changed(content: dict[str, Any]) -> set[str]:
+    """Attributes that any counterfactual of a record changes."""
+    return {name for entry in content["counterfactuals"] for name in entry["target"]}
 
 
 def file_stem(target: Attributes, delta: float) -> str:

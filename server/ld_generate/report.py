@@ -29,10 +29,11 @@ def print_results(files: Sequence[Path], as_json: bool) -> None:
 
 
 def print_warnings(files: Sequence[Path]) -> None:
-    """Print each warning of the records among `files` once, to standard error."""
+    """Print each warning of the records among `files` once, and what the evaluation says, to standard error."""
     records = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.name == RECORD]
-    for line in dict.fromkeys(line for record in records for line in record["warnings"]):
-        print_note(f"warning: {line}")
+    for title, key in (("evaluation", "evaluation"), ("warning", "warnings")):
+        for line in dict.fromkeys(line for record in records for line in record.get(key, [])):
+            print_note(f"{title}: {line}")
 
 
 def print_json(content: Any) -> None:
@@ -47,6 +48,7 @@ def summarize(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
         "folder": str(folder),
         "files": sorted(file.relative_to(folder).as_posix() for file in files if folder in file.parents),
         "warnings": record["warnings"],
+        "evaluation": record.get("evaluation", []),
         **{name: record[name] for name in SUMMARY if name in record},
     }
 

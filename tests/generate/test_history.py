@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ld_common.imaging.modality import Modality
+from ld_common.release.release import read_manifest, write_manifest
 from tests.support.releases import SOURCE, GenerateRunner, write_scan
 
 
@@ -128,3 +130,20 @@ def test_a_short_history_is_said_to_be_one(
     )
     assert code == 0, output
     assert "too short to say" in " ".join(output.split())
+
+
+def test_what_the_evaluation_says_of_such_edits_is_repeated(
+    run: GenerateRunner, longitudinal: Path, visits: list[Path], tmp_path: Path
+) -> None:
+    judged = tmp_path / "judged"
+    shutil.copytree(longitudinal, judged)
+    numbers = {"attributes": ["age"], "cases": 25, "gain_db": 6.9, "error_over_same": 1.3, "error_over_same_low": 1.1}
+    evaluation = {"edits": {"age_plus_10": numbers, "other_sex": {"attributes": ["sex"], "cases": 25, "gain_db": 5.0}}}
+    write_manifest(judged, read_manifest(judged) | {"evaluation": evaluation})
+    common = ("--allow-unsigned", "--input", visits[2], "--source", SOURCE, "--target", "age=84")
+    code, output = run("edit", *common, "--out", tmp_path / "out", release=judged)
+    assert code == 0, output
+    record = json.loads((tmp_path / "out/2020/record.json").read_text())
+    assert len(record["evaluation"]) == 1
+    assert "does not tell who changes faster" in record["evaluation"][0]
+    assert "6.9 dB nearer" in " ".join(output.split())

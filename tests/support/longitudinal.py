@@ -13,7 +13,7 @@ from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.diffusion.longitudinal_fit import fit
 from ld_common.diffusion.longitudinal_sums import VisitTable, basis_of, sketch, sums
-from ld_common.imaging.modality import Modality
+from ld_common.imaging.modality import Attributes, Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, write_release
 from tests.conftest import random_state
@@ -28,7 +28,7 @@ def random_drift(modality: Modality, latent_shape: tuple[int, int, int]) -> Long
         start = torch.randn(latent_shape, generator=generator)
         for visit in range(3):
             age = 55.0 + patient + 2 * visit
-            attributes = {"age": age, "sex": "FM"[patient % 2], "diagnosis": ("CN", "AD")[patient // 2 % 2]}
+            attributes: Attributes = {"age": age, "sex": "FM"[patient % 2], "diagnosis": ("CN", "AD")[patient // 2 % 2]}
             noise = 0.05 * torch.randn(latent_shape, generator=generator)
             latents.append(0.5 * start + 0.05 * (age - 60) * way + noise)
             designs.append(modality.design_vector(attributes))

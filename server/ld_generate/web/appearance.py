@@ -140,6 +140,14 @@ def caption(name: str, result: EditResult) -> str:
     return f'<div class="caption"><b>Synthetic: {escape(result.title)}</b><div>{settings}</div></div>'
 
 
+def evaluation(lines: list[str]) -> str:
+    """What the release's evaluation says of such edits; nothing where it says nothing."""
+    if not lines:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<div class="note">On test patients, this release was:<ul>{items}</ul></div>'
+
+
 def familiarity_gauge(familiarity: Mapping[str, Any] | None) -> str:
     """How unlike the sites' scans a scan is, as a bar whose middle is the limit; empty where a release cannot tell."""
     if familiarity is None:

@@ -76,6 +76,8 @@ class EditResult:
     reference: str
     """What the change of the answer is counted from, one of `PICTURES`."""
     warnings: list[str]
+    evaluation: list[str]
+    """What the release's evaluation says of such edits."""
     familiarity: dict[str, Any] | None
     """As in the record."""
     animation: Path | None
@@ -176,6 +178,7 @@ def _result(modality: Modality, folder: Path, files: list[Path], settings: str, 
         biomarkers={name: [areas[name] for areas in measured] for name in measured[0]},
         reference=reference_of(record["rendering"]),
         warnings=record["warnings"],
+        evaluation=record["evaluation"],
         familiarity=record["familiarity"],
         animation=next((file for file in files if file.suffix == ".gif"), None),
         sweep_table=list(csv.reader(tables[0].read_text(encoding="utf-8").splitlines())) if tables else [],

@@ -24,6 +24,7 @@ class ResultView:
         with gradio.Column(visible=False, elem_id="answer") as self.after:
             self.caption = gradio.HTML()
             self.familiarity = gradio.HTML(elem_id="familiarity")
+            self.evaluation = gradio.HTML(elem_id="evaluation")
             with gradio.Row():
                 self.scan = _picture("Scan")
                 self.reconstruction = _picture("Reconstruction")
@@ -72,6 +73,7 @@ class ResultView:
             self.after: gradio.update(visible=True),
             self.caption: appearance.caption(name, result),
             self.familiarity: appearance.familiarity_gauge(result.familiarity),
+            self.evaluation: appearance.evaluation(result.evaluation),
             self.scan: pictures["scan"],
             self.reconstruction: pictures["reconstruction"],
             self.counterfactual: counterfactual,
