@@ -11,11 +11,13 @@ from rich.table import Table
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.policy import check_store, check_study
 from ld_client.site_config import SiteConfig, load_modality
-from ld_client.site_drift import search_delta, site_drift
+from ld_client.site_drift import search_delta, site_drift, visit_table
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, by_channel
 from ld_common.diffusion.drift_search import Trial, best
+from ld_common.diffusion.longitudinal_fit import fit
+from ld_common.diffusion.longitudinal_sums import basis_of, sketch, sums
 from ld_common.diffusion.options import SearchConfig
 from ld_common.editing.counterfactuals import Edit, edit_to
 from ld_common.editing.delta_search import search_counterfactual
@@ -36,6 +38,35 @@ class TrialLoss:
 
 
 @dataclass(frozen=True)
+class OwnLongitudinalFit:
+    """What a site's own visits say about change with the years; it does not leave the site."""
+
+    patients: int
+    visits: int
+    pairs: int
+    """Of an earlier and a later visit of a patient."""
+    patients_with_pairs: int
+    parts: int
+    """Principal components by which the change is predicted."""
+    error: float
+    """Of patients who were held back, as a share of what predicting no change leaves."""
+    years: dict[str, float]
+    """Category -> the years of change that it acts like; 0 where it has an effect of its own."""
+
+    def table(self, site: str) -> Table:
+        """For a terminal."""
+        table = Table("", "", title=f"{site}: longitudinal, this site's visits alone", show_header=False)
+        table.add_row("patients", f"{self.patients}, {self.patients_with_pairs} of them with visits on two days")
+        table.add_row("visits", f"{self.visits}, {self.pairs} pairs")
+        table.add_row("principal components", str(self.parts))
+        table.add_row("error on held-back patients", f"{self.error:.0%} of predicting no change")
+        for name, years in self.years.items():
+            acts = f"acts like {years:+.1f} years" if years else "does not act like years"
+            table.add_row(name, acts)
+        return table
+
+
+@dataclass(frozen=True)
 class DriftReport:
     """A site's drift by moments, or a search for a scalar δ."""
 
@@ -49,9 +80,12 @@ class DriftReport:
     trials: list[TrialLoss] = field(default_factory=list)
     """By a search: the loss of each δ."""
     best_delta: float | None = None
+    longitudinal: OwnLongitudinalFit | None = None
 
     def renderables(self) -> list[RenderableType]:
         """The report as tables for a terminal."""
+        if self.longitudinal is not None:
+            return [self.longitudinal.table(self.site)]
         if self.trials:
             table = Table("δ", "loss", *self.trials[0].parts, title=f"{self.site}: {self.estimator}")
             for trial in self.trials:
@@ -96,6 +130,8 @@ def report_drift(
         if release is None
         else load_release_base(release, site.base_model, site.device)
     )
+    if estimator == "moments" and study.drift.shape == "longitudinal":
+        return DriftReport(site.site, estimator, study.drift.shape, longitudinal=own_fit(modality, store, model))
     if estimator == "moments":
         return _by_moments(site, modality, store, model, study)
 
@@ -111,6 +147,36 @@ def report_drift(
             model, store.latents, store.prompts, edits, search, read_editor(study.edit), study.seed, drift, advance
         )
     return _of_trials(site, study, estimator, trials)
+
+
+def own_fit(modality: Modality, store: Store, model: Denoiser) -> OwnLongitudinalFit:
+    """Fit a longitudinal drift to one site; raises `ConfigError` where no patient has visits on two days."""
+    table = visit_table(modality, store)
+    pairs, numeric = table.pairs(), modality.numeric_columns
+    basis = basis_of(sketch(table, 0), 0)
+    drift, choice = fit(sums(table, basis), basis, numeric, store.base_latent_mean, model.latent_shape)
+    return OwnLongitudinalFit(
+        patients=store.patients,
+        visits=len(store.latents),
+        pairs=len(pairs),
+        patients_with_pairs=len({table.patients[first] for first, _ in pairs}),
+        parts=choice.parts,
+        error=choice.error,
+        years={
+            name: float(drift.years[column])
+            for column, name in enumerate(_column_names(modality))
+            if not numeric[column]
+        },
+    )
+
+
+def _column_names(modality: Modality) -> list[str]:
+    """Names of the columns of a design vector, `diagnosis=AD` for a category."""
+    return [
+        f"{name}={word}" if word else name
+        for name, attribute in modality.attributes.items()
+        for word in (list(attribute.categories)[1:] or [""])
+    ]
 
 
 def _of_trials(site: SiteConfig, study: StudyConfig, estimator: str, trials: list[Trial]) -> DriftReport:

@@ -98,6 +98,8 @@ def check_store(policy: PolicyConfig, store: Store, study: StudyConfig) -> None:
     patients = store.patients
     if patients < policy.min_patients:
         raise PolicyError(f"the store has fewer patients than policy.min_patients {policy.min_patients}")
+    if study.drift.shape == "longitudinal" and not study.privacy.enabled:
+        _check_pairs(policy, store)
     if study.privacy.enabled:
         for key, delta in (
             ("the study's privacy.target_delta", study.privacy.target_delta),
@@ -105,6 +107,19 @@ def check_store(policy: PolicyConfig, store: Store, study: StudyConfig) -> None:
         ):
             if delta * patients >= 1:
                 raise PrivacyError(f"{key} is {delta:g}: with {patients} patients use less than {1 / patients:.2g}")
+
+
+def _check_pairs(policy: PolicyConfig, store: Store) -> None:
+    """Raise `PolicyError` where few patients have visits on two days: sums over pairs of visits would show them."""
+    days: dict[str, set[int]] = {}
+    for patient, day in zip(store.pseudonyms, store.days, strict=True):
+        days.setdefault(patient, set()).add(day)
+    patients = sum(len(visits) > 1 for visits in days.values())
+    if patients < policy.min_patients:
+        raise PolicyError(
+            f"drift.shape longitudinal sums over pairs of visits, and fewer patients than policy.min_patients "
+            f"{policy.min_patients} have visits on two days"
+        )
 
 
 def rounded_count(policy: PolicyConfig, count: int) -> int:

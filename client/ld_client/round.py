@@ -24,6 +24,7 @@ from ld_client.policy import (
     within_memory,
 )
 from ld_client.privacy.dp_drift import drift_release, paid_drift
+from ld_client.privacy.dp_longitudinal import longitudinal_release, paid_longitudinal
 from ld_client.privacy.dp_sgd import check_trainable, train_round_privately
 from ld_client.privacy.ledger import TRAINING, Ledger, LedgerMark, RoundLimit, Use
 from ld_client.privacy.secagg_round import SecaggSiteRound
@@ -35,9 +36,10 @@ from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import state_digest
 from ld_common.core.atomic_files import file_digest
 from ld_common.core.errors import FederationError, ModelError, PolicyError
-from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, entering
 from ld_common.diffusion.training import TrainingData
+from ld_common.imaging.modality import Modality
 from ld_common.protocol.messages import TrainNumbers, TrainResult, TrainTask
 from ld_common.protocol.study_config import StudyConfig, study_from_json
 from ld_common.release.data_ranges import site_coverage
@@ -103,19 +105,15 @@ def _handle_train(
         if secure is None or task.secure is None:
             raise FederationError("the study uses secure aggregation, but the task lacks its shares: refused")
         secure.open(task.secure, study.digest(), task.round)
-    noise_multiplier = spend(site, store, study, adapted, task)
+    modality = load_modality(site)
+    noise_multiplier = spend(site, modality, store, adapted, task)
     index = file_digest(site.store_path / INDEX)
     visits = len(store.latents)
     mark = Ledger(site.ledger_path).mark()
     before_training(DataUsage(study, index, store.patients, held_out.patients, visits, noise_multiplier, mark))
-    # `model` still predicts as the plain base does: the adapter's state is loaded below
     private = study.privacy.enabled
-    modality = load_modality(site)
+    drift = _drift(site, modality, store, model, task)
     longitudinal = study.drift.shape == "longitudinal"
-    if longitudinal:
-        drift: Tensor | None = longitudinal_sums(modality, store, study, task.basis)
-    else:
-        drift = paid_drift(site, store, study) if private else site_drift(site, modality, store, model, study)
     prior = None if adapter.prior is None else site_prior(site, store, model, adapter.prior, study.seed)
     if drift is not None and not private and not longitudinal:
         drift = rounded_drift(site.policy, drift)
@@ -143,16 +141,28 @@ def _handle_train(
     return TrainResult(site.site, task.round, state, drift, numbers)
 
 
+def _drift(site: SiteConfig, modality: Modality, store: Store, model: Denoiser, task: TrainTask) -> Tensor | None:
+    """The site's drift as it travels, but for the policy's rounding; `model` still predicts as the plain base does."""
+    study = study_from_json(task.study)
+    if study.drift.shape != "longitudinal":
+        private = study.privacy.enabled
+        return paid_drift(site, store, study) if private else site_drift(site, modality, store, model, study)
+    if study.privacy.enabled:
+        return paid_longitudinal(site, store, study, task.basis)
+    return longitudinal_sums(modality, store, study, task.basis)
+
+
 def spend(
-    site: SiteConfig, store: Store, study: StudyConfig, adapted: AdaptedModel[Any], task: TrainTask
+    site: SiteConfig, modality: Modality, store: Store, adapted: AdaptedModel[Any], task: TrainTask
 ) -> float | None:
     """Charge a round to the ledger before it runs; returns its noise multiplier, None without privacy.
 
     Raises:
+        AdapterError: the basis of a private longitudinal drift does not fit. Nothing is charged.
         PolicyError: the study has used up the rounds that the policy allows, or the round ran from other weights.
         PrivacyError: the budget does not allow it, or the adapter cannot be trained privately. Nothing is charged.
     """
-    policy = site.policy
+    policy, study = site.policy, study_from_json(task.study)
     start = state_digest({**task.frozen, **task.state})
     use = Use(study.name, study.digest(), task.round, {TRAINING: None}, task=start, cohort=store.digest())
     limit = RoundLimit(policy.max_rounds, "policy.max_rounds")
@@ -162,8 +172,12 @@ def spend(
         planned = study.privacy_plan()
         noise_multiplier = planned.step.noise_multiplier
         step = replace(planned.step, steps=study.training.steps)
-        drift = None if planned.drift is None else drift_release(store, study, planned.drift)
-        use = replace(use, charges={TRAINING: step}, drift=drift, plan=planned.charges)
+        noised = None
+        if planned.drift is not None and study.drift.shape == "longitudinal":
+            noised = longitudinal_release(store, modality, study, task.basis, planned.drift)
+        elif planned.drift is not None:
+            noised = drift_release(store, study, planned.drift)
+        use = replace(use, charges={TRAINING: step}, drift=noised, plan=planned.charges)
         planned_rounds = study.federation.rounds + policy.repeated_rounds
         if planned_rounds < limit.rounds:
             limit = RoundLimit(planned_rounds, "the study's rounds and policy.repeated_rounds")

@@ -63,15 +63,19 @@ def site_drift(
     return _cached(site, store, "drift", inputs, compute)["drift"]
 
 
+def visit_table(modality: Modality, store: Store) -> VisitTable:
+    """A store's visits for a longitudinal drift."""
+    designs = [modality.design_vector(attributes) for attributes in store.attributes]
+    return VisitTable.of(store.latents, designs, modality.numeric_columns, store.pseudonyms, store.days)
+
+
 def longitudinal_sums(modality: Modality, store: Store, study: StudyConfig, basis: State) -> Tensor:
     """A site's sums for a longitudinal drift as one vector, float64: of the sketch, or with a basis the regression's.
 
     Raises:
         AdapterError: the basis does not fit the latents.
     """
-    designs = [modality.design_vector(attributes) for attributes in store.attributes]
-    columns = modality.numeric_columns
-    table = VisitTable.of(store.latents, designs, columns, store.pseudonyms, store.days)
+    table, columns = visit_table(modality, store), modality.numeric_columns
     size = table.latents.shape[1]
     if not basis:
         return flatten(sketch(table, study.seed), sketch_layout(size))

@@ -3,7 +3,7 @@
 join    <- the site's name
 train   -> adapter, round, study and hashes          server to site
         -> the adapter's frozen part                 if the study has a start
-        -> directions of the latent space            for a longitudinal drift, after its first round
+        -> directions of the latent space            for a longitudinal drift, after its first round or from the start
         -> nonce, the site's last audit head         in a deployment
         <- trained tensors, drift                    site to server
         <- losses, counts, ranges of the data        without privacy and secure aggregation
@@ -69,7 +69,8 @@ class TrainTask:
     frozen: State = field(default_factory=dict)
     """The adapter's frozen part, from the study's start; empty where sites draw it from the study's seed."""
     basis: State = field(default_factory=dict)
-    """Of a longitudinal drift (`longitudinal_sums.Basis`); empty in the round that sketches it."""
+    """Of a longitudinal drift (`longitudinal_sums.Basis`); empty in the round that sketches it. Of a private study the
+    start's (`public_basis.PublicBasis`), in every round."""
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,9 @@ class StudyConfig:
     none. Base and adapter shapes must be the study's. With `adapter.freeze_a`, A stays as the release has it."""
     start_digest: str = ""
     """SHA-256 of the weights of `start`, which sites compare with those of round 1. The server fills it in."""
+    start_drift_digest: str = ""
+    """SHA-256 of the longitudinal drift of `start`, which sites compare with the basis of their private one. The server
+    fills it in."""
     adapter: dict[str, Any] = field(default_factory=lambda: {"name": "lora"})
     """Adapter to train: its `name` and its options, the fields of its class in `ld_common.adapters`."""
     packages: list[str] = field(default_factory=list)
@@ -136,7 +139,7 @@ class StudyConfig:
         require(bool(self.name), "name is empty: a study needs a name")
         require(is_line(self.name), f"name: give one line of at most {MAX_LINE} printable characters")
         self.adapter = complete_adapter(self.adapter, self.privacy.enabled)
-        fits = self.drift.shape != "longitudinal" or self.federation.rounds > 1
+        fits = self.drift.shape != "longitudinal" or self.federation.rounds > 1 or self.privacy.enabled
         require(fits, "drift.shape longitudinal takes two rounds: set federation.rounds to 2 or more")
         if self.privacy.enabled:
             self._check_private()
@@ -145,9 +148,17 @@ class StudyConfig:
         """Refuse options that reveal patients apart from the noised update."""
         equal = self.federation.weighting == "equal"
         require(equal, "privacy.enabled withholds the number of visits: set federation.weighting to equal")
-        fits = self.drift.estimator == "moments" and self.drift.shape not in ("conditional", "longitudinal")
+        fits = self.drift.estimator == "moments" and self.drift.shape != "conditional"
         require(
-            fits, "privacy.enabled noises a mean of latents only: set drift.estimator moments, drift.shape none to map"
+            fits,
+            "privacy.enabled noises a mean of latents or a longitudinal drift: set drift.estimator to moments, and "
+            "drift.shape to none, scalar, channel, map or longitudinal",
+        )
+        fits = self.drift.shape != "longitudinal" or bool(self.start or self.start_digest)
+        require(
+            fits,
+            "privacy.enabled with drift.shape longitudinal learns no directions from patients: set start to a release "
+            "of public data with a longitudinal drift, or set drift.shape to none, scalar, channel or map",
         )
 
     @property

@@ -1,7 +1,8 @@
 """What the server keeps of the sites' latent drifts from round to round, and makes of them.
 
 Most drifts are tensors of which the release holds the mean. A longitudinal drift is solved from sums, which take two
-rounds: the first gives the directions of its basis (`longitudinal_sums`), every later one the regression's sums.
+rounds: the first gives the directions of its basis (`longitudinal_sums`), every later one the regression's sums. A
+private one has its basis from the study's start, and sites send the same noised sums in every round.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from ld_common.diffusion.longitudinal_sums import (
     unflatten,
 )
 from ld_common.diffusion.options import largest_drift
+from ld_common.diffusion.private_longitudinal import noise_deviations
+from ld_common.diffusion.private_longitudinal_fit import SumNoise, fit_private
+from ld_common.diffusion.public_basis import PublicBasis
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_server.aggregation import Aggregator, Mean, aggregate_drifts
@@ -49,7 +53,7 @@ class CollectedDrifts:
     mean: Tensor | None = None
     """Mean over the sites of a secure sum, where no site's own is known."""
     basis: State = field(default_factory=dict)
-    """Of a longitudinal drift, after its first round."""
+    """Of a longitudinal drift, after its first round; of a private one, from the start."""
 
 
 class DriftCollection(ABC):
@@ -157,14 +161,68 @@ class LongitudinalSums(DriftCollection):
         return fit(sums, Basis(**kept.basis), numeric, base_mean, self._latent_shape)[0]
 
 
+class PrivateLongitudinalSums(DriftCollection):
+    """The noised sums of a longitudinal drift in the basis of the study's start."""
+
+    def __init__(self, study: StudyConfig, public: LongitudinalDrift | None) -> None:
+        """Begin with the basis of a start's drift; a resumed study, without one, has it from its checkpoint."""
+        super().__init__()
+        self._study = study
+        if public is not None:
+            self.collected.basis = PublicBasis.of(public).state()
+
+    @property
+    def form(self) -> DriftForm:
+        """The same in each round."""
+        basis = PublicBasis.from_state(self.collected.basis)
+        return DriftForm(torch.Size([basis.size]), torch.float64, largest_drift("longitudinal"))
+
+    def released(self) -> AnyDrift | None:
+        """The start's drift, corrected by the sites' sums; None before any came.
+
+        How many sites are in a secure sum is not known here: the study's number stands for it.
+        """
+        kept, privacy, sites = self.collected, self._study.privacy, len(self._study.federation.sites)
+        if kept.mean is not None:
+            summed = sites * kept.mean
+        elif kept.sites:
+            summed, sites = torch.stack([kept.sites[name] for name in sorted(kept.sites)]).sum(0), len(kept.sites)
+        else:
+            return None
+        means, regressions = noise_deviations(privacy.drift_noise_multiplier, privacy.drift_clip_norm)
+        noise = SumNoise(sites**0.5 * means, sites**0.5 * regressions)
+        return fit_private(summed, PublicBasis.from_state(kept.basis), noise)
+
+
 def drift_collection(
-    study: StudyConfig, modality: Modality, model: Denoiser, aggregator: Aggregator
+    study: StudyConfig,
+    modality: Modality,
+    model: Denoiser,
+    aggregator: Aggregator,
+    public: LongitudinalDrift | None = None,
 ) -> DriftCollection:
-    """The collection that a study's `drift.shape` needs; raises `ConfigError` for an aggregator that does not fit."""
+    """The collection that a study's `drift.shape` needs.
+
+    Args:
+        study: the study.
+        modality: its modality.
+        model: its base.
+        aggregator: of the adapters.
+        public: the drift of the study's start, for a private longitudinal one.
+
+    Raises:
+        ConfigError: an aggregator that does not fit, or a public drift of other latents or attributes.
+    """
     if study.drift.shape == "longitudinal":
         fits = isinstance(aggregator, Mean)
         require(fits, f"drift.shape longitudinal adds sums up, which aggregation {aggregator.name} cannot: use mean")
-        return LongitudinalSums(study, modality, model)
+        if not study.privacy.enabled:
+            return LongitudinalSums(study, modality, model)
+        if public is not None:
+            size, numeric = torch.Size(model.latent_shape).numel(), [bool(number) for number in public.numeric]
+            fits = len(public.mean) == size and numeric == list(modality.numeric_columns)
+            require(fits, "the longitudinal drift of the study's start is of another base model or modality")
+        return PrivateLongitudinalSums(study, public)
     shapes: dict[str, Any] = {
         "scalar": (1, 1, 1),
         "channel": (model.latent_shape[0], 1, 1),

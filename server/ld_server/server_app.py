@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from ld_server.node_registry import Admission
 from ld_server.resilient_grid import ResilientGrid
 from ld_server.round_log import FAILURE, RELEASE, append_round, locked, write_rounds
 from ld_server.strategy import DriftFederation
-from ld_server.study_start import keep_start, kept_start, read_start, start_record
+from ld_server.study_start import keep_start, kept_start, public_drift, read_start, start_record
 
 offline.configure()
 app = ServerApp()
@@ -113,7 +112,7 @@ def _run(
             "or move the folder away to start again"
         )
     begun = kept_start(output) if resume else None
-    study, start = read_start(study) if begun is None else (replace(study, start_digest=begun.digest), None)
+    study, start = read_start(study) if begun is None else (begun.fill(study), None)
     digest = base_digest(study.base_model)
     checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
     model = load_denoiser(study.base_model)
@@ -122,7 +121,7 @@ def _run(
         study,
         digest,
         modality.digest(),
-        drift_collection(study, modality, model, read_aggregator(study.federation)),
+        drift_collection(study, modality, model, read_aggregator(study.federation), public_drift(start)),
         output,
         lambda record: append_round(output, record),
         admission,

@@ -10,6 +10,7 @@ from typing import Any
 from ld_common.adapters.state_dict import state_digest
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import ReleaseError
+from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import Release
 from ld_common.release.signature import manifest_digest
@@ -26,6 +27,12 @@ class StudyStart:
     """Of the weights: the study's `start_digest`."""
     record: dict[str, Any]
     """For the release's manifest: name, hashes, privacy, and sites of both studies."""
+    drift_digest: str = ""
+    """Of the drift: the study's `start_drift_digest`."""
+
+    def fill(self, study: StudyConfig) -> StudyConfig:
+        """The study with its digests of the start."""
+        return replace(study, start_digest=self.digest, start_drift_digest=self.drift_digest)
 
 
 def kept_start(output: Path) -> StudyStart | None:
@@ -43,10 +50,11 @@ def keep_start(output: Path, start: StudyStart | None) -> None:
 
 
 def read_start(study: StudyConfig) -> tuple[StudyConfig, Release | None]:
-    """The study with `start_digest` filled in, and the release that it begins with, or None.
+    """The study with the digests of its start filled in, and the release that it begins with, or None.
 
     Raises:
-        ReleaseError: the release has other weights than `start_digest` says, or would void the study's ε.
+        ReleaseError: the release has other weights or another drift than the digests say, would void the study's ε, or
+            lacks the longitudinal drift that a private one is learned from.
         LdError: the release cannot be read.
     """
     if not study.start:
@@ -59,7 +67,30 @@ def read_start(study: StudyConfig) -> tuple[StudyConfig, Release | None]:
             "new kits with ld-server update"
         )
     check_start_privacy(start, study)
-    return replace(study, start_digest=digest), start
+    drift_digest = _drift_digest(start, study)
+    if study.start_digest and study.start_drift_digest not in ("", drift_digest):
+        raise ReleaseError(
+            f"start: the drift of '{study.start}' is not that of the study's start_drift_digest: restore it, or make "
+            "new kits with ld-server update"
+        )
+    return replace(study, start_digest=digest, start_drift_digest=drift_digest), start
+
+
+def _drift_digest(start: Release, study: StudyConfig) -> str:
+    """SHA-256 of the start's drift, where a private longitudinal drift is learned in its basis, else empty."""
+    if not (study.privacy.enabled and study.drift.shape == "longitudinal"):
+        return ""
+    if not isinstance(start.drift, LongitudinalDrift):
+        raise ReleaseError(
+            f"start: '{study.start}' has no longitudinal drift, and a private one is learned in the directions of "
+            "public patients: begin with the release of a study of public data with drift.shape longitudinal"
+        )
+    return state_digest(start.drift.state())
+
+
+def public_drift(start: Release | None) -> LongitudinalDrift | None:
+    """The longitudinal drift of a study's start."""
+    return start.drift if start is not None and isinstance(start.drift, LongitudinalDrift) else None
 
 
 def check_start_privacy(start: Release, study: StudyConfig) -> None:
@@ -90,4 +121,4 @@ def start_record(start: Release, study: StudyConfig) -> StudyStart:
         "sites_of_both": sorted(set(sites) & set(study.federation.sites)),
         "start": start.manifest.get("start"),
     }
-    return StudyStart(state_digest(start.state), record)
+    return StudyStart(state_digest(start.state), record, study.start_drift_digest)

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ld_client.data.store import open_store
+from ld_client.data.store import open_store, split_store
+from ld_client.privacy.dp_longitudinal import paid_longitudinal
+from ld_client.privacy.ledger import Ledger
 from ld_client.site_config import load_modality, load_site
 from ld_client.site_drift import longitudinal_sums
+from ld_common.adapters.base import inject
+from ld_common.adapters.registry import read_adapter
+from ld_common.adapters.state_dict import state_digest
 from ld_common.core.config import from_mapping
-from ld_common.core.errors import AdapterError, ConfigError
-from ld_common.diffusion.base_model import base_latent_mean
+from ld_common.core.errors import AdapterError, ConfigError, ReleaseError
+from ld_common.diffusion.base_model import base_digest, base_latent_mean, load_denoiser
 from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.diffusion.longitudinal_fit import fit
 from ld_common.diffusion.longitudinal_sums import Basis, basis_of, layout, sketch_layout, unflatten
+from ld_common.diffusion.private_longitudinal import noise_deviations
+from ld_common.diffusion.private_longitudinal_fit import SumNoise, fit_private
+from ld_common.diffusion.public_basis import PublicBasis
+from ld_common.imaging.modality import Modality
 from ld_common.pipeline import CounterfactualPipeline
 from ld_common.protocol.study_config import StudyConfig
+from ld_common.release.release import ReleaseContent, read_release, write_release
 from ld_server.checkpoint import read_checkpoint
+from ld_server.server_app import run_study
 from tests.simulations.test_secure_federation import SITES, Nodes, files, options, run, task_identity
+from tests.support.longitudinal import random_drift
 
 __all__ = ["files", "task_identity"]
 
@@ -117,3 +131,80 @@ def test_sites_refuse_it_by_default(smallest_base: Path, files: dict[str, Path],
     with pytest.raises(Exception, match="no round had enough"):
         run(grid, longitudinal(smallest_base, tmp_path, secure_aggregation=False), files)
     assert "asks for more than the site allows" in (tmp_path / "rounds.jsonl").read_text()
+
+
+def public_release(base: Path, modality: Modality, folder: Path, drift: LongitudinalDrift | None) -> Path:
+    """What a private study starts from: the first weights of its adapter, and a drift of public patients."""
+    study = from_mapping(StudyConfig, {**options(base, folder, secure_aggregation=False), "name": "public"})
+    study = replace(study, federation=replace(study.federation, sites=["outer", "rim"]))
+    state = inject(load_denoiser(str(base)), read_adapter(study.adapter), study.seed).state()
+    return write_release(folder, study, modality, ReleaseContent(base_digest(str(base)), state, drift))
+
+
+@pytest.fixture
+def start(smallest_base: Path, willing: dict[str, Path], tmp_path: Path) -> Path:
+    """A public release; every site has a ledger of its own."""
+    for name, file in willing.items():
+        file.write_text(file.read_text() + f"ledger: {name}.sqlite\n")
+    modality = load_modality(load_site(willing["p"]))
+    return public_release(smallest_base, modality, tmp_path / "public", random_drift(modality, SHAPE))
+
+
+def private(base: Path, output: Path, start: Path, **federation: object) -> dict[str, object]:
+    privacy = {"enabled": True, "patients": 10, "expected_batch_size": 2, "augmentation_multiplicity": 1}
+    return {**longitudinal(base, output, **federation), "start": str(start), "privacy": privacy}
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_private_study_corrects_its_starts_drift_by_one_query(
+    smallest_base: Path, willing: dict[str, Path], start: Path, tmp_path: Path, secure: bool
+) -> None:
+    grid = Nodes(willing)
+    release = run(grid, private(smallest_base, tmp_path / "private", start, secure_aggregation=secure), willing)
+    public = read_release(start).drift
+    assert isinstance(public, LongitudinalDrift)
+    assert isinstance(release.drift, LongitudinalDrift)
+    assert release.site_drifts == {}
+    kept = read_checkpoint(tmp_path / "private").drifts
+    vectors = []
+    for name in SITES:
+        site = load_site(willing[name])
+        ledger = Ledger(site.ledger_path)
+        study = release.study
+        store, _ = split_store(open_store(site.store_path), site.held_out, independent=True)
+        vectors.append(paid_longitudinal(site, store, study, kept.basis))
+        charged = [entry for entry in ledger.entries() if entry.study_digest == study.digest()]
+        assert [entry.purpose for entry in charged].count("drift") == 1
+    summed = torch.stack(vectors).sum(0)
+    received = len(SITES) * kept.mean if kept.mean is not None else torch.stack(list(kept.sites.values())).sum(0)
+    assert secure == (kept.sites == {})
+    assert float((received - summed).abs().max() / summed.abs().max()) < 1e-6
+    means, regressions = (len(SITES) ** 0.5 * noise for noise in noise_deviations(10.0, 4.0))
+    expected = fit_private(summed, PublicBasis.of(public), SumNoise(means, regressions))
+    for name, value in expected.state().items():
+        assert torch.allclose(release.drift.state()[name], value, atol=1e-3), name
+    assert release.manifest["privacy"]["drift_noise_multiplier"] == 10.0
+    assert release.study.start_drift_digest == state_digest(public.state())
+
+
+def test_a_resumed_private_study_has_the_same_basis(
+    smallest_base: Path, willing: dict[str, Path], start: Path, tmp_path: Path
+) -> None:
+    chosen = private(smallest_base, tmp_path / "study", start, secure_aggregation=False, min_train_nodes=3)
+    study = from_mapping(StudyConfig, chosen)
+    modality = load_modality(load_site(willing["p"]))
+    run_study(Nodes(willing), study, modality)
+    first = read_checkpoint(tmp_path / "study").drifts.basis
+    shutil.rmtree(start)
+    again = read_release(run_study(Nodes(willing), study, modality, resume=True))
+    assert isinstance(again.drift, LongitudinalDrift)
+    assert state_digest(read_checkpoint(tmp_path / "study").drifts.basis) == state_digest(first)
+
+
+def test_a_start_without_a_longitudinal_drift_is_refused(
+    smallest_base: Path, willing: dict[str, Path], tmp_path: Path
+) -> None:
+    modality = load_modality(load_site(willing["p"]))
+    plain = public_release(smallest_base, modality, tmp_path / "plain", None)
+    with pytest.raises(ReleaseError, match="no longitudinal drift"):
+        run(Nodes(willing), private(smallest_base, tmp_path / "study", plain), willing)

@@ -120,9 +120,10 @@ def _leaving(study: StudyConfig, modality: Modality) -> list[str]:
         lines.append("  each round: public keys, and encrypted shares of the secrets behind the masks")
     else:
         lines.append(f"  each round: the trained tensors of adapter {study.adapter['name']}, readable by the server")
-        if study.drift.shape != "none":
+        if study.drift.shape not in ("none", "longitudinal"):
             image = ", a mean image" if study.drift.shape in ("map", "conditional") else ""
             lines.append(f"  each round: the site's latent drift, of shape {study.drift.shape}{image}")
+    lines += sums_leaving(study)
     if study.withholds_numbers:
         lines.append("  no number of visits or patients, no loss")
     else:
@@ -147,6 +148,25 @@ def _leaving(study: StudyConfig, modality: Modality) -> list[str]:
         lines.append("  without differential privacy: nothing bounds what the update reveals about a patient")
     lines.append("  after an error: its code, one of a fixed list")
     return [*lines, "  never: a scan, a patient's identifier, a path, the text of an error"]
+
+
+def sums_leaving(study: StudyConfig) -> list[str]:
+    """What a longitudinal drift sends, in plain words."""
+    if study.drift.shape != "longitudinal":
+        return []
+    privacy = study.privacy
+    if privacy.enabled:
+        return [
+            "  once, the same in each round: sums over patients of products of their latents, attributes and years "
+            f"between visits; each patient's share is cut to norm {privacy.drift_clip_norm:g}, and noise of "
+            f"{privacy.drift_noise_multiplier:g} times that norm is added: the epsilon below covers it"
+        ]
+    return [
+        "  first round: a sketch of the latents, their sum and the main directions in which visits differ",
+        "  later rounds: sums over visits of products of latents, attributes and years between visits, which are "
+        "means and covariances of the site's scans; those of few patients can show a scan's latents "
+        "(policy.min_patients bounds from below how many patients have two visits)",
+    ]
 
 
 def _difference(home: SiteHome, title: str, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:

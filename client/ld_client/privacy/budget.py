@@ -8,15 +8,22 @@ from dataclasses import dataclass, replace
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.privacy.dp_drift import drift_is_free
 from ld_client.privacy.ledger import DRIFT, TRAINING, Ledger, LedgerEntry, by_study, private_charges
-from ld_client.site_config import SiteConfig
+from ld_client.site_config import SiteConfig, load_modality
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.diffusion.base_model import load_denoiser
+from ld_common.diffusion.longitudinal_sums import feature_columns
+from ld_common.diffusion.private_longitudinal import signal_to_noise
 from ld_common.protocol.dp_accounting import Charge, epsilon, epsilon_rdp, noise_over_signal
 from ld_common.protocol.study_config import StudyConfig
 
 LARGE_DRIFT_NOISE = 0.2
 """Standard deviation of a drift's noise above which the drift says little; latents have about 1."""
+
+
+GOOD_SIGNAL, LEAST_SIGNAL = 20.0, 8.0
+"""Signal over noise of a longitudinal drift's coefficient from which simulated brains keep three quarters of what the
+sites' patients add to the public drift, and below which hardly anything."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,13 @@ class StudyCost:
     noise_over_signal: float | None = None
     """Norm of a step's noise over the largest norm of its mean gradient; above 1 little is learned."""
     drift_noise: float | None = None
-    """Standard deviation of the noise on each value of the drift; None for a study without one."""
+    """Standard deviation of the noise on each value of the drift; None for a study without one, or a longitudinal."""
+    patients: int = 0
+    """Trained on here."""
+    sites: int = 0
+    """Of the study."""
+    signal_to_noise: float | None = None
+    """Of a coefficient of a longitudinal drift, if every site has as many patients; None for other drifts."""
 
     def lines(self, limit: float) -> list[str]:
         """The cost as text; `limit` is `policy.max_epsilon`."""
@@ -72,6 +85,8 @@ class StudyCost:
             f"  {self.trainable_parameters:,} trainable parameters; the noise of a step is at least {ratio:.2g} times "
             f"the norm of its gradient{hint}",
         ]
+        if self.signal_to_noise is not None:
+            lines.append(self._verdict(ratio))
         if self.drift_noise is not None:
             hint = ": set drift.shape to none, or use more patients" if self.drift_noise > LARGE_DRIFT_NOISE else ""
             lines.append(
@@ -79,6 +94,24 @@ class StudyCost:
                 f"about 1{hint}"
             )
         return lines
+
+    def _verdict(self, step_noise: float) -> str:
+        """Which of a longitudinal drift and the adapter this many patients can afford, as one sentence."""
+        signal = self.signal_to_noise or 0.0
+        if signal >= GOOD_SIGNAL:
+            drift = "is affordable here, close to one without privacy"
+        elif signal >= LEAST_SIGNAL:
+            drift = "is affordable here, at some loss"
+        else:
+            drift = "would be little more than the public start's"
+        if step_noise <= 1:
+            adapter = "training the adapter by DP-SGD is affordable too"
+        else:
+            adapter = f"the adapter would learn little by DP-SGD (noise {step_noise:.2g} times the gradient)"
+        return (
+            f"  with {self.patients} patients at each of {self.sites} sites the longitudinal drift, one query, {drift} "
+            f"(signal {signal:.2g} times the noise of a coefficient); {adapter}"
+        )
 
 
 @dataclass(frozen=True)
@@ -171,6 +204,12 @@ def _study_cost(site: SiteConfig, study: StudyConfig, entries: Sequence[LedgerEn
     adapted = inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed)
     parameters = sum(parameter.numel() for parameter in adapted.trainable.values())
     after_study = epsilon([*charges, *all_rounds], delta)
+    longitudinal = study.drift.shape == "longitudinal"
+    signal = None
+    if longitudinal:
+        features = len(feature_columns(load_modality(site).numeric_columns))
+        sites = len(study.federation.sites)
+        signal = signal_to_noise(privacy.drift_noise_multiplier, store.patients, sites, features)
     return StudyCost(
         study=study.name,
         differential_privacy=True,
@@ -185,7 +224,10 @@ def _study_cost(site: SiteConfig, study: StudyConfig, entries: Sequence[LedgerEn
         epsilon_after_study=after_study,
         trainable_parameters=parameters,
         noise_over_signal=noise_over_signal(planned.step.noise_multiplier, parameters, privacy.expected_batch_size),
+        patients=store.patients,
+        sites=len(study.federation.sites),
+        signal_to_noise=signal,
         drift_noise=None
-        if planned.drift is None
+        if planned.drift is None or longitudinal
         else privacy.drift_noise_multiplier * 2**0.5 * privacy.drift_clip_norm / privacy.patients,
     )

@@ -28,12 +28,12 @@ TENSOR = "drift"
 
 def drift_release(store: Store, study: StudyConfig, charge: Charge) -> NoisedRelease:
     """The drift of a study on this store, for the ledger to charge unless it holds it."""
-    return NoisedRelease(_key(store, study), charge, lambda: save({TENSOR: noised_drift(store, study)}))
+    return NoisedRelease(drift_key(store, study), charge, lambda: save({TENSOR: noised_drift(store, study)}))
 
 
 def drift_is_free(site: SiteConfig, store: Store, study: StudyConfig) -> bool:
     """Whether the ledger holds the noised drift of a private study, so that it costs nothing more."""
-    return Ledger(site.ledger_path).noised_release(_key(store, study)) is not None
+    return Ledger(site.ledger_path).noised_release(drift_key(store, study)) is not None
 
 
 def paid_drift(site: SiteConfig, store: Store, study: StudyConfig) -> Tensor | None:
@@ -44,7 +44,7 @@ def paid_drift(site: SiteConfig, store: Store, study: StudyConfig) -> Tensor | N
     """
     if study.drift.shape == "none":
         return None
-    noised = Ledger(site.ledger_path).noised_release(_key(store, study))
+    noised = Ledger(site.ledger_path).noised_release(drift_key(store, study))
     if noised is None:
         raise PrivacyError(f"the drift of study '{study.name}' was not charged on this store: it may not leave")
     return load(noised)[TENSOR]
@@ -75,7 +75,7 @@ def noised_drift(store: Store, study: StudyConfig) -> Tensor:
     return (mean * min(1.0, privacy.drift_clip_norm / float(mean.norm()))).view(shape).float()
 
 
-def _key(store: Store, study: StudyConfig) -> str:
+def drift_key(store: Store, study: StudyConfig) -> str:
     """The drift's key in the ledger; it depends on the study and on the scans."""
     scans = [store.prompts, float(store.latents.double().sum()), store.base_digest, store.modality_digest]
     return hashlib.sha256(json.dumps([study.digest(), *scans]).encode()).hexdigest()
