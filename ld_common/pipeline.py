@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ld_common.diffusion.unfamiliarity import Unfamiliarity
 from ld_common.editing.base import EditDrift, Editor
 from ld_common.editing.counterfactuals import draw_several, edit_to, past_of
 from ld_common.editing.familiarity import history_unfamiliarity, unfamiliarity_of, unfamiliarity_warnings
-from ld_common.editing.history import EarlierScan, ScanHistory, history_warnings, read_history
+from ld_common.editing.history import EarlierScan, ScanHistory, history_warnings, read_history, writing
 from ld_common.editing.registry import change_editor, editor_options, read_editor
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
@@ -215,6 +215,9 @@ class CounterfactualPipeline:
         pixels = np.asarray(read.pixels, np.float32)
         attributes = self._source(read.attributes_in_file, self._parse("source", source or {}))
         earlier = self._history(read, attributes, history, slice_index)
+        if earlier is not None:
+            written = writing(read, frame, rendering, self.base.resolution, self.modality.image)
+            earlier = replace(earlier, write=written)
         unfamiliarity = unfamiliarity_of(self.base, self.drift, self.modality, picture, attributes)
         unlike = history_unfamiliarity(self.base, self.drift, self.modality, earlier, attributes)
         doubts = self._doubts([attributes, attributes | changes], unfamiliarity_warnings(unfamiliarity, unlike))

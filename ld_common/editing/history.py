@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ld_common.core.errors import RequestError
-from ld_common.imaging.geometry import Scan, to_model
+from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import AGE, ImageConfig
+from ld_common.imaging.rendering import picture_of, render
 
 SHORT_SPREAD = 0.5
 """A history of less spread, in years²: two visits a year apart. It says little."""
 DAYS_IN_YEAR = 365.25
 CONTRADICTION_YEARS = 1.5
 """Largest difference between an age that was given and one that follows from the dates."""
+
+
+Write = Callable[[Tensor, Tensor], Tensor]
+"""From the model's reconstruction and answer `(1,S,S)` to the model's picture `(1,S,S)` of what is written."""
+
+
+def writing(scan: Scan, frame: Frame, rendering: str, side: int, image: ImageConfig) -> Write:
+    """How a scan's answers are written.
+
+    Args:
+        scan: the scan.
+        frame: of its picture.
+        rendering: one of `RENDERINGS`.
+        side: of the model's picture.
+        image: the modality's image settings.
+    """
+
+    def write(reconstruction: Tensor, answer: Tensor) -> Tensor:
+        return picture_of(render(scan.pixels, frame, reconstruction, answer, rendering), frame, side, image)
+
+    return write
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +60,8 @@ class ScanHistory:
     """The model's, `(K,1,S,S)` in [-1, 1]."""
     years: Sequence[float]
     """How long before the scan each was taken, above 0."""
+    write: Write | None = None
+    """How answers to the scan are written, on which their growth is measured; None measures the model's picture."""
 
     def __post_init__(self) -> None:
         if len(self.pictures) != len(self.years) or not self.years:
@@ -66,7 +90,7 @@ class ScanHistory:
 def read_history(
     scan: Scan, age: float, earlier: Sequence[EarlierScan], side: int, image: ImageConfig
 ) -> ScanHistory | None:
-    """The history of a scan; None without an earlier one.
+    """The history of a scan; None without an earlier one. The caller adds how answers are written.
 
     Args:
         scan: the scan that is edited.

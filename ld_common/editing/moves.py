@@ -24,7 +24,7 @@ from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.longitudinal import AttributeChange, LongitudinalDrift
 from ld_common.editing.base import Editor
-from ld_common.editing.history import ScanHistory
+from ld_common.editing.history import ScanHistory, Write
 
 SCALINGS = 3
 """Times that a change is scaled towards its goal, since growth is not quite proportional to it."""
@@ -73,7 +73,10 @@ class Mover:
         if self.biomarker is None:
             return change
         areas = self.biomarker(torch.cat([history.pictures, self.pictures[row : row + 1]]))
-        return self._scaled(latents + first, change, asked.years * float(history.slope(areas.double())), history)
+        growth = Growth(self.base, self.biomarker, self.pictures[row], history.write)
+        weight = history.spread / (history.spread + self.editor.own_growth_half)
+        own = asked.years * float(history.slope(areas.double()))
+        return _scaled(latents + first, change, own, weight, growth)
 
     def _paths(self, latents: Tensor, asked: AttributeChange, history: ScanHistory) -> Tensor:
         """Where the drift expects the scan's patient to have been at each visit, relative to the scan."""
@@ -85,22 +88,34 @@ class Mover:
             paths.append(self._predicted(latents, back))
         return torch.stack(paths)
 
-    def _scaled(self, latents: Tensor, change: Tensor, own_growth: float, history: ScanHistory) -> Tensor:
-        """The change times the factor by which the drawn growth reaches its goal."""
-        weight = history.spread / (history.spread + self.editor.own_growth_half)
-        drawn = self._growth(latents, change)
-        goal = weight * own_growth + (1 - weight) * drawn
-        factor = 1.0
-        for _ in range(SCALINGS):
-            # no scaling reaches a goal of the other sign, and a structure that is not seen has no area
-            if not math.isfinite(goal) or not drawn * goal > 0:
-                return factor * change
-            factor = min(max(factor * goal / drawn, LEAST_FACTOR), LARGEST_FACTOR)
-            drawn = self._growth(latents, factor * change)
-        return factor * change
 
-    def _growth(self, latents: Tensor, change: Tensor) -> float:
-        if self.base is None or self.biomarker is None:
-            return 0.0
-        before, after = self.biomarker(self.base.decode(torch.stack([latents, latents + change]))).tolist()
-        return float(after - before)
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """Measures how much a change of latents makes the biomarker grow, on what would be written."""
+
+    base: BaseModel
+    biomarker: Biomarker
+    scan: Tensor
+    """The model's picture `(1,S,S)`."""
+    write: Write | None
+
+    def __call__(self, latents: Tensor, change: Tensor) -> float:
+        """Growth by a change `(C,h,w)` of a scan's latents."""
+        before, after = self.base.decode(torch.stack([latents, latents + change]))
+        if self.write is not None:
+            before, after = self.scan, self.write(before, after)
+        areas = self.biomarker(torch.stack([before, after])).tolist()
+        return float(areas[1] - areas[0])
+
+
+def _scaled(latents: Tensor, change: Tensor, own_growth: float, weight: float, growth: Growth) -> Tensor:
+    """The change times the factor by which the drawn growth reaches its goal."""
+    drawn = growth(latents, change)
+    goal, factor = weight * own_growth + (1 - weight) * drawn, 1.0
+    for _ in range(SCALINGS):
+        # no scaling reaches a goal of the other sign, and a structure that is not seen has no area
+        if not math.isfinite(goal) or not drawn * goal > 0:
+            break
+        factor = min(max(factor * goal / drawn, LEAST_FACTOR), LARGEST_FACTOR)
+        drawn = growth(latents, factor * change)
+    return factor * change

@@ -23,7 +23,7 @@ from torch import Tensor
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.counterfactuals import Counterfactuals
-from ld_common.editing.history import ScanHistory
+from ld_common.editing.history import ScanHistory, writing
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.metrics.image import psnr
@@ -119,10 +119,13 @@ def read_earlier(folder: Path, modality: Modality, resolution: int) -> list[Scan
         manifest: dict[str, Any] = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
         histories = []
         for entry in manifest.get(LAST_VISITS, []):
+            last = read_scan(folder / entry["series"], modality)
+            frame, image = ScanPixels.of(last, modality, resolution).frame, modality.image
             scans = [read_scan(folder / visit["series"], modality) for visit in entry["earlier"]]
             pictures = torch.stack([ScanPixels.of(scan, modality, resolution).picture for scan in scans])
             age = float(entry["attributes"]["age"])
-            histories.append(ScanHistory(pictures, [age - float(visit["age"]) for visit in entry["earlier"]]))
+            years = [age - float(visit["age"]) for visit in entry["earlier"]]
+            histories.append(ScanHistory(pictures, years, writing(last, frame, image.rendering, resolution, image)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"'{folder / TRUTH}' cannot be used ({error!r}): restore it, or remove it") from error
     return histories

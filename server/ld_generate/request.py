@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from ld_common.core.errors import RequestError, ScanError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.unfamiliarity import Unfamiliarity
 from ld_common.editing.familiarity import history_unfamiliarity, unfamiliarity_of, unfamiliarity_warnings
-from ld_common.editing.history import EarlierScan, ScanHistory, read_history
+from ld_common.editing.history import EarlierScan, ScanHistory, read_history, writing
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import AGE, DECODED, Attributes, Modality
@@ -144,7 +144,10 @@ def read_requests(
         if options.preserve_mask is not None:
             mask = read_preserve_mask(options.preserve_mask, modality, options.slice_index, scan, frame, resolution)
         source = source_of(modality, path, scan.attributes_in_file, options.source)
+        rendering = options.rendering or modality.image.rendering
         history = _read_history(modality, scan, source, resolution, options)
+        if history is not None:
+            history = replace(history, write=writing(scan, frame, rendering, resolution, modality.image))
         request = EditRequest(
             path=path,
             scan=scan,
@@ -158,7 +161,7 @@ def read_requests(
             preserve_mask=mask,
             watermark=options.watermark,
             keep_geometry=options.keep_geometry,
-            rendering=options.rendering or modality.image.rendering,
+            rendering=rendering,
             history=history,
             unfamiliarity=unfamiliarity_of(base, release.drift, modality, image, source),
             earlier_unfamiliarity=history_unfamiliarity(base, release.drift, modality, history, source),

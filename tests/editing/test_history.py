@@ -139,6 +139,37 @@ def test_the_drawn_growth_is_the_patients_own_line(
     assert growth(told.move(0, latents, later.asked)) == pytest.approx(goal, rel=0.03)
 
 
+def test_growth_is_measured_on_what_is_written(
+    drift: LongitudinalDrift, base: BaseModel, pictures: Tensor, history: ScanHistory, later: Edit
+) -> None:
+    assert later.asked is not None
+    latents, editor = base.encode(pictures[3:])[0], DriftEditor(own_slope_half=NEVER, own_growth_half=AT_ONCE)
+
+    def moved(write: Callable[[Tensor, Tensor], Tensor], goal: float) -> Tensor:
+        line = torch.tensor([goal / 10 * time for time in history.times.tolist()])
+        told = replace(history, write=write)
+
+        def measure(shown: Tensor) -> Tensor:
+            return line if len(shown) == 4 else brightness(shown)
+
+        assert later.asked is not None
+        return Mover(drift, editor, base, {0: told}, pictures[3:], measure).move(0, latents, later.asked)
+
+    def whole(before: Tensor, after: Tensor) -> Tensor:
+        return pictures[3] + after - before
+
+    def half(before: Tensor, after: Tensor) -> Tensor:
+        return pictures[3] + 0.5 * (after - before)
+
+    def growth(move: Tensor, write: Callable[[Tensor, Tensor], Tensor]) -> float:
+        written = write(*base.decode(torch.stack([latents, latents + move])))
+        return float(brightness(written[None]) - brightness(pictures[3:]))
+
+    goal = 0.8 * growth(drift.change(latents, later.asked, 1.25, 1.5), whole)
+    for write in (whole, half):
+        assert growth(moved(write, goal), write) == pytest.approx(goal, rel=0.03)
+
+
 def test_a_structure_that_is_not_seen_scales_nothing(
     drift: LongitudinalDrift, base: BaseModel, pictures: Tensor, history: ScanHistory, later: Edit
 ) -> None:

@@ -114,10 +114,13 @@ class Answerer:
 
     def _tuned_drift(self, anatomy: str, person: Person, question: Question) -> list[Record]:
         records, visit, drift = [], person.visits[question.visit], self.drift(anatomy)
+        history = kind_of(question.name) == HISTORY
         for options in drift_options(self.config, kind_of(question.name)):
-            history = kind_of(question.name) == HISTORY
-            drawn = drift.draw(person, question.visit, [question.target], drift_editor(options), history)
+            editor, drawn = drift_editor(options), None
             for rendering in self._renderings(anatomy):
+                if drawn is None or history:  # with a history, an answer depends on how it is written
+                    asked = person, question.visit, [question.target], editor
+                    drawn = drift.draw(*asked, history=rendering if history else "")
                 written = render(visit.scan.pixels, visit.frame, drawn[0], drawn[1][0], rendering)
                 judged = self._judged(anatomy, person, question, DRIFT, written)
                 error = abs(judged["growth_mm2"] - judged["true_growth_mm2"])
@@ -173,7 +176,7 @@ class Answerer:
     def _drawn(self, anatomy: str, person: Person, question: Question, choice: Choice) -> dict[str, np.ndarray]:
         """What editor `drift` writes, from the scan alone and with the visits before it."""
         visit, editor, written = person.visits[question.visit], drift_editor(choice.drift), {}
-        rows = {DRIFT: False} | ({DRIFT_HISTORY: True} if kind_of(question.name) == HISTORY else {})
+        rows = {DRIFT: ""} | ({DRIFT_HISTORY: choice.drift_rendering} if kind_of(question.name) == HISTORY else {})
         for row, history in rows.items():
             drawn = self.drift(anatomy).draw(person, question.visit, [question.target], editor, history)
             written[row] = render(visit.scan.pixels, visit.frame, drawn[0], drawn[1][0], choice.drift_rendering)

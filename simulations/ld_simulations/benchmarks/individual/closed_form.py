@@ -16,7 +16,7 @@ from ld_common.diffusion.longitudinal_fit import fit
 from ld_common.diffusion.longitudinal_sums import DAYS_IN_YEAR, VisitTable, basis_of, sketch, sums
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to, past_of
-from ld_common.editing.history import ScanHistory
+from ld_common.editing.history import ScanHistory, writing
 from ld_common.editing.registry import read_editor
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rendering import render
@@ -81,13 +81,16 @@ class DriftAnswers:
         self.people, self.drift = people, drift
 
     def draw(
-        self, person: Person, visit: int, targets: Sequence[dict[str, Any]], editor: Editor, history: bool
+        self, person: Person, visit: int, targets: Sequence[dict[str, Any]], editor: Editor, history: str = ""
     ) -> tuple[Tensor, Tensor]:
-        """The reconstruction `(1,S,S)` and the answers `(M,1,S,S)` to one visit's questions."""
+        """The reconstruction `(1,S,S)` and the answers `(M,1,S,S)` to one visit's questions.
+
+        With `history`, the rendering by which answers are written, the visits before it calibrate them.
+        """
         people, modality, scanned = self.people, self.people.modality, person.visits[visit]
         edits = [edit_to(modality, 0, scanned.attributes, target) for target in targets]
         image = people.picture(scanned.scan.pixels, scanned)[None]
-        past = past_of(modality, {0: self._history(person, visit)}) if history else None
+        past = past_of(modality, {0: self._history(person, visit, history)}) if history else None
         prompts = [modality.prompt(scanned.attributes)]
         drawn = draw_counterfactuals(people.base, image, prompts, edits, editor, drift=self.drift, past=past)
         return drawn.reconstructions[0], drawn.images
@@ -98,15 +101,17 @@ class DriftAnswers:
         scanned = person.visits[0]
         started = time.perf_counter()
         for target in targets:
-            reconstruction, answers = self.draw(person, 0, [target], editor, history=False)
+            reconstruction, answers = self.draw(person, 0, [target], editor)
             render(scanned.scan.pixels, scanned.frame, reconstruction, answers[0], rendering)
         return (time.perf_counter() - started) / len(targets)
 
-    def _history(self, person: Person, visit: int) -> ScanHistory:
+    def _history(self, person: Person, visit: int, rendering: str) -> ScanHistory:
+        scanned, image, side = person.visits[visit], self.people.modality.image, self.people.base.resolution
         now = float(person.visits[visit].attributes["age"])
         earlier = person.visits[:visit]
         pictures = torch.stack([self.people.picture(seen.scan.pixels, seen) for seen in earlier])
-        return ScanHistory(pictures, [now - float(seen.attributes["age"]) for seen in earlier])
+        write = writing(scanned.scan, scanned.frame, rendering, side, image)
+        return ScanHistory(pictures, [now - float(seen.attributes["age"]) for seen in earlier], write)
 
 
 def _tables(people: Sequence[Person], modality: Modality) -> list[VisitTable]:
