@@ -123,9 +123,9 @@ def readme() -> str:
             f"without privacy {gains['plain']:.2f} dB; public start alone {gains['start']:.2f} dB",
         ],
         [
-            "Sent by a site in a round",
-            f"{recorded['uplink_share'] * 100:.1f} % of the UNet",
-            "100 % for full fine-tuning",
+            "Sent by a site in a round: adapter, and the sums of the longitudinal drift",
+            f"{recorded['uplink_bytes_per_site_round'] / 1e6:.1f} MB",
+            f"{recorded['full_model_bytes'] / 1e6:.1f} MB for full fine-tuning",
         ],
         [
             f"Deployed study: {deployed['kills']} processes killed, {deployed['unauthorised_attempts']} intrusions",

@@ -109,7 +109,7 @@ class Editor(ABC):
     """Factor of the change with the years that a longitudinal drift predicts: ridge regression shrinks it."""
     effect_scale: float = 1.5
     """Factor of the difference between groups that it predicts, for attributes that do not act like years."""
-    own_slope_half: float = 4.0
+    own_slope_half: float = 2.0
     """Of a longitudinal drift with a history: spread of the visits, in years² (`ld_common.editing.moves`), at which the
     latents' own slope counts half."""
     own_growth_half: float = 0.1
