@@ -73,7 +73,7 @@ class Mover:
         if self.biomarker is None:
             return change
         areas = self.biomarker(torch.cat([history.pictures, self.pictures[row : row + 1]]))
-        growth = Growth(self.base, self.biomarker, self.pictures[row], history.write)
+        growth = GrowthMeter(self.base, self.biomarker, self.pictures[row], history.write)
         weight = history.spread / (history.spread + self.editor.own_growth_half)
         own = asked.years * float(history.slope(areas.double()))
         return _scaled(latents + first, change, own, weight, growth)
@@ -90,7 +90,7 @@ class Mover:
 
 
 @dataclass(frozen=True, eq=False)
-class Growth:
+class GrowthMeter:
     """Measures how much a change of latents makes the biomarker grow, on what would be written."""
 
     base: BaseModel
@@ -108,7 +108,7 @@ class Growth:
         return float(areas[1] - areas[0])
 
 
-def _scaled(latents: Tensor, change: Tensor, own_growth: float, weight: float, growth: Growth) -> Tensor:
+def _scaled(latents: Tensor, change: Tensor, own_growth: float, weight: float, growth: GrowthMeter) -> Tensor:
     """The change times the factor by which the drawn growth reaches its goal."""
     drawn = growth(latents, change)
     goal, factor = weight * own_growth + (1 - weight) * drawn, 1.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ld_common.release.abilities import KEYS
-from ld_evaluate.edits import EvaluationEdit
+
+if TYPE_CHECKING:
+    from ld_evaluate.edits import EvaluationEdit
 
 COUNT_STEP = 5
 """Counts of patients are published in multiples of this."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ld_common.core.atomic_files import write_bytes
-from ld_evaluate.edits import EvaluationEdit
 from ld_evaluate.files import COPY, PAGE, PATIENTS, PUBLIC, RESULTS, SAME
 from ld_evaluate.patient_tables import READING, Run, mean_numbers, patient_sections, patients_csv, with_interval
 from ld_evaluate.public import public_evaluation
+
+if TYPE_CHECKING:
+    from ld_evaluate.edits import EvaluationEdit
 
 TITLES = {
     "null_edit_psnr_gap_db": "null edit, dB below the VAE",
