@@ -11,8 +11,8 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.imaging.modality import Modality
 from ld_evaluate.answers import Answers, copies, perfect
 from ld_evaluate.bootstrap import bootstrap_interval
-from ld_evaluate.edits import FOLLOW_UP, EvaluationEdit
-from ld_evaluate.files import COPY, PERFECT, SAME
+from ld_evaluate.edits import EvaluationEdit
+from ld_evaluate.files import COPY, FOLLOW_UP, PERFECT, SAME
 from ld_evaluate.protocol import RULES, Numbers, PatientAnswer, compare, same_change, summarize
 
 

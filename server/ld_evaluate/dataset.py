@@ -22,8 +22,8 @@ from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.scan_table import ScanTable, read_scan_table
-from ld_evaluate.edits import FOLLOW_UP, EvaluationEdit, ScanPixels, later_scan
-from ld_evaluate.files import SCANS, TRUTH
+from ld_evaluate.edits import EvaluationEdit, ScanPixels, later_scan
+from ld_evaluate.files import FOLLOW_UP, SCANS, TRUTH
 from ld_evaluate.truth import TrueCounterfactual, read_truths
 
 YEARS_LATER = (10.0, 20.0)

@@ -11,9 +11,8 @@ from ld_common.imaging.geometry import Frame, Scan, to_model, value_range
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rendering import picture_of
 from ld_common.metrics.registry import BIOMARKERS
+from ld_evaluate.files import FOLLOW_UP
 
-FOLLOW_UP = "follow_up"
-"""Name of the edit that asks for a later scan of the same patient."""
 SAME_POSITION_MM = 0.1
 """Largest difference of two scans' affines, in mm, at which their pixels show the same places."""
 

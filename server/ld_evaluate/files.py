@@ -16,3 +16,5 @@ COPY, SAME, PERFECT = "copy", "same change for all", "perfect answer through the
 """Rows without an editor: the unedited scan; the other patients' mean change, without a picture; the truth itself."""
 FIRST_VISITS, LAST_VISITS = "patients", "with_history"
 """Lists of `TRUTH`: first visits, and last visits with the earlier ones."""
+FOLLOW_UP = "follow_up"
+"""Name of the edit that asks for a later scan of the same patient."""

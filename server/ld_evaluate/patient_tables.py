@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ld_evaluate.edits import FOLLOW_UP
-from ld_evaluate.files import COPY, PERFECT, SAME
+from ld_evaluate.files import COPY, FOLLOW_UP, PERFECT, SAME
 
 Run = dict[str, Any]
 """The result of one release asked through one editor with one seed, or of another method."""

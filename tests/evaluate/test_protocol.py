@@ -11,8 +11,8 @@ import torch
 from ld_common.imaging.geometry import Frame
 from ld_common.imaging.modality import Modality
 from ld_evaluate.comparison import r_over_ceiling
-from ld_evaluate.edits import FOLLOW_UP, EvaluationEdit, ScanPixels, TrueAnswer
-from ld_evaluate.files import SAME
+from ld_evaluate.edits import EvaluationEdit, ScanPixels, TrueAnswer
+from ld_evaluate.files import FOLLOW_UP, SAME
 from ld_evaluate.minimality import divergence
 from ld_evaluate.patient_tables import patient_sections
 from ld_evaluate.protocol import PatientAnswer, gain_db, same_change, summarize
