@@ -131,7 +131,7 @@ def test_the_table_is_filled_once_and_read_again(
     config = {
         "output": str(tmp_path / "runs"),
         "results": str(tmp_path / "docs"),
-        "demos": {"brain": str(CONFIGS / "demo.yaml")},
+        "demos": {"brain": str(CONFIGS / "network_demo.yaml")},
         "releases": {
             "prompt": quick,
             "image": ["adapter.name=instruct_pix2pix", *quick[1:]],

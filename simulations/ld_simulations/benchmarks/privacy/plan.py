@@ -83,7 +83,7 @@ class PrivacyBenchmarkConfig:
     results: str = "docs/benchmarks"
     adopt: str = ""
     """A `privacy.json` of an earlier run, perhaps of another machine; its results count as done."""
-    study: str = "demo_study.yaml"
+    study: str = "network_study.yaml"
     """YAML of the study whose base, adapter, training and edit options are used, relative to the benchmark's file."""
     hospitals: str = "hospitals.yaml"
     """YAML of hospitals, relative to the benchmark's file: the first is the private one, the last the public one."""
