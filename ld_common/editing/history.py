@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ld_common.core.errors import RequestError
+from ld_common.diffusion.longitudinal_sums import DAYS_IN_YEAR
 from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import AGE, ImageConfig
 from ld_common.imaging.rendering import picture_of, render
 
 SHORT_SPREAD = 0.5
 """A history of less spread, in years²: two visits a year apart. It says little."""
-DAYS_IN_YEAR = 365.25
 CONTRADICTION_YEARS = 1.5
 """Largest difference between an age that was given and one that follows from the dates."""
 

@@ -20,7 +20,7 @@ from ld_common.core.errors import RequestError
 from ld_common.core.tables import table_lines
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Scan
-from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.modality import AGE, Attributes, Modality
 from ld_common.imaging.scan_table import ScanTable, read_scan_table
 from ld_evaluate.edits import EvaluationEdit, ScanPixels, later_scan
 from ld_evaluate.files import FOLLOW_UP, SCANS, TRUTH
@@ -28,8 +28,6 @@ from ld_evaluate.truth import TrueCounterfactual, read_truths
 
 YEARS_LATER = (10.0, 20.0)
 """Generated edits of a numeric attribute, where the modality's bounds allow them."""
-AGE = "age"
-"""Attribute that tells the years between two visits."""
 
 
 @dataclass(frozen=True, eq=False)
