@@ -16,8 +16,7 @@ from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, by_channel
 from ld_common.diffusion.drift_search import Trial, best
-from ld_common.diffusion.longitudinal_fit import fit
-from ld_common.diffusion.longitudinal_sums import basis_of, sketch, sums
+from ld_common.diffusion.longitudinal_fit import fit_tables
 from ld_common.diffusion.options import SearchConfig
 from ld_common.editing.counterfactuals import Edit, edit_to
 from ld_common.editing.delta_search import search_counterfactual
@@ -153,8 +152,7 @@ def own_fit(modality: Modality, store: Store, model: Denoiser) -> OwnLongitudina
     """Fit a longitudinal drift to one site; raises `ConfigError` where no patient has visits on two days."""
     table = visit_table(modality, store)
     pairs, numeric = table.pairs(), modality.numeric_columns
-    basis = basis_of(sketch(table, 0), 0)
-    drift, choice = fit(sums(table, basis), basis, numeric, store.base_latent_mean, model.latent_shape)
+    drift, choice = fit_tables([table], numeric, store.base_latent_mean, model.latent_shape)
     return OwnLongitudinalFit(
         patients=store.patients,
         visits=len(store.latents),

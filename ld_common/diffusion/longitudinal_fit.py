@@ -15,7 +15,16 @@ from torch import Tensor
 from ld_common.core.errors import ConfigError
 from ld_common.core.state import State
 from ld_common.diffusion.longitudinal import LongitudinalDrift
-from ld_common.diffusion.longitudinal_sums import FOLDS, Basis, feature_columns
+from ld_common.diffusion.longitudinal_sums import (
+    FOLDS,
+    Basis,
+    VisitTable,
+    added,
+    basis_of,
+    feature_columns,
+    sketch,
+    sums,
+)
 
 PARTS = (16, 32, 48)
 """Numbers of principal components that are tried."""
@@ -92,6 +101,22 @@ def fit(
         latent_shape=torch.tensor([float(size) for size in latent_shape]),
     )
     return LongitudinalDrift.from_state({name: value.float() for name, value in drift.state().items()}), choice
+
+
+def fit_tables(
+    tables: Sequence[VisitTable], numeric: Sequence[bool], base_mean: Tensor, latent_shape: Sequence[int], seed: int = 0
+) -> tuple[LongitudinalDrift, RidgeChoice]:
+    """Both rounds for sites whose visits are at hand: sketch, basis, sums and `fit`, whose errors it raises.
+
+    Args:
+        tables: a site's visits each.
+        numeric: as for `fit`.
+        base_mean: as for `fit`.
+        latent_shape: as for `fit`.
+        seed: of the sketch.
+    """
+    basis = basis_of(added([sketch(table, seed) for table in tables]), seed)
+    return fit(added([sums(table, basis) for table in tables]), basis, numeric, base_mean, latent_shape)
 
 
 def _components(covariance: Tensor, deviations: Tensor) -> Tensor:

@@ -205,6 +205,11 @@ def sums(table: VisitTable, basis: Basis) -> State:
     return across | _pair_sums(table, basis, folds)
 
 
+def added(states: Sequence[State]) -> State:
+    """The sum of several sites' sums, in their order."""
+    return {name: torch.stack([state[name] for state in states]).sum(0) for name in states[0]}
+
+
 def _pair_sums(table: VisitTable, basis: Basis, folds: Tensor) -> State:
     pairs = table.pairs()
     first, second = (torch.tensor([pair[side] for pair in pairs], dtype=torch.long) for side in (0, 1))
@@ -244,7 +249,7 @@ def flatten(state: State, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
 
 
 def unflatten(vector: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> State:
-    """Undo `flatten`."""
+    """The sums that `flatten` made a vector `(flat_size,)` of, by name and in their shapes."""
     parts = vector.split([math.prod(shape) for shape in shapes.values()])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 

@@ -17,6 +17,7 @@ from ld_common.diffusion.longitudinal_fit import fit
 from ld_common.diffusion.longitudinal_sums import (
     Basis,
     VisitTable,
+    added,
     attribute_features,
     basis_of,
     feature_columns,
@@ -54,10 +55,6 @@ def simulated(site: int, patients: int, visits: int = 3, noise: float = 0.02) ->
             names.append(f"{site}/{patient}")
             days.append(round(visit * 2 * 365.25))
     return VisitTable.of(torch.stack(latents), designs, NUMERIC, names, days)
-
-
-def added(states: list[State]) -> State:
-    return {name: torch.stack([state[name] for state in states]).sum(0) for name in states[0]}
 
 
 @dataclass

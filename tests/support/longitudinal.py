@@ -11,8 +11,8 @@ from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.longitudinal import LongitudinalDrift
-from ld_common.diffusion.longitudinal_fit import fit
-from ld_common.diffusion.longitudinal_sums import VisitTable, basis_of, sketch, sums
+from ld_common.diffusion.longitudinal_fit import fit_tables
+from ld_common.diffusion.longitudinal_sums import VisitTable
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, write_release
@@ -35,8 +35,7 @@ def random_drift(modality: Modality, latent_shape: tuple[int, int, int]) -> Long
             names.append(str(patient))
             days.append(round(visit * 730.5))
     table = VisitTable.of(torch.stack(latents), designs, modality.numeric_columns, names, days)
-    basis = basis_of(sketch(table, 0), 0)
-    return fit(sums(table, basis), basis, modality.numeric_columns, torch.zeros(latent_shape[0]), latent_shape)[0]
+    return fit_tables([table], modality.numeric_columns, torch.zeros(latent_shape[0]), latent_shape)[0]
 
 
 def write_longitudinal_release(folder: Path, base: Path, modality: Modality) -> Path:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ld_common.core.state import State
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.longitudinal import LongitudinalDrift
-from ld_common.diffusion.longitudinal_fit import fit
-from ld_common.diffusion.longitudinal_sums import DAYS_IN_YEAR, VisitTable, basis_of, sketch, sums
+from ld_common.diffusion.longitudinal_fit import fit, fit_tables
+from ld_common.diffusion.longitudinal_sums import DAYS_IN_YEAR, VisitTable, added, basis_of, sketch, sums
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to, past_of
 from ld_common.editing.history import ScanHistory, writing
@@ -33,10 +32,7 @@ def drift_editor(options: Mapping[str, float]) -> Editor:
 
 def fit_drift(people: Sequence[Person], modality: Modality, base: BaseModel) -> LongitudinalDrift:
     """The drift of some patients' sites: each site's sums, added up and solved."""
-    tables = _tables(people, modality)
-    basis = basis_of(_added([sketch(table, SEED) for table in tables]), SEED)
-    summed = _added([sums(table, basis) for table in tables])
-    return fit(summed, basis, modality.numeric_columns, base.latent_mean, base.latent_shape)[0]
+    return fit_tables(_tables(people, modality), modality.numeric_columns, base.latent_mean, base.latent_shape, SEED)[0]
 
 
 def pooled_difference(people: Sequence[Person], modality: Modality, base: BaseModel) -> float:
@@ -45,7 +41,7 @@ def pooled_difference(people: Sequence[Person], modality: Modality, base: BaseMo
     The pooled rows are centred on their site's mean, which is an intercept a site.
     """
     tables = _tables(people, modality)
-    basis = basis_of(_added([sketch(table, SEED) for table in tables]), SEED)
+    basis = basis_of(added([sketch(table, SEED) for table in tables]), SEED)
     names, latents = [name for table in tables for name in table.patients], [table.latents for table in tables]
     together = VisitTable(
         torch.cat(latents),
@@ -62,7 +58,7 @@ def pooled_difference(people: Sequence[Person], modality: Modality, base: BaseMo
     pooled = sums(centred, basis)
     uncentred = sums(together, basis)
     pooled |= {name: value for name, value in uncentred.items() if not name.startswith("across")}
-    summed = _added([sums(table, basis) for table in tables])
+    summed = added([sums(table, basis) for table in tables])
     fitted = [
         fit(state, basis, modality.numeric_columns, base.latent_mean, base.latent_shape)[0].state()
         for state in (summed, pooled)
@@ -130,7 +126,3 @@ def _tables(people: Sequence[Person], modality: Modality) -> list[VisitTable]:
         names = [person.identity for person, _ in rows]
         tables.append(VisitTable.of(latents, designs, modality.numeric_columns, names, days))
     return tables
-
-
-def _added(states: Sequence[State]) -> State:
-    return {name: torch.stack([state[name] for state in states]).sum(0) for name in states[0]}
