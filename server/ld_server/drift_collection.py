@@ -104,7 +104,7 @@ class MeanDrifts(DriftCollection):
         super().add_mean(None if mean is None else mean.float())
 
     def released(self) -> AnyDrift | None:
-        """The aggregate."""
+        """The sites' drifts by the study's aggregator, or the mean of the last secure sum; None before any came."""
         kept = self.collected
         mean = kept.mean
         if not self._study.federation.secure_aggregation:

@@ -75,7 +75,7 @@ class EditorControls:
 
     @property
     def all(self) -> set[Component]:
-        """All controls."""
+        """Controls that `values` reads; hidden ones keep the recommended value."""
         return {self.editor, *self._by_option.values()}
 
     def values(self, values: Mapping[Component, Any]) -> dict[str, Any]:
