@@ -14,16 +14,19 @@ from ld_client.audit.one_run import EpsilonBound
 from ld_client.audit.statistics import share
 from ld_common.core.errors import ConfigError
 from ld_simulations.benchmarks.harness import ResultStore
+from ld_simulations.benchmarks.privacy.aim_table import aim_lines
 from ld_simulations.benchmarks.privacy.attack_table import attack_lines, attack_numbers
 from ld_simulations.benchmarks.privacy.attacks import attack
 from ld_simulations.benchmarks.privacy.norms import gradient_norms
 from ld_simulations.benchmarks.privacy.plan import (
     PrivacyBenchmark,
+    PrivacySetting,
     adopted_results,
     load_privacy_benchmark,
     result_name,
 )
 from ld_simulations.benchmarks.privacy.quality import QualityRuns
+from ld_simulations.benchmarks.privacy.quality_table import QualityRow, interval, quality_lines
 from ld_simulations.benchmarks.privacy.report import PrivacyResults, write_results
 from ld_simulations.benchmarks.privacy.sums import measure_sum
 
@@ -48,11 +51,14 @@ def test_the_plan_asks_what_a_hospital_asks() -> None:
     plan = load_privacy_benchmark(CONFIG, [])
     tables = {table: [title for own, title, _ in plan.tables() if own == table] for table, _, _ in plan.tables()}
     assert tables["epsilon"] == ["no privacy", "public start alone", "10", "8", "3", "1"]
-    assert tables["patients"] == ["100", "300", "1000", "3000", "10000"]
+    assert tables["patients"] == ["public start alone", "100", "300", "1000", "3000", "10000"]
+    assert "public start alone, rank 1" in tables["levers"]
+    assert [start for start, _, setting in plan.other_starts() if not setting.steps] == ["chest"]
+    assert plan.anatomy("chest")[0].phantom != plan.anatomy()[0].phantom
     assert len(plan.config.seeds) >= 3
     for _, title, setting in plan.tables():
         study = plan.study_of(setting, 0)
-        assert study.privacy.enabled == (title not in ("no privacy", "public start alone"))
+        assert study.privacy.enabled == (title != "no privacy" and not title.startswith("public start"))
         assert study.privacy.target_delta * setting.patients <= 0.1 + 1e-9
 
 
@@ -95,6 +101,36 @@ def test_seeds_of_an_attack_are_counted_together() -> None:
     assert any("20.0% (12.7% to 29.2%)" in line for line in lines)
 
 
+def test_an_attack_without_the_power_is_no_evidence() -> None:
+    weak, strong = ({"private": [attacked(0, 0, epsilon, 0.0)]} for epsilon in (8.0, 3.0))  # it could show 4
+    assert any("no: 4.00 < 8.00" in line for line in attack_lines(weak))
+    assert any("says nothing about the ledger's ε" in line for line in attack_lines(weak))
+    assert "cannot show" in " ".join(aim_lines(attack_numbers(weak)))
+    assert not any("says nothing" in line for line in attack_lines(strong))
+    assert "cannot show" not in " ".join(aim_lines(attack_numbers(strong)))
+
+
+def row(gains: list[float], start: list[float] | None, steps: int = 100) -> QualityRow:
+    def runs(values: list[float]) -> list[dict[str, Any]]:
+        rest = {"parameters": 10, "noise_over_signal": 0.5, "growth_ratio": 1, "edit_direction_rate": 1, "frechet": 1}
+        return [{"seed": seed, "copy_gain_db": value, **rest} for seed, value in enumerate(values)]
+
+    return QualityRow("row", PrivacySetting(steps=steps), runs(gains), None if start is None else runs(start))
+
+
+def test_gains_are_over_the_untouched_start_of_the_same_seed() -> None:
+    assert row([3.0, 5.0], [1.0, 2.0, 9.0]).over_start() == [2.0, 3.0]
+    assert row([3.0], None).over_start() == []
+    assert row([3.0], [3.0], steps=0).over_start() == []
+    assert interval([1.0]) is None
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    page = "\n".join(quality_lines("levers", [row([3.0], [1.0]), row([3.0], None), row([3.0], [])]))
+    for words in ("+2.00 (one seed)", "no start", "start of rank 4 not run"):
+        assert words in page
+    assert "distinguishable" not in page
+    assert "distinguishable" in "\n".join(quality_lines("levers", [row([1.0, 2.0], [2.0, 1.0])]))
+
+
 def test_too_few_left_out_show_no_rate_of_all_seeds() -> None:
     runs = {"overfitted": [attacked(0, 5, None, 1.5, held_out=20), attacked(1, 5, None, 1.5)]}
     assert "overfitted_tpr_at_1_percent_fpr_low" not in attack_numbers(runs)
@@ -115,6 +151,8 @@ def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None
     runs.prepare()
     for training in benchmark.trainings:
         store.write(result_name("quality", training.name), runs.run(training))
+    for training in benchmark.other_trainings[::2]:  # the start alone, and with differential privacy
+        store.write(result_name("starts", training.name), runs.run(training))
     for attacked in benchmark.attacked:
         store.write(result_name("attacks", attacked.name), attack(runs, attacked))
     store.write(result_name("norms", "norms"), gradient_norms(runs))
@@ -131,8 +169,11 @@ def test_a_small_benchmark_fills_its_tables(benchmark: PrivacyBenchmark) -> None
     shares = [row["clipped_share"] for row in clips]
     assert shares == sorted(shares)
     assert all(0 <= row["signal"] <= 1.0001 for row in clips)
-    assert sum(line.startswith("## ") for line in page.splitlines()) == 6
-    private = results.quality(next(setting for table, _, setting in benchmark.tables() if table == "levers"))[0]
+    assert sum(line.startswith("## ") for line in page.splitlines()) == 7
+    assert "| chest: public start alone |" in page
+    private = results.quality(
+        next(setting for table, _, setting in benchmark.tables() if table == "levers" and setting.epsilon)
+    )[0]
     assert private["epsilon"] <= 8.0
     assert private["noise_over_signal"] > 0
     again = replace(benchmark, config=replace(benchmark.config, output="elsewhere", adopt=str(files[0])))

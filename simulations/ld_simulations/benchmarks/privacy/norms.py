@@ -36,7 +36,7 @@ def gradient_norms(runs: QualityRuns) -> dict[str, Any]:
     study = benchmark.study_of(setting, seed)
     adapted = inject(load_denoiser(benchmark.study.base_model, runs.config.device), read_adapter(study.adapter), seed)
     if setting.warm_start:
-        adapted.load(runs.public_start((setting.rank, seed)))
+        adapted.load(runs.public_start((setting.rank, seed, "")))
     data = runs.training_data(runs.public, runs.config.public_patients)
     generator = torch_generator(seed, "gradient norms")
     examples = loss_sampler(adapted, data, study, generator)

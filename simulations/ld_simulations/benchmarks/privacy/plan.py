@@ -16,7 +16,7 @@ from ld_simulations.benchmarks.harness import read_table
 from ld_simulations.benchmarks.privacy.reconstruction_plan import ReconstructionConfig
 from ld_simulations.hospitals_config import HospitalsConfig
 
-PARTS = ("cost", "kills", "sums", "norms", "attacks", "reconstruction", "quality")
+PARTS = ("cost", "kills", "sums", "norms", "attacks", "reconstruction", "quality", "starts")
 RUNS = "runs"
 """Key in `privacy.json` of the results that its flat numbers are computed from: part -> name -> result."""
 TABLES = ("epsilon", "patients", "levers")
@@ -60,16 +60,27 @@ class PrivacyTraining:
 
     setting: PrivacySetting
     seed: int
+    start: str = ""
+    """Name of a public start of another anatomy; empty for the public hospital's."""
 
     @property
     def name(self) -> str:
         """Name of its result."""
-        return f"{self.setting.name}-{self.seed}"
+        return f"{self.setting.name}-{self.seed}" + (f"-{self.start}" if self.start else "")
 
     @property
     def kind(self) -> str:
         """Its kind among the attacked trainings: `private` or `overfitted`."""
         return "private" if self.setting.epsilon else "overfitted"
+
+
+@dataclass
+class OtherStartConfig:
+    """Public patients of another anatomy; paths are relative to the benchmark's file."""
+
+    hospitals: str = "chest_hospitals.yaml"
+    """The last of them is the public one."""
+    modality: str = "modalities/chest_radiograph.yaml"
 
 
 @dataclass
@@ -100,6 +111,9 @@ class PrivacyBenchmarkConfig:
     patients: list[int] = field(default_factory=lambda: [100, 300, 1000, 3000, 10000])
     levers: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Title of the row -> fields of the setting that it changes."""
+    other_starts: dict[str, OtherStartConfig] = field(default_factory=dict)
+    """Public starts of another anatomy by name, from which the default setting is trained too."""
+    other_start_seeds: list[int] = field(default_factory=lambda: [0])
     public_patients: int = 300
     public_steps: int = 1500
     public_learning_rate: float = 0.01
@@ -171,6 +185,14 @@ class PrivacyBenchmark:
         """Where results are kept."""
         return Path(self.config.output)
 
+    def anatomy(self, start: str = "") -> tuple[HospitalsConfig, Modality]:
+        """The hospitals of a public start of another anatomy, or the benchmark's own, and their modality."""
+        if not start:
+            return self.hospitals, self.modality
+        chosen = self.config.other_starts[start]
+        modality = load_config(Modality, self.folder / chosen.modality)
+        return load_config(HospitalsConfig, self.folder / chosen.hospitals), modality
+
     def tables(self) -> Iterator[tuple[str, str, PrivacySetting]]:
         """Table, title of the row and setting; no privacy comes first, and several tables may share a setting."""
         base = self.config.base_setting()
@@ -178,12 +200,37 @@ class PrivacyBenchmark:
         yield "epsilon", START_ALONE, replace(base, epsilon=0.0, steps=0)
         for epsilon in self.config.epsilons:
             yield "epsilon", f"{epsilon:g}", replace(base, epsilon=epsilon)
+        yield "patients", START_ALONE, replace(base, epsilon=0.0, steps=0)
         for patients in self.config.patients:
             batch = min(base.expected_batch_size, patients)
             yield "patients", f"{patients}", replace(base, patients=patients, expected_batch_size=batch)
+        for rank in dict.fromkeys(
+            [base.rank, *(replace(base, **fields).rank for fields in self.config.levers.values())]
+        ):
+            title = START_ALONE + ("" if rank == base.rank else f", rank {rank}")
+            yield "levers", title, replace(base, rank=rank, epsilon=0.0, steps=0)
         yield "levers", "default", base
         for title, fields in self.config.levers.items():
             yield "levers", title, replace(base, **fields)
+
+    def start_of(self, setting: PrivacySetting) -> PrivacySetting | None:
+        """The setting that keeps a setting's public start untouched; None where it starts from the plain base."""
+        untouched = replace(self.config.base_setting(), rank=setting.rank, epsilon=0.0, steps=0)
+        return untouched if setting.warm_start else None
+
+    def other_starts(self) -> Iterator[tuple[str, str, PrivacySetting]]:
+        """Start of another anatomy, title of the row and setting; its untouched start comes first."""
+        base = self.config.base_setting()
+        for start in self.config.other_starts:
+            yield start, START_ALONE, replace(base, epsilon=0.0, steps=0)
+            yield start, NO_PRIVACY, replace(base, epsilon=0.0)
+            yield start, f"{base.epsilon:g}", base
+
+    @property
+    def other_trainings(self) -> list[PrivacyTraining]:
+        """The trainings from starts of another anatomy."""
+        seeds = self.config.other_start_seeds
+        return [PrivacyTraining(setting, seed, start) for start, _, setting in self.other_starts() for seed in seeds]
 
     def seeds_of(self, table: str) -> list[int]:
         """The seeds of a table's rows."""

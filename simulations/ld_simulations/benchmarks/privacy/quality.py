@@ -38,8 +38,8 @@ SAMPLER, SAMPLER_STEPS = "dpm-solver++", 15
 DRAWN_TOGETHER = {"cpu": 32, "cuda": 512}
 FEATURES = "efficientnet_lite0"
 
-PublicStart = tuple[int, int]
-"""Its rank and seed."""
+PublicStart = tuple[int, int, str]
+"""Its rank and seed, and the name of another anatomy or nothing."""
 
 
 def first_patients(data: TrainingData, count: int) -> TrainingData:
@@ -56,7 +56,7 @@ class QualityRuns:
     def __init__(self, benchmark: PrivacyBenchmark) -> None:
         self.benchmark, self.config = benchmark, benchmark.config
         self.private, self.public = benchmark.hospitals.hospitals[0], benchmark.hospitals.hospitals[-1]
-        self._training_data: dict[str, TrainingData] = {}
+        self._training_data: dict[tuple[str, str, int], TrainingData] = {}
 
     def prepare(self) -> None:
         """Make the images and features that all processes share."""
@@ -68,10 +68,12 @@ class QualityRuns:
     def run(self, training: PrivacyTraining) -> dict[str, Any]:
         """Train a setting and measure it."""
         setting, seed = training.setting, training.seed
-        study, adapted = self.trained(setting, seed)
+        study, adapted = self.trained(setting, seed, training.start)
         base = adapted.model
         parameters = sum(value.numel() for value in adapted.trainable.values())
         metrics: dict[str, Any] = {"setting": asdict(setting), "seed": seed, "parameters": parameters}
+        if training.start:
+            metrics["start"] = training.start
         if setting.epsilon:
             planned = study.privacy_plan()
             noise, delta = planned.step.noise_multiplier, study.privacy.target_delta
@@ -88,13 +90,15 @@ class QualityRuns:
         summary = evaluate(base, self.benchmark.modality, Truths(self._test_patients()), editor).summary
         return metrics | {key: summary[key] for key in TRUTH_METRICS} | {"frechet": self._frechet(base, seed)}
 
-    def trained(self, setting: PrivacySetting, seed: int) -> tuple[StudyConfig, AdaptedModel[BaseModel]]:
-        """A setting's study and its trained model."""
+    def trained(
+        self, setting: PrivacySetting, seed: int, start: str = ""
+    ) -> tuple[StudyConfig, AdaptedModel[BaseModel]]:
+        """A setting's study and its trained model; `start` names a public start of another anatomy."""
         study = self.benchmark.study_of(setting, seed)
         base = load_base(self.benchmark.study.base_model, self.config.device)
         adapted = inject(base, read_adapter(study.adapter), study.seed)
         if setting.warm_start:
-            adapted.load(self.public_start((setting.rank, seed)))
+            adapted.load(self.public_start((setting.rank, seed, start)))
         if not setting.steps:
             return study, adapted
         data = first_patients(self._all_private(), setting.patients)
@@ -110,15 +114,17 @@ class QualityRuns:
         most = max([*self.config.patients, self.config.base_setting().patients])
         return self.training_data(self.private, most)
 
-    def training_data(self, hospital: HospitalConfig, count: int) -> TrainingData:
-        """All visits of a hospital's patients as latents."""
-        key = f"{hospital.name}-{count}"
+    def training_data(self, hospital: HospitalConfig, count: int, start: str = "") -> TrainingData:
+        """All visits of a hospital's patients as latents; `start` names another anatomy's hospitals."""
+        key = start, hospital.name, count
         if key not in self._training_data:
-            file = self.benchmark.output / f"lesson-{key}.safetensors"
+            name = "-".join(str(part) for part in key if part)
+            file = self.benchmark.output / f"lesson-{name}.safetensors"
             if not file.exists():
-                pictures = self._pictures(hospital, count, TRAINING)
+                pictures = self._pictures(hospital, count, TRAINING, start)
                 base = load_base(self.benchmark.study.base_model, self.config.device)
-                prompts = [self.benchmark.modality.prompt(attributes) for attributes in pictures.attributes]
+                modality = self.benchmark.anatomy(start)[1]
+                prompts = [modality.prompt(attributes) for attributes in pictures.attributes]
                 names = [f"{hospital.name}-{number}" for number in pictures.patients]
                 metadata = {"prompts": json.dumps(prompts), "patients": json.dumps(names)}
                 write_tensors(file, {"latents": encode(base, pictures.images)}, metadata)
@@ -128,20 +134,19 @@ class QualityRuns:
             )
         return self._training_data[key]
 
-    def _pictures(self, hospital: HospitalConfig, count: int, part: int) -> PictureSet:
-        config = HospitalsConfig(
-            phantom=self.benchmark.hospitals.phantom, seed=self.benchmark.hospitals.seed, hospitals=[replace(hospital)]
-        )
+    def _pictures(self, hospital: HospitalConfig, count: int, part: int, start: str = "") -> PictureSet:
+        hospitals, modality = self.benchmark.anatomy(start)
+        config = HospitalsConfig(phantom=hospitals.phantom, seed=hospitals.seed, hospitals=[replace(hospital)])
         side = load_base(self.benchmark.study.base_model).resolution
         folder = self.benchmark.output / "pictures"
-        return draw_pictures(config, self.benchmark.modality, side, count, part, os.cpu_count() or 1, folder)
+        return draw_pictures(config, modality, side, count, part, os.cpu_count() or 1, folder)
 
     def public_start(self, start: PublicStart) -> State:
         """An adapter of that rank whose A and B were trained on the public hospital, without noise."""
-        rank, seed = start
+        rank, seed, other = start
         digest = base_digest(self.benchmark.study.base_model)[:8]
         steps, rate = self.config.public_steps, self.config.public_learning_rate
-        name = f"public-{digest}-{rank}-{steps}-{rate:g}-{seed}.safetensors"
+        name = f"public-{digest}-{rank}-{steps}-{rate:g}-{seed}" + (f"-{other}" if other else "") + ".safetensors"
         file = self.benchmark.output / name
         if not file.exists():
             setting = PrivacySetting(epsilon=0.0, rank=rank, steps=steps, learning_rate=rate, freeze_a=False)
@@ -149,7 +154,8 @@ class QualityRuns:
             study.training.batch_size = self.benchmark.study.training.batch_size
             base = load_base(self.benchmark.study.base_model, self.config.device)
             adapted = inject(base, read_adapter(study.adapter), study.seed)
-            data = self.training_data(self.public, self.config.public_patients)
+            public = self.benchmark.anatomy(other)[0].hospitals[-1]
+            data = self.training_data(public, self.config.public_patients, other)
             train_round(adapted, data, study, 1, "public")
             write_tensors(file, adapted.state(), {})
         return read_tensors(file)[0]

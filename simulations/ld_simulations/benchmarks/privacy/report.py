@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,18 @@ from matplotlib.figure import Figure
 
 from ld_common.core.atomic_files import write_bytes
 from ld_simulations.benchmarks.harness import ResultStore, json_bytes
+from ld_simulations.benchmarks.privacy.aim_table import aim_lines
 from ld_simulations.benchmarks.privacy.attack_table import Attacked, attack_lines, attack_numbers
 from ld_simulations.benchmarks.privacy.plan import (
     NO_PRIVACY,
     RUNS,
     START_ALONE,
+    TABLES,
     PrivacyBenchmark,
     PrivacySetting,
     result_name,
 )
+from ld_simulations.benchmarks.privacy.quality_table import GAIN, TITLES, QualityRow, interval, quality_lines
 from ld_simulations.benchmarks.privacy.reconstruction_plan import confirmed_name, requests
 from ld_simulations.benchmarks.privacy.reconstruction_table import (
     best_request,
@@ -31,12 +34,6 @@ from ld_simulations.benchmarks.privacy.reconstruction_table import (
 
 NUMBERS, PAGE, PLOT = "privacy.json", "privacy.md", "privacy_patients.png"
 RECONSTRUCTIONS = "privacy_reconstruction.png"
-SHOWN = {
-    "copy_gain_db": "copy gain, dB",
-    "growth_ratio": "growth ratio",
-    "edit_direction_rate": "right direction",
-    "frechet": "FD efficientnet_lite0",
-}
 
 
 class PrivacyResults:
@@ -53,6 +50,26 @@ class PrivacyResults:
         """Results of a setting, seed by seed."""
         results = [self.read("quality", run.name) for run in self.benchmark.trainings if run.setting == setting]
         return [result for result in results if result is not None]
+
+    def row(self, title: str, setting: PrivacySetting) -> QualityRow:
+        """A row of a table, with the start that the setting began with."""
+        start = self.benchmark.start_of(setting)
+        return QualityRow(title, setting, self.quality(setting), None if start is None else self.quality(start))
+
+    def from_other_start(self, start: str, setting: PrivacySetting) -> list[dict[str, Any]]:
+        """Results of a setting from a start of another anatomy, seed by seed."""
+        runs = [run for run in self.benchmark.other_trainings if (run.start, run.setting) == (start, setting)]
+        results = [self.read("starts", run.name) for run in runs]
+        return [result for result in results if result is not None]
+
+    def other_rows(self) -> list[QualityRow]:
+        """Rows of the table of other starts."""
+        rows, untouched = [], dict[str, list[dict[str, Any]]]()
+        for start, title, setting in self.benchmark.other_starts():
+            runs = self.from_other_start(start, setting)
+            untouched.setdefault(start, runs)  # the first row of a start is the start alone
+            rows.append(QualityRow(f"{start}: {title}", setting, runs, untouched[start]))
+        return [row for row in rows if row.runs]
 
     def sums(self) -> list[dict[str, Any]]:
         """Costs of secure sums."""
@@ -85,6 +102,7 @@ class PrivacyResults:
                 *((confirmed_name(best),) if (best := best_request(self.reconstructions())) else ()),
             ],
             "quality": [run.name for run in benchmark.trainings],
+            "starts": [run.name for run in benchmark.other_trainings],
         }
         results = {part: {name: self.read(part, name) for name in of_part} for part, of_part in names.items()}
         return {
@@ -120,13 +138,19 @@ def _numbers(benchmark: PrivacyBenchmark, results: PrivacyResults) -> dict[str, 
         numbers |= {"ledger_kills": kills["kills"], "ledger_under_counts": kills["under_counts"]}
         numbers["ledger_lost_rounds"] = kills["lost"]
     rows = _rows(benchmark, "epsilon")
-    gains = {title: _mean(results.quality(setting), "copy_gain_db") for _, title, setting in rows}
+    gains = {title: _mean(results.quality(setting), GAIN) for _, title, setting in rows}
     reference = gains.get(NO_PRIVACY)
     for title, gain in gains.items():
         if gain is not None and reference is not None and title != NO_PRIVACY:
             numbers[f"copy_gain_ratio_{_key(title)}"] = gain / reference
-    for title, added in _over_start(benchmark, results).items():
-        numbers[f"gain_over_start_db_{_key(title)}"] = float(np.mean(added))
+    for _, title, setting in rows:
+        over = results.row(title, setting).over_start()
+        key = f"gain_over_start_db_{_key(title)}"
+        if over:
+            numbers[key] = float(np.mean(over))
+        ends = interval(over)
+        if ends is not None:
+            numbers |= {f"{key}_low": ends[0], f"{key}_high": ends[1]}
     for row in results.sums():
         name = f"secure_sum_{row['sites']}_sites_{row['numbers']}"
         numbers[f"{name}_site_seconds"] = row["site_seconds"]
@@ -139,19 +163,6 @@ def _numbers(benchmark: PrivacyBenchmark, results: PrivacyResults) -> dict[str, 
 def _key(title: str) -> str:
     """A row of the table of ε in the names of flat numbers."""
     return f"eps{title}" if title[0].isdigit() else title.replace(" ", "_")
-
-
-def _over_start(benchmark: PrivacyBenchmark, results: PrivacyResults) -> dict[str, list[float]]:
-    """Row of the table of ε -> copy gain beyond the public start of the same seed, dB, seed by seed."""
-    gains = {
-        title: {run["seed"]: run["copy_gain_db"] for run in results.quality(setting)}
-        for _, title, setting in _rows(benchmark, "epsilon")
-    }
-    start = gains.pop(START_ALONE)
-    differences = {
-        title: [by_seed[seed] - start[seed] for seed in by_seed if seed in start] for title, by_seed in gains.items()
-    }
-    return {title: values for title, values in differences.items() if values}
 
 
 def _attacked(benchmark: PrivacyBenchmark, results: PrivacyResults) -> Attacked:
@@ -178,7 +189,7 @@ def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[st
         "Written by `make benchmark-privacy` (`ld-benchmark privacy`). Values are means ± standard deviations over the "
         "seeds. A part that has not run yet is not shown.",
         "",
-        *_aims(numbers),
+        *aim_lines(numbers),
         *_secure_sums(results.sums()),
         *_norms(results.read("norms", "norms")),
         *attack_lines(_attacked(benchmark, results)),
@@ -188,79 +199,27 @@ def _page(benchmark: PrivacyBenchmark, results: PrivacyResults, numbers: dict[st
             RECONSTRUCTIONS if RECONSTRUCTIONS in files else "",
         ),
     ]
-    for table, title in TITLES.items():
-        rows = [(name, setting, results.quality(setting)) for _, name, setting in _rows(benchmark, table)]
-        lines += _quality(title, table, [row for row in rows if row[2]])
-        if table == "epsilon" and (over := _over_start(benchmark, results)):
-            added = [f"{name} {_cell(values)} dB" for name, values in over.items()]
-            lines += [f"Copy gain beyond the public start of the same seed: {'; '.join(added)}.", ""]
+    for table in TABLES:
+        rows = [results.row(title, setting) for _, title, setting in _rows(benchmark, table)]
+        lines += quality_lines(table, [row for row in rows if row.runs])
         if table == "patients" and PLOT in files:
             lines += [f"![copy gain by the number of patients]({PLOT})", ""]
+    lines += quality_lines("starts", results.other_rows()) or _not_run(benchmark)
     return "\n".join(lines)
 
 
-TITLES = {"epsilon": "Quality by ε", "patients": "Quality by number of patients", "levers": "Effect of each option"}
-READING = {
-    "epsilon": "Compare each row with the two without ε: *no privacy* is the upper bound, *public start alone* saw no "
-    "patient of the hospital.",
-    "patients": "At the default ε, noise matters less the more patients there are.",
-    "levers": "Each row changes one option of the default.",
-}
-AIMS: tuple[tuple[str, str, str, Callable[[float], bool]], ...] = (
-    (
-        "dp_step_ratio",
-        "seconds of a private step over a plain one of the same batch, median of pairs",
-        "<= 1.3",
-        lambda value: value <= 1.3,
-    ),
-    ("copy_gain_ratio_eps8", "copy gain at ε = 8 over copy gain without privacy", ">= 0.8", lambda value: value >= 0.8),
-    (
-        "ledger_under_counts",
-        "kills (of {ledger_kills}) after which the ledger held less than was sent",
-        "0",
-        lambda value: value == 0,
-    ),
-    (
-        "private_epsilon_lower_bound_share",
-        "private trainings: largest lower bound on ε by an attack, over the ledger's ε",
-        "<= 1",
-        lambda value: value <= 1,
-    ),
-    (
-        "overfitted_epsilon_lower_bound_least",
-        "overfitted trainings: least lower bound on ε by an attack",
-        "> 0",
-        lambda value: value > 0,
-    ),
-    (
-        "private_tpr_at_1_percent_fpr_low",
-        "private trainings: TPR at 1 % FPR over all seeds, lower end of its 95 % interval",
-        "<= 0.01",
-        lambda value: value <= 0.01,
-    ),
-    (
-        "overfitted_tpr_at_1_percent_fpr_low",
-        "overfitted trainings: the same",
-        "> 0.01",
-        lambda value: value > 0.01,
-    ),
-    (
-        "best_reconstruction_gap_db",
-        "LoRA, default policy: best reconstruction by a malicious server nearer to the right scan than to the nearest "
-        "other patient, dB ({best_reconstruction_gap_db_low:.2f} to {best_reconstruction_gap_db_high:.2f})",
-        "<= 1",
-        lambda value: value <= 1,
-    ),
-)
-
-
-def _aims(numbers: dict[str, Any]) -> list[str]:
-    lines = ["| | measured | aim | |", "|---|---|---|---|"]
-    for key, text, aim, met in AIMS:
-        if key in numbers:
-            verdict = "held" if met(numbers[key]) else "**missed**"
-            lines.append(f"| {text.format(**numbers)} | {numbers[key]:.3g} | {aim} | {verdict} |")
-    return [*lines, ""] if len(lines) > 2 else []
+def _not_run(benchmark: PrivacyBenchmark) -> list[str]:
+    """The section of the starts of another anatomy before they ran."""
+    if not benchmark.config.other_starts:
+        return []
+    return [
+        f"## {TITLES['starts']}",
+        "",
+        f"Not run yet: {', '.join(benchmark.config.other_starts)}. The tables above show what a private training adds "
+        "to a start from another hospital of the same anatomy, and not what it learns without one that nearly knows "
+        "the answer. `ld-benchmark privacy parts=[starts] adopt=docs/benchmarks/privacy.json` runs it.",
+        "",
+    ]
 
 
 def _secure_sums(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -305,44 +264,19 @@ def _norms(norms: dict[str, Any] | None) -> list[str]:
     return [*lines, *rows, ""]
 
 
-def _quality(title: str, table: str, rows: Sequence[tuple[str, PrivacySetting, list[dict[str, Any]]]]) -> list[str]:
-    if not rows:
-        return []
-    heads = " | ".join(SHOWN.values())
-    lines = [
-        f"## {title}",
-        "",
-        READING[table],
-        "",
-        f"| {table} | seeds | patients a step | numbers | noise over signal | {heads} |",
-    ]
-    lines.append("|---" * (5 + len(SHOWN)) + "|")
-    for name, setting, runs in rows:
-        cells = " | ".join(_cell([run[key] for run in runs]) for key in SHOWN)
-        noise = f"{runs[0]['noise_over_signal']:.2f}" if setting.epsilon else "none"
-        lines.append(
-            f"| {name} | {len(runs)} | {setting.expected_batch_size} | {runs[0]['parameters']:,} | {noise} | {cells} |"
-        )
-    return [*lines, ""]
-
-
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{spread}"
-
-
 def _plot(benchmark: PrivacyBenchmark, results: PrivacyResults) -> bytes:
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    rows = [(setting.patients, results.quality(setting)) for _, _, setting in _rows(benchmark, "patients")]
+    settings = [setting for _, _, setting in _rows(benchmark, "patients") if setting.steps]
+    rows = [(setting.patients, results.quality(setting)) for setting in settings]
     rows = [row for row in rows if row[1]]
     places = [patients for patients, _ in rows]
-    means = [float(np.mean([run["copy_gain_db"] for run in runs])) for _, runs in rows]
+    means = [float(np.mean([run[GAIN] for run in runs])) for _, runs in rows]
     axes.plot(places, means, color="#1b6ca8", marker="o")
     for patients, runs in rows:
-        axes.plot([patients] * len(runs), [run["copy_gain_db"] for run in runs], ".", color="#1b6ca8", alpha=0.5)
+        axes.plot([patients] * len(runs), [run[GAIN] for run in runs], ".", color="#1b6ca8", alpha=0.5)
     for _, title, setting in _rows(benchmark, "epsilon"):
-        reference = _mean(results.quality(setting), "copy_gain_db")
+        reference = _mean(results.quality(setting), GAIN)
         if title in (NO_PRIVACY, START_ALONE) and reference is not None:
             axes.axhline(reference, color="#c8553d", lw=1)
             label = title if title == START_ALONE else f"{title},\n{setting.patients:,} patients"

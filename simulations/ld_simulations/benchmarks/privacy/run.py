@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,11 +72,13 @@ class StartTask:
 
     rank: int
     seed: int
+    start: str = ""
+    """Name of another anatomy."""
 
     @property
     def name(self) -> str:
         """Name in the log."""
-        return f"rank {self.rank}, seed {self.seed}"
+        return f"{self.start} rank {self.rank}, seed {self.seed}".strip()
 
 
 def run(benchmark: PrivacyBenchmark, only_report: bool, console: Console) -> list[Path]:
@@ -152,21 +155,32 @@ def _confirm(runs: ReconstructionRuns, task: ConfirmationTask) -> dict[str, obje
 
 
 def _quality(benchmark: PrivacyBenchmark, harness: Harness) -> None:
+    _trainings(benchmark, harness, "quality", benchmark.trainings)
+
+
+def _starts(benchmark: PrivacyBenchmark, harness: Harness) -> None:
+    _trainings(benchmark, harness, "starts", benchmark.other_trainings)
+
+
+def _trainings(benchmark: PrivacyBenchmark, harness: Harness, part: str, trainings: Sequence[PrivacyTraining]) -> None:
     make = functools.partial(QualityRuns, benchmark)
-    tasks = [PartTask("quality", training) for training in benchmark.trainings]
+    tasks = [PartTask(part, training) for training in trainings]
     missing = [task for task in tasks if harness.store.read(task.name) is None]
     if missing:
         with harness.console.status("patients"):
             make().prepare()
-    settings = [(task.training.setting, task.training.seed) for task in missing]
-    starts = [StartTask(setting.rank, seed) for setting, seed in settings if setting.warm_start]
+    starts = [
+        StartTask(task.training.setting.rank, task.training.seed, task.training.start)
+        for task in missing
+        if task.training.setting.warm_start
+    ]
     # each start is a file of its own, and reading one that is there takes no time
     harness.run("public starts", list(dict.fromkeys(starts)), make, _public_start, done=lambda task: False)
     harness.run("trainings", missing, make, _train)
 
 
 def _public_start(runs: QualityRuns, task: StartTask) -> None:
-    runs.public_start((task.rank, task.seed))
+    runs.public_start((task.rank, task.seed, task.start))
 
 
 def _train(runs: QualityRuns, task: PartTask) -> dict[str, object]:
@@ -181,4 +195,5 @@ PARTS = {
     "attacks": _attacks,
     "reconstruction": _reconstruction,
     "quality": _quality,
+    "starts": _starts,
 }
