@@ -150,9 +150,10 @@ def _write_all(folder: Path, config: HospitalsConfig, progress: Progress) -> Non
     with_history: list[dict[str, Any]] = []
     scans: list[list[str]] = []
     test_scans: list[list[str]] = []
+    test_seed = config.seed if config.test_seed is None else config.test_seed
     for hospital in config.hospitals:
         scans += _write_hospital(folder, phantom, hospital, config.seed, progress)
-        visits = draw_visits(phantom, config.seed, hospital, held_out=True)
+        visits = draw_visits(phantom, test_seed, hospital, held_out=True)
         for number, (first, *between, last) in enumerate(visits, start=1):
             patients.append(_write_test_patient(folder / HELD_OUT, phantom, hospital, first))
             if between:

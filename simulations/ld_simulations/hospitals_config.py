@@ -62,6 +62,9 @@ class HospitalsConfig:
     phantom: str = "brain"
     """What the hospitals scan: `brain` or `chest`."""
     seed: int = 0
+    test_seed: int | None = None
+    """Draws the test patients; None for `seed`. A seed of their own keeps them apart from those on whom options were
+    chosen."""
     output: str = "runs/hospitals"
     patients: int | None = None
     """In place of every hospital's own number."""

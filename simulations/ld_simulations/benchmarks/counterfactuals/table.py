@@ -90,8 +90,9 @@ def page(
         "",
         "Written by `make benchmark-counterfactuals`. Releases of the demos' federations (the same sites, rounds and "
         f"averages, without Flower) with seeds {seeds} edit scans of simulated patients that none was trained on. "
-        "Guidance scales and step counts were chosen on these same patients, with some of the seeds. Values are means "
-        f"± standard deviations over the seeds. `{PATIENTS}` has every answer to every patient.{missing}",
+        "Guidance scales and step counts were chosen on other patients (configs/benchmark_counterfactuals.yaml). "
+        "Values are means ± standard deviations over the seeds. "
+        f"`{PATIENTS}` has every answer to every patient.{missing}",
         "",
         f"The best editor in the {summary['modality']}, by its gain over copying the scan, is "
         f"**{summary['editor']}**. Its numbers beside their aims:",
