@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ld_common.diffusion.training import TrainingData
     from ld_common.editing.base import Editor
     from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_counterfactuals, edit_to
+    from ld_common.editing.drift_fitting import fit_longitudinal_drift
     from ld_common.editing.registry import EDITORS, read_editor
     from ld_common.imaging.decoding_process import read_scan
     from ld_common.imaging.geometry import Scan
@@ -63,6 +64,7 @@ __all__ = [
     "draw_counterfactuals",
     "edit_to",
     "editing",
+    "fit_longitudinal_drift",
     "import_lora",
     "inject",
     "load_base",
@@ -92,6 +94,7 @@ if not TYPE_CHECKING:  # a type checker would take any name from `__getattr__`
             "Editor": "ld_common.editing.base",
             "LdError": "ld_common.core.errors",
             "LongitudinalDrift": "ld_common.diffusion.longitudinal",
+            "fit_longitudinal_drift": "ld_common.editing.drift_fitting",
             "Modality": "ld_common.imaging.modality",
             "Scan": "ld_common.imaging.geometry",
             "TrainingData": "ld_common.diffusion.training",

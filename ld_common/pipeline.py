@@ -18,9 +18,11 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
+from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.diffusion.unfamiliarity import Unfamiliarity
 from ld_common.editing.base import EditDrift, Editor
 from ld_common.editing.counterfactuals import draw_several, edit_to, past_of
+from ld_common.editing.drift import DriftEditor
 from ld_common.editing.familiarity import history_unfamiliarity, unfamiliarity_of, unfamiliarity_warnings
 from ld_common.editing.history import EarlierScan, ScanHistory, history_warnings, read_history, writing
 from ld_common.editing.registry import change_editor, editor_options, read_editor
@@ -109,6 +111,11 @@ class CounterfactualPipeline:
 
         model = train(base, adapters.Lora(rank=8), data, drift=drift)
         pipe = CounterfactualPipeline(model.model, "configs/modalities/brain_mri.yaml", drift=model.drift)
+
+    or a longitudinal drift, which needs no training:
+
+        drift = fit_longitudinal_drift(latents, attributes, patients, days, modality=modality, base=base)
+        pipe = CounterfactualPipeline(base, modality, drift=drift)
     """
 
     def __init__(
@@ -125,14 +132,16 @@ class CounterfactualPipeline:
         Args:
             base: the base with the adapter in it.
             modality: attributes, prompts and image settings, or the YAML file of a modality.
-            editor: default of each call; `ddim` with its defaults if None.
-            drift: the latent drift that the adapter was trained with.
+            editor: default of each call; if None, `drift` with a longitudinal drift and else `ddim`, with their
+                defaults.
+            drift: the latent drift that the adapter was trained with, or a longitudinal one.
             release: where the parts come from, for `CounterfactualResult.record`.
             strict: refuse scans and attributes that the sites' scans do not cover, in place of a warning.
         """
         self.base, self.drift, self.release, self.strict = base, drift, release, strict
         self.modality = load_modality(modality)
-        self.editor = read_editor({}) if editor is None else editor
+        default = {"name": DriftEditor.name} if isinstance(drift, LongitudinalDrift) else {}
+        self.editor = read_editor(default) if editor is None else editor
 
     @classmethod
     def from_release(
@@ -215,15 +224,16 @@ class CounterfactualPipeline:
         pixels = np.asarray(read.pixels, np.float32)
         attributes = self._source(read.attributes_in_file, self._parse("source", source or {}))
         earlier = self._history(read, attributes, history, slice_index)
-        if earlier is not None:
-            written = writing(read, frame, rendering, self.base.resolution, self.modality.image)
-            earlier = replace(earlier, write=written)
+        known = replace(
+            earlier or ScanHistory.without_visits(),
+            write=writing(read, frame, rendering, self.base.resolution, self.modality.image),
+        )
         unfamiliarity = unfamiliarity_of(self.base, self.drift, self.modality, picture, attributes)
         unlike = history_unfamiliarity(self.base, self.drift, self.modality, earlier, attributes)
         doubts = self._doubts([attributes, attributes | changes], unfamiliarity_warnings(unfamiliarity, unlike))
         edit = edit_to(self.modality, 0, attributes, changes)
         prompts, seeds = [self.modality.prompt(attributes)], range(seed, seed + num_seeds)
-        past = past_of(self.modality, {} if earlier is None else {0: earlier})
+        past = past_of(self.modality, {0: known})
         drawn, samples = draw_several(
             self.base, picture[None], prompts, [edit], chosen, seeds, drift=self.drift, past=past
         )

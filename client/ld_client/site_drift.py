@@ -64,9 +64,11 @@ def site_drift(
 
 
 def visit_table(modality: Modality, store: Store) -> VisitTable:
-    """A store's visits for a longitudinal drift."""
+    """A store's visits for a longitudinal drift, with what is measured in them."""
     designs = [modality.design_vector(attributes) for attributes in store.attributes]
-    return VisitTable.of(store.latents, designs, modality.numeric_columns, store.pseudonyms, store.days)
+    return VisitTable.of(
+        store.latents, designs, modality.numeric_columns, store.pseudonyms, store.days, store.structure
+    )
 
 
 def longitudinal_sums(modality: Modality, store: Store, study: StudyConfig, basis: State) -> Tensor:

@@ -72,6 +72,8 @@ class LongitudinalDrift:
     """Covariance of a pair's change around the predicted one, in parts, `(K,K)`: the noise of two visits."""
     outside: Tensor
     """Mean and standard deviation of a visit's root mean square outside of the basis, `(2,)`."""
+    edge_speed: Tensor
+    """β of `edge_growth`, `(1+F+K,)`; all 0 where nothing was measured."""
     base_mean: Tensor
     """The base's own mean by channel `(C,)`."""
     latent_shape: Tensor
@@ -101,6 +103,7 @@ class LongitudinalDrift:
             "part_spread": (parts, parts),
             "change_spread": (parts, parts),
             "outside": (2,),
+            "edge_speed": (1 + rows + parts,),
             "latent_shape": (3,),
         }
         wrong = [name for name, shape in shapes.items() if getattr(drift, name).shape != shape]
@@ -145,6 +148,25 @@ class LongitudinalDrift:
         moved = self._walk(moved, source, source, float(step @ self.years), 1.0)
         moved = self._walk(moved, switched, target, asked.years, time_scale)
         return (moved - start).view_as(latents).to(latents)
+
+    @property
+    def tells_growth(self) -> bool:
+        """Whether `growth` is known."""
+        return bool(self.edge_speed.any())
+
+    def growth(self, latents: Tensor, asked: AttributeChange, edge: float) -> float:
+        """By how much the years of an edit make the measured structure grow, as a share of the picture.
+
+        Args:
+            latents: of the scan `(C,h,w)`, scaled.
+            asked: the edit; what its categories change is not counted.
+            edge: length of the structure's edge in the scan, as a share of the picture's side.
+        """
+        half_way = torch.tensor(
+            [[(first + last) / 2 for first, last in zip(asked.switched, asked.target, strict=True)]]
+        )
+        parts = self.parts(latents.detach().cpu().float().reshape(1, -1))
+        return edge * asked.years * float(regressors(self.features(half_way), parts)[0] @ self.edge_speed)
 
     def unfamiliarity(self, latents: Tensor, design: Sequence[float]) -> Unfamiliarity:
         """How far a scan's latents `(C,h,w)` lie from those of the sites' patients of the same design vector."""

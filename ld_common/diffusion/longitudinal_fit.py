@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ld_common.core.errors import ConfigError
 from ld_common.core.state import State
+from ld_common.diffusion.edge_growth import fit_edge_speed
 from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.diffusion.longitudinal_sums import (
     FOLDS,
@@ -35,6 +36,11 @@ FEATURE_PENALTIES = (0.001, 0.01, 0.1, 1.0)
 EFFECT_PENALTY = 0.001
 """Ridge of a feature between patients, a visit."""
 INTERCEPT_PENALTY = 0.001
+YEARS_EXPLAIN = 0.5
+MOST_YEARS = 30.0
+"""Both were chosen on five draws of simulated brain and two of simulated chest patients. Years explain .74 to 1.01 of
+the brain's disease, which is 9 to 17 of them, and none of a sex. They explain .63 of the chest's, but as 56 to 62
+years, and answers by them are worse."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def fit(
     rotation = _components(summed["across_spread"] / visits, basis.deviations)
     choice = _choose_ridge(summed, rotation, count, basis.deviations)
     rotation = rotation[: choice.parts]
+    speed = fit_edge_speed(summed, rotation, count, len(rotation))
     yearly = _solve_time(summed, rotation, count, choice, "time_latents")
     part_yearly = _solve_time(summed, rotation, count, choice, "time_parts") @ rotation.T
     across = summed["across_features"].sum(0), summed["across_parts"].sum(0) @ rotation.T
@@ -97,10 +104,12 @@ def fit(
         part_spread=spread,
         change_spread=_change_spread(summed, rotation, part_yearly, count),
         outside=_moments(summed["outside"] / visits),
+        edge_speed=speed,
         base_mean=base_mean,
         latent_shape=torch.tensor([float(size) for size in latent_shape]),
     )
-    return LongitudinalDrift.from_state({name: value.float() for name, value in drift.state().items()}), choice
+    state = {name: value.float().contiguous() for name, value in drift.state().items()}
+    return LongitudinalDrift.from_state(state), choice
 
 
 def fit_tables(
@@ -186,9 +195,11 @@ def _metric(spread: Tensor, rotation: Tensor, deviations: Tensor) -> Tensor:
 def _years_of_effects(
     summed: State, rotation: Tensor, metric: Tensor, typical: Tensor, numeric: Sequence[bool]
 ) -> Tensor:
-    """τ of each feature: the years by which the typical change explains its effect, where that predicts better.
+    """τ of each feature: the years by which the typical change explains its effect, where it explains most of it.
 
-    A category acts like years if patients who were held back are nearer to `τ · typical` than to an effect of its own.
+    A category acts like years if `τ · typical` explains more than `YEARS_EXPLAIN` of what the category's own effect
+    explains in patients who were held back, and if they are no more than `MOST_YEARS`. The years then move each patient
+    as the patient's own scan predicts.
     """
     columns, visits = feature_columns(numeric), float(summed["visits"][0])
     reading = metric @ typical / (typical @ metric @ typical)
@@ -196,20 +207,23 @@ def _years_of_effects(
     grams, crosses = summed["across_features"], summed["across_parts"] @ rotation.T
     for category in [column for column, number in enumerate(numeric) if not number]:
         group = [row for row, of in enumerate(columns) if category in of]
-        worse = 0.0
+        worse = explained = 0.0
         for fold in range(FOLDS):
             others = [other for other in range(FOLDS) if other != fold]
             free = _solve_across(grams[others].sum(0), crosses[others].sum(0), visits)
             bound = free.clone()
             bound[group] = torch.outer(free[group] @ reading, typical)
-            errors = [
+            without = free.clone()
+            without[group] = 0.0
+            of_years, own, nothing = (
                 float(((model.T @ grams[fold] @ model - 2 * model.T @ crosses[fold]) * metric).sum())
-                for model in (bound, free)
-            ]
-            worse += errors[0] - errors[1]
-        if worse < 0:
-            effect = _solve_across(grams.sum(0), crosses.sum(0), visits)
-            years[group] = effect[group] @ reading
+                for model in (bound, free, without)
+            )
+            worse, explained = worse + of_years - own, explained + nothing - own
+        found = _solve_across(grams.sum(0), crosses.sum(0), visits)[group] @ reading
+        fits = explained > 0 and worse < (1 - YEARS_EXPLAIN) * explained
+        if fits and float(found[0].abs()) <= MOST_YEARS:
+            years[group] = found
     return years
 
 

@@ -7,7 +7,8 @@ the data:
     sums     of `layout`           what `longitudinal_fit` solves
 
 Features φ(c) are an attribute's design vector and the products of its numbers with its categories; a scan's parts are
-p(z) = directions · (z - mean). Visits are centred on their site's mean, which is an intercept a site. Sums over pairs
+p(z) = directions · (z - mean). Of a structure that the modality measures, areas A and edges L give the rows of a third
+regression, `edge_growth`. Visits are centred on their site's mean, which is an intercept a site. Sums over pairs
 are kept apart for `FOLDS` groups of patients, so that the server chooses the ridge on patients who were held back.
 """
 
@@ -37,6 +38,16 @@ LEAST_DEVIATION = 0.01
 
 
 @dataclass(frozen=True, eq=False)
+class StructureSizes:
+    """Sizes of a structure in N pictures, as shares of the picture's area and side."""
+
+    areas: Tensor
+    """`(N,)` float64."""
+    edges: Tensor
+    """Length of its edge, `(N,)` float64; all 1 where the biomarker has no such measure."""
+
+
+@dataclass(frozen=True, eq=False)
 class VisitTable:
     """A site's visits, N in all, with D numbers of latents each."""
 
@@ -47,6 +58,8 @@ class VisitTable:
     patients: Sequence[str]
     years: Tensor
     """`(N,)` since the patient's first visit."""
+    structure: StructureSizes | None = None
+    """What the modality measures; None measures nothing."""
 
     @classmethod
     def of(
@@ -55,12 +68,13 @@ class VisitTable:
         designs: Sequence[Sequence[float]],
         numeric: Sequence[bool],
         patients: Sequence[str],
-        days: Sequence[int],
+        days: Sequence[float],
+        structure: StructureSizes | None = None,
     ) -> VisitTable:
-        """From latents `(N,C,h,w)`, design vectors, pseudonyms and days since the patient's first visit."""
+        """From latents `(N,C,h,w)`, design vectors, pseudonyms, days since the patient's first visit, and measures."""
         features = attribute_features(torch.tensor(designs, dtype=torch.float64), numeric)
         years = torch.tensor(days, dtype=torch.float64) / DAYS_IN_YEAR
-        return cls(latents.flatten(1).double(), features, list(patients), years)
+        return cls(latents.flatten(1).double(), features, list(patients), years, structure)
 
     def pairs(self) -> list[tuple[int, int]]:
         """Rows of an earlier and a later visit of a patient, all pairs."""
@@ -148,6 +162,10 @@ def layout(latent_size: int, features: int) -> dict[str, tuple[int, ...]]:
         "time_energy": (FOLDS,),
         "time_spread": (parts, parts),
         "time_latents": (row, latent_size),
+        "growth_features": (FOLDS, row, row),
+        "growth_areas": (FOLDS, row),
+        "growth_years": (FOLDS,),
+        "growth_energy": (FOLDS,),
     }
 
 
@@ -214,7 +232,8 @@ def _pair_sums(table: VisitTable, basis: Basis, folds: Tensor) -> State:
     pairs = table.pairs()
     first, second = (torch.tensor([pair[side] for pair in pairs], dtype=torch.long) for side in (0, 1))
     years = (table.years[second] - table.years[first])[:, None]
-    rows = years * regressors(table.features[first], basis.parts(table.latents[first]))
+    read = regressors(table.features, basis.parts(table.latents))
+    rows = years * read[first]
     changes = table.latents[second] - table.latents[first]
     moved = changes @ basis.directions.T
     groups = [folds[first] == fold for fold in range(FOLDS)]
@@ -225,6 +244,25 @@ def _pair_sums(table: VisitTable, basis: Basis, folds: Tensor) -> State:
         "time_energy": torch.stack([basis.energy(moved[group]).sum() for group in groups]),
         "time_spread": moved.T @ moved,
         "time_latents": rows.T @ changes,
+        **_growth_sums(table.structure, read, years, (first, second), groups),
+    }
+
+
+def _growth_sums(
+    structure: StructureSizes | None, read: Tensor, years: Tensor, pairs: tuple[Tensor, Tensor], groups: list[Tensor]
+) -> State:
+    """Sums of what `edge_growth` regresses: edge times x, the mean of both visits, times the years; and the growth."""
+    if structure is None:
+        structure = StructureSizes(*torch.zeros(2, len(read), dtype=torch.float64))
+    first, second = pairs
+    scaled = structure.edges.double()[:, None] * read
+    rows = years * (scaled[first] + scaled[second]) / 2
+    growth = (structure.areas[second] - structure.areas[first]).double()
+    return {
+        "growth_features": torch.stack([rows[group].T @ rows[group] for group in groups]),
+        "growth_areas": torch.stack([rows[group].T @ growth[group] for group in groups]),
+        "growth_years": torch.stack([years[group, 0] @ growth[group] for group in groups]),
+        "growth_energy": torch.stack([growth[group].square().sum() for group in groups]),
     }
 
 

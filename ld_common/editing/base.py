@@ -109,6 +109,9 @@ class Editor(ABC):
     """Factor of the change with the years that a longitudinal drift predicts: ridge regression shrinks it."""
     effect_scale: float = 1.5
     """Factor of the difference between groups that it predicts, for attributes that do not act like years."""
+    edge_share: float = 1.0
+    """Of a longitudinal drift: the change with the years is scaled until the structure grows by this share of what the
+    scan's own edge tells (`ld_common.diffusion.edge_growth`), and the rest of what is drawn anyway."""
     own_slope_half: float = 2.0
     """Of a longitudinal drift with a history: spread of the visits, in years² (`ld_common.editing.moves`), at which the
     latents' own slope counts half."""
@@ -137,6 +140,8 @@ class Editor(ABC):
         )
         for name in ("delta", "time_scale", "effect_scale"):
             require(math.isfinite(getattr(self, name)), f"edit.{name} is {getattr(self, name)}: it must be a number")
+        share = self.edge_share
+        require(0 <= share <= 1, f"edit.edge_share is {share}: use a share, 0 to 1")
         for name in ("own_slope_half", "own_growth_half"):
             require(getattr(self, name) > 0, f"edit.{name} is {getattr(self, name)}: it must be above 0")
 

@@ -17,10 +17,10 @@ from ld_common.diffusion.drift import centre, restore
 from ld_common.diffusion.longitudinal import AttributeChange, LongitudinalDrift
 from ld_common.editing.base import EditDrift, Editor
 from ld_common.editing.history import ScanHistory
-from ld_common.editing.moves import Biomarker, Mover
+from ld_common.editing.moves import Mover
 from ld_common.editing.registry import EDITORS
 from ld_common.imaging.modality import AGE, Attributes, Modality
-from ld_common.metrics.registry import BIOMARKERS
+from ld_common.metrics.structure import Measure, area_of, edge_of
 
 Progress = Callable[[int], None]
 """Called with the number of images and edits finished since the last call."""
@@ -67,24 +67,20 @@ def attribute_change(modality: Modality, source: Attributes, target: Attributes)
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """Earlier visits of some scans' patients."""
+    """What is known of scans' patients beside the scans: earlier visits, if any, and what calibrates answers."""
 
     histories: Mapping[int, ScanHistory]
     """By the scan's row."""
-    biomarker: Biomarker | None = None
-    """What calibrates the change beside the latents: of a modality's biomarkers the first."""
+    area: Measure | None = None
+    edge: Measure | None = None
+    """Of the structure that the modality measures first: what calibrates the change beside the latents."""
+    one_volume: bool = False
+    """Whether the scans are slices of one volume, whose growth is measured over all of them."""
 
 
-def past_of(modality: Modality, histories: Mapping[int, ScanHistory]) -> Past | None:
-    """The histories with what the modality measures; None where there are none.
-
-    Areas are compared in the model's pictures, so pictures of different fields of view leave the biomarker out.
-    """
-    if not histories:
-        return None
-    measured = bool(modality.biomarkers) and modality.image.field_of_view_mm > 0
-    measure = BIOMARKERS.load(modality.biomarkers[0]) if measured else None
-    return Past(histories, None if measure is None else lambda pictures: measure(pictures, 1.0))
+def past_of(modality: Modality, histories: Mapping[int, ScanHistory], one_volume: bool = False) -> Past | None:
+    """The histories with what the modality measures; None where there are none."""
+    return Past(histories, area_of(modality), edge_of(modality), one_volume) if histories else None
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,7 @@ def draw_counterfactuals(
     latents = torch.cat([base.encode(chunk) for chunk in images.split(editor.batch_size)])
     latent_editor = LatentEditor(base, sorted({*source, *(edit.target for edit in edits)}), editor, drift, seed)
     if past is not None:
-        latent_editor.remember(base, images, past)
+        latent_editor.remember(base, images, latents, past)
     inverted = latent_editor.invert(latents, source, progress)
     answers = latent_editor.edit(inverted, edits, progress)
     parts = latents, inverted.reconstructions, answers
@@ -191,15 +187,19 @@ class LatentEditor:
         with torch.no_grad():
             self._embedded = dict(zip(prompts, model.embed(prompts), strict=True))
 
-    def remember(self, base: BaseModel, images: Tensor, past: Past) -> None:
-        """Calibrate answers by the patients' earlier visits; raises `ConfigError` where the editor cannot."""
+    def remember(self, base: BaseModel, images: Tensor, latents: Tensor, past: Past) -> None:
+        """Calibrate answers by what is known of the patients; raises `ConfigError` where there are visits in vain."""
         if self.mover is None or not self.editor.takes_move:
+            if not any(history.years for history in past.histories.values()):
+                return
             knowing = ", ".join(name for name in EDITORS if EDITORS.load(name).takes_move)
             raise ConfigError(
                 f"edit.name {self.editor.name} takes no history here: use {knowing}, on a release of a study with "
                 "drift.shape longitudinal"
             )
-        self.mover = Mover(self.mover.drift, self.editor, base, past.histories, images, past.biomarker)
+        volume = latents if past.one_volume else None
+        known = past.histories, images, past.area, past.edge, volume
+        self.mover = Mover(self.mover.drift, self.editor, base, *known)
 
     def invert(self, latents: Tensor, source: Sequence[str], progress: Progress = lambda done: None) -> InvertedScans:
         """Invert image latents `(N,C,h,w)` under their prompts."""

@@ -54,7 +54,7 @@ class EarlierScan:
 
 @dataclass(frozen=True, eq=False)
 class ScanHistory:
-    """Earlier visits of a scan's patient."""
+    """Earlier visits of a scan's patient, if there were any, and how answers to the scan are written."""
 
     pictures: Tensor
     """The model's, `(K,1,S,S)` in [-1, 1]."""
@@ -64,10 +64,15 @@ class ScanHistory:
     """How answers to the scan are written, on which their growth is measured; None measures the model's picture."""
 
     def __post_init__(self) -> None:
-        if len(self.pictures) != len(self.years) or not self.years:
+        if len(self.pictures) != len(self.years):
             raise RequestError(f"a history of {len(self.pictures)} pictures and {len(self.years)} times")
-        if min(self.years) <= 0:
+        if self.years and min(self.years) <= 0:
             raise RequestError("every visit of a history must be earlier than the scan")
+
+    @classmethod
+    def without_visits(cls, write: Write | None = None) -> ScanHistory:
+        """Of a patient of whom there is one scan."""
+        return cls(torch.zeros(0, 1, 1, 1), (), write)
 
     @property
     def spread(self) -> float:
@@ -105,34 +110,43 @@ def read_history(
     """
     if not earlier:
         return None
-    times = [_years_before(scan, age, visit) for visit in earlier]
+    times = visit_times(scan, age, earlier)
     order = sorted(range(len(earlier)), key=lambda row: -times[row])
     pictures = torch.stack([to_model(earlier[row].scan, side, image)[0] for row in order])
     return ScanHistory(pictures, [times[row] for row in order])
+
+
+def visit_times(scan: Scan, age: float, earlier: Sequence[EarlierScan]) -> list[float]:
+    """How many years before a scan each earlier visit was, above 0; raises as `read_history`."""
+    return [_years_before(scan, age, visit) for visit in earlier]
+
+
+def years_between(first: EarlierScan, second: EarlierScan) -> float | None:
+    """Years from one visit to another: by the dates if both have one, else by the ages; None where neither is known."""
+    if first.scan.study_date is not None and second.scan.study_date is not None:
+        return (second.scan.study_date - first.scan.study_date).days / DAYS_IN_YEAR
+    before, after = _age(first), _age(second)
+    return None if before is None or after is None else after - before
 
 
 def _years_before(scan: Scan, age: float, visit: EarlierScan) -> float:
     first, second = scan.patient_id, visit.scan.patient_id
     if first and second and first != second:
         raise RequestError(f"{visit.name} is of another patient than the scan: its Patient ID differs")
-    dated = None
-    if scan.study_date is not None and visit.scan.study_date is not None:
-        dated = (scan.study_date - visit.scan.study_date).days / DAYS_IN_YEAR
-    given = visit.age if visit.age is not None or dated is not None else _age_in_file(visit.scan)
-    if dated is None and given is None:
+    years = years_between(visit, EarlierScan(scan, age))
+    if years is None:
         raise RequestError(f"{visit.name} does not say when it was taken: give the age, as SCAN@AGE")
-    if dated is not None and visit.age is not None and abs(age - visit.age - dated) > CONTRADICTION_YEARS:
+    if visit.age is not None and abs(age - visit.age - years) > CONTRADICTION_YEARS:
         raise RequestError(
-            f"{visit.name}: the age {visit.age:g} contradicts the dates, which are {dated:.1f} years apart"
+            f"{visit.name}: the age {visit.age:g} contradicts the dates, which are {years:.1f} years apart"
         )
-    years = dated if dated is not None else age - float(given or 0.0)
     if years <= 0:
         raise RequestError(f"{visit.name} is not earlier than the scan: a history is what came before")
     return years
 
 
-def _age_in_file(scan: Scan) -> float | None:
-    age = scan.attributes_in_file.get(AGE)
+def _age(visit: EarlierScan) -> float | None:
+    age = visit.scan.attributes_in_file.get(AGE) if visit.age is None else visit.age
     return None if age is None else float(age)
 
 

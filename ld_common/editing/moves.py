@@ -1,10 +1,11 @@
 """What a longitudinal drift predicts to change in a scan, calibrated by the patient's earlier visits.
 
-With one scan it is the drift's own change. Earlier visits correct it twice:
+The drift predicts a change of latents, Δ, and by the scan's own edge how much the structure grows (`edge_growth`).
+Earlier visits correct both:
 
     latents     Δ + s · T · slope of what the visits moved beyond the drift's prediction,  s = v / (v + own_slope_half)
-    biomarker   the change is scaled until the drawn growth is the mean of the growth drawn so far and of the patient's
-                own straight line,  weighted w = v / (v + own_growth_half)
+    biomarker   the change is scaled until the drawn growth is w times that of the patient's own straight line, plus
+                1 - w times the edge's,  w = v / (v + own_growth_half); of a volume's slices all by one factor
 
 v is the sum of squared distances of the visits' times from their mean, in years²: a visit's noise divided by v is the
 variance of a slope, so both weights are those of the best linear prediction for a ratio of a visit's noise to how much
@@ -14,8 +15,8 @@ patients differ. `own_slope_half` and `own_growth_half` are that ratio.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,12 +26,13 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.longitudinal import AttributeChange, LongitudinalDrift
 from ld_common.editing.base import Editor
 from ld_common.editing.history import ScanHistory, Write
+from ld_common.metrics.structure import Measure
 
 SCALINGS = 3
 """Times that a change is scaled towards its goal, since growth is not quite proportional to it."""
+CLOSE = 0.02
+"""Distance from the goal, as a share of it, at which no further scaling is tried."""
 LEAST_FACTOR, LARGEST_FACTOR = 0.25, 3.0
-Biomarker = Callable[[Tensor], Tensor]
-"""From pictures `(N,1,S,S)` to areas `(N,)`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,43 +42,57 @@ class Mover:
     drift: LongitudinalDrift
     editor: Editor
     base: BaseModel | None = None
-    """For scans with a history."""
+    """Where there are histories."""
     histories: Mapping[int, ScanHistory] | None = None
-    """By the scan's row."""
+    """By the scan's row; the change of other scans is not scaled."""
     pictures: Tensor | None = None
     """Of the scans `(N,1,S,S)`, where there are histories."""
-    biomarker: Biomarker | None = None
+    area: Measure | None = None
+    edge: Measure | None = None
+    """Of the structure that is measured."""
+    volume: Tensor | None = None
+    """Latents `(N,C,h,w)` of the scans, where they are slices of one volume. The biomarker is then summed over them,
+    and one factor scales the change of all, so that it does not jump from slice to slice."""
+    _volume_factors: dict[AttributeChange, float] = field(default_factory=dict, init=False, repr=False)
 
     def move(self, row: int, latents: Tensor, asked: AttributeChange) -> Tensor:
         """The change of a scan's latents `(C,h,w)` for one edit."""
         history = (self.histories or {}).get(row)
-        if history is None or not asked.years:
+        if history is None or not asked.years or not (history.years or self._edge_share):
             return self._predicted(latents, asked)
-        categories, years = replace(asked, target=asked.switched, years=0.0), replace(asked, source=asked.switched)
-        first = self._predicted(latents, categories)
-        return first + self._over_time(row, latents, first, years, history)
+        first, change = self._parts(latents, asked, history)
+        if self.area is None:
+            return first + change
+        if self.volume is None:
+            growth = self._growth(row, latents + first, change, asked, history)
+            return first + _factor([growth], self._weight(history), self._edge_share) * change
+        return first + self._volume_factor(self.volume, asked) * change
 
     def _predicted(self, latents: Tensor, asked: AttributeChange) -> Tensor:
         return self.drift.change(latents, asked, self.editor.time_scale, self.editor.effect_scale)
 
-    def _over_time(
-        self, row: int, latents: Tensor, first: Tensor, asked: AttributeChange, history: ScanHistory
-    ) -> Tensor:
-        """What the years of an edit change after its categories moved the latents by `first`."""
+    def _weight(self, history: ScanHistory) -> float:
+        """w."""
+        return history.spread / (history.spread + self.editor.own_growth_half)
+
+    @property
+    def _edge_share(self) -> float:
+        """Share of the edge's growth in the goal of a scan without a history; the rest is what is drawn anyway."""
+        return self.editor.edge_share if self.drift.tells_growth and self.edge is not None else 0.0
+
+    def _parts(self, latents: Tensor, asked: AttributeChange, history: ScanHistory) -> tuple[Tensor, Tensor]:
+        """What an edit's categories change, and then its years, before these are scaled."""
         if self.base is None or self.pictures is None:
             raise RequestError("a history needs the base's autoencoder and the scans' pictures")
-        change = self._predicted(latents + first, asked)
+        categories, over_time = replace(asked, target=asked.switched, years=0.0), replace(asked, source=asked.switched)
+        first = self._predicted(latents, categories)
+        change = self._predicted(latents + first, over_time)
+        if not history.years:
+            return first, change
         visits = torch.cat([self.base.encode(history.pictures), latents[None].to(self.base.device, self.base.dtype)])
         share = history.spread / (history.spread + self.editor.own_slope_half)
-        beyond = visits.to(latents) - latents - self._paths(latents, asked, history)
-        change = change + share * asked.years * history.slope(beyond)
-        if self.biomarker is None:
-            return change
-        areas = self.biomarker(torch.cat([history.pictures, self.pictures[row : row + 1]]))
-        growth = GrowthMeter(self.base, self.biomarker, self.pictures[row], history.write)
-        weight = history.spread / (history.spread + self.editor.own_growth_half)
-        own = asked.years * float(history.slope(areas.double()))
-        return _scaled(latents + first, change, own, weight, growth)
+        beyond = visits.to(latents) - latents - self._paths(latents, over_time, history)
+        return first, change + share * asked.years * history.slope(beyond)
 
     def _paths(self, latents: Tensor, asked: AttributeChange, history: ScanHistory) -> Tensor:
         """Where the drift expects the scan's patient to have been at each visit, relative to the scan."""
@@ -88,34 +104,76 @@ class Mover:
             paths.append(self._predicted(latents, back))
         return torch.stack(paths)
 
+    def _growth(
+        self, row: int, start: Tensor, change: Tensor, asked: AttributeChange, history: ScanHistory
+    ) -> GrowthMeter:
+        """How much the structure grows by a change of a scan's latents, by its edge, and by the patient's own line."""
+        assert self.base is not None and self.pictures is not None and self.area is not None
+        own, by_edge = math.nan, math.nan
+        if history.years:
+            areas = self.area(torch.cat([history.pictures, self.pictures[row : row + 1]]))
+            own = asked.years * float(history.slope(areas.double()))
+        if self._edge_share and self.edge is not None:
+            by_edge = self.drift.growth(start, asked, float(self.edge(self.base.decode(start[None]))[0]))
+        return GrowthMeter(self.base, self.area, self.pictures[row], history.write, start, change, own, by_edge)
+
+    def _volume_factor(self, volume: Tensor, asked: AttributeChange) -> float:
+        if asked not in self._volume_factors:
+            growths, weight = [], 0.0
+            for row, history in (self.histories or {}).items():
+                first, change = self._parts(volume[row], asked, history)
+                growths.append(self._growth(row, volume[row] + first, change, asked, history))
+                weight = self._weight(history)  # the same for all slices
+            self._volume_factors[asked] = _factor(growths, weight, self._edge_share)
+        return self._volume_factors[asked]
+
 
 @dataclass(frozen=True, eq=False)
 class GrowthMeter:
-    """Measures how much a change of latents makes the biomarker grow, on what would be written."""
+    """Measures how much a change of a scan's latents makes the biomarker grow, on what would be written."""
 
     base: BaseModel
-    biomarker: Biomarker
+    area: Measure
     scan: Tensor
     """The model's picture `(1,S,S)`."""
     write: Write | None
+    latents: Tensor
+    """Of the scan, after the edit's categories changed `(C,h,w)`."""
+    change: Tensor
+    """`(C,h,w)`."""
+    own: float
+    """Growth by the patient's own straight line; NaN without visits, or where one does not show the structure."""
+    by_edge: float
+    """Growth by the scan's own edge; NaN where the drift does not tell it."""
 
-    def __call__(self, latents: Tensor, change: Tensor) -> float:
-        """Growth by a change `(C,h,w)` of a scan's latents."""
-        before, after = self.base.decode(torch.stack([latents, latents + change]))
+    def drawn(self, factor: float) -> float:
+        """Growth by the change times a factor."""
+        before, after = self.base.decode(torch.stack([self.latents, self.latents + factor * self.change]))
         if self.write is not None:
             before, after = self.scan, self.write(before, after)
-        areas = self.biomarker(torch.stack([before, after])).tolist()
+        areas = self.area(torch.stack([before, after])).tolist()
         return float(areas[1] - areas[0])
 
 
-def _scaled(latents: Tensor, change: Tensor, own_growth: float, weight: float, growth: GrowthMeter) -> Tensor:
-    """The change times the factor by which the drawn growth reaches its goal."""
-    drawn = growth(latents, change)
-    goal, factor = weight * own_growth + (1 - weight) * drawn, 1.0
+def _factor(growths: Sequence[GrowthMeter], weight: float, edge_share: float) -> float:
+    """The factor of the change by which the growth that is drawn, summed over the scans, reaches its goal.
+
+    Args:
+        growths: of the scans; those that do not tell what the goal needs are left out.
+        weight: of the patient's own line; 0 without visits.
+        edge_share: of the edge's growth in the rest of the goal.
+    """
+    measured = [growth for growth in growths if not weight or math.isfinite(growth.own)]
+    drawn, factor = sum(growth.drawn(1.0) for growth in measured), 1.0
+    goal = drawn
+    if edge_share:
+        goal = edge_share * sum(growth.by_edge for growth in measured) + (1 - edge_share) * drawn
+    if weight:
+        goal = weight * sum(growth.own for growth in measured) + (1 - weight) * goal
     for _ in range(SCALINGS):
         # no scaling reaches a goal of the other sign, and a structure that is not seen has no area
-        if not math.isfinite(goal) or not drawn * goal > 0:
+        if not math.isfinite(goal) or not drawn * goal > 0 or abs(drawn - goal) <= CLOSE * abs(goal):
             break
         factor = min(max(factor * goal / drawn, LEAST_FACTOR), LARGEST_FACTOR)
-        drawn = growth(latents, factor * change)
-    return factor * change
+        drawn = sum(growth.drawn(factor) for growth in measured)
+    return factor

@@ -65,8 +65,15 @@ def volume_of(content: dict[str, Any], values: np.ndarray, modality: Modality) -
         if stored[:3] != shape or max(stored[3:], default=1) > 1:
             raise ValueError
     attributes = _attributes(content["attributes"], modality)
-    frame = _uid(content["frame_of_reference"])
-    return Volume(values.reshape(shape, order="F"), _affine(content["affine"]), attributes, header, frame)
+    return Volume(
+        voxels=values.reshape(shape, order="F"),
+        affine=_affine(content["affine"]),
+        attributes_in_file=attributes,
+        header=header,
+        frame_of_reference=_uid(content["frame_of_reference"]),
+        patient_id=_text(content["patient_id"]),
+        study_date=_date(content["study_date"]),
+    )
 
 
 def header_of(content: dict[str, Any], values: np.ndarray, path: Path) -> DicomHeader:

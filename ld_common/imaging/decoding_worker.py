@@ -163,6 +163,8 @@ def _read_volume(path: Path, request: dict[str, Any], released: bool) -> Answer:
         "affine": volume.affine.tolist(),
         "nifti": None if volume.header is None else base64.b64encode(volume.header.binaryblock).decode(),
         "frame_of_reference": volume.frame_of_reference,
+        "patient_id": volume.patient_id,
+        "study_date": None if volume.study_date is None else volume.study_date.isoformat(),
     }
     return fields, volume.voxels.ravel("F")  # a view: voxels are in the order of Fortran
 

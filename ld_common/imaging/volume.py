@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import nibabel
 import numpy as np
@@ -19,6 +21,7 @@ from ld_common.imaging.nifti import NIFTI, SLAB_VOXELS, affine_mm, read_nifti, r
 from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, check_slice_size, check_spacing, rejecting
 from ld_common.imaging.scan_reader import known_attributes, series_headers
 
+Value = TypeVar("Value")
 UNEVEN = 0.02
 """Tolerance of a slice's position, as a share of the distance between slices."""
 
@@ -37,6 +40,9 @@ class Volume:
     """Of the NIfTI file it was read from; None for a DICOM series."""
     frame_of_reference: str = ""
     """As in `Scan`; empty where the slices have several."""
+    patient_id: str = ""
+    """As in `Scan`; empty where the slices have several."""
+    study_date: datetime.date | None = None
 
     @property
     def upright(self) -> np.ndarray:
@@ -60,7 +66,15 @@ class Volume:
         affine[:, 3] = turned @ (0, 0, index, 1)
         column_mm, row_mm = map(float, nibabel.affines.voxel_sizes(turned)[:2])
         pixels = np.ascontiguousarray(self.upright[index])
-        return Scan(pixels, (row_mm, column_mm), self.attributes_in_file, affine, ("L", "P"))
+        return Scan(
+            pixels,
+            (row_mm, column_mm),
+            self.attributes_in_file,
+            affine,
+            ("L", "P"),
+            patient_id=self.patient_id,
+            study_date=self.study_date,
+        )
 
     def copied(self) -> Volume:
         """A copy whose voxels may be written to."""
@@ -108,9 +122,22 @@ def _series(folder: Path, modality: Modality, released: bool) -> Volume:
         if pixels.T.shape != voxels.shape[:2]:
             raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices have several sizes")
         voxels[:, :, number] = pixels.T
-    frames = {header.frame_of_reference for header in headers}
-    frame = frames.pop() if len(frames) == 1 else ""
-    return _checked(folder, Volume(voxels, affine, known_attributes(headers[0], modality), None, frame))
+    volume = Volume(
+        voxels,
+        affine,
+        known_attributes(headers[0], modality),
+        None,
+        _common((header.frame_of_reference for header in headers), ""),
+        _common((header.patient_id for header in headers), ""),
+        _common((header.study_date for header in headers), None),
+    )
+    return _checked(folder, volume)
+
+
+def _common(values: Iterable[Value], otherwise: Value) -> Value:
+    """The value that all slices have."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else otherwise
 
 
 def _ordered(folder: Path, headers: Sequence[DicomHeader]) -> list[DicomHeader]:

@@ -47,15 +47,24 @@ def ventricle_areas_mm2(images: Tensor, pixel_mm: float) -> Tensor:
     `FLUID_LEVEL` between fluid and white matter is ventricle. Both levels are estimated from the image, so the
     scanner's contrast and scale do not matter.
     """
-    return torch.tensor([_area(image[0]) * pixel_mm**2 for image in images])
+    return torch.tensor([float(_ventricles(image[0]).sum()) / SUBDIVISION**2 * pixel_mm**2 for image in images])
 
 
-def _area(image: Tensor) -> float:
+def ventricle_edges_mm(images: Tensor, pixel_mm: float) -> Tensor:
+    """Length of the lateral ventricles' edge in the same slices, in mm by image `(N,)`: area that a mm outward adds."""
+    from skimage.measure import perimeter_crofton  # slow to import, and few commands need it
+
+    lengths = [float(perimeter_crofton(_ventricles(image[0]))) for image in images]
+    return torch.tensor(lengths) / SUBDIVISION * pixel_mm
+
+
+def _ventricles(image: Tensor) -> NDArray[np.bool_]:
+    """Mask of the lateral ventricles on the subdivided grid of an image `(S,S)`."""
     values = (image + 1) / 2
     head = _head(values)
     rows, columns = torch.where(head)
     if not len(rows):
-        return 0.0
+        return np.zeros([SUBDIVISION * side for side in image.shape], bool)
     white = float(np.percentile(values[head].numpy(), WHITE_PERCENTILE))
     top, bottom, left, right = int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
     y = torch.arange(len(values) * SUBDIVISION) / SUBDIVISION + 0.5 / SUBDIVISION
@@ -70,7 +79,7 @@ def _area(image: Tensor) -> float:
     fluid = (central & (fine < level)).numpy()
     regions, _ = ndimage.label(fluid)
     core = (distance < CORE**2).numpy()
-    return float(np.isin(regions, np.unique(regions[core & fluid])).sum()) / SUBDIVISION**2
+    return np.isin(regions, np.unique(regions[core & fluid]))
 
 
 def _head(values: Tensor) -> Tensor:
@@ -91,6 +100,11 @@ def heart_areas_mm2(images: Tensor, pixel_mm: float) -> Tensor:
     a uniform haze over a lung do not matter.
     """
     return torch.tensor([_heart_area(((image[0] + 1) / 2).double().numpy(), pixel_mm) for image in images])
+
+
+def heart_edges_mm(images: Tensor, pixel_mm: float) -> Tensor:
+    """Length of the silhouette's edge, in mm by image `(N,)`: area that a mm of growth on either side adds."""
+    return 4 * (HEART_AREA_OF_WIDTH * heart_areas_mm2(images, pixel_mm)).sqrt()
 
 
 def _heart_area(values: Array, pixel_mm: float) -> float:

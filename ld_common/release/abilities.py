@@ -6,6 +6,17 @@ An evaluation (`ld-evaluate` writes it as `evaluation.json`, `ld-server release 
     edits                by kind of edit: `attributes` that it changes, `cases`, and with 95 % intervals `gain_db`,
                          `error_over_same` of the first biomarker's growth, `r`
     reached              by category, the share of answers from which a classifier reads the target
+    bands                of the growth of one `biomarker`, where 20 test patients or more have a known truth:
+                         `one_scan`, and `history` for answers that earlier visits calibrated. Each has the numbers of
+                         `ld_common.metrics.bands.Band`: over t years the truth lies within factor * sqrt(noise_mm2² +
+                         (noise_mm2_per_year t)²) of the drawn change in a share `level` of the answers; it was judged
+                         up to `longest_years`. `truth` counts the patients by where their truth comes from: real
+                         `follow_ups`, or `true_counterfactuals` of simulated patients. `history` holds for histories
+                         of a spread of `least_spread_years2` or more
+    cohort               `curves` of the same `biomarker` against age, one for each combination of categories with five
+                         patients or more, each as `ld_common.metrics.cohort.CohortCurve`
+
+Counts of patients and answers are multiples of 5.
 """
 
 from __future__ import annotations
@@ -14,6 +25,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ld_common.imaging.modality import AGE
+from ld_common.release.age_calibration import read_age_calibration
+
+SENTENCE_YEARS = 10.0
+"""Time for which the bands are told in a sentence."""
 KEYS = ("gain_db", "error_over_same", "r")
 """Numbers of an edit; each may have `_low` and `_high` beside it."""
 
@@ -30,7 +46,7 @@ def abilities(evaluation: Mapping[str, Any], attributes: Iterable[str]) -> list[
         share = reached.get(name) if isinstance(reached, Mapping) else None
         if _is_number(share):
             sentences.append(f"{name}: a classifier reads the target off {share:.0%} of the answers".replace("%", " %"))
-    return sentences
+    return sentences + (_of_bands(evaluation) if AGE in asked else [])
 
 
 def all_abilities(evaluation: Mapping[str, Any]) -> list[str]:
@@ -38,7 +54,8 @@ def all_abilities(evaluation: Mapping[str, Any]) -> list[str]:
     named = [numbers.get("attributes") for numbers in _edits(evaluation).values()]
     changed = {str(name) for names in named if isinstance(names, list) for name in names}
     reached = evaluation.get("reached")
-    return abilities(evaluation, changed | set(reached if isinstance(reached, Mapping) else ()))
+    bands = {AGE} if isinstance(evaluation.get("bands"), Mapping) else set()
+    return abilities(evaluation, changed | bands | set(reached if isinstance(reached, Mapping) else ()))
 
 
 def _edits(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -46,6 +63,19 @@ def _edits(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     if not isinstance(edits, Mapping):
         return {}
     return {str(name): numbers for name, numbers in edits.items() if isinstance(numbers, Mapping)}
+
+
+def _of_bands(evaluation: Mapping[str, Any]) -> list[str]:
+    calibration, sentences = read_age_calibration(evaluation), []
+    for kind, band in (("one scan", calibration.one_scan), ("several visits", calibration.history)):
+        if band is not None and band.longest_years > 0:
+            years = min(SENTENCE_YEARS, band.longest_years)
+            share, width = f"{100 * band.level:.0f} %", float(band.half_width(years))
+            sentences.append(
+                f"age, from {kind} ({band.patients} test patients): the true change of the {calibration.biomarker} "
+                f"over {years:g} years was within {width:.0f} mm2 of the drawn one in {share} of the answers"
+            )
+    return sentences
 
 
 def _of_edit(name: str, numbers: Mapping[str, Any]) -> list[str]:

@@ -15,8 +15,18 @@ import torch
 from torch import Tensor
 
 from ld_common.diffusion.base_model import BaseModel
+from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.editing.base import Editor
-from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_counterfactuals, draw_several, edit_to
+from ld_common.editing.counterfactuals import (
+    Counterfactuals,
+    Edit,
+    Past,
+    draw_counterfactuals,
+    draw_several,
+    edit_to,
+    past_of,
+)
+from ld_common.editing.history import ScanHistory
 from ld_common.imaging.modality import Attributes
 from ld_common.metrics.image import psnr
 from ld_common.release.release import Release, edit_drift
@@ -37,17 +47,23 @@ class EditorRun:
     seeds: Sequence[int] = (0,)
     """Of the noise of editors that draw any; the mean of the seeds' images is judged."""
 
+    @property
+    def takes_history(self) -> bool:
+        """Whether earlier visits calibrate its answers."""
+        return self.editor.takes_move and isinstance(edit_drift(self.release), LongitudinalDrift)
+
     def draw(
         self,
         scans: Tensor,
         attributes: Sequence[Attributes],
         edits: Sequence[Edit],
         progress: Callable[[int], None] = lambda done: None,
+        past: Past | None = None,
     ) -> tuple[Counterfactuals, Tensor]:
         """Edits of scans `(N,1,S,S)` with these attributes, averaged over the seeds; and those of each seed."""
         prompts = [self.release.modality.prompt(values) for values in attributes]
         return draw_several(
-            self.base, scans, prompts, edits, self.editor, self.seeds, progress, edit_drift(self.release)
+            self.base, scans, prompts, edits, self.editor, self.seeds, progress, edit_drift(self.release), past
         )
 
 
@@ -88,7 +104,8 @@ def reversibility(editor_run: EditorRun, data: EvaluationData, drawn: Counterfac
         edit_to(data.modality, number, now, edit.source, editor_run.editor.delta)
         for number, (now, edit) in enumerate(zip(edited, data.edits, strict=True))
     ]
-    back, _ = editor_run.draw(drawn.images[: len(edits)], edited, edits)
+    past = past_of(data.modality, {row: ScanHistory.without_visits() for row in range(len(edits))})
+    back, _ = editor_run.draw(drawn.images[: len(edits)], edited, edits, past=past)
     return {"reversal_psnr_db": float(psnr(back.images, drawn.autoencoded[scans]).mean())}
 
 

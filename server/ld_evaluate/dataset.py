@@ -24,6 +24,7 @@ from ld_common.imaging.modality import AGE, Attributes, Modality
 from ld_common.imaging.scan_table import ScanTable, read_scan_table
 from ld_evaluate.edits import EvaluationEdit, ScanPixels, later_scan
 from ld_evaluate.files import FOLLOW_UP, SCANS, TRUTH
+from ld_evaluate.history_data import HistoryData, read_history_data
 from ld_evaluate.truth import TrueCounterfactual, read_truths
 
 YEARS_LATER = (10.0, 20.0)
@@ -41,6 +42,8 @@ class EvaluationData:
     """Of simulated patients, one for each of `edits`; else none."""
     follow_ups: list[EvaluationEdit]
     """Each baseline of a patient with several scans, edited to the attributes of the last."""
+    with_history: HistoryData | None = None
+    """What is asked of later visits with the visits before them; None where nothing is."""
 
     @property
     def asked(self) -> list[EvaluationEdit]:
@@ -84,7 +87,8 @@ def read_data(folder: Path, modality: Modality, resolution: int) -> EvaluationDa
             for row, attributes in enumerate(baselines.attributes)
             for name, target in _generated_targets(modality, attributes)
         ]
-    return EvaluationData(modality, baselines, edits, truths, follow_ups)
+    with_history = read_history_data(folder, modality, table, visits, lambda row: _read_again(inputs[row], modality))
+    return EvaluationData(modality, baselines, edits, truths, follow_ups, with_history if with_history.edits else None)
 
 
 def _visits(folder: Path, table: ScanTable) -> list[list[int]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ld_common.editing.history import ScanHistory, writing
 from ld_common.imaging.geometry import Frame, Scan, to_model, value_range
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rendering import picture_of
@@ -39,6 +40,11 @@ class ScanPixels:
     def picture_of(self, values: np.ndarray, modality: Modality) -> Tensor:
         """The model's picture `(1,S,S)` of values `(H,W)` in this scan's grid, in its grey range."""
         return picture_of(values, self.frame, self.picture.shape[-1], modality.image)
+
+    def without_visits(self, modality: Modality) -> ScanHistory:
+        """What is known of the patient beside the scan: how answers are written."""
+        scan, image = Scan(self.pixels, self.frame.spacing_mm, {}), modality.image
+        return ScanHistory.without_visits(writing(scan, self.frame, image.rendering, self.picture.shape[-1], image))
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,11 +83,13 @@ def evaluate_release(
         editor_run = EditorRun(base, release, editor, [release.study.seed + seed])
         labels = {"editor": editor.name, "release": release.study.name, "seed": seed, "draws": 1}
         options = {"edit": editor_options(editor)}
-        runs.append(result(labels | options, judge.judge(editor.name, editor_run), judge))
+        judgement = judge.judge(editor.name, editor_run)
+        runs.append(result(labels | options, judgement, judge) | judge.calibrate(judgement, editor_run))
         progress()
     for name, written in others.items():
         labels = {"editor": name, "release": release.study.name, "seed": 0, "draws": 1, "edit": {}}
-        runs.append(result(labels, judge.judge_answers(name, written), judge))
+        judgement = judge.judge_answers(name, written)
+        runs.append(result(labels, judgement, judge) | judge.calibrate(judgement))
         progress()
     return runs
 

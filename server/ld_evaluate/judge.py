@@ -8,19 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.editing.counterfactuals import edit_to
+from ld_common.editing.counterfactuals import edit_to, past_of
 from ld_common.imaging.scan_table import ScanTable
 from ld_evaluate.answers import Answers, written_as_files
 from ld_evaluate.axioms import EditorRun, Metrics, composition, reversibility
+from ld_evaluate.calibration import (
+    HISTORY,
+    ONE_SCAN,
+    TimedErrors,
+    bands_section,
+    cohort_section,
+    history_band,
+)
 from ld_evaluate.comparison import ComparedMethod, Comparison
 from ld_evaluate.dataset import EvaluationData
 from ld_evaluate.follow_up import follow_up_metrics
+from ld_evaluate.history_data import HistoryData
 from ld_evaluate.options import JudgeConfig
 from ld_evaluate.picture_measures import PictureMeasures
+from ld_evaluate.protocol import compare
 from ld_evaluate.truth import through_vae
 
 TRUTH_METRICS = ("edit_direction_rate", "growth_ratio", "raw_gain_db", "copy_gain_db", "identity_ratio")
@@ -74,7 +85,8 @@ class CounterfactualJudge:
         """Draw every edit, write it as a file would be, and measure it; `progress` as in `draw_counterfactuals`."""
         data = self.data
         edits = [edit_to(data.modality, e.scan, e.source, e.target, editor_run.editor.delta) for e in data.asked]
-        drawn, samples = editor_run.draw(data.baselines.images, data.baselines.attributes, edits, progress)
+        known = past_of(data.modality, {edit.scan: edit.scanned.without_visits(data.modality) for edit in data.asked})
+        drawn, samples = editor_run.draw(data.baselines.images, data.baselines.attributes, edits, progress, known)
         judgement = self.judge_answers(
             name, written_as_files(data.modality, data.asked, drawn.reconstructions, samples)
         )
@@ -97,6 +109,33 @@ class CounterfactualJudge:
         metrics = self.comparison.headline(compared) | follow_up_metrics(self.comparison, compared)
         metrics |= self._picture_metrics(pictures)
         return Judgement(metrics, compared, written)
+
+    def calibrate(self, judgement: Judgement, editor_run: EditorRun | None = None) -> dict[str, Any]:
+        """`bands` around a judgement's answers and the `cohort`'s curves (`calibration`), for enough patients.
+
+        Args:
+            judgement: whose answers were measured.
+            editor_run: what drew them; it is asked once more, with histories. None leaves that out.
+        """
+        data = self.data
+        bands = {ONE_SCAN: TimedErrors.of(data.modality, data.asked, judgement.compared.patients).band()}
+        if editor_run is not None and editor_run.takes_history and data.with_history is not None:
+            bands[HISTORY] = self._history_band(editor_run, data.with_history)
+        later = [] if data.with_history is None else data.with_history.edits
+        return {
+            "bands": bands_section(data.modality, bands),
+            "cohort": cohort_section(data.modality, [*data.asked, *later]),
+        }
+
+    def _history_band(self, editor_run: EditorRun, later: HistoryData) -> dict[str, Any] | None:
+        modality = self.data.modality
+        edits = [edit_to(modality, e.scan, e.source, e.target, editor_run.editor.delta) for e in later.edits]
+        past = past_of(modality, dict(enumerate(later.histories)))
+        drawn, samples = editor_run.draw(later.pictures, later.attributes, edits, past=past)
+        written = written_as_files(modality, later.edits, drawn.reconstructions, samples)
+        answers = compare(HISTORY, modality, later.edits, written)
+        spreads = {edit.patient: later.histories[edit.scan].spread for edit in later.edits}
+        return history_band(TimedErrors.of(modality, later.edits, answers), list(spreads.values()))
 
     def _picture_metrics(self, pictures: list[torch.Tensor]) -> Metrics:
         """Measures of pictures `(1,S,S)` that need no truth; empty unless there is one for each edit."""

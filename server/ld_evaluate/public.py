@@ -20,7 +20,8 @@ def public_evaluation(run: dict[str, Any], asked: Sequence[EvaluationEdit]) -> d
     """One editor's result as `ld_common.release.abilities` reads it.
 
     Args:
-        run: of `evaluate_release`, or a mapping with `editor`, `biomarkers`, `by_edit`, `metrics` and `counts`.
+        run: of `evaluate_release`, or a mapping with `editor`, `biomarkers`, `by_edit`, `metrics` and `counts`, and
+            `bands` and `cohort` where they are known.
         asked: the edits that were judged.
     """
     changed: dict[str, set[str]] = {}
@@ -48,7 +49,17 @@ def public_evaluation(run: dict[str, Any], asked: Sequence[EvaluationEdit]) -> d
         "patients": _count(run["counts"]["patients"]),
         "edits": edits,
         "reached": reached,
+        **{name: _rounded_counts(run[name]) for name in ("bands", "cohort") if run.get(name)},
     }
+
+
+def _rounded_counts(value: Any) -> Any:
+    """The same with every whole number, which counts patients or answers, as published counts are."""
+    if isinstance(value, dict):
+        return {key: _rounded_counts(content) for key, content in value.items()}
+    if isinstance(value, list):
+        return [_rounded_counts(content) for content in value]
+    return _count(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _count(value: float) -> int:

@@ -61,13 +61,19 @@ class TrueCounterfactual:
         """Whether the edit is one of age or disease, which change the structure's size."""
         return "sex" not in self.target
 
-    def question(self, modality: Modality) -> EvaluationEdit:
-        """The edit that asks for it; growth of the first biomarker is the causal model's, of others as measured."""
+    def question(self, modality: Modality, first_row: int = 0) -> EvaluationEdit:
+        """The edit that asks for it; growth of the first biomarker is the causal model's, of others as measured.
+
+        Args:
+            modality: the release's.
+            first_row: row of the folder's first scan among the scans that are asked.
+        """
         growth = growth_mm2(modality, self.scanned, self.image)
         if growth:
             growth[modality.biomarkers[0]] = self.true_area_mm2[1] - self.true_area_mm2[0]
         truth = TrueAnswer(self.pixels, self.image, growth)
-        return EvaluationEdit(self.patient, self.scan, self.edit, self.attributes, self.target, self.scanned, truth)
+        row = first_row + self.scan
+        return EvaluationEdit(self.patient, row, self.edit, self.attributes, self.target, self.scanned, truth)
 
 
 def read_truths(

@@ -19,7 +19,17 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import editor_options
 from ld_common.release.release import Release
-from ld_generate.batch_table import DRAWN, OUTCOMES, BatchRow, Outcome, read_outcomes, read_rows, write_outcomes
+from ld_generate.batch_table import (
+    DRAWN,
+    OUTCOMES,
+    VISIT,
+    BatchRow,
+    Outcome,
+    read_outcomes,
+    read_rows,
+    write_outcomes,
+)
+from ld_generate.batch_visits import PatientVisits
 from ld_generate.options import read_history_options, read_targets
 from ld_generate.request import EditRequest, RequestOptions, make_folders, read_requests
 from ld_generate.samples import RECORD
@@ -49,14 +59,16 @@ def draw_batch(
         CheckpointError: the folder cannot be written.
     """
     rows = read_rows(table)
-    drawer = _BatchDrawer(model, release, table.parent, options, editor)
+    visits = PatientVisits(rows, table.parent, release.modality, options)
+    drawer = _BatchDrawer(model, release, table.parent, options, editor, visits)
     digests = {row.number: drawer.digest(row) for row in rows}
     outcomes = {
         outcome.row: outcome
         for outcome in read_outcomes(options.out / OUTCOMES)
-        if outcome.outcome == DRAWN
-        and digests.get(outcome.row) == outcome.request
-        and (options.out / outcome.folder / RECORD).exists()
+        if digests.get(outcome.row) == outcome.request
+        and (
+            outcome.outcome == VISIT or (outcome.outcome == DRAWN and (options.out / outcome.folder / RECORD).exists())
+        )
     }
     progress(len(outcomes))
     pending = [row for row in rows if row.number not in outcomes]
@@ -80,6 +92,7 @@ class _BatchDrawer:
     """The table's; paths of scans are relative to it."""
     options: RequestOptions
     editor: Editor
+    visits: PatientVisits
 
     def draw(self, group: Sequence[BatchRow]) -> dict[BatchRow, str]:
         """Draw rows together; if that fails, one by one, so that each gets its own outcome."""
@@ -88,7 +101,11 @@ class _BatchDrawer:
         for row in group:
             try:
                 _clear(self.options.out / row.folder)
-                requests[row] = self._request(row)
+                if row.only_visit:
+                    self.visits.read(row)
+                    results[row] = VISIT
+                else:
+                    requests[row] = self._request(row)
             except LdError as error:
                 results[row] = _one_line(error)
         pending = [list(requests)] if requests else []
@@ -112,7 +129,7 @@ class _BatchDrawer:
         return results
 
     def digest(self, row: BatchRow) -> str:
-        """Hash of all that a row's results depend on, except the scan."""
+        """Hash of all that a row's results depend on, except the scans."""
         options = self.options
         content = [
             dataclasses.asdict(row),
@@ -125,23 +142,22 @@ class _BatchDrawer:
         ]
         content += ["strict"] if options.strict else []  # a row that was drawn without it may be refused
         content += ["keep geometry"] if options.keep_geometry else []
+        if row.target:
+            content += [[visit.input, visit.slice, visit.source, visit.date] for visit in self.visits.candidates(row)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _request(self, row: BatchRow) -> EditRequest:
         modality = self.release.modality
         targets = read_targets(modality, [text for text in row.target.split(";") if text.strip()])
-        if row.extra_cells:
-            raise RequestError(
-                f"the row has more cells than columns, '{row.extra_cells}': put quotes round a cell with commas"
-            )
+        row.check()
         if not row.input or not targets:
             raise RequestError("the row lacks its input or its target")
-        if row.slice and not row.slice.isdecimal():
-            raise RequestError(f"slice is '{row.slice}': give the number of a slice, from 0")
         options = dataclasses.replace(
             self.options,
             source=self.options.source | modality.parse_all(row.source),
-            slice_index=int(row.slice) if row.slice else None,
+            slice_index=row.slice_index,
+            study_date=row.study_date,
+            earlier=self.visits.before(row),
             history=[
                 dataclasses.replace(file, path=self.folder / file.path)
                 for file in read_history_options([text.strip() for text in row.history.split(";") if text.strip()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
 from ld_common.core.tables import table_lines
 
-OUTCOMES, DRAWN = "batch.csv", "drawn"
-COLUMNS, REQUIRED = ("input", "target", "source", "slice", "history"), ("input", "target")
+OUTCOMES = "batch.csv"
+DRAWN, VISIT = "drawn", "visit"
+"""Outcomes of rows that did not fail; a visit is a scan without a target, which other rows of its patient need."""
+COLUMNS, REQUIRED = ("input", "target", "source", "slice", "history", "patient", "date"), ("input", "target")
 RENAMED_COLUMNS = {"set": "target", "given": "source"}
 
 
@@ -27,13 +30,50 @@ class BatchRow:
     input: str
     """Path of the scan, relative to the table."""
     target: str
-    """Edits, separated by semicolons."""
+    """Edits, separated by semicolons; empty for a visit that only other rows of its patient need."""
     source: str = ""
     slice: str = ""
     history: str = ""
     """Earlier scans of the patient as `SCAN@AGE`, separated by semicolons; paths are relative to the table."""
+    patient: str = ""
+    """Rows of one patient are visits of each other: those before a row are its history."""
+    date: str = ""
+    """ISO date of the visit."""
     extra_cells: str = ""
     """Cells beyond the last column."""
+
+    def check(self) -> None:
+        """Raise `RequestError` for cells that cannot be meant so."""
+        if self.extra_cells:
+            raise RequestError(
+                f"the row has more cells than columns, '{self.extra_cells}': put quotes round a cell with commas"
+            )
+        if self.slice and not self.slice.isdecimal():
+            raise RequestError(f"slice is '{self.slice}': give the number of a slice, from 0")
+        if self.patient and self.history:
+            raise RequestError("the row has a patient and a history: the patient's rows are the history, empty one")
+        if self.date and not self.patient:
+            raise RequestError("the row has a date and no patient: a date puts the rows of one patient in order")
+        if self.date and self.study_date is None:
+            raise RequestError(f"date is '{self.date}': write it as YYYY-MM-DD")
+
+    @property
+    def study_date(self) -> datetime.date | None:
+        """The date; None where there is none, or none that can be read."""
+        try:
+            return datetime.date.fromisoformat(self.date)
+        except ValueError:
+            return None
+
+    @property
+    def slice_index(self) -> int | None:
+        """The slice of a volume; None for the one that training used."""
+        return int(self.slice) if self.slice else None
+
+    @property
+    def only_visit(self) -> bool:
+        """Whether nothing is drawn of it."""
+        return bool(self.patient) and not self.target
 
     @property
     def folder(self) -> str:
@@ -49,11 +89,11 @@ class Outcome:
     input: str
     folder: str
     outcome: str
-    """`drawn`, or the reason why not."""
+    """`drawn`, `visit`, or the reason why not."""
     warnings: str
     """Those of its record, separated by semicolons."""
     request: str
-    """Hash of the row, the release and all options; a row whose hash changed is drawn again."""
+    """Hash of the row, the visits before it, the release and all options; a row whose hash changed is drawn again."""
 
 
 def read_rows(table: Path) -> list[BatchRow]:

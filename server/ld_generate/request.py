@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,6 +50,10 @@ class RequestOptions:
     """One of `RENDERINGS`; empty for the modality's."""
     history: Sequence[HistoryFile] = ()
     """Earlier scans of the patient, where there is one input."""
+    earlier: Sequence[EarlierScan] = ()
+    """The same, already read."""
+    study_date: datetime.date | None = None
+    """Of the input, where something else than its file says it."""
     strict: bool = False
     """Refuse what the release's scans do not cover."""
     keep_geometry: bool = False
@@ -135,6 +140,7 @@ def read_requests(
     modality, resolution, requests = release.modality, base.resolution, []
     for path, name in zip(inputs, folder_names(inputs), strict=True):
         scan = read_scan(path, modality, options.slice_index, options.burned_in_text_checked)
+        scan = dated(path, scan, options.study_date)
         if options.watermark:
             check_watermark_fits(*scan.pixels.shape)
         if options.keep_geometry:
@@ -175,7 +181,7 @@ def read_requests(
 def _read_history(
     modality: Modality, scan: Scan, source: Attributes, resolution: int, options: RequestOptions
 ) -> ScanHistory | None:
-    if not options.history:
+    if not options.history and not options.earlier:
         return None
     if AGE not in source:
         raise RequestError(f"a history needs the attribute {AGE}, which {modality.name} lacks")
@@ -187,7 +193,16 @@ def _read_history(
         )
         for file in options.history
     ]
-    return read_history(scan, float(source[AGE]), earlier, resolution, modality.image)
+    return read_history(scan, float(source[AGE]), [*earlier, *options.earlier], resolution, modality.image)
+
+
+def dated(path: Path, scan: Scan, given: datetime.date | None) -> Scan:
+    """The scan with a date that was given for it; raises `RequestError` where its file says another one."""
+    if given is None or scan.study_date == given:
+        return scan
+    if scan.study_date is not None:
+        raise RequestError(f"the date of '{path}' is {given} in the table and another one in the file")
+    return replace(scan, study_date=given)
 
 
 def check_geometry(path: Path, frame_of_reference: str) -> None:

@@ -1,4 +1,4 @@
-"""A sweep as a strip (PNG), an animation (GIF) and a table (CSV) of biomarkers."""
+"""A sweep as a strip (PNG), an animation (GIF), a table (CSV) of biomarkers, and over age as a plot (PNG) of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.imaging.geometry import Frame
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.metrics.registry import BIOMARKERS
+from ld_generate.age_curve import AgeContext, AgeCurve, write_age_curve
 from ld_generate.attribute_sweep import Sweep
 from ld_generate.samples import write_strip
 
@@ -41,9 +42,15 @@ class SweepPictures:
 
 
 def write_sweep(
-    folder: Path, modality: Modality, sweep: Sweep, frame: Frame, source: Attributes, pictures: SweepPictures
+    folder: Path,
+    modality: Modality,
+    sweep: Sweep,
+    frame: Frame,
+    source: Attributes,
+    pictures: SweepPictures,
+    context: AgeContext | None = None,
 ) -> list[Path]:
-    """Write `sweep_<attribute>.png`, `.gif` and `.csv` into `folder`.
+    """Write `sweep_<attribute>.png`, `.gif` and `.csv`, and for a known context `sweep_age_curve.png`, into `folder`.
 
     Args:
         folder: the scan's results.
@@ -52,21 +59,33 @@ def write_sweep(
         frame: the scan's; without a spacing the table has no areas.
         source: attributes of the scan.
         pictures: what was drawn.
+        context: of a sweep over age; its plot and its columns are of the modality's first biomarker, where the scan
+            has a spacing.
     """
     stem, titles = f"sweep_{sweep.attribute}", [f"{value:g}" for value in sweep.values]
     unit = modality.attributes[sweep.attribute].unit
-    columns = {title: [image] for title, image in zip(titles, pictures.counterfactuals, strict=True)}
+    panels = {title: [image] for title, image in zip(titles, pictures.counterfactuals, strict=True)}
     strip = write_strip(
         folder / f"{stem}.png",
-        {pictures.reference: [pictures.unchanged], **columns},
+        {pictures.reference: [pictures.unchanged], **panels},
         f"{sweep.attribute} in {unit}" if unit else sweep.attribute,
     )
     animation = folder / f"{stem}.gif"
     labels = [f"{sweep.attribute} {title} {unit}".strip() for title in titles]
     write_bytes(animation, _animate(pictures.counterfactuals, labels))
-    table = folder / f"{stem}.csv"
-    write_bytes(table, _table(modality, sweep, frame, source, pictures).encode())
-    return [strip, animation, table]
+    files, table = [strip, animation], folder / f"{stem}.csv"
+    images = torch.stack([pictures.scan, pictures.reconstruction, *pictures.counterfactuals]).float()
+    measured = measure_biomarkers(modality, frame, images)
+    columns = _columns(measured)
+    if context is not None and columns:
+        curve = _age_curve(modality, sweep, source, measured, context)
+        columns |= curve.columns()
+        files.append(write_age_curve(folder / f"{stem}_curve.png", curve))
+    columns["mean_change"] = [
+        f"{change:.6g}" for change in ((images - pictures.unchanged).abs().mean((1, 2, 3)) / 2).tolist()
+    ]
+    write_bytes(table, _table(sweep, source, columns).encode())
+    return [*files, table]
 
 
 def measure_biomarkers(modality: Modality, frame: Frame, pictures: Tensor) -> list[dict[str, float]]:
@@ -78,19 +97,32 @@ def measure_biomarkers(modality: Modality, frame: Frame, pictures: Tensor) -> li
     return [{name: values[row] for name, values in areas.items()} for row in range(len(pictures))]
 
 
-def _table(modality: Modality, sweep: Sweep, frame: Frame, source: Attributes, pictures: SweepPictures) -> str:
-    """A row a picture: its value, biomarkers in mm2, and the mean absolute change as a share of the grey range."""
+def _columns(measured: list[dict[str, float]]) -> dict[str, list[str]]:
+    """Each biomarker in mm2 and its change from the scan, which is the first row."""
+    columns: dict[str, list[str]] = {}
+    for name, area in measured[0].items():
+        columns[f"{name}_mm2"] = [f"{row[name]:.6g}" for row in measured]
+        columns[f"{name}_change_mm2"] = [f"{row[name] - area:.6g}" for row in measured]
+    return columns
+
+
+def _age_curve(
+    modality: Modality, sweep: Sweep, source: Attributes, measured: list[dict[str, float]], context: AgeContext
+) -> AgeCurve:
+    name, age = modality.biomarkers[0], float(source[sweep.attribute])
+    scan, _, *answers = (row[name] for row in measured)
+    return AgeCurve(name, (age, scan), sweep.values, answers, context)
+
+
+def _table(sweep: Sweep, source: Attributes, columns: dict[str, list[str]]) -> str:
+    """A row a picture: its value, and the columns, among them the mean change as a share of the grey range."""
     kinds = ["input", "reconstruction", *["counterfactual"] * len(sweep.values)]
     values = [source[sweep.attribute]] * 2 + list(sweep.values)
-    images = torch.stack([pictures.scan, pictures.reconstruction, *pictures.counterfactuals]).float()
-    biomarkers = measure_biomarkers(modality, frame, images)
-    columns = {f"{name}_mm2": [measured[name] for measured in biomarkers] for name in biomarkers[0]}
-    columns["mean_change"] = ((images - pictures.unchanged).abs().mean((1, 2, 3)) / 2).tolist()
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["picture", sweep.attribute, *columns])
     for row, (kind, value) in enumerate(zip(kinds, values, strict=True)):
-        writer.writerow([kind, value, *(f"{column[row]:.6g}" for column in columns.values())])
+        writer.writerow([kind, value, *(column[row] for column in columns.values())])
     return stream.getvalue()
 
 

@@ -20,7 +20,7 @@ from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.unfamiliarity import Unfamiliarity
 from ld_common.editing.base import Editor
-from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to
+from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to, past_of
 from ld_common.editing.familiarity import unfamiliarity_of, unfamiliarity_warnings
 from ld_common.imaging.decoding_process import read_volume
 from ld_common.imaging.geometry import Frame, to_model
@@ -33,6 +33,7 @@ from ld_generate.doubts import refuse_doubts
 from ld_generate.options import read_slice_range
 from ld_generate.preserve_mask import read_preserve_mask_volume
 from ld_generate.request import RequestOptions, check_geometry, folder_names, model_picture, source_of
+from ld_generate.volume_history import VolumeHistory, read_volume_history
 from ld_generate.watermark import check_watermark_fits, draw_watermark
 
 FALLOFF_MM = 12.0
@@ -67,6 +68,13 @@ class VolumeEditRequest:
     keep_geometry: bool = False
     unfamiliarity: Unfamiliarity | None = None
     """Of the slice that releases are trained on, as in `EditRequest`."""
+    history: VolumeHistory | None = None
+    """Earlier volumes of the patient."""
+
+    @property
+    def unfamiliarity_warnings(self) -> list[str]:
+        """A sentence for each volume whose trained slice is unlike the sites' scans."""
+        return unfamiliarity_warnings(self.unfamiliarity, () if self.history is None else self.history.unfamiliarity)
 
 
 def read_volume_requests(
@@ -124,9 +132,10 @@ def read_volume_requests(
             rendering=rendering,
             keep_geometry=options.keep_geometry,
             unfamiliarity=unfamiliarity_of(base, release.drift, modality, picture, source),
+            history=read_volume_history(base, release, volume, edited, window, source, options),
         )
         if options.strict:
-            further = unfamiliarity_warnings(request.unfamiliarity) + extrapolated_slices(modality, request)
+            further = request.unfamiliarity_warnings + extrapolated_slices(modality, request)
             refuse_doubts(release, path, [source, *targets], further)
         requests.append(request)
     return requests
@@ -173,21 +182,25 @@ def draw_volume(
 ) -> list[Volume]:
     """The volume under each target; slices that do not change keep the input's values.
 
-    All slices get the same noise. The model holds at most one batch of them at a time.
+    All slices get the same noise. The model holds at most one batch of them at a time. With a history, one factor
+    scales the change of all slices.
     """
     prompt = release.modality.prompt(request.source)
     volumes = [request.volume.copied() for _ in request.targets]
     fields: list[list[np.ndarray]] = [[] for _ in volumes]
     drift, seed = edit_drift(release), release.study.seed
-    for first in range(0, len(request.edited), editor.batch_size):
-        rows = range(len(request.edited))[first : first + editor.batch_size]
+    slices = () if request.history is None else request.history.slices
+    past = past_of(release.modality, dict(enumerate(slices)), one_volume=True)
+    together = editor.batch_size if past is None else len(request.edited)
+    for first in range(0, len(request.edited), together):
+        rows = range(len(request.edited))[first : first + together]
         pictures = torch.stack([_picture(request, row, base.resolution, release.modality) for row in rows])
         edits = [
             edit_to(release.modality, scan, request.source, target, editor.delta)
             for target in request.targets
             for scan in range(len(rows))
         ]
-        drawn = draw_counterfactuals(base, pictures, [prompt] * len(rows), edits, editor, progress, drift, seed)
+        drawn = draw_counterfactuals(base, pictures, [prompt] * len(rows), edits, editor, progress, drift, seed, past)
         for number, images in enumerate(drawn.images.split(len(rows))):
             for row, image, reconstruction in zip(rows, images, drawn.reconstructions, strict=True):
                 if request.rendering == DEFORMATION:

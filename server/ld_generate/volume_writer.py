@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ld_common.editing.base import Editor
-from ld_common.editing.familiarity import unfamiliarity_warnings
+from ld_common.editing.history import history_warnings
 from ld_common.editing.registry import editor_options
 from ld_common.imaging.modality import Attributes
 from ld_common.imaging.nifti import write_nifti_like
@@ -53,7 +53,8 @@ def write_volumes(
     files.append(_write_montage(request.folder / MONTAGE, request, volumes))
     content = _description(release, request) | {"counterfactuals": entries}
     warnings = extrapolated_slices(release.modality, request)
-    warnings += unfamiliarity_warnings(request.unfamiliarity)
+    warnings += request.unfamiliarity_warnings
+    warnings += [] if request.history is None else history_warnings(request.history.slices[0])
     return [*files, write_record(request.folder, release, editor, content, warnings)]
 
 
@@ -76,9 +77,25 @@ def _description(release: Release, request: VolumeEditRequest) -> dict[str, Any]
         "window": [request.window.low, request.window.high],
         "seeds": [release.study.seed],
         "familiarity": None if request.unfamiliarity is None else request.unfamiliarity.record(),
+        "history": _history(request),
         "watermark": request.watermark,
         "keep_geometry": request.keep_geometry,
     }
+
+
+def _history(request: VolumeEditRequest) -> list[dict[str, Any]]:
+    """For each earlier volume, how long ago it was, where its slices were taken, and a hash of the model's pictures."""
+    history = request.history
+    if history is None:
+        return []
+    return [
+        {
+            "years_before": round(years, 3),
+            "slices": {"first": round(float(places[0]), 3), "last": round(float(places[-1]), 3)},
+            "hmac_of_pictures": keyed_digest(past.pictures[row].numpy().tobytes() for past in history.slices),
+        }
+        for row, (years, places) in enumerate(zip(history.slices[0].years, history.places, strict=True))
+    ]
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,7 @@ class _VolumeWriter:
         drawn_as = {"edited": list(request.edited), "rendering": request.rendering, "watermark": request.watermark}
         options: list[Any] = [request.source, target, editor_options(self.editor), drawn_as]
         options += ["keep geometry"] if request.keep_geometry else []
+        options += _history(request)
         masks = [] if request.preserve_masks is None else [mask.tobytes() for mask in request.preserve_masks]
         slabs = (slab.tobytes() for slab in request.volume.voxels)  # no copy of them all
         return keyed_digest(chain(slabs, masks, [json.dumps(options).encode()]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from torch import Tensor
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_several, edit_to, past_of
-from ld_common.editing.history import history_warnings
+from ld_common.editing.history import ScanHistory, history_warnings, writing
 from ld_common.editing.registry import editor_options
 from ld_common.imaging.geometry import Frame, from_model
 from ld_common.imaging.image_io import write_difference_png, write_png
-from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.modality import AGE, Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, write_nifti
 from ld_common.imaging.rendering import picture_of, reference_of, render
 from ld_common.imaging.scan_table import shown
 from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
 from ld_common.release.release import Release, edit_drift
+from ld_generate.age_band import age_context, band_entry
 from ld_generate.input_digest import describe_input, keyed_digest
 from ld_generate.preserve_mask import preserve
 from ld_generate.record import file_stem, write_record
@@ -65,8 +66,8 @@ def run_edits(
     edits, prompts = edits_of(release.modality, requests, deltas), source_prompts(release.modality, requests)
     images = torch.stack([request.image for request in requests])
     seeds = range(release.study.seed, release.study.seed + num_seeds)
-    histories = {row: request.history for row, request in enumerate(requests) if request.history is not None}
-    past = past_of(release.modality, histories)
+    known = {row: request.history or _without_visits(release.modality, request) for row, request in enumerate(requests)}
+    past = past_of(release.modality, known)
     drawn, samples = draw_several(base, images, prompts, edits, editor, seeds, progress, edit_drift(release), past)
     files: list[Path] = []
     for index, request in enumerate(requests):
@@ -74,6 +75,11 @@ def run_edits(
         counterfactuals = Counterfactuals(drawn.autoencoded[index], drawn.reconstructions[index], drawn.images[rows])
         files += _EditWriter(release, request, editor, deltas).write(counterfactuals, samples[rows])
     return files
+
+
+def _without_visits(modality: Modality, request: EditRequest) -> ScanHistory:
+    side = request.image.shape[-1]
+    return ScanHistory.without_visits(writing(request.scan, request.frame, request.rendering, side, modality.image))
 
 
 def edits_of(modality: Modality, requests: Sequence[EditRequest], deltas: Sequence[float]) -> list[Edit]:
@@ -125,6 +131,7 @@ class _EditWriter:
             written = self._write_counterfactual(target, delta, answers[row], reconstruction)
             entry = {"target": target, "delta": delta, "prompt": modality.prompt(request.source | target)}
             entry["biomarkers_mm2"] = measured[row]
+            entry["band"] = band_entry(self.release, replace(self.editor, delta=delta), request, target, measured[row])
             if len(by_seed[row]) > 1:
                 written += self._write_samples(target, delta, by_seed[row])
                 by_seed_pictures = self._pictures(by_seed[row])
@@ -196,8 +203,11 @@ class _EditWriter:
             sweep_pictures = SweepPictures(
                 request.image, drawn.reconstructions, values, reference_of(request.rendering)
             )
-            modality = self.release.modality
-            files += write_sweep(request.folder, modality, request.sweep, request.frame, request.source, sweep_pictures)
+            modality, sweep = self.release.modality, request.sweep
+            context = age_context(self.release, self.editor, request) if sweep.attribute == AGE else None
+            files += write_sweep(
+                request.folder, modality, sweep, request.frame, request.source, sweep_pictures, context
+            )
         return files
 
     def _write_counterfactual(

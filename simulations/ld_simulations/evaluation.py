@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_counte
 from ld_common.imaging.modality import Modality
 from ld_common.metrics.image import psnr
 from ld_evaluate.answers import written_as_files
+from ld_evaluate.calibration import HISTORY, TimedErrors, bands_section, cohort_section, history_band
+from ld_evaluate.calibration import ONE_SCAN as ONE_SCAN_BAND
 from ld_evaluate.comparison import Comparison
 from ld_evaluate.edits import EvaluationEdit
 from ld_evaluate.files import LAST_VISITS
@@ -71,7 +73,8 @@ def evaluate(
     """
     scans, counterfactuals = read_truths(truths.folder, modality, base.resolution)
     asked, source, edits = _asked(modality, counterfactuals, len(scans), editor)
-    drawn = draw_counterfactuals(base, scans, source, edits, editor, progress, drift)
+    known = past_of(modality, {edit.scan: edit.scanned.without_visits(modality) for edit in asked})
+    drawn = draw_counterfactuals(base, scans, source, edits, editor, progress, drift, past=known)
     written = written_as_files(modality, asked, drawn.reconstructions, drawn.images[:, None])
     comparison = Comparison(base, modality, asked)
     method = comparison.of(editor.name, written)
@@ -81,7 +84,11 @@ def evaluate(
     summary["rules"] = comparison.rule_numbers()
     counts = {"patients": len(scans)}
     run = {"editor": editor.name, "biomarkers": modality.biomarkers, "by_edit": method.by_edit, "counts": counts}
+    history = evaluate_history(base, modality, truths, editor, drift)
+    bands = {ONE_SCAN_BAND: TimedErrors.of(modality, asked, method.patients).band(), HISTORY: history.band}
+    run |= {"bands": bands_section(modality, bands), "cohort": cohort_section(modality, asked)}
     summary["public"] = public_evaluation(run | {"metrics": {}}, asked)
+    summary["with_history"] = history.numbers
     summary["inversion_psnr_db"] = float(psnr(drawn.reconstructions, drawn.autoencoded).mean())
     summary["vae_psnr_db"] = float(psnr(drawn.autoencoded, scans).mean())
     summary["area_validation"] = validate_area(modality, scans, counterfactuals)
@@ -91,26 +98,35 @@ def evaluate(
     return SimulatedEvaluation(counterfactuals, scans, drawn, pictures, method.patients, rows, summary)
 
 
+@dataclass(frozen=True)
+class HistoryEvaluation:
+    """What answers with a history are worth; empty where no test patient has three visits, or the editor takes none."""
+
+    numbers: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """By row and kind of edit, the rules among them."""
+    band: dict[str, Any] | None = None
+    """As `ld_evaluate.calibration.history_band`."""
+
+
 def evaluate_history(
     base: BaseModel, modality: Modality, truths: Truths, editor: Editor, drift: EditDrift | None
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Answers to what comes after a patient's last visit, from that scan alone and with the visits before it.
-
-    Returns:
-        Numbers by row and kind of edit, the rules among them; empty where no test patient has three visits, or the
-        editor takes no history.
-    """
+) -> HistoryEvaluation:
+    """Answers to what comes after a patient's last visit, from that scan alone and with the visits before it."""
     scans, counterfactuals = read_truths(truths.folder, modality, base.resolution, LAST_VISITS)
     if not len(scans) or not editor.takes_move:
-        return {}
+        return HistoryEvaluation()
     asked, source, edits = _asked(modality, counterfactuals, len(scans), editor)
-    past = past_of(modality, dict(enumerate(read_earlier(truths.folder, modality, base.resolution))))
+    histories = read_earlier(truths.folder, modality, base.resolution)
+    past = past_of(modality, dict(enumerate(histories)))
+    known = past_of(modality, {edit.scan: edit.scanned.without_visits(modality) for edit in asked})
     comparison, rows = Comparison(base, modality, asked), {}
-    for title, visits in ((ONE_SCAN, None), (ALL_VISITS, past)):
+    for title, visits in ((ONE_SCAN, known), (ALL_VISITS, past)):
         drawn = draw_counterfactuals(base, scans, source, edits, editor, drift=drift, past=visits)
         written = written_as_files(modality, asked, drawn.reconstructions, drawn.images[:, None])
-        rows[title] = comparison.of(title, written).by_edit
-    return {**comparison.rule_numbers(), **rows}
+        method = comparison.of(title, written)
+        rows[title] = method.by_edit
+    band = history_band(TimedErrors.of(modality, asked, method.patients), [history.spread for history in histories])
+    return HistoryEvaluation({**comparison.rule_numbers(), **rows}, band)
 
 
 def _asked(

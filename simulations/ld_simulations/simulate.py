@@ -30,7 +30,7 @@ from ld_evaluate.files import TRUTH
 from ld_evaluate.report import format_number
 from ld_simulations.aims import aim_met, aims_table
 from ld_simulations.demo import Demo
-from ld_simulations.evaluation import SimulatedEvaluation, Truths, evaluate, evaluate_history
+from ld_simulations.evaluation import SimulatedEvaluation, Truths, evaluate
 from ld_simulations.federation import run_federation
 from ld_simulations.hospitals import HELD_OUT
 from ld_simulations.preparation import prepare_sites
@@ -58,9 +58,6 @@ def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
         stores = [open_store(output / "stores" / name) for name in demo.study.federation.sites]
         summary = summarize_run(demo, release, evaluation, monitor, stores)
         summary["network"] = None if network is None else network.summary
-        summary["with_history"] = evaluate_history(
-            base, release.modality, _truths(demo), read_editor(demo.study.edit), edit_drift(release)
-        )
         write_strip(output / STRIP, demo, evaluation)
         write_report(output / REPORT, demo, release, base, evaluation, summary)
     write_bytes(output / ROWS, (json.dumps(evaluation.rows, indent=1) + "\n").encode())

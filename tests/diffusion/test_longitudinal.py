@@ -16,6 +16,7 @@ from ld_common.diffusion.longitudinal import AttributeChange, LongitudinalDrift
 from ld_common.diffusion.longitudinal_fit import fit
 from ld_common.diffusion.longitudinal_sums import (
     Basis,
+    StructureSizes,
     VisitTable,
     added,
     attribute_features,
@@ -83,6 +84,69 @@ def pooled(tables: list[VisitTable]) -> VisitTable:
     rows = [torch.cat(parts) for parts in zip(*shifted, strict=True)]
     names = [name for table in tables for name in table.patients]
     return VisitTable(rows[0], rows[1] + features.mean(0), names, torch.cat([table.years for table in tables]))
+
+
+def measured(tables: list[VisitTable], noise: float = 0.0, speed: float = 0.01) -> list[VisitTable]:
+    """The tables with a structure whose edge moves by `speed` a year, 1.5 times as fast in the diseased.
+
+    A patient's edge has a length that the latents do not show.
+    """
+    generator = torch.Generator().manual_seed(9)
+    found = []
+    for table in tables:
+        lengths = {name: 0.5 + float(torch.rand(1, generator=generator)) for name in dict.fromkeys(table.patients)}
+        edges = torch.tensor([lengths[name] for name in table.patients], dtype=torch.float64)
+        disturbed = noise * torch.randn(len(edges), generator=generator, dtype=torch.float64)
+        areas = 0.05 + edges * speed * (1 + 0.5 * table.features[:, 1]) * table.years + disturbed
+        found.append(replace(table, structure=StructureSizes(areas, edges)))
+    return found
+
+
+def growth_fit(fitted: Fitted, tables: list[VisitTable]) -> LongitudinalDrift:
+    summed = added([sums(table, fitted.basis) for table in tables])
+    return fit(summed, fitted.basis, NUMERIC, torch.zeros(2), SHAPE)[0]
+
+
+def test_the_speed_of_an_edge_is_found_and_longer_edges_add_more_area(fitted: Fitted) -> None:
+    drift = growth_fit(fitted, measured(fitted.tables, noise=0.002))
+    assert drift.tells_growth
+    scan = fitted.tables[0].latents[0].view(SHAPE).float()
+    for sick, speed in ((0.0, 0.01), (1.0, 0.015)):
+        here, later = (0.2, sick, 0.0), (0.2 + 10 / HALF_RANGE, sick, 0.0)
+        asked = AttributeChange(here, here, later, 10.0)
+        for edge in (0.5, 1.5):
+            assert drift.growth(scan, asked, edge) == pytest.approx(10 * speed * edge, rel=0.08)
+        back = AttributeChange(here, here, (0.2 - 10 / HALF_RANGE, sick, 0.0), -10.0)
+        assert drift.growth(scan, back, 1.0) < 0
+        assert drift.growth(scan, AttributeChange(here, (0.2, 1 - sick, 0.0), (0.2, 1 - sick, 0.0), 0.0), 1.0) == 0
+
+
+def test_the_sums_of_growth_add_up_over_sites_to_those_of_all_visits(fitted: Fitted) -> None:
+    tables = measured(fitted.tables, noise=0.002)
+    together = VisitTable(
+        torch.cat([table.latents for table in tables]),
+        torch.cat([table.features for table in tables]),
+        [name for table in tables for name in table.patients],
+        torch.cat([table.years for table in tables]),
+        StructureSizes(
+            *(torch.cat([getattr(table.structure, name) for table in tables]) for name in ("areas", "edges"))
+        ),
+    )
+    pooled_sums, summed = sums(together, fitted.basis), added([sums(table, fitted.basis) for table in tables])
+    for name in ("growth_features", "growth_areas", "growth_years", "growth_energy"):
+        assert torch.allclose(pooled_sums[name], summed[name], rtol=1e-10, atol=1e-12), name
+
+
+def test_a_structure_that_is_measured_badly_or_not_at_all_gives_no_growth(fitted: Fitted) -> None:
+    assert not fitted.drift.tells_growth
+    generator = torch.Generator().manual_seed(3)
+    shuffled = []
+    for table in measured(fitted.tables):
+        assert table.structure is not None
+        areas = 0.05 + 0.01 * table.years + 0.02 * torch.randn(len(table.years), generator=generator).double()
+        edges = 0.2 + 2 * torch.rand(len(table.years), generator=generator).double()  # tells nothing
+        shuffled.append(replace(table, structure=StructureSizes(areas, edges)))
+    assert not growth_fit(fitted, shuffled).tells_growth
 
 
 def test_the_sum_over_sites_is_the_pooled_fit_between_patients(fitted: Fitted) -> None:
@@ -184,6 +248,7 @@ def test_sums_travel_as_one_vector(fitted: Fitted) -> None:
     for state, shapes in (
         (sketch(fitted.tables[0], 0), sketch_layout(32)),
         (sums(fitted.tables[0], fitted.basis), layout(32, 5)),
+        (sums(measured(fitted.tables)[0], fitted.basis), layout(32, 5)),
     ):
         vector = flatten(state, shapes)
         assert vector.dtype == torch.float64

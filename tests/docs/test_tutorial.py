@@ -40,7 +40,7 @@ def workspace(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
     }.items():
         rows = []
         for number, name in enumerate(inputs):
-            header = {"PatientAge": f"{70 + number:03d}Y", "PatientSex": "F"}
+            header = {"PatientAge": f"{70 + number:03d}Y", "PatientSex": "F", "StudyDate": f"{2020 + number}0101"}
             pixels = np.random.default_rng(number).integers(0, 1000, (24, 20)).astype(np.uint16)
             write_mr_slice(table.parent / name / "IM0000.dcm", pixels, **header)
             rows.append([Path(name).parent.name, name, f"{70 + number}.3", "F", "CN"])
@@ -95,6 +95,13 @@ def test_the_researcher_s_scripts_run(workspace: Path) -> None:
     assert done.exit_code == 0, done.output
     exec(compile(figure, "figure.py", "exec"), {})
     assert (workspace / "guide/figure.png").is_file()
+
+
+def test_the_longitudinal_drift_of_one_s_own_visits_runs(workspace: Path) -> None:
+    names = run_blocks("docs/extending.md")
+    assert names["pipe"].editor.name == "drift"
+    assert names["result"].record["history_years"] == [pytest.approx(1, abs=0.01)]
+    assert (workspace / "own_drift/image.png").is_file()
 
 
 def test_the_readme_s_python_runs(workspace: Path) -> None:

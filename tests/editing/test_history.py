@@ -170,6 +170,32 @@ def test_growth_is_measured_on_what_is_written(
         assert growth(moved(write, goal), write) == pytest.approx(goal, rel=0.1)
 
 
+def test_one_factor_scales_the_slices_of_a_volume_until_their_summed_growth_is_the_patients_own(
+    drift: LongitudinalDrift, base: BaseModel, pictures: Tensor, history: ScanHistory, later: Edit
+) -> None:
+    assert later.asked is not None
+    asked, slices = later.asked, torch.stack([pictures[3], 0.8 * pictures[3].flip(-1), pictures[3].flip(-2)])
+    latents, editor = base.encode(slices), DriftEditor(own_slope_half=NEVER, own_growth_half=AT_ONCE)
+    alone = [drift.change(latent, asked, 1.25, 1.5) for latent in latents]
+
+    def growths(moves: list[Tensor]) -> list[float]:
+        befores, afters = (brightness(base.decode(shown)) for shown in (latents, latents + torch.stack(moves)))
+        return (afters - befores).tolist()
+
+    # the middle slice's visits do not show the structure, the others grow by different amounts
+    goals = iter([1.5 * growths(alone)[0], float("nan"), 1.2 * growths(alone)[2]])
+
+    def measure(shown: Tensor) -> Tensor:
+        return next(goals) / 10 * history.times if len(shown) == 4 else brightness(shown)
+
+    moves = Mover(drift, editor, base, dict.fromkeys(range(3), history), slices, measure, volume=latents)
+    moved = [moves.move(row, latents[row], asked) for row in range(3)]
+    factors = [float((move * plain).sum() / plain.square().sum()) for move, plain in zip(moved, alone, strict=True)]
+    assert factors == [pytest.approx(factors[0], rel=1e-4)] * 3
+    drawn, plain = growths(moved), growths(alone)
+    assert drawn[0] + drawn[2] == pytest.approx(1.5 * plain[0] + 1.2 * plain[2], rel=0.05)
+
+
 def test_a_structure_that_is_not_seen_scales_nothing(
     drift: LongitudinalDrift, base: BaseModel, pictures: Tensor, history: ScanHistory, later: Edit
 ) -> None:
@@ -299,5 +325,5 @@ def test_a_short_history_is_said_to_be_one() -> None:
 def test_no_history_is_no_past(brain_mri: Modality, history: ScanHistory) -> None:
     assert past_of(brain_mri, {}) is None
     past = past_of(brain_mri, {0: history})
-    assert past is not None and past.biomarker is not None
-    assert past.biomarker(torch.rand(2, 1, 32, 32) * 2 - 1).shape == (2,)
+    assert past is not None and past.area is not None and past.edge is not None
+    assert past.area(torch.rand(2, 1, 32, 32) * 2 - 1).shape == (2,)

@@ -30,6 +30,14 @@ def informed(tiny_base: Path, model: BaseModel, brain_mri: Modality, tmp_path_fa
     return write_familiar_release(tmp_path_factory.mktemp("informed"), tiny_base, model, brain_mri)
 
 
+@pytest.fixture(scope="session")
+def longitudinal(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with a longitudinal drift of random latents."""
+    from tests.support.longitudinal import write_longitudinal_release
+
+    return write_longitudinal_release(tmp_path_factory.mktemp("longitudinal"), tiny_base, brain_mri)
+
+
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     return write_scan(tmp_path / "scan.dcm")

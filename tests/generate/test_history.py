@@ -9,16 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ld_common.imaging.modality import Modality
 from ld_common.release.release import read_manifest, write_manifest
 from tests.support.releases import SOURCE, GenerateRunner, write_scan
-
-
-@pytest.fixture(scope="module")
-def longitudinal(tiny_base: Path, brain_mri: Modality, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.support.longitudinal import write_longitudinal_release
-
-    return write_longitudinal_release(tmp_path_factory.mktemp("longitudinal"), tiny_base, brain_mri)
 
 
 @pytest.fixture
@@ -104,9 +96,6 @@ def test_what_is_no_history_is_one_clear_sentence(
         code, output = run("edit", *common, *arguments, release=where)
         assert code == 2, output
         assert words in " ".join(output.split())
-    code, output = run("volume", *common, *one, "--history", visits[0], release=longitudinal)
-    assert code == 2
-    assert "not with volumes" in " ".join(output.split())
 
 
 def test_a_short_history_is_said_to_be_one(

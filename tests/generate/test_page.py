@@ -109,7 +109,7 @@ def page(address: str, requested: list[str]) -> Iterator[Page]:
 def pick(page: Page, number: int) -> None:
     page.locator("#example input").click()
     page.get_by_role("option").nth(number).click()
-    expect(page.locator(".preview img")).to_be_visible()
+    expect(page.locator(".preview img")).to_be_visible(timeout=30_000)  # the first scan starts the decoder
 
 
 def test_an_example_is_edited_and_downloaded_and_nobody_else_is_asked(

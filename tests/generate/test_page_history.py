@@ -118,7 +118,7 @@ def test_earlier_scans_are_dropped_and_a_gauge_says_whether_the_scan_is_familiar
 
 def form(**changes: Any) -> EditForm:
     options = {"delta": 0.1, "editor": "drift", "guidance_scale": 1.0, "noise_fraction": 0.3, "seed": 0}
-    return EditForm(source=SOURCE_VALUES, target=SOURCE_VALUES | {"age": 80.0}, **options | changes)
+    return EditForm(**{"source": SOURCE_VALUES, "target": SOURCE_VALUES | {"age": 80.0}, **options, **changes})
 
 
 def test_what_an_editor_does_not_use_plays_no_part(
@@ -135,6 +135,50 @@ def test_what_an_editor_does_not_use_plays_no_part(
     assert draw(model, release, visits[2], other, tmp_path / "ddpm", lambda share: None).settings == (
         "ddpm, δ +0.1, guidance 1, noise 0.3, seed 0"
     )
+
+
+def test_a_strict_page_refuses_what_the_release_does_not_cover(
+    model: BaseModel, informed: Path, visits: list[Path], tmp_path: Path
+) -> None:
+    release = read_release(informed)
+    head = write_brain(tmp_path / "head.dcm", whole_head(600), PatientID="P1", StudyDate="20180101")
+    for number, (scan, changes, words) in enumerate(
+        (
+            (head, {}, "unlike the scans"),
+            (visits[2], {"target": SOURCE_VALUES | {"age": 95.0}}, "beyond is extrapolated"),
+            (visits[2], {"history": [head]}, "an earlier scan"),
+        )
+    ):
+        out = tmp_path / str(number)
+        with pytest.raises(RequestError, match="strict refuses") as refused:
+            draw(model, release, scan, form(**changes), out, lambda share: None, strict=True)
+        assert words in str(refused.value)
+        assert not out.exists()
+        draw(model, release, scan, form(**changes), out, lambda share: None)
+    draw(model, release, visits[2], form(), tmp_path / "drawn", lambda share: None, strict=True)
+
+
+@pytest.mark.slow
+def test_a_strict_page_says_so_and_why_it_refuses(model: BaseModel, informed: Path, tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: install chromium to drive the page")
+    head = write_brain(tmp_path / "head.dcm", whole_head(600), PatientSex="F", PatientAge="074Y")
+    with (
+        serving(model, read_release(informed), {}, "127.0.0.1", free_port(), True) as address,
+        sync_playwright() as driver,
+    ):
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        strict_page = browser.new_page(viewport={"width": 1440, "height": 900})
+        strict_page.goto(address)
+        expect(strict_page.locator("#title")).to_contain_text("strict")
+        drop_scan(strict_page, head)
+        strict_page.locator("#draw").click()
+        message = strict_page.locator(".message.error")
+        expect(message).to_contain_text("strict refuses 'head.dcm'", timeout=30_000)
+        expect(message).to_contain_text("remove the skull")
+        expect(strict_page.locator("#answer")).to_be_hidden()
+        strict_page.screenshot(path=tmp_path / "strict.png")
+        browser.close()
 
 
 def test_a_release_without_a_longitudinal_drift_offers_no_editor_that_needs_one(release: Path, informed: Path) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from ld_common.metrics.bands import Band
 from ld_common.release.abilities import abilities, all_abilities
+from ld_common.release.age_calibration import read_age_calibration
 
 EVALUATION: dict[str, Any] = {
     "editor": "drift",
@@ -65,3 +67,25 @@ def test_each_attribute_is_said_what_it_is_worth() -> None:
 def test_what_is_no_evaluation_says_nothing(evaluation: dict[str, Any]) -> None:
     assert abilities(evaluation, ["age", "sex"]) == []
     assert all_abilities(evaluation) == []
+
+
+BANDS = {"biomarker": "ventricles", "one_scan": Band(30.0, 8.0, 2.0, 0.9, 25, 75, 20.0, False).state()}
+
+
+def test_a_band_is_told_for_the_age_alone() -> None:
+    evaluation = EVALUATION | {"bands": BANDS}
+    *_, band = abilities(evaluation, ["age"])
+    assert "from one scan (25 test patients)" in band
+    assert "ventricles over 10 years was within 171 mm2" in band and "90 %" in band
+    assert abilities(evaluation, ["sex"]) == abilities(EVALUATION, ["sex"])
+    assert band in all_abilities({"bands": BANDS})
+
+
+@pytest.mark.parametrize(
+    "bands",
+    [3, {"one_scan": 3}, {"one_scan": {}}, {"one_scan": BANDS["one_scan"] | {"factor": "x"}}],  # type: ignore[operator]
+)
+def test_what_is_no_band_says_nothing(bands: Any) -> None:
+    assert all_abilities({"bands": bands, "cohort": [3]}) == []
+    calibration = read_age_calibration({"bands": bands, "cohort": {"curves": [3, {}]}})
+    assert calibration.one_scan is None and calibration.curves == []

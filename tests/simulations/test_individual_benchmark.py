@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from rich.console import Console
 from ld_common.core.errors import ConfigError
 from ld_common.imaging.geometry import Frame, Scan
 from ld_common.imaging.modality import AttributeConfig, Modality
+from ld_common.protocol.dp_accounting import Charge, epsilon
+from ld_simulations.benchmarks.harness import ResultStore
 from ld_simulations.benchmarks.individual.answers import (
     COPY,
     CROSS,
@@ -28,6 +31,15 @@ from ld_simulations.benchmarks.individual.answers import (
 )
 from ld_simulations.benchmarks.individual.people import Person, ScannedVisit
 from ld_simulations.benchmarks.individual.plan import AnatomyConfig, IndividualConfig, PatientsConfig
+from ld_simulations.benchmarks.individual.private_plan import (
+    PrivateDriftConfig,
+    PrivateSetting,
+    PublicPatientsConfig,
+    noise_multiplier,
+    settings,
+)
+from ld_simulations.benchmarks.individual.private_report import PrivateResults, private_lines
+from ld_simulations.benchmarks.individual.private_tables import read_tables
 from ld_simulations.benchmarks.individual.report import flat_numbers, summarize, with_same_change
 from ld_simulations.benchmarks.individual.ridge import (
     Components,
@@ -39,6 +51,7 @@ from ld_simulations.benchmarks.individual.ridge import (
     own_slope,
 )
 from ld_simulations.benchmarks.individual.run import run
+from ld_simulations.benchmarks.individual.trajectories import band_numbers
 
 MODALITY = Modality(
     prompt_template="brain, {sex}, {age}, {diagnosis}",
@@ -126,6 +139,7 @@ def record(patient: int, row: str, growth: float, true: float, gain: float | Non
     return {
         "patient": str(patient),
         "question": "age_plus_10",
+        "years": 10.0,
         "row": row,
         "gain_db": gain,
         "growth_mm2": growth,
@@ -204,6 +218,95 @@ def test_curves_are_judged_over_all_their_times() -> None:
     assert numbers["trajectory_error_over_straight_line"] == pytest.approx((0 + 20 + 15 + 20) / 100)
 
 
+def test_a_band_is_calibrated_on_other_patients_than_it_is_checked_on() -> None:
+    rng = np.random.default_rng(0)
+    records = []
+    for patient in range(80):
+        own = rng.normal()
+        for years in (5, 10, 15, 20):
+            drawn = 45.0 * years + 8 * years * own + rng.normal() * 5
+            answer = record(patient, DRIFT, drawn, 45.0 * years) | {"question": f"age_plus_{years}", "years": years}
+            records.append(answer | {"patient": f"p{patient:02d}"})
+    numbers = band_numbers(records)
+    assert 0.8 <= numbers["band_coverage_90"] <= 0.97
+    assert 100 <= numbers["band_half_width_10_years_mm2"] <= 190  # 1.64 deviations of 80 mm2 are 131
+    assert band_numbers(records[:40]) == {}  # ten patients
+    sure = [
+        each | {"growth_mm2": each["true_growth_mm2"] + (5000 if each["patient"] == "p01" else 0)} for each in records
+    ]
+    assert band_numbers(sure)["band_coverage_90"] == pytest.approx(1 - 1 / 80)
+
+
+def test_private_patients_are_in_no_other_group() -> None:
+    with pytest.raises(ConfigError, match="must all differ"):
+        IndividualConfig(private=PrivateDriftConfig(patients=[10], test_seed=101))
+    with pytest.raises(ConfigError, match="drawn_patients"):
+        PrivateDriftConfig(patients=[100], drawn_patients=50)
+
+
+def test_one_vector_costs_no_more_than_its_epsilon() -> None:
+    for target, patients in ((8.0, 100), (1.0, 300)):
+        noise = noise_multiplier(target, patients)
+        delta = 1 / (10 * patients)
+        assert epsilon([Charge(noise, 1.0, 1)], delta) <= target < epsilon([Charge(noise - 0.002, 1.0, 1)], delta)
+
+
+def private_config() -> PrivateDriftConfig:
+    starts = {"near": PublicPatientsConfig(seed=1), "far": PublicPatientsConfig(seed=2)}
+    return PrivateDriftConfig(patients=[300, 1000], draws=2, starts=starts)
+
+
+def test_every_private_setting_has_a_result_of_its_own() -> None:
+    asked = settings(private_config())
+    names = [setting.name for setting in asked]
+    assert len(set(names)) == len(names)
+    assert [(setting.start, setting.patients) for setting in asked[:4]] == [
+        ("near", 0),
+        ("", 300),
+        ("", 1000),
+        ("far", 0),
+    ]
+    assert sum(setting.start == "near" and setting.epsilon > 0 for setting in asked) == 2 * 3 * 2
+    assert {(setting.patients, setting.epsilon) for setting in asked if setting.start == "far" and setting.epsilon} == {
+        (300, 8.0),
+        (1000, 3.0),
+        (1000, 1.0),
+    }
+
+
+def test_private_gains_are_beside_the_public_start_alone(tmp_path: Path) -> None:
+    config, store = private_config(), ResultStore(tmp_path)
+
+    def keep(gains: dict[str, float], *setting: Any) -> None:
+        records = [
+            {"patient": patient, "question": question, "gain_db": gain}
+            for patient, gain in gains.items()
+            for question in ("age_plus_10", "disease_added" if patient == "a" else "disease_removed")
+        ]
+        store.write(PrivateSetting(*setting).name, records)
+
+    keep({"a": 4.0, "b": 8.0}, "", 300)
+    keep({"a": 4.0, "b": 8.0}, "", 1000)
+    keep({"a": 3.8, "b": 7.6}, "near", 0)
+    for draw, shift in enumerate((-1.0, 1.0)):
+        keep({"a": 4.0 + shift, "b": 8.0 + shift}, "near", 300, 8.0, draw)
+    results = PrivateResults(config, store)
+    numbers = results.numbers("near", 300, 8.0)
+    assert numbers is not None
+    assert numbers["raw_gain_db"] == pytest.approx(6.0)
+    assert (numbers["raw_gain_db_least_draw"], numbers["raw_gain_db_largest_draw"]) == pytest.approx((5.0, 7.0))
+    assert numbers["over_start_db"] == pytest.approx(6.0 - 5.7)
+    assert numbers["share"] == pytest.approx(1.0)
+    flat = results.flat()
+    assert flat["dp_public_start_gain_share"] == pytest.approx(0.95)
+    assert "dp_drift_gain_share_eps3_1000" not in flat
+    page = "\n".join(private_lines(results))
+    assert "held, by the public start alone as well" in page
+    assert ") | >= 0.9 | held, by" in page
+    assert "not run" in page
+    assert "Most of what the shares above show is therefore the start's" in page
+
+
 @pytest.mark.slow
 def test_a_small_benchmark_writes_its_page(tmp_path: Path) -> None:
     config = IndividualConfig(
@@ -221,6 +324,15 @@ def test_a_small_benchmark_writes_its_page(tmp_path: Path) -> None:
         own_slope_halves=[4.0],
         own_growth_halves=[0.5],
         workers=1,
+        private=PrivateDriftConfig(
+            patients=[4, 6],
+            epsilons=[8.0],
+            draws=1,
+            drawn_patients=6,
+            test_patients=1,
+            first_settings=[[6, 8]],
+            starts={"other hospitals": PublicPatientsConfig(patients=5)},
+        ),
     )
     files = run(config, False, Console(quiet=True))
     assert {file.name for file in files} == {"individual.json", "individual.md", "individual_brain.png"}
@@ -230,4 +342,9 @@ def test_a_small_benchmark_writes_its_page(tmp_path: Path) -> None:
     assert numbers["federated_drift_equals_pooled"] < 1e-4
     for row in (COPY, SAME, CROSS, LONG, OWN, LINE, DRIFT, DRIFT_HISTORY):
         assert f"| {row} |" in page
+    assert set(numbers["private_drift"]["other hospitals"]) == {"alone", "4", "4-eps8", "6", "6-eps8"}
+    whole, part = (read_tables(tmp_path / "out/private", "training", ["birch"], count)[0] for count in (6, 4))
+    assert len(set(part.patients)) == 4
+    assert part.patients == whole.patients[: len(part.patients)]
+    assert torch.equal(part.latents, whole.latents[: len(part.latents)])
     assert run(replace(config, workers=2), True, Console(quiet=True)) == files

@@ -90,7 +90,8 @@ def test_a_secure_sum_gives_the_same_within_its_levels_and_an_answer_can_be_draw
     assert kept.mean is not None
     site = load_site(willing["p"])
     study = from_mapping(StudyConfig, longitudinal(smallest_base, tmp_path))
-    own = longitudinal_sums(load_modality(site), open_store(site.store_path), study, kept.basis)
+    modality, store = load_modality(site), open_store(site.store_path)
+    own = longitudinal_sums(modality, store, study, kept.basis)
     assert float((kept.mean - own).abs().max() / own.abs().max()) < 1e-9  # all sites have the same visits
     pipe = CounterfactualPipeline.from_release(masked.folder)
     scan = torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -20,7 +20,7 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.exclusions import Exclusion
 from ld_client.data.faces import FaceCount, count_faces, meta_of
 from ld_client.data.ingest import Progress, Survey, read_visits, survey
-from ld_client.data.store import Split, held_out_patients, open_store
+from ld_client.data.store import SIZES, Split, held_out_patients, open_store
 from ld_client.data.store_index import INDEX, SCHEMA_VERSION
 from ld_client.data.store_key import load_key
 from ld_client.site_config import SiteConfig, load_modality
@@ -28,6 +28,7 @@ from ld_common.core.errors import StoreError
 from ld_common.diffusion.base_model import BaseModel, load_base
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes
+from ld_common.metrics.structure import structure_sizes
 
 SCHEMA = """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -73,9 +74,9 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
     """
     modality, base = load_modality(site), load_base(site.base_model)
     surveyed = survey(site, modality, load_key(site.store_path, site.ledger_path), progress)
-    entries, latents, exclusions = _encode_scans(surveyed, base, progress)
+    entries, encoded, exclusions = _encode_scans(surveyed, base, progress)
     faces = count_faces(surveyed, progress)
-    tensors = {"latents": latents, "base_latent_mean": base.latent_mean.float().contiguous()}
+    tensors = encoded | {"base_latent_mean": base.latent_mean.float().contiguous()}
     meta = {"schema": SCHEMA_VERSION, "base": base.digest, "modality": modality.digest()} | meta_of(faces)
     if not entries and _has_visits(site.store_path):
         reasons = Counter(exclusion.reason.value for exclusion in exclusions).most_common(3)
@@ -103,12 +104,20 @@ def _has_visits(folder: Path) -> bool:
 
 def _encode_scans(
     surveyed: Survey, base: BaseModel, progress: Progress
-) -> tuple[list[_Entry], Tensor, list[Exclusion]]:
-    """Index rows, latents `(N,C,h,w)` and all exclusions."""
+) -> tuple[list[_Entry], dict[str, Tensor], list[Exclusion]]:
+    """Index rows, the store's tensors of the visits, and all exclusions."""
     modality, exclusions = surveyed.modality, list(surveyed.exclusions)
     entries: list[_Entry] = []
     waiting: list[Tensor] = []
-    latents = [torch.empty(0, *base.latent_shape)]
+    latents, sizes = [torch.empty(0, *base.latent_shape)], [torch.empty(2, 0, dtype=torch.float64)]
+
+    def encode() -> None:
+        pictures = torch.stack(waiting)
+        latents.append(base.encode(pictures))
+        measured = structure_sizes(modality, pictures)
+        sizes.append(torch.empty(2, 0, dtype=torch.float64) if measured is None else measured)
+        waiting.clear()
+
     for visit in read_visits(surveyed):
         if isinstance(visit, Exclusion):
             exclusions.append(visit)
@@ -117,13 +126,12 @@ def _encode_scans(
         entries.append(_Entry(visit.pseudonym, visit.days_since_baseline, visit.attributes, prompt))
         waiting.append(to_model(visit.scan, base.resolution, modality.image)[0])
         if len(waiting) == surveyed.site.batch_size:
-            latents.append(base.encode(torch.stack(waiting)))
-            waiting.clear()
+            encode()
         progress("encoding scans", len(entries), surveyed.scans)
     if waiting:
-        latents.append(base.encode(torch.stack(waiting)))
+        encode()
     progress("encoding scans", surveyed.scans, surveyed.scans)
-    return entries, torch.cat(latents), exclusions
+    return entries, {"latents": torch.cat(latents), SIZES: torch.cat(sizes, 1)}, exclusions
 
 
 def _write_cache(folder: Path, tensors: dict[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,11 @@ from torch import Tensor
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.store_index import SCHEMA_VERSION, open_index
 from ld_common.core.errors import StoreError
+from ld_common.diffusion.longitudinal_sums import StructureSizes
 from ld_common.imaging.modality import Attributes, Modality
+
+SIZES = "sizes"
+"""Name of a tensor in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,13 @@ class Store:
     attributes: list[Attributes]
     days: list[int]
     """Days since the patient's first visit."""
+    sizes: Tensor = field(default_factory=lambda: torch.empty(2, 0, dtype=torch.float64))
+    """Areas and edges of the structure that the modality measures, as `structure_sizes`; `(2,0)` without one."""
+
+    @property
+    def structure(self) -> StructureSizes | None:
+        """The sizes by name; None where nothing was measured."""
+        return StructureSizes(*self.sizes) if self.sizes.shape[1] else None
 
     @property
     def patients(self) -> int:
@@ -83,7 +94,8 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
             raise StoreError(f"the store '{folder}' holds no visit: ld-client exclusions lists why")
         tensors = load_file(folder / meta["cache"])
         latents = tensors["latents"]
-        if len(latents) != len(rows):
+        sizes = tensors[SIZES]
+        if len(latents) != len(rows) or sizes.shape[1] not in (0, len(rows)):
             raise StoreError(f"the store '{folder}' is damaged: run ld-client index again")
         return Store(
             base_digest=meta["base"],
@@ -94,6 +106,7 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
             pseudonyms=[row[0] for row in rows],
             attributes=[json.loads(row[2]) for row in rows],
             days=[row[1] for row in rows],
+            sizes=sizes,
         )
 
 
@@ -141,4 +154,5 @@ def _rows(store: Store, rows: list[int]) -> Store:
         pseudonyms=[store.pseudonyms[row] for row in rows],
         attributes=[store.attributes[row] for row in rows],
         days=[store.days[row] for row in rows],
+        sizes=store.sizes[:, rows] if store.sizes.shape[1] else store.sizes,
     )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ld_common.core.command import loading, progress_bar
-from ld_generate.batch_table import DRAWN, OUTCOMES, Outcome, read_rows
+from ld_generate.batch_table import DRAWN, OUTCOMES, VISIT, Outcome, read_rows
 from ld_generate.console import print_note, status
 from ld_generate.options import (
     BurnedInTextChecked,
@@ -47,8 +47,10 @@ def batch(
     """Edit the scans of a table; a row that fails does not stop the others.
 
     TABLE is a CSV file with a row a scan: the columns input (a path, relative to the table) and target (edits,
-    separated by semicolons, such as age=84;age=90,diagnosis=AD), and optionally source, slice and history (earlier
-    scans of the patient, such as first.dcm@70;second.dcm@72.5). KEY=VALUE sets an option of the editor.
+    separated by semicolons, such as age=84;age=90,diagnosis=AD), and optionally source, slice, history (earlier scans
+    of the patient, such as first.dcm@70;second.dcm@72.5), or patient and date: each row is then drawn with the rows
+    of the same patient before it as its history, and a row without a target is a visit. KEY=VALUE sets an option of
+    the editor.
 
     Writes one folder a row, and batch.csv with the outcome of each. A second run draws only what is missing or changed.
     The exit code is 1 when a row failed.
@@ -80,7 +82,7 @@ def batch(
     with progress_bar(status, "drawing", rows) as advance:
         outcomes = draw_batch(model, release, table, options, editor, advance)
     _print_outcomes(outcomes, output)
-    if any(outcome.outcome != DRAWN for outcome in outcomes):
+    if any(outcome.outcome not in (DRAWN, VISIT) for outcome in outcomes):
         raise typer.Exit(1)
 
 
@@ -94,7 +96,9 @@ def _print_outcomes(outcomes: Sequence[Outcome], output: OutputOptions) -> None:
         print_json({"rows": [dataclasses.asdict(outcome) for outcome in outcomes], "results": results})
         return
     for outcome in outcomes:
-        if outcome.outcome != DRAWN:
+        if outcome.outcome not in (DRAWN, VISIT):
             print_note(f"row {outcome.row}, {outcome.input}: {outcome.outcome}")
     print_warnings([folder / RECORD for folder in folders])
-    print(f"drew {len(folders)} of {len(outcomes)} rows: see {output.out / OUTCOMES}")
+    visits = sum(outcome.outcome == VISIT for outcome in outcomes)
+    words = f", and read {visits} visits without a target" if visits else ""
+    print(f"drew {len(folders)} of {len(outcomes) - visits} rows{words}: see {output.out / OUTCOMES}")

@@ -13,7 +13,7 @@ import typer
 from ld_common.core.command import loading
 from ld_common.core.errors import ConfigError
 from ld_generate.console import print_note, status
-from ld_generate.options import LoadOptions
+from ld_generate.options import LoadOptions, Strict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class PageOptions:
         str, typer.Option(help="Address to listen on. Any other than a loopback address lets other machines in.")
     ] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860
+    strict: Strict = False
 
     def __post_init__(self) -> None:
         if self.examples is not None and not self.examples.is_dir():
@@ -55,7 +56,7 @@ def serve(load_options: LoadOptions, options: PageOptions) -> None:
             f"warning: on {options.host} other machines can reach this page, which has no encryption: whoever reads "
             "the traffic reads the scans and the token that opens the page"
         )
-    with serving(model, release, examples, options.host, options.port) as address:
+    with serving(model, release, examples, options.host, options.port, options.strict) as address:
         for name, path in examples.items():
             print(f"{name}: {path}")
         print(f"the page is at {address} until Ctrl-C; its token lets nobody else in", flush=True)

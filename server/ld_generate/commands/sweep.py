@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from ld_common.core.command import loading
+from ld_common.imaging.modality import AGE
 from ld_generate.attribute_sweep import read_sweep
 from ld_generate.commands.edit import check_num_seeds, draw_edits
-from ld_generate.console import status
+from ld_generate.console import print_note, status
 from ld_generate.options import (
     Delta,
     EditorOptions,
@@ -49,6 +50,9 @@ def sweep(
 ) -> None:
     """Edit scans along one attribute: a strip, an animation and a table, beside the files of each value.
 
+    Along the age also a plot of the modality's first biomarker, with the band of the release's evaluation and the
+    cohort's curve, where it has them.
+
     KEY=VALUE sets an option of the editor, such as num_inference_steps=80.
 
     Example: ld-generate sweep RELEASE --input scan.dcm --source diagnosis=CN age=60:90:5
@@ -58,6 +62,7 @@ def sweep(
     if modality is not None:
         read_sweep(modality, options.values)
     with loading(status):
+        from ld_generate.age_band import missing_band
         from ld_generate.loading import choose_editor, load_model, open_release
         from ld_generate.report import print_results
         from ld_generate.request import RequestOptions, make_folders, read_requests
@@ -71,5 +76,8 @@ def sweep(
     model = load_model(release, load_options)
     requests = read_requests(model, release, scans.inputs, [], request_options, attribute_sweep)
     make_folders(requests)
+    if attribute_sweep.attribute == AGE:
+        for line in missing_band(release, editor, requests):
+            print_note(f"note: {line}")
     files = draw_edits(model, release, requests, editor, [editor.delta], options.num_seeds)
     print_results(files, output.as_json)

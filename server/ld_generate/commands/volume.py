@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ld_common.core.command import loading, progress_bar
-from ld_common.core.errors import RequestError
 from ld_generate.console import print_note, status
 from ld_generate.options import (
     SCANS,
@@ -54,14 +53,12 @@ def volume(
 ) -> None:
     """Edit volumes (NIfTI files, folders of a DICOM series) and write them in the input's geometry.
 
-    Slices near the one that the release was trained on are edited; all others keep the input's values. KEY=VALUE sets
-    an option of the editor.
+    Slices near the one that the release was trained on are edited; all others keep the input's values. --history takes
+    earlier volumes of the patient, registered rigidly to the input. KEY=VALUE sets an option of the editor.
 
     Example: ld-generate volume RELEASE --input head.nii.gz --source age=74,sex=F,diagnosis=CN --target age=84
     """
     check_attributes(load_options, options.target, scans.source)
-    if scans.history:
-        raise RequestError("--history works with edit, sweep and batch, not with volumes")
     with loading(status):
         from ld_common.imaging.face import shows_face
         from ld_generate.loading import choose_editor, load_model, open_release

@@ -117,11 +117,13 @@ def theme() -> gradio.themes.Base:
     )
 
 
-def title(release: Release) -> str:
-    """The release and its signature."""
+def title(release: Release, strict: bool = False) -> str:
+    """The release, its signature, and whether the page is strict."""
     signed = f"signed by {release.signed_by}" if release.signed_by else "not signed: its origin is not verified"
     kind = release.modality.name.replace("_", " ")
-    return f"<h1>Counterfactuals: {escape(kind)}</h1><p>release “{escape(release.study.name)}”, {escape(signed)}</p>"
+    refuses = "; strict: scans and attributes that its sites did not have are refused" if strict else ""
+    about = f"release “{escape(release.study.name)}”, {escape(signed + refuses)}"
+    return f"<h1>Counterfactuals: {escape(kind)}</h1><p>{about}</p>"
 
 
 def heading(text: str) -> gradio.HTML:

@@ -105,7 +105,13 @@ def preview(
 
 
 def draw(
-    model: BaseModel, release: Release, scan: Path, form: EditForm, out: Path, progress: Callable[[float], None]
+    model: BaseModel,
+    release: Release,
+    scan: Path,
+    form: EditForm,
+    out: Path,
+    progress: Callable[[float], None],
+    strict: bool = False,
 ) -> EditResult:
     """Edit one scan into a folder inside `out`.
 
@@ -116,9 +122,10 @@ def draw(
         form: the controls' values.
         out: folder that gets the scan's folder and the archive.
         progress: called with the finished share, 0 to 1.
+        strict: refuse what the release's scans do not cover.
 
     Raises:
-        LdError: a scan that cannot be used, or values that cannot be drawn.
+        LdError: a scan that cannot be used, values that cannot be drawn, or what `strict` refuses.
     """
     modality, editor = release.modality, _editor(release, form)
     source = _source(modality, form.source)
@@ -132,6 +139,7 @@ def draw(
         slice_index=form.slice_index,
         burned_in_text_checked=form.burned_in_text_checked,
         history=earlier_scans(form.history, form.history_ages) if editor.takes_move else (),
+        strict=strict,
     )
     targets = [target] if target else []
     (request,) = read_requests(model, release, [scan], targets, options, sweep)

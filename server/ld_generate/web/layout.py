@@ -33,8 +33,8 @@ MAX_QUEUE_SIZE = 64
 class Page:
     """The page of one release; Gradio serves its `blocks`."""
 
-    def __init__(self, model: BaseModel, release: Release, examples: Mapping[str, Path]) -> None:
-        self._model, self._release, self._examples = model, release, examples
+    def __init__(self, model: BaseModel, release: Release, examples: Mapping[str, Path], strict: bool = False) -> None:
+        self._model, self._release, self._examples, self._strict = model, release, examples, strict
         with gradio.Blocks(
             analytics_enabled=False,
             title=f"{release.study.name}: counterfactuals",
@@ -42,7 +42,7 @@ class Page:
             fill_width=True,
         ) as self.blocks:
             gradio.HTML(appearance.NOTICE, elem_id="notice")
-            gradio.HTML(appearance.title(release), elem_id="title")
+            gradio.HTML(appearance.title(release, strict), elem_id="title")
             with gradio.Row(elem_id="both"):
                 with gradio.Column(scale=4, min_width=360, elem_id="ask"):
                     self._controls = Controls(release, examples)
@@ -88,7 +88,7 @@ class Page:
                 progress(0.0, desc="drawing")
                 name, scan = self._scan(values, Path(folder))
                 form = self._with_history(self._controls.form(values), Path(folder))
-                result = draw(self._model, self._release, scan, form, Path(folder) / "out", progress)
+                result = draw(self._model, self._release, scan, form, Path(folder) / "out", progress, self._strict)
             except Exception as error:
                 yield self._results.show_error(_error_line(error))
             else:

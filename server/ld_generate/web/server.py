@@ -25,8 +25,12 @@ MAX_UPLOAD_BYTES = 128 * 2**20
 
 
 @contextmanager
-def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], host: str, port: int) -> Iterator[str]:
+def serving(
+    model: BaseModel, release: Release, examples: Mapping[str, Path], host: str, port: int, strict: bool = False
+) -> Iterator[str]:
     """Serve a release's page and yield its address with a fresh token; all its files are deleted at the end.
+
+    A `strict` page refuses scans and attributes that the release's scans do not cover.
 
     Raises:
         ConfigError: the address is in use, or not one of this machine.
@@ -35,7 +39,7 @@ def serving(model: BaseModel, release: Release, examples: Mapping[str, Path], ho
         os.environ["GRADIO_TEMP_DIR"] = folder
         # Gradio sends itself a request when it starts, which a hospital's proxy would not route
         os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1", "localhost", host]))
-        page, token = Page(model, release, examples), secrets.token_urlsafe(24)
+        page, token = Page(model, release, examples, strict), secrets.token_urlsafe(24)
         try:
             _, address, _ = page.blocks.launch(
                 server_name=host,

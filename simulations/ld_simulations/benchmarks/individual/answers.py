@@ -116,11 +116,9 @@ class Answerer:
         records, visit, drift = [], person.visits[question.visit], self.drift(anatomy)
         history = kind_of(question.name) == HISTORY
         for options in drift_options(self.config, kind_of(question.name)):
-            editor, drawn = drift_editor(options), None
             for rendering in self._renderings(anatomy):
-                if drawn is None or history:  # with a history, an answer depends on how it is written
-                    asked = person, question.visit, [question.target], editor
-                    drawn = drift.draw(*asked, history=rendering if history else "")
+                asked = person, question.visit, [question.target], drift_editor(options)
+                drawn = drift.draw(*asked, rendering, history)
                 written = render(visit.scan.pixels, visit.frame, drawn[0], drawn[1][0], rendering)
                 judged = self._judged(anatomy, person, question, DRIFT, written)
                 error = abs(judged["growth_mm2"] - judged["true_growth_mm2"])
@@ -176,10 +174,11 @@ class Answerer:
     def _drawn(self, anatomy: str, person: Person, question: Question, choice: Choice) -> dict[str, np.ndarray]:
         """What editor `drift` writes, from the scan alone and with the visits before it."""
         visit, editor, written = person.visits[question.visit], drift_editor(choice.drift), {}
-        rows = {DRIFT: ""} | ({DRIFT_HISTORY: choice.drift_rendering} if kind_of(question.name) == HISTORY else {})
+        rows = {DRIFT: False} | ({DRIFT_HISTORY: True} if kind_of(question.name) == HISTORY else {})
+        rendering = choice.drift_rendering
         for row, history in rows.items():
-            drawn = self.drift(anatomy).draw(person, question.visit, [question.target], editor, history)
-            written[row] = render(visit.scan.pixels, visit.frame, drawn[0], drawn[1][0], choice.drift_rendering)
+            drawn = self.drift(anatomy).draw(person, question.visit, [question.target], editor, rendering, history)
+            written[row] = render(visit.scan.pixels, visit.frame, drawn[0], drawn[1][0], rendering)
         return written
 
     def release(self, part: Part) -> list[Record]:
@@ -266,12 +265,17 @@ class Answerer:
 def drift_options(config: IndividualConfig, kind: str) -> list[dict[str, float]]:
     """The options of editor `drift` that are tried for a kind of question."""
     if kind == AGE:
-        return [{"time_scale": scale} for scale in config.time_scales]
+        return [
+            {"time_scale": scale, "edge_share": share}
+            for scale, share in itertools.product(config.time_scales, config.edge_shares)
+        ]
     if kind == OTHER:
         return [{"effect_scale": scale} for scale in config.effect_scales]
     return [
-        {"time_scale": config.time_scales[0], "own_slope_half": slope, "own_growth_half": growth}
-        for slope, growth in itertools.product(config.own_slope_halves, config.own_growth_halves)
+        {"time_scale": config.time_scales[0], "edge_share": share, "own_slope_half": slope, "own_growth_half": growth}
+        for share, slope, growth in itertools.product(
+            config.edge_shares, config.own_slope_halves, config.own_growth_halves
+        )
     ]
 
 
@@ -284,8 +288,8 @@ def gain_db(values: np.ndarray, visit: ScannedVisit, question: Question) -> floa
 def choose(records: Sequence[Mapping[str, Any]]) -> Choice:
     """The options of the largest mean gain over the tuning patients' questions.
 
-    Components and rendering are chosen for all kinds of question, the rest by kind. Of editor `drift`'s options with a
-    history, those within `NEAR_DB` of the best are as good, and of these the least error of growth decides.
+    Components and rendering are chosen for all kinds of question, the rest by kind. Of editor `drift`'s options for
+    what the years change, those within `NEAR_DB` of the best are as good; of these the least error of growth decides.
     """
     ridges = [record for record in records if record["row"] == "ridge"]
     drifts = [record for record in records if record["row"] == DRIFT]
@@ -297,26 +301,29 @@ def choose(records: Sequence[Mapping[str, Any]]) -> Choice:
     ]
     own = _best(history, 2, lambda options: True)[1].get(HISTORY, [1.0, 0.0])
     (drift_rendering,), chosen = _best(drifts, 1, lambda options: True)
-    calibrated = _calibration(drifts, drift_rendering)
-    options: dict[str, float] = {}
-    for kind in (AGE, OTHER):
-        options |= chosen[kind][0] if kind in chosen else {}
+    options: dict[str, float] = dict(chosen[OTHER][0]) if OTHER in chosen else {}
+    options |= _least_error(drifts, drift_rendering, AGE, {})
+    shared = {name: options[name] for name in ("edge_share",) if name in options}
+    options = _least_error(drifts, drift_rendering, HISTORY, shared) | options
     return Choice(
         components,
         rendering,
         {kind: values[0] for kind, values in scales.items()},
         (own[0], own[1]),
         drift_rendering,
-        calibrated | options,
+        options,
     )
 
 
-def _calibration(drifts: Sequence[Mapping[str, Any]], rendering: str) -> dict[str, float]:
-    """Editor `drift`'s options for questions with a history."""
+def _least_error(
+    drifts: Sequence[Mapping[str, Any]], rendering: str, kind: str, shared: Mapping[str, float]
+) -> dict[str, float]:
+    """Editor `drift`'s options for a kind of question, among those that agree with the `shared` ones."""
     tried: dict[str, list[Mapping[str, Any]]] = {}
     for record in drifts:
-        if record["options"][0] == rendering and kind_of(record["question"]) == HISTORY:
-            tried.setdefault(json.dumps(record["options"][1]), []).append(record)
+        written_as, options = record["options"][:2]
+        if written_as == rendering and kind_of(record["question"]) == kind and options.items() >= shared.items():
+            tried.setdefault(json.dumps(options), []).append(record)
     if not tried:
         return {}
     means = {

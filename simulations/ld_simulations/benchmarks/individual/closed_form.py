@@ -12,9 +12,18 @@ from torch import Tensor
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.diffusion.longitudinal_fit import fit, fit_tables
-from ld_common.diffusion.longitudinal_sums import DAYS_IN_YEAR, VisitTable, added, basis_of, sketch, sums
+from ld_common.diffusion.longitudinal_sums import (
+    DAYS_IN_YEAR,
+    StructureSizes,
+    VisitTable,
+    added,
+    basis_of,
+    sketch,
+    sums,
+)
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to, past_of
+from ld_common.editing.drift_fitting import sizes_of_latents
 from ld_common.editing.history import ScanHistory, writing
 from ld_common.editing.registry import read_editor
 from ld_common.imaging.modality import Modality
@@ -32,7 +41,8 @@ def drift_editor(options: Mapping[str, float]) -> Editor:
 
 def fit_drift(people: Sequence[Person], modality: Modality, base: BaseModel) -> LongitudinalDrift:
     """The drift of some patients' sites: each site's sums, added up and solved."""
-    return fit_tables(_tables(people, modality), modality.numeric_columns, base.latent_mean, base.latent_shape, SEED)[0]
+    tables = visit_tables(people, modality, base)
+    return fit_tables(tables, modality.numeric_columns, base.latent_mean, base.latent_shape, SEED)[0]
 
 
 def pooled_difference(people: Sequence[Person], modality: Modality, base: BaseModel) -> float:
@@ -40,7 +50,7 @@ def pooled_difference(people: Sequence[Person], modality: Modality, base: BaseMo
 
     The pooled rows are centred on their site's mean, which is an intercept a site.
     """
-    tables = _tables(people, modality)
+    tables = visit_tables(people, modality, base)
     basis = basis_of(added([sketch(table, SEED) for table in tables]), SEED)
     names, latents = [name for table in tables for name in table.patients], [table.latents for table in tables]
     together = VisitTable(
@@ -48,12 +58,14 @@ def pooled_difference(people: Sequence[Person], modality: Modality, base: BaseMo
         torch.cat([table.features for table in tables]),
         names,
         torch.cat([table.years for table in tables]),
+        all_sizes(tables),
     )
     centred = VisitTable(
         torch.cat([table.latents - table.latents.mean(0) + together.latents.mean(0) for table in tables]),
         torch.cat([table.features - table.features.mean(0) + together.features.mean(0) for table in tables]),
         names,
         together.years,
+        together.structure,
     )
     pooled = sums(centred, basis)
     uncentred = sums(together, basis)
@@ -77,16 +89,28 @@ class DriftAnswers:
         self.people, self.drift = people, drift
 
     def draw(
-        self, person: Person, visit: int, targets: Sequence[dict[str, Any]], editor: Editor, history: str = ""
+        self,
+        person: Person,
+        visit: int,
+        targets: Sequence[dict[str, Any]],
+        editor: Editor,
+        rendering: str,
+        with_history: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """The reconstruction `(1,S,S)` and the answers `(M,1,S,S)` to one visit's questions.
 
-        With `history`, the rendering by which answers are written, the visits before it calibrate them.
+        Args:
+            person: the patient.
+            visit: whose scan is edited.
+            targets: all attributes of each answer.
+            editor: how it is edited.
+            rendering: by which answers are written, on which their growth is measured.
+            with_history: whether the visits before it calibrate the answers.
         """
         people, modality, scanned = self.people, self.people.modality, person.visits[visit]
         edits = [edit_to(modality, 0, scanned.attributes, target) for target in targets]
         image = people.picture(scanned.scan.pixels, scanned)[None]
-        past = past_of(modality, {0: self._history(person, visit, history)}) if history else None
+        past = past_of(modality, {0: self._known(person, visit, rendering, with_history)})
         prompts = [modality.prompt(scanned.attributes)]
         drawn = draw_counterfactuals(people.base, image, prompts, edits, editor, drift=self.drift, past=past)
         return drawn.reconstructions[0], drawn.images
@@ -97,21 +121,30 @@ class DriftAnswers:
         scanned = person.visits[0]
         started = time.perf_counter()
         for target in targets:
-            reconstruction, answers = self.draw(person, 0, [target], editor)
+            reconstruction, answers = self.draw(person, 0, [target], editor, rendering)
             render(scanned.scan.pixels, scanned.frame, reconstruction, answers[0], rendering)
         return (time.perf_counter() - started) / len(targets)
 
-    def _history(self, person: Person, visit: int, rendering: str) -> ScanHistory:
+    def _known(self, person: Person, visit: int, rendering: str, with_history: bool) -> ScanHistory:
         scanned, image, side = person.visits[visit], self.people.modality.image, self.people.base.resolution
-        now = float(person.visits[visit].attributes["age"])
-        earlier = person.visits[:visit]
-        pictures = torch.stack([self.people.picture(seen.scan.pixels, seen) for seen in earlier])
         write = writing(scanned.scan, scanned.frame, rendering, side, image)
+        now, earlier = float(scanned.attributes["age"]), person.visits[:visit]
+        if not with_history or not earlier:
+            return ScanHistory.without_visits(write)
+        pictures = torch.stack([self.people.picture(seen.scan.pixels, seen) for seen in earlier])
         return ScanHistory(pictures, [now - float(seen.attributes["age"]) for seen in earlier], write)
 
 
-def _tables(people: Sequence[Person], modality: Modality) -> list[VisitTable]:
-    """The visits of each site."""
+def all_sizes(tables: Sequence[VisitTable]) -> StructureSizes | None:
+    """What was measured in the visits of all tables; None where one has no measures."""
+    found = [table.structure for table in tables if table.structure is not None]
+    if len(found) < len(tables):
+        return None
+    return StructureSizes(torch.cat([sizes.areas for sizes in found]), torch.cat([sizes.edges for sizes in found]))
+
+
+def visit_tables(people: Sequence[Person], modality: Modality, base: BaseModel) -> list[VisitTable]:
+    """The visits of each site, with what the modality measures in them."""
     tables = []
     for site in dict.fromkeys(person.hospital for person in people):
         rows: list[tuple[Person, ScannedVisit]] = [
@@ -124,5 +157,6 @@ def _tables(people: Sequence[Person], modality: Modality) -> list[VisitTable]:
         latents = torch.stack([visit.latent for _, visit in rows])
         designs = [modality.design_vector(visit.attributes) for _, visit in rows]
         names = [person.identity for person, _ in rows]
-        tables.append(VisitTable.of(latents, designs, modality.numeric_columns, names, days))
+        sizes = sizes_of_latents(base, modality, latents)
+        tables.append(VisitTable.of(latents, designs, modality.numeric_columns, names, days, sizes))
     return tables

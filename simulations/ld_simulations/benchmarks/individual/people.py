@@ -82,9 +82,12 @@ class People:
     def draw(self, seed: int, patients: int, first: int, last: int, questions: bool) -> Iterator[Person]:
         """Patients `first` to `last` of the `patients` of each hospital; test patients where there are questions."""
         for hospital in self.hospitals.hospitals:
-            sized = HospitalConfig(**{**vars(hospital), "patients": patients, "test_patients": patients})
-            for visits in draw_visits(self.phantom, seed, sized, questions)[first:last]:
-                yield self._person(sized, visits, questions)
+            yield from self._of_hospital(hospital, (seed, patients), first, last, questions)
+
+    def draw_of(self, hospital: str, seed: int, patients: int, first: int, last: int) -> Iterator[Person]:
+        """The same for one hospital, by its name, without questions."""
+        (chosen,) = (each for each in self.hospitals.hospitals if each.name == hospital)
+        yield from self._of_hospital(chosen, (seed, patients), first, last, questions=False)
 
     def picture(self, values: np.ndarray, visit: ScannedVisit) -> Tensor:
         """The model's picture `(1,S,S)` of values in a visit's grid."""
@@ -94,6 +97,14 @@ class People:
         """The modality's first biomarker, mm2."""
         pixel_mm = frame.field_of_view / picture.shape[-1]
         return float(BIOMARKERS.load(self.modality.biomarkers[0])(picture[None], pixel_mm)[0])
+
+    def _of_hospital(
+        self, hospital: HospitalConfig, drawn: tuple[int, int], first: int, last: int, questions: bool
+    ) -> Iterator[Person]:
+        seed, patients = drawn
+        sized = HospitalConfig(**{**vars(hospital), "patients": patients, "test_patients": patients})
+        for visits in draw_visits(self.phantom, seed, sized, questions)[first:last]:
+            yield self._person(sized, visits, questions)
 
     def _person(self, hospital: HospitalConfig, drawn: list[SimulatedVisit], questions: bool) -> Person:
         visits = self._visits(hospital, drawn)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ld_common.core.config import load_config, require
 from ld_common.imaging.modality import RENDERINGS
+from ld_simulations.benchmarks.individual.private_plan import PrivateDriftConfig
 
 
 @dataclass
@@ -54,6 +55,8 @@ class IndividualConfig:
     """Shares of the patient's own slope where there is a history."""
     time_scales: list[float] = field(default_factory=lambda: [1.1, 1.0, 1.25])
     """Values of `time_scale` of editor `drift`; the first is used where another option is tried."""
+    edge_shares: list[float] = field(default_factory=lambda: [1.0, 0.0])
+    """Those of a question with a history are chosen with one; the rest by what is asked of one scan."""
     effect_scales: list[float] = field(default_factory=lambda: [1.0, 1.25, 1.5])
     own_slope_halves: list[float] = field(default_factory=lambda: [2.0, 4.0, 8.0])
     own_growth_halves: list[float] = field(default_factory=lambda: [0.1, 0.5, 1.5])
@@ -61,12 +64,19 @@ class IndividualConfig:
     """Test patients of each hospital that the release is judged on, from the first."""
     patients_in_task: int = 10
     workers: int = 2
+    private: PrivateDriftConfig = field(default_factory=PrivateDriftConfig)
+    """Drifts under differential privacy."""
 
     def __post_init__(self) -> None:
         seeds = [self.training.seed, self.tuning.seed, self.test.seed]
         require(
             len(set(seeds)) == len(seeds),
             f"training, tuning and test have the seeds {seeds}: nobody may be in two of them, so use three seeds",
+        )
+        taken = [*seeds, *self.private.seeds]
+        require(
+            not self.private.patients or len(set(taken)) == len(taken),
+            f"private: its seeds {self.private.seeds} and those of the rest, {seeds}, must all differ",
         )
         for name, anatomy in self.anatomies.items():
             require(

@@ -27,6 +27,7 @@ from ld_simulations.benchmarks.individual.answers import (
     Record,
 )
 from ld_simulations.benchmarks.individual.people import FOLLOW_UP
+from ld_simulations.benchmarks.individual.trajectories import CURVE, band_numbers, curve_numbers
 
 ROWS = (
     COPY,
@@ -43,7 +44,6 @@ ROWS = (
     PERFECT_DECODED,
 )
 EDITS = ("age_plus_10", "age_plus_20", "disease_added", "disease_removed", "other_sex")
-CURVE = {"age_plus_5": 5, "age_plus_10": 10, "age_plus_15": 15, "age_plus_20": 20}
 HISTORIES = ("history_5", "history_10")
 GROWING = (*CURVE, "disease_added", "disease_removed", *HISTORIES, FOLLOW_UP)
 PLOTTED = ("age_plus_10", "age_plus_20", "history_5")
@@ -111,7 +111,11 @@ def anatomy_lines(
         ceiling = ceilings.get(question)
         lines += [f"### {question.replace('_', ' ').capitalize()}", ""]
         if ceiling is not None:
-            lines += [f"Growth of the {terms}. No prediction from one scan can have an r above {ceiling:.2f}.", ""]
+            lines += [
+                f"Growth of the {terms}. In anatomies of the template's shape, one scan tells who grows faster with an "
+                f"r of {ceiling:.2f} at most; a patient's own shape, which the scan shows, can add to it.",
+                "",
+            ]
         lines += [
             "| answer | patients | gain in raw pixels, dB | r within the edit | growth, share of the true | error, mm² "
             "| error over *same change for all* |",
@@ -178,32 +182,7 @@ def _of_editor(records: Sequence[Record]) -> dict[str, Any]:
         means = [mean[key] for mean in with_history if mean is not None and key in mean]
         if means:
             numbers[name] = float(np.mean(means))
-    return numbers | _curves(records)
-
-
-def _curves(records: Sequence[Record]) -> dict[str, Any]:
-    """Drawn growth over 5, 10, 15 and 20 years: how often it grows on, and its error over a straight line's.
-
-    The straight line is every patient's mean true growth a year, times the years.
-    """
-    curves: dict[str, dict[int, Record]] = {}
-    for record in records:
-        if record["row"] == DRIFT and record["question"] in CURVE:
-            curves.setdefault(record["patient"], {})[CURVE[record["question"]]] = record
-    whole = [curve for curve in curves.values() if len(curve) == len(CURVE)]
-    if not whole:
-        return {}
-    drawn, true = (
-        np.array([[curve[years][key] for years in CURVE.values()] for curve in whole])
-        for key in ("growth_mm2", "true_growth_mm2")
-    )
-    years = np.array(list(CURVE.values()))
-    line = np.outer(np.ones(len(whole)), years * float((true / years).mean()))
-    steps = np.diff(np.concatenate([np.zeros((len(whole), 1)), drawn], 1), axis=1)
-    return {
-        "trajectory_monotone_share": float((steps > 0).all(1).mean()),
-        "trajectory_error_over_straight_line": float(np.abs(drawn - true).mean() / np.abs(line - true).mean()),
-    }
+    return numbers | curve_numbers(records) | band_numbers(records)
 
 
 def patients_picture(records: Sequence[Record], title: str) -> bytes:

@@ -18,6 +18,8 @@ from ld_simulations.benchmarks.individual.answers import RELEASE, TEST, TUNE, An
 from ld_simulations.benchmarks.individual.closed_form import drift_editor, pooled_difference
 from ld_simulations.benchmarks.individual.people import BETWEEN, FOLLOW_UP, YEARS_ON
 from ld_simulations.benchmarks.individual.plan import IndividualConfig
+from ld_simulations.benchmarks.individual.private_report import PrivateResults, private_lines
+from ld_simulations.benchmarks.individual.private_run import private_output, run_private
 from ld_simulations.benchmarks.individual.report import (
     GROWING,
     anatomy_lines,
@@ -42,6 +44,7 @@ DECIDES = (
     "scales",
     "own_shares",
     "time_scales",
+    "edge_shares",
     "effect_scales",
     "own_slope_halves",
     "own_growth_halves",
@@ -64,6 +67,7 @@ def run(config: IndividualConfig, only_report: bool, console: Console) -> list[P
         for anatomy in config.anatomies:
             harness.once(f"facts/{anatomy}", partial(_facts, config, anatomy))
             harness.once(f"drift/{anatomy}", partial(_drift_facts, config, anatomy, choices[anatomy]))
+        run_private(config, choices[next(iter(config.anatomies))], console)
     return write_page(config, store)
 
 
@@ -105,6 +109,10 @@ def write_page(config: IndividualConfig, store: ResultStore) -> list[Path]:
         write_bytes(picture, patients_picture(records, anatomy.capitalize()))
         sections += [f"![Drawn against true growth of each test patient]({picture.name})", ""]
         files.append(picture)
+    if config.private.patients:
+        private = PrivateResults(config.private, ResultStore(private_output(config)))
+        numbers |= private.flat() | {"private_drift": private.rows()}
+        sections += private_lines(private)
     write_bytes(folder / NUMBERS, json_bytes(numbers))
     write_bytes(folder / PAGE, "\n".join([*_head(config), *sections]).encode())
     return files
