@@ -284,11 +284,11 @@ def editors() -> str:
     names = list(dict.fromkeys(run["editor"] for run in editor_runs("brain")))
     rows = []
     for name in names:
-        gain, ratio, cut = (
-            editor_mean(name, key) for key in ("copy_gain_db", "growth_ratio", "followup_ventricles_error_cut")
-        )
-        rows.append([name, f"{gain:.1f}", f"{ratio:.2f}", percent(cut)])
-    return table(["Editor, release", "Gain, dB", "Growth, share of the true", "Follow-up error cut"], rows)
+        keys = ("raw_gain_db", "growth_ratio", "error_over_best_rule", "followup_raw_gain_db")
+        gain, ratio, error, later = (editor_mean(name, key) for key in keys)
+        rows.append([name, f"{gain:.1f}", f"{ratio:.2f}", f"{error:.2f}", f"{later:.1f}"])
+    titles = ["Editor, release", "Gain, dB", "Growth, share of the true", "Error of growth over the best rule's"]
+    return table([*titles, "Gain at real follow-ups, dB"], rows)
 
 
 def editor_runs(modality: str) -> list[dict[str, Any]]:

@@ -159,15 +159,11 @@ def test_a_strict_page_refuses_what_the_release_does_not_cover(
 
 
 @pytest.mark.slow
-def test_a_strict_page_says_so_and_why_it_refuses(model: BaseModel, informed: Path, tmp_path: Path) -> None:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: install chromium to drive the page")
+def test_a_strict_page_says_so_and_why_it_refuses(page: Page, model: BaseModel, informed: Path, tmp_path: Path) -> None:
+    browser = page.context.browser
+    assert browser is not None
     head = write_brain(tmp_path / "head.dcm", whole_head(600), PatientSex="F", PatientAge="074Y")
-    with (
-        serving(model, read_release(informed), {}, "127.0.0.1", free_port(), True) as address,
-        sync_playwright() as driver,
-    ):
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with serving(model, read_release(informed), {}, "127.0.0.1", free_port(), True) as address:
         strict_page = browser.new_page(viewport={"width": 1440, "height": 900})
         strict_page.goto(address)
         expect(strict_page.locator("#title")).to_contain_text("strict")
@@ -178,7 +174,7 @@ def test_a_strict_page_says_so_and_why_it_refuses(model: BaseModel, informed: Pa
         expect(message).to_contain_text("remove the skull")
         expect(strict_page.locator("#answer")).to_be_hidden()
         strict_page.screenshot(path=tmp_path / "strict.png")
-        browser.close()
+        strict_page.close()
 
 
 def test_a_release_without_a_longitudinal_drift_offers_no_editor_that_needs_one(release: Path, informed: Path) -> None:

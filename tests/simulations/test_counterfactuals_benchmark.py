@@ -73,7 +73,7 @@ def test_an_earlier_table_is_adopted_except_for_editors_with_other_options(tmp_p
     assert set(adopted()) == names
     results = adopted_results(load_counterfactuals(TABLE, options))
     assert results[speedup_name("brain", "belm")] == written["batch"]
-    for change in ("edit.guidance_scale=9", "seeds=2", "release=longer"):
+    for change in ("edit.guidance_scale=9", "seeds=2", "release=instruct_pix2pix"):
         missing = names - adopted(f"editors.ddim.{change}").keys()
         assert missing == {"brain-ddim-0", "chest-ddim-0"}
     for run in written["runs"]:
