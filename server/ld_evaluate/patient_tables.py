@@ -108,7 +108,11 @@ def _of_follow_ups(run: Run) -> str:
 def _table(methods: Mapping[str, Mapping[str, float]], biomarker: str, ceiling: float | None) -> list[str]:
     lines = []
     if ceiling is not None:
-        lines += [f"No prediction from one scan can have an r above {ceiling:.2f}, by the causal model.", ""]
+        lines += [
+            f"By the causal model of a head of the template's shape, one scan tells who grows faster with an r of "
+            f"{ceiling:.2f} at most; a patient's own shape, which the scan shows, can add to it.",
+            "",
+        ]
     titles = ["answer", "patients", "gain, dB"]
     if biomarker:
         titles += [f"r, {biomarker}", "growth, share of the true", "error, mm²", f"error over *{SAME}*"]

@@ -114,7 +114,7 @@ def test_the_page_names_the_worst_patient_first_and_the_ceiling() -> None:
     }
     text = "\n".join(patient_sections([run], {AGE: 0.73}))
     assert "- mine: P1 79, P2 10, P0 0" in text
-    assert "an r above 0.73" in text
+    assert "an r of 0.73 at most" in text
 
 
 def test_latent_divergence_is_the_published_formula() -> None:

@@ -119,7 +119,7 @@ def test_the_summary_is_of_the_editor_nearest_to_the_truth_and_names_missed_aims
     assert "| `error_over_best_rule` | 0.9 | at most 0.8 | **missed** |" in text
     assert "| `followup_error_over_best_rule` | 0.7 | at most 0.8 | met |" in text
     assert "| near | 24 | +4.50 | 0.60 |" in text
-    assert "an r above 0.75" in text
+    assert "an r of 0.75 at most" in text
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
-"""Upper bound of the correlation between predicted and true growth.
+"""How well one image can tell a patient's growth by the rate of ageing: the highest correlation in unwarped heads.
+
+A patient's own shape, which an image shows as well, decides more of how much grows, so predictions of the growth of
+patients' own shapes can correlate more.
 
 A patient's rate of ageing is not visible in one image, only its result so far. Given the image, its attributes and the
 edit, the best prediction is the posterior mean of the change given the visible endogenous variables
-(`Phantom.predict_growth`); no prediction correlates more with the truth.
+(`Phantom.predict_growth`).
 """
 
 from __future__ import annotations
