@@ -69,7 +69,7 @@ def write_table(
     """Write the page, its numbers and all answers, of so many results as were `planned` or fewer; returns the files."""
     summary = summarize_table(runs, ceilings, speedup)
     content = {"summary": summary, "ceilings": dict(ceilings), "batch": dict(speedup or {}), "runs": list(runs)}
-    write_bytes(folder / RESULTS, json_bytes(content, sort_keys=True))
+    write_bytes(folder / RESULTS, json_bytes(content))
     write_bytes(folder / PAGE, page(runs, planned, summary, ceilings, speedup).encode())
     write_bytes(folder / PATIENTS, patients_csv(runs).encode())
     return [folder / RESULTS, folder / PAGE, folder / PATIENTS]
