@@ -55,6 +55,9 @@ def test_a_published_page_follows_from_its_numbers(
     again = json.loads((tmp_path / "results" / numbers.name).read_text())
     published = json.loads(numbers.read_text())
     if study == "counterfactuals":  # the ceiling is computed anew, to the last bit of this machine's arithmetic
-        assert again.pop("ceilings") == pytest.approx(published.pop("ceilings"))
+        ceilings = again.pop("ceilings"), published.pop("ceilings")
+        assert ceilings[0].keys() == ceilings[1].keys()
+        for modality, values in ceilings[0].items():
+            assert values == pytest.approx(ceilings[1][modality])
         assert again.pop("summary") == pytest.approx(published.pop("summary"))
     assert again == published
