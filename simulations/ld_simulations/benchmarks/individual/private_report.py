@@ -133,8 +133,7 @@ def private_lines(results: PrivateResults) -> list[str]:
         "patients' own drift on the same test patients. Intervals are 95 % over the test patients. The clip norm and "
         "the ridge's weights are the product's and were chosen on patients of other seeds. Noise comes from the "
         "operating system, so another run draws other noise. The gain without privacy is not that of *editor drift* "
-        "above: the patients differ, and with them what cross-validation chooses, such as whether a disease acts like "
-        "years.",
+        "above: the patients differ, and no answer is scaled to the growth that the scan's edge tells.",
         "",
         *_start_sentences(config),
         "",
