@@ -96,8 +96,7 @@ def readme() -> str:
         [
             "Correlation with the patient's own growth from one scan, 10 / 20 years on",
             f"**{_two(DRIFT, 'r', aged)}**",
-            f"ridge: {_two('longitudinal ridge', 'r', aged)}; perfect answer, written alike: "
-            f"{_two('perfect answer', 'r', aged)}",
+            f"ridge: {_two('longitudinal ridge', 'r', aged)}; perfect answer: {_two('perfect answer', 'r', aged)}",
         ],
         [
             "The same with three or four visits, 5 / 10 years on",
