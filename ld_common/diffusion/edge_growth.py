@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ld_common.core.state import State
-from ld_common.diffusion.longitudinal_sums import FOLDS
+from ld_common.diffusion.longitudinal_sums import held_back_folds
 
 READ_PARTS = (8, 16, 32)
 """Numbers of principal components of a scan that are tried."""
@@ -47,7 +47,7 @@ def fit_edge_speed(summed: State, rotation: Tensor, features: int, parts: int) -
         grams = turned @ summed["growth_features"] @ turned.T
         crosses = summed["growth_areas"] @ turned.T
         error = 0.0
-        for fold, others in _folds():
+        for fold, others in held_back_folds():
             solved = _solved(grams[others].sum(0), crosses[others].sum(0), penalty)
             error += float(solved @ grams[fold] @ solved - 2 * solved @ crosses[fold])
         if error < best:
@@ -72,15 +72,10 @@ def _solved(gram: Tensor, cross: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _same_for_all(summed: State) -> float:
-    """Error of the same growth a year for everybody on patients who were held back, less the growth's own energy."""
+    """Error of the same growth a year for everybody on patients who were held back, less what no growth leaves."""
     years, growth = summed["time_features"][:, 0, 0], summed["growth_years"]
     error = 0.0
-    for fold, others in _folds():
+    for fold, others in held_back_folds():
         rate = growth[others].sum() / years[others].sum().clamp_min(1e-12)
         error += float(rate.square() * years[fold] - 2 * rate * growth[fold])
     return error
-
-
-def _folds() -> Iterator[tuple[int, list[int]]]:
-    for fold in range(FOLDS):
-        yield fold, [other for other in range(FOLDS) if other != fold]

@@ -17,12 +17,12 @@ from ld_common.core.state import State
 from ld_common.diffusion.edge_growth import fit_edge_speed
 from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.diffusion.longitudinal_sums import (
-    FOLDS,
     Basis,
     VisitTable,
     added,
     basis_of,
     feature_columns,
+    held_back_folds,
     sketch,
     sums,
 )
@@ -159,8 +159,7 @@ def _choose_ridge(summed: State, rotation: Tensor, features: int, deviations: Te
         grams = turned @ summed["time_features"] @ turned.T
         crosses = turned @ summed["time_parts"] * deviations
         penalty, error = _penalty(len(rotation[:parts]), features, part_penalty, feature_penalty), nothing
-        for fold in range(FOLDS):
-            others = [other for other in range(FOLDS) if other != fold]
+        for fold, others in held_back_folds():
             pairs = summed["pairs"][others].sum()
             if float(pairs) > 0:
                 solved = torch.linalg.solve(grams[others].sum(0) + pairs * penalty, crosses[others].sum(0))
@@ -208,8 +207,7 @@ def _years_of_effects(
     for category in [column for column, number in enumerate(numeric) if not number]:
         group = [row for row, of in enumerate(columns) if category in of]
         worse = explained = 0.0
-        for fold in range(FOLDS):
-            others = [other for other in range(FOLDS) if other != fold]
+        for fold, others in held_back_folds():
             free = _solve_across(grams[others].sum(0), crosses[others].sum(0), visits)
             bound = free.clone()
             bound[group] = torch.outer(free[group] @ reading, typical)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -165,7 +165,6 @@ def layout(latent_size: int, features: int) -> dict[str, tuple[int, ...]]:
         "growth_features": (FOLDS, row, row),
         "growth_areas": (FOLDS, row),
         "growth_years": (FOLDS,),
-        "growth_energy": (FOLDS,),
     }
 
 
@@ -262,13 +261,18 @@ def _growth_sums(
         "growth_features": torch.stack([rows[group].T @ rows[group] for group in groups]),
         "growth_areas": torch.stack([rows[group].T @ growth[group] for group in groups]),
         "growth_years": torch.stack([years[group, 0] @ growth[group] for group in groups]),
-        "growth_energy": torch.stack([growth[group].square().sum() for group in groups]),
     }
 
 
 def regressors(features: Tensor, parts: Tensor) -> Tensor:
     """x = [1, φ, p], `(N,1+F+q)`."""
     return torch.cat([torch.ones(len(features), 1, dtype=features.dtype), features, parts], 1)
+
+
+def held_back_folds() -> Iterator[tuple[int, list[int]]]:
+    """Each group of patients, and the others, on which a fit is made that is judged on it."""
+    for fold in range(FOLDS):
+        yield fold, [other for other in range(FOLDS) if other != fold]
 
 
 def fold_of(patient: str) -> int:

@@ -14,7 +14,7 @@ from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.diffusion.longitudinal_fit import fit_tables
 from ld_common.diffusion.longitudinal_sums import DAYS_IN_YEAR, StructureSizes, VisitTable
 from ld_common.imaging.modality import AGE, Modality, Value
-from ld_common.metrics.structure import structure_sizes
+from ld_common.metrics.structure import area_of, structure_sizes
 
 DECODED_TOGETHER = 16
 
@@ -85,6 +85,8 @@ def fit_longitudinal_drift(
 
 def sizes_of_latents(base: BaseModel, modality: Modality, latents: Tensor) -> StructureSizes | None:
     """What a modality measures in the pictures of latents `(N,C,h,w)`; None where it measures nothing."""
+    if area_of(modality) is None:
+        return None
     pictures = torch.cat([base.decode(batch) for batch in latents.split(DECODED_TOGETHER)])
     sizes = structure_sizes(modality, pictures)
     return None if sizes is None else StructureSizes(*sizes)

@@ -72,7 +72,7 @@ class Mover:
         return self.drift.change(latents, asked, self.editor.time_scale, self.editor.effect_scale)
 
     def _weight(self, history: ScanHistory) -> float:
-        """w."""
+        """w, of the patient's own straight line in the growth that a change is scaled to."""
         return history.spread / (history.spread + self.editor.own_growth_half)
 
     @property
@@ -108,14 +108,16 @@ class Mover:
         self, row: int, start: Tensor, change: Tensor, asked: AttributeChange, history: ScanHistory
     ) -> GrowthMeter:
         """How much the structure grows by a change of a scan's latents, by its edge, and by the patient's own line."""
-        assert self.base is not None and self.pictures is not None and self.area is not None
-        own, by_edge = math.nan, math.nan
+        if self.base is None or self.pictures is None or self.area is None:
+            raise RequestError("growth is measured with the base's autoencoder on the scans' pictures")
+        before, scan, own, by_edge = self.base.decode(start[None]), self.pictures[row : row + 1], math.nan, math.nan
         if history.years:
-            areas = self.area(torch.cat([history.pictures, self.pictures[row : row + 1]]))
+            areas = self.area(torch.cat([history.pictures, scan]))
             own = asked.years * float(history.slope(areas.double()))
         if self._edge_share and self.edge is not None:
-            by_edge = self.drift.growth(start, asked, float(self.edge(self.base.decode(start[None]))[0]))
-        return GrowthMeter(self.base, self.area, self.pictures[row], history.write, start, change, own, by_edge)
+            by_edge = self.drift.growth(start, asked, float(self.edge(before)[0]))
+        area = float(self.area(before if history.write is None else scan)[0])
+        return GrowthMeter(self.base, self.area, area, before[0], history.write, start, change, own, by_edge)
 
     def _volume_factor(self, volume: Tensor, asked: AttributeChange) -> float:
         if asked not in self._volume_factors:
@@ -133,9 +135,11 @@ class GrowthMeter:
     """Measures how much a change of a scan's latents makes the biomarker grow, on what would be written."""
 
     base: BaseModel
-    area: Measure
-    scan: Tensor
-    """The model's picture `(1,S,S)`."""
+    measure: Measure
+    area: float
+    """Before the change, of the scan or of the reconstruction: as answers are measured."""
+    reconstruction: Tensor
+    """Of `latents`, `(1,S,S)`."""
     write: Write | None
     latents: Tensor
     """Of the scan, after the edit's categories changed `(C,h,w)`."""
@@ -148,11 +152,9 @@ class GrowthMeter:
 
     def drawn(self, factor: float) -> float:
         """Growth by the change times a factor."""
-        before, after = self.base.decode(torch.stack([self.latents, self.latents + factor * self.change]))
-        if self.write is not None:
-            before, after = self.scan, self.write(before, after)
-        areas = self.area(torch.stack([before, after])).tolist()
-        return float(areas[1] - areas[0])
+        answer = self.base.decode((self.latents + factor * self.change)[None])[0]
+        written = answer if self.write is None else self.write(self.reconstruction, answer)
+        return float(self.measure(written[None])[0]) - self.area
 
 
 def _factor(growths: Sequence[GrowthMeter], weight: float, edge_share: float) -> float:

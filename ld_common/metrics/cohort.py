@@ -157,7 +157,7 @@ class _Cohort:
         self.marks = np.array([[pair in combination for pair in values] for combination in self.groups], float)
 
     def powers(self, degree: int) -> np.ndarray:
-        """`(N,degree+1)`."""
+        """Powers of each scan's time from 0 to `degree`, `(N,degree+1)`."""
         return np.stack([self.times**power for power in range(degree + 1)], 1)
 
     def fit(self, own: bool, degree: int, used: np.ndarray) -> np.ndarray:

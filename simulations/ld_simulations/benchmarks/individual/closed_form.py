@@ -143,8 +143,8 @@ def all_sizes(tables: Sequence[VisitTable]) -> StructureSizes | None:
     return StructureSizes(torch.cat([sizes.areas for sizes in found]), torch.cat([sizes.edges for sizes in found]))
 
 
-def visit_tables(people: Sequence[Person], modality: Modality, base: BaseModel) -> list[VisitTable]:
-    """The visits of each site, with what the modality measures in them."""
+def visit_tables(people: Sequence[Person], modality: Modality, base: BaseModel | None = None) -> list[VisitTable]:
+    """The visits of each site; with a base, what the modality measures in them."""
     tables = []
     for site in dict.fromkeys(person.hospital for person in people):
         rows: list[tuple[Person, ScannedVisit]] = [
@@ -157,6 +157,6 @@ def visit_tables(people: Sequence[Person], modality: Modality, base: BaseModel) 
         latents = torch.stack([visit.latent for _, visit in rows])
         designs = [modality.design_vector(visit.attributes) for _, visit in rows]
         names = [person.identity for person, _ in rows]
-        sizes = sizes_of_latents(base, modality, latents)
+        sizes = None if base is None else sizes_of_latents(base, modality, latents)
         tables.append(VisitTable.of(latents, designs, modality.numeric_columns, names, days, sizes))
     return tables

@@ -55,7 +55,7 @@ def latents_file(output: Path, task: EncodingTask) -> Path:
 def encode(people: People, seed: int, patients: int, output: Path, task: EncodingTask) -> None:
     """Draw, scan and encode a task's patients, of `patients` in each hospital, and keep their visits."""
     drawn = people.draw_of(task.hospital, seed, patients, task.first, task.last)
-    table = visit_tables(list(drawn), people.modality, people.base)[0]
+    table = visit_tables(list(drawn), people.modality)[0]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(table.patients), start=task.first)}
     state = {
         "latents": table.latents.float(),

@@ -9,7 +9,7 @@ import numpy as np
 
 from ld_common.core.errors import RequestError
 from ld_common.metrics.bands import coverage, fit_band
-from ld_simulations.benchmarks.individual.answers import DRIFT, DRIFT_HISTORY, Record
+from ld_simulations.benchmarks.individual.answers import DRIFT, DRIFT_HISTORY, SAME, Record
 
 CURVE = {"age_plus_5": 5, "age_plus_10": 10, "age_plus_15": 15, "age_plus_20": 20}
 """Years of the questions that make a patient's curve."""
@@ -43,10 +43,11 @@ def curve_numbers(records: Sequence[Record]) -> dict[str, Any]:
 def band_numbers(records: Sequence[Record]) -> dict[str, Any]:
     """How many of the true growths a band holds that other test patients calibrated; for one scan and with a history.
 
-    Every second patient calibrates a 90 % band (`ld_common.metrics.bands`) for the rest, and the rest for these.
+    Every second patient calibrates a 90 % band (`ld_common.metrics.bands`) for the rest, and the rest for these. Any
+    answer can be given a band that covers; how wide it is beside that of *same change for all* tells what it is worth.
     """
     numbers = {}
-    for row, suffix in ((DRIFT, ""), (DRIFT_HISTORY, "_history_3")):
+    for row, suffix in ((DRIFT, ""), (DRIFT_HISTORY, "_history_3"), (SAME, "_same_change_for_all")):
         asked = [record for record in records if record["row"] == row and _tells_growth(record, row)]
         names = sorted({record["patient"] for record in asked})
         halves = [[record for record in asked if record["patient"] in names[side::2]] for side in (0, 1)]
