@@ -26,9 +26,18 @@ EDITS = {
 }
 RIDGES = ("cross_sectional", "longitudinal")
 DRIFT = "editor drift"
-INDIVIDUAL_ROWS = ("same change for all", "cross-sectional ridge", "longitudinal ridge", DRIFT, "perfect answer")
+ATTRIBUTES_RULE = "age, sex and diagnosis alone"
+INDIVIDUAL_ROWS = (
+    "same change for all",
+    ATTRIBUTES_RULE,
+    "cross-sectional ridge",
+    "longitudinal ridge",
+    DRIFT,
+    "perfect answer",
+)
 HISTORY_ROWS = (
     "same change for all",
+    ATTRIBUTES_RULE,
     "longitudinal ridge",
     "own history",
     "own line of areas",
@@ -89,7 +98,7 @@ def readme() -> str:
             f"best ridge regression: {ridges[0]:.1f} / {ridges[1]:.1f} dB",
         ],
         [
-            "The trained network alone, asked by its best editor, demo",
+            "The trained network, best editor, demo",
             f"{recorded['network']['raw_gain_db']:.1f} dB",
             f"closed form, same patients: {recorded['raw_gain_db']:.1f} dB",
         ],
@@ -107,7 +116,7 @@ def readme() -> str:
             "Error of the single patient's growth over *same change for all*, a rule without a picture",
             f"one scan, 10 / 20 years: {_two(DRIFT, 'error_over_same_for_all', aged)}; with visits, 5 / 10 years: "
             f"**{_two(f'{DRIFT}, history', 'error_over_same_for_all', later)}**",
-            "1 is no better",
+            f"age, sex, diagnosis alone: {_two(ATTRIBUTES_RULE, 'error_over_same_for_all', aged)}",
         ],
         [
             "Fréchet distance cut by drift, brain / chest",

@@ -12,12 +12,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from ld_common.core.config import load_config
 from ld_common.core.errors import ConfigError
+from ld_common.diffusion.base_model import load_base
 from ld_common.imaging.geometry import Frame, Scan
 from ld_common.imaging.modality import AttributeConfig, Modality
+from ld_common.imaging.scan_table import load_modality
 from ld_common.protocol.dp_accounting import Charge, epsilon
 from ld_simulations.benchmarks.harness import ResultStore
 from ld_simulations.benchmarks.individual.answers import (
+    ATTRIBUTES,
     COPY,
     CROSS,
     DRIFT,
@@ -29,7 +33,8 @@ from ld_simulations.benchmarks.individual.answers import (
     SAME,
     choose,
 )
-from ld_simulations.benchmarks.individual.people import Person, ScannedVisit
+from ld_simulations.benchmarks.individual.attributes_rule import predict_by_attributes, with_attributes_rule
+from ld_simulations.benchmarks.individual.people import People, Person, ScannedVisit
 from ld_simulations.benchmarks.individual.plan import AnatomyConfig, IndividualConfig, PatientsConfig
 from ld_simulations.benchmarks.individual.private_plan import (
     PrivateDriftConfig,
@@ -52,6 +57,7 @@ from ld_simulations.benchmarks.individual.ridge import (
 )
 from ld_simulations.benchmarks.individual.run import run
 from ld_simulations.benchmarks.individual.trajectories import band_numbers
+from ld_simulations.hospitals_config import HospitalsConfig
 
 MODALITY = Modality(
     prompt_template="brain, {sex}, {age}, {diagnosis}",
@@ -216,6 +222,28 @@ def test_curves_are_judged_over_all_their_times() -> None:
     assert numbers["trajectory_monotone_share"] == 0.5
     # the line grows by 2 a year: off by 5, 10, 15, 20 for both patients
     assert numbers["trajectory_error_over_straight_line"] == pytest.approx((0 + 20 + 15 + 20) / 100)
+
+
+def test_the_rule_of_attributes_finds_how_fast_they_grow_and_sees_no_picture() -> None:
+    """Brains whose areas are replaced: 30 mm2 a year, and 20 more with the disease."""
+    hospitals = load_config(HospitalsConfig, Path("configs/hospitals.yaml"), ["patients=4", "test_patients=4"])
+    people = People(hospitals, load_modality("configs/modalities/brain_mri.yaml"), load_base("simulations/tiny_base"))
+    grown = []
+    for person in people.draw(0, 4, 0, 4, questions=False):
+        rate = 50.0 if person.visits[0].attributes["diagnosis"] == "AD" else 30.0
+        visits = [replace(visit, measured_mm2=rate * float(visit.attributes["age"])) for visit in person.visits]
+        grown.append(replace(person, visits=visits))
+    predicted = predict_by_attributes(grown, people, 303, 4)
+    tested = {f"{each.hospital}/{each.identity}": each for each in people.draw(303, 4, 0, 4, questions=True)}
+    assert set(predicted) == set(tested)
+    for name, person in tested.items():
+        rate = 50.0 if person.visits[0].attributes["diagnosis"] == "AD" else 30.0
+        years = {question.name: question.target["age"] for question in person.questions}
+        start = float(person.visits[0].attributes["age"])
+        assert predicted[name]["age_plus_20"] == pytest.approx(rate * (float(years["age_plus_20"]) - start), rel=1e-6)
+        assert "other_sex" not in predicted[name]
+    rows = with_attributes_rule([record(0, DRIFT, 1.0, 2.0)], {"0": {"age_plus_10": 7.0}})
+    assert [(row["row"], row["growth_mm2"], row["true_growth_mm2"]) for row in rows[1:]] == [(ATTRIBUTES, 7.0, 2.0)]
 
 
 def test_a_band_is_calibrated_on_other_patients_than_it_is_checked_on() -> None:

@@ -31,6 +31,7 @@ from ld_simulations.hospitals_config import HospitalsConfig
 COPY, CROSS, LONG, OWN = "copy", "cross-sectional ridge", "longitudinal ridge", "own history"
 PERFECT, PERFECT_DECODED = "perfect answer", "perfect answer, decoded"
 SAME, LINE, RELEASE = "same change for all", "own line of areas", "release"
+ATTRIBUTES = "age, sex and diagnosis alone"
 DRIFT, DRIFT_HISTORY = "editor drift", "editor drift, history"
 RULES = (CROSS, LONG)
 NEAR_DB = 0.1

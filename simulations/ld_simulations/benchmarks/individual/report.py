@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ld_evaluate.bootstrap import bootstrap_interval
 from ld_simulations.benchmarks.individual.answers import (
+    ATTRIBUTES,
     COPY,
     CROSS,
     DRIFT,
@@ -32,6 +33,7 @@ from ld_simulations.benchmarks.individual.trajectories import CURVE, band_number
 ROWS = (
     COPY,
     SAME,
+    ATTRIBUTES,
     CROSS,
     LONG,
     OWN,

@@ -15,6 +15,11 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import load_config, to_mapping
 from ld_simulations.benchmarks.harness import Harness, ResultStore, claim_plan, json_bytes
 from ld_simulations.benchmarks.individual.answers import RELEASE, TEST, TUNE, Answerer, Choice, Part, Record, choose
+from ld_simulations.benchmarks.individual.attributes_rule import (
+    Predicted,
+    predict_by_attributes,
+    with_attributes_rule,
+)
 from ld_simulations.benchmarks.individual.closed_form import drift_editor, pooled_difference
 from ld_simulations.benchmarks.individual.people import BETWEEN, FOLLOW_UP, YEARS_ON
 from ld_simulations.benchmarks.individual.plan import IndividualConfig
@@ -66,6 +71,7 @@ def run(config: IndividualConfig, only_report: bool, console: Console) -> list[P
         harness.run("releases", parts(config, RELEASE), make, Answerer.release)
         for anatomy in config.anatomies:
             harness.once(f"facts/{anatomy}", partial(_facts, config, anatomy))
+            harness.once(f"attributes/{anatomy}", partial(_by_attributes, config, anatomy))
             harness.once(f"drift/{anatomy}", partial(_drift_facts, config, anatomy, choices[anatomy]))
         run_private(config, choices[next(iter(config.anatomies))], console)
     return write_page(config, store)
@@ -97,6 +103,7 @@ def write_page(config: IndividualConfig, store: ResultStore) -> list[Path]:
             sections += [f"## {anatomy.capitalize()}", "", "Not run yet.", ""]
             continue
         records = with_same_change(records, facts["mean_growth_mm2"])
+        records = with_attributes_rule(records, store.read(f"attributes/{anatomy}") or {})
         choice = _choice(config, store, anatomy)
         prefix = "" if anatomy == next(iter(config.anatomies)) else f"{anatomy}_"
         numbers |= {f"{prefix}{key}": value for key, value in flat_numbers(records).items()}
@@ -132,7 +139,8 @@ def _head(config: IndividualConfig) -> list[str]:
         "patients of the absolute error of growth. Brackets are 95 % intervals over patients. Questions with a history "
         "begin at the last of three or four visits; *follow up* is the real last visit, asked from the first.",
         "",
-        "*Same change for all* gives everybody the mean true growth of the tuning patients, without a picture. *Own "
+        "*Same change for all* gives everybody the mean true growth of the tuning patients, without a picture. *Age, "
+        "sex and diagnosis alone* is a linear fit to the growth of the training patients, without a picture too. *Own "
         "line of areas* is a straight line through the patient's own measured areas. *Editor drift* is ld-generate's "
         "closed form, a longitudinal drift fitted by the sums of three sites; with a history where the row says so. "
         "*Perfect answer* is the true counterfactual after the VAE, written like the others.",
@@ -166,6 +174,12 @@ def _drift_facts(config: IndividualConfig, anatomy: str, choice: Choice) -> dict
             person, editor, choice.drift_rendering
         ),
     }
+
+
+def _by_attributes(config: IndividualConfig, anatomy: str) -> Predicted:
+    answerer, chosen = Answerer(config), config.anatomies[anatomy]
+    patients = chosen.test_patients or config.test.patients
+    return predict_by_attributes(answerer.training(anatomy), answerer.people(anatomy), config.test.seed, patients)
 
 
 def _facts(config: IndividualConfig, anatomy: str) -> dict[str, Any]:
