@@ -66,8 +66,9 @@ def site_drift(
 def visit_table(modality: Modality, store: Store) -> VisitTable:
     """A store's visits for a longitudinal drift, with what is measured in them."""
     designs = [modality.design_vector(attributes) for attributes in store.attributes]
+    mirrored = store.mirrored if len(store.mirrored) else None
     return VisitTable.of(
-        store.latents, designs, modality.numeric_columns, store.pseudonyms, store.days, store.structure
+        store.latents, designs, modality.numeric_columns, store.pseudonyms, store.days, store.structure, mirrored
     )
 
 

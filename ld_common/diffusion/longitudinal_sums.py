@@ -49,7 +49,7 @@ class StructureSizes:
 
 @dataclass(frozen=True, eq=False)
 class VisitTable:
-    """A site's visits, N in all, with D numbers of latents each."""
+    """A site's visits, N in all, with D numbers of latents each; a mirror image counts as a visit."""
 
     latents: Tensor
     """`(N,D)` float64, scaled."""
@@ -60,6 +60,8 @@ class VisitTable:
     """`(N,)` since the patient's first visit."""
     structure: StructureSizes | None = None
     """What the modality measures; None measures nothing."""
+    mirrored: Sequence[bool] = ()
+    """Which visits are mirror images; empty where none is."""
 
     @classmethod
     def of(
@@ -70,17 +72,37 @@ class VisitTable:
         patients: Sequence[str],
         days: Sequence[float],
         structure: StructureSizes | None = None,
+        mirrored: Tensor | None = None,
     ) -> VisitTable:
-        """From latents `(N,C,h,w)`, design vectors, pseudonyms, days since the patient's first visit, and measures."""
+        """From a site's visits.
+
+        Args:
+            latents: `(N,C,h,w)`, scaled.
+            designs: `Modality.design_vector` of each.
+            numeric: which of its columns are numbers.
+            patients: pseudonym of each.
+            days: since the patient's first visit.
+            structure: what the modality measures in each.
+            mirrored: latents of the mirror images `(N,C,h,w)`, where left and right are alike; they are added as
+                visits of the same patients.
+        """
         features = attribute_features(torch.tensor(designs, dtype=torch.float64), numeric)
-        years = torch.tensor(days, dtype=torch.float64) / DAYS_IN_YEAR
-        return cls(latents.flatten(1).double(), features, list(patients), years, structure)
+        years, names = torch.tensor(days, dtype=torch.float64) / DAYS_IN_YEAR, list(patients)
+        seen = latents.flatten(1).double()
+        if mirrored is None:
+            return cls(seen, features, names, years, structure)
+        twice = None if structure is None else StructureSizes(structure.areas.repeat(2), structure.edges.repeat(2))
+        both = torch.cat([seen, mirrored.flatten(1).double()])
+        flags = [False] * len(names) + [True] * len(names)
+        return cls(both, features.repeat(2, 1), names * 2, years.repeat(2), twice, flags)
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Rows of an earlier and a later visit of a patient, all pairs."""
+        """Rows of an earlier and a later visit of a patient, all pairs; of two mirror images or of none."""
         rows = defaultdict(list)
-        for row, patient in enumerate(self.patients):
-            rows[patient].append(row)
+        for row, (patient, mirrored) in enumerate(
+            zip(self.patients, self.mirrored or [False] * len(self.patients), strict=True)
+        ):
+            rows[patient, mirrored].append(row)
         return [
             (first, second)
             for visits in rows.values()

@@ -73,6 +73,7 @@ def fit_longitudinal_drift(
             [patients[row] for row in rows],
             [times[row] - first[patients[row]] for row in rows],
             sizes_of_latents(base, modality, latents[rows]),
+            mirror_images(base, modality, latents[rows]),
         )
         for rows in rows_of_sites.values()
     ]
@@ -90,6 +91,16 @@ def sizes_of_latents(base: BaseModel, modality: Modality, latents: Tensor) -> St
     pictures = torch.cat([base.decode(batch) for batch in latents.split(DECODED_TOGETHER)])
     sizes = structure_sizes(modality, pictures)
     return None if sizes is None else StructureSizes(*sizes)
+
+
+def mirror_images(base: BaseModel, modality: Modality, latents: Tensor) -> Tensor | None:
+    """Latents of the mirror images of pictures of latents, both `(N,C,h,w)`; None where left and right are not alike.
+
+    A base's latents have no mirror symmetry of their own: the pictures are decoded, mirrored and encoded again.
+    """
+    if not modality.image.symmetric:
+        return None
+    return torch.cat([base.encode(base.decode(batch).flip(-1)) for batch in latents.split(DECODED_TOGETHER)])
 
 
 def _design_vector(row: int, attributes: Mapping[str, Value], modality: Modality) -> list[float]:

@@ -62,6 +62,8 @@ class ImageConfig:
     low_percentile: float = 0.0
     high_percentile: float = 99.5
     """Percentiles of the scan that become -1 and 1; values beyond them are clipped."""
+    symmetric: bool = False
+    """Whether left and right are alike, as in a brain: a longitudinal drift then learns from mirror images as well."""
     rendering: str = DIFFERENCE
     """How an answer becomes pixels of the scan's file: `deformation` moves the scan's own pixels (tissue that grows or
     shrinks), `difference` adds the change of brightness, `decoded` writes the model's picture."""

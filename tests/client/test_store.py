@@ -56,6 +56,19 @@ def test_a_store_holds_each_visits_latent_and_prompt(site_yaml: Path, tiny_base:
     scan = decode_scan(site_yaml.parent / "scans/planted-carl/2020-11-12/1.dcm", modality)
     picture, _ = to_model(scan, base.resolution, modality.image)
     torch.testing.assert_close(store.latents[row], base.encode(picture[None])[0], atol=1e-5, rtol=1e-5)
+    mirror_image = base.encode(picture.flip(-1)[None])[0]
+    torch.testing.assert_close(store.mirrored[row], mirror_image, atol=1e-5, rtol=1e-5)
+    assert (store.mirrored[row] - store.latents[row]).abs().max() > 0.01
+    trained, held_out = split_store(store, 1 / 3)
+    assert [len(part.mirrored) for part in (trained, held_out)] == [len(trained.days), len(held_out.days)]
+
+
+def test_a_store_of_scans_whose_sides_differ_has_no_mirror_images(site_yaml: Path, tmp_path: Path) -> None:
+    modality = Path(load_site(site_yaml).modality).read_text().replace("symmetric: true", "symmetric: false")
+    (tmp_path / "one_sided.yaml").write_text(modality)
+    store = open_store(build(site_yaml, f"modality={tmp_path / 'one_sided.yaml'}"))
+    assert len(store.latents) == 6 and not len(store.mirrored)
+    assert not len(split_store(store, 1 / 3)[0].mirrored)
 
 
 def test_indexing_again_gives_the_same_bytes_and_leaves_nothing_over(site_yaml: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ld_common.core.errors import ConfigError, ReleaseError
 from ld_common.core.state import State
 from ld_common.diffusion.longitudinal import AttributeChange, LongitudinalDrift
-from ld_common.diffusion.longitudinal_fit import fit
+from ld_common.diffusion.longitudinal_fit import fit, fit_tables
 from ld_common.diffusion.longitudinal_sums import (
     Basis,
     StructureSizes,
@@ -285,3 +285,49 @@ def test_folds_split_patients_not_visits(fitted: Fitted) -> None:
     renamed = replace(table, patients=["one"] * len(table.patients))
     pairs = sums(renamed, fitted.basis)["pairs"]
     assert sorted(pairs.tolist())[:3] == [0.0, 0.0, 0.0]
+
+
+def with_mirror_images(table: VisitTable) -> VisitTable:
+    """The visits, and those that a mirror shows of them: of the same patients, measured alike."""
+    flipped = table.latents.view(-1, *SHAPE).flip(-1).flatten(1)
+    names, rows = list(table.patients), len(table.patients)
+    return replace(
+        table,
+        latents=torch.cat([table.latents, flipped]),
+        features=table.features.repeat(2, 1),
+        patients=names * 2,
+        years=table.years.repeat(2),
+        mirrored=[False] * rows + [True] * rows,
+    )
+
+
+def test_a_drift_that_saw_mirror_images_moves_a_mirrored_scan_as_the_mirror_of_its_answer(fitted: Fitted) -> None:
+    tables = [with_mirror_images(table) for table in fitted.tables]
+    drift = fit_tables(tables, NUMERIC, torch.zeros(2), SHAPE)[0]
+    scan = fitted.tables[0].latents[0].view(SHAPE).float()
+    here, later = (0.1, 0.0, 1.0), (0.1 + 10 / HALF_RANGE, 1.0, 0.0)
+    asked = AttributeChange(here, (0.1, 1.0, 0.0), later, 10.0)
+    for found, tolerance in ((drift, 0.01), (fitted.drift, None)):
+        answer, mirrored = found.change(scan, asked), found.change(scan.flip(-1), asked)
+        apart = float((mirrored.flip(-1) - answer).norm() / answer.norm())
+        assert apart < tolerance if tolerance else apart > 0.1
+
+
+def test_mirror_images_are_paired_with_mirror_images_of_their_own_patient(fitted: Fitted) -> None:
+    plain, both = fitted.tables[0], with_mirror_images(fitted.tables[0])
+    rows = len(plain.patients)
+    assert sorted(both.pairs()) == sorted(
+        [*plain.pairs(), *((first + rows, second + rows) for first, second in plain.pairs())]
+    )
+
+
+def test_a_table_is_made_with_the_measures_of_the_visits_that_are_mirrored() -> None:
+    latents = torch.randn(3, *SHAPE)
+    sizes = StructureSizes(torch.arange(3).double(), torch.ones(3).double())
+    table = VisitTable.of(
+        latents, [[0.0, 0.0, 1.0]] * 3, NUMERIC, ["a", "a", "b"], [0, 365, 0], sizes, latents.flip(-1)
+    )
+    assert table.structure is not None
+    assert table.structure.areas.tolist() == [0, 1, 2, 0, 1, 2] and list(table.patients) == ["a", "a", "b"] * 2
+    assert torch.equal(table.latents[3:].view(3, *SHAPE), latents.flip(-1).double())
+    assert table.pairs() == [(0, 1), (3, 4)]

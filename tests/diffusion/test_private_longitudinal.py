@@ -25,7 +25,7 @@ from ld_common.diffusion.private_longitudinal import (
 from ld_common.diffusion.private_longitudinal_fit import EFFECT_RIDGE, PUBLIC_SHARE, SumNoise, fit_private, time_ridge
 from ld_common.diffusion.public_basis import CHANGES, PublicBasis, symmetric, triangle
 from ld_common.protocol.dp_accounting import Charge, DpConfig, epsilon
-from tests.diffusion.test_longitudinal import GROWTH, NUMERIC, SHAPE, simulated
+from tests.diffusion.test_longitudinal import GROWTH, NUMERIC, SHAPE, simulated, with_mirror_images
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ def basis(public: LongitudinalDrift) -> PublicBasis:
 
 def some(table: VisitTable, rows: Tensor) -> VisitTable:
     names = [table.patients[row] for row in rows.tolist()]
-    return VisitTable(table.latents[rows], table.features[rows], names, table.years[rows])
+    mirrored = [table.mirrored[row] for row in rows.tolist()] if table.mirrored else []
+    return VisitTable(table.latents[rows], table.features[rows], names, table.years[rows], mirrored=mirrored)
 
 
 def without(table: VisitTable, patient: str) -> VisitTable:
@@ -62,10 +63,12 @@ def centre_of(means: Tensor, basis: PublicBasis) -> State:
     return site_means(basis.split(torch.cat([means, torch.zeros(basis.size - len(means)).double()]))[0])
 
 
+@pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_one_patient_changes_the_sums_by_the_clip_norm_at_most(basis: PublicBasis, seed: int) -> None:
+def test_one_patient_changes_the_sums_by_the_clip_norm_at_most(basis: PublicBasis, seed: int, mirror: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     table = simulated(seed, 12, visits=1 + seed, noise=0.5)
+    table = with_mirror_images(table) if mirror else table
     wild = replace(table, latents=table.latents * torch.randn(len(table.latents), 1, generator=generator).exp())
     norm = float(torch.rand(1, generator=generator)) * 5 + 0.1
     centre = centre_of(clipped_sum(mean_vectors(wild, basis), norm), basis)

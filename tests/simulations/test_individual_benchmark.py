@@ -141,6 +141,22 @@ def test_the_rules_find_a_known_change() -> None:
         )
 
 
+def test_the_rules_learn_from_mirror_images_too() -> None:
+    drawn = people(noise=0.05)
+    both = [
+        replace(person, visits=[replace(seen, mirrored=seen.latent.flip(-1)) for seen in person.visits])
+        for person in drawn
+    ]
+    plain, rules = (RidgeRules.fit(learned, MODALITY, 18) for learned in (drawn, both))
+    first = both[0].visits[0]
+    target = first.attributes | {"age": float(first.attributes["age"]) + 10, "sex": "M"}
+    for found, alike in ((plain, False), (rules, True)):
+        answer = found.longitudinal(first, target).reshape(LATENT)
+        mirrored = found.longitudinal(replace(first, latent=first.latent.flip(-1)), target).reshape(LATENT)
+        apart = np.linalg.norm(mirrored[..., ::-1] - answer) / np.linalg.norm(answer)
+        assert apart < 1e-6 if alike else apart > 0.1
+
+
 def record(patient: int, row: str, growth: float, true: float, gain: float | None = 0.0) -> dict[str, object]:
     return {
         "patient": str(patient),

@@ -20,7 +20,7 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.exclusions import Exclusion
 from ld_client.data.faces import FaceCount, count_faces, meta_of
 from ld_client.data.ingest import Progress, Survey, read_visits, survey
-from ld_client.data.store import SIZES, Split, held_out_patients, open_store
+from ld_client.data.store import MIRRORED, SIZES, Split, held_out_patients, open_store
 from ld_client.data.store_index import INDEX, SCHEMA_VERSION
 from ld_client.data.store_key import load_key
 from ld_client.site_config import SiteConfig, load_modality
@@ -109,11 +109,14 @@ def _encode_scans(
     modality, exclusions = surveyed.modality, list(surveyed.exclusions)
     entries: list[_Entry] = []
     waiting: list[Tensor] = []
-    latents, sizes = [torch.empty(0, *base.latent_shape)], [torch.empty(2, 0, dtype=torch.float64)]
+    latents, mirrored = [torch.empty(0, *base.latent_shape)], [torch.empty(0, *base.latent_shape)]
+    sizes = [torch.empty(2, 0, dtype=torch.float64)]
 
     def encode() -> None:
         pictures = torch.stack(waiting)
         latents.append(base.encode(pictures))
+        if modality.image.symmetric:
+            mirrored.append(base.encode(pictures.flip(-1)))
         measured = structure_sizes(modality, pictures)
         sizes.append(torch.empty(2, 0, dtype=torch.float64) if measured is None else measured)
         waiting.clear()
@@ -131,7 +134,8 @@ def _encode_scans(
     if waiting:
         encode()
     progress("encoding scans", surveyed.scans, surveyed.scans)
-    return entries, {"latents": torch.cat(latents), SIZES: torch.cat(sizes, 1)}, exclusions
+    tensors = {"latents": torch.cat(latents), SIZES: torch.cat(sizes, 1), MIRRORED: torch.cat(mirrored)}
+    return entries, tensors, exclusions
 
 
 def _write_cache(folder: Path, tensors: dict[str, Tensor]) -> str:

@@ -22,8 +22,8 @@ from ld_common.core.errors import StoreError
 from ld_common.diffusion.longitudinal_sums import StructureSizes
 from ld_common.imaging.modality import Attributes, Modality
 
-SIZES = "sizes"
-"""Name of a tensor in the cache."""
+SIZES, MIRRORED = "sizes", "mirrored"
+"""Names of tensors in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,9 @@ class Store:
     """Days since the patient's first visit."""
     sizes: Tensor = field(default_factory=lambda: torch.empty(2, 0, dtype=torch.float64))
     """Areas and edges of the structure that the modality measures, as `structure_sizes`; `(2,0)` without one."""
+
+    mirrored: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Latents of the mirror images, like `latents`; empty where left and right are not alike."""
 
     @property
     def structure(self) -> StructureSizes | None:
@@ -94,8 +97,8 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
             raise StoreError(f"the store '{folder}' holds no visit: ld-client exclusions lists why")
         tensors = load_file(folder / meta["cache"])
         latents = tensors["latents"]
-        sizes = tensors[SIZES]
-        if len(latents) != len(rows) or sizes.shape[1] not in (0, len(rows)):
+        sizes, mirrored = tensors[SIZES], tensors[MIRRORED]
+        if len(latents) != len(rows) or {sizes.shape[1], len(mirrored)} - {0, len(rows)}:
             raise StoreError(f"the store '{folder}' is damaged: run ld-client index again")
         return Store(
             base_digest=meta["base"],
@@ -107,6 +110,7 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
             attributes=[json.loads(row[2]) for row in rows],
             days=[row[1] for row in rows],
             sizes=sizes,
+            mirrored=mirrored,
         )
 
 
@@ -155,4 +159,5 @@ def _rows(store: Store, rows: list[int]) -> Store:
         attributes=[store.attributes[row] for row in rows],
         days=[store.days[row] for row in rows],
         sizes=store.sizes[:, rows] if store.sizes.shape[1] else store.sizes,
+        mirrored=store.mirrored[rows] if len(store.mirrored) else store.mirrored,
     )

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from ld_common.core.errors import StoreError
 
 INDEX = "index.sqlite"
-SCHEMA_VERSION = "4"
+SCHEMA_VERSION = "5"
 
 
 @contextmanager

@@ -53,12 +53,14 @@ def pooled_difference(people: Sequence[Person], modality: Modality, base: BaseMo
     tables = visit_tables(people, modality, base)
     basis = basis_of(added([sketch(table, SEED) for table in tables]), SEED)
     names, latents = [name for table in tables for name in table.patients], [table.latents for table in tables]
+    flags = [flag for table in tables for flag in table.mirrored]
     together = VisitTable(
         torch.cat(latents),
         torch.cat([table.features for table in tables]),
         names,
         torch.cat([table.years for table in tables]),
         all_sizes(tables),
+        flags,
     )
     centred = VisitTable(
         torch.cat([table.latents - table.latents.mean(0) + together.latents.mean(0) for table in tables]),
@@ -66,6 +68,7 @@ def pooled_difference(people: Sequence[Person], modality: Modality, base: BaseMo
         names,
         together.years,
         together.structure,
+        flags,
     )
     pooled = sums(centred, basis)
     uncentred = sums(together, basis)
@@ -158,5 +161,7 @@ def visit_tables(people: Sequence[Person], modality: Modality, base: BaseModel |
         designs = [modality.design_vector(visit.attributes) for _, visit in rows]
         names = [person.identity for person, _ in rows]
         sizes = None if base is None else sizes_of_latents(base, modality, latents)
-        tables.append(VisitTable.of(latents, designs, modality.numeric_columns, names, days, sizes))
+        twins = [visit.mirrored for _, visit in rows if visit.mirrored is not None]
+        mirrored = torch.stack(twins) if twins else None
+        tables.append(VisitTable.of(latents, designs, modality.numeric_columns, names, days, sizes, mirrored))
     return tables

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,8 @@ class ScannedVisit:
     """Of the structure, as the causal model knows it."""
     measured_mm2: float
     """The same by the modality's first biomarker."""
+    mirrored: Tensor | None = None
+    """`latent` of the mirror image; None where left and right are not alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,16 @@ class Person:
     identity: str
     visits: list[ScannedVisit]
     questions: list[Question]
+
+
+def with_mirror_images(people: Sequence[Person]) -> list[Person]:
+    """The people, and each again as the mirror images show them, where left and right are alike."""
+    twins = [
+        replace(person, visits=[replace(visit, latent=visit.mirrored, mirrored=None) for visit in person.visits])
+        for person in people
+        if all(visit.mirrored is not None for visit in person.visits)
+    ]
+    return [*people, *twins]
 
 
 class People:
@@ -119,10 +131,15 @@ class People:
             scans.append(Scan(values, (spacing, spacing), {}))
             pictures.append(to_model(scans[-1], self.base.resolution, self.modality.image))
             areas.append(rendering)
-        latents = self.base.encode(torch.stack([picture for picture, _ in pictures])).cpu()
+        images = torch.stack([picture for picture, _ in pictures])
+        latents, mirrored = self.base.encode(images).cpu(), [None] * len(drawn)
+        if self.modality.image.symmetric:
+            mirrored = list(self.base.encode(images.flip(-1)).cpu())
         return [
-            ScannedVisit(visit.attributes, read, frame, latent, area, self.measure(picture, frame))
-            for visit, read, (picture, frame), latent, area in zip(drawn, scans, pictures, latents, areas, strict=True)
+            ScannedVisit(visit.attributes, read, frame, latent, area, self.measure(picture, frame), twin)
+            for visit, read, (picture, frame), latent, area, twin in zip(
+                drawn, scans, pictures, latents, areas, mirrored, strict=True
+            )
         ]
 
     def _questions(

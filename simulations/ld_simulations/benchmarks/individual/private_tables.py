@@ -62,6 +62,7 @@ def encode(people: People, seed: int, patients: int, output: Path, task: Encodin
         "features": table.features,
         "years": table.years,
         "patients": torch.tensor([numbers[name] for name in table.patients]),
+        "mirrored": torch.tensor(table.mirrored or [False] * len(table.patients)),
     }
     write_bytes(latents_file(output, task), save(state))
 
@@ -85,4 +86,5 @@ def _table(hospital: str, parts: Sequence[State], patients: int) -> VisitTable:
         whole["features"][kept],
         [f"{hospital}-{number}" for number in numbers],
         whole["years"][kept],
+        mirrored=whole["mirrored"][kept].tolist(),
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ld_common.imaging.modality import Attributes, Modality
-from ld_simulations.benchmarks.individual.people import Person, ScannedVisit
+from ld_simulations.benchmarks.individual.people import Person, ScannedVisit, with_mirror_images
 
 PENALTY = 1e-3
 """Of a coefficient of φ, a visit."""
@@ -121,7 +121,11 @@ class RidgeRules:
 
     @classmethod
     def fit(cls, people: Sequence[Person], modality: Modality, components: int) -> RidgeRules:
-        """Fit on patients of several sites; equal to a fit on pooled rows with an intercept a site."""
+        """Fit on patients of several sites; equal to a fit on pooled rows with an intercept a site.
+
+        Where left and right are alike, mirror images are learned from as well, as the longitudinal drift does.
+        """
+        people = with_mirror_images(people)
         sites = [[person for person in people if person.hospital == name] for name in _names(people)]
         across = [cross_sectional_sums(site, modality) for site in sites]
         basis = Components.of([visit for person in people for visit in person.visits], components)
