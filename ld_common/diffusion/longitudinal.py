@@ -22,7 +22,7 @@ from torch import Tensor
 from ld_common.core.errors import ReleaseError
 from ld_common.core.state import State
 from ld_common.diffusion.drift import LatentDrift
-from ld_common.diffusion.longitudinal_sums import attribute_features, regressors
+from ld_common.diffusion.longitudinal_sums import attribute_features, feature_columns, regressors
 from ld_common.diffusion.unfamiliarity import Unfamiliarity
 
 STEP_YEARS = 2.5
@@ -141,32 +141,58 @@ class LongitudinalDrift:
             effect_scale: factor of the difference between groups.
         """
         start = latents.detach().cpu().float().reshape(1, -1)
-        source, switched, target = (torch.tensor([row]) for row in (asked.source, asked.switched, asked.target))
-        step = self.features(switched) - self.features(source)
-        free = torch.where(self.years == 0, step, 0.0)
-        moved = start + effect_scale * free @ self.effect
-        moved = self._walk(moved, source, source, float(step @ self.years), 1.0)
-        moved = self._walk(moved, switched, target, asked.years, time_scale)
+        moved = start
+        for step in self.steps(asked):
+            source, switched, target = (torch.tensor([row]) for row in (step.source, step.switched, step.target))
+            turned = self.features(switched) - self.features(source)
+            moved = moved + effect_scale * torch.where(self._rows_like_years, 0.0, turned) @ self.effect
+            scale = time_scale if step.years else 1.0
+            moved = self._walk(moved, switched if step.years else source, target, self.elapsed(step), scale)
         return (moved - start).view_as(latents).to(latents)
+
+    def steps(self, asked: AttributeChange) -> list[AttributeChange]:
+        """An edit as changes one after the other: of categories, of those that act like years, and of the years.
+
+        A change of nothing is left out.
+        """
+        acts = self._columns_like_years
+        turned = tuple(
+            before if like else after for before, after, like in zip(asked.source, asked.switched, acts, strict=True)
+        )
+        steps = [
+            AttributeChange(asked.source, turned, turned, 0.0),
+            AttributeChange(turned, asked.switched, asked.switched, 0.0),
+            AttributeChange(asked.switched, asked.switched, asked.target, asked.years),
+        ]
+        return [step for step in steps if step.source != step.target or step.years]
+
+    def elapsed(self, step: AttributeChange) -> float:
+        """Years that one of `steps` takes or acts like; below 0 where it goes back."""
+        source, switched = (torch.tensor([row]) for row in (step.source, step.switched))
+        return step.years + float((self.features(switched) - self.features(source)) @ self.years)
 
     @property
     def tells_growth(self) -> bool:
         """Whether `growth` is known."""
         return bool(self.edge_speed.any())
 
-    def growth(self, latents: Tensor, asked: AttributeChange, edge: float) -> float:
-        """By how much the years of an edit make the measured structure grow, as a share of the picture.
+    def growth(self, latents: Tensor, step: AttributeChange, edge: float) -> float:
+        """By how much one of `steps` makes the measured structure grow, as a share of the picture.
+
+        The years of a category pass as they do in the group that is further on: those that a disease acts like were
+        lived with it, whether it is added or taken away.
 
         Args:
             latents: of the scan `(C,h,w)`, scaled.
-            asked: the edit; what its categories change is not counted.
-            edge: length of the structure's edge in the scan, as a share of the picture's side.
+            step: what changes; a category that does not act like years makes nothing grow.
+            edge: length of the structure's edge, before it grows, as a share of the picture's side.
         """
-        half_way = torch.tensor(
-            [[(first + last) / 2 for first, last in zip(asked.switched, asked.target, strict=True)]]
-        )
+        years = self.elapsed(step)
+        design = step.target if years > 0 else step.source
+        if step.years:
+            design = tuple((first + last) / 2 for first, last in zip(step.switched, step.target, strict=True))
         parts = self.parts(latents.detach().cpu().float().reshape(1, -1))
-        return edge * asked.years * float(regressors(self.features(half_way), parts)[0] @ self.edge_speed)
+        return edge * years * float(regressors(self.features(torch.tensor([design])), parts)[0] @ self.edge_speed)
 
     def unfamiliarity(self, latents: Tensor, design: Sequence[float]) -> Unfamiliarity:
         """How far a scan's latents `(C,h,w)` lie from those of the sites' patients of the same design vector."""
@@ -179,6 +205,21 @@ class LongitudinalDrift:
         outside = centred.square().sum() - (parts.square() * variances).sum()
         spread = variances.sum() + len(self.centre) * self.outside.square().sum()
         return Unfamiliarity(float(squares.mean().sqrt()), float((outside.clamp_min(0) / spread).sqrt()))
+
+    @property
+    def _columns_like_years(self) -> list[bool]:
+        """For each column of a design vector, whether it is a category that acts like years."""
+        columns = feature_columns([bool(number) for number in self.numeric])
+        acting = [of for of, years in zip(columns, self.years.tolist(), strict=True) if years]
+        return [
+            not number and any(column in of for of in acting) for column, number in enumerate(self.numeric.tolist())
+        ]
+
+    @property
+    def _rows_like_years(self) -> Tensor:
+        """Features of a category that acts like years `(F,)`, with its products: τ takes the place of their effects."""
+        acts, columns = self._columns_like_years, feature_columns([bool(number) for number in self.numeric])
+        return torch.tensor([any(acts[column] for column in of) for of in columns])
 
     def _walk(self, latents: Tensor, first: Tensor, last: Tensor, years: float, scale: float) -> Tensor:
         """Latents after some years, in steps; the design vector goes from `first` to `last`."""

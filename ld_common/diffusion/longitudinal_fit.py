@@ -196,30 +196,39 @@ def _years_of_effects(
 ) -> Tensor:
     """τ of each feature: the years by which the typical change explains its effect, where it explains most of it.
 
-    A category acts like years if `τ · typical` explains more than `YEARS_EXPLAIN` of what the category's own effect
-    explains in patients who were held back, and if they are no more than `MOST_YEARS`. The years then move each patient
-    as the patient's own scan predicts.
+    A category acts like years, as many at every age, if `τ · typical` explains more than `YEARS_EXPLAIN` of what the
+    category's own effect explains in patients who were held back, and if they are no more than `MOST_YEARS`. The years
+    then move each patient as the patient's own scan predicts.
     """
     columns, visits = feature_columns(numeric), float(summed["visits"][0])
     reading = metric @ typical / (typical @ metric @ typical)
     years = torch.zeros(len(columns), dtype=torch.float64)
     grams, crosses = summed["across_features"], summed["across_parts"] @ rotation.T
+    every = list(range(len(columns)))
+
+    def solved(rows: list[int], folds: list[int]) -> Tensor:
+        model = torch.zeros(len(columns), len(typical), dtype=torch.float64)
+        gram, cross = grams[folds].sum(0)[rows][:, rows], crosses[folds].sum(0)[rows]
+        model[rows] = _solve_across(gram, cross, visits)
+        return model
+
     for category in [column for column, number in enumerate(numeric) if not number]:
-        group = [row for row, of in enumerate(columns) if category in of]
-        worse = explained = 0.0
+        group = [row for row in every if category in columns[row]]
+        alone = [row for row in every if row not in group or columns[row] == (category,)]
+        own = explained = by_years = 0.0
         for fold, others in held_back_folds():
-            free = _solve_across(grams[others].sum(0), crosses[others].sum(0), visits)
-            bound = free.clone()
-            bound[group] = torch.outer(free[group] @ reading, typical)
+
+            def error(model: Tensor, fold: int = fold) -> float:
+                return float(((model.T @ grams[fold] @ model - 2 * model.T @ crosses[fold]) * metric).sum())
+
+            free, bound = solved(every, others), solved(alone, others)
             without = free.clone()
             without[group] = 0.0
-            of_years, own, nothing = (
-                float(((model.T @ grams[fold] @ model - 2 * model.T @ crosses[fold]) * metric).sum())
-                for model in (bound, free, without)
-            )
-            worse, explained = worse + of_years - own, explained + nothing - own
-        found = _solve_across(grams.sum(0), crosses.sum(0), visits)[group] @ reading
-        fits = explained > 0 and worse < (1 - YEARS_EXPLAIN) * explained
+            bound[group] = torch.outer(bound[group] @ reading, typical)
+            own, by_years = own + error(free), by_years + error(bound)
+            explained += error(without) - error(free)
+        found = solved(alone, list(range(len(grams))))[group] @ reading
+        fits = explained > 0 and by_years - own < (1 - YEARS_EXPLAIN) * explained
         if fits and float(found[0].abs()) <= MOST_YEARS:
             years[group] = found
     return years

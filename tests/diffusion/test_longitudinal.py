@@ -118,7 +118,48 @@ def test_the_speed_of_an_edge_is_found_and_longer_edges_add_more_area(fitted: Fi
             assert drift.growth(scan, asked, edge) == pytest.approx(10 * speed * edge, rel=0.08)
         back = AttributeChange(here, here, (0.2 - 10 / HALF_RANGE, sick, 0.0), -10.0)
         assert drift.growth(scan, back, 1.0) < 0
-        assert drift.growth(scan, AttributeChange(here, (0.2, 1 - sick, 0.0), (0.2, 1 - sick, 0.0), 0.0), 1.0) == 0
+        other_sex = AttributeChange(here, (0.2, sick, 1.0), (0.2, sick, 1.0), 0.0)
+        assert drift.growth(scan, other_sex, 1.0) == 0
+    well, sick_now = (0.2, 0.0, 0.0), (0.2, 1.0, 0.0)
+    added, removed = (AttributeChange(a, b, b, 0.0) for a, b in ((well, sick_now), (sick_now, well)))
+    # the years of the disease pass as they do with the disease, added or taken away
+    assert drift.growth(scan, added, 1.0) == pytest.approx(DISEASE_YEARS * 0.015, rel=0.1)
+    assert drift.growth(scan, removed, 1.0) == pytest.approx(-DISEASE_YEARS * 0.015, rel=0.1)
+
+
+def test_an_edit_is_its_steps_one_after_the_other(fitted: Fitted) -> None:
+    drift, scan = fitted.drift, fitted.tables[0].latents[0].view(SHAPE).float()
+    here, switched, later = (0.2, 0.0, 0.0), (0.2, 1.0, 1.0), (0.5, 1.0, 1.0)
+    asked = AttributeChange(here, switched, later, 0.3 * HALF_RANGE)
+    steps = drift.steps(asked)
+    assert [(step.source, step.target) for step in steps] == [
+        (here, (0.2, 0.0, 1.0)),  # sex, which does not act like years
+        ((0.2, 0.0, 1.0), switched),
+        (switched, later),
+    ]
+    assert [drift.elapsed(step) for step in steps] == [
+        0.0,
+        pytest.approx(DISEASE_YEARS, rel=0.1),
+        pytest.approx(0.3 * HALF_RANGE),
+    ]
+    moved = scan
+    for step in steps:
+        moved = moved + drift.change(moved, step)
+    assert torch.allclose(moved - scan, drift.change(scan, asked), atol=1e-5)
+    assert drift.steps(AttributeChange(here, here, here, 0.0)) == []
+    assert torch.equal(drift.change(scan, AttributeChange(here, here, here, 0.0)), torch.zeros(SHAPE))
+
+
+def test_a_disease_acts_like_the_same_years_at_every_age(fitted: Fitted) -> None:
+    columns = feature_columns(NUMERIC)
+    assert [columns[row] for row in fitted.drift.years.nonzero().flatten().tolist()] == [(1,)]
+    # and its effect on patients of other ages, which is noise here, does not move the scan
+    disturbed = replace(fitted.drift, effect=fitted.drift.effect.clone())
+    row = columns.index((0, 1))
+    disturbed.effect[row] += 5.0
+    scan = fitted.tables[0].latents[0].view(SHAPE).float()
+    added = AttributeChange((0.5, 0.0, 0.0), (0.5, 1.0, 0.0), (0.5, 1.0, 0.0), 0.0)
+    assert torch.equal(disturbed.change(scan, added), fitted.drift.change(scan, added))
 
 
 def test_the_sums_of_growth_add_up_over_sites_to_those_of_all_visits(fitted: Fitted) -> None:
