@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-security benchmark-individual benchmark-house dist test test-all check install clean
+.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-security benchmark-individual benchmark-network benchmark-house dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -48,6 +48,9 @@ benchmark-security: install
 
 benchmark-individual: install
 	$(BIN)/ld-benchmark individual
+
+benchmark-network: install
+	$(BIN)/ld-benchmark network
 
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client

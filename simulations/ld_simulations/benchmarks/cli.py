@@ -94,6 +94,13 @@ STUDIES = (
         f"{PACKAGE}.individual.run:run",
     ),
     Study(
+        "network",
+        "What the trained network adds to the closed form: pictures from noise, answers, several answers.",
+        CONFIGS / "benchmark_network.yaml",
+        f"{PACKAGE}.network.plan:load_network_config",
+        f"{PACKAGE}.network.run:run",
+    ),
+    Study(
         "house",
         "Size and shape of the code base and its documentation.",
         CONFIGS / "benchmark_house.yaml",
