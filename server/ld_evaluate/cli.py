@@ -13,7 +13,7 @@ from ld_common.core.command import VERSION, Json, grouped, loading, print_json, 
 from ld_common.core.config import load_config, nearest, require
 from ld_common.core.errors import RequestError
 from ld_common.editing.registry import EDITORS
-from ld_evaluate.files import ANSWERS, COPY, PERFECT, QUESTIONS, SAME, SCANS
+from ld_evaluate.files import ANSWERS, PERFECT, QUESTIONS, RULES, SCANS
 from ld_evaluate.options import JudgeConfig
 from ld_evaluate.report import write_release_report
 
@@ -25,7 +25,7 @@ RENAMED = {
 }
 """Former options, and what took their place."""
 
-TAKEN = (COPY, SAME, PERFECT)
+TAKEN = (*RULES, PERFECT)
 """Names of rows that every page has."""
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -12,8 +12,8 @@ from ld_common.imaging.modality import Modality
 from ld_evaluate.answers import Answers, copies, perfect
 from ld_evaluate.bootstrap import bootstrap_interval
 from ld_evaluate.edits import EvaluationEdit
-from ld_evaluate.files import COPY, FOLLOW_UP, PERFECT, SAME
-from ld_evaluate.protocol import RULES, Numbers, PatientAnswer, compare, same_change, summarize
+from ld_evaluate.files import COPY, FOLLOW_UP, PERFECT, RULES, SAME
+from ld_evaluate.protocol import Numbers, PatientAnswer, compare, same_change, summarize
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,21 @@ class ComparedMethod:
 class Comparison:
     """Compares methods on edits; the rules without a network are judged once."""
 
-    def __init__(self, base: BaseModel, modality: Modality, edits: Sequence[EvaluationEdit]) -> None:
-        """Judge the rules; `base` is needed for its VAE."""
+    def __init__(
+        self,
+        base: BaseModel,
+        modality: Modality,
+        edits: Sequence[EvaluationEdit],
+        ridges: Mapping[str, Answers] | None = None,
+    ) -> None:
+        """Judge the rules; `base` is needed for its VAE, `ridges` are the answers of `ridge_rules`."""
         self.modality, self.edits = modality, edits
         self.same = same_change(edits)
         self.rules: dict[str, ComparedMethod] = {}
         if any(edit.truth is not None for edit in edits):
             self.rules[COPY] = self.of(COPY, copies(edits))
             self.rules[SAME] = ComparedMethod(self.same, summarize(self.same, self.same))
+            self.rules |= {name: self.of(name, written) for name, written in (ridges or {}).items()}
             self.rules[PERFECT] = self.of(PERFECT, perfect(base, modality, edits))
 
     def of(self, name: str, written: Answers) -> ComparedMethod:

@@ -45,6 +45,9 @@ class EvaluationData:
     with_history: HistoryData | None = None
     """What is asked of later visits with the visits before them; None where nothing is."""
 
+    visits: ScanTable | None = None
+    """All scans of the patients, from whom rules learn to answer for others."""
+
     @property
     def asked(self) -> list[EvaluationEdit]:
         """All edits, those to follow-ups last."""
@@ -88,7 +91,8 @@ def read_data(folder: Path, modality: Modality, resolution: int) -> EvaluationDa
             for name, target in _generated_targets(modality, attributes)
         ]
     with_history = read_history_data(folder, modality, table, visits, lambda row: _read_again(inputs[row], modality))
-    return EvaluationData(modality, baselines, edits, truths, follow_ups, with_history if with_history.edits else None)
+    later = with_history if with_history.edits else None
+    return EvaluationData(modality, baselines, edits, truths, follow_ups, later, table)
 
 
 def _visits(folder: Path, table: ScanTable) -> list[list[int]]:

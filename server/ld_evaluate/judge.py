@@ -32,6 +32,7 @@ from ld_evaluate.history_data import HistoryData
 from ld_evaluate.options import JudgeConfig
 from ld_evaluate.picture_measures import PictureMeasures
 from ld_evaluate.protocol import compare
+from ld_evaluate.ridge_rules import ridge_answers
 from ld_evaluate.truth import through_vae
 
 TRUTH_METRICS = ("edit_direction_rate", "growth_ratio", "raw_gain_db", "copy_gain_db", "identity_ratio")
@@ -77,7 +78,10 @@ class CounterfactualJudge:
         if reference is not None:
             self.measures = PictureMeasures(base, data, reference, config.predictor_steps, seed)
         self.references = {} if self.measures is None else self.measures.references
-        self.comparison = Comparison(base, data.modality, data.asked)
+        ridges: dict[str, Answers] = {}
+        if data.visits is not None and any(edit.truth is not None for edit in data.asked):
+            ridges = ridge_answers(base, data.modality, data.asked, data.visits, reference)
+        self.comparison = Comparison(base, data.modality, data.asked, ridges)
         truths = [edit.truth.picture for edit in data.edits if edit.truth is not None]
         self.of_truth = self._picture_metrics(truths)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ld_evaluate.files import COPY, FOLLOW_UP, PERFECT, SAME
+from ld_evaluate.files import COPY, FOLLOW_UP, PERFECT, RULES, SAME
 
 Run = dict[str, Any]
 """The result of one release asked through one editor with one seed, or of another method."""
@@ -19,8 +19,8 @@ READING = (
     "network: its *error* is the mean over patients of the absolute difference from the true growth, beside that of "
     f"*{SAME}*; *r* is its correlation over patients within this kind of edit; the *share of the true* growth is best "
     f"at 1. Brackets hold 95 % bootstrap intervals over patients. *{COPY}* is the unedited scan. *{SAME}* is the mean "
-    f"change of the other patients, without a picture. *{PERFECT}* is the truth itself, written like the others. A "
-    "method is of use where it beats the first two."
+    "change of the other patients, without a picture. The *ridges* are regressions on other patients' visits, without "
+    f"options. *{PERFECT}* is the truth itself, written like the others. A method is of use where it beats the rules."
 )
 
 WORST, BEST = 5, 3
@@ -73,7 +73,7 @@ def _methods(runs: Sequence[Run], edit: str) -> dict[str, dict[str, float]]:
     """Numbers of every row of an edit's table, means over the seeds."""
     by_row: dict[str, list[dict[str, float]]] = {}
     rules = {name: by_edit[edit] for name, by_edit in runs[0]["rules"].items() if edit in by_edit}
-    for rule in (COPY, SAME):
+    for rule in RULES:
         if rule in rules:
             by_row[rule] = [rules[rule]]
     for run in runs:
@@ -118,7 +118,7 @@ def _table(methods: Mapping[str, Mapping[str, float]], biomarker: str, ceiling: 
         titles += [f"r, {biomarker}", "growth, share of the true", "error, mm²", f"error over *{SAME}*"]
     lines += ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, numbers in methods.items():
-        title = f"*{name}*" if name in (COPY, SAME, PERFECT) else name
+        title = f"*{name}*" if name in (*RULES, PERFECT) else name
         lines.append("| " + " | ".join([title, *edit_cells(numbers, biomarker)]) + " |")
     return [*lines, ""]
 

@@ -2,6 +2,7 @@
 
     copy                             the unedited scan
     same change for all              the other patients' mean true growth, without a picture: growth alone
+    ridges                           regressions on other patients' visits (`ridge_rules`)
     perfect answer through the VAE   the true counterfactual or follow-up, autoencoded and written like the others
 
 All numbers are within one kind of edit: over several kinds together, growth is told by the kind alone.
@@ -19,10 +20,8 @@ from ld_common.imaging.modality import Modality
 from ld_evaluate.answers import Answers
 from ld_evaluate.bootstrap import bootstrap_interval, correlation_interval
 from ld_evaluate.edits import EvaluationEdit, TrueAnswer, growth_mm2
-from ld_evaluate.files import COPY, SAME
+from ld_evaluate.files import SAME
 
-RULES = (COPY, SAME)
-"""Answers that need no network; their best is what a method must beat."""
 Numbers = dict[str, float]
 SMALLEST_SPREAD = 0.01
 """Least spread of drawn over that of true growth with which an r is given: rounding alone has one too."""
