@@ -88,13 +88,23 @@ class VisitTable:
         """
         features = attribute_features(torch.tensor(designs, dtype=torch.float64), numeric)
         years, names = torch.tensor(days, dtype=torch.float64) / DAYS_IN_YEAR, list(patients)
-        seen = latents.flatten(1).double()
-        if mirrored is None:
-            return cls(seen, features, names, years, structure)
-        twice = None if structure is None else StructureSizes(structure.areas.repeat(2), structure.edges.repeat(2))
-        both = torch.cat([seen, mirrored.flatten(1).double()])
-        flags = [False] * len(names) + [True] * len(names)
-        return cls(both, features.repeat(2, 1), names * 2, years.repeat(2), twice, flags)
+        table = cls(latents.flatten(1).double(), features, names, years, structure)
+        return table if mirrored is None else table.beside(mirrored.flatten(1))
+
+    def beside(self, mirrored: Tensor) -> VisitTable:
+        """The visits, and after them their mirror images `(N,D)` as visits of the same patients."""
+        twice = self.structure
+        if twice is not None:
+            twice = StructureSizes(twice.areas.repeat(2), twice.edges.repeat(2))
+        count = len(self.patients)
+        return VisitTable(
+            torch.cat([self.latents, mirrored.double()]),
+            self.features.repeat(2, 1),
+            [*self.patients, *self.patients],
+            self.years.repeat(2),
+            twice,
+            [False] * count + [True] * count,
+        )
 
     def pairs(self) -> list[tuple[int, int]]:
         """Rows of an earlier and a later visit of a patient, all pairs; of two mirror images or of none."""

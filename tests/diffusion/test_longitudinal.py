@@ -330,16 +330,7 @@ def test_folds_split_patients_not_visits(fitted: Fitted) -> None:
 
 def with_mirror_images(table: VisitTable) -> VisitTable:
     """The visits, and those that a mirror shows of them: of the same patients, measured alike."""
-    flipped = table.latents.view(-1, *SHAPE).flip(-1).flatten(1)
-    names, rows = list(table.patients), len(table.patients)
-    return replace(
-        table,
-        latents=torch.cat([table.latents, flipped]),
-        features=table.features.repeat(2, 1),
-        patients=names * 2,
-        years=table.years.repeat(2),
-        mirrored=[False] * rows + [True] * rows,
-    )
+    return table.beside(table.latents.view(-1, *SHAPE).flip(-1).flatten(1))
 
 
 def test_a_drift_that_saw_mirror_images_moves_a_mirrored_scan_as_the_mirror_of_its_answer(fitted: Fitted) -> None:

@@ -116,7 +116,7 @@ class Answerer:
     def _tuned_drift(self, anatomy: str, person: Person, question: Question) -> list[Record]:
         records, visit, drift = [], person.visits[question.visit], self.drift(anatomy)
         history = kind_of(question.name) == HISTORY
-        for options in drift_options(self.config, kind_of(question.name)):
+        for options in drift_options(self.config, anatomy, kind_of(question.name)):
             for rendering in self._renderings(anatomy):
                 asked = person, question.visit, [question.target], drift_editor(options)
                 drawn = drift.draw(*asked, rendering, history)
@@ -263,20 +263,19 @@ class Answerer:
         return DriftAnswers(people, fit_drift(self.training(anatomy), people.modality, self.base))
 
 
-def drift_options(config: IndividualConfig, kind: str) -> list[dict[str, float]]:
+def drift_options(config: IndividualConfig, anatomy: str, kind: str) -> list[dict[str, float]]:
     """The options of editor `drift` that are tried for a kind of question."""
+    edge_shares = config.anatomies[anatomy].edge_shares
     if kind == AGE:
         return [
             {"time_scale": scale, "edge_share": share}
-            for scale, share in itertools.product(config.time_scales, config.edge_shares)
+            for scale, share in itertools.product(config.time_scales, edge_shares)
         ]
     if kind == OTHER:
         return [{"effect_scale": scale} for scale in config.effect_scales]
     return [
         {"time_scale": config.time_scales[0], "edge_share": share, "own_slope_half": slope, "own_growth_half": growth}
-        for share, slope, growth in itertools.product(
-            config.edge_shares, config.own_slope_halves, config.own_growth_halves
-        )
+        for share, slope, growth in itertools.product(edge_shares, config.own_slope_halves, config.own_growth_halves)
     ]
 
 

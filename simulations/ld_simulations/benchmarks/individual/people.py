@@ -84,6 +84,11 @@ def with_mirror_images(people: Sequence[Person]) -> list[Person]:
     return [*people, *twins]
 
 
+def without_mirror_images(person: Person) -> Person:
+    """The person as the scans alone show it."""
+    return replace(person, visits=[replace(visit, mirrored=None) for visit in person.visits])
+
+
 class People:
     """Draws the patients of one anatomy."""
 

@@ -27,6 +27,9 @@ class AnatomyConfig:
     modality: str = "configs/modalities/brain_mri.yaml"
     renderings: list[str] = field(default_factory=lambda: list(RENDERINGS))
     """Those that are tried."""
+    edge_shares: list[float] = field(default_factory=lambda: [1.0, 0.0])
+    """Values of `edge_share` of editor `drift`; what is asked with a history is answered by the one that is best for
+    one scan."""
     test_patients: int = 0
     """In each hospital; 0 for as many as `test.patients`."""
     release: str = ""
@@ -55,8 +58,6 @@ class IndividualConfig:
     """Shares of the patient's own slope where there is a history."""
     time_scales: list[float] = field(default_factory=lambda: [1.1, 1.0, 1.25])
     """Values of `time_scale` of editor `drift`; the first is used where another option is tried."""
-    edge_shares: list[float] = field(default_factory=lambda: [1.0, 0.0])
-    """Those of a question with a history are chosen with one; the rest by what is asked of one scan."""
     effect_scales: list[float] = field(default_factory=lambda: [1.0, 1.25, 1.5])
     own_slope_halves: list[float] = field(default_factory=lambda: [2.0, 4.0, 8.0])
     own_growth_halves: list[float] = field(default_factory=lambda: [0.1, 0.5, 1.5])

@@ -49,7 +49,6 @@ DECIDES = (
     "scales",
     "own_shares",
     "time_scales",
-    "edge_shares",
     "effect_scales",
     "own_slope_halves",
     "own_growth_halves",

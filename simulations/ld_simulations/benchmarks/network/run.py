@@ -27,8 +27,8 @@ from ld_simulations.benchmarks.network.plan import NetworkConfig
 from ld_simulations.benchmarks.network.report import flat_numbers, page_lines
 
 NUMBERS, PAGE = "network.json", "network.md"
-ANYWHERE = ("output", "results", "workers")
-"""Keys that decide no result."""
+ANYWHERE = ("output", "results", "workers", "trainings")
+"""Keys that decide no result, or only which there are."""
 
 
 def run(config: NetworkConfig, only_report: bool, console: Console) -> list[Path]:
