@@ -151,7 +151,8 @@ def report_drift(
 def own_fit(modality: Modality, store: Store, model: Denoiser) -> OwnLongitudinalFit:
     """Fit a longitudinal drift to one site; raises `ConfigError` where no patient has visits on two days."""
     table = visit_table(modality, store)
-    pairs, numeric = table.pairs(), modality.numeric_columns
+    numeric = modality.numeric_columns
+    pairs = [pair for pair in table.pairs() if pair[0] < len(store.latents)]  # those after are of mirror images
     drift, choice = fit_tables([table], numeric, store.base_latent_mean, model.latent_shape)
     return OwnLongitudinalFit(
         patients=store.patients,

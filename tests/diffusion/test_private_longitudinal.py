@@ -13,7 +13,7 @@ from ld_common.core.errors import AdapterError
 from ld_common.core.state import State
 from ld_common.diffusion.longitudinal import AttributeChange, LongitudinalDrift
 from ld_common.diffusion.longitudinal_fit import fit
-from ld_common.diffusion.longitudinal_sums import VisitTable, basis_of, regressors, sketch, sums
+from ld_common.diffusion.longitudinal_sums import VisitTable, basis_of, feature_columns, regressors, sketch, sums
 from ld_common.diffusion.private_longitudinal import (
     MEANS_SHARE,
     mean_vectors,
@@ -25,7 +25,7 @@ from ld_common.diffusion.private_longitudinal import (
 from ld_common.diffusion.private_longitudinal_fit import EFFECT_RIDGE, PUBLIC_SHARE, SumNoise, fit_private, time_ridge
 from ld_common.diffusion.public_basis import CHANGES, PublicBasis, symmetric, triangle
 from ld_common.protocol.dp_accounting import Charge, DpConfig, epsilon
-from tests.diffusion.test_longitudinal import GROWTH, NUMERIC, SHAPE, simulated, with_mirror_images
+from tests.diffusion.test_longitudinal import DISEASE_YEARS, GROWTH, NUMERIC, SHAPE, simulated, with_mirror_images
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +212,17 @@ def test_signal_grows_with_patients_and_sites_and_falls_with_noise() -> None:
     assert signal_to_noise(1.0, 600, 3, 5) == pytest.approx(2 * one)
     assert signal_to_noise(1.0, 300, 12, 5) == pytest.approx(2 * one)
     assert signal_to_noise(2.0, 300, 3, 5) == pytest.approx(one / 2)
+
+
+def test_the_sites_correct_how_many_years_a_disease_acts_like_unless_noise_hides_it(
+    public: LongitudinalDrift, basis: PublicBasis
+) -> None:
+    disease, sex = (feature_columns(NUMERIC).index((column,)) for column in (1, 2))
+    sites = simulated(3, 400)
+    worse = replace(sites, latents=sites.latents + 0.05 * DISEASE_YEARS * sites.features[:, 1:2] * GROWTH)
+    vector = exact(worse, basis)  # where it acts like twice as many years as among the public patients
+    found = fit_private(vector, basis, SumNoise()).years
+    assert float(found[disease]) == pytest.approx(2 * DISEASE_YEARS, rel=0.2)
+    assert float(found[sex]) == 0.0
+    hidden = fit_private(vector, basis, SumNoise(means=1e4, regressions=1e4)).years
+    assert float(hidden[disease]) == pytest.approx(float(public.years[disease]), rel=0.1)
