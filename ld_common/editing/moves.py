@@ -30,8 +30,7 @@ from ld_common.editing.history import ScanHistory, Write
 from ld_common.metrics.structure import Measure
 
 SCALINGS = 3
-"""Times that a change is scaled towards its goal, by the secant, since growth is not quite proportional
-to it; the nearest counts, since a measured area jumps by pixels."""
+"""Times that a change is scaled towards its goal, by the secant: growth is not quite proportional to it."""
 CLOSE = 0.02
 """Distance from the goal, as a share of it, at which no further scaling is tried."""
 LEAST_FACTOR, LARGEST_FACTOR = 0.25, 3.0
@@ -183,9 +182,8 @@ def _factor(growths: Sequence[GrowthMeter], weight: float, edge_share: float) ->
         goal = edge_share * sum(growth.by_edge for growth in measured) + (1 - edge_share) * drawn
     if weight:
         goal = weight * sum(growth.own for growth in measured) + (1 - weight) * goal
-    before, nearest = (0.0, 0.0), (math.inf, factor)
+    before = (0.0, 0.0)
     for _ in range(SCALINGS):
-        nearest = min(nearest, (abs(drawn - goal), factor))
         # no scaling reaches a goal of the other sign, and a structure that is not seen has no area
         if not math.isfinite(goal) or not drawn * goal > 0 or abs(drawn - goal) <= CLOSE * abs(goal):
             break
@@ -194,4 +192,4 @@ def _factor(growths: Sequence[GrowthMeter], weight: float, edge_share: float) ->
         factor = factor + (goal - drawn) / rise if rises else factor * goal / drawn
         factor = min(max(factor, LEAST_FACTOR), LARGEST_FACTOR)
         drawn = sum(growth.drawn(factor) for growth in measured)
-    return min(nearest, (abs(drawn - goal), factor))[1]
+    return factor
