@@ -159,8 +159,9 @@ def _start_sentences(config: PrivateDriftConfig) -> list[str]:
     return [
         f"Public starts: {', '.join(described)}. Sites: patients of seed {config.training_seed}; test patients: "
         f"{config.test_patients} in each hospital, seed {config.test_seed}. No option was chosen on "
-        "the test patients; the first 48 patients of each site were among those on whom `longitudinal_fit` got its "
-        "rule for categories that act like years."
+        "the test patients. The sites' own patients were looked at: the first 48 of each were among those on whom "
+        "`longitudinal_fit` got its rule for categories that act like years, and up to 1,000 showed that a private fit "
+        "must correct how many years these are."
     ]
 
 
