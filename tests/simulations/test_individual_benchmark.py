@@ -389,6 +389,9 @@ def test_a_small_benchmark_writes_its_page(tmp_path: Path) -> None:
     assert set(numbers["private_drift"]["other hospitals"]) == {"alone", "4", "4-eps8", "6", "6-eps8"}
     whole, part = (read_tables(tmp_path / "out/private", "training", ["birch"], count)[0] for count in (6, 4))
     assert len(set(part.patients)) == 4
-    assert part.patients == whole.patients[: len(part.patients)]
-    assert torch.equal(part.latents, whole.latents[: len(part.latents)])
+    kept = [row for row, name in enumerate(whole.patients) if name in set(part.patients)]
+    assert part.patients == [whole.patients[row] for row in kept]
+    assert torch.equal(part.latents, whole.latents[kept])
+    assert list(part.mirrored) == [whole.mirrored[row] for row in kept]
+    assert sum(part.mirrored) == len(part.mirrored) / 2
     assert run(replace(config, workers=2), True, Console(quiet=True)) == files
