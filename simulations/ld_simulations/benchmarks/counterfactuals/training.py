@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -11,12 +12,13 @@ from ld_client.data.store import open_store
 from ld_client.site_config import load_site
 from ld_client.site_drift import site_drift
 from ld_client.train import train_round
-from ld_common.adapters.base import inject
+from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, entering
 from ld_common.diffusion.training import TrainingData
+from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, write_release
 from ld_server.aggregation import aggregate_drifts, aggregate_states, read_aggregator, site_weights
 from ld_simulations.demo import Demo
@@ -55,6 +57,34 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
             condition_vectors=store.condition_vectors(modality),
         )
     adapted = inject(model, adapter, study.seed)
+    train_in_rounds(adapted, data, study, progress)
+    aggregator = read_aggregator(study.federation)
+    weights = site_weights({name: len(site_data.latents) for name, site_data in data.items()}, study.federation)
+    mean = aggregate_drifts(drifts, weights, aggregator)
+    form = study.drift.formulation
+    content = ReleaseContent(
+        base_digest(study.base_model),
+        adapted.state(),
+        None if mean is None else entering(mean, form),
+        {name: entering(drift, form) for name, drift in drifts.items()},
+    )
+    return write_release(folder, study, modality, content)
+
+
+def train_in_rounds(
+    adapted: AdaptedModel[Any],
+    data: Mapping[str, TrainingData],
+    study: StudyConfig,
+    progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Train an adapter in place: every site from the same weights in each round, then their average.
+
+    Args:
+        adapted: the base with the adapter.
+        data: of each site.
+        study: its rounds, options and aggregation.
+        progress: called after each site's round.
+    """
     aggregator = read_aggregator(study.federation)
     weights = site_weights({name: len(site_data.latents) for name, site_data in data.items()}, study.federation)
     state = adapted.trainable_state()
@@ -67,12 +97,3 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
             progress()
         state = aggregate_states(updates, weights, aggregator)
     adapted.load(state)
-    mean = aggregate_drifts(drifts, weights, aggregator)
-    form = study.drift.formulation
-    content = ReleaseContent(
-        base_digest(study.base_model),
-        adapted.state(),
-        None if mean is None else entering(mean, form),
-        {name: entering(drift, form) for name, drift in drifts.items()},
-    )
-    return write_release(folder, study, modality, content)

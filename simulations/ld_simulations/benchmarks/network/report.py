@@ -76,7 +76,7 @@ def draw_numbers(records: Sequence[Record]) -> dict[str, float]:
 
 
 def page_lines(config: NetworkConfig, results: Results) -> list[str]:
-    """The page."""
+    """The page as lines of Markdown; what has no result yet is left out."""
     numbers = flat_numbers(results)
     lines = [
         "# What the trained network adds",

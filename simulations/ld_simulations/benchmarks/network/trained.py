@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import read_tensors, write_tensors
@@ -19,7 +18,7 @@ from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.diffusion.training import TrainingData
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
-from ld_server.aggregation import aggregate_states, read_aggregator, site_weights
+from ld_simulations.benchmarks.counterfactuals.training import train_in_rounds
 from ld_simulations.benchmarks.individual.people import Person, with_mirror_images
 from ld_simulations.benchmarks.network.plan import CENTRED, MIRRORED
 
@@ -37,18 +36,7 @@ def train(
         training: one of `plan.TRAININGS`.
     """
     adapted = inject(load_base(study.base_model), read_adapter(study.adapter), study.seed)
-    data = _training_data(modality, people, drift, training)
-    aggregator = read_aggregator(study.federation)
-    weights = site_weights({name: len(site.latents) for name, site in data.items()}, study.federation)
-    state = adapted.trainable_state()
-    for number in range(1, study.federation.rounds + 1):
-        updates = {}
-        for name, site in data.items():
-            adapted.load(state)
-            train_round(adapted, site, study, number, name)
-            updates[name] = adapted.trainable_state()
-        state = aggregate_states(updates, weights, aggregator)
-    adapted.load(state)
+    train_in_rounds(adapted, _training_data(modality, people, drift, training), study)
     return adapted
 
 
