@@ -30,7 +30,8 @@ from ld_common.editing.history import ScanHistory, Write
 from ld_common.metrics.structure import Measure
 
 SCALINGS = 3
-"""Times that a change is scaled towards its goal, by the secant: growth is not quite proportional to it."""
+"""Times that a change is scaled towards its goal, by the secant, since growth is not quite proportional
+to it; the nearest counts, since a measured area jumps by pixels."""
 CLOSE = 0.02
 """Distance from the goal, as a share of it, at which no further scaling is tried."""
 LEAST_FACTOR, LARGEST_FACTOR = 0.25, 3.0
@@ -182,8 +183,9 @@ def _factor(growths: Sequence[GrowthMeter], weight: float, edge_share: float) ->
         goal = edge_share * sum(growth.by_edge for growth in measured) + (1 - edge_share) * drawn
     if weight:
         goal = weight * sum(growth.own for growth in measured) + (1 - weight) * goal
-    before = (0.0, 0.0)
+    before, nearest = (0.0, 0.0), (math.inf, factor)
     for _ in range(SCALINGS):
+        nearest = min(nearest, (abs(drawn - goal), factor))
         # no scaling reaches a goal of the other sign, and a structure that is not seen has no area
         if not math.isfinite(goal) or not drawn * goal > 0 or abs(drawn - goal) <= CLOSE * abs(goal):
             break
@@ -192,4 +194,4 @@ def _factor(growths: Sequence[GrowthMeter], weight: float, edge_share: float) ->
         factor = factor + (goal - drawn) / rise if rises else factor * goal / drawn
         factor = min(max(factor, LEAST_FACTOR), LARGEST_FACTOR)
         drawn = sum(growth.drawn(factor) for growth in measured)
-    return factor
+    return min(nearest, (abs(drawn - goal), factor))[1]
