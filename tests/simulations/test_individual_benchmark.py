@@ -349,6 +349,21 @@ def test_private_gains_are_beside_the_public_start_alone(tmp_path: Path) -> None
     assert ") | >= 0.9 | held, by" in page
     assert "not run" in page
     assert "Most of what the shares above show is therefore the start's" in page
+    assert "†" not in page
+    table = tmp_path / "individual.json"
+    table.write_text(json.dumps({"private_drift": results.rows()}))
+    adopting = PrivateResults(replace(config, adopt=str(table)), ResultStore(tmp_path / "empty"))
+    assert adopting.flat() == flat
+    assert "6.00 (5.00 to 7.00) † |" in "\n".join(private_lines(adopting))
+    unrun = [setting for setting in settings(config) if not adopting.adopts(setting)]
+    assert {(setting.start, setting.patients) for setting in unrun} == {
+        ("near", 300),
+        ("near", 1000),
+        ("far", 0),
+        ("far", 300),
+        ("far", 1000),
+    }
+    assert all(setting.epsilon != 8.0 for setting in unrun if (setting.start, setting.patients) == ("near", 300))
 
 
 @pytest.mark.slow

@@ -50,6 +50,8 @@ class PrivateDriftConfig:
     """Pairs of patients and ε, measured before the rest."""
     other_draws: int = 2
     """Draws of the noise with the other starts."""
+    adopt: str = ""
+    """individual.json of an earlier run, whose rows count as done; empty to run all."""
 
     def __post_init__(self) -> None:
         counts = [*self.patients, self.draws, self.other_draws, self.test_patients]
@@ -85,6 +87,12 @@ class PrivateSetting:
         start = self.start.replace(" ", "-") or "no-privacy"
         noise = f"-eps{self.epsilon:g}-{self.draw}" if self.epsilon else ""
         return f"drift/{start}/{self.patients or 'alone'}{noise}"
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """Keys of its numbers, over all draws, in the table."""
+        name = f"{self.patients or 'alone'}" + (f"-eps{self.epsilon:g}" if self.epsilon else "")
+        return self.start or "no privacy", name
 
 
 def settings(config: PrivateDriftConfig) -> list[PrivateSetting]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ld_evaluate.bootstrap import bootstrap_interval
-from ld_simulations.benchmarks.harness import ResultStore
+from ld_simulations.benchmarks.harness import ResultStore, read_table
 from ld_simulations.benchmarks.individual.answers import Record
 from ld_simulations.benchmarks.individual.private_plan import (
     DELTA_PATIENTS,
@@ -23,6 +23,9 @@ AIMS = {(8.0, 300): 0.9, (3.0, 1000): 0.95, (1.0, 1000): 0.75}
 REFERENCE_PATIENTS = 1000
 """Of the drift without privacy, for rows without patients of their own."""
 MOST = 0.5
+ADOPTED = "†"
+TABLE = "private_drift"
+"""Key of the rows in individual.json."""
 NOT_RUN = "not run"
 Gains = dict[tuple[str, str], float]
 """Gain in dB by patient and edit."""
@@ -41,10 +44,18 @@ def edit_shares(gains: Mapping[tuple[str, str], float]) -> dict[tuple[str, str],
 
 
 class PrivateResults:
-    """The results that there are."""
+    """The results that there are: those of a folder, and the rows of the table that the config adopts."""
 
     def __init__(self, config: PrivateDriftConfig, store: ResultStore) -> None:
         self.config, self.store = config, store
+        self.adopted: Mapping[str, Any] = {}
+        if config.adopt:
+            self.adopted = read_table(config.adopt, "private drift", (TABLE,))[TABLE]
+
+    def adopts(self, setting: PrivateSetting) -> bool:
+        """Whether the adopted table has the setting's row."""
+        start, name = setting.row
+        return name in self.adopted.get(start, {})
 
     def gains(self, start: str, patients: int, epsilon: float = 0.0) -> list[Gains]:
         """Of each draw of the noise."""
@@ -59,7 +70,9 @@ class PrivateResults:
         """
         draws = self.gains(start, patients, epsilon)
         if not draws:
-            return None
+            group, name = PrivateSetting(start, patients, epsilon).row
+            earlier = self.adopted.get(group, {}).get(name)
+            return earlier and {**earlier, "adopted": True}
         gains = {key: float(np.mean([draw[key] for draw in draws])) for key in draws[0]}
         by_draw = [mean_gain(draw) for draw in draws]
         numbers: dict[str, Any] = {
@@ -96,8 +109,8 @@ class PrivateResults:
             for patients, epsilon in _settings_of(self.config, start):
                 numbers = self.numbers(start, patients, epsilon)
                 if numbers is not None:
-                    name = f"{patients or 'alone'}" + (f"-eps{epsilon:g}" if epsilon else "")
-                    found.setdefault(start or "no privacy", {})[name] = numbers
+                    group, name = PrivateSetting(start, patients, epsilon).row
+                    found.setdefault(group, {})[name] = numbers
         return found
 
     def flat(self) -> dict[str, float]:
@@ -136,6 +149,7 @@ def private_lines(results: PrivateResults) -> list[str]:
         "above: the patients differ, and no answer is scaled to the growth that the scan's edge tells.",
         "",
         *_start_sentences(config),
+        *([f"Rows with {ADOPTED} are those of an earlier run of this benchmark."] if results.adopted else []),
         "",
         *_aim_lines(results, flat),
     ]
@@ -198,6 +212,8 @@ def _row(start: str, patients: int, epsilon: float, numbers: Mapping[str, Any] |
     gain = f"{numbers['raw_gain_db']:.2f}"
     if numbers["draws"] > 1:
         gain += f" ({numbers['raw_gain_db_least_draw']:.2f} to {numbers['raw_gain_db_largest_draw']:.2f})"
+    if numbers.get("adopted"):
+        gain += f" {ADOPTED}"
     cells += [
         f"{numbers['noise_multiplier']:.2f}" if epsilon else "",
         f"{numbers['draws']}" if epsilon else "",

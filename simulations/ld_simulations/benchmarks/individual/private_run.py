@@ -15,6 +15,7 @@ from ld_simulations.benchmarks.individual.answers import Choice
 from ld_simulations.benchmarks.individual.plan import IndividualConfig
 from ld_simulations.benchmarks.individual.private_drift import PrivateAnswers
 from ld_simulations.benchmarks.individual.private_plan import settings
+from ld_simulations.benchmarks.individual.private_report import PrivateResults
 from ld_simulations.benchmarks.individual.private_tables import latents_file
 
 PRIVATE = "private"
@@ -39,7 +40,12 @@ def run_private(config: IndividualConfig, choice: Choice, console: Console) -> N
         "editor": [choice.drift_rendering, asdict(choice)["drift"]],
     }
     claim_plan(output, plan)
-    harness = Harness(ResultStore(output), console, config.workers)
+    store = ResultStore(output)
+    results = PrivateResults(config.private, store)
+    asked = [setting for setting in settings(config.private) if not results.adopts(setting)]
+    if not asked:
+        return
+    harness = Harness(store, console, config.workers)
     make = partial(PrivateAnswers, config, choice, output)
     harness.run(
         "latents",
@@ -48,4 +54,4 @@ def run_private(config: IndividualConfig, choice: Choice, console: Console) -> N
         PrivateAnswers.encode,
         done=lambda task: latents_file(output, task).exists(),
     )
-    harness.run("drifts", settings(config.private), make, PrivateAnswers.judge)
+    harness.run("drifts", asked, make, PrivateAnswers.judge)
