@@ -7,7 +7,7 @@ from typing import Any
 
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import EDITORS, change_editor, editor_options
-from ld_common.imaging.modality import AGE, Attributes
+from ld_common.imaging.modality import AGE, Attributes, Modality
 from ld_common.metrics.bands import Band
 from ld_common.release.age_calibration import AgeCalibration, read_age_calibration
 from ld_common.release.release import Release, release_editor
@@ -104,13 +104,21 @@ def _ages_only(release: Release, source: Attributes, target: Attributes) -> bool
     return changed == {AGE} and not release.modality.attributes[AGE].categories
 
 
-def _visits(release: Release, request: EditRequest) -> list[tuple[float, float]]:
-    """Age and first biomarker of the earlier scans, where all pictures show as many mm as the scan's."""
-    modality, history = release.modality, request.history
-    if history is None or not (modality.biomarkers and modality.image.field_of_view_mm):
+def visit_areas(modality: Modality, request: EditRequest) -> list[dict[str, float]]:
+    """Biomarkers in mm2 of each earlier scan; empty where not all pictures show as many mm as the scan's."""
+    if request.history is None:
         return []
-    age = float(request.source[AGE])
-    measured = measure_biomarkers(modality, request.frame, history.pictures)
+    if not modality.image.field_of_view_mm:
+        return [{} for _ in request.history.years]
+    return measure_biomarkers(modality, request.frame, request.history.pictures)
+
+
+def _visits(release: Release, request: EditRequest) -> list[tuple[float, float]]:
+    """Age and first biomarker of the earlier scans."""
+    modality, history = release.modality, request.history
+    if history is None or not modality.biomarkers:
+        return []
+    age, measured = float(request.source[AGE]), visit_areas(modality, request)
     return [
         (age - years, areas[modality.biomarkers[0]])
         for years, areas in zip(history.years, measured, strict=True)

@@ -25,6 +25,7 @@ from ld_generate.batch_table import (
     VISIT,
     BatchRow,
     Outcome,
+    answer_cells,
     read_outcomes,
     read_rows,
     write_outcomes,
@@ -75,8 +76,7 @@ def draw_batch(
     for first in range(0, len(pending), editor.batch_size):
         group = pending[first : first + editor.batch_size]
         for row, result in drawer.draw(group).items():
-            warnings = _warnings(options.out / row.folder) if result == DRAWN else ""
-            outcomes[row.number] = Outcome(row.number, row.input, row.folder, result, warnings, digests[row.number])
+            outcomes[row.number] = _outcome(options.out, row, result, digests[row.number])
         write_outcomes(options.out / OUTCOMES, [outcomes[number] for number in sorted(outcomes)])
         progress(len(group))
     return [outcomes[row.number] for row in rows]
@@ -182,8 +182,13 @@ def _clear(folder: Path) -> None:
         raise RequestError(f"cannot write to '{folder}' ({error.strerror}): choose another --out") from error
 
 
-def _warnings(folder: Path) -> str:
-    return "; ".join(json.loads((folder / RECORD).read_text(encoding="utf-8"))["warnings"])
+def _outcome(out: Path, row: BatchRow, result: str, digest: str) -> Outcome:
+    if result != DRAWN:
+        return Outcome(row.number, row.input, row.folder, result, "", digest)
+    record = json.loads((out / row.folder / RECORD).read_text(encoding="utf-8"))
+    return Outcome(
+        row.number, row.input, row.folder, result, "; ".join(record["warnings"]), digest, answer_cells(record)
+    )
 
 
 def _one_line(error: Exception) -> str:

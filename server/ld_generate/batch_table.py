@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import datetime
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
 from ld_common.core.tables import table_lines
+from ld_common.imaging.scan_table import shown
 
 OUTCOMES = "batch.csv"
 DRAWN, VISIT = "drawn", "visit"
 """Outcomes of rows that did not fail; a visit is a scan without a target, which other rows of its patient need."""
 COLUMNS, REQUIRED = ("input", "target", "source", "slice", "history", "patient", "date"), ("input", "target")
+FIRST, LAST = ("row", "input", "folder", "outcome"), ("warnings", "request")
+"""Columns of `batch.csv` before and after those of an answer."""
 RENAMED_COLUMNS = {"set": "target", "given": "source"}
 
 
@@ -94,6 +97,8 @@ class Outcome:
     """Those of its record, separated by semicolons."""
     request: str
     """Hash of the row, the visits before it, the release and all options; a row whose hash changed is drawn again."""
+    answers: Sequence[dict[str, str]] = ()
+    """For each counterfactual the cells of `answer_cells`."""
 
 
 def read_rows(table: Path) -> list[BatchRow]:
@@ -125,29 +130,56 @@ def read_rows(table: Path) -> list[BatchRow]:
 
 def read_outcomes(path: Path) -> list[Outcome]:
     """The outcomes of an earlier run; empty where there are none, so that everything is drawn."""
+    outcomes: dict[int, Outcome] = {}
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            return [
-                Outcome(
-                    int(cells["row"]),
-                    cells["input"],
-                    cells["folder"],
-                    cells["outcome"],
-                    cells["warnings"],
-                    cells["request"],
-                )
-                for cells in csv.DictReader(stream)
-            ]
+            for cells in csv.DictReader(stream):
+                number, texts = int(cells["row"]), [cells[name] for name in (*FIRST[1:], *LAST)]
+                answer = {name: value for name, value in cells.items() if name not in (*FIRST, *LAST)}
+                answers = [answer] if any(answer.values()) else []
+                earlier = outcomes.get(number)
+                outcomes[number] = Outcome(number, *texts, [*(earlier.answers if earlier else ()), *answers])
     except (OSError, ValueError, KeyError, TypeError):
         return []
+    return list(outcomes.values())
+
+
+def answer_cells(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Cells of each counterfactual of a `record.json`.
+
+    They are the attributes of the scan (`source_<attribute>`) and of the answer (`target_<attribute>`), the file, and
+    of each biomarker its area, its change against the scan and against the reconstruction, and the ends of its band.
+    """
+    source, before = record["source"], record["biomarkers_mm2"]
+    return [
+        {f"source_{name}": shown(value) for name, value in source.items()}
+        | {f"target_{name}": shown(value) for name, value in (source | entry["target"]).items()}
+        | {"file": next(name for name in entry["files"] if name.endswith(".dcm")).removesuffix(".dcm") + ".png"}
+        | _area_cells(entry, before)
+        for entry in record["counterfactuals"]
+    ]
+
+
+def _area_cells(entry: Mapping[str, Any], before: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    cells: dict[str, str] = {}
+    for name, area in entry["biomarkers_mm2"].items():
+        cells |= {f"{name}_mm2": f"{area:.6g}", f"{name}_change_mm2": f"{area - before['scan'][name]:.6g}"}
+        cells[f"{name}_change_from_reconstruction_mm2"] = f"{area - before['reconstruction'][name]:.6g}"
+    if entry["band"] is not None:
+        name = entry["band"]["biomarker"]
+        cells |= {f"{name}_mm2_{end}": f"{entry['band'][f'{end}_mm2']:.6g}" for end in ("low", "high")}
+    return cells
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write `batch.csv`; raises `CheckpointError` when it cannot be written."""
+    """Write `batch.csv`, a line for each answer, and one for a row without; raises `CheckpointError`."""
+    columns = dict.fromkeys(name for outcome in outcomes for answer in outcome.answers for name in answer)
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Outcome)], lineterminator="\n")
+    writer = csv.DictWriter(stream, [*FIRST, *columns, *LAST], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
+    for outcome in outcomes:
+        cells = {name: getattr(outcome, name) for name in (*FIRST, *LAST)}
+        writer.writerows(cells | answer for answer in outcome.answers or [{}])
     write_bytes(path, stream.getvalue().encode())
 
 

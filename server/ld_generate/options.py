@@ -99,6 +99,16 @@ Strict = Annotated[
     ),
 ]
 
+Card = Annotated[
+    bool,
+    typer.Option(
+        "--card",
+        help="Also write a patient card, card.png and card.pdf: the scan, the answers with differences and bands, what "
+        "the release can do, and hashes, on one page.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
 Rendering = Annotated[
     str,
     typer.Option(

@@ -98,11 +98,13 @@ def measure_biomarkers(modality: Modality, frame: Frame, pictures: Tensor) -> li
 
 
 def _columns(measured: list[dict[str, float]]) -> dict[str, list[str]]:
-    """Each biomarker in mm2 and its change from the scan, which is the first row."""
+    """Each biomarker in mm2, and its change from the scan and from the reconstruction, the first two rows."""
     columns: dict[str, list[str]] = {}
     for name, area in measured[0].items():
         columns[f"{name}_mm2"] = [f"{row[name]:.6g}" for row in measured]
         columns[f"{name}_change_mm2"] = [f"{row[name] - area:.6g}" for row in measured]
+        redrawn = measured[1][name]
+        columns[f"{name}_change_from_reconstruction_mm2"] = [f"{row[name] - redrawn:.6g}" for row in measured]
     return columns
 
 

@@ -25,7 +25,7 @@ from ld_common.imaging.rendering import picture_of, reference_of, render
 from ld_common.imaging.scan_table import shown
 from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
 from ld_common.release.release import Release, edit_drift
-from ld_generate.age_band import age_context, band_entry
+from ld_generate.age_band import age_context, band_entry, visit_areas
 from ld_generate.input_digest import describe_input, keyed_digest
 from ld_generate.preserve_mask import preserve
 from ld_generate.record import file_stem, write_record
@@ -160,7 +160,10 @@ class _EditWriter:
             },
             "source": request.source,
             "rendering": request.rendering,
-            "history": self._history(),
+            "history": [
+                visit | {"biomarkers_mm2": areas}
+                for visit, areas in zip(self._history(), visit_areas(self.release.modality, request), strict=True)
+            ],
             "familiarity": None if request.unfamiliarity is None else request.unfamiliarity.record(),
             "watermark": request.watermark,
             "keep_geometry": request.keep_geometry,

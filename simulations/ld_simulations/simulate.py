@@ -33,8 +33,10 @@ from ld_simulations.demo import Demo
 from ld_simulations.evaluation import SimulatedEvaluation, Truths, evaluate
 from ld_simulations.federation import run_federation
 from ld_simulations.hospitals import HELD_OUT
+from ld_simulations.phantoms.registry import find_phantom
 from ld_simulations.preparation import prepare_sites
-from ld_simulations.report import write_report, write_strip
+from ld_simulations.report.page import write_report
+from ld_simulations.report.patients import ranked_patients, write_strip
 from ld_simulations.resources import ResourceMonitor
 from ld_simulations.run_folder import NUMBERS, REPORT, ROWS, STRIP, SUMMARY
 from ld_simulations.summary import AIMS, summarize_run
@@ -58,8 +60,10 @@ def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
         stores = [open_store(output / "stores" / name) for name in demo.study.federation.sites]
         summary = summarize_run(demo, release, evaluation, monitor, stores)
         summary["network"] = None if network is None else network.summary
-        write_strip(output / STRIP, demo, evaluation)
-        write_report(output / REPORT, demo, release, base, evaluation, summary)
+        phantom = find_phantom(demo.hospitals.phantom)
+        patients = ranked_patients(release.modality, evaluation, phantom.edit_titles())
+        write_strip(output / STRIP, patients, phantom.terms.structure)
+        write_report(output / REPORT, demo, release, base, patients, summary)
     write_bytes(output / ROWS, (json.dumps(evaluation.rows, indent=1) + "\n").encode())
     write_bytes(output / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     write_bytes(output / NUMBERS, aims_table(summary, AIMS).encode())

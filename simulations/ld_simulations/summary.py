@@ -32,6 +32,20 @@ AIMS = {
     "within_edit_r_over_ceiling": Aim("at least 0.5", at_least=0.5),
 }
 """A number that a rule without a picture reaches is no aim."""
+TITLES = {
+    "seconds_total": "seconds, from nothing to the numbers",
+    "peak_rss_mb": "largest memory, MB",
+    "sites": "hospitals in the release",
+    "rounds": "rounds that count",
+    "patients_per_site": "patients of the smallest hospital",
+    "uplink_share": "sent by a hospital in a round, over the whole UNet",
+    "vae_psnr_db": "scan through the VAE, PSNR, dB",
+    "inversion_psnr_db": "reconstruction against the VAE's, PSNR, dB",
+    "raw_gain_db": "gain over the unedited scan, dB",
+    "error_over_best_rule": "error of growth over that of the better rule without a picture",
+    "within_edit_r_over_ceiling": "r of growth over its ceiling",
+}
+"""What the keys of `AIMS` measure."""
 
 
 def summarize_run(

@@ -97,7 +97,7 @@ def test_a_small_demo_runs_resumes_and_leaves_nothing_running(
     assert isinstance(release.drift, LongitudinalDrift)
     assert summary["network"]["by_edit"].keys() == summary["by_edit"].keys()
     report = (output / "report.html").read_text()
-    assert report.count('alt="true counterfactual"') == summary["counterfactuals"]
+    assert report.count('alt="truth: ') == summary["counterfactuals"]
     assert "http://" not in report
     assert "https://" not in report
     assert not [process for process in psutil.process_iter() if str(output) in _flower_home(process)]

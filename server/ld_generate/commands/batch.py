@@ -11,9 +11,11 @@ import typer
 
 from ld_common.core.command import loading, progress_bar
 from ld_generate.batch_table import DRAWN, OUTCOMES, VISIT, Outcome, read_rows
+from ld_generate.commands.edit import write_cards
 from ld_generate.console import print_note, status
 from ld_generate.options import (
     BurnedInTextChecked,
+    Card,
     EditorOptions,
     LoadOptions,
     OutputOptions,
@@ -43,6 +45,7 @@ def batch(
     burned_in_text_checked: BurnedInTextChecked = False,
     rendering: Rendering = "",
     strict: Strict = False,
+    card: Card = False,
 ) -> None:
     """Edit the scans of a table; a row that fails does not stop the others.
 
@@ -52,8 +55,8 @@ def batch(
     of the same patient before it as its history, and a row without a target is a visit. KEY=VALUE sets an option of
     the editor.
 
-    Writes one folder a row, and batch.csv with the outcome of each. A second run draws only what is missing or changed.
-    The exit code is 1 when a row failed.
+    Writes one folder a row, and batch.csv with the outcome of each row and the biomarkers of each answer. A second run
+    draws only what is missing or changed. The exit code is 1 when a row failed.
 
     Example: ld-generate batch RELEASE scans.csv --source sex=F --out results
     """
@@ -81,6 +84,8 @@ def batch(
     make_folder(output.out)
     with progress_bar(status, "drawing", rows) as advance:
         outcomes = draw_batch(model, release, table, options, editor, advance)
+    if card:
+        write_cards(release, [output.out / outcome.folder for outcome in outcomes if outcome.outcome == DRAWN])
     _print_outcomes(outcomes, output)
     if any(outcome.outcome not in (DRAWN, VISIT) for outcome in outcomes):
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ from ld_common.protocol.site_name import AUTO, RELEASE
 from ld_generate.console import status
 from ld_generate.options import (
     EDITOR,
+    Card,
     EditorOptions,
     LoadOptions,
     NumSeeds,
@@ -42,6 +43,7 @@ class EditOptions:
     target: Target
     slice_index: SliceIndex = None
     num_seeds: NumSeeds = 1
+    card: Card = False
     drift: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,6 +98,8 @@ def edit(
         else:
             deltas.append(editor.delta if word == RELEASE else float(word))
     files = draw_edits(model, release, requests, editor, list(dict.fromkeys(deltas)), options.num_seeds)
+    if options.card:
+        files += write_cards(release, [request.folder for request in requests])
     print_results(files, output.as_json)
 
 
@@ -125,6 +129,18 @@ def draw_edits(
     count = len(requests) + len(deltas) * sum(len(request.targets) for request in requests)
     with progress_bar(status, "drawing", count * num_seeds) as advance:
         return run_edits(model, release, requests, editor, deltas, advance, num_seeds)
+
+
+def write_cards(release: Release, folders: Sequence[Path]) -> list[Path]:
+    """Write the patient card of each folder of results, with a progress bar."""
+    from ld_generate.card import write_card
+
+    files: list[Path] = []
+    with progress_bar(status, "patient cards", len(folders)) as advance:
+        for folder in folders:
+            files += write_card(folder, release)
+            advance(1)
+    return files
 
 
 def search_delta(model: BaseModel, release: Release, requests: Sequence[EditRequest], editor: Editor) -> float:

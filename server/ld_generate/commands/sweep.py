@@ -10,9 +10,10 @@ import typer
 from ld_common.core.command import loading
 from ld_common.imaging.modality import AGE
 from ld_generate.attribute_sweep import read_sweep
-from ld_generate.commands.edit import check_num_seeds, draw_edits
+from ld_generate.commands.edit import check_num_seeds, draw_edits, write_cards
 from ld_generate.console import print_note, status
 from ld_generate.options import (
+    Card,
     Delta,
     EditorOptions,
     LoadOptions,
@@ -39,6 +40,7 @@ class SweepOptions:
     slice_index: SliceIndex = None
     num_seeds: NumSeeds = 1
     drift: Delta = None
+    card: Card = False
 
 
 def sweep(
@@ -80,4 +82,6 @@ def sweep(
         for line in missing_band(release, editor, requests):
             print_note(f"note: {line}")
     files = draw_edits(model, release, requests, editor, [editor.delta], options.num_seeds)
+    if options.card:
+        files += write_cards(release, [request.folder for request in requests])
     print_results(files, output.as_json)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 import json
 from collections.abc import Sequence
@@ -16,8 +14,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
-from torch import Tensor
 
 from ld_client.data.store import open_store
 from ld_client.site_config import load_modality, load_site
@@ -34,34 +30,34 @@ from ld_evaluate.patient_tables import edit_cells
 from ld_evaluate.report import format_number
 from ld_simulations.aims import aim_met
 from ld_simulations.demo import Demo
-from ld_simulations.evaluation import ALL_VISITS, ONE_SCAN, SimulatedEvaluation
+from ld_simulations.evaluation import ALL_VISITS, ONE_SCAN
 from ld_simulations.phantoms.base import HEALTHY
 from ld_simulations.phantoms.registry import find_phantom
-from ld_simulations.summary import AIMS
+from ld_simulations.report.patients import ShownPatient, growth_plot
+from ld_simulations.report.pictures import difference_legend, difference_url, figure_url, picture_url
+from ld_simulations.summary import AIMS, TITLES
 
 matplotlib.use("Agg")
 SHOWN_VISITS = 8
 SAMPLES = 6
 SAMPLE_STEPS = 30
-DIFFERENCE_LIMIT = 1.0
-"""Difference, in the model's range of 2, that is drawn in full colour."""
 COLOURS = ("#1b6ca8", "#c8553d", "#4f8a4b", "#7b5ea7", "#b8860b")
 
 
 def write_report(
-    path: Path, demo: Demo, release: Release, base: BaseModel, evaluation: SimulatedEvaluation, summary: dict[str, Any]
+    path: Path, demo: Demo, release: Release, base: BaseModel, patients: Sequence[ShownPatient], summary: dict[str, Any]
 ) -> Path:
-    """Write the report of a finished run; returns `path`."""
+    """Write the report of a finished run; `patients` are of `ranked_patients`. Returns `path`."""
     phantom = find_phantom(demo.hospitals.phantom)
-    loader = jinja2.PackageLoader("ld_simulations", ".")
+    loader = jinja2.PackageLoader("ld_simulations", "report")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = format_number
+    environment.filters |= {"number": format_number, "picture": picture_url, "difference": difference_url}
     text = environment.get_template("report.html.j2").render(
         study=release.study,
         edits=_edits(release.modality, summary),
         histories=_histories(release.modality, summary),
         rules=(COPY, SAME, PERFECT),
-        aims=[(key, summary[key], aim.text, aim_met(key, summary, AIMS)) for key, aim in AIMS.items()],
+        aims=[(key, TITLES[key], summary[key], aim.text, aim_met(key, summary, AIMS)) for key, aim in AIMS.items()],
         summary=summary,
         hospitals=[_hospital(demo, name, base.resolution) for name in release.study.federation.sites],
         losses=_losses(release),
@@ -69,39 +65,14 @@ def write_report(
         drifts=_drifts(release),
         rounds=release.manifest["rounds"],
         samples=_samples(release, base),
-        patients=_patients(release.modality, evaluation, phantom.edit_titles()),
+        patients=patients,
+        growth=figure_url(growth_plot(patients)),
+        legend=difference_legend(),
         titles=phantom.edit_titles(),
         terms=phantom.terms,
         manifest=json.dumps({key: release.manifest[key] for key in ("base_model", "files", "software")}, indent=2),
     )
     path.write_text(text, encoding="utf-8")
-    return path
-
-
-def write_strip(path: Path, demo: Demo, evaluation: SimulatedEvaluation) -> Path:
-    """A figure with one test patient of each hospital, each written answer beside the true one; returns `path`."""
-    titles = find_phantom(demo.hospitals.phantom).edit_titles()
-    first_scans = {truth.hospital: truth.scan for truth in reversed(evaluation.truths)}
-    rows_of = {
-        hospital: [row for row, truth in enumerate(evaluation.truths) if truth.scan == scan]
-        for hospital, scan in sorted(first_scans.items())
-    }
-    columns = 2 + 2 * max(map(len, rows_of.values()))
-    figure = Figure(figsize=(1.1 * columns, 1.35 * len(rows_of)), layout="constrained")
-    axes = figure.subplots(len(rows_of), columns, squeeze=False)
-    for line, rows in zip(axes, rows_of.values(), strict=True):
-        scan = evaluation.truths[rows[0]].scan
-        panels = [("scan", evaluation.scans[scan]), ("reconstruction", evaluation.drawn.reconstructions[scan])]
-        for row in rows:
-            truth = evaluation.truths[row]
-            written = evaluation.pictures[row]
-            panels += [(titles.get(truth.edit, truth.edit), written), ("truth", truth.image)]
-        for axis in line:
-            axis.axis("off")
-        for axis, (title, image) in zip(line, panels, strict=False):
-            axis.imshow(image[0], cmap="gray", vmin=-1, vmax=1, interpolation="bilinear")
-            axis.set_title(title, fontsize=7, pad=2)
-    figure.savefig(path, dpi=150)
     return path
 
 
@@ -119,7 +90,7 @@ def _hospital(demo: Demo, name: str, resolution: int) -> dict[str, Any]:
     ill = [attributes["diagnosis"] != HEALTHY for attributes in store.attributes]
     return {
         "name": name,
-        "images": [_picture(image) for image in images],
+        "images": [picture_url(image) for image in images],
         "patients": len(set(store.pseudonyms)),
         "visits": len(ages),
         "ages": f"{min(ages):.0f} to {max(ages):.0f}, mean {np.mean(ages):.0f}",
@@ -146,7 +117,7 @@ def _losses(release: Release) -> str:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    return _figure(figure)
+    return figure_url(figure)
 
 
 def _drifts(release: Release) -> str:
@@ -161,7 +132,7 @@ def _drifts(release: Release) -> str:
     axes.set(xlabel="latent channel", ylabel="drift μ (scaled latents)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=4)
-    return _figure(figure)
+    return figure_url(figure)
 
 
 @torch.no_grad()
@@ -180,7 +151,7 @@ def _samples(release: Release, base: BaseModel) -> list[dict[str, Any]]:
     rows = []
     for name, drift in kinds.items():
         images = base.decode(sample(base, context, noise, sampler, at_designs(drift, designs)))
-        rows.append({"name": name, "images": list(zip(map(_picture, images), prompts, strict=True))})
+        rows.append({"name": name, "images": list(zip(map(picture_url, images), prompts, strict=True))})
     return rows
 
 
@@ -227,59 +198,3 @@ def _histories(modality: Modality, summary: dict[str, Any]) -> list[dict[str, An
         }
         for edit in rows[ALL_VISITS]
     ]
-
-
-def _patients(modality: Modality, evaluation: SimulatedEvaluation, titles: dict[str, str]) -> list[dict[str, Any]]:
-    """Each test patient with all answers, as the template takes them; the largest mean error of growth first."""
-    truths, structure, patients = evaluation.truths, modality.biomarkers[0], []
-    for scan, image in enumerate(evaluation.scans):
-        rows = [row for row, truth in enumerate(truths) if truth.scan == scan]
-        answers = [evaluation.answers[row] for row in rows]
-        edits = [
-            {
-                "title": titles.get(truths[row].edit, truths[row].edit),
-                "image": _picture(evaluation.pictures[row]),
-                "truth": _picture(truths[row].image),
-                "difference": _difference(evaluation.pictures[row] - image),
-                "true_difference": _difference(truths[row].image - image),
-                "growth_mm2": answer.growth_mm2[structure],
-                "true_growth_mm2": answer.true_growth_mm2[structure],
-            }
-            for row, answer in zip(rows, answers, strict=True)
-        ]
-        first = truths[rows[0]]
-        patients.append(
-            {
-                "name": f"{first.hospital}, {first.patient}",
-                "prompt": modality.prompt(first.attributes),
-                "scan": _picture(image),
-                "reconstruction": _picture(evaluation.drawn.reconstructions[scan]),
-                "edits": edits,
-                "error_mm2": float(np.mean([answer.error_mm2(structure) for answer in answers])),
-            }
-        )
-    return sorted(patients, key=lambda patient: -patient["error_mm2"])
-
-
-def _picture(image: Tensor) -> str:
-    """An image `(1,S,S)` in [-1, 1] as a data URL of a PNG."""
-    grey = ((image[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    return _encoded(Image.fromarray(grey))
-
-
-def _difference(difference: Tensor) -> str:
-    """A signed difference `(1,S,S)`: blue is darker, red is brighter, white is unchanged."""
-    shade = matplotlib.colormaps["RdBu_r"]((difference[0].numpy() / DIFFERENCE_LIMIT + 1) / 2, bytes=True)
-    return _encoded(Image.fromarray(shade[..., :3]))
-
-
-def _encoded(image: Image.Image) -> str:
-    stream = io.BytesIO()
-    image.save(stream, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _figure(figure: Figure) -> str:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=160)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
