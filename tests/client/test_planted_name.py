@@ -196,8 +196,8 @@ def test_every_error_of_ours_is_tried() -> None:
 
 
 def tried(place: int, places: int, whole: bool) -> dict[str, Callable[[], BaseException]]:
-    """All errors, or a share of them that depends on the place, so that a kind's places together try them all."""
-    stride = 1 if whole else min(5, places)
+    """A share of the errors that depends on the place: a kind's places together try them all, `whole` twice or more."""
+    stride = min(2 if whole else 5, places)
     return {name: make for number, (name, make) in enumerate(ERRORS.items()) if number % stride == place % stride}
 
 

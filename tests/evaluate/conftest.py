@@ -26,6 +26,7 @@ from ld_evaluate.options import JudgeConfig
 from ld_simulations.hospitals import write_hospitals
 from ld_simulations.hospitals_config import HospitalConfig, HospitalsConfig
 from tests.conftest import random_state
+from tests.support.ageing import mark_checked
 
 FEW = JudgeConfig(cycles=2, cycled=1, predictor_steps=2)
 
@@ -34,7 +35,9 @@ FEW = JudgeConfig(cycles=2, cycled=1, predictor_steps=2)
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hospitals") / "one"
     hospitals = [HospitalConfig("aster", patients=4, test_patients=2)]
-    return write_hospitals(HospitalsConfig(output=str(folder), hospitals=hospitals))
+    written = write_hospitals(HospitalsConfig(output=str(folder), hospitals=hospitals))
+    mark_checked(written / "scans.csv")
+    return written
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from ld_common.core.config import load_config
@@ -366,18 +367,27 @@ def test_private_gains_are_beside_the_public_start_alone(tmp_path: Path) -> None
     assert all(setting.epsilon != 8.0 for setting in unrun if (setting.start, setting.patients) == ("near", 300))
 
 
+def two_of(hospitals: str, folder: Path) -> str:
+    """A config with the last two hospitals of another."""
+    content = yaml.safe_load(Path(hospitals).read_text())
+    file = folder / Path(hospitals).name
+    file.write_text(yaml.safe_dump(content | {"hospitals": content["hospitals"][-2:]}))
+    return str(file)
+
+
 @pytest.mark.slow
 def test_a_small_benchmark_writes_its_page(tmp_path: Path) -> None:
+    hospitals, public = (two_of(f"configs/{name}", tmp_path) for name in ("hospitals.yaml", "public_hospitals.yaml"))
     config = IndividualConfig(
         output=str(tmp_path / "out"),
         results=str(tmp_path),
         training=PatientsConfig(0, 6),
-        tuning=PatientsConfig(101, 2),
-        test=PatientsConfig(202, 3),
+        tuning=PatientsConfig(101, 1),
+        test=PatientsConfig(202, 2),
         components=[4],
         scales=[1.0],
         own_shares=[0.5],
-        anatomies={"brain": AnatomyConfig(renderings=["deformation"])},
+        anatomies={"brain": AnatomyConfig(hospitals=hospitals, renderings=["deformation"])},
         time_scales=[1.0],
         effect_scales=[1.5],
         own_slope_halves=[4.0],
@@ -390,7 +400,7 @@ def test_a_small_benchmark_writes_its_page(tmp_path: Path) -> None:
             drawn_patients=6,
             test_patients=1,
             first_settings=[[6, 8]],
-            starts={"other hospitals": PublicPatientsConfig(patients=5)},
+            starts={"other hospitals": PublicPatientsConfig(hospitals=public, patients=5)},
         ),
     )
     files = run(config, False, Console(quiet=True))
