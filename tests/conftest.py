@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,9 @@ from ld_common.core.registry import Registry
 from ld_common.core.state import State
 from ld_common.imaging.modality import Modality
 from tests.support.bases import make_base
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 BRAIN_MRI = Path(__file__).parent.parent / "configs/modalities/brain_mri.yaml"
 
@@ -57,6 +60,15 @@ def random_state(state: State, deviation: float) -> State:
     """Tensors like an adapter's, the same whatever was drawn before."""
     generator = torch.Generator().manual_seed(0)
     return {name: deviation * torch.randn(value.shape, generator=generator) for name, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; the tests of a module are skipped where there is none."""
+    from tests.support.browser import chromium
+
+    with chromium() as launched:
+        yield launched
 
 
 @pytest.fixture(scope="session")

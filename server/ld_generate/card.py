@@ -28,6 +28,7 @@ from ld_common.imaging.scan_table import shown
 from ld_common.metrics.cohort import CohortCurve
 from ld_common.release.age_calibration import read_age_calibration
 from ld_common.release.release import Release
+from ld_generate.age_curve import JUDGED
 from ld_generate.samples import RECORD, SYNTHETIC, save_figure
 
 CARD = "card"
@@ -41,7 +42,7 @@ DIFFERENCE_COLOURS, DIFFERENCE_PERCENT = "RdBu_r", 50
 DRAWN, COHORT, INK, SUBDUED = "#1f5fa8", "#8a8a8a", "#1c2126", "#4d5761"
 NOTICE = "Synthetic images, for research only: model output, not observations of a patient, not for diagnosis."
 GAUGE_COLOURS = LinearSegmentedColormap.from_list("gauge", ["#2e7d4f", "#d9a400", "#c62f21"])
-LETTERS = 82
+LETTERS = 100
 """Of a line of text on the right of the lower half."""
 DIGITS = 16
 """Of each hash."""
@@ -88,14 +89,15 @@ class _Card:
     def draw(self) -> Figure:
         """The figure."""
         figure = Figure(figsize=INCHES, facecolor="white")
-        figure.text(0.02, 0.975, self._title(), fontsize=14, weight="bold", color=INK, va="top")
-        figure.text(0.02, 0.94, NOTICE, fontsize=9.5, color="white", va="center", backgroundcolor="#7a4100")
-        pictures, lower = figure.add_gridspec(2, 1, top=0.93, bottom=0.055, left=0, right=1, height_ratios=(1.32, 1))
-        self._draw_pictures(figure.add_subfigure(pictures))
-        left, right = figure.add_subfigure(lower).subfigures(1, 2, width_ratios=(1, 1.25))
+        head, pictures, lower, foot = figure.subfigures(4, 1, height_ratios=(0.1, 0.52, 0.35, 0.03))
+        title = f"Patient card: {self._words(self._record['source'])}"
+        head.text(0.02, 0.68, title, fontsize=14, weight="bold", color=INK, va="center")
+        head.text(0.022, 0.18, NOTICE, fontsize=9, color="white", va="center", backgroundcolor="#7a4100")
+        self._draw_pictures(pictures)
+        left, right = lower.subfigures(1, 2, width_ratios=(1, 1.25))
         self._draw_areas(left)
         self._draw_text(right)
-        figure.text(0.02, 0.018, self._origin(), fontsize=7, color=SUBDUED, family="monospace")
+        foot.text(0.02, 0.6, self._origin(), fontsize=7, color=SUBDUED, family="monospace", va="center")
         return figure
 
     def _answer(self, entry: Mapping[str, Any]) -> _Answer:
@@ -110,9 +112,6 @@ class _Card:
             self._folder / difference,
         )
 
-    def _title(self) -> str:
-        return f"{self._modality.name.replace('_', ' ').capitalize()}: {self._words(self._record['source'])}"
-
     def _words(self, attributes: Attributes) -> str:
         """Attributes as a reader says them."""
         words = []
@@ -126,7 +125,7 @@ class _Card:
         """The scan and the answers, and below each answer its difference from the reference."""
         answers = _spread(self._answers, MAX_ANSWERS)
         axes = part.subplots(2, 1 + len(answers), squeeze=False)
-        part.subplots_adjust(left=0.02, right=0.9, top=0.9, bottom=0.02, wspace=0.06, hspace=0.12)
+        part.subplots_adjust(left=0.02, right=0.9, top=0.9, bottom=0.02, wspace=0.06, hspace=0.14)
         for axis in axes.flat:
             axis.axis("off")
         _show(axes[0, 0], self._folder / "input.png", "the scan")
@@ -135,7 +134,7 @@ class _Card:
         else:
             axes[1, 0].text(0.5, 0.9, self._scan_text(), fontsize=9, color=INK, ha="center", va="top")
         for column, answer in enumerate(answers, start=1):
-            title = self._words(answer.target) + (f", δ {answer.delta:+g}" if answer.delta else "")
+            title = self._words(self._changes(answer)) + (f", δ {answer.delta:+g}" if answer.delta else "")
             _show(axes[0, column], answer.picture, f"{title}\n{self._change(answer)}".strip())
             _show(axes[1, column], answer.difference, f"minus the {self._reference}")
         scale = ScalarMappable(Normalize(-DIFFERENCE_PERCENT, DIFFERENCE_PERCENT), DIFFERENCE_COLOURS)
@@ -144,6 +143,11 @@ class _Card:
         bar.ax.tick_params(labelsize=7)
         if len(answers) < len(self._answers):
             part.text(0.915, 0.6, f"{len(answers)} of {len(self._answers)}\nanswers", fontsize=8, color=SUBDUED)
+
+    def _changes(self, answer: _Answer) -> Attributes:
+        """What an answer shows otherwise than the scan; all that was asked where that is nothing."""
+        source = self._record["source"]
+        return {name: value for name, value in answer.target.items() if value != source[name]} or answer.target
 
     def _scan_text(self) -> str:
         if self._biomarker is None:
@@ -161,8 +165,8 @@ class _Card:
         if answer.band is None:
             return text
         low, high = (answer.band[key] - before for key in ("low_mm2", "high_mm2"))
-        sure = "" if answer.band["kind"] == "judged" else ", extrapolated"
-        return f"{text} ({answer.band['level']:.0%}: {low:+,.0f} to {high:+,.0f}{sure})".replace("%", " %")
+        sure = "" if answer.band["kind"] == JUDGED else " (extrapolated)"
+        return f"{text}\n{answer.band['level']:.0%} band: {low:+,.0f} to {high:+,.0f}{sure}".replace("%", " %")
 
     def _draw_areas(self, part: SubFigure) -> None:
         """The biomarker against age, or a bar for each answer where the age does not change."""
@@ -175,8 +179,7 @@ class _Card:
             axes.text(0, 0.9, "The scan does not say its pixel spacing, so no area is known.", fontsize=9, va="top")
             return
         axes.set_ylabel(f"{self._biomarker.replace('_', ' ')}, mm²", fontsize=8)
-        source = self._record["source"]
-        ageing = [answer for answer in self._answers if _changed(source, answer.target) == {AGE} and not answer.delta]
+        ageing = [answer for answer in self._answers if set(self._changes(answer)) == {AGE} and not answer.delta]
         if ageing and not self._modality.attributes[AGE].categories:
             self._draw_curve(axes, self._biomarker, ageing)
         else:
@@ -214,7 +217,7 @@ class _Card:
         _legend_below(axes)
 
     def _draw_bars(self, axes: Axes, name: str) -> None:
-        labels = [self._reference, *(self._words(answer.target) for answer in self._answers)]
+        labels = [self._reference, *(self._words(self._changes(answer)) for answer in self._answers)]
         areas = [self._record["biomarkers_mm2"][self._reference][name]]
         areas += [answer.areas_mm2[name] for answer in self._answers]
         axes.bar(range(len(areas)), areas, color=[COHORT] + [DRAWN] * len(self._answers), width=0.6)
@@ -256,8 +259,8 @@ class _Card:
         signed = f"signed by {release.signed_by}" if release.signed_by else "not signed"
         scan = str(self._record["input"]["hmac_of_pixels"])[:DIGITS]
         return (
-            f"release {release.study.name} ({signed}), adapter {adapter}, base {release.base_digest[:DIGITS]}, "
-            f"scan (keyed) {scan}, {SYNTHETIC['Software']}"
+            f"{self._modality.name}, release {release.study.name} ({signed}), adapter {adapter}, "
+            f"base {release.base_digest[:DIGITS]}, scan (keyed) {scan}, {SYNTHETIC['Software']}"
         )
 
 
@@ -266,10 +269,6 @@ def _spread(answers: Sequence[_Answer], most: int) -> list[_Answer]:
     if len(answers) <= most:
         return list(answers)
     return [answers[round(place)] for place in np.linspace(0, len(answers) - 1, most)]
-
-
-def _changed(source: Attributes, target: Attributes) -> set[str]:
-    return {name for name, value in target.items() if value != source[name]}
 
 
 def _show(axes: Axes, file: Path, title: str) -> None:
@@ -303,6 +302,8 @@ def _draw_gauge(part: SubFigure, familiarity: Mapping[str, Any]) -> None:
     axes.plot(min(share, 2), 0.5, marker="|", markersize=16, markeredgewidth=3, color=INK, clip_on=False)
     axes.set_yticks([])
     axes.set_xticks([0, 1, 2], ["like the sites' scans", "limit", "unlike"], fontsize=7)
+    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set_horizontalalignment(side)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -88,7 +88,7 @@ def test_it_shows_band_history_and_gauge_where_there_are_any(drawn: Path, releas
     familiarity = {"whole": 3.0, "limits": {"whole": 2.0}, "unfamiliar": True}
     text = words(drawn, opened, record | {"history": visits, "familiarity": familiarity})
     before = record["biomarkers_mm2"]["scan"]["ventricles"]
-    assert f"(90 %: {area - 90 - before:+,.0f} to {area + 90 - before:+,.0f})" in text
+    assert f"90 % band: {area - 90 - before:+,.0f} to {area + 90 - before:+,.0f}" in text
     assert "90 % band" in text
     assert "earlier scans" in text
     assert "taken 3.2 years before" in text

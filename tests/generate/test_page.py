@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import sys
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from ld_common.core.errors import ConfigError, LdError, RequestError
 from ld_common.diffusion.base_model import BaseModel
@@ -31,11 +30,11 @@ from ld_common.release.release import Release, read_release
 from ld_generate.cli import main
 from ld_generate.web import drawing
 from ld_generate.web.drawing import EditForm, draw
-from ld_generate.web.scans import find_examples, one_scan
+from ld_generate.web.scans import Example, find_examples, one_scan
 from tests.conftest import write_mr_slice
+from tests.support.browser import PHONE, cut_text, opened, violations, width
 from tests.support.releases import write_scan
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOOPBACK = ("127.0.0.1", "localhost")
 SOURCE_VALUES: dict[str, Any] = {"age": "74", "sex": "F", "diagnosis": "CN"}
 
@@ -46,10 +45,13 @@ def loaded(release: Path) -> Release:
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory, brain_mri: Modality) -> dict[str, Path]:
+def examples(tmp_path_factory: pytest.TempPathFactory, brain_mri: Modality) -> dict[str, Example]:
     folder = tmp_path_factory.mktemp("examples")
     write_scan(folder / "one/series/a.dcm", PatientAge="074Y", PatientSex="F")
     write_scan(folder / "two/series/a.dcm")
+    write_scan(folder / "three/series/a.dcm", PatientAge="074Y", PatientSex="F")
+    rows = "input,age,sex,diagnosis\ntwo/series,71,M,AD\nthree/series,75,,CN\nfour/series,50,M,CN\n"
+    (folder / "scans.csv").write_text(rows)
     return find_examples(folder, brain_mri)
 
 
@@ -82,7 +84,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def address(model: BaseModel, loaded: Release, examples: dict[str, Path], reached: list[str]) -> Iterator[str]:
+def address(model: BaseModel, loaded: Release, examples: dict[str, Example], reached: list[str]) -> Iterator[str]:
     with serving(model, loaded, examples, "127.0.0.1", free_port()) as opened:
         yield opened
 
@@ -94,21 +96,18 @@ def requested() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def page(address: str, requested: list[str]) -> Iterator[Page]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: install chromium to drive the page")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1440, "height": 900})
-        opened.on("request", lambda request: requested.append(request.url))
-        opened.goto(address)
-        yield opened
-        browser.close()
+def page(browser: Browser, address: str, requested: list[str]) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1440, "height": 900})
+    opened.on("request", lambda request: requested.append(request.url))
+    opened.goto(address)
+    yield opened
+    opened.close()
 
 
 def pick(page: Page, number: int) -> None:
     page.locator("#example input").click()
     page.get_by_role("option").nth(number).click()
+    page.locator("#example input").blur()
     expect(page.locator(".preview img")).to_be_visible(timeout=30_000)  # the first scan starts the decoder
 
 
@@ -130,6 +129,11 @@ def test_an_example_is_edited_and_downloaded_and_nobody_else_is_asked(
     expect(page.locator(".caption")).to_contain_text("diagnosis healthy → Alzheimer's disease", timeout=30_000)
     expect(page.locator("#answer .picture img")).to_have_count(4)
     expect(page.locator("#biomarkers")).to_contain_text("ventricles, mm²")
+    for ending in ("png", "pdf"):
+        expect(page.locator(f"#card-{ending}")).to_be_enabled(timeout=30_000)
+    with page.expect_download() as download:
+        page.locator("#card-pdf").click()
+    assert Path(download.value.path()).read_bytes().startswith(b"%PDF")
     assert page.locator(".message.error").count() == 0
     with page.expect_download() as download:
         page.locator("#dicom").click()
@@ -141,6 +145,69 @@ def test_an_example_is_edited_and_downloaded_and_nobody_else_is_asked(
     expect(page.locator("#notice")).to_contain_text("Not for diagnosis")
     assert {urlsplit(url).hostname for url in requested if not url.startswith(("data:", "blob:"))} <= set(LOOPBACK)
     assert set(reached) <= set(LOOPBACK)
+
+
+def test_a_table_of_the_examples_fills_in_what_the_files_do_not_say(page: Page) -> None:
+    pick(page, 2)
+    expect(page.locator("#source-age :is(input, textarea)")).to_have_value("71")
+    expect(page.locator("#source-age :is(input, textarea)")).to_be_enabled()
+    expect(page.locator("#source-diagnosis input:checked")).to_have_value("AD")
+    expect(page.locator("#target-diagnosis input:checked")).to_have_value("AD")
+    pick(page, 1)  # its file says 74, and nothing of the diagnosis
+    expect(page.locator(".message.warning")).to_have_text("age is 74 in the scan's file and 75 in scans.csv")
+    expect(page.locator("#source-age :is(input, textarea)")).to_have_value("74")
+    expect(page.locator("#source-diagnosis input:checked")).to_have_value("CN")
+    pick(page, 0)  # not in the table
+    expect(page.locator("#source-diagnosis input:checked")).to_have_count(0)
+    assert page.locator(".message.warning").count() == 0
+
+
+def test_a_table_of_the_examples_with_an_impossible_value_is_refused(tmp_path: Path, brain_mri: Modality) -> None:
+    write_scan(tmp_path / "one/a.dcm")
+    (tmp_path / "scans.csv").write_text("input,sex\none,X\n")
+    with pytest.raises(ConfigError, match=r"row 1: .*sex"):
+        find_examples(tmp_path, brain_mri)
+
+
+def test_empty_numbers_stay_empty(page: Page) -> None:
+    """A number that nobody gave is none: not slice 0, and no sweep from 0."""
+    page.get_by_text("About the file").click()
+    page.get_by_text("Sweep", exact=True).click()
+    names = ("slice", "sweep-from", "sweep-to", "sweep-of")
+    fields = [page.locator(f"#{name} :is(input, textarea)") for name in names]
+    for field in fields:
+        expect(field).to_be_visible()
+        expect(field).to_have_value("")
+    fields[0].fill("one")
+    pick(page, 0)
+    expect(page.locator(".message.error")).to_contain_text("slice is 'one'")
+    fields[0].fill("")
+    pick(page, 0)
+    expect(fields[0]).to_have_value("")
+    assert page.locator(".message.error").count() == 0
+
+
+def test_on_a_phone_the_answer_comes_into_view_and_nothing_is_beside_the_screen(browser: Browser, address: str) -> None:
+    with opened(browser, address, PHONE) as page:
+        assert width(page) <= PHONE["width"]
+        pick(page, 2)
+        page.locator("#target-diagnosis label", has_text="healthy").click()
+        page.locator("#draw").click()
+        expect(page.locator(".caption")).to_contain_text("Alzheimer's disease → healthy", timeout=30_000)
+        expect(page.locator("#answer .caption")).to_be_in_viewport(timeout=10_000)
+        assert width(page) <= PHONE["width"]
+        assert cut_text(page) == []
+
+
+def test_the_page_has_no_accessibility_violation(browser: Browser, address: str) -> None:
+    with opened(browser, address) as page:
+        pick(page, 2)
+        assert violations(page) == []
+        page.locator("#target-diagnosis label", has_text="healthy").click()
+        page.locator("#draw").click()
+        expect(page.locator("#card-pdf")).to_be_enabled(timeout=30_000)
+        assert violations(page) == []
+        assert cut_text(page) == []
 
 
 @pytest.mark.slow
@@ -329,8 +396,9 @@ def test_an_archive_without_a_name_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.attack
-def test_examples_show_no_file_s_name(examples: dict[str, Path], tmp_path: Path) -> None:
-    assert {name: path.parent.name for name, path in examples.items()} == {"example 1": "one", "example 2": "two"}
+def test_examples_show_no_file_s_name(examples: dict[str, Example], tmp_path: Path) -> None:
+    places = {name: example.path.parent.name for name, example in examples.items()}
+    assert places == {"example 1": "one", "example 2": "three", "example 3": "two"}
     with pytest.raises(ConfigError, match="holds no scan"):
         find_examples(tmp_path, Modality(prompt_template="a scan"))
 

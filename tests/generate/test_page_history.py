@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
@@ -17,25 +17,20 @@ from ld_generate.web.appearance import familiarity_gauge
 from ld_generate.web.drawing import EditForm, draw
 from ld_generate.web.editor_controls import offered_editors
 from ld_generate.web.scans import earlier_scans
-from tests.generate.test_page import CHROMIUM, free_port, serving
+from tests.generate.test_page import free_port, serving
 from tests.support.brains import brain, whole_head, write_brain
+from tests.support.browser import opened
 
 SOURCE_VALUES: dict[str, Any] = {"age": "74", "sex": "F", "diagnosis": "CN"}
 
 
 @pytest.fixture(scope="module")
-def page(model: BaseModel, informed: Path) -> Iterator[Page]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: install chromium to drive the page")
+def page(browser: Browser, model: BaseModel, informed: Path) -> Iterator[Page]:
     with (
         serving(model, read_release(informed), {}, "127.0.0.1", free_port()) as address,
-        sync_playwright() as driver,
+        opened(browser, address, {"width": 1440, "height": 900}) as page,
     ):
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1440, "height": 900})
-        opened.goto(address)
-        yield opened
-        browser.close()
+        yield page
 
 
 @pytest.fixture

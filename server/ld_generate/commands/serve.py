@@ -21,7 +21,12 @@ class PageOptions:
     """Where the page is, and which scans it offers."""
 
     examples: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder of scans to pick from.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of scans to pick from; a scans.csv in it, with a column input and attributes, fills those in.",
+            show_default=False,
+        ),
     ] = None
     host: Annotated[
         str, typer.Option(help="Address to listen on. Any other than a loopback address lets other machines in.")
@@ -57,7 +62,7 @@ def serve(load_options: LoadOptions, options: PageOptions) -> None:
             "the traffic reads the scans and the token that opens the page"
         )
     with serving(model, release, examples, options.host, options.port, options.strict) as address:
-        for name, path in examples.items():
-            print(f"{name}: {path}")
+        for name, example in examples.items():
+            print(f"{name}: {example.path}")
         print(f"the page is at {address} until Ctrl-C; its token lets nobody else in", flush=True)
         threading.Event().wait()

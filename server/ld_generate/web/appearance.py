@@ -10,6 +10,7 @@ import gradio
 from gradio.themes.utils.fonts import Font
 
 from ld_common.release.release import Release
+from ld_generate.age_curve import JUDGED
 from ld_generate.web.drawing import PICTURES, EditResult
 from ld_generate.writer import DIFFERENCE_LIMIT
 
@@ -20,7 +21,7 @@ NOTICE = (
 DIFFERENCE_SCALE = (
     '<div class="scale"><span>darker</span><i></i><span>brighter</span></div>'
     f'<div class="note">Difference: what the edit changes; the strongest colour is '
-    f"{DIFFERENCE_LIMIT / 2:.0%} of the scan's grey range.</div>"
+    f"{50 * DIFFERENCE_LIMIT:.0f} % of the scan's grey range.</div>"
 )
 FONTS = [Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")]
 MONOSPACE = [Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
@@ -32,6 +33,19 @@ UNFAMILIAR = (
     "says what to check."
 )
 GAUGE_ENDS = '<div class="gauge-ends"><span>like the sites\' scans</span><span>limit</span><span>unlike</span></div>'
+
+NAME_PICTURES = """() => {
+    const name = () => document.querySelectorAll(".picture").forEach(block => {
+        const title = block.querySelector('[data-testid="block-label"]')?.textContent.trim() || "picture";
+        block.querySelectorAll("button").forEach(
+            button => button.textContent.trim() || button.getAttribute("aria-label")
+                || button.setAttribute("aria-label", `Enlarge: ${title}`));
+        block.querySelectorAll("img").forEach(picture => picture.alt || (picture.alt = title));
+    });
+    new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+    name();
+}"""
+"""JavaScript: pictures get their titles as names, which Gradio leaves out."""
 
 CSS = """
 .gradio-container { overflow: visible !important; padding: 0 !important; }
@@ -97,6 +111,7 @@ footer { display: none !important; }
 .gauge-ends { display: grid; grid-template-columns: 1fr auto 1fr; font-size: 12px;
               color: var(--body-text-color-subdued); }
 .gauge-ends span:last-child { text-align: right; }
+.wrap .or, .min_value, .max_value { color: var(--body-text-color-subdued) !important; }
 .note { font-size: 12px; line-height: 1.4; color: var(--body-text-color-subdued); margin-top: 4px; }
 .scale { display: grid; grid-template-columns: auto 1fr auto; gap: 8px; align-items: center; font-size: 12px; }
 .scale i { height: 10px; border-radius: 3px;
@@ -114,6 +129,14 @@ def theme() -> gradio.themes.Base:
         text_size="sm",
         spacing_size="sm",
         radius_size="sm",
+    ).set(  # the theme's own colours have too little contrast for small text
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        slider_color="*primary_600",
     )
 
 
@@ -165,8 +188,13 @@ def familiarity_gauge(familiarity: Mapping[str, Any] | None) -> str:
     )
 
 
-def biomarker_table(biomarkers: Mapping[str, Sequence[float]], reference: str) -> str:
-    """Areas in mm2 of one counterfactual as a table; the last row is its change from `reference`, of `PICTURES`."""
+def biomarker_table(
+    biomarkers: Mapping[str, Sequence[float]], reference: str, band: Mapping[str, Any] | None = None
+) -> str:
+    """Areas in mm2 of one counterfactual as a table; the last row is its change from `reference`, of `PICTURES`.
+
+    The note has the band around the change, as `record.json` holds it.
+    """
     if not biomarkers:
         return ""
     columns = [[*values, values[2] - values[PICTURES.index(reference)]] for values in biomarkers.values()]
@@ -175,7 +203,15 @@ def biomarker_table(biomarkers: Mapping[str, Sequence[float]], reference: str) -
         for row, kind in enumerate((*PICTURES, CHANGE))
     ]
     note = f"Change by the edit: counterfactual minus {reference}."
-    return _table(["", *(f"{name}, mm²" for name in biomarkers)], rows, note)
+    if band is not None:
+        name = band["biomarker"]
+        before = biomarkers[name][PICTURES.index(reference)]
+        low, high = (band[end] - before for end in ("low_mm2", "high_mm2"))
+        beyond = "; more years than were judged" if band["kind"] != JUDGED else ""
+        note += f" {band['level']:.0%} band of {escape(name)}: {low:+,.0f} to {high:+,.0f} mm²{beyond}.".replace(
+            "%", " %"
+        )
+    return _table(["picture", *(f"{name}, mm²" for name in biomarkers)], rows, note)
 
 
 def sweep_table(rows: Sequence[Sequence[str]]) -> str:

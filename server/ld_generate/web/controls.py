@@ -9,6 +9,7 @@ from typing import Any
 import gradio
 from gradio.components import Component
 
+from ld_common.core.errors import RequestError
 from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.editing.registry import EDITORS
 from ld_common.imaging.modality import AGE, AttributeConfig, Attributes
@@ -17,6 +18,7 @@ from ld_common.release.release import Release, release_editor
 from ld_generate.web.appearance import heading
 from ld_generate.web.drawing import EditForm
 from ld_generate.web.editor_controls import EditorControls
+from ld_generate.web.scans import Example
 
 SWEEP_VALUES = 8
 NO_SWEEP = "no"
@@ -25,7 +27,7 @@ NO_SWEEP = "no"
 class Controls:
     """The controls for a release's modality; made inside `gradio.Blocks`, where they appear."""
 
-    def __init__(self, release: Release, examples: Mapping[str, Path]) -> None:
+    def __init__(self, release: Release, examples: Mapping[str, Example]) -> None:
         self._attributes = release.modality.attributes
         self._place_scan(examples)
         self._place_attributes()
@@ -39,7 +41,7 @@ class Controls:
         )
         self.draw = gradio.Button("Draw", variant="primary", elem_id="draw")
 
-    def _place_scan(self, examples: Mapping[str, Path]) -> None:
+    def _place_scan(self, examples: Mapping[str, Example]) -> None:
         heading("Scan")
         self.files = gradio.File(
             label="DICOM file, its series or a .zip of it; NIfTI; grey PNG",
@@ -52,8 +54,11 @@ class Controls:
             list(examples), value=None, label="… or an example", visible=bool(examples), elem_id="example"
         )
         with gradio.Accordion("About the file", open=False):
-            self.slice_index = gradio.Number(
-                None, label="Slice of a volume", info="Counted from 0, the lowest. Empty: as in training.", precision=0
+            self.slice_index = gradio.Textbox(  # a gradio.Number in an accordion turns from empty into 0
+                label="Slice of a volume",
+                info="Counted from 0, the lowest. Empty: as in training.",
+                max_lines=1,
+                elem_id="slice",
             )
             self.burned_in_text_checked = gradio.Checkbox(label="I have checked: no text is burned into the pixels")
 
@@ -94,9 +99,10 @@ class Controls:
         with gradio.Accordion("Sweep", open=False, visible=bool(numbers)):
             self.along = gradio.Radio([NO_SWEEP, *numbers], value=NO_SWEEP, label="Along")
             with gradio.Row():
-                self.first = gradio.Number(label="from", min_width=70)
-                self.last = gradio.Number(label="to", min_width=70)
-                self.step = gradio.Number(label="in steps of", min_width=70)
+                self.first, self.last, self.step = (
+                    gradio.Textbox(label=label, min_width=70, max_lines=1, elem_id=f"sweep-{label.split()[-1]}")
+                    for label in ("from", "to", "in steps of")
+                )
         self.along.input(self._range, self.along, [self.first, self.last, self.step], api_visibility="private")
 
     @property
@@ -120,19 +126,22 @@ class Controls:
             target={name: values[control] for name, control in self.target.items()},
             **self._how.values(values),
             sweep="" if along == NO_SWEEP else sweep,
-            slice_index=values[self.slice_index],
+            slice_index=read_slice(values[self.slice_index]),
             burned_in_text_checked=values[self.burned_in_text_checked],
             history=tuple(Path(file) for file in values[self.history_files] or []),
             history_ages=values[self.history_ages] or "",
         )
 
-    def prefill(self, in_file: Attributes) -> dict[Component, Any]:
-        """Updates after a scan was read: attributes in its file are fixed, the others empty; nothing changes yet."""
+    def prefill(self, in_file: Attributes, listed: Attributes | None = None) -> dict[Component, Any]:
+        """Updates after a scan was read: attributes in its file are fixed, those of a table filled in, others empty.
+
+        The target becomes the same, so that nothing changes yet.
+        """
         updates: dict[Component, Any] = {}
         for name, control in self.source.items():
-            value = in_file.get(name)
+            value = in_file.get(name, (listed or {}).get(name))
             text = None if value is None else shown(value)
-            updates[control] = gradio.update(value=text, interactive=value is None)
+            updates[control] = gradio.update(value=text, interactive=name not in in_file)
             updates[self.target[name]] = gradio.update(value=value)
         return updates
 
@@ -140,12 +149,21 @@ class Controls:
         takes_history = self._serves_history and EDITORS.load(name).takes_move
         return self._how.adapt(name) | {self._history_place: gradio.update(visible=takes_history)}
 
-    def _range(self, along: str) -> list[float | None]:
+    def _range(self, along: str) -> list[str]:
         if along == NO_SWEEP:
-            return [None, None, None]
+            return ["", "", ""]
         attribute = self._attributes[along]
         step = max(1, round((attribute.maximum - attribute.minimum) / SWEEP_VALUES))
-        return [attribute.minimum, attribute.maximum, step]
+        return [shown(value) for value in (attribute.minimum, attribute.maximum, step)]
+
+
+def read_slice(text: str | None) -> int | None:
+    """The number of a slice, None where the field is empty; raises `RequestError`."""
+    if not (text or "").strip():
+        return None
+    if not str(text).strip().isdecimal():
+        raise RequestError(f"slice is '{text}': give the number of a slice, from 0, or leave it empty")
+    return int(str(text))
 
 
 def _source_control(name: str, attribute: AttributeConfig) -> Component:

@@ -75,12 +75,16 @@ class EditResult:
     """Areas in mm2, one for each of `PICTURES`."""
     reference: str
     """What the change of the answer is counted from, one of `PICTURES`."""
+    band: dict[str, Any] | None
+    """Around the answer's biomarker, as in the record; None where the release knows none."""
     warnings: list[str]
     evaluation: list[str]
     """What the release's evaluation says of such edits."""
     familiarity: dict[str, Any] | None
     """As in the record."""
     animation: Path | None
+    curve: Path | None
+    """Plot of a sweep over the age."""
     sweep_table: list[list[str]]
     """Rows of the sweep's CSV, the header first."""
 
@@ -185,10 +189,12 @@ def _result(modality: Modality, folder: Path, files: list[Path], settings: str, 
         archive=Path(shutil.make_archive(str(folder), "zip", folder)),
         biomarkers={name: [areas[name] for areas in measured] for name in measured[0]},
         reference=reference_of(record["rendering"]),
+        band=entry["band"],
         warnings=record["warnings"],
         evaluation=record["evaluation"],
         familiarity=record["familiarity"],
         animation=next((file for file in files if file.suffix == ".gif"), None),
+        curve=next((file for file in files if file.name.endswith("_curve.png")), None),
         sweep_table=list(csv.reader(tables[0].read_text(encoding="utf-8").splitlines())) if tables else [],
     )
 

@@ -18,14 +18,21 @@ from gradio.components import Component
 from ld_common.core.errors import LdError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.release.release import Release
+from ld_generate.card import write_card
 from ld_generate.web import appearance
-from ld_generate.web.controls import Controls
+from ld_generate.web.controls import Controls, read_slice
 from ld_generate.web.drawing import EditForm, draw, preview
 from ld_generate.web.results import ResultView
-from ld_generate.web.scans import one_scan
+from ld_generate.web.scans import Example, one_scan
 
 FILE_LIFETIME_SECONDS, SWEEP_SECONDS = 1800, 60
 """How long the server's folder keeps a file after its last use, and how often that is checked."""
+SCROLL = """() => {
+    if (innerWidth >= 900) return;
+    const error = document.querySelector("#message .error");
+    (error || document.getElementById("answer"))?.scrollIntoView({behavior: "smooth"});
+}"""
+"""Where the answer lies below the controls, as on a phone, it is brought into view, or the reason why there is none."""
 MAX_QUEUE_SIZE = 64
 """Requests that wait for the model."""
 
@@ -33,7 +40,9 @@ MAX_QUEUE_SIZE = 64
 class Page:
     """The page of one release; Gradio serves its `blocks`."""
 
-    def __init__(self, model: BaseModel, release: Release, examples: Mapping[str, Path], strict: bool = False) -> None:
+    def __init__(
+        self, model: BaseModel, release: Release, examples: Mapping[str, Example], strict: bool = False
+    ) -> None:
         self._model, self._release, self._examples, self._strict = model, release, examples, strict
         with gradio.Blocks(
             analytics_enabled=False,
@@ -56,6 +65,7 @@ class Page:
         drawing = controls.draw.click(
             self.draw, controls.all, results.all, concurrency_limit=1, show_progress_on=results.message
         )
+        drawing.then(None, js=SCROLL, queue=False, api_visibility="private")
         shown = [*results.all, *controls.source.values(), *controls.target.values()]
         files = controls.files
         # files and example exclude each other: using one empties the other; earlier scans may be of another patient
@@ -73,11 +83,13 @@ class Page:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 _, scan = self._scan(values, Path(folder))
-                index, checked = values[controls.slice_index], values[controls.burned_in_text_checked]
+                index, checked = read_slice(values[controls.slice_index]), values[controls.burned_in_text_checked]
                 scan_preview = preview(modality, self._model.resolution, scan, index, checked)
             except Exception as error:
                 return self._results.show_no_scan(_error_line(error)) | controls.prefill({})
-        return self._results.show_scan(scan_preview) | controls.prefill(scan_preview.attributes_in_file)
+        in_file, example = scan_preview.attributes_in_file, self._examples.get(values[controls.example])
+        listed, doubts = ({}, []) if example is None else (example.attributes, example.contradictions(in_file))
+        return self._results.show_scan(scan_preview, doubts) | controls.prefill(in_file, listed)
 
     def draw(
         self, values: dict[Component, Any], progress: gradio.Progress = gradio.Progress()
@@ -93,12 +105,13 @@ class Page:
                 yield self._results.show_error(_error_line(error))
             else:
                 yield self._results.show_result(name, result)
+                yield self._results.show_card(write_card(result.record.parent, self._release))
 
     def _scan(self, values: dict[Component, Any], folder: Path) -> tuple[str, Path]:
         """The scan's name and path."""
         example = values[self._controls.example]
         if example is not None:
-            return example, self._examples[example]
+            return example, self._examples[example].path
         files = [Path(file) for file in values[self._controls.files] or []]
         _keep(files)
         scan = one_scan(files, folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio
@@ -47,16 +49,24 @@ class ResultView:
                         self.nifti = gradio.DownloadButton("NIfTI", size="md", min_width=80, elem_id="nifti")
                         self.record = gradio.DownloadButton("record.json", size="md", min_width=80)
                         self.archive = gradio.DownloadButton("All, .zip", size="md", min_width=80, elem_id="archive")
+                    with gradio.Row():
+                        self.card_png = gradio.DownloadButton(
+                            "Patient card, PNG", size="md", min_width=120, interactive=False, elem_id="card-png"
+                        )
+                        self.card_pdf = gradio.DownloadButton(
+                            "Patient card, PDF", size="md", min_width=120, interactive=False, elem_id="card-pdf"
+                        )
             with gradio.Row(visible=False) as self.sweep:
                 with gradio.Column(scale=1, min_width=300):
                     self.animation = _picture("Sweep")
+                    self.curve = _picture("Along the age")
                 with gradio.Column(scale=1, min_width=260):
                     self.sweep_table = gradio.HTML()
 
-    def show_scan(self, scan: Preview) -> dict[Component, Any]:
-        """Updates that show a scan and hide the result for an earlier one."""
+    def show_scan(self, scan: Preview, doubts: Sequence[str] = ()) -> dict[Component, Any]:
+        """Updates that show a scan, with doubts about it, and hide the result for an earlier one."""
         return {
-            self.message: "",
+            self.message: "".join(appearance.message("warning", line) for line in doubts),
             self.hint: gradio.update(visible=False),
             self.before: gradio.update(visible=True),
             self.preview: scan.picture,
@@ -80,7 +90,9 @@ class ResultView:
             self.difference: pictures["difference"],
             self.from_scan: (pictures["scan"], counterfactual),
             self.from_reconstruction: (pictures["reconstruction"], counterfactual),
-            self.biomarkers: appearance.biomarker_table(result.biomarkers, result.reference),
+            self.biomarkers: appearance.biomarker_table(result.biomarkers, result.reference, result.band),
+            self.card_png: gradio.update(value=None, interactive=False),
+            self.card_pdf: gradio.update(value=None, interactive=False),
             self.dicom: str(result.dicom),
             self.nifti: gradio.update(
                 value=None if result.nifti is None else str(result.nifti), visible=result.nifti is not None
@@ -89,8 +101,16 @@ class ResultView:
             self.archive: str(result.archive),
             self.sweep: gradio.update(visible=result.animation is not None),
             self.animation: None if result.animation is None else str(result.animation),
+            self.curve: gradio.update(
+                value=None if result.curve is None else str(result.curve), visible=result.curve is not None
+            ),
             self.sweep_table: appearance.sweep_table(result.sweep_table),
         }
+
+    def show_card(self, files: Sequence[Path]) -> dict[Component, Any]:
+        """Updates that offer the patient card, PNG and PDF."""
+        png, pdf = (gradio.update(value=str(file), interactive=True) for file in files)
+        return {self.card_png: png, self.card_pdf: pdf}
 
     def show_error(self, line: str) -> dict[Component, Any]:
         """Updates that show one line above an earlier result."""

@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import shutil
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ld_common.core.archives import archive_problem
 from ld_common.core.config import is_number
 from ld_common.core.errors import ConfigError, RequestError
-from ld_common.imaging.modality import Modality
+from ld_common.core.tables import table_lines
+from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rejection import MAX_FILE_BYTES, Rejection, ScanRejected, rejecting
+from ld_common.imaging.scan_table import agree, shown
 from ld_generate.options import HistoryFile
 from ld_generate.request import SUFFIXES
 
 MAX_FILES = 4096
 """Per series."""
+EXAMPLES_TABLE = "scans.csv"
+"""Table in the folder of the examples: a column `input`, a path relative to it, and attributes."""
 
 
-def find_examples(folder: Path, modality: Modality) -> dict[str, Path]:
+@dataclass(frozen=True)
+class Example:
+    """A scan that the page offers."""
+
+    path: Path
+    attributes: Attributes = field(default_factory=dict)
+    """What the table of the examples says of it."""
+
+    def contradictions(self, in_file: Attributes) -> list[str]:
+        """A sentence for each attribute of which the table and the scan's file say different things."""
+        return [
+            f"{name} is {shown(in_file[name])} in the scan's file and {shown(value)} in {EXAMPLES_TABLE}"
+            for name, value in self.attributes.items()
+            if name in in_file and not agree(in_file[name], value)
+        ]
+
+
+def find_examples(folder: Path, modality: Modality) -> dict[str, Example]:
     """The scans below a folder by number: images, and folders with the DICOM slices of one volume.
 
-    The page shows no file's name, which may be a patient's.
+    The page shows no file's name, which may be a patient's. What a table `scans.csv` in the folder says of a scan is
+    filled in on the page; it may say nothing of some attributes or scans.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or a value of the table is none of the modality's.
+        RequestError: a table that cannot be read.
     """
     scans = set()
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)):
@@ -34,7 +59,30 @@ def find_examples(folder: Path, modality: Modality) -> dict[str, Path]:
         scans.add(file.parent if is_slice else file)
     if not scans:
         raise ConfigError(f"--examples '{folder}' holds no scan: give a folder with .dcm, .nii, .nii.gz or .png in it")
-    return {f"example {number}": path for number, path in enumerate(sorted(scans), 1)}
+    listed = _listed(folder / EXAMPLES_TABLE, modality)
+    return {
+        f"example {number}": Example(path, listed.get(path.resolve(), {}))
+        for number, path in enumerate(sorted(scans), 1)
+    }
+
+
+def _listed(table: Path, modality: Modality) -> dict[Path, Attributes]:
+    """Attributes by scan, as far as a table says them; empty without a table."""
+    if not table.exists():
+        return {}
+    try:
+        with table_lines(table) as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"cannot read the table '{table}': {error}") from error
+    listed: dict[Path, Attributes] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            attributes = {name: modality.parse(name, row[name]) for name in modality.attributes if row.get(name)}
+        except RequestError as error:
+            raise ConfigError(f"'{table}', row {number}: {error}") from error
+        listed[(table.parent / (row.get("input") or "")).resolve()] = attributes
+    return listed
 
 
 def one_scan(files: Sequence[Path], folder: Path) -> Path:

@@ -8,7 +8,6 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -17,8 +16,9 @@ from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.release.release import Release
 from ld_generate.web.access import PARAMETER, TokenGate
-from ld_generate.web.appearance import CSS, theme
+from ld_generate.web.appearance import CSS, NAME_PICTURES, theme
 from ld_generate.web.layout import Page
+from ld_generate.web.scans import Example
 
 MAX_UPLOAD_BYTES = 128 * 2**20
 """Per dropped file."""
@@ -26,7 +26,7 @@ MAX_UPLOAD_BYTES = 128 * 2**20
 
 @contextmanager
 def serving(
-    model: BaseModel, release: Release, examples: Mapping[str, Path], host: str, port: int, strict: bool = False
+    model: BaseModel, release: Release, examples: Mapping[str, Example], host: str, port: int, strict: bool = False
 ) -> Iterator[str]:
     """Serve a release's page and yield its address with a fresh token; all its files are deleted at the end.
 
@@ -60,6 +60,7 @@ def serving(
                 app_kwargs={"middleware": _middleware(host, port, token)},
                 theme=theme(),
                 css=CSS,
+                js=NAME_PICTURES,
             )
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: choose another --port, or --host") from error
