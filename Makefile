@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-security benchmark-individual benchmark-network benchmark-house dist test test-all check install clean
+.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-security benchmark-individual benchmark-network benchmark-real benchmark-house dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -51,6 +51,11 @@ benchmark-individual: install
 
 benchmark-network: install
 	$(BIN)/ld-benchmark network
+
+# Images that are not part of the project; skipped where DATA is absent.
+DATA ?= ../shared/data
+benchmark-real: install
+	$(BIN)/ld-benchmark real data=$(DATA)
 
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client

@@ -11,7 +11,7 @@ where these have patients with two visits, otherwise to the other patients of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ def ridge_answers(
     edits: Sequence[EvaluationEdit],
     visits: ScanTable,
     reference: ScanTable | None = None,
+    drifts: Mapping[str, LongitudinalDrift | None] | None = None,
 ) -> dict[str, Answers]:
     """Both rules' answers, in the order of the edits; empty where nobody has two visits to learn from.
 
@@ -48,32 +49,40 @@ def ridge_answers(
         edits: what is asked; those of a patient are answered by what others show.
         visits: of the patients who are asked.
         reference: scans of other patients.
+        drifts: of `cross_fitted`, where they are known already; else they are fitted here.
     """
-    learned = reference if reference is not None and _has_pairs(reference) else visits
-    folds = dict.fromkeys(visits.patients, 0)
-    if learned is visits:
-        folds = {patient: _fold(patient) for patient in visits.patients}
-    latents = torch.cat([base.encode(part).cpu() for part in learned.images.split(ENCODED_TOGETHER)])
-    written: dict[str, list[np.ndarray | None]] = {
-        name: [None] * len(edits) for name in (CROSS_SECTIONAL, LONGITUDINAL)
-    }
-    for fold in sorted(set(folds.values())):
-        rows = [row for row, patient in enumerate(learned.patients) if learned is not visits or folds[patient] != fold]
-        drift = _fitted(base, modality, learned.rows(rows), latents[rows])
+    if drifts is None and reference is not None and _has_pairs(reference):
+        latents = torch.cat([base.encode(part).cpu() for part in reference.images.split(ENCODED_TOGETHER)])
+        drifts = dict.fromkeys(visits.patients, _fitted(base, modality, reference, latents))
+    elif drifts is None:
+        drifts = cross_fitted(base, modality, visits)
+    written: dict[str, list[np.ndarray | None]] = {CROSS_SECTIONAL: [], LONGITUDINAL: []}
+    for edit in edits:
+        drift = drifts[edit.patient]
         if drift is None:
             return {}
-        for number, edit in enumerate(edits):
-            if folds[edit.patient] == fold:
-                for name, pixels in _answers(base, modality, drift, edit).items():
-                    written[name][number] = pixels
+        for name, pixels in _answers(base, modality, drift, edit).items():
+            written[name].append(pixels)
     return dict(written)
+
+
+def cross_fitted(base: BaseModel, modality: Modality, visits: ScanTable) -> dict[str, LongitudinalDrift | None]:
+    """For each patient a longitudinal drift of other patients, in `FOLDS` folds; None where nobody comes twice."""
+    latents = torch.cat([base.encode(part).cpu() for part in visits.images.split(ENCODED_TOGETHER)])
+    folds = {patient: fold_of(patient) for patient in visits.patients}
+    drifts = {}
+    for fold in sorted(set(folds.values())):
+        rows = [row for row, patient in enumerate(visits.patients) if folds[patient] != fold]
+        drifts[fold] = _fitted(base, modality, visits.rows(rows), latents[rows])
+    return {patient: drifts[fold] for patient, fold in folds.items()}
 
 
 def _has_pairs(table: ScanTable) -> bool:
     return len(set(table.patients)) < len(table.patients)
 
 
-def _fold(patient: str) -> int:
+def fold_of(patient: str) -> int:
+    """The fold of a patient, 0 to `FOLDS` - 1, by a hash of the name."""
     return int.from_bytes(hashlib.sha256(f"ridge/{patient}".encode()).digest()[:4]) % FOLDS
 
 

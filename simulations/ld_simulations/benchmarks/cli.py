@@ -101,6 +101,13 @@ STUDIES = (
         f"{PACKAGE}.network.run:run",
     ),
     Study(
+        "real",
+        "Follow-ups of real radiographs and brains against copying and other rules; needs images from elsewhere.",
+        CONFIGS / "benchmark_real.yaml",
+        f"{PACKAGE}.real.plan:load_real_benchmark",
+        f"{PACKAGE}.real.run:run",
+    ),
+    Study(
         "house",
         "Size and shape of the code base and its documentation.",
         CONFIGS / "benchmark_house.yaml",
