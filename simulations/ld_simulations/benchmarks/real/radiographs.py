@@ -7,6 +7,7 @@ registered, differ in size and have no scale, so the truth is compared in the mo
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.longitudinal import LongitudinalDrift
@@ -39,6 +42,8 @@ VAE, MEAN, BLEND = "the scan through the VAE", "mean of other patients", "scan a
 DRIFT, DRIFT_HISTORY = "editor drift", "editor drift, earlier visits"
 ROWS = (COPY, VAE, MEAN, BLEND, CROSS_SECTIONAL, LONGITUDINAL, DRIFT, DRIFT_HISTORY, PERFECT)
 CRP = "crp"
+WORST, BEST = 4, 2
+"""Follow-ups that are looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +84,13 @@ def read_visits(folder: Path, modality: Modality, side: int) -> list[Visit]:
     return sorted(visits.values(), key=lambda visit: (visit.patient, visit.day))
 
 
-def judge(base: BaseModel, modality: Modality, visits: Sequence[Visit]) -> dict[str, list[dict[str, Any]]]:
-    """Gain of each rule at each follow-up: from a visit to the patient's next one."""
+def judge(
+    base: BaseModel, modality: Modality, visits: Sequence[Visit], looked_at: Path | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Gain of each rule at each follow-up: from a visit to the patient's next one.
+
+    `looked_at` gets a picture of the worst and the best answers of editor drift; it shows patients.
+    """
     table = ScanTable(
         torch.stack([visit.pixels.picture for visit in visits]),
         [visit.attributes for visit in visits],
@@ -105,7 +115,36 @@ def judge(base: BaseModel, modality: Modality, visits: Sequence[Visit]) -> dict[
             {"patient": answer.patient, "days": day, "gain_db": answer.gain_db}
             for answer, day in zip(compared, days, strict=True)
         ]
+    if looked_at is not None:
+        gains = [row["gain_db"] for row in found[DRIFT]]
+        write_bytes(looked_at, _pictures(modality, edits, answers, gains))
     return found
+
+
+def _pictures(
+    modality: Modality, edits: Sequence[EvaluationEdit], answers: Mapping[str, Answers], gains: Sequence[float]
+) -> bytes:
+    """Scan, follow-up and answers of the follow-ups with the least and the largest gain, PNG."""
+    order = np.argsort(gains)
+    shown = [*order[:WORST], *order[-BEST:]]
+    columns = (DRIFT, DRIFT_HISTORY, BLEND)
+    figure = Figure(figsize=(2 * (2 + len(columns)), 2.2 * len(shown)), layout="constrained")
+    for line, row in zip(figure.subplots(len(shown), 2 + len(columns)), shown, strict=True):
+        edit = edits[row]
+        pictures = {"scan": edit.scanned.picture, f"follow-up, {edit.years:.0f} days": edit.truth.picture}  # type: ignore[union-attr]
+        for name in columns:
+            pixels = answers[name][row]
+            if pixels is not None:
+                pictures[f"{name}" if name != DRIFT else f"{name} {gains[row]:+.1f} dB"] = edit.scanned.picture_of(
+                    pixels, modality
+                )
+        for axis, (title, picture) in zip(line, pictures.items(), strict=True):
+            axis.imshow(picture[0], cmap="gray", vmin=-1, vmax=1)
+            axis.set_title(title, fontsize=7)
+            axis.axis("off")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=90)
+    return stream.getvalue()
 
 
 def _attributes(row: Mapping[str, str], modality: Modality) -> Attributes | None:

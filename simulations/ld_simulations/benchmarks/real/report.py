@@ -20,6 +20,17 @@ SOURCES = (
     "School, 2020/21, doi 10.25835/0090041, CC BY 3.0. Brain MRI: Lesjak et al., Neuroinformatics 2016, CC BY. "
     "MeshNet: neuroneural/brainchop, MIT licence."
 )
+RADIOGRAPHS_SEEN = (
+    "Looked at, the worst answers first: where the drift is worst it draws dark and bright patches that no radiograph "
+    "has, and ribs come out as stripes. Its best answers gain where the follow-up was taken lying and tilted, by "
+    "becoming brighter as a whole. None of the pictures shows an opacity that comes or goes."
+)
+BRAINS_SEEN = (
+    "Looked at: the MeshNet follows the ventricles in all four slices. In all but the first, the choroid plexus is "
+    "bright, which this project's measure of dark pixels takes for tissue: it misses more than half of what the MeshNet "
+    "sees there. Its areas may be compared between scans of one sequence only."
+)
+"""What a person saw in the pictures below `output`, on 2026-11-30."""
 
 
 def numbers_of(rows: Rows) -> dict[str, dict[str, float]]:
@@ -72,8 +83,26 @@ def lines_of(title: str, text: str, rows: Rows) -> list[str]:
         f"Over the best rule that knows no change, *{rival}*: {DRIFT} {_interval(over_db(rows, DRIFT, rival))} dB, "
         f"{DRIFT_HISTORY} {_interval(over_db(rows, DRIFT_HISTORY, rival))} dB.",
         "",
+        *_reading(numbers, rivals[rival]),
     ]
     return lines
+
+
+def _reading(numbers: Mapping[str, Mapping[str, float]], rival_db: float) -> list[str]:
+    """What the table says, where it says it."""
+    said = []
+    if rival_db > numbers[DRIFT]["gain_db"]:
+        said.append(
+            "A rule that knows no change is nearer to the follow-up than the drift. The pictures are not registered: "
+            "most of what differs is position and exposure, and whatever lies nearer to the mean picture has the "
+            "smaller error. Nothing here says that the drift sees the disease."
+        )
+    if numbers[DRIFT_HISTORY]["gain_db"] < numbers[DRIFT]["gain_db"]:
+        said.append(
+            "Earlier visits make the answer worse: `own_slope_half` was chosen for visits that lie on each other, and "
+            "here the slope between two visits is that of their position."
+        )
+    return [*said, ""] if said else []
 
 
 def brain_lines(brains: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -82,22 +111,24 @@ def brain_lines(brains: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Ventricles of two brains by an independent judge",
         "",
         "A MeshNet, trained on other data by others, segments both visits of two patients with multiple sclerosis and "
-        "strips the skull; this project's measure then sees the slice that the brain modality takes. *Copy* is how "
-        "alike both visits' slices are, *VAE* how well the second one passes the base's autoencoder: an answer can "
-        "show a change only if it is larger than what the VAE loses.",
+        "strips the skull; this project's measure then sees the slice in which the MeshNet sees most of them. *Copy* "
+        "is how alike both visits' slices are, *VAE* how well the second one passes the base's autoencoder: an answer "
+        "can show a change only if it is larger than what the VAE loses.",
         "",
-        "| patient | days | lateral ventricles by MeshNet, ml | change | this project's area, mm² | change | copy, "
-        "PSNR | VAE, PSNR |",
-        "|---" * 8 + "|",
+        "| patient | days | lateral ventricles by MeshNet, ml | change | in the slice, by MeshNet, mm² | change "
+        "| by this project's measure, mm² | change | copy, PSNR | VAE, PSNR |",
+        "|---" * 10 + "|",
     ]
     for brain in brains:
-        volumes, areas = brain["meshnet_ventricles_ml"], brain["area_mm2"]
+        changes = []
+        for key, digits in (("meshnet_ventricles_ml", 1), ("meshnet_area_mm2", 0), ("area_mm2", 0)):
+            first, last = brain[key]
+            changes.append(f"{first:.{digits}f}, {last:.{digits}f} | {last / first - 1:+.1%}")
         lines.append(
-            f"| {brain['patient']} | {brain['days']:.0f} | {volumes[0]:.1f}, {volumes[1]:.1f} | "
-            f"{volumes[1] / volumes[0] - 1:+.1%} | {areas[0]:.0f}, {areas[1]:.0f} | {areas[1] / areas[0] - 1:+.1%} | "
-            f"{brain['copy_psnr_db']:.1f} dB | {brain['vae_psnr_db']:.1f} dB |"
+            f"| {brain['patient']} | {brain['days']:.0f} | {' | '.join(changes)} | {brain['copy_psnr_db']:.1f} dB | "
+            f"{brain['vae_psnr_db']:.1f} dB |"
         )
-    return [*lines, ""]
+    return [*lines, "", BRAINS_SEEN, ""]
 
 
 def _interval(numbers: Mapping[str, float]) -> str:

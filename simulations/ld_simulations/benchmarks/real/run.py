@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ld_simulations.benchmarks.real.brains import judge_brains
 from ld_simulations.benchmarks.real.meshnet import MeshNet
 from ld_simulations.benchmarks.real.plan import RADIOGRAPHS, VOLUMES, WEIGHTS, RealBenchmark
 from ld_simulations.benchmarks.real.radiographs import judge, read_visits
-from ld_simulations.benchmarks.real.report import SOURCES, brain_lines, lines_of, numbers_of
+from ld_simulations.benchmarks.real.report import RADIOGRAPHS_SEEN, SOURCES, brain_lines, lines_of, numbers_of
 
 NUMBERS, PAGE = "real_scans.json", "real_scans.md"
 DAYS, CRP, BRAINS = "radiographs/days", "radiographs/days_and_crp", "brains"
@@ -41,15 +42,16 @@ def run(benchmark: RealBenchmark, only_report: bool, console: Console) -> list[P
             console.print(f"skipped: there is no '{benchmark.data}'; give data=FOLDER with the images", soft_wrap=True)
             return []
         harness = Harness(store, console)
-        for name, modality in ((DAYS, benchmark.radiographs), (CRP, benchmark.with_crp)):
-            harness.once(name, lambda modality=modality: _radiographs(benchmark, modality))
-        harness.once(BRAINS, lambda: _brains(benchmark))
+        harness.once(DAYS, partial(_radiographs, benchmark, benchmark.radiographs))
+        harness.once(CRP, partial(_radiographs, benchmark, benchmark.with_crp))
+        harness.once(BRAINS, partial(_brains, benchmark))
     return _write(benchmark, store)
 
 
 def _radiographs(benchmark: RealBenchmark, modality: Modality) -> dict[str, list[dict[str, Any]]]:
     base = load_base(benchmark.config.base_model)
-    return judge(base, modality, read_visits(benchmark.data / RADIOGRAPHS, modality, base.resolution))
+    visits = read_visits(benchmark.data / RADIOGRAPHS, modality, base.resolution)
+    return judge(base, modality, visits, benchmark.output / f"{modality.name}.png")
 
 
 def _brains(benchmark: RealBenchmark) -> list[dict[str, Any]]:
@@ -78,7 +80,7 @@ def _write(benchmark: RealBenchmark, store: ResultStore) -> list[Path]:
     for key, (title, text) in SECTIONS.items():
         if key in results:
             numbers[key] = numbers_of(results[key])
-            lines += lines_of(title, text, results[key])
+            lines += [*lines_of(title, text, results[key]), *([RADIOGRAPHS_SEEN, ""] if key == DAYS else [])]
     if BRAINS in results:
         numbers[BRAINS] = results[BRAINS]
         lines += brain_lines(results[BRAINS])
