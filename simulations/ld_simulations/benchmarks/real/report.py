@@ -27,8 +27,8 @@ RADIOGRAPHS_SEEN = (
 )
 BRAINS_SEEN = (
     "Looked at: the MeshNet follows the ventricles in all four slices. In all but the first, the choroid plexus is "
-    "bright, which this project's measure of dark pixels takes for tissue: it misses more than half of what the MeshNet "
-    "sees there. Its areas may be compared between scans of one sequence only."
+    "bright, which this project's measure of dark pixels takes for tissue: it misses more than half of what the "
+    "MeshNet sees there. Its areas may be compared between scans of one sequence only."
 )
 """What a person saw in the pictures below `output`, on 2026-11-30."""
 
