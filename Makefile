@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-security benchmark-individual benchmark-network benchmark-real benchmark-house dist test test-all check install clean
+.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-security benchmark-individual benchmark-network benchmark-real benchmark-seen benchmark-house dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -51,6 +51,9 @@ benchmark-individual: install
 
 benchmark-network: install
 	$(BIN)/ld-benchmark network
+
+benchmark-seen: install
+	$(BIN)/ld-benchmark seen
 
 # Images that are not part of the project; skipped where DATA is absent.
 DATA ?= ../shared/data

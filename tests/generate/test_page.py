@@ -31,8 +31,8 @@ from ld_generate.cli import main
 from ld_generate.web import drawing
 from ld_generate.web.drawing import EditForm, draw
 from ld_generate.web.scans import Example, find_examples, one_scan
+from ld_simulations.benchmarks.seen.browser import PHONE, cut_text, opened, violations, width
 from tests.conftest import write_mr_slice
-from tests.support.browser import PHONE, cut_text, opened, violations, width
 from tests.support.releases import write_scan
 
 LOOPBACK = ("127.0.0.1", "localhost")

@@ -17,9 +17,9 @@ from ld_generate.web.appearance import familiarity_gauge
 from ld_generate.web.drawing import EditForm, draw
 from ld_generate.web.editor_controls import offered_editors
 from ld_generate.web.scans import earlier_scans
+from ld_simulations.benchmarks.seen.browser import opened
 from tests.generate.test_page import free_port, serving
 from tests.support.brains import brain, whole_head, write_brain
-from tests.support.browser import opened
 
 SOURCE_VALUES: dict[str, Any] = {"age": "74", "sex": "F", "diagnosis": "CN"}
 

@@ -108,6 +108,13 @@ STUDIES = (
         f"{PACKAGE}.real.run:run",
     ),
     Study(
+        "seen",
+        "What a finished demo's report and page show in a browser, at a desk and on a phone.",
+        CONFIGS / "benchmark_seen.yaml",
+        f"{PACKAGE}.seen.run:load_seen_config",
+        f"{PACKAGE}.seen.run:run",
+    ),
+    Study(
         "house",
         "Size and shape of the code base and its documentation.",
         CONFIGS / "benchmark_house.yaml",

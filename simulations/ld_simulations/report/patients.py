@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ld_simulations.evaluation import SimulatedEvaluation
 from ld_simulations.report.pictures import DIFFERENCE_COLOURS, DIFFERENCE_LIMIT
 
 matplotlib.use("Agg")
+TITLE_LETTERS = 22
+"""That fit above a picture of the figure."""
 STRIP_EDITS = 3
 """The last edits of a patient in the figure: the strongest change of age, the disease and the sex."""
 
@@ -125,7 +128,7 @@ def write_strip(path: Path, patients: Sequence[ShownPatient], structure: str) ->
         axis.axis("off")
     for place, rank, (upper, lower) in zip(places, ranks, zip(axes[::2], axes[1::2], strict=True), strict=True):
         patient = patients[place]
-        _grey(upper[0], patient.scan, f"scan\n{patient.source.replace(', ', ',' + chr(10), 1)}")
+        _grey(upper[0], patient.scan, textwrap.fill(f"scan: {patient.source}", TITLE_LETTERS))
         lower[0].text(
             0.5,
             0.9,

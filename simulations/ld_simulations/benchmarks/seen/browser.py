@@ -1,4 +1,7 @@
-"""What a browser shows of a page: sizes, cut text, and the findings of axe-core."""
+"""What a browser shows of a page: sizes, cut text, and the findings of axe-core.
+
+Needs the extra `dev` (playwright, axe-playwright-python) and a Chromium on the machine.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from ld_common.core.errors import ConfigError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -23,9 +27,9 @@ CUT_TEXT = """() => [...document.querySelectorAll("body *")]
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Chromium; the test is skipped where there is none."""
+    """Chromium without a window; raises `ConfigError` where there is none."""
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: install chromium to look at pages")
+        raise ConfigError("no Chromium on this machine: install chromium to look at pages")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
