@@ -15,6 +15,16 @@ from ld_common.core.command import run_cli
 from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.release.release import load_release_base, read_release
 from ld_simulations import simulate
+from ld_simulations.benchmarks.seen.browser import (
+    CHROMIUM,
+    DESK,
+    PHONE,
+    chromium,
+    cut_text,
+    opened,
+    violations,
+    width,
+)
 from ld_simulations.cli import cli
 from ld_simulations.demo import load_demo
 from ld_simulations.preparation import prepare_sites
@@ -98,6 +108,8 @@ def test_a_small_demo_runs_resumes_and_leaves_nothing_running(
     assert summary["network"]["by_edit"].keys() == summary["by_edit"].keys()
     report = (output / "report.html").read_text()
     assert report.count('alt="truth: ') == summary["counterfactuals"]
+    assert report.index("Contents") < report.index("Test patients, from worst to best")
+    check_in_browser(output / "report.html")
     assert "http://" not in report
     assert "https://" not in report
     assert not [process for process in psutil.process_iter() if str(output) in _flower_home(process)]
@@ -109,6 +121,18 @@ def test_a_small_demo_runs_resumes_and_leaves_nothing_running(
     keys = ("raw_gain_db", "with_history", "within_edit_r_over_ceiling", "error_over_best_rule", "identity_ratio")
     assert [json.loads(out)[key] for key in keys] == [summary[key] for key in keys]
     assert (output / "report.html").exists()
+
+
+def check_in_browser(report: Path) -> None:
+    """Where there is a browser: nothing beside a phone's screen, nothing cut off, no accessibility violation."""
+    if CHROMIUM is None:
+        return
+    with chromium() as browser:
+        for size in (DESK, PHONE):
+            with opened(browser, report, size) as page:
+                assert width(page) <= size["width"]
+                assert cut_text(page) == []
+                assert violations(page) == []
 
 
 def _flower_home(process: psutil.Process) -> str:
