@@ -1,4 +1,4 @@
-"""Writes edited volumes: NIfTI in the input's geometry, a DICOM series where the input was one, a montage, a record."""
+"""Writes edited volumes: NIfTI in the input's geometry, a DICOM series where the input was one, pictures, a record."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ld_generate.input_digest import describe_input, keyed_digest
 from ld_generate.record import file_stem, write_record
 from ld_generate.samples import INCHES, SYNTHETIC, make_folder, save_figure
 from ld_generate.volume import VolumeEditRequest, extrapolated_slices
+from ld_generate.volume_planes import PLANES, write_planes
 from ld_generate.writer import DIFFERENCE_LIMIT
 
 MONTAGE = "montage.png"
@@ -51,6 +52,7 @@ def write_volumes(
             }
         )
     files.append(_write_montage(request.folder / MONTAGE, request, volumes))
+    files.append(write_planes(request.folder / PLANES, request, volumes))
     content = _description(release, request) | {"counterfactuals": entries}
     warnings = extrapolated_slices(release.modality, request)
     warnings += request.unfamiliarity_warnings

@@ -69,7 +69,7 @@ def test_every_image_that_is_written_says_that_it_is_synthetic(
     assert unflagged == {"input.png"}
     named = Counter(path.name for path in files)
     wanted = {"reconstruction.png", "age-80_difference.png", "age-80_uncertainty.png", "age-80_seed-1.png"}
-    wanted |= {"strip.png", "montage.png", "sweep_age.png", "sweep_age.gif", "sample-2_drift-release.png"}
+    wanted |= {"strip.png", "montage.png", "planes.png", "sweep_age.png", "sweep_age.gif", "sample-2_drift-release.png"}
     assert wanted | {"age-80.png", "age-80.dcm", "age-80.nii.gz", "IM0002.dcm"} <= set(named)
 
 
