@@ -134,11 +134,19 @@ def read_outcomes(path: Path) -> list[Outcome]:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             for cells in csv.DictReader(stream):
-                number, texts = int(cells["row"]), [cells[name] for name in (*FIRST[1:], *LAST)]
+                number = int(cells["row"])
                 answer = {name: value for name, value in cells.items() if name not in (*FIRST, *LAST)}
                 answers = [answer] if any(answer.values()) else []
                 earlier = outcomes.get(number)
-                outcomes[number] = Outcome(number, *texts, [*(earlier.answers if earlier else ()), *answers])
+                outcomes[number] = Outcome(
+                    number,
+                    cells["input"],
+                    cells["folder"],
+                    cells["outcome"],
+                    cells["warnings"],
+                    cells["request"],
+                    [*(earlier.answers if earlier else ()), *answers],
+                )
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return list(outcomes.values())

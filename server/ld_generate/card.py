@@ -89,7 +89,8 @@ class _Card:
     def draw(self) -> Figure:
         """The figure."""
         figure = Figure(figsize=INCHES, facecolor="white")
-        head, pictures, lower, foot = figure.subfigures(4, 1, height_ratios=(0.1, 0.52, 0.35, 0.03))
+        parts: Any = figure.subfigures(4, 1, height_ratios=(0.1, 0.52, 0.35, 0.03))
+        head, pictures, lower, foot = parts
         title = f"Patient card: {self._words(self._record['source'])}"
         head.text(0.02, 0.68, title, fontsize=14, weight="bold", color=INK, va="center")
         head.text(0.022, 0.18, NOTICE, fontsize=9, color="white", va="center", backgroundcolor="#7a4100")
@@ -302,8 +303,9 @@ def _draw_gauge(part: SubFigure, familiarity: Mapping[str, Any]) -> None:
     axes.plot(min(share, 2), 0.5, marker="|", markersize=16, markeredgewidth=3, color=INK, clip_on=False)
     axes.set_yticks([])
     axes.set_xticks([0, 1, 2], ["like the sites' scans", "limit", "unlike"], fontsize=7)
-    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
-        label.set_horizontalalignment(side)
+    first, _, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ def write_planes(path: Path, request: VolumeEditRequest, volumes: Sequence[Volum
     middle = (request.edited[0] + request.edited[-1]) // 2
     row, column = (int(changed.sum(axes).argmax()) for axes in ((0, 2), (0, 1)))
     slice_mm = request.volume.slice_mm
-    planes = {
+    planes: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float, Literal["upper", "lower"]]] = {
         f"axial, slice {middle}": (lambda voxels: voxels[middle], row_mm / column_mm, "upper"),
         f"coronal, row {row}": (lambda voxels: voxels[:, row], slice_mm / column_mm, "lower"),
         f"sagittal, column {column}": (lambda voxels: voxels[:, :, column], slice_mm / row_mm, "lower"),

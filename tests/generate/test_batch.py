@@ -35,8 +35,13 @@ def table(folder: Path, *rows: str) -> Path:
     return path
 
 
-def outcomes(out: Path) -> list[str]:
-    return [row["outcome"] for row in csv.DictReader((out / "batch.csv").read_text().splitlines())]
+def lines_of(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "batch.csv").read_text().splitlines()))
+
+
+def outcomes(out: Path, column: str = "outcome") -> list[str]:
+    """A cell of each row, which may have several lines."""
+    return list({line["row"]: line[column] for line in lines_of(out)}.values())
 
 
 def test_a_bad_row_does_not_end_the_others(
@@ -61,7 +66,7 @@ def test_a_bad_row_does_not_end_the_others(
     results = outcomes(out)
     assert [result == "drawn" for result in results] == [True, False, False, False, False, False, True, False]
     assert "put quotes round" in results[7]
-    warned = [row["warnings"] for row in csv.DictReader((out / "batch.csv").read_text().splitlines())]
+    warned = outcomes(out, "warnings")
     assert ["extrapolation" in line for line in warned] == [result == "drawn" for result in results]
     assert "within 18 to 100" in results[2]
     assert "lacks its input or its target" in results[4]
@@ -69,6 +74,27 @@ def test_a_bad_row_does_not_end_the_others(
     assert {path.name for path in (out / "00001_scan0.dcm").glob("*.dcm")} == {"age-84.dcm", "sex-M.dcm"}
     assert (out / "00007_scan2.dcm" / "age-80.png").exists()
     assert not (out / "00002_words.dcm").exists()
+
+
+def test_batch_csv_has_a_line_with_the_areas_of_each_answer(run: GenerateRunner, scans: Path) -> None:
+    out = scans / "out"
+    rows = table(scans, f"scan0.dcm,age=84;sex=M,{ATTRIBUTES}", f"scan1.dcm,age=200,{ATTRIBUTES}")
+    for _ in range(2):  # what was drawn is read again
+        run("batch", rows, "--out", out)
+        first, second, failed = lines_of(out)
+        record = json.loads((out / first["folder"] / "record.json").read_text())
+        for line, entry in zip((first, second), record["counterfactuals"], strict=True):
+            area, before = entry["biomarkers_mm2"]["ventricles"], record["biomarkers_mm2"]
+            assert float(line["ventricles_mm2"]) == pytest.approx(area, rel=1e-5)
+            assert float(line["ventricles_change_mm2"]) == pytest.approx(area - before["scan"]["ventricles"], abs=0.1)
+            from_reconstruction = area - before["reconstruction"]["ventricles"]
+            assert float(line["ventricles_change_from_reconstruction_mm2"]) == pytest.approx(
+                from_reconstruction, abs=0.1
+            )
+            assert (out / line["folder"] / line["file"]).exists()
+        assert (first["target_age"], second["target_age"]) == ("84", first["source_age"])
+        assert (first["target_sex"], second["target_sex"]) == (first["source_sex"], "M")
+        assert failed["ventricles_mm2"] == ""
 
 
 def test_what_was_drawn_is_not_drawn_again_and_what_changed_is(

@@ -70,7 +70,13 @@ def test_a_nifti_comes_back_in_its_geometry_with_the_chosen_slices_edited(
     code, printed = run("volume", "--slices", "3:5", "--input", nifti, *options)
     assert code == 0, printed
     folder = tmp_path / "out" / "head"
-    assert {file.name for file in folder.iterdir()} == {"age-84.nii.gz", "sex-M.nii.gz", "montage.png", "planes.png", "record.json"}
+    assert {file.name for file in folder.iterdir()} == {
+        "age-84.nii.gz",
+        "sex-M.nii.gz",
+        "montage.png",
+        "planes.png",
+        "record.json",
+    }
     scan, drawn = nibabel.load(nifti), nibabel.load(folder / "age-84.nii.gz")
     np.testing.assert_array_equal(drawn.affine, scan.affine)
     assert drawn.shape == scan.shape

@@ -53,7 +53,7 @@ def _judge(
 ) -> dict[str, Any]:
     volumes, brains, areas, seen_areas, pictures = [], [], [], [], []
     for study in STUDIES:
-        image = nibabel.load(patient / study)
+        image = nibabel.Nifti1Image.from_filename(patient / study)
         segmented = network.segment(image)
         volumes.append(sum(segmented.volume_ml(name) for name in VENTRICLES))
         brains.append(float((segmented.labels > 0).sum()) * segmented.voxel_ml)

@@ -116,7 +116,7 @@ def judge(
             for answer, day in zip(compared, days, strict=True)
         ]
     if looked_at is not None:
-        gains = [row["gain_db"] for row in found[DRIFT]]
+        gains = [float(row["gain_db"] or 0.0) for row in found[DRIFT]]
         write_bytes(looked_at, _pictures(modality, edits, answers, gains))
     return found
 
