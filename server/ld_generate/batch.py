@@ -10,14 +10,16 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ld_common.core.errors import LdError, RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import editor_options
+from ld_common.imaging.scan_table import shown
 from ld_common.release.release import Release
 from ld_generate.batch_table import (
     DRAWN,
@@ -25,7 +27,6 @@ from ld_generate.batch_table import (
     VISIT,
     BatchRow,
     Outcome,
-    answer_cells,
     read_outcomes,
     read_rows,
     write_outcomes,
@@ -167,6 +168,33 @@ class _BatchDrawer:
         request = dataclasses.replace(request, folder=options.out / row.folder)
         make_folders([request])
         return request
+
+
+def answer_cells(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Cells of each counterfactual of a `record.json`.
+
+    They are the attributes of the scan (`source_<attribute>`) and of the answer (`target_<attribute>`), the file, and
+    of each biomarker its area, its change against the scan and against the reconstruction, and the ends of its band.
+    """
+    source, before = record["source"], record["biomarkers_mm2"]
+    return [
+        {f"source_{name}": shown(value) for name, value in source.items()}
+        | {f"target_{name}": shown(value) for name, value in (source | entry["target"]).items()}
+        | {"file": next(name for name in entry["files"] if name.endswith(".dcm")).removesuffix(".dcm") + ".png"}
+        | _area_cells(entry, before)
+        for entry in record["counterfactuals"]
+    ]
+
+
+def _area_cells(entry: Mapping[str, Any], before: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    cells: dict[str, str] = {}
+    for name, area in entry["biomarkers_mm2"].items():
+        cells |= {f"{name}_mm2": f"{area:.6g}", f"{name}_change_mm2": f"{area - before['scan'][name]:.6g}"}
+        cells[f"{name}_change_from_reconstruction_mm2"] = f"{area - before['reconstruction'][name]:.6g}"
+    if entry["band"] is not None:
+        name = entry["band"]["biomarker"]
+        cells |= {f"{name}_mm2_{end}": f"{entry['band'][f'{end}_mm2']:.6g}" for end in ("low", "high")}
+    return cells
 
 
 def _clear(folder: Path) -> None:

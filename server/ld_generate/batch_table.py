@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
 from ld_common.core.tables import table_lines
-from ld_common.imaging.scan_table import shown
 
 OUTCOMES = "batch.csv"
 DRAWN, VISIT = "drawn", "visit"
@@ -98,7 +96,7 @@ class Outcome:
     request: str
     """Hash of the row, the visits before it, the release and all options; a row whose hash changed is drawn again."""
     answers: Sequence[dict[str, str]] = ()
-    """For each counterfactual the cells of `answer_cells`."""
+    """For each counterfactual the cells of `batch.answer_cells`."""
 
 
 def read_rows(table: Path) -> list[BatchRow]:
@@ -150,33 +148,6 @@ def read_outcomes(path: Path) -> list[Outcome]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return list(outcomes.values())
-
-
-def answer_cells(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Cells of each counterfactual of a `record.json`.
-
-    They are the attributes of the scan (`source_<attribute>`) and of the answer (`target_<attribute>`), the file, and
-    of each biomarker its area, its change against the scan and against the reconstruction, and the ends of its band.
-    """
-    source, before = record["source"], record["biomarkers_mm2"]
-    return [
-        {f"source_{name}": shown(value) for name, value in source.items()}
-        | {f"target_{name}": shown(value) for name, value in (source | entry["target"]).items()}
-        | {"file": next(name for name in entry["files"] if name.endswith(".dcm")).removesuffix(".dcm") + ".png"}
-        | _area_cells(entry, before)
-        for entry in record["counterfactuals"]
-    ]
-
-
-def _area_cells(entry: Mapping[str, Any], before: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    cells: dict[str, str] = {}
-    for name, area in entry["biomarkers_mm2"].items():
-        cells |= {f"{name}_mm2": f"{area:.6g}", f"{name}_change_mm2": f"{area - before['scan'][name]:.6g}"}
-        cells[f"{name}_change_from_reconstruction_mm2"] = f"{area - before['reconstruction'][name]:.6g}"
-    if entry["band"] is not None:
-        name = entry["band"]["biomarker"]
-        cells |= {f"{name}_mm2_{end}": f"{entry['band'][f'{end}_mm2']:.6g}" for end in ("low", "high")}
-    return cells
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:

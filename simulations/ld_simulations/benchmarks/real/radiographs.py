@@ -47,7 +47,7 @@ WORST, BEST = 4, 2
 
 
 @dataclass(frozen=True, eq=False)
-class Visit:
+class Radiograph:
     """One radiograph."""
 
     patient: str
@@ -61,7 +61,7 @@ class Visit:
         return float(self.attributes[AGE])
 
 
-def read_visits(folder: Path, modality: Modality, side: int) -> list[Visit]:
+def read_visits(folder: Path, modality: Modality, side: int) -> list[Radiograph]:
     """The first radiograph of each day of each patient, in the order of the days.
 
     A visit without a value of one of the modality's attributes is left out.
@@ -74,18 +74,18 @@ def read_visits(folder: Path, modality: Modality, side: int) -> list[Visit]:
             rows = list(csv.DictReader(stream))
     except OSError as error:
         raise ConfigError(f"cannot read '{folder / 'data.csv'}': {error}") from error
-    visits: dict[tuple[str, int], Visit] = {}
+    visits: dict[tuple[str, int], Radiograph] = {}
     for row in rows:
         attributes = _attributes(row, modality)
         key = row["patient_id"], int(row["admission_offset"])
         if attributes is not None and key not in visits:
             scan = read_scan(folder / "png" / f"{row['image_id']}.png", modality, released=True)
-            visits[key] = Visit(key[0], scan, ScanPixels.of(scan, modality, side), attributes)
+            visits[key] = Radiograph(key[0], scan, ScanPixels.of(scan, modality, side), attributes)
     return sorted(visits.values(), key=lambda visit: (visit.patient, visit.day))
 
 
 def judge(
-    base: BaseModel, modality: Modality, visits: Sequence[Visit], looked_at: Path | None = None
+    base: BaseModel, modality: Modality, visits: Sequence[Radiograph], looked_at: Path | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Gain of each rule at each follow-up: from a visit to the patient's next one.
 
@@ -162,7 +162,7 @@ def _attributes(row: Mapping[str, str], modality: Modality) -> Attributes | None
     return values if all(values[name] != "" for name in modality.attributes) else None
 
 
-def _edit(visits: Sequence[Visit], first: int, last: int, row: int) -> EvaluationEdit:
+def _edit(visits: Sequence[Radiograph], first: int, last: int, row: int) -> EvaluationEdit:
     before, after = visits[first], visits[last]
     truth = TrueAnswer(None, after.pixels.picture, {})
     return EvaluationEdit(before.patient, row, FOLLOW_UP, before.attributes, after.attributes, before.pixels, truth)
@@ -202,7 +202,7 @@ def _by_means(
 def _drawn(
     base: BaseModel,
     modality: Modality,
-    visits: Sequence[Visit],
+    visits: Sequence[Radiograph],
     pairs: Sequence[tuple[int, int]],
     edits: Sequence[EvaluationEdit],
     drifts: Mapping[str, LongitudinalDrift | None],
