@@ -79,6 +79,18 @@ def shown(value: Value) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
+def in_words(modality: Modality, attributes: Attributes) -> str:
+    """Attributes as a reader says them: "72 years, female, Alzheimer's disease"."""
+    words = []
+    for name, value in attributes.items():
+        attribute = modality.attributes[name]
+        if attribute.categories:
+            words.append(attribute.categories.get(str(value), str(value)))
+        else:
+            words.append(f"{shown(value)} {attribute.unit}".strip())
+    return ", ".join(words)
+
+
 def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attributes, bool]]:
     try:
         with table_lines(table) as lines:

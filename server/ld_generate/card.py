@@ -24,7 +24,7 @@ from matplotlib.figure import Figure, SubFigure
 from ld_common.core.atomic_files import write_bytes
 from ld_common.imaging.modality import AGE, Attributes, Modality
 from ld_common.imaging.rendering import reference_of
-from ld_common.imaging.scan_table import shown
+from ld_common.imaging.scan_table import in_words
 from ld_common.metrics.cohort import CohortCurve
 from ld_common.release.age_calibration import read_age_calibration
 from ld_common.release.release import Release
@@ -87,11 +87,11 @@ class _Card:
         self._reference = reference_of(record["rendering"])
 
     def draw(self) -> Figure:
-        """The figure."""
+        """The page: title and notice, pictures, areas beside text, and names and hashes at the foot."""
         figure = Figure(figsize=INCHES, facecolor="white")
         parts: Any = figure.subfigures(4, 1, height_ratios=(0.1, 0.52, 0.35, 0.03))
         head, pictures, lower, foot = parts
-        title = f"Patient card: {self._words(self._record['source'])}"
+        title = f"Patient card: {in_words(self._modality, self._record['source'])}"
         head.text(0.02, 0.68, title, fontsize=14, weight="bold", color=INK, va="center")
         head.text(0.022, 0.18, NOTICE, fontsize=9, color="white", va="center", backgroundcolor="#7a4100")
         self._draw_pictures(pictures)
@@ -113,15 +113,6 @@ class _Card:
             self._folder / difference,
         )
 
-    def _words(self, attributes: Attributes) -> str:
-        """Attributes as a reader says them."""
-        words = []
-        for name, value in attributes.items():
-            attribute = self._modality.attributes[name]
-            categories = attribute.categories
-            words.append(categories.get(str(value), str(value)) if categories else f"{shown(value)} {attribute.unit}")
-        return ", ".join(word.strip() for word in words)
-
     def _draw_pictures(self, part: SubFigure) -> None:
         """The scan and the answers, and below each answer its difference from the reference."""
         answers = _spread(self._answers, MAX_ANSWERS)
@@ -135,7 +126,7 @@ class _Card:
         else:
             axes[1, 0].text(0.5, 0.9, self._scan_text(), fontsize=9, color=INK, ha="center", va="top")
         for column, answer in enumerate(answers, start=1):
-            title = self._words(self._changes(answer)) + (f", δ {answer.delta:+g}" if answer.delta else "")
+            title = in_words(self._modality, self._changes(answer)) + (f", δ {answer.delta:+g}" if answer.delta else "")
             _show(axes[0, column], answer.picture, f"{title}\n{self._change(answer)}".strip())
             _show(axes[1, column], answer.difference, f"minus the {self._reference}")
         scale = ScalarMappable(Normalize(-DIFFERENCE_PERCENT, DIFFERENCE_PERCENT), DIFFERENCE_COLOURS)
@@ -218,7 +209,7 @@ class _Card:
         _legend_below(axes)
 
     def _draw_bars(self, axes: Axes, name: str) -> None:
-        labels = [self._reference, *(self._words(self._changes(answer)) for answer in self._answers)]
+        labels = [self._reference, *(in_words(self._modality, self._changes(answer)) for answer in self._answers)]
         areas = [self._record["biomarkers_mm2"][self._reference][name]]
         areas += [answer.areas_mm2[name] for answer in self._answers]
         axes.bar(range(len(areas)), areas, color=[COHORT] + [DRAWN] * len(self._answers), width=0.6)

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from ld_common.imaging.modality import Modality
-from ld_simulations.report.patients import growth_plot, in_words, ranked_patients, write_strip
+from ld_common.imaging.scan_table import in_words
+from ld_simulations.report.patients import growth_plot, ranked_patients, write_strip
 from ld_simulations.report.pictures import DIFFERENCE_LIMIT, difference_legend, difference_url, picture_url
 
 EDITS = {"age_plus_10": {"age": 84.0}, "disease_added": {"diagnosis": "AD"}, "other_sex": {"sex": "M"}}

@@ -14,8 +14,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ld_common.imaging.modality import Attributes, Modality
-from ld_common.imaging.scan_table import shown
+from ld_common.imaging.modality import Modality
+from ld_common.imaging.scan_table import in_words
 from ld_simulations.evaluation import SimulatedEvaluation
 from ld_simulations.report.pictures import DIFFERENCE_COLOURS, DIFFERENCE_LIMIT
 
@@ -97,18 +97,6 @@ def ranked_patients(
             )
         )
     return sorted(patients, key=lambda patient: -patient.error_mm2)
-
-
-def in_words(modality: Modality, attributes: Attributes) -> str:
-    """Attributes as a reader says them: "72 years, female, Alzheimer's disease"."""
-    words = []
-    for name, value in attributes.items():
-        attribute = modality.attributes[name]
-        if attribute.categories:
-            words.append(attribute.categories.get(str(value), str(value)))
-        else:
-            words.append(f"{shown(value)} {attribute.unit}".strip())
-    return ", ".join(words)
 
 
 def write_strip(path: Path, patients: Sequence[ShownPatient], structure: str) -> Path:

@@ -57,7 +57,7 @@ class Radiograph:
 
     @property
     def day(self) -> float:
-        """Since admission."""
+        """Days since admission; below 0 before it."""
         return float(self.attributes[AGE])
 
 
