@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import gradio
 from gradio.components import Component
@@ -33,6 +35,8 @@ SCROLL = """() => {
     (error || document.getElementById("answer"))?.scrollIntoView({behavior: "smooth"});
 }"""
 """Where the answer lies below the controls, as on a phone, it is brought into view, or the reason why there is none."""
+MODEL = "model"
+"""Answers and their cards are drawn one at a time."""
 MAX_QUEUE_SIZE = 64
 """Requests that wait for the model."""
 
@@ -63,19 +67,33 @@ class Page:
     def _connect(self) -> None:
         controls, results = self._controls, self._results
         drawing = controls.draw.click(
-            self.draw, controls.all, results.all, concurrency_limit=1, show_progress_on=results.message
+            self.draw,
+            controls.all,
+            results.all,
+            concurrency_limit=1,
+            concurrency_id=MODEL,
+            show_progress_on=results.message,
         )
         drawing.then(None, js=SCROLL, queue=False, api_visibility="private")
+        # an event of its own: Draw can be pressed again meanwhile, and its place in the queue is before that one's
+        card = drawing.then(
+            self.draw_card,
+            results.without_card,
+            [results.message, results.without_card, results.card_png, results.card_pdf],
+            concurrency_id=MODEL,
+            show_progress="hidden",
+            api_visibility="private",
+        )
         shown = [*results.all, *controls.source.values(), *controls.target.values()]
         files = controls.files
         # files and example exclude each other: using one empties the other; earlier scans may be of another patient
         for used, other in ((files.upload, controls.example), (controls.example.input, files)):
             emptied = [other, controls.history_files, controls.history_ages]
-            used(lambda: (None, None, ""), None, emptied, api_visibility="private", cancels=drawing).then(
+            used(lambda: (None, None, ""), None, emptied, api_visibility="private", cancels=[drawing, card]).then(
                 self.look, controls.scan, shown, api_visibility="private"
             )
         for changed in (files.clear, files.delete, controls.slice_index.submit, controls.burned_in_text_checked.input):
-            changed(self.look, controls.scan, shown, api_visibility="private", cancels=drawing)
+            changed(self.look, controls.scan, shown, api_visibility="private", cancels=[drawing, card])
 
     def look(self, values: dict[Component, Any]) -> dict[Component, Any]:
         """Show the scan that was dropped or picked, and fill in the attributes of its file."""
@@ -91,9 +109,7 @@ class Page:
         listed, doubts = ({}, []) if example is None else (example.attributes, example.contradictions(in_file))
         return self._results.show_scan(scan_preview, doubts) | controls.prefill(in_file, listed)
 
-    def draw(
-        self, values: dict[Component, Any], progress: gradio.Progress = gradio.Progress()
-    ) -> Iterator[dict[Component, Any]]:
+    def draw(self, values: dict[Component, Any], progress: gradio.Progress = gradio.Progress()) -> dict[Component, Any]:
         """Draw the counterfactual; its files are deleted once Gradio has copied those that it serves."""
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -102,10 +118,19 @@ class Page:
                 form = self._with_history(self._controls.form(values), Path(folder))
                 result = draw(self._model, self._release, scan, form, Path(folder) / "out", progress, self._strict)
             except Exception as error:
-                yield self._results.show_error(_error_line(error))
-            else:
-                yield self._results.show_result(name, result)
-                yield self._results.show_card(write_card(result.record.parent, self._release))
+                return self._results.show_error(_error_line(error))
+            return self._results.show_result(name, result)
+
+    def draw_card(self, archive: bytes | None) -> dict[Component, Any]:
+        """Draw the patient card of the answer in an archive; `None` where the last press of Draw gave no answer."""
+        if archive is None:
+            return {self._results.without_card: None}
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                ZipFile(io.BytesIO(archive)).extractall(folder)
+                return self._results.show_card(write_card(Path(folder), self._release))
+            except Exception as error:
+                return self._results.show_error(_error_line(error)) | {self._results.without_card: None}
 
     def _scan(self, values: dict[Component, Any], folder: Path) -> tuple[str, Path]:
         """The scan's name and path."""

@@ -12,6 +12,8 @@ from gradio.components import Component
 from ld_generate.web import appearance
 from ld_generate.web.drawing import EditResult, Preview
 
+CARD_SECONDS = 600
+"""After which an answer without a card is forgotten."""
 EMPTY = "Drop a scan, or pick an example.<br>Set what should change.<br>Press Draw."
 
 
@@ -20,6 +22,8 @@ class ResultView:
 
     def __init__(self) -> None:
         self.message = gradio.HTML(elem_id="message")
+        self.without_card = gradio.State(time_to_live=CARD_SECONDS)
+        """Archive of an answer whose card is still to be drawn, in the memory of the session."""
         self.hint = gradio.HTML(f'<div class="hint">{EMPTY}</div>', elem_id="hint")
         with gradio.Column(visible=False) as self.before:
             self.preview = _picture("Scan, as the model sees it", "preview")
@@ -91,6 +95,7 @@ class ResultView:
             self.from_scan: (pictures["scan"], counterfactual),
             self.from_reconstruction: (pictures["reconstruction"], counterfactual),
             self.biomarkers: appearance.biomarker_table(result.biomarkers, result.reference, result.band),
+            self.without_card: result.archive.read_bytes(),
             self.card_png: gradio.update(value=None, interactive=False),
             self.card_pdf: gradio.update(value=None, interactive=False),
             self.dicom: str(result.dicom),
@@ -110,7 +115,7 @@ class ResultView:
     def show_card(self, files: Sequence[Path]) -> dict[Component, Any]:
         """Updates that offer the patient card, PNG and PDF."""
         png, pdf = (gradio.update(value=str(file), interactive=True) for file in files)
-        return {self.card_png: png, self.card_pdf: pdf}
+        return {self.without_card: None, self.card_png: png, self.card_pdf: pdf}
 
     def show_error(self, line: str) -> dict[Component, Any]:
         """Updates that show one line above an earlier result."""
