@@ -8,6 +8,7 @@ are not text, and neither are the words in `PROJECTION_WORDS`. docs/benchmarks/b
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ PROPOSAL = 0.3
 """Least score of a box that is read."""
 SHORT_SIDE, LONG_SIDE, MOST_ENLARGED = 736, 1600, 4
 """Pixels of the image that the detector sees: the shorter side is enlarged to the first, at most by the third."""
+REMEMBERED = 4096
 LEAST_SIDE = 12
 """Pixels of a side that can hold a line of text."""
 READ_HEIGHT = 48
@@ -48,6 +50,9 @@ PROJECTION_WORDS = frozenset(
     )
 )
 """What radiographers write beside a side marker, English and German; a line of nothing else is not text."""
+
+
+_found: dict[bytes, tuple[TextLine, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,21 @@ def describe_place(line: TextLine, shape: tuple[int, ...]) -> str:
 
 
 def find_text(pixels: np.ndarray) -> list[TextLine]:
-    """Lines of text in an image `(H,W)` of real values; an image without contrast has none."""
+    """Lines of text in an image `(H,W)` of real values; an image without contrast has none.
+
+    What was found in the last `REMEMBERED` images is remembered by their content.
+    """
     if min(pixels.shape) < LEAST_SIDE:
         return []
+    content = hashlib.blake2b(np.ascontiguousarray(pixels), key=str((pixels.shape, pixels.dtype)).encode()).digest()
+    lines = _found.pop(content, None)
+    _found[content] = lines = tuple(_search(pixels)) if lines is None else lines  # the newest comes last
+    if len(_found) > REMEMBERED:
+        del _found[next(iter(_found))]
+    return list(lines)
+
+
+def _search(pixels: np.ndarray) -> list[TextLine]:
     for grey in _looks(pixels):
         lines = _lines(grey)
         if lines:
