@@ -18,6 +18,8 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.config import load_config
 from ld_common.core.registry import Registry
 from ld_common.core.state import State
+from ld_common.imaging import decoding_process
+from ld_common.imaging.burned_in_text import check_burned_in_text
 from ld_common.imaging.modality import Modality
 from tests.support.bases import make_base
 
@@ -34,6 +36,20 @@ def every_package_may_be_loaded() -> Iterator[None]:
     """A deployed site limits its process to approved packages; no test passes such a limit on."""
     yield
     Registry.allow(None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_search_for_text() -> Iterator[None]:
+    """The search for text in pixels takes a second an image and has tests of its own, which use `search_for_text`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding_process, "check_burned_in_text", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def search_for_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels are searched for text, as everywhere but in the other tests."""
+    monkeypatch.setattr(decoding_process, "check_burned_in_text", check_burned_in_text)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -188,6 +188,7 @@ def test_suspected_text_is_released_by_pattern(site_yaml: Path) -> None:
 
 
 @pytest.mark.attack
+@pytest.mark.usefixtures("search_for_text")
 def test_a_png_with_a_name_is_held_back_until_it_is_checked(site_yaml: Path) -> None:
     add_column(site_yaml)
     picture = Image.new("L", (96, 64), 20)

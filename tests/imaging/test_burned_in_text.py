@@ -17,6 +17,7 @@ from ld_common.imaging.modality import ImageConfig, Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.scan_table import read_scan_table
 
+pytestmark = pytest.mark.usefixtures("search_for_text")
 Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]
 WriteDicom = Callable[..., Path]
 NAME, SHAPE = "WEBER, ANNA", (72, 128)
