@@ -10,11 +10,11 @@ and are visible in the scan.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from ld_common.imaging.modality import Attributes
 from ld_simulations.phantoms import brain_scm
@@ -124,10 +124,11 @@ def _rates() -> Numbers:
 def _area(raw_widening_mm: Numbers, height_mm: float) -> Numbers:
     """Area in mm2 by the curve, for widenings before their cap."""
     widening = (capped(raw_widening_mm) - WIDENING_LOWEST_MM) / (WIDENING_HIGHEST_MM - WIDENING_LOWEST_MM)
-    height = (height_mm / SLICE_HEIGHT_LIMIT_MM + 1) / 2
-    at = np.stack([np.full_like(widening, height * (CURVE_HEIGHTS - 1)), widening * (CURVE_WIDENINGS - 1)])
-    area: Numbers = ndimage.map_coordinates(_area_curve(), at, order=1, mode="nearest")
-    return area
+    height = (height_mm / SLICE_HEIGHT_LIMIT_MM + 1) / 2 * (CURVE_HEIGHTS - 1)
+    below = min(max(math.floor(height), 0), CURVE_HEIGHTS - 2)
+    lower, upper = _area_curve()[below : below + 2]
+    share = min(max(height - below, 0.0), 1.0)
+    return np.interp(widening * (CURVE_WIDENINGS - 1), np.arange(CURVE_WIDENINGS), (1 - share) * lower + share * upper)
 
 
 @functools.cache
