@@ -128,6 +128,7 @@ def test_an_example_is_edited_and_downloaded_and_nobody_else_is_asked(
     page.locator("#draw").click()
     expect(page.locator(".caption")).to_contain_text("diagnosis healthy → Alzheimer's disease", timeout=30_000)
     expect(page.locator("#answer .picture img")).to_have_count(4)
+    page.wait_for_function("[...document.querySelectorAll('#answer .picture img')].every(image => image.naturalWidth)")
     expect(page.locator("#biomarkers")).to_contain_text("ventricles, mm²")
     for ending in ("png", "pdf"):
         expect(page.locator(f"#card-{ending}")).to_be_enabled(timeout=30_000)

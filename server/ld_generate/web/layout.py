@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,9 @@ class Page:
         listed, doubts = ({}, []) if example is None else (example.attributes, example.contradictions(in_file))
         return self._results.show_scan(scan_preview, doubts) | controls.prefill(in_file, listed)
 
-    def draw(self, values: dict[Component, Any], progress: gradio.Progress = gradio.Progress()) -> dict[Component, Any]:
+    def draw(
+        self, values: dict[Component, Any], progress: gradio.Progress = gradio.Progress()
+    ) -> Iterator[dict[Component, Any]]:
         """Draw the counterfactual; its files are deleted once Gradio has copied those that it serves."""
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -118,19 +120,23 @@ class Page:
                 form = self._with_history(self._controls.form(values), Path(folder))
                 result = draw(self._model, self._release, scan, form, Path(folder) / "out", progress, self._strict)
             except Exception as error:
-                return self._results.show_error(_error_line(error))
-            return self._results.show_result(name, result)
+                yield self._results.show_error(_error_line(error))
+            else:
+                yield self._results.show_result(name, result)
 
-    def draw_card(self, archive: bytes | None) -> dict[Component, Any]:
+    def draw_card(self, archive: bytes | None) -> Iterator[dict[Component, Any]]:
         """Draw the patient card of the answer in an archive; `None` where the last press of Draw gave no answer."""
         if archive is None:
-            return {self._results.without_card: None}
+            yield {self._results.without_card: None}
+            return
         with tempfile.TemporaryDirectory() as folder:
             try:
                 ZipFile(io.BytesIO(archive)).extractall(folder)
-                return self._results.show_card(write_card(Path(folder), self._release))
+                files = write_card(Path(folder), self._release)
             except Exception as error:
-                return self._results.show_error(_error_line(error)) | {self._results.without_card: None}
+                yield self._results.show_error(_error_line(error)) | {self._results.without_card: None}
+            else:
+                yield self._results.show_card(files)
 
     def _scan(self, values: dict[Component, Any], folder: Path) -> tuple[str, Path]:
         """The scan's name and path."""
