@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from ld_common.core.errors import ConfigError
 from ld_simulations.benchmarks.cli import cli
 from ld_simulations.benchmarks.latent_drift.plan import adopted_results, load_benchmark
+from ld_simulations.benchmarks.latent_drift.strip import visible
 from ld_simulations.benchmarks.latent_drift.table import find, metrics_of, reduction, rows_of, shown, verdicts
 
 CONFIG = Path(__file__).parents[2] / "configs/benchmark_latent_drift.yaml"
@@ -59,11 +61,23 @@ def test_the_plan_is_the_papers_table_with_its_controls() -> None:
         ("forms.full=[prior-maps]", "prior-maps"),
         ("adapters.lora.adapter.ranc=2", "ranc"),
         ("device=tpu", "device is 'tpu'"),
+        ("strip.modality=knee", "no 'knee'"),
+        ("strip.adapter=basics", "no 'basics'"),
+        ("strip.deltas=[0.1]", "at least two"),
+        ("strip.rows=0", "rows is 0"),
     ],
 )
 def test_a_wrong_plan_is_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_benchmark(CONFIG, [override])
+
+
+def test_a_strip_is_visible_by_its_smallest_step_and_monotone_or_not() -> None:
+    columns = [{"delta": delta, "background_grey": grey} for delta, grey in ((-0.1, 60.0), (0.0, 40.0), (0.1, 33.0))]
+    real = {"delta": None, "background_grey": 34.0}
+    assert visible({"columns": [*columns, real]}) == {"strip_min_grey_difference": 7.0, "strip_monotone": True}
+    turned = [columns[0], columns[2], columns[1]]
+    assert visible({"columns": [*turned, real]}) == {"strip_min_grey_difference": 7.0, "strip_monotone": False}
 
 
 def run_of(adapter: str, drift: bool, seed: int, control: str | None = None, **metrics: float) -> dict[str, Any]:
@@ -157,6 +171,14 @@ def test_a_quick_benchmark_fills_the_whole_table_and_goes_on_where_it_stopped(ti
         ):
             assert first.size[0] == sheet.size[0] > 300
             assert first.size[1] < sheet.size[1]  # the first adapter's rows alone
+    strip = json.loads((results / "latent_drift_strip.json").read_text())
+    assert [column["delta"] for column in strip["columns"]] == [-0.1, -0.05, 0.0, 0.05, 0.1, None]
+    greys = [column["background_grey"] for column in strip["columns"][:-1]]
+    differences = [abs(after - before) for before, after in itertools.pairwise(greys)]
+    assert strip["strip_min_grey_difference"] == pytest.approx(min(differences), abs=0.051)
+    with Image.open(results / "latent_drift_strip.png") as picture:
+        assert picture.size[0] > picture.size[1] > 300
+    assert f"{strip['columns'][0]['background_grey']:.0f} |" in page
     with pytest.raises(ConfigError, match="another samples"):
         cli(["latent-drift", "--config", str(CONFIG), *overrides, "samples=13"], standalone_mode=False)
     first = (tmp_path / "work/results").glob("*.json")

@@ -100,6 +100,11 @@ class SampleJudge:
         metrics |= self._usefulness(samples, seed)
         return metrics
 
+    def brightness_and_distances(self, images: Tensor) -> Metrics:
+        """Mean grey level of the background of `(N,1,S,S)`, 0 black to 255 white, and the distances to real images."""
+        background = 127.5 * (images[:, 0, self.mask].mean().item() + 1)
+        return {"background_grey": background} | self._distances(images, self.real, self.real_matched)
+
     def _beside_expected(self, sizes: Tensor, pictures: PictureSet) -> Tensor:
         return sizes.double().cpu() - self.expected.predict(self._design(pictures))
 

@@ -21,6 +21,8 @@ FORMS = (MAP, CONDITIONAL, "prior-scalar", LOCAL)
 """Forms of the drift beside μ by channel; they are drawn from the plain training."""
 VARIANTS = ("plain", OFFSET_NOISE, ZERO_SNR, "centred", "noise")
 """A training differs from the plain one in its noise, its base, or the drift that it is trained under."""
+STRIP = "strip"
+"""Name of the strip's result."""
 
 
 @dataclass
@@ -40,6 +42,20 @@ class AdapterPlan:
 
     def __post_init__(self) -> None:
         self.adapter = complete_adapter(self.adapter)
+
+
+@dataclass
+class StripPlan:
+    """Samples of one training under several δ from the same noise, as on the paper's page."""
+
+    modality: str = ""
+    """Empty: no strip."""
+    adapter: str = ""
+    deltas: list[float] = field(default_factory=lambda: [-0.1, -0.05, 0.0, 0.05, 0.1])
+    """Shifts of z_T in units of its noise, root mean square over the channels, along the latent mean of the scans less
+    that of the base; above 0 is towards the scans."""
+    rows: int = 4
+    """Samples shown of each δ; all are measured."""
 
 
 @dataclass
@@ -80,6 +96,7 @@ class BenchmarkConfig:
     """Adapter -> further formulations that are drawn from its plain training, beside `prior`."""
     modalities: dict[str, ModalityPlan] = field(default_factory=dict)
     adapters: dict[str, AdapterPlan] = field(default_factory=dict)
+    strip: StripPlan = field(default_factory=StripPlan)
 
     def __post_init__(self) -> None:
         counts = ("workers", "patients", "test_patients", "samples", "sampler_steps", "classifier_steps")
@@ -97,6 +114,12 @@ class BenchmarkConfig:
             require(adapter in self.adapters, f"forms: adapters has no '{adapter}'")
             unknown = sorted(set(forms) - set(FORMS))
             require(not unknown, f"forms.{adapter}: {', '.join(unknown)}: use {', '.join(FORMS)}")
+        strip = self.strip
+        if strip.modality:
+            require(strip.modality in self.modalities, f"strip: modalities has no '{strip.modality}'")
+            require(strip.adapter in self.adapters, f"strip: adapters has no '{strip.adapter}'")
+            require(len(set(strip.deltas)) > 1, "strip.deltas: name at least two")
+            require(0 < strip.rows <= self.samples, f"strip.rows is {strip.rows}: use 1 to {self.samples}")
 
 
 @dataclass(frozen=True)
@@ -132,7 +155,7 @@ class DriftDrawing:
         return f"{self.training.name}-{self.formulation}-{self.control or 'none'}"
 
 
-FREE = ("output", "results", "adopt", "device", "workers", "seeds", "variants", "first_seed_only", "forms")
+FREE = ("output", "results", "adopt", "device", "workers", "seeds", "variants", "first_seed_only", "forms", "strip")
 """Options that decide which results there are, not what they are; they may change between two runs into one output."""
 
 
@@ -187,6 +210,11 @@ class Benchmark:
             yield from (DriftDrawing(training, True, name, None) for name in ("noise", "per-step", "per-step-literal"))
 
     @property
+    def strip_training(self) -> DriftTraining:
+        """The training that the strip is drawn from."""
+        return DriftTraining(self.config.strip.modality, self.config.strip.adapter, "plain", self.config.seeds[0])
+
+    @property
     def all_drawings(self) -> list[DriftDrawing]:
         """Every planned set of samples, in the order of the trainings."""
         return [drawing for training in self.trainings for drawing in self.drawings(training)]
@@ -223,4 +251,7 @@ def adopted_results(benchmark: Benchmark) -> dict[str, Any]:
         of_modality = [row for row in references if row["modality"] == modality]
         if of_modality:
             results[f"reference-{modality}"] = of_modality
+    strip = Path(adopt).with_name(f"{Path(adopt).stem}_strip.json")
+    if strip.exists():
+        results[STRIP] = read_table(str(strip), "latent drift strip", ("columns",))
     return results

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -19,9 +20,11 @@ from ld_simulations.benchmarks.latent_drift.plan import (
     MAP,
     OFFSET_NOISE,
     PRIOR,
+    STRIP,
     ZERO_SNR,
     Benchmark,
 )
+from ld_simulations.benchmarks.latent_drift.strip import strip_section, write_strip
 from ld_simulations.benchmarks.latent_drift.table import (
     AimVerdict,
     Metric,
@@ -55,7 +58,8 @@ def write_results(benchmark: Benchmark, store: ResultStore) -> list[Path]:
     ]
     write_bytes(folder / RUNS, json_bytes(runs))
     write_bytes(folder / REFERENCE, json_bytes(references))
-    write_bytes(folder / PAGE, page(benchmark, runs, references).encode())
+    strip = store.read(STRIP) if benchmark.config.strip.modality else None
+    write_bytes(folder / PAGE, page(benchmark, runs, references, strip).encode())
     files, adapters = [folder / RUNS, folder / REFERENCE, folder / PAGE], list(benchmark.config.adapters)
     for modality in benchmark.modalities:
         first = adapters[0]
@@ -65,10 +69,14 @@ def write_results(benchmark: Benchmark, store: ResultStore) -> list[Path]:
         ):
             if _write_sheet(folder / name, benchmark, modality, shown_adapters):
                 files.append(folder / name)
+    if strip is not None:
+        files += write_strip(folder, strip, Path(benchmark.config.output) / "sheets")
     return files
 
 
-def page(benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run]) -> str:
+def page(
+    benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run], strip: Mapping[str, Any] | None = None
+) -> str:
     """The Markdown page."""
     config = benchmark.config
     real = config.test_patients * len(next(iter(benchmark.hospitals.values())).hospitals)
@@ -93,6 +101,8 @@ def page(benchmark: Benchmark, runs: Sequence[Run], references: Sequence[Run]) -
         "on samples. *AUC, trained on samples*: one trained on samples, tested on real scans.",
         "",
     ]
+    if strip is not None:
+        lines += strip_section(strip)
     for modality in benchmark.modalities:
         of_modality = [reference for reference in references if reference["modality"] == modality]
         lines += _section(benchmark, modality, runs, of_modality)

@@ -11,7 +11,7 @@ import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.command import progress_bar
 from ld_common.diffusion.base_model import base_digest
 from ld_simulations.benchmarks.harness import Harness, ResultStore, claim_plan
-from ld_simulations.benchmarks.latent_drift.plan import Benchmark, adopted_results
+from ld_simulations.benchmarks.latent_drift.plan import STRIP, Benchmark, adopted_results
 from ld_simulations.benchmarks.latent_drift.report import write_results
 from ld_simulations.benchmarks.latent_drift.worker import DriftWorker
 
@@ -47,3 +47,5 @@ def _fill(benchmark: Benchmark, harness: Harness) -> None:
             harness.once(f"reference-{modality}", functools.partial(worker.reference, modality))
             advance(1)
     harness.run("trainings and samples", missing, make, DriftWorker.run, done=lambda training: False)
+    if benchmark.config.strip.modality:
+        harness.once(STRIP, lambda: make().strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,14 @@ from ld_common.adapters.state_dict import read_tensors, write_tensors
 from ld_common.core.config import from_mapping
 from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import BaseModel, load_base
-from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, drift_from_attributes, drift_from_moments
+from ld_common.diffusion.drift import (
+    ConditionalDrift,
+    LatentDrift,
+    drift_from_attributes,
+    drift_from_moments,
+    drift_from_shift,
+    shift_of,
+)
 from ld_common.diffusion.sampling import make_sampler, sample
 from ld_common.diffusion.training import TrainingData
 from ld_common.metrics.histogram import match_grey_levels
@@ -41,6 +49,7 @@ from ld_simulations.benchmarks.latent_drift.plan import (
     LOCAL,
     OFFSET_NOISE,
     PRIOR,
+    STRIP,
     ZERO_SNR,
     Benchmark,
     DriftDrawing,
@@ -74,7 +83,9 @@ class DriftWorker:
         """Samples `(N,1,S,S)` before histogram matching, drawn once and kept."""
         file = self.output / "samples" / f"{drawing.training.name}-{drawing.formulation}.safetensors"
         if not file.exists():
-            write_tensors(file, {"images": self._drawn(self._trained(drawing.training), drawing).half()}, {})
+            adapted, hospitals = self._trained(drawing.training), self._hospitals(drawing.training.modality)
+            images = self._drawn(adapted, drawing.training, self._drifts(drawing, hospitals))
+            write_tensors(file, {"images": images.half()}, {})
         return read_tensors(file)[0]["images"].float()
 
     def prepare(self, modality: str) -> None:
@@ -133,9 +144,14 @@ class DriftWorker:
         )
 
     @torch.no_grad()
-    def _drawn(self, adapted: AdaptedModel[BaseModel], drawing: DriftDrawing) -> Tensor:
-        """Samples `(N,1,S,S)` of a trained model under the drawing's drift."""
-        model, training, count = adapted.model, drawing.training, self.config.samples
+    def _drawn(
+        self,
+        adapted: AdaptedModel[BaseModel],
+        training: DriftTraining,
+        drifts: Sequence[tuple[LatentDrift | None, list[int]]],
+    ) -> Tensor:
+        """Samples `(N,1,S,S)` of a trained model; each drift has the indices of the samples drawn under it."""
+        model, count = adapted.model, self.config.samples
         judge = self._judge(training.modality)
         rows = self._rows(judge)
         prompts = self._prompts(training.modality, judge.test)
@@ -145,7 +161,7 @@ class DriftWorker:
         noise = torch.randn((count, *model.latent_shape), generator=torch_generator(training.seed, "benchmark-samples"))
         sampler = make_sampler(model.scheduler, self.config.sampler, self.config.sampler_steps)
         size, parts = SAMPLED_TOGETHER[self.config.device], []
-        for drift, numbers in self._drifts(drawing, [judge.test.hospitals[row] for row in rows]):
+        for drift, numbers in drifts:
             parts.append((numbers, sample(model, context[numbers], noise[numbers], sampler, drift, size)))
         latents = torch.empty((count, *model.latent_shape))
         for numbers, drawn in parts:
@@ -173,6 +189,31 @@ class DriftWorker:
             return [(LatentDrift(self._mean(training, shape), PRIOR), everything)]
         return [(LatentDrift(self._mean(training, "channel"), drawing.formulation), everything)]
 
+    def strip(self) -> dict[str, Any]:
+        """Draw and measure the strip: the plain training's samples under each δ, all from the same noise."""
+        plan, training = self.config.strip, self.benchmark.strip_training
+        judge, adapted = self._judge(training.modality), self._trained(training)
+        mean = self._mean(training, "channel")
+        direction = mean / mean.square().mean().sqrt()
+        alphas = adapted.model.scheduler.alphas_cumprod
+        everything = list(range(self.config.samples))
+        columns: list[tuple[float | None, Tensor]] = []
+        for delta in plan.deltas:
+            drift = LatentDrift(drift_from_shift(delta, alphas) * direction, PRIOR)
+            columns.append((delta, self._drawn(adapted, training, [(drift, everything)])))
+        others = self._autoencoded(training.modality)[2].images
+        columns.append((None, others))  # the distance of real images of other patients
+        for number, (_, images) in enumerate(columns):
+            self._keep_for_sheet(f"{STRIP}-{number}", images[: plan.rows])
+        return {
+            "modality": training.modality,
+            "adapter": training.adapter,
+            "seed": training.seed,
+            "samples": self.config.samples,
+            "delta_of_moments": float(shift_of(LatentDrift(mean, PRIOR), alphas).square().mean().sqrt()),
+            "columns": [{"delta": delta, **judge.brightness_and_distances(images)} for delta, images in columns],
+        }
+
     def _measure(self, drawing: DriftDrawing, images: Tensor) -> None:
         training = drawing.training
         judge = self._judge(training.modality)
@@ -182,7 +223,7 @@ class DriftWorker:
         samples = PictureSet(
             images,
             [judge.test.attributes[row] for row in rows],
-            [judge.test.hospitals[row] for row in rows],
+            self._hospitals(training.modality),
         )
         if training.seed == self.config.seeds[0]:
             self._keep_for_sheet(drawing.name, images[:SHOWN])
@@ -198,6 +239,11 @@ class DriftWorker:
             "metrics": judge.measure(samples, training.seed),
         }
         self.store.write(drawing.name, result)
+
+    def _hospitals(self, modality: str) -> list[int]:
+        """The hospital whose patients' attributes each sample has."""
+        judge = self._judge(modality)
+        return [judge.test.hospitals[row] for row in self._rows(judge)]
 
     def _rows(self, judge: SampleJudge) -> list[int]:
         """Rows of the test images whose attributes the samples have, the same for every seed."""

@@ -35,6 +35,7 @@ AIMS = {
     "texts_cut_off": Aim("0", at_most=0),
     "seconds_to_first_answer_on_page": Aim("at most 5", at_most=5),
     "real_followups_tested": Aim("at least 100", at_least=100),
+    "strip_min_grey_difference": Aim("at least 6, monotone", at_least=6),
 }
 
 
@@ -48,6 +49,8 @@ class SeenConfig:
     """Folder of a finished `ld-simulate`."""
     real_scans: str = "docs/benchmarks/real_scans.json"
     """Numbers of `ld-benchmark real`; its count of follow-ups is among the aims."""
+    strip: str = "docs/benchmarks/latent_drift_strip.json"
+    """Numbers of the README's strip, by `ld-benchmark latent-drift`; 0 counts where its grey is not monotone in δ."""
 
 
 def load_seen_config(path: Path, overrides: list[str]) -> SeenConfig:
@@ -65,11 +68,12 @@ def run(config: SeenConfig, only_report: bool, console: Console) -> list[Path]:
             report = _look_at_report(browser, demo / REPORT, Path(config.output))
             with _served(demo) as address:
                 page = _look_at_page(browser, address, Path(config.output))
-        write_bytes(file, json_bytes(_numbers(report, page, Path(config.real_scans))))
+        write_bytes(file, json_bytes(_numbers(report, page)))
     try:
         numbers = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"'{file}' cannot be read: leave --only-report out") from error
+    numbers |= _of_other_studies(config)
     write_bytes(folder / NUMBERS, json_bytes(numbers))
     write_bytes(folder / PAGE, _page(numbers).encode())
     return [folder / NUMBERS, folder / PAGE]
@@ -134,8 +138,8 @@ def _served(demo: Path) -> Iterator[str]:
             process.terminate()
 
 
-def _numbers(report: dict[str, Any], page: dict[str, Any], real_scans: Path) -> dict[str, Any]:
-    numbers: dict[str, Any] = {
+def _numbers(report: dict[str, Any], page: dict[str, Any]) -> dict[str, Any]:
+    return {
         "report_width_at_390": report["phone_width"],
         "page_width_at_390": page["phone_width"],
         "accessibility_violations": len(report["violations"]) + len(page["violations"]),
@@ -143,8 +147,15 @@ def _numbers(report: dict[str, Any], page: dict[str, Any], real_scans: Path) -> 
         "seconds_to_first_answer_on_page": round(page["seconds"], 2),
         "found": report["violations"] + page["violations"] + report["cut"] + page["cut"],
     }
-    real = json.loads(real_scans.read_text(encoding="utf-8")) if real_scans.exists() else {}
-    return numbers | {"real_followups_tested": real.get("real_followups_tested", 0)}
+
+
+def _of_other_studies(config: SeenConfig) -> dict[str, Any]:
+    real, strip = (
+        json.loads(Path(file).read_text(encoding="utf-8")) if Path(file).exists() else {}
+        for file in (config.real_scans, config.strip)
+    )
+    visible = strip.get("strip_min_grey_difference", 0.0) if strip.get("strip_monotone") else 0.0
+    return {"real_followups_tested": real.get("real_followups_tested", 0), "strip_min_grey_difference": visible}
 
 
 def _page(numbers: dict[str, Any]) -> str:
@@ -153,7 +164,8 @@ def _page(numbers: dict[str, Any]) -> str:
         "",
         "Written by `make benchmark-seen` of a finished demo. Its report and its page are opened in Chromium at 1280 "
         "and at 390 px. *Violations* are those of axe-core, before and after the first answer; *cut off* is text wider "
-        "than its box. The first answer is timed from the click on Draw, the page being up and the scan picked.",
+        "than its box. The first answer is timed from the click on Draw, the page being up and the scan picked. "
+        "The strip is the README's.",
         "",
         aims_table(numbers, AIMS),
     ]
