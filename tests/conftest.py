@@ -171,6 +171,10 @@ PLANTED_ROWS = [  # names and dates that no store may hold
 ]
 
 
+BORN = {"PLANTED-BERT": "19520102", "PLANTED-CARL": "19400102"}
+"""Birth dates of the headers; Anna's is that of all others."""
+
+
 def write_visit(root: Path, patient: str, date: str, **elements: Any) -> list[Path]:
     """Write one visit's series of three slices, the middle one the brightest."""
     folder = root / patient.lower() / date
@@ -179,7 +183,7 @@ def write_visit(root: Path, patient: str, date: str, **elements: Any) -> list[Pa
     for number, height in enumerate((-5, 0, 5)):
         pixels = rng.integers(0, 500 if height else 1000, (24, 20)).astype(np.uint16)
         place = {"ImagePositionPatient": [0, 0, height], "PatientID": patient, "StudyDate": date.replace("-", "")}
-        place |= {"PatientName": f"Family^{patient}", "PatientBirthDate": "19490102"}
+        place |= {"PatientName": f"Family^{patient}", "PatientBirthDate": BORN.get(patient, "19490102")}
         files.append(write_mr_slice(folder / f"{number}.dcm", pixels, **(place | elements)))
     return files
 

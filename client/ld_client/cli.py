@@ -13,7 +13,10 @@ from rich.text import Text
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.deployment.site_home import SiteHome
+from ld_client.layouts.command import import_layout
+from ld_client.pacs.command import fetch
 from ld_client.site_commands import add_site_commands
+from ld_client.withdrawal.commands import add_withdrawal_commands
 from ld_common.core.command import VERSION, Json, print_json, print_lines, run_cli, stage_bars
 from ld_common.core.errors import ApprovalError, DeploymentError
 
@@ -154,6 +157,9 @@ def verify(home: Path = HOME, as_json: Json = False) -> None:
 
 
 add_site_commands(app)
+app.command("import")(import_layout)
+add_withdrawal_commands(app)
+app.command("fetch")(fetch)
 
 
 def main() -> None:

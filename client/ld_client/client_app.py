@@ -136,6 +136,7 @@ def handle_train_message(
     task = messages.unpack_task(message.content)
     recorder.record_task(task)
     recorder.check_ledger(Ledger(site.ledger_path))
+    recorder.check_withdrawals(site.store_path)
     require_approval(recorder.home, task)
     result = handle_train(site, task, secure, recorder.record_training)
     require_approval(recorder.home, task)  # it may have been withdrawn meanwhile

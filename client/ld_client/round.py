@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ld_client.data.participation import record_participation
 from ld_client.data.store import Store, open_store, split_store
 from ld_client.data.store_index import INDEX
 from ld_client.data.store_key import training_secret
+from ld_client.data.withdrawals import check_consent
 from ld_client.first_weights import STARTS, check_weights
 from ld_client.policy import (
     check_drawn,
@@ -107,6 +109,7 @@ def _handle_train(
         secure.open(task.secure, study.digest(), task.round)
     modality = load_modality(site)
     noise_multiplier = spend(site, modality, store, adapted, task)
+    record_participation(site.ledger_path, study, task.round, store.pseudonyms)
     index = file_digest(site.store_path / INDEX)
     visits = len(store.latents)
     mark = Ledger(site.ledger_path).mark()
@@ -135,6 +138,7 @@ def _handle_train(
             counts = rounded_count(site.policy, visits), rounded_count(site.policy, store.patients)
             numbers = TrainNumbers(*counts, losses.first, losses.last, seconds, ranges)
     state = adapted.trainable_state()
+    check_consent(site.store_path, store.pseudonyms)  # a patient may have withdrawn meanwhile
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}
         return TrainResult(site.site, task.round, {}, None, numbers, secure.mask(update, drift, study.drift.shape))

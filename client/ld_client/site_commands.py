@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ld_client.data.exclusions import Exclusion, read_exclusions
 from ld_client.deployment.site_home import SiteHome
-from ld_client.site_config import SiteConfig, load_site
+from ld_client.site_config import CONTRADICTIONS, SiteConfig, load_site
 from ld_common.core.command import (
     TRUST_HELP,
     UNSIGNED_HELP,
@@ -31,6 +31,7 @@ from ld_common.diffusion.options import ESTIMATORS
 from ld_common.protocol.enrollment_kit import MANIFEST
 
 if TYPE_CHECKING:
+    from ld_client.data.contradictions import Doubt
     from ld_common.protocol.study_config import StudyConfig
     from ld_common.release.release import Release
 
@@ -128,9 +129,17 @@ class AttackSizes:
 
 
 @grouped
-def index(site: SiteOptions, as_json: Json = False, overrides: list[str] = OVERRIDES) -> None:
+def index(
+    site: SiteOptions,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option("--accept", help=f"Keep visits with this kind of contradiction: {', '.join(CONTRADICTIONS)}."),
+    ] = None,
+    as_json: Json = False,
+    overrides: list[str] = OVERRIDES,
+) -> None:
     """Read the site's scans and table and cache what training needs."""
-    config = site.load(overrides)
+    config = site.load([*(overrides or ()), *([f"data.accept=[{','.join(accept)}]"] if accept else ())])
     from ld_client.data.faces import REMEDY
     from ld_client.data.indexing import build_store
 
@@ -147,6 +156,7 @@ def index(site: SiteOptions, as_json: Json = False, overrides: list[str] = OVERR
         table.add_row(*map(str, row))
         console.print(table)
         _show_exclusions(console, summary.exclusions, f"ld-client exclusions {site.arguments()}")
+        _show_doubts(summary.doubts, summary.accepted)
         if summary.faces.faces:
             print_lines(f"{summary.faces}: {REMEDY}")
     if not summary.visits:
@@ -303,6 +313,15 @@ def _show_exclusions(console: Console, entries: Sequence[Exclusion], command: st
     print_lines(*(f"  {entry.name}: {entry.reason.value}: {entry.detail}" for entry in entries[:SHOWN]))
     if len(entries) > SHOWN:
         print_lines(f"  and {len(entries) - SHOWN} more: {command}")
+
+
+def _show_doubts(doubts: Sequence[Doubt], accepted: Mapping[str, int]) -> None:
+    """Print the number and the first of each kind of doubt, and what the site accepts."""
+    first = {doubt.kind: doubt for doubt in reversed(doubts)}
+    for kind, count in Counter(doubt.kind for doubt in doubts).most_common():
+        print_lines(f"KEPT, BUT LOOK: {kind}: {count}, such as {first[kind].name}: {first[kind].detail}")
+    if accepted:
+        print_lines(f"kept because data.accept says so: {', '.join(f'{kind} {n}' for kind, n in accepted.items())}")
 
 
 def _load_release(folder: Path, trust: str, allow_unsigned: bool, site: SiteOptions, quiet: bool) -> Release:

@@ -101,7 +101,7 @@ def find_text(pixels: np.ndarray) -> list[TextLine]:
     """
     if min(pixels.shape) < LEAST_SIDE:
         return []
-    content = hashlib.blake2b(np.ascontiguousarray(pixels), key=str((pixels.shape, pixels.dtype)).encode()).digest()
+    content = hashlib.blake2b(pixels.tobytes(), key=str((pixels.shape, pixels.dtype)).encode()).digest()
     lines = _found.pop(content, None)
     _found[content] = lines = tuple(_search(pixels)) if lines is None else lines  # the newest comes last
     if len(_found) > REMEMBERED:

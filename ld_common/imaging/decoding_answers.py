@@ -76,24 +76,37 @@ def volume_of(content: dict[str, Any], values: np.ndarray, modality: Modality) -
     )
 
 
-def header_of(content: dict[str, Any], values: np.ndarray, path: Path) -> DicomHeader:
-    """The header of the file at `path`, which has no array; raises one of `MALFORMED_ANSWER`."""
-    spacing, affine = content["spacing_mm"], content["affine"]
-    number = content["series_number"]
-    if values.size or not (number is None or type(number) is int):
+def headers_of(content: dict[str, Any], values: np.ndarray, path: Path) -> list[DicomHeader]:
+    """The headers of the images of the file at `path`, which have no array; raises one of `MALFORMED_ANSWER`."""
+    headers = [_header_of(fields, path) for fields in content["headers"]]
+    if values.size or not headers:
         raise ValueError
-    texts = ("patient_id", "sex", "series_uid", "series_description", "sop_uid", "sop_class", "view_position")
+    return headers
+
+
+def _header_of(fields: dict[str, Any], path: Path) -> DicomHeader:
+    spacing, affine = fields["spacing_mm"], fields["affine"]
+    for number in (fields["series_number"], fields["frame"]):
+        if not (number is None or type(number) is int):
+            raise ValueError
+    texts = (
+        *("patient_id", "sex", "series_uid", "series_description", "sop_uid", "sop_class", "view_position"),
+        *("image_type", "time_point", "body_part"),
+    )
     return DicomHeader(
         path=path,
-        study_date=_date(content["study_date"]),
-        age_years=_number(content["age_years"]),
-        series_number=number,
+        study_date=_date(fields["study_date"]),
+        age_years=_number(fields["age_years"]),
+        series_number=fields["series_number"],
         spacing_mm=None if spacing is None else _pair(spacing),
         affine=None if affine is None else _affine(affine),
-        position_mm=_number(content["position_mm"]),
-        orientation=_orientation(content["orientation"]),
-        frame_of_reference=_uid(content["frame_of_reference"]),
-        **{name: _text(content[name]) for name in texts},
+        position_mm=_number(fields["position_mm"]),
+        orientation=_orientation(fields["orientation"]),
+        frame_of_reference=_uid(fields["frame_of_reference"]),
+        study_uid=_uid(fields["study_uid"]),
+        echo_ms=_number(fields["echo_ms"]),
+        frame=fields["frame"],
+        **{name: _text(fields[name]) for name in texts},
     )
 
 

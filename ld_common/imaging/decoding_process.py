@@ -1,7 +1,7 @@
 """Reads image files that others made in a child process, so that no file can end, fill or stop the process that asks.
 
 `read_scan` and `read_volume` have the results and errors of `scan_reader.decode_scan` and `volume.decode_volume`, and
-refuse text in the pixels; `read_headers` has those of `dicom.read_header`. One child (`decoding_worker`) serves a
+refuse text in the pixels; `read_headers` has those of `dicom.read_headers`. One child (`decoding_worker`) serves a
 process. A file on which it dies, takes too long or needs too much memory is refused with that reason, and the next file
 gets a new child. The child is not trusted: its answers are JSON and raw numbers of a checked size, never pickles.
 """
@@ -28,12 +28,13 @@ import numpy as np
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import DeploymentError
 from ld_common.imaging.burned_in_text import check_burned_in_text
-from ld_common.imaging.decoding_answers import MALFORMED_ANSWER, header_of, refusal_of, scan_of, volume_of
+from ld_common.imaging.decoding_answers import MALFORMED_ANSWER, headers_of, refusal_of, scan_of, volume_of
 from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, REQUEST
 from ld_common.imaging.dicom import DicomHeader
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected
+from ld_common.imaging.scan_reader import Source
 from ld_common.imaging.volume import Volume
 
 Answer = TypeVar("Answer")
@@ -68,10 +69,12 @@ class DecodingProcess:
     _child: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    def read_scan(self, path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
+    def read_scan(
+        self, source: Source, modality: Modality, slice_index: int | None = None, released: bool = False
+    ) -> Scan:
         """The scan that `scan_reader.decode_scan` gives, with its refusals; text in its pixels is not looked for."""
         request = {"kind": "scan", "modality": json.dumps(to_mapping(modality)), "slice_index": slice_index}
-        return self._one(request, path, released, lambda content, values: scan_of(content, values, modality))
+        return self._one(request, source, released, lambda content, values: scan_of(content, values, modality))
 
     def read_volume(self, path: Path, modality: Modality, released: bool = False) -> Volume:
         """The volume that `volume.decode_volume` gives, with its refusals; text is not looked for."""
@@ -80,11 +83,11 @@ class DecodingProcess:
 
     def read_headers(
         self, files: Sequence[tuple[Path, bool]], modalities: Sequence[str]
-    ) -> Iterator[DicomHeader | ScanRejected]:
-        """As `dicom.read_header` for each path and whether it is released, with the refusals in their places."""
-        request = {"kind": "header", "modalities": list(modalities)}
+    ) -> Iterator[list[DicomHeader] | ScanRejected]:
+        """As `dicom.read_headers` for each path and whether it is released, with the refusals in their places."""
+        request = {"kind": "headers", "modalities": list(modalities)}
         for start in range(0, len(files), BATCH):
-            yield from self._ask(request, files[start : start + BATCH], header_of)
+            yield from self._ask(request, files[start : start + BATCH], headers_of)
 
     def close(self) -> None:
         """End the child."""
@@ -94,11 +97,11 @@ class DecodingProcess:
     def _one(
         self,
         request: dict[str, Any],
-        path: Path,
+        source: Source,
         released: bool,
         understand: Callable[[dict[str, Any], np.ndarray], Answer],
     ) -> Answer:
-        (answer,) = self._ask(request, [(path, released)], lambda content, values, _: understand(content, values))
+        (answer,) = self._ask(request, [(source, released)], lambda content, values, _: understand(content, values))
         if isinstance(answer, ScanRejected):
             raise answer
         return answer
@@ -106,23 +109,26 @@ class DecodingProcess:
     def _ask(
         self,
         request: dict[str, Any],
-        files: Sequence[tuple[Path, bool]],
+        files: Sequence[tuple[Source, bool]],
         understand: Callable[[dict[str, Any], np.ndarray, Path], Answer],
     ) -> list[Answer | ScanRejected]:
         answers: list[Answer | ScanRejected] = []
         with self._lock:
             while len(answers) < len(files):
                 waiting = files[len(answers) :]
-                self._send(request | {"files": [(str(Path.cwd() / path), released) for path, released in waiting]})
+                asked = [([str(Path.cwd() / path) for path in _paths(source)], free) for source, free in waiting]
+                self._send(request | {"files": asked})
                 try:
-                    for path, _ in waiting:
+                    for source, _ in waiting:
                         content, values = self._receive()
+                        path = _paths(source)[0]
                         answers.append(refusal_of(content, path) or understand(content, values, path))
                 except _ChildEndedError as error:
-                    answers.append(ScanRejected(files[len(answers)][0], Rejection.UNREADABLE, str(error)))
+                    at = _paths(files[len(answers)][0])[0]
+                    answers.append(ScanRejected(at, Rejection.UNREADABLE, str(error)))
                 except MALFORMED_ANSWER:
-                    detail = "its decoder gave an answer that no decoder gives"
-                    answers.append(ScanRejected(files[len(answers)][0], Rejection.UNREADABLE, detail))
+                    at, detail = _paths(files[len(answers)][0])[0], "its decoder gave an answer that no decoder gives"
+                    answers.append(ScanRejected(at, Rejection.UNREADABLE, detail))
                     self._end()
                 except BaseException:
                     self._end()  # the rest of an answer is on its way
@@ -212,11 +218,15 @@ class DecodingProcess:
 _shared = DecodingProcess()
 
 
-def read_scan(path: Path, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
+def _paths(source: Source) -> Sequence[Path]:
+    return [source] if isinstance(source, Path) else source
+
+
+def read_scan(source: Source, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
     """Read one scan, decoded in a child process as `scan_reader.decode_scan` does.
 
     Args:
-        path: DICOM file, folder of one DICOM series, NIfTI volume or grey PNG.
+        source: DICOM file, folder of one DICOM series, its files, NIfTI volume, or grey PNG or JPEG.
         modality: its `image` options choose the slice.
         slice_index: from 0, the lowest slice, upwards along the normal.
         released: a person has checked the pixels for burned-in text; else a slice with text in them is refused.
@@ -224,9 +234,9 @@ def read_scan(path: Path, modality: Modality, slice_index: int | None = None, re
     Raises:
         ScanRejected: the file cannot be used, or decoding it took too long, too much memory or ended the child.
     """
-    scan = _shared.read_scan(path, modality, slice_index, released)
+    scan = _shared.read_scan(source, modality, slice_index, released)
     if not released:
-        check_burned_in_text(path, scan.pixels)
+        check_burned_in_text(_paths(source)[0], scan.pixels)
     return scan
 
 
@@ -244,8 +254,10 @@ def read_volume(path: Path, modality: Modality, released: bool = False) -> Volum
     return volume
 
 
-def read_headers(files: Sequence[tuple[Path, bool]], modalities: Sequence[str]) -> Iterator[DicomHeader | ScanRejected]:
-    """The header of each DICOM file, read in a child process, or its refusal.
+def read_headers(
+    files: Sequence[tuple[Path, bool]], modalities: Sequence[str]
+) -> Iterator[list[DicomHeader] | ScanRejected]:
+    """The headers of each DICOM file's images, read in a child process, or its refusal.
 
     Args:
         files: paths, and whether a person has checked their pixels for burned-in text.

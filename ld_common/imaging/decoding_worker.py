@@ -26,15 +26,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ld_common.core.config import from_mapping
-from ld_common.imaging.dicom import DicomHeader, read_header
+from ld_common.imaging.dicom import DicomHeader, read_headers
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected
-from ld_common.imaging.scan_reader import decode_scan
+from ld_common.imaging.scan_reader import Source, decode_scan
 from ld_common.imaging.volume import Volume, decode_volume
 
 REQUEST, REPLY = struct.Struct("<I"), struct.Struct("<IQ")
-MAX_REPLY_JSON = 2**16
+MAX_REPLY_JSON = 2**21
+"""Of the headers of an enhanced image's frames."""
 Answer = tuple[dict[str, Any], np.ndarray | None]
 
 
@@ -57,9 +58,10 @@ def _serve(requests: BinaryIO, replies: BinaryIO, memory_bytes: int, seconds: in
     _send(replies, {}, None)  # started
     while head := requests.read(REQUEST.size):
         request = json.loads(requests.read(*REQUEST.unpack(head)))
-        for path, released in request["files"]:
+        for paths, released in request["files"]:
             _start_clock(seconds)
-            _send(replies, *_answer(request, Path(path), released, memory_bytes))
+            source = Path(paths[0]) if len(paths) == 1 else [Path(path) for path in paths]
+            _send(replies, *_answer(request, source, released, memory_bytes))
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -103,12 +105,12 @@ def _send(replies: BinaryIO, content: dict[str, Any], array: np.ndarray | None) 
     replies.flush()
 
 
-def _answer(request: dict[str, Any], path: Path, released: bool, memory_bytes: int) -> Answer:
+def _answer(request: dict[str, Any], source: Source, released: bool, memory_bytes: int) -> Answer:
     try:
-        return READERS[request["kind"]](path, request, released)
+        return READERS[request["kind"]](source, request, released)
     except ScanRejected as error:
         if not isinstance(error.__cause__, MemoryError):
-            name = error.path.name if error.path.parent == path else ""
+            name = error.path.name if error.path.parent == source else ""
             return _rejected(error.rejection, error.detail, name), None
     except MemoryError:
         pass
@@ -127,9 +129,10 @@ def _modality(text: str) -> Modality:
     return from_mapping(Modality, json.loads(text))
 
 
-def _read_header(path: Path, request: dict[str, Any], released: bool) -> Answer:
-    header = read_header(path, request["modalities"], released)
-    return header_fields(header), None
+def _read_headers(source: Source, request: dict[str, Any], released: bool) -> Answer:
+    assert isinstance(source, Path)
+    headers = read_headers(source, request["modalities"], released)
+    return {"headers": [header_fields(header) for header in headers]}, None
 
 
 def header_fields(header: DicomHeader) -> dict[str, Any]:
@@ -140,8 +143,8 @@ def header_fields(header: DicomHeader) -> dict[str, Any]:
     return fields
 
 
-def _read_scan(path: Path, request: dict[str, Any], released: bool) -> Answer:
-    scan: Scan = decode_scan(path, _modality(request["modality"]), request["slice_index"], released)
+def _read_scan(source: Source, request: dict[str, Any], released: bool) -> Answer:
+    scan: Scan = decode_scan(source, _modality(request["modality"]), request["slice_index"], released)
     fields = {
         "shape": scan.pixels.shape,
         "spacing_mm": scan.spacing_mm,
@@ -155,8 +158,9 @@ def _read_scan(path: Path, request: dict[str, Any], released: bool) -> Answer:
     return fields, np.ascontiguousarray(scan.pixels, np.float32)
 
 
-def _read_volume(path: Path, request: dict[str, Any], released: bool) -> Answer:
-    volume: Volume = decode_volume(path, _modality(request["modality"]), released)
+def _read_volume(source: Source, request: dict[str, Any], released: bool) -> Answer:
+    assert isinstance(source, Path)
+    volume: Volume = decode_volume(source, _modality(request["modality"]), released)
     fields = {
         "shape": volume.voxels.shape,
         "attributes": volume.attributes_in_file,
@@ -169,8 +173,8 @@ def _read_volume(path: Path, request: dict[str, Any], released: bool) -> Answer:
     return fields, volume.voxels.ravel("F")  # a view: voxels are in the order of Fortran
 
 
-READERS: dict[str, Callable[[Path, dict[str, Any], bool], Answer]] = {
-    "header": _read_header,
+READERS: dict[str, Callable[[Source, dict[str, Any], bool], Answer]] = {
+    "headers": _read_headers,
     "scan": _read_scan,
     "volume": _read_volume,
 }

@@ -44,6 +44,9 @@ class AttributeConfig:
 AGE = "age"
 """Name of the attribute that passes with the years."""
 DEFORMATION, DIFFERENCE, DECODED = "deformation", "difference", "decoded"
+PROJECTION = "none"
+"""Plane of modalities whose scans are two-dimensional images."""
+PLANES = ("axial", "coronal", "sagittal", PROJECTION)
 RENDERINGS = (DEFORMATION, DIFFERENCE, DECODED)
 
 
@@ -52,9 +55,17 @@ class ImageConfig:
     """Plane, slice, field of view and window of the model's picture, and how answers are written."""
 
     plane: str = "axial"
-    """Plane of the slice that is taken from a volume; `none` for two-dimensional images."""
+    """Plane of the slice that is taken from a volume, `axial`, `coronal` or `sagittal`, whichever way it was acquired;
+    `none` for two-dimensional images."""
+    part_mm: float = 0.0
+    """Length of the body part along the plane's normal, such as 150 of a head. In a stack that is much longer,
+    `slice_position` counts within the part, from where air begins above it; 0 always takes the whole stack."""
+    body_parts: list[str] = field(default_factory=list)
+    """Patterns of accepted DICOM Body Parts Examined (0018,0015), for example `*CHEST*`; empty accepts all. A file
+    without one is accepted."""
     view_positions: list[str] = field(default_factory=list)
-    """Accepted DICOM View Positions (0018,5101), for example PA; empty accepts all. A file without one is accepted."""
+    """Accepted DICOM View Positions (0018,5101), for example PA; empty accepts all. Where it is empty, the view's code,
+    orientation or description may tell a lateral view; a file that says nothing is accepted."""
     slice_position: float = 0.5
     """Position of the slice, from 0 (first along the plane's normal) to 1."""
     field_of_view_mm: float = 200.0
@@ -70,7 +81,8 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         require(self.rendering in RENDERINGS, f"image.rendering is '{self.rendering}': use {', '.join(RENDERINGS)}")
-        require(self.plane in ("axial", "none"), f"image.plane is '{self.plane}': use axial or none")
+        require(self.plane in PLANES, f"image.plane is '{self.plane}': use {', '.join(PLANES)}")
+        require(self.part_mm >= 0, f"image.part_mm is {self.part_mm:g}: use 0 or more")
         require(0 <= self.slice_position <= 1, f"image.slice_position is {self.slice_position}: use 0 to 1")
         require(self.field_of_view_mm >= 0, "image.field_of_view_mm must not be negative")
         require(

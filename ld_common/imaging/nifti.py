@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
+import math
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 from nibabel.imageglobals import logger
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
-from nibabel.openers import ImageOpener
+from nibabel.orientations import aff2axcodes
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 
 from ld_common.core.errors import ScanError
+from ld_common.imaging.foreign_files import check_compressed, foreign_kind, is_nifti
 from ld_common.imaging.geometry import Frame, Scan
-from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, check_file, check_spacing, rejecting
+from ld_common.imaging.rejection import (
+    MAX_PIXELS,
+    Rejection,
+    ScanRejected,
+    ValuesTooLargeError,
+    check_file,
+    check_spacing,
+    rejecting,
+)
 
 NIFTI = (".nii", ".nii.gz")
 SYNTHETIC_NIFTI = "synthetic"
@@ -29,8 +42,10 @@ DESCRIPTION_BYTES = 79
 MAX_EXTENSION_BYTES = 16 * 2**20
 """Header extensions, which are not used; some programs keep a protocol or a history in them."""
 NIFTI2_BYTES = 544
+THINNED_VOXELS = 2**19
 SLAB_VOXELS = 2**22
 """Voxels that are read at once."""
+NO_NIFTI = "not a NIfTI volume: damaged, or not what its name says"
 GEOMETRY = (
     *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
@@ -42,18 +57,75 @@ logger.setLevel(logging.CRITICAL)  # nibabel reports each header repair; such he
 def read_nifti(path: Path) -> Nifti1Image:
     """Open one grey volume without reading its voxels; `affine_mm` gives their positions.
 
+    A compressed file is read to its end first: its checksum stands there. Whether a file is compressed is told by its
+    content. One two-dimensional image is a volume of one slice.
+
     Raises:
-        ScanRejected: the file cannot be used, for example for voxel sizes of 0.
+        ScanRejected: the file cannot be used, for example because it is cut off or its orientation is not certain.
     """
     check_file(path)
     with rejecting(path, ImageFileError, HeaderDataError, HeaderTypeError):
+        _check_complete(path)
         _check_extensions(path)
-        volume = nibabel.load(path, keep_file_open=True)  # else each part of a .nii.gz unpacks it from its start
-        if not isinstance(volume, Nifti1Image):
-            raise ScanRejected(path, Rejection.UNSUPPORTED, "not a NIfTI image")
+        with _opened(path) as stream:
+            kind: Any = Nifti2Image if Nifti2Header.may_contain_header(stream.read(NIFTI2_BYTES)) else Nifti1Image
+        if not _is_nifti(path):
+            what = foreign_kind(path)
+            kind_of_refusal = Rejection.UNSUPPORTED if what else Rejection.UNREADABLE
+            raise ScanRejected(path, kind_of_refusal, f"not a NIfTI volume, but {what}" if what else NO_NIFTI)
+        # an open stream: else each part of a compressed file unpacks it from its start
+        volume = kind.from_file_map({"image": FileHolder(fileobj=cast("Any", _opened(path)))})
         _check_voxels(path, volume)
         _check_sizes(path, volume)
-        return volume
+        _check_orientation(path, volume)
+        return volume if volume.ndim > 2 else _one_slice(volume)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """A volume's bytes, unpacked where its content is compressed; some files have the other kind's name."""
+    with path.open("rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+    return cast("IO[bytes]", gzip.open(path)) if compressed else path.open("rb")
+
+
+def _is_nifti(path: Path) -> bool:
+    with _opened(path) as stream:
+        return is_nifti(stream.read(NIFTI2_BYTES))
+
+
+def _check_complete(path: Path) -> None:
+    """Refuse a compressed file that ends early or whose checksum is wrong, before a voxel of it is used."""
+    with path.open("rb") as stream:
+        if stream.read(2) != b"\x1f\x8b":
+            return
+    try:
+        check_compressed(path)
+    except EOFError as error:
+        raise ScanRejected(path, Rejection.UNREADABLE, "it is cut off: copy it again") from error
+    except (OSError, zlib.error) as error:
+        detail = "its checksum is wrong, so voxels changed on the way: copy it again"
+        raise ScanRejected(path, Rejection.UNREADABLE, detail) from error
+
+
+def _check_orientation(path: Path, volume: Nifti1Image) -> None:
+    """Refuse a file that does not say how it lies, or says it in two ways: left and right may be swapped."""
+    header = volume.header
+    qform, sform = int(header["qform_code"]), int(header["sform_code"])
+    if qform <= 0 and sform <= 0:
+        detail = "it gives no orientation (its qform and sform codes are 0): write it with one, or from DICOM again"
+        raise ScanRejected(path, Rejection.NO_ORIENTATION, detail)
+    if qform > 0 and sform > 0:
+        ways = ["".join(aff2axcodes(affine)) for affine in (header.get_qform(), header.get_sform())]
+        if ways[0] != ways[1]:
+            detail = f"qform and sform disagree ({ways[0]} and {ways[1]}): write the right one to both"
+            raise ScanRejected(path, Rejection.NO_ORIENTATION, detail)
+
+
+def _one_slice(volume: Nifti1Image) -> Nifti1Image:
+    """A two-dimensional image as a volume of one slice."""
+    header = volume.header.copy()
+    header.set_data_shape((*volume.shape, 1))
+    return type(volume)(np.asarray(volume.dataobj, np.float32)[..., None], volume.affine, header)
 
 
 def affine_mm(volume: Nifti1Image) -> np.ndarray:
@@ -71,8 +143,8 @@ def read_voxels(volume: Nifti1Image) -> np.ndarray:
     return voxels
 
 
-def read_slice(volume: Nifti1Image, axis: int, index: int) -> Nifti1Image:
-    """The slice at `index` along `axis` as a volume of one slice, float32, placed in millimetres."""
+def read_slice(volume: Nifti1Image, affine: np.ndarray, axis: int, index: int) -> Nifti1Image:
+    """The slice at `index` along `axis` as a volume of one slice, float32; `affine` places the volume in mm."""
     shape = [*volume.shape[:3]]
     shape[axis] = 1
     pixels = np.empty(shape, np.float32, order="F")
@@ -84,28 +156,53 @@ def read_slice(volume: Nifti1Image, axis: int, index: int) -> Nifti1Image:
         for slab in _slabs(shape):
             place = (slab[0], chosen, slab[2]) if axis == 1 else (slab[0], slab[1], chosen)
             pixels[slab] = _part(volume, place)
-    affine = affine_mm(volume)
+    affine = affine.copy()
     affine[:3, 3] += affine[:3, axis] * index
     return Nifti1Image(pixels, affine)
 
 
-def _slabs(shape: Sequence[int]) -> Iterator[tuple[slice, slice, slice]]:
-    """Parts of a volume that lie together in its file, of `SLAB_VOXELS` where an axis is not longer."""
+def read_thinned(volume: Nifti1Image, axis: int) -> np.ndarray:
+    """Real values, float32 `(I,J,K)`: all slices along `axis`, thinned in the others to `THINNED_VOXELS`."""
+    shape = volume.shape[:3]
+    stride = max(1, math.ceil(math.sqrt(np.prod(shape, dtype=np.float64) / THINNED_VOXELS)))
+    strides = [1 if place == axis else stride for place in range(3)]
+    thinned = np.empty([-(-length // step) for length, step in zip(shape, strides, strict=True)], np.float32)
+    for slab in _slabs(shape, THINNED_VOXELS):
+        starts = [part.start or 0 for part in slab]
+        first = [-start % step for start, step in zip(starts, strides, strict=True)]
+        values = _part(volume, slab)[tuple(slice(at, None, step) for at, step in zip(first, strides, strict=True))]
+        places = [(start + at) // step for start, at, step in zip(starts, first, strides, strict=True)]
+        ends = [place + count for place, count in zip(places, values.shape, strict=True)]
+        thinned[tuple(slice(*span) for span in zip(places, ends, strict=True))] = values
+    return thinned
+
+
+def _slabs(shape: Sequence[int], most: int = SLAB_VOXELS) -> Iterator[tuple[slice, slice, slice]]:
+    """Parts of a volume that lie together in its file, of `most` voxels where an axis is not longer."""
     rows, columns, slices = shape
     whole = slice(None)
-    if rows * columns <= SLAB_VOXELS:
-        step = SLAB_VOXELS // (rows * columns)
+    if rows * columns <= most:
+        step = most // (rows * columns)
         yield from ((whole, whole, slice(start, start + step)) for start in range(0, slices, step))
         return
-    step = max(1, SLAB_VOXELS // rows)
+    step = max(1, most // rows)
     for number in range(slices):
         for start in range(0, columns, step):
             yield whole, slice(start, start + step), slice(number, number + 1)
 
 
 def _part(volume: Nifti1Image, place: tuple[slice, slice, slice]) -> np.ndarray:
-    """Real values; scaling makes copies of them in double precision."""
-    return np.asarray(volume.dataobj[(*place, *[0] * (len(volume.shape) - 3))])
+    """Real values; scaling makes copies of them in double precision.
+
+    Raises:
+        ValuesTooLargeError: values beyond single precision.
+    """
+    values = np.asarray(volume.dataobj[(*place, *[0] * (len(volume.shape) - 3))])
+    if values.dtype == np.float64 and values.size and np.nanmax(np.abs(values), initial=0) > np.finfo(np.float32).max:
+        finite = values[np.isfinite(values)]
+        if finite.size and np.abs(finite).max() > np.finfo(np.float32).max:
+            raise ValuesTooLargeError
+    return values
 
 
 def write_nifti(path: Path, pixels: np.ndarray, frame: Frame | Scan) -> None:
@@ -159,7 +256,7 @@ def _save(path: Path, volume: Nifti1Image, description: str) -> None:
 
 def _check_extensions(path: Path) -> None:
     """Refuse header extensions that are, or claim to be, larger than `MAX_EXTENSION_BYTES`: nibabel reads them."""
-    with ImageOpener(str(path)) as stream:
+    with _opened(path) as stream:
         start = stream.read(NIFTI2_BYTES)
         header: Any = next((kind for kind in (Nifti2Header, Nifti1Header) if kind.may_contain_header(start)), None)
         if header is None:
@@ -181,7 +278,7 @@ def _check_extensions(path: Path) -> None:
 
 
 def _check_voxels(path: Path, volume: Nifti1Image) -> None:
-    if volume.ndim < 3 or max(volume.shape[3:], default=1) > 1:
+    if volume.ndim < 2 or max(volume.shape[3:], default=1) > 1:
         raise ScanRejected(path, Rejection.UNSUPPORTED, f"its shape is {volume.shape}: one volume is expected")
     if np.prod(volume.shape, dtype=np.float64) > MAX_PIXELS:
         raise ScanRejected(
@@ -194,8 +291,8 @@ def _check_voxels(path: Path, volume: Nifti1Image) -> None:
 
 
 def _check_sizes(path: Path, volume: Nifti1Image) -> None:
-    with ImageOpener(str(path)) as stream:  # nibabel silently repairs sizes of 0 and below
-        sizes = type(volume.header).from_fileobj(stream, check=False)["pixdim"][1:4]
+    with _opened(path) as stream:  # nibabel silently repairs sizes of 0 and below
+        sizes = type(volume.header).from_fileobj(stream, check=False)["pixdim"][1 : 1 + min(3, volume.ndim)]
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         listed = ", ".join(f"{size:g}" for size in sizes)
         raise ScanRejected(path, Rejection.WRONG_GEOMETRY, f"its voxel sizes are {listed}: write the real ones")

@@ -41,6 +41,9 @@ class Rejection(StrEnum):
     NO_DECODER = "missing decoder"
     BURNED_IN = "may hold burned-in text"
     SYNTHETIC = "synthetic image"
+    LOCALIZER = "localizer"
+    SEVERAL_AT_ONE_PLACE = "several images at one place"
+    NO_ORIENTATION = "no certain orientation"
 
 
 class ScanRejected(ScanError):
@@ -52,6 +55,10 @@ class ScanRejected(ScanError):
         self.rejection = rejection
         self.detail = detail
         """Explanation without path or header value, so that it cannot name a patient."""
+
+
+class ValuesTooLargeError(ArithmeticError):
+    """Values of a file are beyond single precision."""
 
 
 @contextmanager
@@ -70,6 +77,9 @@ def rejecting(path: Path, *more: type[Exception]) -> Iterator[None]:
         raise ScanRejected(path, Rejection.UNREADABLE, "no permission to read it: change its permissions") from error
     except MemoryError as error:
         raise ScanRejected(path, Rejection.TOO_LARGE, "reading it needs more memory than there is") from error
+    except ValuesTooLargeError as error:
+        detail = "it holds values above 3.4e38: write it in single precision"
+        raise ScanRejected(path, Rejection.UNREADABLE, detail) from error
     except (*MALFORMED, *more) as error:
         detail = f"damaged or not what its name says ({type(error).__name__}); export it again"
         raise ScanRejected(path, Rejection.UNREADABLE, detail) from error

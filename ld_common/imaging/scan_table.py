@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +12,13 @@ from torch import Tensor
 
 from ld_common.core.config import load_config
 from ld_common.core.errors import RequestError
-from ld_common.core.tables import table_lines
+from ld_common.core.tables import decimal_point, open_table
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes, Modality, Value
+
+CHECKED = "burned_in_text_checked"
+"""Column of scans whose pixels a person has checked for text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +93,26 @@ def in_words(modality: Modality, attributes: Attributes) -> str:
     return ", ".join(words)
 
 
+def parse_cell(modality: Modality, name: str, cell: str, separator: str) -> Value:
+    """An attribute's value from a cell of a table whose cells stand between separators.
+
+    Raises:
+        RequestError: as `Modality.parse`.
+    """
+    is_number = name in modality.attributes and not modality.attributes[name].categories
+    return modality.parse(name, decimal_point(cell, separator) if is_number else cell)
+
+
 def _rows(table: Path, modality: Modality) -> Iterator[tuple[str, Path, Attributes, bool]]:
-    try:
-        with table_lines(table) as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"cannot read the table '{table}': {error}") from error
-    rows = [{(name or "").strip(): value for name, value in row.items()} for row in rows]
+    needed = ["patient", "input", *modality.attributes]
+    with open_table(table, RequestError, columns=[*needed, CHECKED]) as opened:
+        rows, separator = list(opened.rows), opened.separator
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in ("patient", "input", *modality.attributes) if not row.get(name)]
+        if problem := row.problem([*needed, CHECKED]):
+            raise RequestError(f"'{table}', row {number}: {problem}")
+        missing = [name for name in needed if not row.cells.get(name)]
         if missing:
             raise RequestError(f"'{table}', row {number}, lacks {', '.join(missing)}")
-        attributes = {name: modality.parse(name, row[name]) for name in modality.attributes}
-        checked = (row.get("burned_in_text_checked") or "").strip().lower() == "yes"
-        yield row["patient"], table.parent / row["input"], attributes, checked
+        attributes = {name: parse_cell(modality, name, row.cells[name], separator) for name in modality.attributes}
+        checked = row.cells.get(CHECKED, "").lower() == "yes"
+        yield row.cells["patient"], table.parent / row.cells["input"], attributes, checked

@@ -14,16 +14,15 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from ld_common.core.errors import ScanError
-from ld_common.imaging.dicom import DicomHeader, read_dicom
+from ld_common.imaging.dicom import read_dicom
 from ld_common.imaging.geometry import Scan
-from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.modality import PROJECTION, Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, SLAB_VOXELS, affine_mm, read_nifti, read_voxels
-from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, check_slice_size, check_spacing, rejecting
+from ld_common.imaging.rejection import Rejection, ScanRejected, check_slice_size, check_spacing, rejecting
 from ld_common.imaging.scan_reader import known_attributes, series_headers
+from ld_common.imaging.series import affine_of, ordered, read_voxels_of
 
 Value = TypeVar("Value")
-UNEVEN = 0.02
-"""Tolerance of a slice's position, as a share of the distance between slices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +90,10 @@ def decode_volume(path: Path, modality: Modality, released: bool = False) -> Vol
     Raises:
         ScanRejected: it cannot be used, for example because slices are missing, tilted or share a position.
     """
-    if modality.image.plane == "none":
-        raise ScanRejected(
-            path, Rejection.WRONG_GEOMETRY, "the release draws no volume: it was trained on two-dimensional images"
-        )
+    if modality.image.plane != "axial":
+        trained = "two-dimensional images" if modality.image.plane == PROJECTION else f"{modality.image.plane} slices"
+        detail = f"the release draws no volume: it was trained on {trained}"
+        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
     with rejecting(path):
         folder = path.is_dir()
     if folder:
@@ -109,21 +108,13 @@ def decode_volume(path: Path, modality: Modality, released: bool = False) -> Vol
 
 
 def _series(folder: Path, modality: Modality, released: bool) -> Volume:
-    headers = _ordered(folder, series_headers(folder, modality, released))
-    affine = _affine(folder, headers)
-    voxels = np.empty((0, 0, 0), np.float32)
-    for number, header in enumerate(headers):
-        pixels = read_dicom(header.path, modality.dicom_modalities, released)[1]
-        if number == 0:
-            if pixels.size * len(headers) > MAX_PIXELS:
-                raise ScanRejected(folder, Rejection.TOO_LARGE, f"more than the {MAX_PIXELS} voxels that are read")
-            voxels = np.empty((*pixels.T.shape, len(headers)), np.float32, order="F")
-            _check_slices(folder, voxels.shape, affine)
-        if pixels.T.shape != voxels.shape[:2]:
-            raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices have several sizes")
-        voxels[:, :, number] = pixels.T
+    series = ordered(folder, series_headers(folder, modality, released))
+    series.check_whole(folder)
+    headers, affine = series.headers, affine_of(folder, series)
+    shape = read_dicom(headers[0].path, modality.dicom_modalities, released, headers[0].frame)[1].T.shape
+    _check_slices(folder, (*shape, len(headers)), affine)
     volume = Volume(
-        voxels,
+        read_voxels_of(folder, series, modality.dicom_modalities, released),
         affine,
         known_attributes(headers[0], modality),
         None,
@@ -138,43 +129,6 @@ def _common(values: Iterable[Value], otherwise: Value) -> Value:
     """The value that all slices have."""
     different = set(values)
     return different.pop() if len(different) == 1 else otherwise
-
-
-def _ordered(folder: Path, headers: Sequence[DicomHeader]) -> list[DicomHeader]:
-    """Slices by position; copies of a file count once."""
-    unique = {header.sop_uid: header for header in headers}
-    if any(header.position_mm is None for header in unique.values()):
-        detail = "a slice has no usable position, orientation or spacing: the series cannot be sorted"
-        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, detail)
-    ordered = sorted(unique.values(), key=lambda header: header.position_mm or 0.0)
-    if len(ordered) < 2:
-        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "one slice is not a volume: use ld-generate edit")
-    return ordered
-
-
-def _affine(folder: Path, headers: Sequence[DicomHeader]) -> np.ndarray:
-    """Affine of slices stacked at even distances."""
-    placed = [header.affine for header in headers if header.affine is not None]
-    first, origins = placed[0], np.array([affine[:3, 3] for affine in placed])
-    step = (origins[-1] - origins[0]) / (len(placed) - 1)
-    distance = float(np.linalg.norm(step))
-    if distance < 1e-3 or any(np.linalg.norm(gap) < 0.1 * distance for gap in np.diff(origins, axis=0)):
-        detail = "several images at one position, such as echoes or time points: keep one of each"
-        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, detail)
-    if not all(np.allclose(affine[:3, :3], first[:3, :3], atol=1e-3) for affine in placed):
-        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices have several orientations or spacings")
-    even = origins[0] + np.arange(len(placed))[:, None] * step
-    if np.linalg.norm(origins - even, axis=1).max() > UNEVEN * distance:
-        gaps = np.linalg.norm(np.diff(origins, axis=0), axis=1)
-        detail = (
-            f"its slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart: one is missing, or this is not one volume"
-        )
-        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, detail)
-    if abs(first[:3, 2] @ step) < (1 - UNEVEN**2) * distance:
-        raise ScanRejected(folder, Rejection.WRONG_GEOMETRY, "its slices are shifted sideways (tilted): resample them")
-    affine = first.copy()
-    affine[:3, 2] = step
-    return affine
 
 
 def _check_slices(path: Path, shape: Sequence[int], affine: np.ndarray) -> None:

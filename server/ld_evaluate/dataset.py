@@ -8,7 +8,6 @@ also holds `held_out.json`; its edits and truths then replace the edits generate
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ld_common.core.errors import RequestError
-from ld_common.core.tables import table_lines
+from ld_common.core.tables import open_table
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import AGE, Attributes, Modality
@@ -111,11 +110,8 @@ def _visits(folder: Path, table: ScanTable) -> list[list[int]]:
 
 def _inputs(table: Path) -> list[Path]:
     """The files of a table that `read_scan_table` has checked."""
-    with table_lines(table) as lines:
-        return [
-            table.parent / next(value for name, value in row.items() if (name or "").strip() == "input")
-            for row in csv.DictReader(lines)
-        ]
+    with open_table(table, RequestError) as opened:
+        return [table.parent / row.cells["input"] for row in opened.rows]
 
 
 def _read_again(path: Path, modality: Modality) -> Scan:

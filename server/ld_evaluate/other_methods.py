@@ -14,9 +14,10 @@ import numpy as np
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import nearest
 from ld_common.core.errors import RequestError
-from ld_common.core.tables import table_lines
+from ld_common.core.tables import open_table
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.scan_table import parse_cell
 from ld_evaluate.answers import Answers
 from ld_evaluate.edits import EvaluationEdit
 from ld_evaluate.files import ANSWERS
@@ -102,18 +103,16 @@ def write_questions(path: Path, modality: Modality, edits: Sequence[EvaluationEd
 
 
 def _files_of(table: Path, modality: Modality) -> list[tuple[str, Attributes, str]]:
-    try:
-        with table_lines(table) as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"--answers: cannot read the table '{table}': {error}") from error
-    files = []
-    for number, row in enumerate(rows, start=1):
-        missing = [name for name in ("patient", *modality.attributes, "file") if not row.get(name)]
-        if missing:
-            raise RequestError(f"--answers: '{table}', row {number}, lacks {', '.join(missing)}")
-        shown = {name: modality.parse(name, row[name]) for name in modality.attributes}
-        files.append((row["patient"], shown, row["file"]))
+    columns, files = ["patient", *modality.attributes, "file"], []
+    with open_table(table, RequestError, columns=columns) as opened:
+        for row in opened.rows:
+            missing = [name for name in columns if not row.cells.get(name)]
+            problem = row.problem(columns) or (f"lacks {', '.join(missing)}" if missing else "")
+            if problem:
+                raise RequestError(f"--answers: '{table}', row {row.number - 1}, {problem}")
+            cells, separator = row.cells, opened.separator
+            shown = {name: parse_cell(modality, name, cells[name], separator) for name in modality.attributes}
+            files.append((cells["patient"], shown, cells["file"]))
     return files
 
 

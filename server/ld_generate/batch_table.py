@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import RequestError
-from ld_common.core.tables import table_lines
+from ld_common.core.tables import open_table, readable
 
 OUTCOMES = "batch.csv"
 DRAWN, VISIT = "drawn", "visit"
@@ -40,15 +40,13 @@ class BatchRow:
     """Rows of one patient are visits of each other: those before a row are its history."""
     date: str = ""
     """ISO date of the visit."""
-    extra_cells: str = ""
-    """Cells beyond the last column."""
+    problem: str = ""
+    """Why the table's row cannot be read, as the rest of a sentence."""
 
     def check(self) -> None:
         """Raise `RequestError` for cells that cannot be meant so."""
-        if self.extra_cells:
-            raise RequestError(
-                f"the row has more cells than columns, '{self.extra_cells}': put quotes round a cell with commas"
-            )
+        if self.problem:
+            raise RequestError(self.problem)
         if self.slice and not self.slice.isdecimal():
             raise RequestError(f"slice is '{self.slice}': give the number of a slice, from 0")
         if self.patient and self.history:
@@ -105,22 +103,13 @@ def read_rows(table: Path) -> list[BatchRow]:
     Raises:
         RequestError: it cannot be read, has no row, lacks a column or has an unknown one.
     """
-    try:
-        with table_lines(table) as lines:
-            reader = csv.DictReader(lines)
-            columns = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            _check_columns(table, columns)
-            rows = [
-                BatchRow(
-                    number,
-                    **{name: (cells.get(name) or "").strip() for name in columns},
-                    extra_cells=",".join(cells.get(None) or []),
-                )
-                for number, cells in enumerate(reader, start=1)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"cannot read the table '{table}': {error}") from error
+    with open_table(table, RequestError, columns=COLUMNS) as opened:
+        columns = [name for name in opened.header if name]
+        _check_columns(table, columns)
+        rows = [
+            BatchRow(number, **{name: readable(row.cells[name]) for name in columns}, problem=row.problem(columns))
+            for number, row in enumerate(opened.rows, start=1)
+        ]
     if not rows:
         raise RequestError(f"'{table}' has no row: add one for each scan")
     return rows

@@ -9,6 +9,7 @@ from ld_generate.commands.batch import batch
 from ld_generate.commands.edit import edit
 from ld_generate.commands.import_lora import import_release
 from ld_generate.commands.sample import sample
+from ld_generate.commands.send import send
 from ld_generate.commands.serve import serve
 from ld_generate.commands.sweep import sweep
 from ld_generate.commands.volume import volume
@@ -44,6 +45,7 @@ cli.command("volume")(grouped(volume))
 cli.command("batch")(grouped(batch))
 cli.command("sample")(grouped(sample))
 cli.command("serve")(grouped(serve))
+cli.command("send")(grouped(send))
 cli.command("import")(grouped(import_release))
 
 

@@ -58,7 +58,7 @@ def audited(site_yaml: Path, tiny_base: Path, tmp_path: Path) -> tuple[Path, Pat
     """A site that holds patients back, and a release that it took part in."""
     rows = []
     for number, patient in enumerate(PATIENTS):
-        write_visit(site_yaml.parent / "scans", patient, "2020-01-01")
+        write_visit(site_yaml.parent / "scans", patient, "2020-01-01", PatientBirthDate=f"{1960 - number}0101")
         rows.append(f"{patient},2020-01-01,{60 + number},Female,Normal")
     write_table(site_yaml, rows)
     site = load_site(site_yaml, ["held_out=0.5"])

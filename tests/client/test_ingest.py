@@ -157,16 +157,27 @@ def test_equal_rows_count_once_and_conflicting_ones_not_at_all(site_yaml: Path) 
     assert exclusions["planted-carl/2020-11-12/0.dcm"].reason == Reason.NO_TABLE_ROW
 
 
-def test_several_series_of_one_day_give_one_visit(site_yaml: Path) -> None:
-    later = {"SeriesNumber": 5, "SeriesDescription": "ax T1 post"}
-    write_visit(scans(site_yaml) / "again", "PLANTED-CARL", "2020-11-12", **later)
+def test_a_repeated_series_of_one_day_gives_one_visit(site_yaml: Path) -> None:
+    write_visit(scans(site_yaml) / "again", "PLANTED-CARL", "2020-11-12", SeriesNumber=5)
     visits, exclusions = ingest(site_yaml)
     assert len(visits) == 6
     other = exclusions["again/planted-carl/2020-11-12/0.dcm"]
     assert (other.reason, other.files) == (Reason.OTHER_SERIES, 3)
     assert "planted-carl/2020-11-12/0.dcm" in other.detail
-    _, exclusions = ingest(site_yaml, ["data.series_description='*t1*'"])
-    assert reasons(exclusions) == {Reason.NOT_SELECTED: 18, Reason.NO_SCAN: 5}
+
+
+def test_of_different_series_of_one_day_none_is_taken_until_a_rule_chooses(site_yaml: Path) -> None:
+    later = {"SeriesNumber": 5, "SeriesDescription": "ax T1 post", "EchoTime": 4.5}
+    write_visit(scans(site_yaml) / "again", "PLANTED-CARL", "2020-11-12", **later)
+    visits, exclusions = ingest(site_yaml)
+    assert len(visits) == 5
+    both = [exclusions[f"{folder}planted-carl/2020-11-12/0.dcm"] for folder in ("", "again/")]
+    assert [(one.reason, one.files) for one in both] == [(Reason.SEVERAL_SERIES, 3)] * 2
+    assert "'ax T1 post', echo 4.5 ms" in both[0].detail
+    for rule in ("description='*t1*'", "echo_ms=4.5"):
+        visits, exclusions = ingest(site_yaml, [f"data.series.{rule}"])
+        assert [visit.attributes["age"] for visit in visits] == [80.0]
+        assert reasons(exclusions) == {Reason.NOT_SELECTED: 18, Reason.NO_SCAN: 5}
 
 
 def test_copies_of_an_object_are_exclusions(site_yaml: Path) -> None:
@@ -180,9 +191,10 @@ def test_copies_of_an_object_are_exclusions(site_yaml: Path) -> None:
 def test_suspected_text_is_released_by_pattern(site_yaml: Path) -> None:
     for file in (scans(site_yaml) / "planted-carl").rglob("*.dcm"):
         file.unlink()
-    write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-12", ImageType=["DERIVED", "PRIMARY"])
+    write_visit(scans(site_yaml), "PLANTED-CARL", "2020-11-12", ImageType=["DERIVED", "SECONDARY"])
     visits, exclusions = ingest(site_yaml)
-    assert (len(visits), reasons(exclusions)[Reason.BURNED_IN]) == (5, 3)
+    (held_back,) = [one for one in exclusions.values() if one.reason == Reason.BURNED_IN]  # one line a series
+    assert (len(visits), held_back.files) == (5, 3)
     visits, exclusions = ingest(site_yaml, ["data.burned_in_text_checked=[planted-carl/*]"])
     assert (len(visits), exclusions) == (6, {})
 

@@ -20,7 +20,7 @@ import pytest
 from ld_common.imaging import decoding_process, scan_reader, volume
 from ld_common.imaging.decoding_process import DecodingProcess, Limits
 from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, header_fields
-from ld_common.imaging.dicom import DicomHeader, read_header
+from ld_common.imaging.dicom import DicomHeader, read_headers
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected
 from tests.conftest import write_mr_slice
@@ -88,9 +88,11 @@ def test_headers_come_in_the_order_of_their_files_with_the_refusals_among_them(t
     files = [*sorted((tmp_path / "series").iterdir()), tmp_path / "notes.txt", held_back, held_back]
     released = [False] * (len(files) - 1) + [True]
     found = list(decoding_process.read_headers(list(zip(files, released, strict=True)), ["MR"]))
-    for path, header in zip([*files[:5], held_back], [*found[:5], found[-1]], strict=True):
+    for path, headers in zip([*files[:5], held_back], [*found[:5], found[-1]], strict=True):
+        assert isinstance(headers, list)
+        ((header,), (expected,)) = headers, read_headers(path, ["MR"], True)
         assert isinstance(header, DicomHeader)
-        assert (header.path, header_fields(header)) == (path, header_fields(read_header(path, ["MR"], True)))
+        assert (header.path, header_fields(header)) == (path, header_fields(expected))
     refused = [answer.rejection for answer in found[5:7] if isinstance(answer, ScanRejected)]
     assert refused == [Rejection.NOT_AN_IMAGE, Rejection.BURNED_IN]
 

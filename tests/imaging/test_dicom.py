@@ -13,10 +13,11 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLosslessSV1, SecondaryCaptureImageStorage
 
 from ld_common.core.errors import ScanError
-from ld_common.imaging.dicom import MAX_DEFLATED_BYTES, MAX_NESTING, choose_slice, read_dicom, read_header
+from ld_common.imaging.dicom import MAX_NESTING, read_dicom, read_headers
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import Rejection, ScanRejected
+from ld_common.imaging.rejection import MAX_FILE_BYTES, Rejection, ScanRejected
 from ld_common.imaging.scan_reader import decode_scan
+from ld_common.imaging.series import ordered
 
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4)
 WriteDicom = Callable[..., Path]
@@ -90,7 +91,7 @@ def test_age_is_said_or_counted_from_the_dates(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = write_dicom(tmp_path / "a.dcm", RAMP, **elements)
-    age = read_header(path, ("MR",)).age_years
+    age = read_headers(path, ("MR",))[0].age_years
     assert age == (None if expected is None else pytest.approx(expected, abs=0.01))
 
 
@@ -151,8 +152,9 @@ def test_a_deflated_bomb_is_refused_before_it_expands(tmp_path: Path, write_dico
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     dataset.save_as(path)
     np.testing.assert_array_equal(read_dicom(path, ("MR",))[1], RAMP)
+    dataset = pydicom.dcmread(path)
     head = path.read_bytes()[: 132 + 12 + dataset.file_meta.FileMetaInformationGroupLength]
-    path.write_bytes(head + zlib.compress(bytes(2**20), wbits=-15) + bytes(MAX_DEFLATED_BYTES))
+    path.write_bytes(head + zlib.compress(bytes(MAX_FILE_BYTES + 2**20), level=1, wbits=-15))
     assert refusal(path) == Rejection.TOO_LARGE
 
 
@@ -210,10 +212,11 @@ def test_slices_are_sorted_along_a_tilted_normal(tmp_path: Path, write_dicom: Wr
     for number, distance in enumerate([6.0, 0.0, 9.0, 3.0]):
         origin = [float(value) for value in normal * distance]
         elements = {"ImageOrientationPatient": orientation, "ImagePositionPatient": origin}
-        headers.append(read_header(write_dicom(tmp_path / f"{number}.dcm", RAMP, **elements), ("MR",)))
-    assert [choose_slice(headers, 0, index).path.name for index in range(4)] == ["1.dcm", "3.dcm", "0.dcm", "2.dcm"]
-    assert choose_slice(headers, 1.0).path.name == "2.dcm"
-    assert choose_slice(headers[::-1], 0.5) is choose_slice(headers, 0.5)
+        headers += read_headers(write_dicom(tmp_path / f"{number}.dcm", RAMP, **elements), ("MR",))
+    series = ordered(tmp_path, headers)
+    assert [series.at(tmp_path, 0, index).path.name for index in range(4)] == ["1.dcm", "3.dcm", "0.dcm", "2.dcm"]
+    assert series.at(tmp_path, 1.0).path.name == "2.dcm"
+    assert ordered(tmp_path, headers[::-1]).at(tmp_path, 0.5) is series.at(tmp_path, 0.5)
 
 
 @pytest.mark.parametrize(

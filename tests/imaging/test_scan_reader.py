@@ -229,7 +229,7 @@ def test_grey_png_is_read_with_its_whole_longer_side(dtype: type, brain_mri: Mod
 
 
 def test_pngs_that_cannot_be_used_are_refused(brain_mri: Modality, tmp_path: Path) -> None:
-    Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
+    Image.new("RGB", (4, 4), (200, 100, 100)).save(tmp_path / "colour.png")
     write_png(tmp_path / "ours.png", np.eye(4), frame_of(np.eye(4)), {"SyntheticData": "YES"})
     (tmp_path / "cut.png").write_bytes((tmp_path / "colour.png").read_bytes()[:40])
     for name, refusal in (

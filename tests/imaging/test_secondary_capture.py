@@ -11,7 +11,7 @@ import pytest
 from pydicom.pixels import apply_modality_lut
 
 from ld_common.core.errors import ScanError
-from ld_common.imaging.dicom import read_header
+from ld_common.imaging.dicom import read_headers
 from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
 
@@ -49,7 +49,7 @@ def test_it_says_everywhere_that_it_is_synthetic(tmp_path: Path) -> None:
     assert ("109100", "DCM") in [(purpose.CodeValue, purpose.CodingSchemeDesignator) for purpose in purposes]
     assert list(dataset.PixelSpacing) == [1.5, 2.0]
     with pytest.raises(ScanRejected) as caught:
-        read_header(tmp_path / "a.dcm", ("OT",), released=True)
+        read_headers(tmp_path / "a.dcm", ("OT",), released=True)
     assert caught.value.rejection == Rejection.SYNTHETIC
 
 

@@ -109,7 +109,7 @@ def test_a_series_of_sagittal_slices_has_axial_ones_all_the_same(brain_mri: Moda
         ({"ImagePositionPatient": [-10, -20, 30]}, "4 to 14 mm apart"),
         ({"ImagePositionPatient": [-10, -20, 4]}, "at one position"),
         ({"ImagePositionPatient": None}, "cannot be sorted"),
-        ({"ImagePositionPatient": [-10, -20, 20], "PixelSpacing": [3.0, 3.0]}, "several orientations or spacings"),
+        ({"ImagePositionPatient": [-10, -20, 20], "PixelSpacing": [3.0, 3.0]}, "another orientation or spacing"),
         ({"ImagePositionPatient": [-10, -20, 20], "SeriesInstanceUID": "1.2.3"}, "2 series"),
         ({"ImagePositionPatient": [-10, -20, 20], "Modality": "CT"}, "Modality is not MR"),
     ],

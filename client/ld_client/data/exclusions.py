@@ -11,7 +11,7 @@ from ld_common.imaging.rejection import Rejection
 
 
 class Reason(StrEnum):
-    """Why a file or a row of the table was excluded; the first nine are those of `Rejection`."""
+    """Why a file or a row of the table was excluded; the first are those of `Rejection`."""
 
     UNREADABLE = Rejection.UNREADABLE.value
     NOT_AN_IMAGE = Rejection.NOT_AN_IMAGE.value
@@ -22,6 +22,9 @@ class Reason(StrEnum):
     NO_DECODER = Rejection.NO_DECODER.value
     BURNED_IN = Rejection.BURNED_IN.value
     SYNTHETIC = Rejection.SYNTHETIC.value
+    LOCALIZER = Rejection.LOCALIZER.value
+    SEVERAL_AT_ONE_PLACE = Rejection.SEVERAL_AT_ONE_PLACE.value
+    NO_ORIENTATION = Rejection.NO_ORIENTATION.value
     NO_CONTRAST = "no contrast"
     NO_PATIENT_OR_DATE = "no patient or date"
     NO_TABLE_ROW = "no table row"
@@ -31,6 +34,12 @@ class Reason(StrEnum):
     OUT_OF_RANGE = "value out of range"
     DUPLICATE = "duplicate"
     CONFLICTING_ROWS = "conflicting rows"
+    BROKEN_ROW = "broken table row"
+    ROW_NOT_SELECTED = "table row not selected"
+    SEVERAL_FILES = "several files match"
+    CONTRADICTION = "contradiction"
+    CONSENT_WITHDRAWN = "consent withdrawn"
+    SEVERAL_SERIES = "several series fit"
     OTHER_SERIES = "another series of the visit"
     NOT_SELECTED = "series not selected"
 

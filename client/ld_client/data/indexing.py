@@ -17,12 +17,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
+from ld_client.data.contradictions import Doubt
 from ld_client.data.exclusions import Exclusion
 from ld_client.data.faces import FaceCount, count_faces, meta_of
 from ld_client.data.ingest import Progress, Survey, read_visits, survey
 from ld_client.data.store import MIRRORED, SIZES, Split, held_out_patients, open_store
 from ld_client.data.store_index import INDEX, SCHEMA_VERSION
 from ld_client.data.store_key import load_key
+from ld_client.data.withdrawals import former_patients
 from ld_client.site_config import SiteConfig, load_modality
 from ld_common.core.errors import StoreError
 from ld_common.diffusion.base_model import BaseModel, load_base
@@ -40,6 +42,10 @@ SCHEMA = """
 """
 
 
+ACCEPTED, DOUBTS = "accepted", "doubts"
+"""Keys of the counts of accepted contradictions and of doubts, by kind, in the index."""
+
+
 @dataclass(frozen=True)
 class IndexSummary:
     """What an index run made."""
@@ -51,6 +57,10 @@ class IndexSummary:
     """Ordered pairs of visits of one patient at different dates."""
     exclusions: list[Exclusion]
     faces: FaceCount
+    doubts: list[Doubt]
+    """Of scans that are kept."""
+    accepted: dict[str, int]
+    """Kind of contradiction -> scans or patients that are kept because the site accepts it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,11 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
     entries, encoded, exclusions = _encode_scans(surveyed, base, progress)
     faces = count_faces(surveyed, progress)
     tensors = encoded | {"base_latent_mean": base.latent_mean.float().contiguous()}
+    contradictions = surveyed.contradictions
+    accepted = dict(sorted(contradictions.accepted.items()))
     meta = {"schema": SCHEMA_VERSION, "base": base.digest, "modality": modality.digest()} | meta_of(faces)
+    meta[ACCEPTED] = json.dumps(accepted)
+    meta[DOUBTS] = json.dumps(Counter(doubt.kind for doubt in contradictions.doubts))
     if not entries and _has_visits(site.store_path):
         reasons = Counter(exclusion.reason.value for exclusion in exclusions).most_common(3)
         why = ", ".join(f"{count} {reason}" for reason, count in reasons) or "no scan found"
@@ -89,9 +103,18 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
             if old.name != meta["cache"]:
                 old.unlink()
     visits = Counter(entry.pseudonym for entry in entries)
-    hidden = len(held_out_patients(list(visits), site.held_out))
+    hidden = len(held_out_patients(list(visits), site.held_out, former=former_patients(site.store_path)))
     pairs = sum(count * (count - 1) for count in visits.values())
-    return IndexSummary(len(visits), Split(len(visits) - hidden, hidden), len(entries), pairs, exclusions, faces)
+    return IndexSummary(
+        len(visits),
+        Split(len(visits) - hidden, hidden),
+        len(entries),
+        pairs,
+        exclusions,
+        faces,
+        contradictions.doubts,
+        accepted,
+    )
 
 
 def _has_visits(folder: Path) -> bool:

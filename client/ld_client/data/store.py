@@ -18,6 +18,7 @@ from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.store_index import SCHEMA_VERSION, open_index
+from ld_client.data.withdrawals import check_consent, former_patients
 from ld_common.core.errors import StoreError
 from ld_common.diffusion.longitudinal_sums import StructureSizes
 from ld_common.imaging.modality import Attributes, Modality
@@ -47,6 +48,8 @@ class Store:
 
     mirrored: Tensor = field(default_factory=lambda: torch.empty(0))
     """Latents of the mirror images, like `latents`; empty where left and right are not alike."""
+    former: frozenset[str] = frozenset()
+    """Patients who withdrew consent. They have no visit here, and count in `held_out_patients`."""
 
     @property
     def structure(self) -> StructureSizes | None:
@@ -85,7 +88,8 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
     """Load a store, checking the digests that are given.
 
     Raises:
-        StoreError: absent, empty, damaged, of another version, base model or modality.
+        StoreError: absent, empty, damaged, of another version, base model or modality, or with a patient who withdrew
+            consent.
     """
     with open_index(folder) as index:
         meta = dict(index.execute("SELECT key, value FROM meta"))
@@ -95,6 +99,7 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
                 raise StoreError(f"the store '{folder}' was made with another {what}: run ld-client index again")
         if not rows:
             raise StoreError(f"the store '{folder}' holds no visit: ld-client exclusions lists why")
+        check_consent(folder, {row[0] for row in rows})
         tensors = load_file(folder / meta["cache"])
         latents = tensors["latents"]
         sizes, mirrored = tensors[SIZES], tensors[MIRRORED]
@@ -111,6 +116,7 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
             days=[row[1] for row in rows],
             sizes=sizes,
             mirrored=mirrored,
+            former=former_patients(folder),
         )
 
 
@@ -122,31 +128,35 @@ def split_store(store: Store, held_out: float, independent: bool = False) -> tup
         held_out: share of the patients, from 0 to below 1.
         independent: as for `held_out_patients`; set for studies with differential privacy.
     """
-    hidden = held_out_patients(store.pseudonyms, held_out, independent)
+    hidden = held_out_patients(store.pseudonyms, held_out, independent, store.former)
     trained, others = (
         [row for row, name in enumerate(store.pseudonyms) if (name in hidden) == side] for side in (False, True)
     )
     return _rows(store, trained), _rows(store, others)
 
 
-def held_out_patients(pseudonyms: list[str], held_out: float, independent: bool = False) -> set[str]:
+def held_out_patients(
+    pseudonyms: list[str], held_out: float, independent: bool = False, former: frozenset[str] = frozenset()
+) -> set[str]:
     """Pseudonyms of the patients who are held out, by keyed hashes.
 
     By default these are the round(`held_out` * patients) lowest hashes: the share is met to a patient, but one patient
-    more or less can move another across. With `independent`, a patient's side follows from the patient's hash alone:
-    the share is met only on average, but the training sets of data sets that differ by one patient differ by that
-    patient at most, as a differentially private study promises.
+    more or less can move another across. `former` patients are counted among them, so that a withdrawal moves nobody.
+    With `independent`, a patient's side follows from the patient's hash alone: the share is met only on average, but
+    the training sets of data sets that differ by one patient differ by that patient at most, as a differentially
+    private study promises.
     """
-    hashes = {name: hashlib.sha256(f"held out/{name}".encode()).digest() for name in set(pseudonyms)}
+    present = set(pseudonyms)
+    hashes = {name: hashlib.sha256(f"held out/{name}".encode()).digest() for name in present | former}
     if independent:
-        return {name for name, digest in hashes.items() if int.from_bytes(digest[:8]) < held_out * 2**64}
+        return {name for name in present if int.from_bytes(hashes[name][:8]) < held_out * 2**64}
     names = sorted(hashes, key=lambda name: hashes[name])
-    return set(names[: round(held_out * len(names))])
+    return present.intersection(names[: round(held_out * len(names))])
 
 
 def count_split(store: Store, held_out: float, independent: bool = False) -> Split:
     """The number of patients on each side of `split_store`."""
-    hidden = len(held_out_patients(store.pseudonyms, held_out, independent))
+    hidden = len(held_out_patients(store.pseudonyms, held_out, independent, store.former))
     return Split(store.patients - hidden, hidden)
 
 

@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from ld_client.data.store_index import INDEX
+from ld_client.data.withdrawals import WITHDRAWALS
 from ld_common.core.atomic_files import write_new
 from ld_common.core.errors import StoreError
 
@@ -22,13 +23,14 @@ def load_key(store: Path, ledger: Path | None = None) -> bytes:
         ledger: the data set's privacy ledger.
 
     Raises:
-        StoreError: others may read the key, it is not 32 bytes long, it is missing though there is an index or a
-            ledger, or the folder cannot be written.
+        StoreError: others may read the key, it is not 32 bytes long, it is missing though there is an index, a list of
+            withdrawals or a ledger, or the folder cannot be written.
     """
     path = store / KEY_FILE
     if not path.exists() and (store / FORMER_KEY_FILE).exists():
         raise StoreError(f"the key of pseudonyms is now called '{path}': rename '{store / FORMER_KEY_FILE}' to it")
-    used = (store / INDEX).exists() or (ledger is not None and ledger.exists())
+    traces = [store / INDEX, store / WITHDRAWALS, *([] if ledger is None else [ledger])]
+    used = any(trace.exists() for trace in traces)
     if not path.exists() and used:
         raise StoreError(
             f"the key of pseudonyms '{path}' is missing: restore it from a backup. A new key gives every patient "

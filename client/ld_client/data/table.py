@@ -1,22 +1,41 @@
-"""A site's table of visits: rows by patient and date or by file, and excluded rows."""
+"""A site's table of visits: rows by patient and time or by file, and excluded rows."""
 
 from __future__ import annotations
 
-import csv
 import datetime
-import itertools
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from ld_client.data.exclusions import Exclusion, Reason
+from ld_client.data.table_cells import RowReader, is_blank, read_joined, same
+from ld_client.data.table_paths import files_of_row, placeholders
 from ld_client.site_config import ColumnsConfig, DataConfig
-from ld_common.core.config import nearest
-from ld_common.core.errors import TableError
-from ld_common.core.tables import table_lines
+from ld_common.core.config import is_number
+from ld_common.core.tables import Row, open_table
+from ld_common.imaging.modality import AGE
 
-BLANK = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
+ENTRY = datetime.date(2000, 1, 1)
+"""Stands for day 0 of a table of days, and for the only visit of a patient in a table without dates."""
+MOST_DAYS = 100_000
+"""Farthest visit from entry."""
+DAYS_IN_YEAR = 365.25
+HOLDS_DAYS = re.compile(r"(?<![a-z])days?(?![a-z])", re.IGNORECASE)
+"""Name of a date column that may hold days since entry."""
+WHOLE_NUMBER = re.compile(r"[-+]?\d{1,6}(\.0+)?")
+
+
+class Time(StrEnum):
+    """How the rows of a table tell when a visit was."""
+
+    DATE = "date"
+    DAY = "day"
+    """Days since the patient's entry."""
+    NONE = "none"
+    """Not at all: each patient has one visit."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +46,11 @@ class TableRow:
     """Line number; the header is line 1."""
     patient: str
     date: datetime.date
+    """Of a table of days, `ENTRY` plus the days; of one without dates, `ENTRY`."""
     file: str
-    """Path relative to the data's root, POSIX form; empty where the table has no file column."""
+    """Path relative to the data's root, POSIX form; empty where the table names no file."""
     cells: dict[str, str]
-    """Attribute -> cell, as the site wrote it; "" for a blank one."""
+    """Attribute -> cell, as the site wrote it but for decimal commas; "" for a blank one."""
 
 
 @dataclass
@@ -41,6 +61,14 @@ class Table:
     by_patient: dict[str, dict[datetime.date, TableRow]] = field(default_factory=dict)
     """Rows without a file: patient -> date -> row."""
     exclusions: list[Exclusion] = field(default_factory=list)
+    time: Time = Time.DATE
+    left_out: dict[str, tuple[Reason, str]] = field(default_factory=dict)
+    """Path of a file -> why the table gives it no row, though it names or matches it."""
+    rows_by_patient: Counter[str] = field(default_factory=Counter)
+    """Number of a patient's rows, usable or not, without those that `data.where` left out."""
+
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of how the table was read."""
 
     def rows(self) -> list[TableRow]:
         """All usable rows in the table's order."""
@@ -55,103 +83,290 @@ class Table:
         nearest_date = min(visits, key=lambda day: (abs((day - date).days), day))
         return visits[nearest_date], abs((nearest_date - date).days)
 
+    def match(
+        self, patient: str, study_date: datetime.date, study_dates: Collection[datetime.date], tolerance_days: int
+    ) -> TableRow | str:
+        """The row of a DICOM series without a file in the table, or why it has none.
+
+        A table without dates has none to compare with StudyDate. Then a row is matched only where the patient has one
+        row and scans of one date.
+
+        Args:
+            patient: PatientID.
+            study_date: of the series.
+            study_dates: of all the patient's series.
+            tolerance_days: largest distance of row and series.
+        """
+        row, days = self.nearest(patient, study_date)
+        if row is None:
+            unusable = "none of the patient's rows can be used: see the exclusions of the table's rows"
+            return unusable if self.rows_by_patient[patient] else "the table has no row of this patient"
+        if self.time is Time.DATE:
+            far = f"the nearest row is {days} days away; see data.date_tolerance_days"
+            return row if days <= tolerance_days else far
+        rows, dates = self.rows_by_patient[patient], len(set(study_dates))
+        if rows == dates == 1:
+            return row
+        has = "days since entry, which no StudyDate tells" if self.time is Time.DAY else "no dates"
+        return (
+            f"the table has {has}, and the patient has {rows} rows and scans of {dates} dates: name each row's file "
+            "(data.columns.file or data.file_pattern), or give the table dates (data.columns.date)"
+        )
+
 
 def read_table(data: DataConfig) -> Table:
     """Read the table; rows that cannot be used are in its `exclusions`.
 
     Raises:
-        TableError: the file does not exist, is not UTF-8 CSV or TSV, or lacks a configured column.
+        TableError: a table cannot be read, is none, or lacks a configured column.
     """
-    path, table = Path(data.table), Table()
-    conflicting: set[tuple[str, datetime.date | str]] = set()
-    try:
-        with table_lines(path) as lines:
-            first = next(lines, "")
-            reader = csv.reader(itertools.chain([first] * bool(first), lines), delimiter=_delimiter(first), strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
-            _check_columns(path, header, data.columns)
-            for number, line in enumerate(reader, start=2):
-                _add_line(table, number, dict(zip(header, map(str.strip, line), strict=False)), data, conflicting)
-    except OSError as error:
-        raise TableError(f"cannot read the table '{path}': {error.strerror or error}; see data.table") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"cannot read the table '{path}': {error}; save it as UTF-8 CSV or TSV") from error
-    return table
+    undated = _lacks_default_date(data)
+    if undated:
+        data = replace(data, columns=replace(data.columns, date=""))
+    joined = read_joined(data)
+    builder = _TableBuilder(data)
+    if undated:
+        builder.table.notes.append("the table has no column 'date': each patient has one visit; see data.columns.date")
+    builder.table.exclusions += [exclusion for other in joined for exclusion in other.exclusions]
+    passes = [builder.note_baseline, builder.add] if data.columns.age_at_baseline else [builder.add]
+    for visit in passes:
+        with open_table(Path(data.table), encoding=data.encoding) as opened:
+            reader = RowReader(data, opened, joined)
+            for row in opened.rows:
+                visit(row, reader)
+    return builder.finish()
 
 
-def _add_line(
-    table: Table,
-    number: int,
-    cells: dict[str, str],
-    data: DataConfig,
-    conflicting: set[tuple[str, datetime.date | str]],
-) -> None:
-    if any(cells.values()):
-        row = _row(number, defaultdict(str, cells), data)
-        if isinstance(row, Exclusion):
-            table.exclusions.append(row)
+def _lacks_default_date(data: DataConfig) -> bool:
+    """Whether a table has no column of the name that date columns have where the config names none."""
+    if data.columns.date != ColumnsConfig.date or data.columns.age_at_baseline or data.joined or data.extract:
+        return False
+    with open_table(Path(data.table), encoding=data.encoding) as opened:
+        return ColumnsConfig.date not in opened.header
+
+
+@dataclass
+class _Baseline:
+    """What the rows of a patient say of the baseline."""
+
+    dates: set[datetime.date] = field(default_factory=set)
+    ages: set[str] = field(default_factory=set)
+
+
+class _TableBuilder:
+    """Adds rows to a table, and settles at the end what only all rows can tell."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self._data, self._columns = data, data.columns
+        self._baselines: dict[str, _Baseline] = {}
+        self._conflicting: set[tuple[str, datetime.date | str]] = set()
+        self._filtered: Counter[str] = Counter()
+        self._undated: dict[str, list[TableRow]] = {}
+        self._has_dates = False
+        self.table = Table(time=Time.DAY if self._columns.day else Time.DATE if self._columns.date else Time.NONE)
+
+    def note_baseline(self, row: Row, reader: RowReader) -> None:
+        """Note what a row says of its patient's baseline; for all rows before the first is added."""
+        cells = reader.cells(row)
+        if isinstance(cells, Exclusion):
+            return
+        baseline = self._baselines.setdefault(cells[self._columns.patient], _Baseline())
+        column = self._columns.baseline_date
+        date = parse_date(cells[column], self._data.date_format) if column else self._date(cells, reader)
+        if isinstance(date, datetime.date):
+            baseline.dates.add(date)
+        age = reader.number(self._columns.age_at_baseline, cells)
+        if not is_blank(age):
+            baseline.ages.add(f"{float(age):g}" if is_number(age) else age)
+
+    def add(self, row: Row, reader: RowReader) -> None:
+        """Add a row, or what is wrong with it."""
+        cells = reader.cells(row)
+        if isinstance(cells, Exclusion):
+            self.table.rows_by_patient[row.cells.get(self._columns.patient, "")] += 1
+            self._exclude(cells, self._named_file(row.cells))
+            return
+        file = self._named_file(cells)
+        unfit = self._unfit_column(cells, reader)
+        if unfit is not None:
+            self._filtered[unfit] += 1
+            self._leave_out(file, Reason.ROW_NOT_SELECTED, f"row {row.number}: data.where leaves it out by its {unfit}")
+            return
+        self.table.rows_by_patient[cells[self._columns.patient]] += 1
+        usable = self._row(row.number, cells, reader)
+        if isinstance(usable, Exclusion):
+            self._exclude(usable, file)
+        elif self.table.time is Time.NONE:
+            self._undated.setdefault(usable.patient, []).append(usable)
         else:
-            _add(table, row, conflicting)
+            self._add(usable)
 
+    def finish(self) -> Table:
+        """The table of all rows."""
+        for column, count in self._filtered.items():
+            accepted = " or ".join(self._data.where[column])
+            detail = f"{count} {'row is' if count == 1 else 'rows are'} not {column} = {accepted}"
+            self._exclude(Exclusion(f"table, data.where.{column}", 0, Reason.ROW_NOT_SELECTED, detail))
+        for rows in self._undated.values():
+            self._add_undated(rows)
+        for file in self.table.by_file:
+            self.table.left_out.pop(file, None)
+        return self.table
 
-def _delimiter(first: str) -> str:
-    return max(",;\t", key=first.count)
+    def _exclude(self, exclusion: Exclusion, file: str = "") -> None:
+        self.table.exclusions.append(exclusion)
+        self._leave_out(file, exclusion.reason, f"{exclusion.name}: {exclusion.detail}")
 
+    def _leave_out(self, file: str, reason: Reason, detail: str) -> None:
+        if not is_blank(file):
+            self.table.left_out.setdefault(_path(file), (reason, detail))
 
-def _check_columns(path: Path, header: Sequence[str], columns: ColumnsConfig) -> None:
-    wanted = {"columns.patient": columns.patient, "columns.date": columns.date}
-    if columns.file:
-        wanted["columns.file"] = columns.file
-    wanted |= {f"columns.attributes.{name}": column for name, column in columns.attributes.items()}
-    problems = [
-        f"no column '{column}' (data.{key}): {nearest(column, [name for name in header if name])}"
-        for key, column in wanted.items()
-        if column not in header
-    ]
-    twice = sorted({column for column in wanted.values() if header.count(column) > 1})
-    problems += [f"column '{column}' occurs more than once" for column in twice]
-    if problems:
-        raise TableError(f"the table '{path}' does not fit the site's config: {'; '.join(problems)}")
+    def _unfit_column(self, cells: Mapping[str, str], reader: RowReader) -> str | None:
+        """The first column of `data.where` whose cell is not accepted."""
+        unfit = (column for column, words in self._data.where.items() if not _says(column, words, cells, reader))
+        return next(unfit, None)
 
+    def _row(self, number: int, cells: Mapping[str, str], reader: RowReader) -> TableRow | Exclusion:
+        name, patient = f"row {number}", cells[self._columns.patient]
+        date = self._date(cells, reader)
+        if is_blank(patient) or isinstance(date, str):
+            return Exclusion(name, 0, Reason.NO_PATIENT_OR_DATE, date if isinstance(date, str) else "no patient")
+        file = self._file(name, cells)
+        if isinstance(file, Exclusion):
+            return file
+        values = {name: self._value(name, column, cells, reader) for name, column in self._columns.attributes.items()}
+        for attribute, rules in self._data.rules.items():
+            fitting = (
+                rule.value
+                for rule in rules
+                if all(_says(column, words, cells, reader) for column, words in rule.where.items())
+            )
+            values[attribute] = next(fitting, "")
+        if self._columns.age_at_baseline:
+            if problem := self._baseline_problem(patient):
+                return Exclusion(name, 0, Reason.CONFLICTING_ROWS, problem)
+            values[AGE] = self._age(patient, date)
+        return TableRow(number, patient, date, file, values)
 
-def _row(number: int, cells: dict[str, str], data: DataConfig) -> TableRow | Exclusion:
-    columns, name = data.columns, f"row {number}"
-    patient, date = cells[columns.patient], parse_date(cells[columns.date], data.date_format)
-    if _blank(patient) or date is None:
-        shape = data.date_format or "YYYY-MM-DD"
-        detail = "no patient" if _blank(patient) else f"no date of the form {shape}; see data.date_format"
-        return Exclusion(name, 0, Reason.NO_PATIENT_OR_DATE, detail)
-    file = cells[columns.file] if columns.file else ""
-    file = "" if _blank(file) else PurePosixPath(file.replace("\\", "/")).as_posix()
-    values = {
-        # a value in the site's config is not blank: "none" may be a diagnosis
-        name: "" if _blank(cells[column]) and cells[column] not in data.values.get(name, {}) else cells[column]
-        for name, column in columns.attributes.items()
-    }
-    return TableRow(number, patient, date, file, values)
+    def _date(self, cells: Mapping[str, str], reader: RowReader) -> datetime.date | str:
+        """When the visit was, or what is wrong with the cell; a column's first cell tells days from dates."""
+        if self.table.time is Time.NONE:
+            return ENTRY
+        column = self._columns.day or self._columns.date
+        days = reader.number(column, cells)
+        is_day = WHOLE_NUMBER.fullmatch(days) is not None and abs(float(days)) <= MOST_DAYS
+        if self.table.time is Time.DATE:
+            date = parse_date(cells[column], self._data.date_format)
+            if date is not None:
+                self._has_dates = True
+                return date
+            holds_days = HOLDS_DAYS.search(column) and not self._has_dates and not self._data.date_format
+            if not (is_day and holds_days):
+                shape = self._data.date_format or "YYYY-MM-DD"
+                hint = "for days since entry set data.columns.day" if is_day else "see data.date_format"
+                return f"no date of the form {shape}; {hint}"
+            self.table.time = Time.DAY
+        if not is_day:
+            return f"'{column}' is no whole number of days"
+        return ENTRY + datetime.timedelta(days=int(float(days)))
 
+    def _named_file(self, cells: Mapping[str, str]) -> str:
+        """The cell of the file column, empty without one."""
+        return cells.get(self._columns.file, "") if self._columns.file else ""
 
-def _add(table: Table, row: TableRow, conflicting: set[tuple[str, datetime.date | str]]) -> None:
-    """Add a row; of two equal rows the first is used, of two that disagree neither."""
-    key: tuple[str, datetime.date | str] = ("", row.file) if row.file else (row.patient, row.date)
-    dated = table.by_patient.setdefault(row.patient, {})
-    earlier = table.by_file.get(row.file) if row.file else dated.get(row.date)
-    if key in conflicting:
-        table.exclusions.append(_conflict(row))
-    elif earlier is None:
-        if row.file:
-            table.by_file[row.file] = row
+    def _file(self, name: str, cells: Mapping[str, str]) -> str | Exclusion:
+        """The row's file, empty without one; an exclusion where `data.file_pattern` does not match exactly one."""
+        if not self._data.file_pattern:
+            file = self._named_file(cells)
+            return "" if is_blank(file) else _path(file)
+        for column in placeholders(self._data.file_pattern):
+            if is_blank(cells[column]):
+                return Exclusion(name, 0, Reason.NO_SCAN, f"no '{column}', which data.file_pattern needs")
+        files = files_of_row(Path(self._data.root), self._data.file_pattern, cells)
+        if len(files) == 1:
+            return files[0]
+        if not files:
+            return Exclusion(name, 0, Reason.NO_SCAN, "0 files match data.file_pattern")
+        for file in files:
+            self._leave_out(file, Reason.SEVERAL_FILES, f"{len(files)} files match {name} by data.file_pattern")
+        detail = f"{len(files)} files match, {files[0]} and {files[1]} among them: narrow data.file_pattern"
+        return Exclusion(name, 0, Reason.SEVERAL_FILES, detail)
+
+    def _value(self, name: str, column: str, cells: Mapping[str, str], reader: RowReader) -> str:
+        """An attribute's cell as `data.values` or the modality knows it; "" for a blank one."""
+        cell, translations = cells[column], self._data.values.get(name, {})
+        if cell in translations:
+            return cell  # and not blank: "none" may be a diagnosis
+        number = reader.number(column, cells)
+        return "" if is_blank(cell) else next((word for word in translations if same(number, word)), number)
+
+    def _baseline_problem(self, patient: str) -> str:
+        """Why a patient's age at baseline cannot be used; empty where it can."""
+        baseline, columns = self._baselines.get(patient, _Baseline()), self._columns
+        if len(baseline.ages) > 1:
+            return (
+                f"'{columns.age_at_baseline}' differs between the patient's rows, so it is no age at baseline: name it "
+                f"in data.columns.attributes.{AGE}"
+            )
+        if columns.baseline_date and len(baseline.dates) > 1:
+            return f"'{columns.baseline_date}' differs between the patient's rows"
+        return ""
+
+    def _age(self, patient: str, date: datetime.date) -> str:
+        """The age at a date; "" where the table has no age or no date of baseline."""
+        baseline = self._baselines.get(patient, _Baseline())
+        start = ENTRY if self.table.time is Time.DAY else min(baseline.dates, default=None)
+        age = next(iter(baseline.ages), "")
+        if start is None or not is_number(age):
+            return "" if start is None else age
+        return f"{round(float(age) + (date - start).days / DAYS_IN_YEAR, 2):g}"
+
+    def _add(self, row: TableRow) -> None:
+        """Add a row; of two equal rows the first is used, of two that disagree neither."""
+        key: tuple[str, datetime.date | str] = ("", row.file) if row.file else (row.patient, row.date)
+        dated = self.table.by_patient.setdefault(row.patient, {})
+        earlier = self.table.by_file.get(row.file) if row.file else dated.get(row.date)
+        if key in self._conflicting:
+            self._exclude(_conflict(row), row.file)
+        elif earlier is None:
+            if row.file:
+                self.table.by_file[row.file] = row
+            else:
+                dated[row.date] = row
+        elif (earlier.patient, earlier.date, earlier.cells) == (row.patient, row.date, row.cells):
+            self._exclude_duplicate(row, earlier)
         else:
-            dated[row.date] = row
-    elif (earlier.patient, earlier.date, earlier.cells) == (row.patient, row.date, row.cells):
-        table.exclusions.append(Exclusion(f"row {row.line}", 0, Reason.DUPLICATE, f"the same as row {earlier.line}"))
-    else:
-        conflicting.add(key)
-        table.exclusions += [_conflict(earlier), _conflict(row)]
-        if row.file:
-            del table.by_file[row.file]
-        else:
-            del dated[row.date]
+            self._conflicting.add(key)
+            for conflicting in (earlier, row):
+                self._exclude(_conflict(conflicting), row.file)
+            if row.file:
+                del self.table.by_file[row.file]
+            else:
+                del dated[row.date]
+
+    def _exclude_duplicate(self, row: TableRow, earlier: TableRow) -> None:
+        detail = f"the same as row {earlier.line}"
+        self.table.exclusions.append(Exclusion(f"row {row.line}", 0, Reason.DUPLICATE, detail))
+        self.table.rows_by_patient[row.patient] -= 1
+
+    def _add_undated(self, rows: list[TableRow]) -> None:
+        """Add the row of a patient without dates; of several that differ none, as nobody knows their order."""
+        first, different = rows[0], False
+        for row in rows[1:]:
+            if (row.file, row.cells) == (first.file, first.cells):
+                self._exclude_duplicate(row, first)
+            else:
+                different = True
+        if not different:
+            self._add(first)
+            return
+        kept = [row for row in rows if row is first or (row.file, row.cells) != (first.file, first.cells)]
+        detail = (
+            f"{len(kept)} rows of the patient have no date, so the time between them is unknown: set "
+            "data.columns.date or day, or keep one of them by data.where"
+        )
+        for row in kept:
+            self._exclude(Exclusion(f"row {row.line}", 0, Reason.NO_PATIENT_OR_DATE, detail), row.file)
 
 
 def _conflict(row: TableRow) -> Exclusion:
@@ -169,5 +384,12 @@ def parse_date(text: str, date_format: str) -> datetime.date | None:
         return None
 
 
-def _blank(cell: str) -> bool:
-    return cell.lower() in BLANK
+def _says(column: str, words: Collection[str], cells: Mapping[str, str], reader: RowReader) -> bool:
+    """Whether a row's cell is one of some words of the config."""
+    cell, number = cells[column], reader.number(column, cells)
+    return any(same(cell, word) or same(number, word) for word in words)
+
+
+def _path(cell: str) -> str:
+    """A cell's path in POSIX form."""
+    return PurePosixPath(cell.replace("\\", "/")).as_posix()

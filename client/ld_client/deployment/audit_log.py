@@ -9,6 +9,7 @@ approved, withdrawn   a kit               acknowledged        a head that the se
 training      a round on the data         left                what was sent: names, sizes, hashes
 head          a signed head               refused             error code and reason
 dry-run       a round that is not sent    recovered, broken   what an interrupted or altered file looked like
+consent       a patient withdrew: counts
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from ld_common.core.strict_json import read_json
 from ld_common.protocol.attestation import AuditHead, head_from_record, head_record, sign_head
 from ld_common.protocol.keys import PrivateKey, canonical, fingerprint
 
+CONSENT = "consent"
+"""Event of a patient's withdrawal, with the number of all withdrawals so far."""
 FIRST = "0" * 64
 """`previous` of the first entry."""
 BLOCK = 65536

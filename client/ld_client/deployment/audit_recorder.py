@@ -15,11 +15,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ld_client.deployment.audit_log import AuditLog, check_holds, last_entry
+from ld_client.data.withdrawals import read_withdrawals
+from ld_client.deployment.audit_log import CONSENT, AuditLog, check_holds, last_entry
 from ld_client.deployment.site_home import SiteHome
 from ld_client.privacy.ledger import Ledger, LedgerMark
 from ld_client.round import DataUsage
-from ld_common.core.errors import ConfigError, FederationError, LdError, ScanError, TableError
+from ld_common.core.errors import ConfigError, FederationError, LdError, ScanError, StoreError, TableError
 from ld_common.protocol.attestation import AuditHead, Statement, attest, check_head, head_record, plain
 from ld_common.protocol.messages import TrainResult, TrainTask, error_code, tensor_record
 from ld_common.protocol.study_config import StudyConfig, study_from_json
@@ -70,6 +71,15 @@ class AuditRecorder:
         last = None if self.home is None else last_entry(self.home.audit_log, {"training"})
         if last is not None and "ledger" in last.details:
             ledger.check_mark(LedgerMark(**last.details["ledger"]))
+
+    def check_withdrawals(self, store: Path) -> None:
+        """Refuse a list of withdrawals that lacks some of this log; raises `StoreError`."""
+        last = None if self.home is None else last_entry(self.home.audit_log, {CONSENT})
+        if last is not None and len(read_withdrawals(store)) < int(last.details["withdrawals"]):
+            raise StoreError(
+                f"the list of withdrawals in '{store}' lacks patients who withdrew consent by the site's audit log: it "
+                "was put back from an older copy. Restore the newest copy; nothing trains until then"
+            )
 
     def record_training(self, usage: DataUsage) -> None:
         """Record the data that a round is about to train on."""

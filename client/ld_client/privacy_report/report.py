@@ -32,7 +32,7 @@ from ld_client.privacy_report.report_data import (
     study_uses,
     summarize_dataset,
 )
-from ld_client.privacy_report.warnings import ledger_warnings, site_warnings, statement_warnings
+from ld_client.privacy_report.warnings import ledger_warnings, site_warnings, statement_warnings, withdrawal_warnings
 from ld_client.site_config import SiteConfig
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.version import installed_version
@@ -90,6 +90,7 @@ def gather_facts(site: SiteConfig, release: Release, audit_file: Path | None) ->
         *ledger_warnings(rounds, charged, statement),
         *[finding.warning for finding in results if finding.warning],
         *site_warnings(site, dataset),
+        *withdrawal_warnings(site, digest),
     ]
     return ReportFacts(
         site=site.site,

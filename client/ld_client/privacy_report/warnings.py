@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ld_client.data.participation import read_participations
+from ld_client.data.withdrawals import withdrawn
 from ld_client.privacy.ledger import DRIFT, TRAINING, LedgerEntry
 from ld_client.privacy_report.report_data import (
     BudgetSpent,
@@ -103,3 +105,16 @@ def site_warnings(site: SiteConfig, dataset: DatasetSummary) -> list[str]:
             "The store was indexed again with another base model or modality: its numbers are not those of this study."
         )
     return warnings
+
+
+def withdrawal_warnings(site: SiteConfig, study_digest: str) -> list[str]:
+    """Patients of the release who withdrew consent since; raises `StoreError`."""
+    records = [record for record in read_participations(site.ledger_path) if record.study_digest == study_digest]
+    count = len(withdrawn(site.store_path).intersection(name for record in records for name in record.pseudonyms))
+    if not count:
+        return []
+    who = "One patient" if count == 1 else f"{count} patients"
+    return [
+        f"{who} whom this study trained on withdrew consent since: the release still holds what it learned of them. "
+        "ld-client forget --retrain-plan --withdrawn states what exact removal costs."
+    ]

@@ -12,6 +12,7 @@ import typer
 from ld_common.core.command import loading, progress_bar
 from ld_generate.batch_table import DRAWN, OUTCOMES, VISIT, Outcome, read_rows
 from ld_generate.commands.edit import write_cards
+from ld_generate.commands.send import SendOptions, send_written
 from ld_generate.console import print_note, status
 from ld_generate.options import (
     BurnedInTextChecked,
@@ -41,6 +42,7 @@ def batch(
     table: Table,
     editor_options: EditorOptions,
     output: OutputOptions,
+    send: SendOptions,
     source: Source = "",
     burned_in_text_checked: BurnedInTextChecked = False,
     rendering: Rendering = "",
@@ -84,9 +86,11 @@ def batch(
     make_folder(output.out)
     with progress_bar(status, "drawing", rows) as advance:
         outcomes = draw_batch(model, release, table, options, editor, advance)
+    drawn = [output.out / outcome.folder for outcome in outcomes if outcome.outcome == DRAWN]
     if card:
-        write_cards(release, [output.out / outcome.folder for outcome in outcomes if outcome.outcome == DRAWN])
+        write_cards(release, drawn)
     _print_outcomes(outcomes, output)
+    send_written([file for folder in drawn for file in sorted(folder.glob("*.dcm"))], send)
     if any(outcome.outcome not in (DRAWN, VISIT) for outcome in outcomes):
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ import typer
 from ld_common.core.command import loading, progress_bar
 from ld_common.core.errors import RequestError
 from ld_common.protocol.site_name import AUTO, RELEASE
+from ld_generate.commands.send import SendOptions, send_written
 from ld_generate.console import status
 from ld_generate.options import (
     EDITOR,
@@ -69,6 +70,7 @@ def edit(
     options: EditOptions,
     editor_options: EditorOptions,
     output: OutputOptions,
+    send: SendOptions,
 ) -> None:
     """Edit scans: draw each as it would look with other attributes.
 
@@ -101,6 +103,7 @@ def edit(
     if options.card:
         files += write_cards(release, [request.folder for request in requests])
     print_results(files, output.as_json)
+    send_written(files, send)
 
 
 def check_num_seeds(num_seeds: int, editor: Editor) -> None:

@@ -11,6 +11,7 @@ from ld_common.core.command import loading
 from ld_common.imaging.modality import AGE
 from ld_generate.attribute_sweep import read_sweep
 from ld_generate.commands.edit import check_num_seeds, draw_edits, write_cards
+from ld_generate.commands.send import SendOptions, send_written
 from ld_generate.console import print_note, status
 from ld_generate.options import (
     Card,
@@ -49,6 +50,7 @@ def sweep(
     scans: ScanOptions,
     editor_options: EditorOptions,
     output: OutputOptions,
+    send: SendOptions,
 ) -> None:
     """Edit scans along one attribute: a strip, an animation and a table, beside the files of each value.
 
@@ -85,3 +87,4 @@ def sweep(
     if options.card:
         files += write_cards(release, [request.folder for request in requests])
     print_results(files, output.as_json)
+    send_written(files, send)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 import zipfile
@@ -13,10 +12,10 @@ from pathlib import Path
 from ld_common.core.archives import archive_problem
 from ld_common.core.config import is_number
 from ld_common.core.errors import ConfigError, RequestError
-from ld_common.core.tables import table_lines
+from ld_common.core.tables import open_table
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rejection import MAX_FILE_BYTES, Rejection, ScanRejected, rejecting
-from ld_common.imaging.scan_table import agree, shown
+from ld_common.imaging.scan_table import agree, parse_cell, shown
 from ld_generate.options import HistoryFile
 from ld_generate.request import SUFFIXES
 
@@ -70,18 +69,21 @@ def _listed(table: Path, modality: Modality) -> dict[Path, Attributes]:
     """Attributes by scan, as far as a table says them; empty without a table."""
     if not table.exists():
         return {}
-    try:
-        with table_lines(table) as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"cannot read the table '{table}': {error}") from error
     listed: dict[Path, Attributes] = {}
-    for number, row in enumerate(rows, 1):
-        try:
-            attributes = {name: modality.parse(name, row[name]) for name in modality.attributes if row.get(name)}
-        except RequestError as error:
-            raise ConfigError(f"'{table}', row {number}: {error}") from error
-        listed[(table.parent / (row.get("input") or "")).resolve()] = attributes
+    columns = ["input", *modality.attributes]
+    with open_table(table, RequestError, columns=columns) as opened:
+        for number, row in enumerate(opened.rows, 1):
+            if problem := row.problem(columns):
+                raise ConfigError(f"'{table}', row {number}: {problem}")
+            try:
+                attributes = {
+                    name: parse_cell(modality, name, row.cells[name], opened.separator)
+                    for name in modality.attributes
+                    if row.cells.get(name)
+                }
+            except RequestError as error:
+                raise ConfigError(f"'{table}', row {number}: {error}") from error
+            listed[(table.parent / row.cells.get("input", "")).resolve()] = attributes
     return listed
 
 

@@ -18,7 +18,7 @@ from ld_common.adapters.state_dict import read_tensors
 from ld_common.core.config import load_config
 from ld_common.core.errors import DeploymentError, LdError, ReleaseError
 from ld_common.core.strict_json import read_limited
-from ld_common.imaging.dicom import read_header
+from ld_common.imaging.dicom import read_headers
 from ld_common.imaging.modality import AttributeConfig, Modality
 from ld_common.imaging.scan_reader import decode_scan
 from ld_common.imaging.scan_table import read_scan_table
@@ -51,7 +51,7 @@ def _images(path: Path) -> None:
 
 def _dicom(path: Path) -> None:
     with contextlib.suppress(LdError):
-        read_header(path, MODALITY.dicom_modalities)
+        read_headers(path, MODALITY.dicom_modalities)
     decode_scan(path, MODALITY)
 
 

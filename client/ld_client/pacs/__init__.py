@@ -1,0 +1,1 @@
+"""Fetches scans from the hospital's PACS into a quarantine folder."""

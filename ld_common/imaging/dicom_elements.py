@@ -1,0 +1,81 @@
+"""Elements of DICOM headers as people write them: a wrong value of one element costs that element, not the file."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
+
+BINARY_VRS = frozenset(("US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT", "OB", "OW", "OF", "OD", "OL", "OV", "SQ"))
+
+
+def texts(dataset: Dataset, keyword: str) -> list[str]:
+    """An element's values as text, without the spaces around them; empty where it is absent, empty or binary.
+
+    They are read as they stand in the file, so a value that its VR does not allow is still there.
+    """
+    tag = tag_for_keyword(keyword)
+    if tag is None or tag not in dataset:
+        return []
+    element = dataset.get_item(tag)
+    if isinstance(element, RawDataElement):
+        content = element.value
+        if (element.VR or dictionary_VR(tag)) in BINARY_VRS or not isinstance(content, bytes):
+            return [str(value) for value in _several(dataset[tag].value)]
+        words = content.decode("latin-1").strip("\0 ").split("\\")
+    else:
+        words = [str(value) for value in _several(element.value)]
+    return [word.strip("\0 ") for word in words] if any(words) else []
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """The first value of `texts` in upper case, or an empty text."""
+    return next(iter(texts(dataset, keyword)), "").upper()
+
+
+def decimals(dataset: Dataset, keyword: str, count: int) -> list[float] | None:
+    """`count` finite numbers, with a point or a comma; None where the element holds something else."""
+    try:
+        numbers = [float(word.replace(",", ".")) for word in texts(dataset, keyword)]
+    except ValueError:
+        return None
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+
+
+def decimal(dataset: Dataset, keyword: str) -> float | None:
+    """One number of `decimals`."""
+    numbers = decimals(dataset, keyword, 1)
+    return None if numbers is None else numbers[0]
+
+
+def whole(dataset: Dataset, keyword: str) -> int | None:
+    """A whole number; None where the element holds something else."""
+    number = decimal(dataset, keyword)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def date(dataset: Dataset, *keywords: str) -> datetime.date | None:
+    """The first of several dates that is there; of a date with a time, the date."""
+    for keyword in keywords:
+        digits = text(dataset, keyword).replace(".", "")[:8]  # ACR-NEMA wrote 2004.01.19
+        if len(digits) == 8 and digits.isdigit():
+            try:
+                return datetime.date.fromisoformat(digits)
+            except ValueError:
+                continue
+    return None
+
+
+def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; empty where it is absent."""
+    return list(dataset.get(keyword) or [])
+
+
+def _several(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if not isinstance(value, str | bytes) and hasattr(value, "__iter__") else [value]
