@@ -152,7 +152,7 @@ def _read_dataset(path: Path, stop_before_pixels: bool) -> Dataset:
             check_inflated(path)
             dataset = dcmread(path, stop_before_pixels=stop_before_pixels)
             _check_nesting(path, dataset)
-            return dataset
+            return _with_syntax(dataset)
     except ScanRejected as error:
         if isinstance(error.__cause__, InvalidDicomError):
             bare = _bare_dataset(path, stop_before_pixels)
@@ -198,11 +198,16 @@ def _bare_dataset(path: Path, stop_before_pixels: bool) -> Dataset | None:
             return None
         if not dataset.get("SOPClassUID"):
             return None
-        if not dataset.file_meta.get("TransferSyntaxUID"):
-            implicit, _ = dataset.original_encoding
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         _check_nesting(path, dataset)
-        return dataset
+        return _with_syntax(dataset)
+
+
+def _with_syntax(dataset: Dataset) -> Dataset:
+    """The data set with the transfer syntax that it was read by, where its file does not say one."""
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        implicit, _ = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return dataset
 
 
 def _check_nesting(path: Path, dataset: Dataset) -> None:

@@ -50,8 +50,15 @@ class Series:
             raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
 
     def at(self, path: Path, fraction: float, index: int | None = None) -> DicomHeader:
-        """The image at `fraction` (0 to 1), or at `index`; raises `ScanRejected` for an index that does not exist."""
-        return self.headers[slice_number(path, len(self.headers), fraction, index)]
+        """The image at `fraction` (0 to 1), or at `index`, counted to the right, to the front or upwards.
+
+        Raises:
+            ScanRejected: no image has that index.
+        """
+        affine = self.headers[0].affine
+        forward = affine is None or io_orientation(affine)[2, 1] > 0
+        chosen = slice_number(path, len(self.headers), fraction, index)
+        return self.headers[chosen if forward else len(self.headers) - 1 - chosen]
 
 
 def grouped(headers: Sequence[DicomHeader]) -> list[list[DicomHeader]]:
