@@ -55,7 +55,7 @@ def cut(path: Path, share: float) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "ct.dcm": (lambda path: write_mr_slice(path, PIXELS, Modality="CT"), "Modality is not MR"),
-    "colour.png": (lambda path: png(path, np.zeros((64, 64, 3), np.uint8)), "mode RGB: 8 or 16 bit grey"),
+    "colour.png": (lambda path: png(path, np.full((64, 64, 3), (200, 90, 90), np.uint8)), "mode RGB: 8 or 16 bit grey"),
     "colour.dcm": (lambda path: write_mr_slice(path, PIXELS, PhotometricInterpretation="RGB"), "not a grey image"),
     "time.nii": (lambda path: nifti(path, np.stack([VOXELS] * 2, -1)), "one volume is expected"),
     "empty.dcm": (lambda path: path.touch(), "the file is empty"),
@@ -78,7 +78,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut.dcm": (lambda path: cut(path, 0.6), "damaged or not what its name says"),
     "head.dcm": (lambda path: cut(path, 0.03), "without pixels"),
     "text.dcm": (lambda path: path.write_text("hello"), "not a DICOM file"),
-    "png.nii.gz": (lambda path: png(path, PIXELS.astype(np.uint8)), "damaged or not what its name says"),
+    "png.nii.gz": (lambda path: png(path, PIXELS.astype(np.uint8)), "not a NIfTI volume, but a PNG image"),
     "volume.png": (nifti, "damaged or not what its name says"),
     "words": (lambda path: folder_of(path, "notes.txt"), "holds no DICOM image"),
     "absent.nii.gz": (lambda path: None, "no regular file"),

@@ -211,6 +211,32 @@ def test_the_page_has_no_accessibility_violation(browser: Browser, address: str)
         assert cut_text(page) == []
 
 
+def reach(page: Page, selector: str) -> None:
+    """Press Tab until an element has the focus."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement?.matches(selector) ?? false", selector):
+            return
+    pytest.fail(f"Tab does not reach {selector}")
+
+
+def test_an_answer_is_drawn_by_keyboard_alone(browser: Browser, address: str) -> None:
+    with opened(browser, address) as page:
+        reach(page, "#example input")
+        for key in ("ArrowDown", "ArrowDown", "ArrowDown", "Enter"):
+            page.keyboard.press(key)
+        expect(page.locator(".preview img")).to_be_visible(timeout=30_000)
+        reach(page, "#target-age input[type=number]")
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.type("84")
+        reach(page, "#draw")
+        shown = page.locator("#draw").evaluate("button => getComputedStyle(button).outlineStyle")
+        shadow = page.locator("#draw").evaluate("button => getComputedStyle(button).boxShadow")
+        assert shown != "none" or shadow != "none"  # one sees where the focus is
+        page.keyboard.press("Enter")
+        expect(page.locator(".caption")).to_contain_text("→ 84 years", timeout=30_000)
+
+
 @pytest.mark.slow
 def test_what_is_no_scan_is_one_line_and_the_page_goes_on(
     page: Page, tmp_path: Path, capfd: pytest.CaptureFixture[str]
