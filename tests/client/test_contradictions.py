@@ -131,6 +131,11 @@ def test_one_scan_under_two_patients_is_said(by_file: Path) -> None:
     assert (visits, doubts) == (2, ["one-scan: the same scan stands under another patient"] * 2)
     nibabel.save(Nifti1Image(np.ones((10, 10, 10), np.int16), volume.affine), by_file.parent / "scans/two.nii")
     assert ingest(by_file)[3] == []
+    (by_file.parent / "scans/two.nii").unlink()
+    (by_file.parent / "scans/two.nii").symlink_to("gone.nii")
+    visits, excluded, _, _ = ingest(by_file)
+    assert visits == 1
+    assert any(one.name == "two.nii" and one.reason == Reason.UNREADABLE for one in excluded)
 
 
 def test_a_wrong_kind_is_named(site_yaml: Path) -> None:

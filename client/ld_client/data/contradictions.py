@@ -11,6 +11,7 @@ import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -134,7 +135,8 @@ def shared_files(patients_of: Mapping[Path, str]) -> set[Path]:
     """
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in patients_of:
-        by_size[path.stat().st_size].append(path)
+        with suppress(OSError):  # it cannot be read: `read_visits` says so
+            by_size[path.stat().st_size].append(path)
     shared: set[Path] = set()
     for files in by_size.values():
         if len({patients_of[path] for path in files}) > 1:
@@ -145,7 +147,7 @@ def shared_files(patients_of: Mapping[Path, str]) -> set[Path]:
 def _of_several(files: Iterable[Path], patients_of: Mapping[Path, str]) -> set[Path]:
     by_content: dict[bytes, list[Path]] = defaultdict(list)
     for path in files:
-        with path.open("rb") as stream:
+        with suppress(OSError), path.open("rb") as stream:
             by_content[hashlib.file_digest(stream, "sha256").digest()].append(path)
     several = (same for same in by_content.values() if len({patients_of[path] for path in same}) > 1)
     return {path for same in several for path in same}
