@@ -52,7 +52,9 @@ FRAMED = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", 
 LATERAL = "LATERAL"
 VIEWS = {"postero-anterior": "PA", "antero-posterior": "AP", "frontal": "AP", "lateral": LATERAL}
 """View Position by words in the meaning of a view's code."""
-LATERAL_WORDS = re.compile(r"\b(LAT|LATERAL|SEITLICH)\b")
+LATERAL_WORDS = re.compile(r"(?<![A-Z])(LAT|LATERAL|SEITL|SEITLICH)(?![A-Z])")
+FRONTAL_WORDS = re.compile(r"(?<![A-Z])(PA|AP|FRONTAL)(?![A-Z])")
+"""Words of a description; one that has both kinds names a study, not an image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +118,9 @@ def read_dicom(
 ) -> tuple[DicomHeader, np.ndarray]:
     """Read one image: its header and float32 pixels `(H,W)` in real values, higher is brighter.
 
-    Applies the modality LUT or rescale, sets padding to the lowest real value, inverts MONOCHROME1 about the middle of
-    its stored range, and applies no window. `frame` is that of an enhanced image; the others are as for `read_headers`.
+    Applies the modality LUT or rescale, sets padding to the lowest real value (to NaN in an image of padding alone),
+    inverts MONOCHROME1 about the middle of its stored range, and applies no window. `frame` is that of an enhanced
+    image; the others are as for `read_headers`.
     """
     headers, pixels = read_frames(path, modalities, released, frame)
     return headers[0], pixels[0]
@@ -239,6 +242,12 @@ def _check_header(path: Path, dataset: Dataset, modalities: Sequence[str], relea
         raise ScanRejected(path, Rejection.UNSUPPORTED, detail)
     if places not in (0, frames):
         raise ScanRejected(path, Rejection.UNREADABLE, f"{frames} frames, and a place for {places} of them")
+    if "MOSAIC" in _image_type(dataset):
+        detail = "a mosaic of many slices in one picture: convert it to NIfTI (dcm2niix)"
+        raise ScanRejected(path, Rejection.UNSUPPORTED, detail)
+    if text(dataset, "PresentationIntentType") == "FOR PROCESSING":
+        detail = "FOR PROCESSING: the detector's raw values; take the image FOR PRESENTATION"
+        raise ScanRejected(path, Rejection.UNSUPPORTED, detail)
     if "LOCALIZER" in _image_type(dataset):
         raise ScanRejected(path, Rejection.LOCALIZER, "its ImageType is LOCALIZER: it shows where the scan was taken")
     grey = dataset.get("PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
@@ -303,9 +312,10 @@ def _real_values(path: Path, dataset: Dataset, stored: np.ndarray) -> np.ndarray
         lowest = -(2 ** (bits - 1)) if signed else 0
         ends = np.array([[lowest, lowest + 2**bits - 1]], np.int32)
         values = np.float32(np.asarray(_rescaled(path, dataset, ends), np.float64).sum()) - values
-    if padding.all() or not np.isfinite(values).all():
-        raise ScanRejected(path, Rejection.UNREADABLE, "it holds no image: only padding, or values that are not finite")
-    values[padding] = values[~padding].min()
+    if not np.isfinite(values).all():
+        raise ScanRejected(path, Rejection.UNREADABLE, "it holds values that are not finite")
+    # a slice of nothing but padding, beside a head, becomes the lowest value of its volume
+    values[padding] = np.nan if padding.all() else values[~padding].min()
     return values
 
 
@@ -382,7 +392,7 @@ def _header(path: Path, dataset: Dataset, frame: int | None) -> DicomHeader:
         series_uid=str(dataset.get("SeriesInstanceUID") or ""),
         series_number=whole(dataset, "SeriesNumber"),
         series_description=str(dataset.get("SeriesDescription") or ""),
-        sop_uid=str(dataset.get("SOPInstanceUID") or "") + ("" if frame is None else f"#{frame}"),
+        sop_uid=_sop_uid(dataset, frame),
         sop_class=str(dataset.get("SOPClassUID") or ""),
         spacing_mm=spacing,
         affine=affine,
@@ -394,9 +404,14 @@ def _header(path: Path, dataset: Dataset, frame: int | None) -> DicomHeader:
         image_type="/".join(_image_type(dataset)),
         echo_ms=decimal(dataset, "EchoTime"),
         time_point=_time_point(dataset),
-        body_part=text(dataset, "BodyPartExamined"),
+        body_part=_body_part(dataset),
         frame=frame,
     )
+
+
+def _sop_uid(dataset: Dataset, frame: int | None) -> str:
+    found = str(dataset.get("SOPInstanceUID") or "")
+    return found if frame is None or not found else f"{found}#{frame}"
 
 
 def _image_type(dataset: Dataset) -> list[str]:
@@ -424,9 +439,15 @@ def _view(dataset: Dataset) -> str:
         for words, view in VIEWS.items():
             if words in meaning:
                 return view
-    along_rows = text(dataset, "PatientOrientation")[:1]
+    directions = {word.upper()[:1] for word in texts(dataset, "PatientOrientation")}
     described = f"{dataset.get('SeriesDescription') or ''} {dataset.get('ProtocolName') or ''}".upper()
-    return LATERAL if along_rows in ("A", "P") or LATERAL_WORDS.search(described) else ""
+    said = LATERAL_WORDS.search(described) is not None and FRONTAL_WORDS.search(described) is None
+    return LATERAL if said or directions & {"A", "P"} else ""
+
+
+def _body_part(dataset: Dataset) -> str:
+    regions = (str(item.get("CodeMeaning") or "") for item in items(dataset, "AnatomicRegionSequence"))
+    return text(dataset, "BodyPartExamined") or next(regions, "").upper()
 
 
 def _uid(value: object) -> str:

@@ -24,7 +24,8 @@ def texts(dataset: Dataset, keyword: str) -> list[str]:
     element = dataset.get_item(tag)
     if isinstance(element, RawDataElement):
         content = element.value
-        if (element.VR or dictionary_VR(tag)) in BINARY_VRS or not isinstance(content, bytes):
+        known = element.VR if element.VR not in (None, "UN") else dictionary_VR(tag)
+        if known.split(" or ")[0] in BINARY_VRS or not isinstance(content, bytes):
             return [str(value) for value in _several(dataset[tag].value)]
         words = content.decode("latin-1").strip("\0 ").split("\\")
     else:

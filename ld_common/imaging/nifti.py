@@ -76,6 +76,7 @@ def read_nifti(path: Path) -> Nifti1Image:
         # an open stream: else each part of a compressed file unpacks it from its start
         volume = kind.from_file_map({"image": FileHolder(fileobj=cast("Any", _opened(path)))})
         _check_voxels(path, volume)
+        _check_length(path, volume)
         _check_sizes(path, volume)
         _check_orientation(path, volume)
         return volume if volume.ndim > 2 else _one_slice(volume)
@@ -103,8 +104,20 @@ def _check_complete(path: Path) -> None:
     except EOFError as error:
         raise ScanRejected(path, Rejection.UNREADABLE, "it is cut off: copy it again") from error
     except (OSError, zlib.error) as error:
+        follows = isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error)
         detail = "its checksum is wrong, so voxels changed on the way: copy it again"
+        if follows:
+            detail = "other bytes follow its end: compress it again"
         raise ScanRejected(path, Rejection.UNREADABLE, detail) from error
+
+
+def _check_length(path: Path, volume: Nifti1Image) -> None:
+    """Refuse a file that ends before its last voxel; a compressed one is whole, but may have been cut before."""
+    voxels: Any = volume.dataobj
+    needed = voxels.offset + int(np.prod(volume.shape)) * volume.get_data_dtype().itemsize
+    with _opened(path) as stream:
+        if stream.seek(needed - 1) != needed - 1 or not stream.read(1):
+            raise ScanRejected(path, Rejection.UNREADABLE, "it is cut off: copy it again")
 
 
 def _check_orientation(path: Path, volume: Nifti1Image) -> None:

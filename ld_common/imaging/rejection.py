@@ -43,6 +43,7 @@ class Rejection(StrEnum):
     SYNTHETIC = "synthetic image"
     LOCALIZER = "localizer"
     SEVERAL_AT_ONE_PLACE = "several images at one place"
+    MISSING_SLICE = "missing slice"
     NO_ORIENTATION = "no certain orientation"
 
 

@@ -161,6 +161,8 @@ def unfit(header: DicomHeader, modality: Modality) -> tuple[Rejection, str] | No
 
 def _projection(header: DicomHeader, modality: Modality, released: bool) -> Scan:
     _, pixels = read_dicom(header.path, modality.dicom_modalities, released, header.frame)
+    if not np.isfinite(pixels).all():
+        raise ScanRejected(header.path, Rejection.UNREADABLE, "it holds no image: only padding")
     pixels = _without_sentinel(pixels)
     attributes = known_attributes(header, modality)
     if header.affine is not None:

@@ -65,7 +65,7 @@ def grouped(headers: Sequence[DicomHeader]) -> list[list[DicomHeader]]:
     """Images by series and patient, in the order of first appearance.
 
     Some scanners give every slice a Series Instance UID of its own: such images belong together where patient, study,
-    series number and description are the same and their positions are not.
+    series number and description are the same, unless all of them lie at one position.
     """
     by_uid: dict[tuple[str, ...], list[DicomHeader]] = defaultdict(list)
     for header in headers:
@@ -73,13 +73,13 @@ def grouped(headers: Sequence[DicomHeader]) -> list[list[DicomHeader]]:
     together: dict[tuple[str, ...], list[DicomHeader]] = defaultdict(list)
     for key, images in by_uid.items():
         first = images[0]
-        alone = len(images) == 1 and first.study_uid and first.series_number is not None and first.affine is not None
+        alone = len(images) == 1 and first.study_uid and first.affine is not None
         shared = (first.study_uid, first.patient_id, str(first.series_number), first.series_description)
         together[("", *shared) if alone else ("uid", *key)] += images
     groups: list[list[DicomHeader]] = []
     for images in together.values():
         positions = {round(header.position_mm or 0.0, 3) for header in images}
-        one = len({header.series_uid for header in images}) == 1 or len(positions) == len(images)
+        one = len({header.series_uid for header in images}) == 1 or len(positions) > 1
         groups += [images] if one else [[header] for header in images]
     return groups
 
@@ -90,7 +90,8 @@ def ordered(path: Path, headers: Sequence[DicomHeader]) -> Series:
     Raises:
         ScanRejected: images have no place, lie at one position, have no common plane, or one of them is missing.
     """
-    unique = list({header.sop_uid or str(header.path): header for header in headers}.values())
+    copies = {(one.sop_uid or str(one.path), one.frame, one.position_mm): one for one in headers}
+    unique = list(copies.values())
     if len(unique) == 1:
         return Series(unique, [])
     if any(header.position_mm is None for header in unique):
@@ -177,7 +178,7 @@ def _check_positions(path: Path, images: Sequence[DicomHeader]) -> None:
         detail = (
             f"its slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart: one is missing, or this is not one volume"
         )
-        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
+        raise ScanRejected(path, Rejection.MISSING_SLICE, detail)
 
 
 def _choices(images: Sequence[DicomHeader]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -11,6 +12,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from nibabel.nifti1 import Nifti1Image
 
@@ -136,6 +138,61 @@ def test_one_scan_under_two_patients_is_said(by_file: Path) -> None:
     visits, excluded, _, _ = ingest(by_file)
     assert visits == 1
     assert any(one.name == "two.nii" and one.reason == Reason.UNREADABLE for one in excluded)
+
+
+def test_a_spoilt_series_of_another_kind_leaves_its_visit_out(site_yaml: Path) -> None:
+    root = site_yaml.parent / "scans"
+    write_visit(root / "other", "PLANTED-CARL", "2020-11-12", SeriesNumber=5, SeriesDescription="T2 flair")
+    assert ingest(site_yaml)[0] == 5
+    write_visit(root / "again", "PLANTED-CARL", "2020-11-12", SeriesNumber=6, EchoTime=9.0)
+    shutil.rmtree(root / "other")
+    double = root / "planted-carl/2020-11-12/1.dcm"
+    copy = pydicom.dcmread(double)  # a second image at one place
+    copy.SOPInstanceUID = copy.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    copy.save_as(double.with_name("9.dcm"))
+    visits, excluded, _, _ = ingest(site_yaml)
+    assert visits == 5
+    assert {one.reason for one in excluded} == {Reason.SEVERAL_AT_ONE_PLACE, Reason.SEVERAL_SERIES}
+
+
+def test_an_aborted_run_does_not_stand_for_its_repeat(site_yaml: Path) -> None:
+    folder = site_yaml.parent / "scans/planted-carl/2020-11-12"
+    (folder / "2.dcm").unlink()
+    write_visit(site_yaml.parent / "scans/again", "PLANTED-CARL", "2020-11-12", SeriesNumber=2)
+    visits, excluded, _, _ = ingest(site_yaml)
+    assert (visits, {one.reason for one in excluded}) == (5, {Reason.SEVERAL_SERIES})
+
+
+def test_one_object_under_two_patients_is_said(site_yaml: Path) -> None:
+    first = pydicom.dcmread(site_yaml.parent / "scans/planted-anna/2019-03-04/1.dcm")
+    path = site_yaml.parent / "scans/planted-carl/2020-11-12/1.dcm"
+    second = pydicom.dcmread(path)
+    second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = first.SOPInstanceUID
+    second.save_as(path)
+    assert ingest(site_yaml)[0] == 6
+
+
+def test_odd_names_links_and_closed_folders_end_no_run(
+    site_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = site_yaml.parent / "scans"
+    (root / os.fsdecode(b"M\xfcller.txt")).write_text("no scan")
+    (root / "loop").symlink_to("loop")
+    (tmp_path / "elsewhere").mkdir()
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    visits, excluded, _, _ = ingest(site_yaml)
+    assert visits == 6
+    assert {one.name: one.detail for one in excluded}["linked"].startswith("a link to a folder")
+    with pytest.raises(SystemExit) as ended:
+        run_cli(app, ["index", "--config", str(site_yaml)])
+    assert (ended.value.code or 0) == 0, capsys.readouterr().err
+
+
+def test_scans_without_a_date_fit_a_table_without_dates(site_yaml: Path) -> None:
+    shutil.rmtree(site_yaml.parent / "scans")
+    write_visit(site_yaml.parent / "scans", "PLANTED-CARL", "2020-11-12", StudyDate=None, PatientBirthDate=None)
+    write_table(site_yaml, ["PLANTED-CARL,80,Male,Dementia"], "subject,years,gender,group")
+    assert ingest(site_yaml, "data.columns.date=''")[:2] == (1, [])
 
 
 def test_a_wrong_kind_is_named(site_yaml: Path) -> None:

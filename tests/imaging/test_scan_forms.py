@@ -17,7 +17,7 @@ from nibabel.nifti1 import Nifti1Image
 from PIL import Image
 from pydicom import Dataset
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import EnhancedMRImageStorage
+from pydicom.uid import EnhancedMRImageStorage, ImplicitVRLittleEndian
 
 from ld_common.imaging.dicom import read_dicom, read_headers
 from ld_common.imaging.modality import ImageConfig, Modality
@@ -163,13 +163,16 @@ def test_empty_and_comma_rescale(elements: dict[str, bytes], low: float, high: f
         read_dicom(put(write_mr_slice(tmp_path / "b.dcm", GREY), RescaleSlope=b"steep "), MR)
 
 
+@pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize("padding", [-2000, 63536])
-def test_padding_is_compared_in_the_pixels_own_type(padding: int, tmp_path: Path) -> None:
+def test_padding_is_compared_in_the_pixels_own_type(padding: int, implicit: bool, tmp_path: Path) -> None:
     pixels = np.array([[-2000, -2000, 5], [100, 200, 300]], np.int16)
     path = write_mr_slice(tmp_path / "a.dcm", pixels)
     dataset = pydicom.dcmread(path)
     dataset.add_new("PixelPaddingValue", "US" if padding > 0 else "SS", padding)
-    dataset.save_as(path)
+    if implicit:
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    dataset.save_as(path, implicit_vr=implicit, little_endian=True)
     assert read_dicom(path, MR)[1].tolist() == [[5, 5, 5], [100, 200, 300]]
 
 
@@ -252,6 +255,35 @@ def test_slices_with_a_series_uid_of_their_own_are_one_series(tmp_path: Path) ->
         write_mr_slice(tmp_path / "o.dcm", GREY, SeriesInstanceUID="1.9", StudyInstanceUID="1.3", SeriesNumber=2), MR
     )
     assert sorted(map(len, grouped([*headers, *other]))) == [1, 4]
+    scout = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1], "ImagePositionPatient": [0, 0, 0]}
+    uids = {"SeriesInstanceUID": "1.2.9", "StudyInstanceUID": "1.3", "SeriesDescription": "T1"}
+    line = read_headers(write_mr_slice(tmp_path / "line.dcm", GREY, **uids, **scout), MR)
+    (together,) = grouped([*headers, *line])
+    assert [header.path.name for header in ordered(tmp_path, together).left_out] == ["line.dcm"]
+
+
+def test_images_of_one_uid_at_several_places_are_several(tmp_path: Path) -> None:
+    headers = []
+    for number in range(3):
+        place = {"ImagePositionPatient": [0, 0, 5.0 * number], "SOPInstanceUID": "1.2.3"}
+        headers += read_headers(write_mr_slice(tmp_path / f"{number}.dcm", GREY, **place), MR)
+    assert len(ordered(tmp_path, headers).headers) == 3
+
+
+def test_a_slice_of_padding_alone_costs_no_volume(brain_mri: Modality, tmp_path: Path) -> None:
+    folder = write_plane(tmp_path / "sagittal", "sagittal", PixelPaddingValue=0)
+    empty = pydicom.dcmread(folder / "00.dcm")
+    empty.PixelData = bytes(len(empty.PixelData))
+    empty.save_as(folder / "00.dcm")
+    assert decode_scan(folder, brain_mri).pixels.shape == (24, 20)
+    with pytest.raises(ScanRejected, match="no finite number"):
+        decode_scan(folder / "00.dcm", replace(brain_mri, image=config("sagittal")))
+
+
+def test_a_mosaic_is_no_slice(tmp_path: Path) -> None:
+    path = write_mr_slice(tmp_path / "a.dcm", GREY, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
+    with pytest.raises(ScanRejected, match="mosaic"):
+        read_headers(path, MR)
 
 
 def test_a_missing_slice_is_no_reason_to_take_its_neighbour(brain_mri: Modality, tmp_path: Path) -> None:
@@ -272,6 +304,11 @@ def test_a_missing_slice_is_no_reason_to_take_its_neighbour(brain_mri: Modality,
         ({"SeriesDescription": "Thorax seitlich"}, False),
         ({"SeriesDescription": "CHEST LAT"}, False),
         ({"SeriesDescription": "PLATE"}, True),
+        ({"SeriesDescription": "Thorax_lat"}, False),
+        ({"SeriesDescription": "CHEST LAT1"}, False),
+        ({"SeriesDescription": "CHEST PA AND LATERAL"}, True),
+        ({"PatientOrientation": ["F", "A"]}, False),
+        ({"PresentationIntentType": "FOR PROCESSING"}, False),
         ({"ViewCodeSequence": "left lateral"}, False),
         ({"ViewCodeSequence": "postero-anterior"}, True),
         ({"BodyPartExamined": "HAND"}, False),
@@ -294,7 +331,7 @@ def test_a_radiograph_of_another_view_or_part_is_left_out(
     if taken:
         assert decode_scan(path, modality).pixels.shape == GREY.shape
     else:
-        with pytest.raises(ScanRejected, match=r"its (view|Body Part)"):
+        with pytest.raises(ScanRejected, match=r"its (view|Body Part)|raw values"):
             decode_scan(path, modality)
 
 
@@ -353,9 +390,18 @@ def test_compression_is_told_by_content_and_checked_to_its_end(brain_mri: Modali
         )
     packed = bytearray(gzip.compress(plain.read_bytes()))
     (tmp_path / "cut.nii.gz").write_bytes(packed[:-20])
+    (tmp_path / "cut.nii").write_bytes(plain.read_bytes()[:-600])
+    (tmp_path / "was_cut.nii.gz").write_bytes(gzip.compress(plain.read_bytes()[:-600]))
+    (tmp_path / "longer.nii.gz").write_bytes(packed + b"rest")
     packed[-6] ^= 1  # in the checksum
     (tmp_path / "flipped.nii.gz").write_bytes(packed)
-    for name, words in (("cut.nii.gz", "cut off"), ("flipped.nii.gz", "checksum is wrong")):
+    for name, words in (
+        ("cut.nii.gz", "cut off"),
+        ("cut.nii", "cut off"),
+        ("was_cut.nii.gz", "cut off"),
+        ("longer.nii.gz", "other bytes follow"),
+        ("flipped.nii.gz", "checksum is wrong"),
+    ):
         for read in (decode_scan, decode_volume):
             with pytest.raises(ScanRejected, match=words):
                 read(tmp_path / name, brain_mri)

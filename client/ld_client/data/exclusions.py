@@ -24,6 +24,7 @@ class Reason(StrEnum):
     SYNTHETIC = Rejection.SYNTHETIC.value
     LOCALIZER = Rejection.LOCALIZER.value
     SEVERAL_AT_ONE_PLACE = Rejection.SEVERAL_AT_ONE_PLACE.value
+    MISSING_SLICE = Rejection.MISSING_SLICE.value
     NO_ORIENTATION = Rejection.NO_ORIENTATION.value
     NO_CONTRAST = "no contrast"
     NO_PATIENT_OR_DATE = "no patient or date"

@@ -182,9 +182,14 @@ def _write_index(folder: Path, meta: dict[str, str], entries: list[_Entry], excl
         index.executescript(SCHEMA)
         index.executemany("INSERT INTO meta VALUES (?, ?)", sorted(meta.items()))
         index.executemany("INSERT INTO visits VALUES (?, ?, ?, ?, ?)", visits)
-        lines = [(entry.name, entry.files, entry.reason.value, entry.detail) for entry in exclusions]
+        lines = [(_storable(one.name), one.files, one.reason.value, _storable(one.detail)) for one in exclusions]
         index.executemany("INSERT INTO exclusions VALUES (?, ?, ?, ?)", lines)
     _finish(partial, folder / INDEX)
+
+
+def _storable(text: str) -> str:
+    """A text with the names of files, which may hold bytes that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _finish(partial: Path, final: Path) -> None:

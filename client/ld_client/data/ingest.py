@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,8 @@ class Survey:
     patients: dict[str, dict[datetime.date, list[Candidate]]] = field(default_factory=dict)
     exclusions: list[Exclusion] = field(default_factory=list)
     contradictions: Contradictions = field(default_factory=lambda: Contradictions(()))
+    spoilt: dict[tuple[str, datetime.date], set[str]] = field(default_factory=dict)
+    """Patient and date -> kinds of series that would fit, if they were whole."""
 
     @property
     def scans(self) -> int:
@@ -71,7 +73,8 @@ def survey(site: SiteConfig, modality: Modality, key: bytes, progress: Progress)
     withdrawn = WithdrawnScans.of(site.store_path, key)
     notes = [Doubt(NO_DATES, "table", note) for note in table.notes]
     joiner = Joiner(site, modality, table, key, withdrawn, Contradictions(site.data.accept, doubts=notes))
-    files = _files(site)
+    files, lost = _files(site)
+    joiner.exclusions += lost
     with_header = [path for path in files if not path.name.lower().endswith(FOUND_BY_NAME)]
     headers = read_headers([(path, is_checked(path, site)) for path in with_header], modality.dicom_modalities)
     for done, path in enumerate(files, start=1):
@@ -84,6 +87,7 @@ def survey(site: SiteConfig, modality: Modality, key: bytes, progress: Progress)
         joiner.patients,
         [*table.exclusions, *joiner.exclusions],
         joiner.contradictions,
+        joiner.spoilt,
     )
 
 
@@ -99,8 +103,13 @@ def read_visits(surveyed: Survey) -> Iterator[Visit | Exclusion]:
             candidates = sorted(
                 surveyed.patients[patient][date], key=lambda series: (series.series_number, series.name)
             )
-            if _ambiguous(candidates, surveyed.modality):
-                yield from _left_out(candidates)
+            spoilt = surveyed.spoilt.get((patient, date), set())
+            if _ambiguous(candidates, spoilt, surveyed.modality):
+                yield from _left_out(candidates, spoilt)
+                continue
+            if any(candidate.attributes != candidates[0].attributes for candidate in candidates):
+                detail = "several rows of the visit say different things: keep the right one"
+                yield from (Exclusion(one.name, one.files, Reason.CONFLICTING_ROWS, detail) for one in candidates)
                 continue
             taken = None
             for candidate in candidates:
@@ -118,13 +127,19 @@ def read_visits(surveyed: Survey) -> Iterator[Visit | Exclusion]:
             yield Visit(patient, (date - read[0][0]).days, candidate.attributes, scan)
 
 
-def _ambiguous(candidates: Sequence[Candidate], modality: Modality) -> bool:
-    """Whether series of a visit are of different kinds; frontal radiographs of a day all show what was asked for."""
-    return modality.image.plane != PROJECTION and len({candidate.kind for candidate in candidates}) > 1
+def _ambiguous(candidates: Sequence[Candidate], spoilt: Collection[str], modality: Modality) -> bool:
+    """Whether series of a visit are of different kinds; frontal radiographs of a day all show what was asked for.
+
+    A series that cannot be used, as a slice of it is missing, may be the one that is meant.
+    """
+    if modality.image.plane == PROJECTION:
+        return False
+    kinds = {candidate.kind for candidate in candidates}
+    return len(kinds) > 1 or any(not kind.startswith(other) for kind in kinds for other in spoilt)
 
 
-def _left_out(candidates: Sequence[Candidate]) -> Iterator[Exclusion]:
-    kinds = list(dict.fromkeys(candidate.kind for candidate in candidates))
+def _left_out(candidates: Sequence[Candidate], spoilt: Collection[str]) -> Iterator[Exclusion]:
+    kinds = list(dict.fromkeys([*(candidate.kind for candidate in candidates), *sorted(spoilt)]))
     detail = f"several series of the visit fit: {'; '.join(kinds)}: choose one by data.series"
     yield from (Exclusion(one.name, one.files, Reason.SEVERAL_SERIES, detail) for one in candidates)
 
@@ -141,15 +156,25 @@ def _read(candidate: Candidate, surveyed: Survey) -> Scan | Exclusion:
     return scan
 
 
-def _files(site: SiteConfig) -> list[Path]:
-    """Every file under the root except the tables, the store and hidden files, in a fixed order."""
+def _files(site: SiteConfig) -> tuple[list[Path], list[Exclusion]]:
+    """Every file under the root except the tables, the store and hidden files, in a fixed order; and lost folders."""
+    lost: list[Exclusion] = []
+
+    def note(folder: str | Path, detail: str) -> None:
+        lost.append(Exclusion(Path(folder).relative_to(site.data.root).as_posix(), 0, Reason.UNREADABLE, detail))
+
     tables = [site.data.table, *(other.table for other in site.data.joined)]
-    skipped = {Path(path).resolve() for path in (*tables, site.store)}
+    skipped = {os.path.realpath(path) for path in (*tables, site.store)}
     files: list[Path] = []
-    for folder, folders, names in os.walk(site.data.root):
+    closed = "no permission to list this folder: change its permissions"
+    for place, folders, names in os.walk(site.data.root, onerror=lambda error: note(error.filename, closed)):
+        folder = Path(place)
         folders[:] = [
-            name for name in folders if not name.startswith(".") and (Path(folder) / name).resolve() not in skipped
+            name for name in folders if not name.startswith(".") and os.path.realpath(folder / name) not in skipped
         ]
-        paths = [Path(folder) / name for name in names if not name.startswith(".")]
-        files += [path for path in paths if path.resolve() not in skipped]
-    return sorted(files)
+        for name in folders:
+            if (folder / name).is_symlink():
+                note(folder / name, "a link to a folder, which is not followed: set data.root to its target")
+        paths = [folder / name for name in names if not name.startswith(".")]
+        files += [path for path in paths if os.path.realpath(path) not in skipped]
+    return sorted(files), lost

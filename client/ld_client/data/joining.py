@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from ld_client.data.contradictions import SHORT_STACK, Contradiction, Contradictions, Doubt, shared_files
 from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.pseudonyms import pseudonym
-from ld_client.data.table import Table, TableRow, Time
+from ld_client.data.table import ENTRY, Table, TableRow, Time
 from ld_client.data.table_paths import FileNames
 from ld_client.data.withdrawn_scans import WithdrawnScans
 from ld_client.site_config import SiteConfig
@@ -21,7 +21,7 @@ from ld_common.core.errors import RequestError
 from ld_common.imaging.dicom import DicomHeader
 from ld_common.imaging.modality import PROJECTION, Attributes, Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected
-from ld_common.imaging.scan_reader import Source, unfit
+from ld_common.imaging.scan_reader import PICTURES, Source, unfit
 from ld_common.imaging.series import grouped, ordered
 
 LAST_NUMBER = 2**31
@@ -67,6 +67,12 @@ def name_of(path: Path, site: SiteConfig) -> str:
     return path.relative_to(site.data.root).as_posix()
 
 
+def _kind(header: DicomHeader) -> str:
+    """What tells a series from others of its visit."""
+    echo = "" if header.echo_ms is None else f"echo {header.echo_ms:g} ms"
+    return ", ".join(filter(None, (f"'{header.series_description}'", echo, header.image_type)))
+
+
 @dataclass
 class Joiner:
     """Takes a site's files one by one; `finish` makes the candidates that only all files can tell."""
@@ -78,13 +84,15 @@ class Joiner:
     withdrawn: WithdrawnScans
     contradictions: Contradictions
     patients: dict[str, dict[datetime.date, list[Candidate]]] = field(default_factory=dict)
+    spoilt: dict[tuple[str, datetime.date], set[str]] = field(default_factory=dict)
     exclusions: list[Exclusion] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
     """Paths of all files."""
     _images: dict[str, list[DicomHeader]] = field(default_factory=lambda: defaultdict(list))
     """Row's file, or nothing for images that are matched by their headers -> their headers."""
-    _seen: dict[str, str] = field(default_factory=dict)
-    """SOP Instance UID and row's file -> the first file with it."""
+    _seen: dict[tuple[str, str, str, float | None], str] = field(default_factory=dict)
+    """SOP Instance UID, row's file, patient and position -> the first file with them: some anonymisers give all images
+    one UID."""
     _patients_of: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """SOP Instance UID -> patients."""
     _named: dict[Path, str] = field(default_factory=dict)
@@ -122,10 +130,11 @@ class Joiner:
         for (_, reason, detail), names in self._refused.items():
             self._exclude(names[0], len(names), reason, detail)
         by_header = self._images.pop("", [])
-        dates: dict[str, set[datetime.date]] = defaultdict(set)
+        dates: dict[str, set[datetime.date | str]] = defaultdict(set)
         for header in by_header:
-            if header.study_date is not None:
-                dates[header.patient_id].add(header.study_date)
+            when = header.study_date or header.study_uid
+            if when:
+                dates[header.patient_id].add(when)
         for images in self._series(by_header):
             self._join(images, dates)
         for file, headers in self._images.items():
@@ -151,7 +160,8 @@ class Joiner:
             self._exclude(name, 1, Reason.NO_TABLE_ROW, detail)
             return
         self._named[path] = row.patient
-        kind = "" if row.file == name else name  # several files in a row's folder are different scans
+        # volumes of one visit are different scans, as far as anybody knows
+        kind = "" if self.modality.image.plane == PROJECTION or name.lower().endswith(PICTURES) else f"'{name}'"
         self._add(row, Candidate(path, name, 1, 0, {}, kind))
 
     def _add_images(self, name: str, headers: Sequence[DicomHeader], row: TableRow | None) -> None:
@@ -161,13 +171,14 @@ class Joiner:
             return
         place = "" if row is None else row.file
         for header in chosen:
-            key = f"{header.sop_uid}\n{place}" if header.sop_uid else ""
-            if key and key in self._seen:
-                self._exclude(name, 1, Reason.DUPLICATE, f"the same DICOM object as {self._seen[key]}")
-                return
-            if key:
+            if header.sop_uid:
+                patient = header.patient_id if row is None else row.patient
+                self._patients_of[header.sop_uid].add(patient)
+                key = header.sop_uid, place, patient, header.position_mm
+                if key in self._seen:
+                    self._exclude(name, 1, Reason.DUPLICATE, f"the same DICOM object as {self._seen[key]}")
+                    return
                 self._seen[key] = name
-                self._patients_of[header.sop_uid].add(header.patient_id if row is None else row.patient)
             self._images[place].append(header)
 
     def _is_chosen(self, header: DicomHeader) -> bool:
@@ -178,7 +189,8 @@ class Joiner:
             (rules.time_point, header.time_point),
         )
         matches = all(not pattern or fnmatch.fnmatchcase(value.lower(), pattern.lower()) for pattern, value in wanted)
-        return matches and (not rules.echo_ms or header.echo_ms == rules.echo_ms)
+        echo = "" if header.echo_ms is None else f"{header.echo_ms:g}"  # as the exclusions name it
+        return matches and (not rules.echo_ms or echo == f"{rules.echo_ms:g}")
 
     def _series(self, headers: Sequence[DicomHeader]) -> list[list[DicomHeader]]:
         """Images that make one scan; each two-dimensional image is one."""
@@ -186,10 +198,12 @@ class Joiner:
             return [[header] for header in headers]
         return grouped(headers)
 
-    def _join(self, images: Sequence[DicomHeader], dates: dict[str, set[datetime.date]]) -> None:
+    def _join(self, images: Sequence[DicomHeader], dates: dict[str, set[datetime.date | str]]) -> None:
         """Find the row of a series by its header."""
         name, first = name_of(images[0].path, self.site), images[0]
         patient, date = first.patient_id, first.study_date
+        if date is None and self.table.time is Time.NONE:
+            date = ENTRY  # no date is asked for
         if not patient or date is None:
             detail = "the header has no PatientID or no date (StudyDate, AcquisitionDate, SeriesDate)"
             self._exclude(name, self._files(images), Reason.NO_PATIENT_OR_DATE, detail)
@@ -209,6 +223,9 @@ class Joiner:
         except ScanRejected as error:
             name = name_of(images[0].path, self.site)
             self._exclude(name, self._files(images), Reason(error.rejection.value), error.detail)
+            if error.rejection in (Rejection.SEVERAL_AT_ONE_PLACE, Rejection.MISSING_SLICE):
+                visit = pseudonym(self.key, row.patient), row.date
+                self.spoilt.setdefault(visit, set()).add(_kind(images[0]))
 
     def _candidate(self, images: Sequence[DicomHeader]) -> Candidate:
         """The scan of a series, its images in order; raises `ScanRejected` for one that is none."""
@@ -229,8 +246,12 @@ class Joiner:
                 self.contradictions.doubts.append(Doubt(SHORT_STACK, name, detail))
         paths = list(dict.fromkeys(header.path for header in headers))
         first = headers[0]
-        echo = "" if first.echo_ms is None else f"echo {first.echo_ms:g} ms"
-        kind = ", ".join(filter(None, (f"'{first.series_description}'", echo, first.image_type)))
+        kind = _kind(first)
+        if self.modality.image.plane != PROJECTION:
+            # an aborted run, and a slice that is a scan of its own, are no repeats
+            single = len(headers) == 1 and first.position_mm is not None
+            kind += f", {len(headers)} slices" + (f" at {first.position_mm:.1f} mm" if single else "")
+            kind += {0: ", sagittal", 1: ", coronal"}.get(series.plane_axis if series.plane_axis is not None else 2, "")
         number = LAST_NUMBER if first.series_number is None else first.series_number
         source: Source = paths[0] if len(paths) == 1 else tuple(paths)
         return Candidate(source, name_of(min(paths), self.site), len(paths), number, {}, kind, first)

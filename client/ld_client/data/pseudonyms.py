@@ -8,4 +8,4 @@ import hmac
 
 def pseudonym(key: bytes, patient: str) -> str:
     """The first 128 bits of the HMAC-SHA256 of a patient's identifier, in hex."""
-    return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.new(key, patient.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]

@@ -84,7 +84,7 @@ class Table:
         return visits[nearest_date], abs((nearest_date - date).days)
 
     def match(
-        self, patient: str, study_date: datetime.date, study_dates: Collection[datetime.date], tolerance_days: int
+        self, patient: str, study_date: datetime.date, study_dates: Collection[datetime.date | str], tolerance_days: int
     ) -> TableRow | str:
         """The row of a DICOM series without a file in the table, or why it has none.
 
@@ -94,7 +94,7 @@ class Table:
         Args:
             patient: PatientID.
             study_date: of the series.
-            study_dates: of all the patient's series.
+            study_dates: of all the patient's series, or of one without a date its Study Instance UID.
             tolerance_days: largest distance of row and series.
         """
         row, days = self.nearest(patient, study_date)
