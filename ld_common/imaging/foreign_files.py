@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 HEAD_BYTES = 352
@@ -60,16 +59,3 @@ def is_jpeg(path: Path) -> bool:
     """Whether a file's content is JPEG, whatever its name."""
     with path.open("rb") as stream:
         return stream.read(3) == b"\xff\xd8\xff"
-
-
-def check_compressed(path: Path) -> None:
-    """Read a gzip stream to its end, where its checksum is.
-
-    Raises:
-        EOFError: it ends early.
-        OSError: its checksum is wrong, or it is not gzip.
-        zlib.error: it is damaged.
-    """
-    with gzip.open(path) as stream:
-        while stream.read(2**20):
-            pass

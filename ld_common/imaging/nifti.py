@@ -22,7 +22,7 @@ from nibabel.orientations import aff2axcodes
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 
 from ld_common.core.errors import ScanError
-from ld_common.imaging.foreign_files import check_compressed, foreign_kind, is_nifti
+from ld_common.imaging.foreign_files import foreign_kind, is_nifti
 from ld_common.imaging.geometry import Frame, Scan
 from ld_common.imaging.rejection import (
     MAX_PIXELS,
@@ -42,6 +42,7 @@ DESCRIPTION_BYTES = 79
 MAX_EXTENSION_BYTES = 16 * 2**20
 """Header extensions, which are not used; some programs keep a protocol or a history in them."""
 NIFTI2_BYTES = 544
+READ_AT_ONCE = 2**20
 THINNED_VOXELS = 2**19
 SLAB_VOXELS = 2**22
 """Voxels that are read at once."""
@@ -65,18 +66,19 @@ def read_nifti(path: Path) -> Nifti1Image:
     """
     check_file(path)
     with rejecting(path, ImageFileError, HeaderDataError, HeaderTypeError):
-        _check_complete(path)
+        size = _whole_size(path)
         _check_extensions(path)
         with _opened(path) as stream:
-            kind: Any = Nifti2Image if Nifti2Header.may_contain_header(stream.read(NIFTI2_BYTES)) else Nifti1Image
-        if not _is_nifti(path):
+            head = stream.read(NIFTI2_BYTES)
+        if not is_nifti(head):
             what = foreign_kind(path)
             kind_of_refusal = Rejection.UNSUPPORTED if what else Rejection.UNREADABLE
             raise ScanRejected(path, kind_of_refusal, f"not a NIfTI volume, but {what}" if what else NO_NIFTI)
+        kind: Any = Nifti2Image if Nifti2Header.may_contain_header(head) else Nifti1Image
         # an open stream: else each part of a compressed file unpacks it from its start
         volume = kind.from_file_map({"image": FileHolder(fileobj=cast("Any", _opened(path)))})
         _check_voxels(path, volume)
-        _check_length(path, volume)
+        _check_length(path, volume, size)
         _check_sizes(path, volume)
         _check_orientation(path, volume)
         return volume if volume.ndim > 2 else _one_slice(volume)
@@ -89,18 +91,16 @@ def _opened(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path)) if compressed else path.open("rb")
 
 
-def _is_nifti(path: Path) -> bool:
-    with _opened(path) as stream:
-        return is_nifti(stream.read(NIFTI2_BYTES))
-
-
-def _check_complete(path: Path) -> None:
-    """Refuse a compressed file that ends early or whose checksum is wrong, before a voxel of it is used."""
-    with path.open("rb") as stream:
-        if stream.read(2) != b"\x1f\x8b":
-            return
+def _whole_size(path: Path) -> int:
+    """Bytes of a volume, unpacked; refuses a compressed file that ends early or whose checksum is wrong."""
     try:
-        check_compressed(path)
+        with _opened(path) as stream:
+            if not isinstance(stream, gzip.GzipFile):
+                return path.stat().st_size
+            size = 0
+            while chunk := stream.read(READ_AT_ONCE):
+                size += len(chunk)
+            return size
     except EOFError as error:
         raise ScanRejected(path, Rejection.UNREADABLE, "it is cut off: copy it again") from error
     except (OSError, zlib.error) as error:
@@ -111,13 +111,11 @@ def _check_complete(path: Path) -> None:
         raise ScanRejected(path, Rejection.UNREADABLE, detail) from error
 
 
-def _check_length(path: Path, volume: Nifti1Image) -> None:
-    """Refuse a file that ends before its last voxel; a compressed one is whole, but may have been cut before."""
+def _check_length(path: Path, volume: Nifti1Image, size: int) -> None:
+    """Refuse a file of `size` bytes, unpacked, that ends before its last voxel: it may have been cut, then packed."""
     voxels: Any = volume.dataobj
-    needed = voxels.offset + int(np.prod(volume.shape)) * volume.get_data_dtype().itemsize
-    with _opened(path) as stream:
-        if stream.seek(needed - 1) != needed - 1 or not stream.read(1):
-            raise ScanRejected(path, Rejection.UNREADABLE, "it is cut off: copy it again")
+    if voxels.offset + int(np.prod(volume.shape)) * volume.get_data_dtype().itemsize > size:
+        raise ScanRejected(path, Rejection.UNREADABLE, "it is cut off: copy it again")
 
 
 def _check_orientation(path: Path, volume: Nifti1Image) -> None:

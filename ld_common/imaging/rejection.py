@@ -55,7 +55,8 @@ class ScanRejected(ScanError):
         self.path = path
         self.rejection = rejection
         self.detail = detail
-        """Explanation without path or header value, so that it cannot name a patient."""
+        """Explanation without path, so that it cannot name a patient. Of a header's values it has numbers, image types
+        and time points, which a person chooses images by."""
 
 
 class ValuesTooLargeError(ArithmeticError):

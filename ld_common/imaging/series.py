@@ -43,10 +43,8 @@ class Series:
     def check_whole(self, path: Path) -> None:
         """Raise `ScanRejected` where images are left out: a reader of one series drops none silently."""
         if self.left_out:
-            detail = (
-                f"{len(self.left_out)} of its images have another orientation or spacing than the others: take "
-                + (f"'{self.left_out[0].path.name}' out" if len(self.left_out) == 1 else "them out")
-            )
+            count = len(self.left_out)
+            detail = f"{count} of its images have another orientation or spacing than the others: take them out"
             raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
 
     def at(self, path: Path, fraction: float, index: int | None = None) -> DicomHeader:
@@ -154,15 +152,17 @@ def affine_of(path: Path, series: Series) -> np.ndarray:
 def _by_plane(headers: Sequence[DicomHeader]) -> list[list[DicomHeader]]:
     """Images by orientation and spacing, in the order of their paths."""
     planes: list[list[DicomHeader]] = []
+    directions: list[np.ndarray] = []
     for header in headers:
-        assert header.affine is not None
-        for plane in planes:
-            first = plane[0].affine
-            if first is not None and np.allclose(first[:3, :3], header.affine[:3, :3], atol=1e-2):
-                plane.append(header)
-                break
-        else:
+        if header.affine is None:
+            continue  # `ordered` has refused it
+        own = header.affine[:3, :3]
+        same = next((number for number, other in enumerate(directions) if np.allclose(other, own, atol=1e-2)), None)
+        if same is None:
+            directions.append(own)
             planes.append([header])
+        else:
+            planes[same].append(header)
     return planes
 
 

@@ -14,7 +14,6 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from ld_common.core.errors import ScanError
-from ld_common.imaging.dicom import read_dicom
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import PROJECTION, Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, SLAB_VOXELS, affine_mm, read_nifti, read_voxels
@@ -111,10 +110,10 @@ def _series(folder: Path, modality: Modality, released: bool) -> Volume:
     series = ordered(folder, series_headers(folder, modality, released))
     series.check_whole(folder)
     headers, affine = series.headers, affine_of(folder, series)
-    shape = read_dicom(headers[0].path, modality.dicom_modalities, released, headers[0].frame)[1].T.shape
-    _check_slices(folder, (*shape, len(headers)), affine)
+    voxels = read_voxels_of(folder, series, modality.dicom_modalities, released)
+    _check_slices(folder, voxels.shape, affine)
     volume = Volume(
-        read_voxels_of(folder, series, modality.dicom_modalities, released),
+        voxels,
         affine,
         known_attributes(headers[0], modality),
         None,
@@ -132,7 +131,7 @@ def _common(values: Iterable[Value], otherwise: Value) -> Value:
 
 
 def _check_slices(path: Path, shape: Sequence[int], affine: np.ndarray) -> None:
-    """Refuse too large axial slices, before voxels are read."""
+    """Refuse too large axial slices."""
     check_slice_size(
         path, *(length for axis, length in zip(io_orientation(affine)[:, 0], shape, strict=True) if axis != 2)
     )

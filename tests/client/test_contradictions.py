@@ -169,7 +169,8 @@ def test_one_object_under_two_patients_is_said(site_yaml: Path) -> None:
     second = pydicom.dcmread(path)
     second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = first.SOPInstanceUID
     second.save_as(path)
-    assert ingest(site_yaml)[0] == 6
+    visits, _, _, doubts = ingest(site_yaml)
+    assert (visits, doubts) == (6, ["one-scan: the same scan stands under another patient"] * 2)
 
 
 def test_odd_names_links_and_closed_folders_end_no_run(

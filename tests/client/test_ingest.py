@@ -199,6 +199,20 @@ def test_suspected_text_is_released_by_pattern(site_yaml: Path) -> None:
     assert (len(visits), exclusions) == (6, {})
 
 
+@pytest.mark.usefixtures("search_for_text")
+def test_a_series_is_checked_for_text_only_where_all_its_files_are(site_yaml: Path) -> None:
+    picture = Image.new("L", (128, 72), 20)
+    ImageDraw.Draw(picture).ellipse((10, 6, 118, 66), fill=120)
+    ImageDraw.Draw(picture).text((4, 4), "WEBER, ANNA", font=ImageFont.load_default(14), fill=230)
+    folder = scans(site_yaml) / "planted-carl/2020-11-12"
+    for number, height in enumerate((-5, 0, 5)):
+        place = {"ImagePositionPatient": [0, 0, height], "PatientID": "PLANTED-CARL", "StudyDate": "20201112"}
+        write_mr_slice(folder / f"{number}.dcm", np.asarray(picture).astype(np.uint16), **place)
+    for pattern, visits in (("planted-carl/*/0.dcm", 5), ("planted-carl/*", 6)):
+        read, exclusions = ingest(site_yaml, [f"data.burned_in_text_checked=['{pattern}']"])
+        assert (len(read), reasons(exclusions)[Reason.BURNED_IN]) == (visits, 6 - visits)
+
+
 @pytest.mark.attack
 @pytest.mark.usefixtures("search_for_text")
 def test_a_png_with_a_name_is_held_back_until_it_is_checked(site_yaml: Path) -> None:

@@ -40,7 +40,7 @@ def count_faces(surveyed: Survey, progress: Progress) -> FaceCount:
     if surveyed.modality.image.plane != "axial":
         return FaceCount(0, 0)
     scans = [scan for dates in surveyed.patients.values() for scans in dates.values() for scan in scans]
-    paths = sorted({path for scan in scans if (path := _volume_path(scan.first, scan.files)) is not None})
+    paths = sorted({path for scan in scans if (path := _volume_path(scan.paths[0], scan.files)) is not None})
     chosen = paths[:MOST_VOLUMES]
     found: list[bool] = []
     for done, path in enumerate(chosen, start=1):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ld_client.data.contradictions import NO_DATES, Contradictions, Doubt
@@ -49,10 +49,10 @@ class Survey:
 
     site: SiteConfig
     modality: Modality
-    patients: dict[str, dict[datetime.date, list[Candidate]]] = field(default_factory=dict)
-    exclusions: list[Exclusion] = field(default_factory=list)
-    contradictions: Contradictions = field(default_factory=lambda: Contradictions(()))
-    spoilt: dict[tuple[str, datetime.date], set[str]] = field(default_factory=dict)
+    patients: dict[str, dict[datetime.date, list[Candidate]]]
+    exclusions: list[Exclusion]
+    contradictions: Contradictions
+    spoilt: dict[tuple[str, datetime.date], set[str]]
     """Patient and date -> kinds of series that would fit, if they were whole."""
 
     @property
@@ -146,7 +146,7 @@ def _left_out(candidates: Sequence[Candidate], spoilt: Collection[str]) -> Itera
 
 def _read(candidate: Candidate, surveyed: Survey) -> Scan | Exclusion:
     try:
-        checked = is_checked(candidate.first, surveyed.site)
+        checked = all(is_checked(path, surveyed.site) for path in candidate.paths)
         scan = read_scan(candidate.source, surveyed.modality, released=checked)
         value_range(scan, surveyed.modality.image)
     except ScanRejected as error:

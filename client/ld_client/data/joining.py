@@ -51,10 +51,13 @@ class Candidate:
     """What tells different series of a visit apart; empty for a file without a header."""
     header: DicomHeader | None = None
 
+    uids: frozenset[str] = frozenset()
+    """SOP Instance UIDs of its images."""
+
     @property
-    def first(self) -> Path:
-        """The file that names it."""
-        return self.source if isinstance(self.source, Path) else self.source[0]
+    def paths(self) -> Sequence[Path]:
+        """Its files, the one that names it first."""
+        return [self.source] if isinstance(self.source, Path) else self.source
 
 
 def is_checked(path: Path, site: SiteConfig) -> bool:
@@ -254,7 +257,8 @@ class Joiner:
             kind += {0: ", sagittal", 1: ", coronal"}.get(series.plane_axis if series.plane_axis is not None else 2, "")
         number = LAST_NUMBER if first.series_number is None else first.series_number
         source: Source = paths[0] if len(paths) == 1 else tuple(paths)
-        return Candidate(source, name_of(min(paths), self.site), len(paths), number, {}, kind, first)
+        uids = frozenset(header.sop_uid for header in headers)
+        return Candidate(source, name_of(min(paths), self.site), len(paths), number, {}, kind, first, uids)
 
     def _add(self, row: TableRow, candidate: Candidate) -> None:
         """Add a scan to the visit of a row, unless a value is missing or contradicts the scan's header."""
@@ -296,8 +300,7 @@ class Joiner:
         files = shared_files(self._named)
         images = {uid for uid, patients in self._patients_of.items() if len(patients) > 1}
         for candidate in (one for dates in self.patients.values() for found in dates.values() for one in found):
-            header = candidate.header
-            if candidate.first in files or (header is not None and header.sop_uid in images):
+            if candidate.source in files or candidate.uids & images:
                 detail = "the same scan stands under another patient"
                 self.contradictions.problem(Contradiction.ONE_SCAN, detail, candidate.name)
 

@@ -65,7 +65,7 @@ class JoinedTable:
 
     @property
     def name(self) -> str:
-        """The file's."""
+        """Name of the file, for messages."""
         return Path(self.config.table).name
 
     @property

@@ -65,7 +65,7 @@ class Brain(Phantom[BrainNoise, ScannerConfig]):
     views, shown_view = len(SERIES_Z_MM), MIDDLE_SLICE
 
     def draw_noise(self, rng: np.random.Generator) -> BrainNoise:
-        """As `brain_scm.draw_noise`."""
+        """The patient's exogenous noise, by the laws of `brain_scm`."""
         return brain_scm.draw_noise(rng)
 
     def render(
