@@ -16,7 +16,7 @@ LdError                 only its `code` may cross the wire
 ├── SignatureError      an unusable key, or an invalid signature
 ├── DeploymentError     a study's or site's folder, kit, certificate or process
 ├── ApprovalError       a study or its code that the site has not approved
-├── PacsError           a PACS that cannot be reached, refuses or answers nonsense (in `ld_common.imaging.dicomweb`)
+├── PacsError           a PACS that is silent, refuses or answers wrongly (in `ld_common.imaging.dicomweb_errors`)
 ├── AuditError          an audit that these scans do not allow (in `ld_client.audit.statistics`)
 └── DivergedError       training whose loss is not finite (in `ld_common.diffusion.training`)
 """

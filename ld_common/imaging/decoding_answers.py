@@ -14,7 +14,7 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 from ld_common.core.errors import RequestError
-from ld_common.imaging.dicom import DicomHeader
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Attributes, Modality
 from ld_common.imaging.rejection import MAX_PIXELS, MAX_SLICE_PIXELS, Rejection, ScanRejected

@@ -30,7 +30,7 @@ from ld_common.core.errors import DeploymentError
 from ld_common.imaging.burned_in_text import check_burned_in_text
 from ld_common.imaging.decoding_answers import MALFORMED_ANSWER, headers_of, refusal_of, scan_of, volume_of
 from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, REQUEST
-from ld_common.imaging.dicom import DicomHeader
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected

@@ -26,7 +26,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ld_common.core.config import from_mapping
-from ld_common.imaging.dicom import DicomHeader, read_headers
+from ld_common.imaging.dicom import read_headers
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected

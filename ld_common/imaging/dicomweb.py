@@ -6,35 +6,32 @@ beyond a limit, and what an answer says is never part of a path. Every fault is 
 
 from __future__ import annotations
 
-import email.message
 import itertools
 import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import requests
-import urllib3
 from dicomweb_client import DICOMwebClient
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from requests.auth import HTTPBasicAuth
 
-from ld_common.core.errors import LdError
+from ld_common.imaging.dicomweb_errors import PacsError, PacsSilent, closing_answer, translating
+from ld_common.imaging.dicomweb_multipart import boundary_of, single_part, split_parts
 from ld_common.imaging.dicomweb_options import PacsAccess
-from ld_common.imaging.rejection import MALFORMED, MAX_FILE_BYTES
+from ld_common.imaging.rejection import MAX_FILE_BYTES
 
 CONNECT_S = 10.0
 SLOWEST_BYTES_PER_S = 4096
 """An answer may take the time-out and what its bytes take at this rate, so that one that drips does end."""
 MAX_SEARCH_BYTES = 16 * 2**20
 """Of one answer to a search; parsed, JSON takes up to fifty times as much."""
-MAX_PART_HEADER = 16 * 2**10
 CHUNK_BYTES = 2**20
 PAGE = 200
 MAX_RESULTS = 200_000
@@ -53,16 +50,6 @@ SearchResult = Mapping[str, Any]
 for library in ("dicomweb_client", "retrying", "urllib3"):
     # their warnings quote addresses, which name the patients that are searched for
     logging.getLogger(library).setLevel(logging.CRITICAL)
-
-
-class PacsError(LdError):
-    """A PACS cannot be reached, refuses, or answers with something else than was asked for."""
-
-    code = "pacs"
-
-
-class PacsSilent(PacsError):
-    """A PACS that cannot be reached, or stopped to answer."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +71,6 @@ class _Reading:
                 if time.monotonic() - started > self.timeout_s + size / SLOWEST_BYTES_PER_S:
                     raise PacsSilent(f"{self.host} sends too slowly: a larger --timeout waits longer")
                 yield chunk
-
-
-@contextmanager
-def closing_answer(response: requests.Response) -> Iterator[None]:
-    """Close an answer that was not read to its end, whose connection cannot be used again."""
-    try:
-        yield
-    except BaseException:
-        response.close()
-        raise
 
 
 class _Session(requests.Session):
@@ -129,12 +106,13 @@ class _Session(requests.Session):
             except (requests.exceptions.SSLError, requests.exceptions.Timeout):
                 raise
             except requests.exceptions.ConnectionError:
-                pass  # the service may have closed a connection that was kept from the last request
+                # the service may have closed a connection that was kept from the last request; the last try raises
+                time.sleep(pause_s)
             else:
                 if response.status_code not in BUSY:
                     return response
                 response.close()
-            time.sleep(pause_s)
+                time.sleep(pause_s)
         return super().send(request, **options)
 
     def _limited(self, response: requests.Response, *_: Any, **__: Any) -> Iterator[bytes]:
@@ -214,9 +192,9 @@ class PacsService:
             response = self._get(path, MEDIA_TYPE)
         with closing_answer(response), translating(self.host):
             response.raise_for_status()
-            boundary = _boundary(response, self.host)
+            boundary = boundary_of(response, self.host)
         chunks = self._reading.chunks(response, 2**63)
-        parts = _single_part(chunks, response, self.host) if boundary is None else split_parts(chunks, boundary)
+        parts = single_part(chunks, response, self.host) if boundary is None else split_parts(chunks, boundary)
         stream: BinaryIO | None = None
         size = 0
         try:
@@ -308,122 +286,7 @@ def result_text(result: SearchResult, keyword: str) -> str:
     return next(iter(result_values(result, keyword) or []), "").strip(" \0")
 
 
-def split_parts(chunks: Iterator[bytes], boundary: bytes) -> Iterator[bytes | None]:
-    """The contents of a multipart body in pieces, and None at the end of each part.
-
-    Args:
-        chunks: the body as it arrives.
-        boundary: as its content type gives it.
-
-    Raises:
-        PacsError: it ends before its last boundary, or is no multipart body.
-    """
-    delimiter = b"\r\n--" + boundary
-    buffer = bytearray(b"\r\n")  # so that the first boundary is like all others
-    inside, preamble = False, 0
-
-    def more() -> None:
-        chunk = next(chunks, b"")
-        if not chunk:
-            raise PacsSilent("the answer ends in its middle")
-        buffer.extend(chunk)
-
-    while True:
-        place = buffer.find(delimiter)
-        if place < 0:
-            kept = len(delimiter) - 1
-            if inside and len(buffer) > kept:
-                yield bytes(buffer[:-kept])
-            preamble += 0 if inside else len(buffer[:-kept])
-            if preamble > MAX_PART_HEADER:
-                raise PacsError("the answer does not begin with a part")
-            del buffer[:-kept]
-            more()
-            continue
-        if inside:
-            yield bytes(buffer[:place])
-            yield None
-        del buffer[: place + len(delimiter)]
-        while len(buffer) < 2:
-            more()
-        if buffer.startswith(b"--"):
-            return
-        while b"\r\n\r\n" not in buffer[:MAX_PART_HEADER]:
-            if len(buffer) >= MAX_PART_HEADER:
-                raise PacsError("a part of the answer has no header")
-            more()
-        del buffer[: buffer.find(b"\r\n\r\n") + 4]
-        inside = True
-
-
-def _single_part(chunks: Iterator[bytes], response: requests.Response, host: str) -> Iterator[bytes | None]:
-    """The body as one part; raises `PacsError` where it is shorter than announced."""
-    size = 0
-    for chunk in chunks:
-        size += len(chunk)
-        yield chunk
-    announced = response.headers.get("Content-Length", str(size))
-    if "Content-Encoding" not in response.headers and announced != str(size):
-        raise PacsSilent(f"{host} ends an answer in its middle")
-    yield None
-
-
-def _boundary(response: requests.Response, host: str) -> bytes | None:
-    """The boundary of a multipart answer; None for a single DICOM object; raises `PacsError` for all else."""
-    message = email.message.Message()
-    message["Content-Type"] = response.headers.get("Content-Type", "").replace("\r", " ").replace("\n", " ")
-    kind = message.get_content_type()
-    if kind == "application/dicom":
-        return None
-    boundary = str(message.get_boundary("") or "")
-    if kind != "multipart/related" or not 0 < len(boundary) <= 200:
-        response.close()
-        raise PacsError(f"{host} answers with {kind} in place of DICOM: is it the address of its DICOMweb service?")
-    return boundary.encode("latin-1", "replace")
-
-
 def _mappings(results: Any) -> list[SearchResult]:
     if not isinstance(results, list) or not all(isinstance(result, Mapping) for result in results):
         raise ValueError("no list of results")
     return results
-
-
-STRANGE: tuple[type[Exception], ...] = (*MALFORMED, MemoryError, SyntaxError)
-"""What the libraries raise on an answer that is not DICOMweb's."""
-STATUS = {
-    401: "does not accept the login: check --user and the password",
-    403: "does not allow this user to do that",
-    404: "has nothing at that address: give the address of its DICOMweb service, often ending in /dicom-web",
-    409: "refuses the object",
-    413: "refuses the object as too large",
-    415: "does not take DICOM at that address",
-}
-
-
-@contextmanager
-def translating(host: str) -> Iterator[None]:
-    """Turn what the libraries raise into `PacsError`; their texts may quote a query, and with it a patient."""
-    try:
-        yield
-    except LdError:
-        raise
-    except requests.exceptions.SSLError as error:
-        raise PacsError(
-            f"no TLS with {host}: its certificate is not trusted (--ca FILE) or of another name, it asks for one of "
-            "this machine (--cert, --key), or it speaks plain http"
-        ) from error
-    except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError) as error:
-        raise PacsSilent(f"{host} does not answer in time: a larger --timeout waits longer") from error
-    except requests.exceptions.HTTPError as error:
-        status = 0 if error.response is None else error.response.status_code
-        raise PacsError(f"{host} {STATUS.get(status, 'fails')} (HTTP {status})") from error
-    except (requests.exceptions.JSONDecodeError, requests.exceptions.InvalidURL, UnicodeError) as error:
-        raise _no_service(host) from error
-    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise PacsSilent(f"no connection to {host}, or it broke: is the address right, and the PACS up?") from error
-    except STRANGE as error:
-        raise _no_service(host) from error
-
-
-def _no_service(host: str) -> PacsError:
-    return PacsError(f"{host} does not answer as DICOMweb does: is it the address of its DICOMweb service?")

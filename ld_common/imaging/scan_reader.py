@@ -14,7 +14,8 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from PIL import Image
 
 from ld_common.core.errors import RequestError
-from ld_common.imaging.dicom import DicomHeader, read_dicom, read_headers
+from ld_common.imaging.dicom import read_dicom, read_headers
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.foreign_files import is_jpeg
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import PROJECTION, Attributes, ImageConfig, Modality

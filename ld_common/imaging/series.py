@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import io_orientation
 
-from ld_common.imaging.dicom import DicomHeader, read_dicom, read_frames
+from ld_common.imaging.dicom import read_dicom, read_frames
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, slice_number
 
 UNEVEN = 0.02

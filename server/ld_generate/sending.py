@@ -9,7 +9,8 @@ from pathlib import Path
 from pydicom import Dataset, dcmread
 
 from ld_common.core.errors import LdError, RequestError
-from ld_common.imaging.dicomweb import PacsService, PacsSilent
+from ld_common.imaging.dicomweb import PacsService
+from ld_common.imaging.dicomweb_errors import PacsSilent
 from ld_common.imaging.dicomweb_options import PacsAccess
 from ld_common.imaging.rejection import ScanRejected, check_file, rejecting
 

@@ -27,7 +27,8 @@ from ld_client.data.store import open_store
 from ld_client.pacs.query import mismatch, read_query, value_matches
 from ld_common.core.errors import ConfigError, LdError
 from ld_common.imaging import dicomweb
-from ld_common.imaging.dicomweb import PacsError, split_parts
+from ld_common.imaging.dicomweb_errors import PacsError
+from ld_common.imaging.dicomweb_multipart import split_parts
 from ld_common.imaging.dicomweb_options import PASSWORD, PacsOptions, check_address
 from tests.conftest import PLANTED_ROWS, write_visit
 from tests.support.fake_pacs import FakePacs, Handler, fake_pacs, multipart, part

@@ -20,7 +20,8 @@ import pytest
 from ld_common.imaging import decoding_process, scan_reader, volume
 from ld_common.imaging.decoding_process import DecodingProcess, Limits
 from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, header_fields
-from ld_common.imaging.dicom import DicomHeader, read_headers
+from ld_common.imaging.dicom import read_headers
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected
 from tests.conftest import write_mr_slice

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ld_client.data.exclusions import Reason
 from ld_client.data.table import DAYS_IN_YEAR, TableRow
-from ld_common.imaging.dicom import DicomHeader
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.modality import AGE, Attributes
 
 SEX = "sex"

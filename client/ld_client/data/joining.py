@@ -18,7 +18,7 @@ from ld_client.data.withdrawn_scans import WithdrawnScans
 from ld_client.site_config import SiteConfig
 from ld_common.core.config import is_number
 from ld_common.core.errors import RequestError
-from ld_common.imaging.dicom import DicomHeader
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.modality import PROJECTION, Attributes, Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.scan_reader import PICTURES, Source, unfit

@@ -20,7 +20,7 @@ from ld_common.core.config import require
 from ld_common.core.errors import TableError
 
 if TYPE_CHECKING:
-    from ld_common.imaging.dicom import DicomHeader
+    from ld_common.imaging.dicom_header import DicomHeader
 
 COLUMNS = {
     "patient": ("patient", "patient_id", "patientid", "subject", "subject_id", "participant_id", "ptid"),

@@ -57,7 +57,8 @@ def fetch(
     """
     from ld_client.pacs.fetcher import fetch_series
     from ld_client.pacs.query import read_query, search
-    from ld_common.imaging.dicomweb import PacsError, PacsService
+    from ld_common.imaging.dicomweb import PacsService
+    from ld_common.imaging.dicomweb_errors import PacsError
 
     access, wanted = pacs_options.access(pacs), read_query(query)
     quarantine = None

@@ -32,7 +32,8 @@ from ld_common.core.atomic_files import held, write_bytes
 from ld_common.core.errors import LdError, StoreError
 from ld_common.core.strict_json import read_json, read_limited
 from ld_common.imaging.dicom import check_inflated
-from ld_common.imaging.dicomweb import UID, PacsError, PacsService, PacsSilent
+from ld_common.imaging.dicomweb import UID, PacsService
+from ld_common.imaging.dicomweb_errors import PacsError, PacsSilent
 from ld_common.imaging.rejection import MAX_FILE_BYTES, ScanRejected, rejecting
 
 HIDDEN = ".fetch"
