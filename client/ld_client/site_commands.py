@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ld_client.data.exclusions import Exclusion, read_exclusions
+from ld_client.data_config import Contradiction
 from ld_client.deployment.site_home import SiteHome
-from ld_client.site_config import CONTRADICTIONS, SiteConfig, load_site
+from ld_client.site_config import SiteConfig, load_site
 from ld_common.core.command import (
     TRUST_HELP,
     UNSIGNED_HELP,
@@ -133,7 +134,7 @@ def index(
     site: SiteOptions,
     accept: Annotated[
         list[str] | None,
-        typer.Option("--accept", help=f"Keep visits with this kind of contradiction: {', '.join(CONTRADICTIONS)}."),
+        typer.Option("--accept", help=f"Keep visits with this kind of contradiction: {', '.join(Contradiction)}."),
     ] = None,
     as_json: Json = False,
     overrides: list[str] = OVERRIDES,

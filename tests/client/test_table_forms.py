@@ -12,17 +12,11 @@ import pytest
 import yaml
 
 from ld_client.data.exclusions import Exclusion, Reason
-from ld_client.data.table import ENTRY, Table, TableRow, Time, read_table
+from ld_client.data.table import ENTRY, Table, TableRow, Time
 from ld_client.data.table_paths import FileNames, extract
-from ld_client.site_config import (
-    ColumnsConfig,
-    DataConfig,
-    JoinedConfig,
-    RuleConfig,
-    SiteConfig,
-    load_modality,
-    load_site,
-)
+from ld_client.data.table_reading import read_table
+from ld_client.data_config import ColumnsConfig, DataConfig, JoinedConfig, RuleConfig
+from ld_client.site_config import SiteConfig, load_modality, load_site
 from ld_common.core.errors import ConfigError, TableError
 from tests.conftest import BRAIN_MRI
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ld_client.data.table import read_table
+from ld_client.data.table_reading import read_table
+from ld_client.data_config import ColumnsConfig, DataConfig
 from ld_client.deployment.audit_log import MAX_LOG_BYTES, read_log
 from ld_client.deployment.audit_verify import MOST_PROBLEMS, LogOwner, verify_log
-from ld_client.site_config import ColumnsConfig, DataConfig
 from ld_common.core.config import MAX_YAML_BYTES, load_config
 from ld_common.core.errors import (
     ConfigError,

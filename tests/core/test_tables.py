@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ld_client.data.exclusions import Reason
-from ld_client.data.table import read_table
-from ld_client.site_config import ColumnsConfig, DataConfig
+from ld_client.data.table_reading import read_table
+from ld_client.data_config import ColumnsConfig, DataConfig
 from ld_common.core.errors import ConfigError, LdError, RequestError, TableError
 from ld_common.core.tables import decimal_point, is_encoding, open_table
 from ld_common.imaging.modality import Modality

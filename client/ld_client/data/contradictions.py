@@ -13,11 +13,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 from ld_client.data.exclusions import Reason
 from ld_client.data.table import DAYS_IN_YEAR, TableRow
+from ld_client.data_config import Contradiction
 from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.modality import AGE, Attributes
 
@@ -26,23 +26,6 @@ AGE_TOLERANCE_YEARS = 1.5
 """Between a header's age, in whole years, and the table's."""
 PASSED_TOLERANCE_YEARS = 2.0
 """Between the years by two visits' ages, each perhaps rounded, and those by their dates."""
-
-
-class Contradiction(StrEnum):
-    """A kind of contradiction; `data.accept` names those whose visits are kept."""
-
-    PATIENT = "patient"
-    """The table and the scan's header name different patients."""
-    DATE = "date"
-    """The table and the header give different dates."""
-    SEX = "sex"
-    AGE = "age"
-    SEX_OVER_VISITS = "sex-over-visits"
-    """A patient's sex differs between visits."""
-    AGE_OVER_VISITS = "age-over-visits"
-    """A patient's ages and dates do not fit each other, for example as all ages are those at baseline."""
-    ONE_SCAN = "one-scan"
-    """One scan stands under two patients."""
 
 
 DOUBTS = frozenset((Contradiction.AGE_OVER_VISITS, Contradiction.ONE_SCAN))
@@ -69,7 +52,7 @@ class Contradictions:
 
     def problem(self, kind: Contradiction, detail: str, name: str = "") -> tuple[Reason, str] | None:
         """The exclusion's reason and detail, or None where the scan is kept: `name` is then noted with a doubt."""
-        if kind.value in self.accept:
+        if kind in self.accept:
             self.accepted[kind.value] += 1
             return None
         if kind in DOUBTS:

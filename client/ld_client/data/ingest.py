@@ -14,7 +14,7 @@ from pathlib import Path
 from ld_client.data.contradictions import NO_DATES, Contradictions, Doubt
 from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.joining import Candidate, Joiner, is_checked
-from ld_client.data.table import read_table
+from ld_client.data.table_reading import read_table
 from ld_client.data.withdrawn_scans import WithdrawnScans
 from ld_client.site_config import SiteConfig
 from ld_common.core.errors import ScanError, TableError

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from ld_client.data.contradictions import SHORT_STACK, Contradiction, Contradictions, Doubt, shared_files
+from ld_client.data.contradictions import SHORT_STACK, Contradictions, Doubt, shared_files
 from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.pseudonyms import pseudonym
 from ld_client.data.table import ENTRY, Table, TableRow, Time
 from ld_client.data.table_paths import FileNames
 from ld_client.data.withdrawn_scans import WithdrawnScans
+from ld_client.data_config import Contradiction
 from ld_client.site_config import SiteConfig
 from ld_common.core.config import is_number
 from ld_common.core.errors import RequestError

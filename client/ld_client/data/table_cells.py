@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.table_paths import extract, placeholders
-from ld_client.site_config import DataConfig, JoinedConfig
+from ld_client.data_config import DataConfig, JoinedConfig
 from ld_common.core.config import nearest
 from ld_common.core.errors import TableError
 from ld_common.core.tables import NOT_UTF_8, OpenTable, Row, decimal_point, open_table

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from ld_client.site_config import PLACEHOLDER
+from ld_client.data_config import PLACEHOLDER
 
 TOKEN = re.compile(r"(\{[^{}]+\}|\*\*/|\*)")
 GROUP = "([^/]+?)"

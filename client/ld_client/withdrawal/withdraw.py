@@ -202,7 +202,7 @@ def _log(log: AuditLog, store: Path, count: int, removal: Removal) -> bool:
 
 def _in_table(site: SiteConfig, identifier: str) -> bool:
     """Whether a row of the table is the patient's; a table that cannot be read has none."""
-    from ld_client.data.table import read_table
+    from ld_client.data.table_reading import read_table
 
     try:
         return identifier in read_table(site.data).rows_by_patient

@@ -9,11 +9,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ld_client.data.table import read_table
+from ld_client.data.table_reading import read_table
+from ld_client.data_config import ColumnsConfig, DataConfig
 from ld_client.deployment.audit_log import read_log
 from ld_client.deployment.audit_verify import LogOwner, verify_log
 from ld_client.deployment.bundle import read_bundle
-from ld_client.site_config import ColumnsConfig, DataConfig, load_site
+from ld_client.site_config import load_site
 from ld_common.adapters.state_dict import read_tensors
 from ld_common.core.config import load_config
 from ld_common.core.errors import DeploymentError, LdError, ReleaseError
