@@ -136,17 +136,20 @@ def index(
         list[str] | None,
         typer.Option("--accept", help=f"Keep visits with this kind of contradiction: {', '.join(Contradiction)}."),
     ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Read every file again, also those that have not changed since the last run.")
+    ] = False,
     as_json: Json = False,
     overrides: list[str] = OVERRIDES,
 ) -> None:
-    """Read the site's scans and table and cache what training needs."""
+    """Read the site's scans and table and cache what training needs; files that did not change are not read again."""
     config = site.load([*(overrides or ()), *([f"data.accept=[{','.join(accept)}]"] if accept else ())])
     from ld_client.data.faces import REMEDY
     from ld_client.data.indexing import build_store
 
     console = Console(stderr=as_json)
     with stage_bars(console) as progress:
-        summary = build_store(config, progress)
+        summary = build_store(config, progress, anew)
     if as_json:
         counts = {**asdict(summary), "exclusions": len(summary.exclusions), "store": config.store}
         print_json(counts)
@@ -156,6 +159,8 @@ def index(
         row = (summary.patients, split.trained, split.held_out, summary.visits, summary.pairs, len(summary.exclusions))
         table.add_row(*map(str, row))
         console.print(table)
+        if summary.unchanged:
+            print_lines(f"{summary.unchanged} of the visits are as in the last index; --anew reads their scans again")
         _show_exclusions(console, summary.exclusions, f"ld-client exclusions {site.arguments()}")
         _show_doubts(summary.doubts, summary.accepted)
         if summary.faces.faces:

@@ -14,6 +14,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from ld_client.data_config import DataConfig
+from ld_common.core.ahead import available_processors
 from ld_common.core.config import load_config, nearest, require
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.imaging.modality import AGE, Modality
@@ -127,6 +128,8 @@ class SiteConfig:
     data: DataConfig = field(default_factory=DataConfig)
     batch_size: int = 16
     """Scans encoded at once."""
+    processes: int = 0
+    """Scans read side by side by `ld-client index`; 0 for one a processor. Each may take 1 GiB of memory."""
     device: str = "cpu"
     """`cpu`, or `cuda` on a machine with a GPU."""
     precision: str = "float32"
@@ -136,10 +139,16 @@ class SiteConfig:
     def __post_init__(self) -> None:
         check_site_name(self.site)
         require(self.batch_size > 0, f"batch_size is {self.batch_size}: use 1 or more")
+        require(self.processes >= 0, f"processes is {self.processes}: use 0 or more")
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}': use cpu or cuda")
         require(0 <= self.held_out < 1, f"held_out is {self.held_out}: use 0 or more, below 1")
         known = ("float32", "bfloat16")
         require(self.precision in known, f"precision is '{self.precision}': use {' or '.join(known)}")
+
+    @property
+    def workers(self) -> int:
+        """Scans read side by side."""
+        return self.processes or available_processors()
 
     @property
     def store_path(self) -> Path:

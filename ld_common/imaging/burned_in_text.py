@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ PROJECTION_WORDS = frozenset(
 
 
 _found: dict[bytes, tuple[TextLine, ...]] = {}
+_remembering, _reading = threading.Lock(), threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,14 @@ def find_text(pixels: np.ndarray) -> list[TextLine]:
     if min(pixels.shape) < LEAST_SIDE:
         return []
     content = hashlib.blake2b(pixels.tobytes(), key=str((pixels.shape, pixels.dtype)).encode()).digest()
-    lines = _found.pop(content, None)
-    _found[content] = lines = tuple(_search(pixels)) if lines is None else lines  # the newest comes last
-    if len(_found) > REMEMBERED:
-        del _found[next(iter(_found))]
+    with _remembering:
+        lines = _found.pop(content, None)
+    if lines is None:
+        lines = tuple(_search(pixels))
+    with _remembering:
+        _found[content] = lines  # the newest comes last
+        if len(_found) > REMEMBERED:
+            del _found[next(iter(_found))]
     return list(lines)
 
 
@@ -151,7 +157,8 @@ def _enlarged(grey: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _proposals(seen: np.ndarray) -> list[tuple[np.ndarray, float]]:
     """Corners `(4,2)` as (column, row), and score, of each box that may hold text."""
-    found = _engine()(np.stack([seen] * 3, -1), use_det=True, use_rec=False)
+    with _reading:  # RapidOCR keeps the size of an image while it works on it
+        found = _engine()(np.stack([seen] * 3, -1), use_det=True, use_rec=False)
     return [] if found.boxes is None else list(zip(found.boxes, found.scores, strict=True))
 
 
@@ -175,7 +182,8 @@ def _readings(seen: np.ndarray, box: np.ndarray) -> Iterator[tuple[str, float]]:
     for view in (*turned, *(view[:, ::-1] for view in turned)):
         width = min(LONG_SIDE, max(READ_HEIGHT, round(READ_HEIGHT * view.shape[1] / view.shape[0])))
         line = np.asarray(Image.fromarray(view).resize((width, READ_HEIGHT), Image.Resampling.BICUBIC))
-        read = _engine()(np.stack([line] * 3, -1), use_det=False, use_rec=True)
+        with _reading:
+            read = _engine()(np.stack([line] * 3, -1), use_det=False, use_rec=True)
         if read.txts:
             yield read.txts[0], float(read.scores[0])
 

@@ -1,9 +1,10 @@
 """Reads image files that others made in a child process, so that no file can end, fill or stop the process that asks.
 
 `read_scan` and `read_volume` have the results and errors of `scan_reader.decode_scan` and `volume.decode_volume`, and
-refuse text in the pixels; `read_headers` has those of `dicom.read_headers`. One child (`decoding_worker`) serves a
-process. A file on which it dies, takes too long or needs too much memory is refused with that reason, and the next file
-gets a new child. The child is not trusted: its answers are JSON and raw numbers of a checked size, never pickles.
+refuse text in the pixels; `read_headers` has those of `dicom.read_headers`. A thread that reads has a child
+(`decoding_worker`) for itself, which later reads have as well. A file on which it dies, takes too long or needs too
+much memory is refused with that reason, and the next file gets a new child. The child is not trusted: its answers are
+JSON and raw numbers of a checked size, never pickles.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ld_common.core.ahead import available_processors, map_ahead
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import DeploymentError
 from ld_common.imaging.burned_in_text import check_burned_in_text
@@ -83,11 +85,9 @@ class DecodingProcess:
 
     def read_headers(
         self, files: Sequence[tuple[Path, bool]], modalities: Sequence[str]
-    ) -> Iterator[list[DicomHeader] | ScanRejected]:
+    ) -> list[list[DicomHeader] | ScanRejected]:
         """As `dicom.read_headers` for each path and whether it is released, with the refusals in their places."""
-        request = {"kind": "headers", "modalities": list(modalities)}
-        for start in range(0, len(files), BATCH):
-            yield from self._ask(request, files[start : start + BATCH], headers_of)
+        return self._ask({"kind": "headers", "modalities": list(modalities)}, files, headers_of)
 
     def close(self) -> None:
         """End the child."""
@@ -215,7 +215,34 @@ class DecodingProcess:
             child.wait()
 
 
-_shared = DecodingProcess()
+@dataclass
+class DecodingProcesses:
+    """Children that decode side by side, as many as there are processors; one waits where one is enough."""
+
+    _free: list[DecodingProcess] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _places: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(available_processors()))
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[DecodingProcess]:
+        """A child for this thread alone; waits while all are taken."""
+        with self._places:
+            with self._lock:
+                child = self._free.pop() if self._free else DecodingProcess()
+            try:
+                yield child
+            finally:
+                with self._lock:
+                    self._free.append(child)
+
+    def close(self) -> None:
+        """End the children that nobody has."""
+        with self._lock:
+            for child in self._free:
+                child.close()
+
+
+_shared = DecodingProcesses()
 
 
 def _paths(source: Source) -> Sequence[Path]:
@@ -234,7 +261,8 @@ def read_scan(source: Source, modality: Modality, slice_index: int | None = None
     Raises:
         ScanRejected: the file cannot be used, or decoding it took too long, too much memory or ended the child.
     """
-    scan = _shared.read_scan(source, modality, slice_index, released)
+    with _shared.one() as child:
+        scan = child.read_scan(source, modality, slice_index, released)
     if not released:
         check_burned_in_text(_paths(source)[0], scan.pixels)
     return scan
@@ -248,27 +276,36 @@ def read_volume(path: Path, modality: Modality, released: bool = False) -> Volum
     Raises:
         ScanRejected: it cannot be used, or decoding it took too long, too much memory or ended the child.
     """
-    volume = _shared.read_volume(path, modality, released)
+    with _shared.one() as child:
+        volume = child.read_volume(path, modality, released)
     for index in range(0 if released else volume.voxels.shape[2]):
         check_burned_in_text(path, volume.voxels[:, :, index].T, f"slice {index} along the third axis")
     return volume
 
 
 def read_headers(
-    files: Sequence[tuple[Path, bool]], modalities: Sequence[str]
+    files: Sequence[tuple[Path, bool]], modalities: Sequence[str], workers: int = 1
 ) -> Iterator[list[DicomHeader] | ScanRejected]:
-    """The headers of each DICOM file's images, read in a child process, or its refusal.
+    """The headers of each DICOM file's images, read in child processes, or its refusal.
 
     Args:
         files: paths, and whether a person has checked their pixels for burned-in text.
         modalities: accepted values of DICOM Modality (0008,0060).
+        workers: children that read side by side.
     """
-    return _shared.read_headers(files, modalities)
+
+    def read(batch: Sequence[tuple[Path, bool]]) -> list[list[DicomHeader] | ScanRejected]:
+        with _shared.one() as child:
+            return child.read_headers(batch, modalities)
+
+    batches = (files[start : start + BATCH] for start in range(0, len(files), BATCH))
+    for answers in map_ahead(read, batches, workers):
+        yield from answers
 
 
 def _renew() -> None:
     global _shared
-    _shared = DecodingProcess()  # a forked process must not use its parent's child
+    _shared = DecodingProcesses()  # a forked process must not use its parent's child
 
 
 os.register_at_fork(after_in_child=_renew)

@@ -84,6 +84,7 @@ def test_indexing_again_gives_the_same_bytes_and_leaves_nothing_over(site_yaml: 
     assert len(list(store.glob("cache-*.safetensors"))) == 1
     assert sorted(path.name for path in store.iterdir() if "cache" not in path.name) == [
         "index.sqlite",
+        "memory.sqlite",
         "pseudonyms.key",
     ]
     assert {path.stat().st_mode & 0o077 for path in store.iterdir()} == {0}
@@ -102,7 +103,8 @@ def test_a_stopped_run_leaves_the_old_store_whole(site_yaml: Path, monkeypatch: 
     assert len(open_store(store).days) == 6
 
 
-def test_nothing_in_the_store_names_a_patient(site_yaml: Path) -> None:
+def test_nothing_in_the_store_names_a_patient(site_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ld_client.data.memory.SETTLED_SECONDS", 0.0)  # so that the memory holds every header
     stray = write_mr_slice(site_yaml.parent / "scans/stray.dcm", np.eye(4, dtype=np.uint16), PatientID="PLANTED-ZOE")
     store = build(site_yaml)
     index = sqlite3.connect(store / "index.sqlite")

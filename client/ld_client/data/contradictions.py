@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,11 +110,18 @@ class Contradictions:
         return found
 
 
-def shared_files(patients_of: Mapping[Path, str]) -> set[Path]:
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's content, hex; raises `OSError`."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def shared_files(patients_of: Mapping[Path, str], digest: Callable[[Path], str] = content_digest) -> set[Path]:
     """Files with the same content under two patients; only files of one size are read.
 
     Args:
         patients_of: files and their patients.
+        digest: digest of a file's content; it may raise `OSError`.
     """
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in patients_of:
@@ -123,14 +130,14 @@ def shared_files(patients_of: Mapping[Path, str]) -> set[Path]:
     shared: set[Path] = set()
     for files in by_size.values():
         if len({patients_of[path] for path in files}) > 1:
-            shared |= _of_several(files, patients_of)
+            shared |= _of_several(files, patients_of, digest)
     return shared
 
 
-def _of_several(files: Iterable[Path], patients_of: Mapping[Path, str]) -> set[Path]:
-    by_content: dict[bytes, list[Path]] = defaultdict(list)
+def _of_several(files: Iterable[Path], patients_of: Mapping[Path, str], digest: Callable[[Path], str]) -> set[Path]:
+    by_content: dict[str, list[Path]] = defaultdict(list)
     for path in files:
-        with suppress(OSError), path.open("rb") as stream:
-            by_content[hashlib.file_digest(stream, "sha256").digest()].append(path)
+        with suppress(OSError):
+            by_content[digest(path)].append(path)
     several = (same for same in by_content.values() if len({patients_of[path] for path in same}) > 1)
     return {path for same in several for path in same}

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ld_client.data.ingest import Progress, Survey
+from ld_client.data.memory import FileMemory
 from ld_client.data.store_index import open_index
 from ld_common.core.errors import ScanError
 from ld_common.imaging.decoding_process import read_volume
@@ -35,8 +36,11 @@ class FaceCount:
         return f"{self.faces} of {self.volumes} head volumes that were looked at seem to show a face"
 
 
-def count_faces(surveyed: Survey, progress: Progress) -> FaceCount:
-    """Look at the first `MOST_VOLUMES` volumes; what cannot be read as one volume is passed over."""
+def count_faces(surveyed: Survey, progress: Progress, memory: FileMemory | None = None) -> FaceCount:
+    """Look at the first `MOST_VOLUMES` volumes; what cannot be read as one volume is passed over.
+
+    A volume of the last index that did not change is not read again.
+    """
     if surveyed.modality.image.plane != "axial":
         return FaceCount(0, 0)
     scans = [scan for dates in surveyed.patients.values() for scans in dates.values() for scan in scans]
@@ -44,13 +48,29 @@ def count_faces(surveyed: Survey, progress: Progress) -> FaceCount:
     chosen = paths[:MOST_VOLUMES]
     found: list[bool] = []
     for done, path in enumerate(chosen, start=1):
-        try:
-            face = shows_face(read_volume(path, surveyed.modality, released=True))
-        except ScanError:
-            face = None
+        face = _face(path, surveyed, memory)
         found += [] if face is None else [face]
         progress("looking for faces", done, len(chosen))
     return FaceCount(len(found), sum(found))
+
+
+def _face(path: Path, surveyed: Survey, memory: FileMemory | None) -> bool | None:
+    """Whether a volume seems to show a face; None where it cannot be told."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+    except OSError:
+        return None
+    key = None if memory is None else memory.key("face", files, surveyed.modality.digest())
+    known = None if memory is None else memory.get(key)
+    if known is not None:
+        return None if known["face"] is None else bool(known["face"])
+    try:
+        face = shows_face(read_volume(path, surveyed.modality, released=True))
+    except ScanError:
+        face = None
+    if memory is not None:
+        memory.put(key, {"face": face})
+    return face
 
 
 def read_face_count(folder: Path) -> FaceCount | None:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.contradictions import Doubt
+from ld_client.data.encoded_scans import EncodedScan, EncodedScans
 from ld_client.data.exclusions import Exclusion
 from ld_client.data.faces import FaceCount, count_faces, meta_of
 from ld_client.data.ingest import Progress, Survey, read_visits, survey
+from ld_client.data.memory import FileMemory
 from ld_client.data.store import MIRRORED, SIZES, Split, held_out_patients, open_store
 from ld_client.data.store_index import INDEX, SCHEMA_VERSION
 from ld_client.data.store_key import load_key
@@ -29,14 +31,14 @@ from ld_client.site_config import SiteConfig, load_modality
 from ld_common.core.errors import StoreError
 from ld_common.diffusion.base_model import BaseModel, load_base
 from ld_common.imaging.geometry import to_model
-from ld_common.imaging.modality import Attributes
+from ld_common.imaging.modality import Attributes, Modality
 from ld_common.metrics.structure import structure_sizes
 
 SCHEMA = """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE visits (
         row INTEGER PRIMARY KEY, pseudonym TEXT NOT NULL, day INTEGER NOT NULL,
-        attributes TEXT NOT NULL, prompt TEXT NOT NULL
+        attributes TEXT NOT NULL, prompt TEXT NOT NULL, source TEXT NOT NULL
     );
     CREATE TABLE exclusions (name TEXT NOT NULL, files INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL);
 """
@@ -61,6 +63,8 @@ class IndexSummary:
     """Of scans that are kept."""
     accepted: dict[str, int]
     """Kind of contradiction -> scans or patients that are kept because the site accepts it."""
+    unchanged: int = 0
+    """Visits whose scan was not read again, as its files are those of the last index."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +75,48 @@ class _Entry:
     day: int
     attributes: Attributes
     prompt: str
+    source: bytes | None
+    """Key of the encoded scan."""
 
 
-def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> IndexSummary:
+def build_store(site: SiteConfig, progress: Progress = lambda *_: None, anew: bool = False) -> IndexSummary:
     """Ingest the site's scans, encode them and their prompts once, and replace the store.
 
-    A first store without visits is written as well, so that its exclusions can be read; `open_store` refuses it.
+    Files that have not changed since the last index are not read again, nor are those that a stopped index had read. A
+    first store without visits is written as well, so that its exclusions can be read; `open_store` refuses it.
+
+    Args:
+        site: the site.
+        progress: called with a stage, the items done and all items.
+        anew: read and encode every file again.
 
     Raises:
         LdError: the site's config, table, key, base model or store folder cannot be used.
         StoreError: no visit could be used, and there is a store that has some, which stays as it is.
     """
     modality, base = load_modality(site), load_base(site.base_model)
-    surveyed = survey(site, modality, load_key(site.store_path, site.ledger_path), progress)
-    entries, encoded, exclusions = _encode_scans(surveyed, base, progress)
-    faces = count_faces(surveyed, progress)
+    key = load_key(site.store_path, site.ledger_path)
+    memory = FileMemory.open(site.store_path, Path(site.data.root), key, anew)
+    try:
+        return _build(site, modality, base, key, memory, progress, anew)
+    finally:
+        memory.close()
+
+
+def _build(
+    site: SiteConfig,
+    modality: Modality,
+    base: BaseModel,
+    key: bytes,
+    memory: FileMemory,
+    progress: Progress,
+    anew: bool,
+) -> IndexSummary:
+    surveyed = survey(site, modality, key, progress, memory)
+    digests = modality.digest(), base.digest
+    known = EncodedScans(memory, *digests) if anew else EncodedScans.of(site.store_path, memory, *digests)
+    entries, encoded, exclusions, unchanged = _encode_scans(surveyed, base, known, progress)
+    faces = count_faces(surveyed, progress, memory)
     tensors = encoded | {"base_latent_mean": base.latent_mean.float().contiguous()}
     contradictions = surveyed.contradictions
     accepted = dict(sorted(contradictions.accepted.items()))
@@ -102,6 +133,7 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
         for old in site.store_path.glob("cache-*.safetensors"):
             if old.name != meta["cache"]:
                 old.unlink()
+    memory.finish()
     visits = Counter(entry.pseudonym for entry in entries)
     hidden = len(held_out_patients(list(visits), site.held_out, former=former_patients(site.store_path)))
     pairs = sum(count * (count - 1) for count in visits.values())
@@ -114,6 +146,7 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None) -> Index
         faces,
         contradictions.doubts,
         accepted,
+        unchanged,
     )
 
 
@@ -126,39 +159,54 @@ def _has_visits(folder: Path) -> bool:
 
 
 def _encode_scans(
-    surveyed: Survey, base: BaseModel, progress: Progress
-) -> tuple[list[_Entry], dict[str, Tensor], list[Exclusion]]:
-    """Index rows, the store's tensors of the visits, and all exclusions."""
+    surveyed: Survey, base: BaseModel, known: EncodedScans, progress: Progress
+) -> tuple[list[_Entry], dict[str, Tensor], list[Exclusion], int]:
+    """Index rows, the store's tensors of the visits, all exclusions, and how many visits were known."""
     modality, exclusions = surveyed.modality, list(surveyed.exclusions)
     entries: list[_Entry] = []
-    waiting: list[Tensor] = []
-    latents, mirrored = [torch.empty(0, *base.latent_shape)], [torch.empty(0, *base.latent_shape)]
-    sizes = [torch.empty(2, 0, dtype=torch.float64)]
+    encoded: dict[int, EncodedScan] = {}
+    waiting: dict[int, Tensor] = {}
+    unchanged = 0
 
     def encode() -> None:
-        pictures = torch.stack(waiting)
-        latents.append(base.encode(pictures))
-        if modality.image.symmetric:
-            mirrored.append(base.encode(pictures.flip(-1)))
-        measured = structure_sizes(modality, pictures)
-        sizes.append(torch.empty(2, 0, dtype=torch.float64) if measured is None else measured)
+        for row, scan in zip(waiting, _encoded(modality, base, torch.stack(list(waiting.values()))), strict=True):
+            encoded[row] = scan
+            known.put(entries[row].source, scan)
         waiting.clear()
 
-    for visit in read_visits(surveyed):
+    for visit in read_visits(surveyed, known):
         if isinstance(visit, Exclusion):
             exclusions.append(visit)
             continue
-        prompt = modality.prompt(visit.attributes)
-        entries.append(_Entry(visit.pseudonym, visit.days_since_baseline, visit.attributes, prompt))
-        waiting.append(to_model(visit.scan, base.resolution, modality.image)[0])
+        row, prompt = len(entries), modality.prompt(visit.attributes)
+        entries.append(_Entry(visit.pseudonym, visit.days_since_baseline, visit.attributes, prompt, visit.key))
+        if isinstance(visit.scan, EncodedScan):
+            encoded[row] = visit.scan
+            unchanged += 1
+        else:
+            waiting[row] = to_model(visit.scan, base.resolution, modality.image)[0]
         if len(waiting) == surveyed.site.batch_size:
             encode()
         progress("encoding scans", len(entries), surveyed.scans)
     if waiting:
         encode()
     progress("encoding scans", surveyed.scans, surveyed.scans)
+    rows = [encoded[row] for row in range(len(entries))]
+    latents, mirrored = [torch.empty(0, *base.latent_shape)], [torch.empty(0, *base.latent_shape)]
+    latents += [scan.latents[None] for scan in rows]
+    mirrored += [scan.mirrored[None] for scan in rows if len(scan.mirrored)]
+    sizes = [torch.empty(2, 0, dtype=torch.float64), *(scan.sizes[:, None] for scan in rows if len(scan.sizes))]
     tensors = {"latents": torch.cat(latents), SIZES: torch.cat(sizes, 1), MIRRORED: torch.cat(mirrored)}
-    return entries, tensors, exclusions
+    return entries, tensors, exclusions, unchanged
+
+
+def _encoded(modality: Modality, base: BaseModel, pictures: Tensor) -> list[EncodedScan]:
+    """What the store holds of pictures `(B,C,H,W)`."""
+    latents = base.encode(pictures)
+    mirrored = base.encode(pictures.flip(-1)) if modality.image.symmetric else torch.empty(len(pictures), 0)
+    measured = structure_sizes(modality, pictures)
+    sizes = torch.empty(0, len(pictures), dtype=torch.float64) if measured is None else measured
+    return [EncodedScan(*parts) for parts in zip(latents, mirrored, sizes.T, strict=True)]
 
 
 def _write_cache(folder: Path, tensors: dict[str, Tensor]) -> str:
@@ -173,7 +221,10 @@ def _write_cache(folder: Path, tensors: dict[str, Tensor]) -> str:
 
 def _write_index(folder: Path, meta: dict[str, str], entries: list[_Entry], exclusions: list[Exclusion]) -> None:
     visits = [
-        (row, entry.pseudonym, entry.day, json.dumps(entry.attributes, sort_keys=True), entry.prompt)
+        (
+            *(row, entry.pseudonym, entry.day, json.dumps(entry.attributes, sort_keys=True), entry.prompt),
+            "" if entry.source is None else entry.source.hex(),
+        )
         for row, entry in enumerate(entries)
     ]
     partial = folder / f"{INDEX}.part"
@@ -181,7 +232,7 @@ def _write_index(folder: Path, meta: dict[str, str], entries: list[_Entry], excl
     with closing(sqlite3.connect(partial)) as index, index:
         index.executescript(SCHEMA)
         index.executemany("INSERT INTO meta VALUES (?, ?)", sorted(meta.items()))
-        index.executemany("INSERT INTO visits VALUES (?, ?, ?, ?, ?)", visits)
+        index.executemany("INSERT INTO visits VALUES (?, ?, ?, ?, ?, ?)", visits)
         lines = [(_storable(one.name), one.files, one.reason.value, _storable(one.detail)) for one in exclusions]
         index.executemany("INSERT INTO exclusions VALUES (?, ?, ?, ?)", lines)
     _finish(partial, folder / INDEX)

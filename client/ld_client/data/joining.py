@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime
 import fnmatch
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from ld_client.data.contradictions import SHORT_STACK, Contradictions, Doubt, shared_files
+from ld_client.data.contradictions import SHORT_STACK, Contradictions, Doubt, content_digest, shared_files
 from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.pseudonyms import pseudonym
 from ld_client.data.table import ENTRY, Table, TableRow, Time
@@ -87,6 +87,8 @@ class Joiner:
     key: bytes
     withdrawn: WithdrawnScans
     contradictions: Contradictions
+    digest: Callable[[Path], str] = content_digest
+    """Of a file's content."""
     patients: dict[str, dict[datetime.date, list[Candidate]]] = field(default_factory=dict)
     spoilt: dict[tuple[str, datetime.date], set[str]] = field(default_factory=dict)
     exclusions: list[Exclusion] = field(default_factory=list)
@@ -298,7 +300,7 @@ class Joiner:
 
     def _doubt_shared(self) -> None:
         """Note scans that stand under two patients."""
-        files = shared_files(self._named)
+        files = shared_files(self._named, self.digest)
         images = {uid for uid, patients in self._patients_of.items() if len(patients) > 1}
         for candidate in (one for dates in self.patients.values() for found in dates.values() for one in found):
             if candidate.source in files or candidate.uids & images:

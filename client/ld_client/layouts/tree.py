@@ -232,6 +232,7 @@ def _add_by_header(run: LayoutImport, tables: _TreeTables) -> None:
 
 def _read_series(run: LayoutImport) -> dict[tuple[str, str], list[tuple[str, DicomHeader]]]:
     """Patient and series, or image where the modality's scans are images -> its files and headers."""
+    from ld_common.core.ahead import available_processors
     from ld_common.imaging.decoding_process import read_headers
     from ld_common.imaging.rejection import Rejection, ScanRejected
 
@@ -245,7 +246,8 @@ def _read_series(run: LayoutImport) -> dict[tuple[str, str], list[tuple[str, Dic
     series: dict[tuple[str, str], list[tuple[str, DicomHeader]]] = defaultdict(list)
     causes = {Rejection.NOT_AN_IMAGE: Cause.NOT_A_SCAN, Rejection.WRONG_MODALITY: Cause.NOT_SELECTED}
     # whether text is burned in is judged by ld-client index
-    headers = read_headers([(run.root / name, True) for name in names], run.modality.dicom_modalities)
+    files = [(run.root / name, True) for name in names]
+    headers = read_headers(files, run.modality.dicom_modalities, available_processors())
     for done, (name, images) in enumerate(zip(names, headers, strict=True), start=1):
         run.progress("reading headers", done, len(names))
         if isinstance(images, ScanRejected):

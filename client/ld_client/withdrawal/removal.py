@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ld_client.data.memory import MEMORY
 from ld_client.data.store_index import INDEX, open_index
 from ld_client.data.store_key import KEY_FILE, load_key
 from ld_client.data.withdrawals import WITHDRAWALS, withdrawn
@@ -30,7 +31,7 @@ from ld_common.core.errors import StoreError
 LOCK = "withdrawals.lock"
 VISIT_AXIS = {"latents": 0, "mirrored": 0, "sizes": 1, "base_latent_mean": None}
 """Tensor of the cache -> its axis of visits, None where it has none."""
-DERIVED = ("cache-*.safetensors", "drift-*.safetensors", "*.part", "*.part-journal")
+DERIVED = ("cache-*.safetensors", "drift-*.safetensors", f"{MEMORY}*", "*.part", "*.part-journal")
 """Files that may hold something of a patient, except the cache that the index names."""
 KEPT = (INDEX, KEY_FILE, WITHDRAWALS, LOCK, f"{LEDGER}*", "prior-*.safetensors")
 """Files that hold no scan and nothing computed from one; a prior is drawn by the base alone."""
