@@ -67,13 +67,21 @@ class Denoiser:
         Raises:
             ModelError: a prompt has more tokens than the text encoder reads.
         """
+        return self.text_encoder(torch.tensor(self.tokens(prompts), device=self.device)).last_hidden_state
+
+    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts, `(B,T)`, filled up to what the text encoder reads.
+
+        Raises:
+            ModelError: a prompt has more tokens than that.
+        """
         longest = int(self.text_encoder.config.max_position_embeddings)
         words = [self.transform_prompt(prompt) if prompt else "" for prompt in prompts]
         tokens = self.tokenizer(words, padding="max_length", max_length=longest).input_ids
         for prompt, ids in zip(words, tokens, strict=True):
             if len(ids) > longest:
                 raise ModelError(f"prompt '{prompt}' has {len(ids)} tokens, the base reads {longest}: shorten it")
-        return self.text_encoder(torch.tensor(tokens, device=self.device)).last_hidden_state
+        return [list(ids) for ids in tokens]
 
 
 @dataclass(frozen=True, kw_only=True)

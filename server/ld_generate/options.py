@@ -194,7 +194,7 @@ class ScanOptions:
         typer.Option(
             "--input",
             metavar="SCAN",
-            help="DICOM file, folder of a DICOM series, NIfTI or grey PNG. Repeatable.",
+            help="DICOM file, folder of a DICOM series, NIfTI, grey PNG or JPEG. Repeatable.",
             show_default=False,
             rich_help_panel=SCANS,
         ),

@@ -18,6 +18,8 @@ from ld_common.editing.history import EarlierScan, ScanHistory, read_history, wr
 from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import AGE, DECODED, Attributes, Modality
+from ld_common.imaging.nifti import NIFTI
+from ld_common.imaging.scan_reader import PICTURES
 from ld_common.imaging.scan_table import agree, shown
 from ld_common.release.release import Release
 from ld_generate.attribute_sweep import Sweep
@@ -27,7 +29,7 @@ from ld_generate.preserve_mask import read_preserve_mask
 from ld_generate.samples import make_folder
 from ld_generate.watermark import check_watermark_fits
 
-SUFFIXES = (".nii.gz", ".nii", ".dcm", ".png")
+SUFFIXES = (*NIFTI, ".dcm", *PICTURES)
 MIN_SIDE = 16
 """Fewest rows and columns of a scan; a smaller image is an icon."""
 
@@ -228,7 +230,8 @@ def model_picture(path: Path, scan: Scan, resolution: int, modality: Modality) -
 def folder_names(inputs: Sequence[Path]) -> list[str]:
     """A unique folder name for each input; equal names, such as `series`, get the name of the folder above in front."""
     stems = [
-        next((path.name.removesuffix(end) for end in SUFFIXES if path.name.endswith(end)), path.name) for path in inputs
+        next((path.name[: -len(end)] for end in SUFFIXES if path.name.lower().endswith(end)), path.name)
+        for path in inputs
     ]
     names: list[str] = []
     for path, stem in zip(inputs, stems, strict=True):

@@ -17,7 +17,7 @@ from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store, split_store
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.command import run_cli
-from ld_common.core.errors import LdError, StoreError
+from ld_common.core.errors import LdError, ModelError, StoreError
 from ld_common.diffusion.base_model import load_base
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.scan_reader import decode_scan
@@ -245,3 +245,15 @@ def test_held_out_patients_are_the_same_whoever_else_is_there_and_never_trained_
         / 1200
     )
     assert share == pytest.approx(0.2, abs=0.04)
+
+
+def test_a_prompt_that_the_base_cannot_read_whole_is_refused_before_any_scan_is_read(
+    site_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Path(load_site(site_yaml).modality).read_text()
+    (tmp_path / "wordy.yaml").write_text(text.replace("brain MRI,", "brain MRI," + " of a patient" * 40))
+    read: list[object] = []
+    monkeypatch.setattr("ld_client.data.ingest.read_scan", lambda *scan, **_: read.append(scan))
+    with pytest.raises(ModelError, match="tokens, the base reads 32: shorten it"):
+        build(site_yaml, f"modality={tmp_path / 'wordy.yaml'}")
+    assert read == []

@@ -101,6 +101,7 @@ def test_the_shift_of_edits_can_be_searched_for(run: GenerateRunner, scan: Path,
 def test_inputs_of_one_name_are_told_apart_by_the_folder_above() -> None:
     inputs = [Path("a/P1/series"), Path("a/P2/series"), Path("b/P1/series"), Path("a/scan.nii.gz")]
     assert folder_names(inputs) == ["P1_series", "P2_series", "P1_series_", "scan"]
+    assert folder_names([Path("one.JPG"), Path("two.jpeg"), Path("three.Nii.gz")]) == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,11 @@ def test_a_table_of_the_examples_with_an_impossible_value_is_refused(tmp_path: P
         find_examples(tmp_path, brain_mri)
 
 
+def test_a_jpeg_is_an_example(tmp_path: Path, brain_mri: Modality) -> None:
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "a.JPG", "JPEG")
+    assert [example.path for example in find_examples(tmp_path, brain_mri).values()] == [tmp_path / "a.JPG"]
+
+
 def test_empty_numbers_stay_empty(page: Page) -> None:
     """A number that nobody gave is none: not slice 0, and no sweep from 0."""
     page.get_by_text("About the file").click()

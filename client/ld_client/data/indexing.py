@@ -91,7 +91,8 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None, anew: bo
         anew: read and encode every file again.
 
     Raises:
-        LdError: the site's config, table, key, base model or store folder cannot be used.
+        LdError: the site's config, table, key, base model or store folder cannot be used, or a visit's prompt is longer
+            than the base's text encoder reads.
         StoreError: no visit could be used, and there is a store that has some, which stays as it is.
     """
     modality, base = load_modality(site), load_base(site.base_model)
@@ -113,6 +114,7 @@ def _build(
     anew: bool,
 ) -> IndexSummary:
     surveyed = survey(site, modality, key, progress, memory)
+    base.tokens(_long_prompts(surveyed, base))
     digests = modality.digest(), base.digest
     known = EncodedScans(memory, *digests) if anew else EncodedScans.of(site.store_path, memory, *digests)
     entries, encoded, exclusions, unchanged = _encode_scans(surveyed, base, known, progress)
@@ -156,6 +158,14 @@ def _has_visits(folder: Path) -> bool:
     except StoreError:
         return False
     return True
+
+
+def _long_prompts(surveyed: Survey, base: BaseModel) -> list[str]:
+    """Prompts that may have more tokens than the base reads; a token has a character at least."""
+    visits = (candidates for dates in surveyed.patients.values() for candidates in dates.values())
+    prompts = {surveyed.modality.prompt(one.attributes) for candidates in visits for one in candidates}
+    room = int(base.text_encoder.config.max_position_embeddings) - 2  # beginning and end are tokens
+    return sorted(prompt for prompt in prompts if len(base.transform_prompt(prompt).encode()) > room)
 
 
 def _encode_scans(

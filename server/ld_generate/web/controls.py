@@ -44,7 +44,7 @@ class Controls:
     def _place_scan(self, examples: Mapping[str, Example]) -> None:
         heading("Scan")
         self.files = gradio.File(
-            label="DICOM file, its series or a .zip of it; NIfTI; grey PNG",
+            label="DICOM file, its series or a .zip of it; NIfTI; grey PNG or JPEG",
             file_count="multiple",
             height=104,
             elem_id="files",

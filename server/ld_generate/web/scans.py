@@ -53,11 +53,11 @@ def find_examples(folder: Path, modality: Modality) -> dict[str, Example]:
         RequestError: a table that cannot be read.
     """
     scans = set()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES)):
-        is_slice = modality.image.plane != "none" and file.suffix == ".dcm"
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES)):
+        is_slice = modality.image.plane != "none" and file.suffix.lower() == ".dcm"
         scans.add(file.parent if is_slice else file)
     if not scans:
-        raise ConfigError(f"--examples '{folder}' holds no scan: give a folder with .dcm, .nii, .nii.gz or .png in it")
+        raise ConfigError(f"--examples '{folder}' holds no scan: give a folder with {', '.join(SUFFIXES)} in it")
     listed = _listed(folder / EXAMPLES_TABLE, modality)
     return {
         f"example {number}": Example(path, listed.get(path.resolve(), {}))
