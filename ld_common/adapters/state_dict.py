@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import AdapterError
-from ld_common.core.state import State
+from ld_common.core.state import State, Tensors, grouped_names, part_of
+
+BLOCK = 2**15
+"""Numbers that are compared at once."""
+GROUP_BYTES = 2**26
+"""Of tensors that are read from a file at once."""
 
 
 def write_tensors(path: Path, state: State, metadata: dict[str, str]) -> None:
@@ -29,31 +37,71 @@ def read_tensors(path: Path) -> tuple[State, dict[str, str]]:
         raise AdapterError(f"cannot read tensors from '{path}': {error}") from error
 
 
-def check_state(state: State, expected: State) -> None:
+def check_state(state: Tensors, expected: Tensors) -> None:
     """Check that a state has one finite float32 tensor for each expected name and shape.
 
     Raises:
         AdapterError: with the first name, shape, dtype or value that differs.
     """
+    _check_names(state, expected)
+    for name, value in state.items():
+        _check_form(name, value, expected[name])
+        if not _finite(value):
+            raise AdapterError(f"tensor '{name}' holds NaN or infinite values")
+
+
+def checked_update_norm(state: Tensors, reference: State) -> float:
+    """`update_norm` of a state that `check_state` accepts; each tensor is read once.
+
+    Raises:
+        AdapterError: as `check_state`.
+    """
+    _check_names(state, reference)
+    squares = 0.0
+    for names in grouped_names(reference, GROUP_BYTES):
+        for name, value in part_of(state, names).items():
+            _check_form(name, value, reference[name])
+            square = _squared_distance(value, reference[name])
+            if not math.isfinite(square):  # squares of float32 numbers do not leave the range of float64
+                raise AdapterError(f"tensor '{name}' holds NaN or infinite values")
+            squares += square
+    return math.sqrt(squares)
+
+
+def update_norm(state: Tensors, reference: State) -> float:
+    """L2 norm of `state - reference` over all tensors, in float64."""
+    return math.sqrt(sum(_squared_distance(state[name], reference[name]) for name in sorted(state)))
+
+
+def _check_names(state: Tensors, expected: Tensors) -> None:
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing:
         raise AdapterError(f"{len(missing)} tensors are missing, the first is '{missing[0]}'")
     if extra:
         raise AdapterError(f"{len(extra)} tensors are unknown, the first is '{extra[0]}'")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            shapes = f"{tuple(value.shape)}, not {tuple(expected[name].shape)}"
-            raise AdapterError(f"tensor '{name}' has shape {shapes}")
-        if value.dtype != torch.float32:
-            raise AdapterError(f"tensor '{name}' is {value.dtype}, not float32")
-        if not bool(torch.isfinite(value).all()):
-            raise AdapterError(f"tensor '{name}' holds NaN or infinite values")
 
 
-def update_norm(state: State, reference: State) -> float:
-    """L2 norm of `state - reference` over all tensors, in float64."""
-    squares = [(state[name].double() - reference[name].double()).square().sum() for name in sorted(state)]
-    return float(torch.stack(squares).sum().sqrt())
+def _check_form(name: str, value: Tensor, expected: Tensor) -> None:
+    if value.shape != expected.shape:
+        raise AdapterError(f"tensor '{name}' has shape {tuple(value.shape)}, not {tuple(expected.shape)}")
+    if value.dtype != torch.float32:
+        raise AdapterError(f"tensor '{name}' is {value.dtype}, not float32")
+
+
+def _finite(value: Tensor) -> bool:
+    return value.numel() == 0 or bool(torch.stack(value.aminmax()).isfinite().all())  # NaN comes through
+
+
+def _squared_distance(first: Tensor, second: Tensor) -> float:
+    """Sum of squared differences in float64, block by block in the processor's cache."""
+    one, other = first.detach().reshape(-1).numpy(), second.detach().reshape(-1).numpy()
+    total = 0.0
+    for start in range(0, one.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        with np.errstate(invalid="ignore"):
+            difference = np.subtract(one[block], other[block], dtype=np.float64)
+        total += float(difference @ difference)
+    return total
 
 
 def state_digest(state: State) -> str:

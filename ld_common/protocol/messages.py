@@ -15,24 +15,31 @@ keys, shares, unmask: stages of secure aggregation; stage `vector` is part of tr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from ld_common.core.errors import LdError
-from ld_common.core.state import State
+from ld_common.core.state import State, Tensors, tensor_sizes
 from ld_common.protocol.attestation import Attestation, AuditHead, content_digest, head_from_record, head_record, plain
 from ld_common.protocol.secagg.messages import Payload
 
 JOIN, SECURE, HEAD, ATTESTATION, TENSORS = "join", "secure", "audit-head", "attestation", "safetensors"
 FROZEN, BASIS = "frozen", "basis"
+LARGE_BYTES = 2**28
+"""Tensors of this size are packed through files, as copies of them take much memory."""
+MAX_ARRAY_HEADER = 4096
 ERROR_SENTENCES = {
     "store": "the site's store is absent, or of another base model or modality",
     "policy": "the study asks for more than the site allows",
@@ -94,7 +101,7 @@ class TrainResult:
 
     site: str
     round: int
-    state: State
+    state: Tensors
     drift: Tensor | None
     numbers: TrainNumbers | None
     """None under differential privacy and secure aggregation."""
@@ -106,9 +113,9 @@ class TrainResult:
     @property
     def uplink_bytes(self) -> int:
         """Size of all tensors that the site sends."""
-        tensors = [*self.state.values(), *([] if self.drift is None else [self.drift])]
+        drift = {} if self.drift is None else {"drift": self.drift}
         masked = 0 if self.secure is None else len(bytes(self.secure["vector"]))  # type: ignore[arg-type]
-        return masked + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return masked + sum(tensor_sizes(self.state).values()) + sum(tensor_sizes(drift).values())
 
     def content_digest(self) -> str:
         """SHA-256 of all fields but the attestation, with each tensor by name, type, shape and bytes.
@@ -145,25 +152,64 @@ def pack_tensors(state: State) -> ArrayRecord:
     """Tensors as one array, the bytes of a safetensors file: Flower sends a request for each array."""
     if not state:
         return ArrayRecord({})
-    content = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
-    return ArrayRecord({TENSORS: Array(np.frombuffer(content, dtype=np.uint8))})
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    if sum(value.numel() * value.element_size() for value in tensors.values()) < LARGE_BYTES:
+        return ArrayRecord({TENSORS: Array(np.frombuffer(save(tensors), dtype=np.uint8))})
+    # NumPy's and safetensors' writers hold copies of all that they write; files do not
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as packed:
+        path = Path(folder) / TENSORS
+        save_file(tensors, path)
+        length = path.stat().st_size
+        header = {"descr": "|u1", "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(packed, header)
+        with path.open("rb") as content:
+            shutil.copyfileobj(content, packed, 2**24)
+        path.unlink()
+        packed.seek(0)
+        return ArrayRecord({TENSORS: Array("uint8", (length,), "numpy.ndarray", packed.read())})
+
+
+def tensor_bytes(record: ArrayRecord) -> memoryview:
+    """The bytes that `pack_tensors` packed, without a copy; raises `KeyError` or `ValueError` for anything else."""
+    array = record[TENSORS]
+    if len(record) != 1 or array.stype != "numpy.ndarray":
+        raise ValueError("not one array of NumPy's")
+    head = io.BytesIO(array.data[:MAX_ARRAY_HEADER])
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(head)
+    if version not in readers:
+        raise ValueError("not an array of bytes")
+    shape, _, dtype = readers[version](head)
+    content = memoryview(array.data)[head.tell() :]
+    if dtype != np.uint8 or shape != (len(content),):
+        raise ValueError("not one array of bytes")
+    return content
 
 
 def unpack_tensors(record: ArrayRecord) -> State:
     """The tensors of `pack_tensors`; raises `KeyError` or `ValueError` for anything else."""
     if not record:
         return {}
-    content = record[TENSORS].numpy()
-    if content.dtype != np.uint8 or content.ndim != 1 or len(record) != 1:
-        raise ValueError("not one array of bytes")
     try:
-        return dict(sorted(load(content.tobytes()).items()))  # safetensors keeps no order
+        return dict(sorted(load(bytes(tensor_bytes(record))).items()))  # safetensors keeps no order
     except SafetensorError as error:
         raise ValueError("not a safetensors file") from error
 
 
-def pack_task(task: TrainTask) -> RecordDict:
-    """A task as message content."""
+def pack_tasks(tasks: Mapping[str, TrainTask]) -> dict[str, RecordDict]:
+    """Tasks by site as message contents, which share what is the same in them."""
+    packed: dict[int, ArrayRecord] = {}
+
+    def pack(state: State) -> ArrayRecord:
+        if id(state) not in packed:
+            packed[id(state)] = pack_tensors(state)
+        return packed[id(state)]
+
+    return {site: pack_task(task, pack) for site, task in tasks.items()}
+
+
+def pack_task(task: TrainTask, pack: Callable[[State], ArrayRecord] = pack_tensors) -> RecordDict:
+    """A task as message content, with its tensors as `pack` packs them."""
     fields = ConfigRecord(
         {
             "round": task.round,
@@ -176,8 +222,8 @@ def pack_task(task: TrainTask) -> RecordDict:
     secure = {} if task.secure is None else {SECURE: ConfigRecord(dict(task.secure))}
     head = {} if task.audit_head is None else {HEAD: ConfigRecord(dict(head_record(task.audit_head)))}
     given = {FROZEN: task.frozen, BASIS: task.basis}
-    tensors = {name: pack_tensors(state) for name, state in given.items() if state}
-    return RecordDict({"state": pack_tensors(task.state), "task": fields, **tensors, **secure, **head})
+    tensors = {name: pack(state) for name, state in given.items() if state}
+    return RecordDict({"state": pack(task.state), "task": fields, **tensors, **secure, **head})
 
 
 def unpack_task(content: RecordDict) -> TrainTask:
@@ -206,7 +252,7 @@ def pack_result(result: TrainResult) -> RecordDict:
     signed = {} if result.attestation is None else {ATTESTATION: _signed(result.attestation)}
     return RecordDict(
         {
-            "state": pack_tensors(result.state),
+            "state": pack_tensors(dict(result.state)),
             "drift": pack_tensors(drift),
             "numbers": MetricRecord(dict(numbers)),
             "site": ConfigRecord({"name": result.site, "round": result.round}),
@@ -216,14 +262,19 @@ def pack_result(result: TrainResult) -> RecordDict:
     )
 
 
-def unpack_result(content: RecordDict) -> TrainResult:
-    """A result from message content; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+def unpack_result(content: RecordDict, keep: Callable[[ArrayRecord], Tensors] = unpack_tensors) -> TrainResult:
+    """A result from message content; raises `KeyError`, `TypeError` or `ValueError` for anything else.
+
+    Args:
+        content: the message's.
+        keep: makes the state of its tensors, and may put them elsewhere than into memory.
+    """
     numbers, site = dict(content.metric_records["numbers"]), content.config_records["site"]
     signed = content.config_records.get(ATTESTATION)
     return TrainResult(
         site=str(site["name"]),
         round=int(site["round"]),  # type: ignore[arg-type]
-        state=unpack_tensors(content.array_records["state"]),
+        state=keep(content.array_records["state"]),
         drift=unpack_tensors(content.array_records["drift"]).get("drift"),
         numbers=_numbers(numbers) if numbers else None,
         secure=unpack_secure(content),

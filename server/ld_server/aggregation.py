@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ld_common.adapters.state_dict import check_state, update_norm
+from ld_common.adapters.state_dict import BLOCK, GROUP_BYTES, checked_update_norm
 from ld_common.core.config import checked, require, to_mapping
 from ld_common.core.errors import AdapterError
 from ld_common.core.registry import Registry
-from ld_common.core.state import State
+from ld_common.core.state import State, Tensors, grouped_names, part_of
 from ld_common.protocol.messages import TrainNumbers, TrainResult
 from ld_common.protocol.study_config import FederationConfig
 from ld_server.drift_form import DriftForm
+from ld_server.stored_states import ScaledState
 
 DRIFT = "drift"
 
@@ -41,11 +43,12 @@ class Aggregator(ABC):
     """Fewest sites whose aggregate means what the name says."""
 
     @abstractmethod
-    def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
+    def aggregate(self, states: Sequence[Tensors], weights: Sequence[float]) -> State:
         """The sites' states as one.
 
         Args:
-            states: one a site, in the order of the sites' names, with the same names and shapes.
+            states: one a site, in the order of the sites' names, with the same names and shapes. They lie in files:
+                `ld_common.core.state.part_of` reads several tensors of one at once.
             weights: one a site, above 0.
 
         Returns:
@@ -59,14 +62,18 @@ class Mean(Aggregator):
 
     name: ClassVar[str] = "mean"
 
-    def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
+    def aggregate(self, states: Sequence[Tensors], weights: Sequence[float]) -> State:
         """Average each tensor by weight; the float64 sum runs in the order of the states."""
-        total, mean = sum(weights), {}
-        for key in sorted(states[0]):
-            summed: Tensor = torch.zeros_like(states[0][key], dtype=torch.float64)
+        total = sum(weights)
+        mean: State = {}
+        for names in grouped_names(states[0], GROUP_BYTES):
+            sums: dict[str, Tensor] = {}
             for state, weight in zip(states, weights, strict=True):
-                summed += state[key].double() * (weight / total)
-            mean[key] = summed.float()
+                for name, value in part_of(state, names).items():
+                    if name not in sums:
+                        sums[name] = torch.zeros(value.shape, dtype=torch.float64)
+                    _add(sums[name], value, weight / total)
+            mean |= {name: sums[name].float() for name in names}
         return mean
 
 
@@ -91,10 +98,9 @@ class TrimmedMean(Aggregator):
         """How many sites are left out at each end."""
         return min((sites - 1) // 2, math.ceil(self.beta * sites - 1e-9))  # 0.1 * 30 is a little above 3
 
-    def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
+    def aggregate(self, states: Sequence[Tensors], weights: Sequence[float]) -> State:
         """Aggregate number by number; `weights` is ignored, so that no site gains by claiming more scans."""
-        cut = self.trimmed(len(states))
-        return {key: _trimmed_mean([state[key] for state in states], cut) for key in sorted(states[0])}
+        return _trimmed_states(states, self.trimmed(len(states)))
 
 
 @dataclass
@@ -105,10 +111,9 @@ class Median(Aggregator):
     weighted: ClassVar[bool] = False
     min_sites: ClassVar[int] = 3
 
-    def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
+    def aggregate(self, states: Sequence[Tensors], weights: Sequence[float]) -> State:
         """Aggregate number by number; `weights` is ignored, so that no site gains by claiming more scans."""
-        cut = (len(states) - 1) // 2
-        return {key: _trimmed_mean([state[key] for state in states], cut) for key in sorted(states[0])}
+        return _trimmed_states(states, (len(states) - 1) // 2)
 
 
 AGGREGATORS: Registry[type[Aggregator]] = Registry(
@@ -162,7 +167,7 @@ def site_weights(visits: Mapping[str, int | None], federation: FederationConfig)
     return {name: min(count, largest) for name, count in counts.items()}
 
 
-def aggregate_states(states: Mapping[str, State], weights: Mapping[str, float], aggregator: Aggregator) -> State:
+def aggregate_states(states: Mapping[str, Tensors], weights: Mapping[str, float], aggregator: Aggregator) -> State:
     """The sites' states, by name, as one."""
     names = sorted(states)
     return aggregator.aggregate([states[name] for name in names], [weights[name] for name in names])
@@ -175,6 +180,22 @@ def aggregate_drifts(
     if not drifts:
         return None
     return aggregate_states({name: {DRIFT: drift} for name, drift in drifts.items()}, weights, aggregator)[DRIFT]
+
+
+def _trimmed_states(states: Sequence[Tensors], cut: int) -> State:
+    trimmed: State = {}
+    for names in grouped_names(states[0], GROUP_BYTES // len(states)):
+        parts = [part_of(state, names) for state in states]
+        trimmed |= {name: _trimmed_mean([part[name] for part in parts], cut) for name in names}
+    return trimmed
+
+
+def _add(total: Tensor, value: Tensor, weight: float) -> None:
+    """Add float32 numbers times a weight to a float64 sum, block by block in the processor's cache."""
+    sums, numbers = total.view(-1).numpy(), value.detach().reshape(-1).numpy()
+    for start in range(0, numbers.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        sums[block] += np.multiply(numbers[block], weight, dtype=np.float64)
 
 
 def _trimmed_mean(values: Sequence[Tensor], cut: int) -> Tensor:
@@ -195,8 +216,7 @@ def check_result(result: TrainResult, reference: State, form: DriftForm | None, 
     Raises:
         AdapterError: wrong keys, shapes, dtype, drift or counts, a value that is not finite, or too large a norm.
     """
-    check_state(result.state, reference)
-    norm = update_norm(result.state, reference)
+    norm = checked_update_norm(result.state, reference)
     if norm > max_norm:
         raise AdapterError(f"its update has norm {norm:.3g}, more than federation.max_update_norm {max_norm:g}")
     if form is not None:
@@ -215,14 +235,8 @@ def _check_numbers(numbers: TrainNumbers) -> None:
         raise AdapterError(f"it counts {numbers.visits} visits of {numbers.patients} patients")
 
 
-def clip_update(state: State, reference: State, limit: float) -> tuple[State, bool]:
-    """The state with its update scaled down to an L2 norm of `limit`, and whether it was above; 0 is no limit."""
-    norm = update_norm(state, reference)
+def clip_update(state: Tensors, reference: State, limit: float, norm: float) -> tuple[Tensors, bool]:
+    """The state with its update, of L2 norm `norm`, scaled down to `limit`, and whether it was above; 0 is no limit."""
     if limit == 0 or norm <= limit:
         return state, False
-    scale = limit / norm
-    clipped = {
-        name: (reference[name].double() + (value.double() - reference[name].double()) * scale).float()
-        for name, value in state.items()
-    }
-    return clipped, True
+    return ScaledState(state, reference, limit / norm), True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from flwr.app import Array, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from ld_common.core.errors import AdapterError, LdError
+from ld_common.core.state import Tensors
 from ld_common.diffusion.drift import by_channel
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
@@ -18,8 +20,15 @@ MAX_REASON_LENGTH = 300
 SPARE_BYTES, SPARE_BYTES_A_TENSOR = 2**20, 1024
 
 
-def read_reply(reply: Message, site: str, task: TrainTask, study: StudyConfig, form: DriftForm | None) -> TrainResult:
-    """The result in a reply to this site's task; its tensors are not checked yet.
+def read_reply(
+    reply: Message,
+    site: str,
+    task: TrainTask,
+    study: StudyConfig,
+    form: DriftForm | None,
+    keep: Callable[[ArrayRecord], Tensors] = messages.unpack_tensors,
+) -> TrainResult:
+    """The result in a reply to this site's task; its tensors are not checked yet. `keep` makes its state.
 
     Raises:
         AdapterError: an error, too many bytes, another site or round, or fields that the study withholds.
@@ -32,7 +41,7 @@ def read_reply(reply: Message, site: str, task: TrainTask, study: StudyConfig, f
         raise AdapterError(f"its reply has {size:,} bytes, a valid one at most {limit:,}")
     if (sentence := messages.unpack_error(reply.content)) is not None:
         raise AdapterError(sentence)
-    result = messages.unpack_result(reply.content)
+    result = messages.unpack_result(reply.content, keep)
     if (result.site, result.round) != (site, task.round):
         raise AdapterError(f"its reply is of site '{result.site}' and round {result.round}")
     secure = study.federation.secure_aggregation

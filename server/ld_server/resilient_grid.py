@@ -1,19 +1,24 @@
 """Flower's grid with replies pulled one by one, so that a malformed reply affects its sender only.
 
-`HttpGrid.pull_messages` decodes the replies of all nodes; one with a valid head and a malformed body would lose all of
-them and end the run.
+`HttpGrid.pull_messages` decodes the replies of all nodes and holds them in memory; one with a valid head and a
+malformed body would lose all of them and end the run.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import httpx
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import DecodeError
 
 POLL_SECONDS = 1.0
@@ -27,32 +32,50 @@ class ResilientGrid(Grid):
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return the replies that came by the deadline and can be decoded."""
-        waiting = [message_id for message_id in self.push_messages(list(messages)) if message_id]
-        deadline = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Send messages, and give each reply that can be decoded as it comes, until the deadline."""
+        waiting = {message_id for message_id in self.push_messages(list(messages)) if message_id}
+        return self._receive(waiting, None if timeout is None else time.monotonic() + timeout)
+
+    def _receive(self, waiting: set[str], deadline: float | None) -> Iterator[Message]:
+        arrived: dict[str, Grid] = {}
         while waiting:
-            for message_id in list(waiting):
-                try:
-                    pulled = list(self.pull_messages([message_id]))
-                except MALFORMED:
-                    waiting.remove(message_id)
-                    continue
-                except httpx.HTTPStatusError as error:
-                    # its database is locked briefly when many sites push at once
-                    if not error.response.is_server_error or deadline is None:
-                        raise
-                    continue
-                # a sender can claim to reply to any message: a reply counts only for the message it was pulled for
-                matching = [reply for reply in pulled if _replies_to(reply, message_id)]
-                if matching:
-                    replies.append(matching[0])
-                    waiting.remove(message_id)
+            try:
+                arrived |= self._arrived(waiting - arrived.keys())
+                for message_id in [one for one in arrived if one in waiting]:
+                    reply = _pulled(arrived[message_id], message_id)
+                    if arrived.pop(message_id) is not self._grid or reply is not None:
+                        waiting.discard(message_id)
+                    if isinstance(reply, Message):
+                        yield reply
+                    del reply  # else two of them are in memory
+            except httpx.HTTPStatusError as error:
+                # its database is locked briefly when many sites push at once
+                if not error.response.is_server_error or deadline is None:
+                    raise
             if not waiting or (deadline is not None and time.monotonic() >= deadline):
-                break
+                return
             time.sleep(POLL_SECONDS)
-        return replies
+
+    def _arrived(self, waiting: Collection[str]) -> dict[str, Grid]:
+        """Messages whose replies may have come, and a grid that pulls each: of Flower's own, found by one request.
+
+        The SuperLink gives each reply once. Flower's grid would then hold all of them in memory, so each is pulled by a
+        copy of it that was answered with this one alone.
+        """
+        if not isinstance(self._grid, HttpGrid):
+            return dict.fromkeys(sorted(waiting), self._grid)
+        if not waiting:
+            return {}
+        client = self._grid._runtime_client
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=sorted(waiting)))
+        arrived: dict[str, Grid] = {}
+        for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            one = copy.copy(self._grid)
+            answer = PullAppMessagesResponse(messages_list=[message], message_object_trees=[tree])
+            one._client = cast(Any, _Answered(client, answer))
+            arrived.setdefault(message.metadata.reply_to_message_id, one)
+        return arrived
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return self._grid.push_messages(messages)
@@ -77,6 +100,30 @@ class ResilientGrid(Grid):
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A client of the SuperLink that knows the answer to `PullMessages`."""
+
+    client: Any
+    answer: PullAppMessagesResponse
+
+    def PullMessages(self, _: PullAppMessagesRequest) -> PullAppMessagesResponse:
+        return self.answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+
+def _pulled(grid: Grid, message_id: str) -> Message | Literal[False] | None:
+    """The reply to a message; None before it came, False for one that cannot be decoded."""
+    try:
+        pulled = list(grid.pull_messages([message_id]))
+    except MALFORMED:
+        return False
+    # a sender can claim to reply to any message: a reply counts only for the message it was pulled for
+    return next((reply for reply in pulled if _replies_to(reply, message_id)), None)
 
 
 def _replies_to(reply: Message, message_id: str) -> bool:

@@ -6,6 +6,7 @@ before anything is unmasked; an inconsistent sum fails it, too.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -60,7 +61,7 @@ class SecureSum:
 
 
 class SecureAggregation:
-    """One round: `agree`, then the sites train, then `collect`, then `unmask`; each once.
+    """One round: `agree`, then the sites train, then `collect` (or `take` and `end_collection`), then `unmask`.
 
     `left_out` holds, by site, why it is not in the sum.
     """
@@ -81,6 +82,7 @@ class SecureAggregation:
         self._roster = Roster([], [], [], [])
         self._session = b""
         self._dealt: dict[str, DealtShares] = {}
+        self._taken: set[str] = set()
         self._survivors: list[str] = []
         self._total = np.zeros(setting.length + CHECK_WORDS, np.uint32)
 
@@ -111,16 +113,41 @@ class SecureAggregation:
         return {site: self._routed(site) for site in self._dealt}
 
     def collect(self, answers: Mapping[str, Mapping[str, object]]) -> list[str]:
-        """Stage `vector`: add up the received masked vectors; returns their sites, which are all in the sum.
+        """Stage `vector` with all answers at hand: `take` for each, then `end_collection`; raises as that does."""
+        for site, answer in answers.items():
+            with contextlib.suppress(FederationError):
+                self.take(site, answer)
+        return self.end_collection()
+
+    def take(self, site: str, answer: Mapping[str, object]) -> None:
+        """Stage `vector`: add a site's masked vector to the sum, in any order of the sites.
 
         Raises:
-            FederationError: fewer vectors than the threshold came.
+            FederationError: it cannot be used, and the site is left out.
         """
-        vectors = self._read(Stage.VECTOR, self._dealt, answers, MaskedVector, self._check_vector)
-        self._require_enough(Stage.VECTOR, len(vectors))
-        for masked in vectors.values():
-            self._total += np.frombuffer(masked.vector, dtype="<u4")
-        self._survivors = list(vectors)
+        require(site in self._dealt, "it did not deal shares")
+        if site in self._taken or site in self.left_out:
+            return
+        try:
+            masked = unpack(MaskedVector, answer)
+            self._check_vector(site, masked)
+        except FederationError as error:
+            self.left_out[site] = f"stage '{Stage.VECTOR}' of secure aggregation: {error}"
+            raise
+        self._total += np.frombuffer(masked.vector, dtype="<u4")
+        self._taken.add(site)
+
+    def end_collection(self) -> list[str]:
+        """End stage `vector`; returns the sites whose vectors are in the sum.
+
+        Raises:
+            FederationError: they are fewer than the threshold.
+        """
+        for site in self._dealt:
+            if site not in self._taken:
+                self.left_out.setdefault(site, f"stage '{Stage.VECTOR}' of secure aggregation: it did not answer")
+        self._survivors = [site for site in self._dealt if site in self._taken]
+        self._require_enough(Stage.VECTOR, len(self._survivors))
         return self._survivors
 
     def unmask(self, exchange: Exchange) -> SecureSum:

@@ -45,7 +45,7 @@ class MeanUpdate:
 
 
 class SecaggServerRound:
-    """One round: `begin` before the sites train, `finish` with their answers."""
+    """One round: `begin` before the sites train, `take` for each answer, `finish` after the last."""
 
     def __init__(
         self,
@@ -81,17 +81,19 @@ class SecaggServerRound:
         finally:
             self.left_out |= self._aggregation.left_out
 
-    def finish(self, answers: Mapping[str, Payload]) -> MeanUpdate:
-        """Stages `vector`, whose answers came with the training, and `unmask`.
+    def take(self, site: str, answer: Payload) -> None:
+        """Stage `vector`: add a site's answer, which came with its training; raises `FederationError` if it cannot."""
+        self._begun().take(site, answer)
+
+    def finish(self) -> MeanUpdate:
+        """Stage `unmask`, after the last answer.
 
         Raises:
             FederationError: too few answers, or a sum that is inconsistent or too large.
         """
-        aggregation = self._aggregation
-        if aggregation is None:
-            raise FederationError("no site has begun the round")
+        aggregation = self._begun()
         try:
-            aggregation.collect(answers)
+            aggregation.end_collection()
             total = aggregation.unmask(self._exchange)
         finally:
             self.left_out |= aggregation.left_out
@@ -107,6 +109,11 @@ class SecaggServerRound:
         if drift is not None and self.form is not None and float(drift.abs().max()) > self.form.largest:
             raise FederationError(f"the mean drift reaches {float(drift.abs().max()):.3g}, above {self.form.largest:g}")
         return MeanUpdate(state, drift, list(total.sites), norm)
+
+    def _begun(self) -> SecureAggregation:
+        if self._aggregation is None:
+            raise FederationError("no site has begun the round")
+        return self._aggregation
 
     def _exchange(self, stage: Stage, requests: dict[str, Payload]) -> dict[str, Mapping[str, object]]:
         """Send requests and return the payloads that came; a failing site has none."""

@@ -23,6 +23,7 @@ from ld_common.core import offline
 from ld_common.core.errors import AdapterError, ConfigError, FederationError, LdError, ReleaseError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.imaging.modality import Modality
+from ld_common.imaging.preparation.files import step_files
 from ld_common.protocol.study_config import StudyConfig, load_study
 from ld_common.release.release import Release, ReleaseContent, write_release
 from ld_server.aggregation import read_aggregator
@@ -111,6 +112,7 @@ def _run(
             f"'{output}' holds rounds of a study already: continue with --resume (resume=true), "
             "or move the folder away to start again"
         )
+    step_files(modality.preprocessing)  # the release carries them: one that is missing is said before the first round
     begun = kept_start(output) if resume else None
     study, start = read_start(study) if begun is None else (begun.fill(study), None)
     digest = base_digest(study.base_model)
@@ -137,12 +139,13 @@ def _run(
         check_state(checkpoint.state, adapted.trainable_state())
         adapted.load({**checkpoint.frozen, **checkpoint.state})
         strategy.restore(checkpoint)
+    strategy.state = dict(adapted.trainable_state())
     write_rounds(output, strategy.records)
     remaining = study.federation.rounds - len(strategy.records)
     if remaining:
         strategy.start(
             grid=grid,
-            initial_arrays=ArrayRecord(dict(adapted.trainable_state())),
+            initial_arrays=ArrayRecord({}),
             num_rounds=remaining,
             timeout=study.federation.round_timeout_seconds,
         )

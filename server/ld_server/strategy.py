@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from ld_common.core.config import to_mapping
-from ld_common.core.errors import FederationError, LdError
+from ld_common.core.errors import CheckpointError, FederationError, LdError
 from ld_common.core.state import State
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
@@ -34,6 +35,7 @@ from ld_server.node_registry import Admission, PresentNodes
 from ld_server.reply_validation import read_reply, reason, summary
 from ld_server.round_log import RoundRecord
 from ld_server.secagg_round import SecaggServerRound
+from ld_server.stored_states import RoundFolder
 
 POLL_SECONDS = 1.0
 
@@ -63,6 +65,7 @@ class DriftFederation(Strategy):
         self.admission = admission or Admission()
         self.records: list[RoundRecord] = []
         self.state: State = {}
+        """The adapter's trainable part, set before the first round."""
         self.frozen: State = {}
         """The adapter's frozen part, where sites cannot draw it from the study's seed."""
         self._rounds_before = 0
@@ -72,6 +75,7 @@ class DriftFederation(Strategy):
         self._present = PresentNodes({})
         self._tasks: dict[str, TrainTask] = {}
         self._asked: dict[str, Message] = {}
+        self._replies = RoundFolder(output)
         self._started = 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -83,10 +87,12 @@ class DriftFederation(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One task for each connected site of the study, in the order of their names."""
+        """One task for each connected site of the study, in the order of their names.
+
+        Flower's `arrays` are not used: a copy of `state` would stay in memory during the round.
+        """
         self._started = time.monotonic()
         self._failure, self._secure = "", None
-        self.state = dict(arrays.to_torch_state_dict())
         number = self._rounds_before + server_round
         self._present = PresentNodes({})
         try:
@@ -101,12 +107,12 @@ class DriftFederation(Strategy):
         lifetime = self.study.federation.round_timeout_seconds
         self._asked = {
             name: Message(
-                messages.pack_task(task),
+                content,
                 dst_node_id=self._present.nodes[name],
                 message_type=MessageType.TRAIN,
                 ttl=lifetime,
             )
-            for name, task in self._tasks.items()
+            for name, content in messages.pack_tasks(self._tasks).items()
         }
         return list(self._asked.values())
 
@@ -167,29 +173,42 @@ class DriftFederation(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the results, aggregate the valid ones, write the checkpoint."""
+        """Check the results as they come, aggregate the valid ones, write the checkpoint."""
+        try:
+            return self._aggregate(server_round, replies)
+        finally:
+            self._replies.clear()
+
+    def _aggregate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         record = RoundRecord(self._rounds_before + server_round, unknown_nodes=self._present.unknown_nodes)
         results: dict[str, TrainResult] = {}
         # by message, not by source: the SuperLink replies for a node that died
+        asked = set(self._asked)
         waiting = {message.metadata.message_id: name for name, message in self._asked.items()}
+        self._asked.clear()  # the messages hold the packed state, which has been sent
+        self._replies.clear()
         for reply in replies:
             name = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if name is None:
-                continue
             try:
-                results[name], record.sites[name] = self._accept(reply, name)
+                if name is not None:
+                    results[name], record.sites[name] = self._accept(reply, name)
+            except CheckpointError:
+                raise  # this machine's disk, not the site
             except LdError as error:
-                record.left_out[name] = reason(error)
+                record.left_out[str(name)] = reason(error)
             except Exception as error:  # a node can send anything
-                record.left_out[name] = f"its reply cannot be read ({type(error).__name__})"
-        for name in set(self.study.federation.sites) - set(self._asked):
+                record.left_out[str(name)] = f"its reply cannot be read ({type(error).__name__})"
+            del reply  # else it stays in memory while the next one is pulled
+        for name in set(self.study.federation.sites) - asked:
             connected = name in self._present.nodes
             record.left_out[name] = "it was given no task" if connected else "it was not connected"
         record.left_out |= {name: "it did not reply before the round's deadline" for name in waiting.values()}
         if self._failure:
             record.failure, record.sites = self._failure, {}
         elif self._secure is not None:
-            self._sum(record, results, self._secure)
+            self._sum(record, self._secure)
         else:
             self._average(record, results)
         if self._secure is not None:
@@ -199,21 +218,25 @@ class DriftFederation(Strategy):
     def _accept(self, reply: Message, name: str) -> tuple[TrainResult, dict[str, Any]]:
         """A site's checked and clipped result, and what the record keeps of it; raises `LdError`."""
         federation, task = self.study.federation, self._tasks[name]
-        result = read_reply(reply, name, task, self.study, self.drifts.form)
+        keep = functools.partial(self._replies.keep, name)
+        result = read_reply(reply, name, task, self.study, self.drifts.form, keep)
         norm, clipped, accepted = None, None, result
         if result.secure is None:
             norm = check_result(result, self.state, self.drifts.form, federation.max_update_norm)
-            state, clipped = clip_update(result.state, self.state, federation.clip_update_norm)
+            state, clipped = clip_update(result.state, self.state, federation.clip_update_norm, norm)
             accepted = replace(result, state=state)
         entry = summary(result, norm, clipped)
         for check in self.admission.checks:
             entry |= check(name, task, result)
+        if result.secure is not None and self._secure is not None:
+            self._secure.take(name, result.secure)
+            accepted = replace(result, secure=None)  # it is in the sum
         return accepted, entry
 
-    def _sum(self, record: RoundRecord, results: dict[str, TrainResult], secure: SecaggServerRound) -> None:
+    def _sum(self, record: RoundRecord, secure: SecaggServerRound) -> None:
         """Take the mean of a secure sum."""
         try:
-            mean = secure.finish({name: result.secure for name, result in results.items() if result.secure})
+            mean = secure.finish()
         except FederationError as error:
             record.failure, record.sites = str(error), {}
             return
@@ -259,7 +282,7 @@ class DriftFederation(Strategy):
         losses = {
             f"loss-{name}": site["loss_last"] for name, site in record.sites.items() if site["loss_last"] is not None
         }
-        return ArrayRecord(dict(self.state)), MetricRecord(losses)
+        return None, MetricRecord(losses)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

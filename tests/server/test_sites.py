@@ -342,8 +342,10 @@ def test_a_connection_that_fails_is_not_taken_for_a_silent_site() -> None:
     grid = Broken({"p": honest})
     task = TrainTask({"a": torch.zeros(2)}, 1, "{}", "", "")
     with pytest.raises(ConnectionError):
-        ResilientGrid(grid).send_and_receive(
-            [Message(wire.pack_task(task), dst_node_id=11, message_type="train")], timeout=0.5
+        list(
+            ResilientGrid(grid).send_and_receive(
+                [Message(wire.pack_task(task), dst_node_id=11, message_type="train")], timeout=0.5
+            )
         )
 
 
