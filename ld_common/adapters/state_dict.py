@@ -61,7 +61,7 @@ def checked_update_norm(state: Tensors, reference: State) -> float:
     for names in grouped_names(reference, GROUP_BYTES):
         for name, value in part_of(state, names).items():
             _check_form(name, value, reference[name])
-            square = _squared_distance(value, reference[name])
+            square = _distance(value, reference[name])
             if not math.isfinite(square):  # squares of float32 numbers do not leave the range of float64
                 raise AdapterError(f"tensor '{name}' holds NaN or infinite values")
             squares += square
@@ -70,7 +70,7 @@ def checked_update_norm(state: Tensors, reference: State) -> float:
 
 def update_norm(state: Tensors, reference: State) -> float:
     """L2 norm of `state - reference` over all tensors, in float64."""
-    return math.sqrt(sum(_squared_distance(state[name], reference[name]) for name in sorted(state)))
+    return math.sqrt(sum(_distance(state[name], reference[name]) for name in sorted(state)))
 
 
 def _check_names(state: Tensors, expected: Tensors) -> None:
@@ -92,16 +92,19 @@ def _finite(value: Tensor) -> bool:
     return value.numel() == 0 or bool(torch.stack(value.aminmax()).isfinite().all())  # NaN comes through
 
 
-def _squared_distance(first: Tensor, second: Tensor) -> float:
-    """Sum of squared differences in float64, block by block in the processor's cache."""
-    one, other = first.detach().reshape(-1).numpy(), second.detach().reshape(-1).numpy()
+def squared_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Sum of the squared differences of two vectors in float64, block by block in the processor's cache."""
     total = 0.0
-    for start in range(0, one.size, BLOCK):
+    for start in range(0, first.size, BLOCK):
         block = slice(start, start + BLOCK)
         with np.errstate(invalid="ignore"):
-            difference = np.subtract(one[block], other[block], dtype=np.float64)
-        total += float(difference @ difference)
+            difference = np.subtract(first[block], second[block], dtype=np.float64)
+        total += float(np.square(difference, out=difference).sum())  # BLAS would wake its threads for each block
     return total
+
+
+def _distance(first: Tensor, second: Tensor) -> float:
+    return squared_distance(first.detach().reshape(-1).numpy(), second.detach().reshape(-1).numpy())
 
 
 def state_digest(state: State) -> str:

@@ -35,7 +35,7 @@ from ld_server.node_registry import Admission, PresentNodes
 from ld_server.reply_validation import read_reply, reason, summary
 from ld_server.round_log import RoundRecord
 from ld_server.secagg_round import SecaggServerRound
-from ld_server.stored_states import RoundFolder
+from ld_server.stored_states import FlatReference, RoundFolder
 
 POLL_SECONDS = 1.0
 
@@ -75,7 +75,7 @@ class DriftFederation(Strategy):
         self._present = PresentNodes({})
         self._tasks: dict[str, TrainTask] = {}
         self._asked: dict[str, Message] = {}
-        self._replies = RoundFolder(output)
+        self._replies, self._flat = RoundFolder(output), FlatReference({})
         self._started = 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -189,6 +189,7 @@ class DriftFederation(Strategy):
         waiting = {message.metadata.message_id: name for name, message in self._asked.items()}
         self._asked.clear()  # the messages hold the packed state, which has been sent
         self._replies.clear()
+        self._flat = FlatReference(self.state)
         for reply in replies:
             name = waiting.pop(reply.metadata.reply_to_message_id, None)
             try:
@@ -222,7 +223,7 @@ class DriftFederation(Strategy):
         result = read_reply(reply, name, task, self.study, self.drifts.form, keep)
         norm, clipped, accepted = None, None, result
         if result.secure is None:
-            norm = check_result(result, self.state, self.drifts.form, federation.max_update_norm)
+            norm = check_result(result, self.state, self.drifts.form, federation.max_update_norm, self._flat)
             state, clipped = clip_update(result.state, self.state, federation.clip_update_norm, norm)
             accepted = replace(result, state=state)
         entry = summary(result, norm, clipped)

@@ -27,7 +27,7 @@ from ld_server import aggregation, resilient_grid, stored_states
 from ld_server.aggregation import Mean, Median, TrimmedMean, clip_update
 from ld_server.resilient_grid import ResilientGrid
 from ld_server.server_app import run_study
-from ld_server.stored_states import FOLDER, RoundFolder, ScaledState, StoredState
+from ld_server.stored_states import FOLDER, FlatReference, RoundFolder, ScaledState, StoredState
 from tests.server.test_strategy import MODALITY, LocalGrid, honest, load_channels, study
 
 
@@ -44,8 +44,10 @@ def some_state(seed: int) -> State:
     return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 
 
-@pytest.fixture
-def stored(tmp_path: Path) -> list[StoredState]:
+@pytest.fixture(params=["files", "memory"])
+def stored(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[StoredState]:
+    if request.param == "files":
+        monkeypatch.setattr(stored_states, "HELD_BYTES", 0)
     folder = RoundFolder(tmp_path)
     kept = [folder.keep(f"site-{seed}", messages.pack_tensors(some_state(seed))) for seed in range(5)]
     return [state for state in kept if isinstance(state, StoredState)]
@@ -61,18 +63,32 @@ def test_a_stored_state_has_the_tensors_that_came_and_reads_the_ones_that_are_as
     assert list(part_of(stored[2], ["c", "a"])) == ["c", "a"]
     with pytest.raises(KeyError):
         stored[2]["z"]
-    assert (tmp_path / FOLDER).stat().st_mode & 0o077 == 0
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / FOLDER).iterdir()} == {0o600}
+    files = list(tmp_path.rglob("*"))
+    assert {path.stat().st_mode & 0o077 for path in files} <= {0}
+
+
+def test_replies_that_memory_does_not_hold_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = messages.pack_tensors(some_state(0))
+    size = len(messages.tensor_bytes(record))
+    monkeypatch.setattr(stored_states, "HELD_BYTES", 2 * size + 1)
+    folder = RoundFolder(tmp_path)
+    for number in range(5):
+        folder.keep(f"site-{number}", record)
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == [f"site-{n}.safetensors" for n in (2, 3, 4)]
+    folder.clear()
+    assert not (tmp_path / FOLDER).exists()
 
 
 @pytest.mark.parametrize("aggregator", [Mean(), Median(), TrimmedMean(beta=0.2)])
+@pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("group_bytes", [1, 100, 2**26])
 def test_states_in_files_aggregate_to_the_same_bits_as_states_in_memory(
-    aggregator: Any, group_bytes: int, stored: list[StoredState], monkeypatch: pytest.MonkeyPatch
+    aggregator: Any, group_bytes: int, flat: bool, stored: list[StoredState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = [1.0, 2.0, 0.5, 3.0, 1.0] if aggregator.weighted else [1.0] * 5
     expected = aggregator.aggregate([some_state(seed) for seed in range(5)], weights)
     monkeypatch.setattr(aggregation, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(stored_states, "FLAT_BYTES", stored_states.FLAT_BYTES if flat else 0)
     found = aggregator.aggregate(stored, weights)
     assert list(found) == sorted(expected)
     for name, value in expected.items():
@@ -111,6 +127,50 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_is(value: float) -> 
     largest = {key: torch.full_like(tensor, torch.finfo(torch.float32).max) for key, tensor in reference.items()}
     lowest = {key: -tensor for key, tensor in largest.items()}
     assert np.isfinite(checked_update_norm(largest, lowest))
+
+
+def test_the_fast_check_and_the_careful_one_agree(stored: list[StoredState]) -> None:
+    reference = some_state(9)
+    flat = FlatReference(reference)
+    assert flat.update_norm(stored[1]) == pytest.approx(update_norm(some_state(1), reference), rel=1e-12)
+    assert flat.update_norm(some_state(1)) is None  # no file
+    other = {name: value for name, value in reference.items() if name != "a"}
+    assert FlatReference(other).update_norm(stored[1]) is None
+    turned = reference | {"a": reference["a"].T.contiguous()}
+    assert FlatReference(turned).update_norm(stored[1]) is None
+
+
+HEADERS = {
+    "no JSON": b"{",
+    "a list": b"[]",
+    "nested": b"[" * 5000,
+    "no shape": b'{"a": {"dtype": "F32", "data_offsets": [0, 4]}}',
+    "a type of its own": b'{"a": {"dtype": "F4", "shape": [1], "data_offsets": [0, 4]}}',
+    "a negative length": b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+    "a true length": b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+    "too long": b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+    "too short": b'{"a": {"dtype": "I8", "shape": [3], "data_offsets": [0, 3]}}',
+    "beside its shape": b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+    "two on one place": b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+    b'"b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+    "three ends": b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}}',
+    "huge": b'{"a": {"dtype": "F32", "shape": [99999999999, 99999999999], "data_offsets": [0, 4]}}',
+}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_that_does_not_describe_its_data_is_refused(kind: str, tmp_path: Path) -> None:
+    header = HEADERS[kind]
+    content = len(header).to_bytes(8, "little") + header + bytes(4)
+    with pytest.raises(ValueError, match=r"safetensors|tensors overlap|its data"):
+        StoredState(memoryview(content))
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match=r"safetensors|tensors overlap|its data"):
+        StoredState(tmp_path / "a")
+    for start in (b"", b"abc", (2**60).to_bytes(8, "little") + b"{}"):
+        with pytest.raises(ValueError, match="not a safetensors file"):
+            StoredState(memoryview(start))
 
 
 @pytest.mark.parametrize("most", [1, 60, 100, 10**9])
@@ -158,8 +218,9 @@ def test_what_is_no_file_of_tensors_is_refused(array: Array, tmp_path: Path) -> 
             cast(Any, read)(ArrayRecord({"safetensors": array}))
 
 
-def test_a_round_leaves_no_reply_behind(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_round_leaves_no_reply_behind(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
+    monkeypatch.setattr(stored_states, "HELD_BYTES", 0)
 
     class Watched(LocalGrid):
         def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -180,6 +241,8 @@ def test_a_round_leaves_no_reply_behind(tiny_base: Path, tmp_path: Path) -> None
 
 
 def test_a_full_disk_is_no_sites_fault(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_states, "HELD_BYTES", 0)
+
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
@@ -190,7 +253,7 @@ def test_a_full_disk_is_no_sites_fault(tiny_base: Path, tmp_path: Path, monkeypa
         def filled(self, replies: Iterable[Message]) -> Iterable[Message]:
             for reply in replies:
                 with monkeypatch.context() as patch:
-                    patch.setattr(stored_states.os, "open", full)
+                    patch.setattr("ld_server.stored_states.os.open", full)
                     yield reply
 
     grid = Filling({"p": honest, "q": honest}, load_channels(tiny_base))

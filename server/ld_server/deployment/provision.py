@@ -15,6 +15,7 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import DeploymentError
 from ld_common.diffusion.base_model import base_digest
+from ld_common.imaging.preparation.files import step_files
 from ld_common.protocol.enrollment_kit import AUTHORITY, BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.keys import (
     PrivateKey,
@@ -63,7 +64,9 @@ def provision(study_file: Path, path: Path, server: ServerConfig, overrides: Seq
     certificate = certify_server(authority_key, authority, server_key.public_key(), [*server.hosts, *LOCAL])
     keys: dict[str, PrivateKey] = {"authority": authority_key, "server": server_key, "study": new_signing_key()}
     _write_yaml(home.path / "study.yaml", to_mapping(placed))
-    _write_yaml(home.path / "modality.yaml", to_mapping(modality))
+    _write_yaml(home.path / "modality.yaml", modality.shared())
+    for name, content in step_files(modality.preprocessing).items():
+        write_bytes(home.path / name, content)
     _write_yaml(home.path / "server.yaml", to_mapping(server))
     for name, key in keys.items():
         write_private_key(home.keys / f"{name}.key", key)
@@ -212,6 +215,7 @@ def _write_kits(home: StudyHome, digest: str, site_keys: dict[str, str]) -> None
         MODALITY: (home.path / "modality.yaml").read_bytes(),
         AUTHORITY: home.certificate("authority").read_bytes(),
         BUNDLE: home.bundle.read_bytes(),
+        **step_files(modality.preprocessing),
     }
     shutil.rmtree(home.kits, ignore_errors=True)
     for site in study.federation.sites:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from ld_common.core.config import require
-from ld_common.core.state import State
+from ld_common.core.state import State, Tensors
 from ld_server.aggregation import Aggregator
 
 
@@ -23,7 +23,7 @@ class GeometricMedian(Aggregator):
     def __post_init__(self) -> None:
         require(self.iterations > 0, f"federation.aggregation.iterations is {self.iterations}: it must be above 0")
 
-    def aggregate(self, states: Sequence[State], weights: Sequence[float]) -> State:
+    def aggregate(self, states: Sequence[Tensors], weights: Sequence[float]) -> State:
         """See `Aggregator.aggregate`."""
         keys = sorted(states[0])
         points = torch.stack([torch.cat([state[key].double().flatten() for key in keys]) for state in states])
