@@ -14,7 +14,6 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -23,7 +22,7 @@ from pydicom.uid import (
 
 from ld_common.imaging.dicom_elements import items, text
 from ld_common.imaging.dicom_header import DicomHeader, headers_of, image_type_of, of_frame
-from ld_common.imaging.dicom_pixels import check_decoder, check_encoded_size, real_values
+from ld_common.imaging.dicom_pixels import check_decoder, check_encoded_size, real_values, stored_pixels
 from ld_common.imaging.foreign_files import foreign_kind
 from ld_common.imaging.rejection import (
     MAX_FILE_BYTES,
@@ -82,7 +81,7 @@ def read_frames(
         check_encoded_size(path, dataset)
         headers = headers_of(path, dataset)
         wanted = headers if frame is None else [headers[frame]]
-        stored = np.asarray(pixel_array(dataset)) if frame is None else np.asarray(pixel_array(dataset, index=frame))
+        stored = stored_pixels(dataset, frame)
         images = stored.reshape(-1, *stored.shape[-2:]) if stored.ndim in (2, 3) else stored
         if images.shape != (len(wanted), dataset.Rows, dataset.Columns):
             detail = "its pixel data do not have the size that its header gives"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ from pydicom import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
-from pydicom.uid import RLELossless
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import JPEGExtended12Bit, RLELossless
 
 from ld_common.imaging.codestreams import codestream_shape, rle_lengths
 from ld_common.imaging.dicom_elements import decimal, items, texts, whole
 from ld_common.imaging.rejection import Rejection, ScanRejected
+
+GDCM = "gdcm"
 
 
 def check_decoder(path: Path, dataset: Dataset) -> None:
@@ -25,6 +29,19 @@ def check_decoder(path: Path, dataset: Dataset) -> None:
     if not decoder.is_available:
         remedy = "; or ".join(decoder.missing_dependencies)
         raise ScanRejected(path, Rejection.NO_DECODER, f"'{syntax.name}' needs a decoder: {remedy}")
+    if syntax == JPEGExtended12Bit and whole(dataset, "BitsStored") != 8:
+        detail = "no decoder exists for JPEG of 12 bits with loss: have it sent uncompressed or as JPEG Lossless"
+        raise ScanRejected(path, Rejection.UNSUPPORTED, detail)
+
+
+def stored_pixels(dataset: Dataset, frame: int | None = None) -> np.ndarray:
+    """Decoded values of a file or of one frame, as `pydicom` gives them. GDCM decodes what nothing else here can."""
+    plugins = get_decoder(dataset.file_meta.TransferSyntaxUID).available_plugins
+    tried = [name for name in plugins if name != GDCM] or [*plugins, ""][:1]
+    for name in tried[:-1]:
+        with contextlib.suppress(RuntimeError):  # the next one may read it
+            return np.asarray(pixel_array(dataset, index=frame, decoding_plugin=name))
+    return np.asarray(pixel_array(dataset, index=frame, decoding_plugin=tried[-1]))
 
 
 def check_encoded_size(path: Path, dataset: Dataset) -> None:

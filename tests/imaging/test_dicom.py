@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLosslessSV1, SecondaryCaptureImageStorage
 
 from ld_common.core.errors import ScanError
@@ -135,15 +136,42 @@ def test_a_refusal_tells_no_value_of_the_header(tmp_path: Path, write_dicom: Wri
     assert str(tmp_path) not in caught.value.detail
 
 
-def test_a_missing_decoder_is_named(tmp_path: Path, write_dicom: WriteDicom) -> None:
+def test_a_missing_decoder_is_named(tmp_path: Path, write_dicom: WriteDicom, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dicom(tmp_path / "a.dcm", RAMP)
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
     dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
     dataset.save_as(path)
-    with pytest.raises(ScanRejected, match="pylibjpeg-libjpeg") as caught:
+    monkeypatch.setattr(get_decoder(JPEGLosslessSV1), "_available", {})
+    with pytest.raises(ScanRejected, match="needs a decoder: pylibjpeg") as caught:
         read_dicom(path, ("MR",))
     assert caught.value.rejection == Rejection.NO_DECODER
+
+
+@pytest.mark.parametrize("process", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1"])
+def test_lossless_jpeg_is_read(process: str, tmp_path: Path, write_dicom: WriteDicom) -> None:
+    import gdcm
+
+    source, packed = write_dicom(tmp_path / "a.dcm", RAMP), tmp_path / "packed.dcm"
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(source))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, process)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(packed))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    assert pydicom.dcmread(packed).file_meta.TransferSyntaxUID.is_compressed
+    np.testing.assert_array_equal(read_dicom(packed, ("MR",), released=True)[1], RAMP)
+
+
+def test_lossy_jpeg_of_12_bits_is_refused_for_what_it_is() -> None:
+    path = real("JPGExtended.dcm")
+    with pytest.raises(ScanRejected, match="JPEG of 12 bits with loss") as caught:
+        read_dicom(path, (pydicom.dcmread(path).Modality,), released=True)
+    assert caught.value.rejection == Rejection.UNSUPPORTED
 
 
 @pytest.mark.attack
