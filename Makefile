@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-security benchmark-individual benchmark-network benchmark-real benchmark-seen benchmark-house dist test test-all check install clean
+.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-scans benchmark-security benchmark-individual benchmark-network benchmark-real benchmark-seen benchmark-house dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -39,6 +39,9 @@ benchmark-stable-diffusion-cost: install
 
 benchmark-burned-in-text: install
 	$(BIN)/ld-benchmark burned-in-text
+
+benchmark-scans: install
+	$(BIN)/ld-benchmark scans
 
 benchmark-house: install
 	$(BIN)/ld-benchmark house

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from importlib.metadata import PackageNotFoundError, version
 
 DISTRIBUTIONS = ("latent-drift-federation", "latent-drift-client", "latent-drift-generate")
 """The whole software, a hospital's wheel, and the wheel of `ld-generate` alone."""
 
 
+@functools.cache
 def installed_version() -> str:
     """The version of whichever of `DISTRIBUTIONS` is installed."""
     for name in DISTRIBUTIONS:

@@ -7,29 +7,8 @@ from pathlib import Path
 import pytest
 
 from ld_common.core.errors import ConfigError, TableError
-from tests.support.layouts import BRAIN, CASES, Imported, import_tree, lines, put
-
-
-def t1w(patient: str, session: str = "", run: str = "") -> str:
-    """Path of a scan in BIDS."""
-    folder = f"sub-{patient}/" + f"ses-{session}/" * bool(session)
-    return f"{folder}anat/sub-{patient}" + f"_ses-{session}" * bool(session) + f"_run-{run}" * bool(run) + "_T1w.nii.gz"
-
-
-def bids(root: Path) -> Path:
-    """Two participants of two sessions each, with dates of scans."""
-    files = {t1w(patient, session): "" for patient in ("01", "02") for session in ("1", "2")}
-    people = [("participant_id", "age", "sex", "group"), ("sub-01", "70.5", "F", "HC"), ("sub-02", "n/a", "M", "2")]
-    files["participants.tsv"] = lines(*people, separator="\t")
-    files["participants.json"] = '{"group": {"Levels": {"2": "Alzheimer\'s disease"}}}'
-    files["sub-02/sub-02_sessions.tsv"] = lines(
-        ("session_id", "age", "acq_time"), ("ses-1", "61", "n/a"), ("ses-2", "63", "1902-01-01"), separator="\t"
-    )
-    for patient, session, date in (("01", "1", "1900-01-01"), ("01", "2", "1902-07-01"), ("02", "1", "1900-01-01")):
-        name = f"anat/{Path(t1w(patient, session)).name}"
-        table = lines(("filename", "acq_time"), (name, f"{date}T09:30:00"), separator="\t")
-        files[f"sub-{patient}/ses-{session}/sub-{patient}_ses-{session}_scans.tsv"] = table
-    return put(root, files)
+from ld_simulations.benchmarks.scans.layout_trees import adni_tree, bids_scan, bids_tree, lines, oasis3_tree, put
+from tests.support.layouts import BRAIN, CASES, Imported, import_tree
 
 
 def values(visits: list[dict[str, str]], *columns: str) -> list[tuple[str, ...]]:
@@ -37,14 +16,14 @@ def values(visits: list[dict[str, str]], *columns: str) -> list[tuple[str, ...]]
 
 
 def test_bids_reads_sessions_before_participants_and_dates_of_both_tables(tmp_path: Path) -> None:
-    done = import_tree("bids", bids(tmp_path / "bids"), tmp_path / "out")
+    done = import_tree("bids", bids_tree(tmp_path / "bids"), tmp_path / "out")
     assert values(done.visits, "patient", "date", "age", "sex", "diagnosis") == [
         ("sub-01", "1900-01-01", "70.5", "F", "CN"),
         ("sub-01", "1902-07-01", "70.5", "F", "CN"),
         ("sub-02", "1900-01-01", "61", "M", "AD"),
         ("sub-02", "1902-01-01", "63", "M", "AD"),
     ]
-    assert done.visits[1]["file"] == t1w("01", "2")
+    assert done.visits[1]["file"] == bids_scan("01", "2")
     # the one age of sub-01 at visits 30 months apart is seen, the growing one of sub-02 is none
     assert done.summary["contradictions"] == {"the same age at visits more than 400 days apart": 1}
     assert "sub-01" in (tmp_path / "out/contradictions.csv").read_text()
@@ -52,57 +31,66 @@ def test_bids_reads_sessions_before_participants_and_dates_of_both_tables(tmp_pa
 
 
 def test_bids_adds_the_time_since_the_first_visit_only_when_told(tmp_path: Path) -> None:
-    done = import_tree("bids", bids(tmp_path / "bids"), tmp_path / "out", "--baseline-age")
+    done = import_tree("bids", bids_tree(tmp_path / "bids"), tmp_path / "out", "--baseline-age")
     assert [visit["age"] for visit in done.visits] == ["70.5", "72.99", "61", "63"]
     assert done.summary["contradictions"] == {}
 
 
 def test_bids_takes_none_of_several_runs_until_a_rule_prefers_one(tmp_path: Path) -> None:
-    root = bids(tmp_path / "bids")
-    (root / t1w("01", "1")).rename(root / t1w("01", "1", "01"))
-    put(root, {t1w("01", "1", "02"): ""})
+    root = bids_tree(tmp_path / "bids")
+    (root / bids_scan("01", "1")).rename(root / bids_scan("01", "1", "01"))
+    put(root, {bids_scan("01", "1", "02"): ""})
     done = import_tree("bids", root, tmp_path / "out")
     assert len(done.visits) == 3
-    assert done.why(t1w("01", "1", "01")) == done.why(t1w("01", "1", "02")) == "several scans of one visit"
+    assert done.why(bids_scan("01", "1", "01")) == done.why(bids_scan("01", "1", "02")) == "several scans of one visit"
     chosen = ["--series", "*_run-01_T1w*", "--series", "*_T1w*"]
     done = import_tree("bids", root, tmp_path / "chosen", *chosen)
     # no row of scans.tsv dates the renamed file
-    assert done.why(t1w("01", "1", "01")) == "no date or day"
-    assert done.why(t1w("01", "1", "02")) == "another scan of the visit was taken"
+    assert done.why(bids_scan("01", "1", "01")) == "no date or day"
+    assert done.why(bids_scan("01", "1", "02")) == "another scan of the visit was taken"
 
 
 def test_bids_without_dates_needs_a_day_in_the_label_or_one_visit(tmp_path: Path) -> None:
     people = lines(
         ("participant_id", "age", "sex", "dx"), *[(f"sub-{n}", 60, "F", "CN") for n in "ABC"], separator="\t"
     )
-    files = {t1w("A", "d0000"): "", t1w("A", "d0400"): "", t1w("B", "1"): "", t1w("B", "10"): "", t1w("C"): ""}
+    files = {
+        bids_scan("A", "d0000"): "",
+        bids_scan("A", "d0400"): "",
+        bids_scan("B", "1"): "",
+        bids_scan("B", "10"): "",
+        bids_scan("C"): "",
+    }
     root = put(tmp_path / "bids", {**files, "participants.tsv": people})
     done = import_tree("bids", root, tmp_path / "out")
     assert values(done.visits, "patient", "day") == [("sub-A", "0"), ("sub-A", "400"), ("sub-C", "0")]
     assert done.reasons() == {"no date or day": (2, 0)}
     done = import_tree("bids", root, tmp_path / "last", "--one-visit", "last")
-    assert [visit["file"] for visit in done.visits] == [t1w("A", "d0400"), t1w("B", "10"), t1w("C")]
+    assert [visit["file"] for visit in done.visits] == [bids_scan("A", "d0400"), bids_scan("B", "10"), bids_scan("C")]
     assert done.reasons() == {"another visit of the patient was taken": (2, 0)}
-    put(root, {t1w("B", "pre1"): ""})  # as much the first as ses-1
+    put(root, {bids_scan("B", "pre1"): ""})  # as much the first as ses-1
     done = import_tree("bids", root, tmp_path / "first", "--one-visit", "first")
     assert [visit["patient"] for visit in done.visits] == ["sub-A", "sub-C"]
 
 
 def test_bids_accounts_for_every_file_and_row(tmp_path: Path) -> None:
-    root = bids(tmp_path / "bids")
+    root = bids_tree(tmp_path / "bids")
     flair = "sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz"
     wrong = "sub-01/ses-1/anat/sub-09_ses-1_T1w.nii.gz"
-    put(root, {flair: "", wrong: "", "derivatives/x/sub-01/anat/sub-01_T1w.nii.gz": "", "README": "", t1w("07"): ""})
-    (root / t1w("08")).parent.mkdir(parents=True)
-    (root / t1w("08")).symlink_to("../../.git/annex/absent")
+    put(
+        root,
+        {flair: "", wrong: "", "derivatives/x/sub-01/anat/sub-01_T1w.nii.gz": "", "README": "", bids_scan("07"): ""},
+    )
+    (root / bids_scan("08")).parent.mkdir(parents=True)
+    (root / bids_scan("08")).symlink_to("../../.git/annex/absent")
     with (root / "participants.tsv").open("a") as stream:
         stream.write("sub-03\t50\tM\tHC\nsub-08\t50\tM\tHC\nsub-04\t50\tM\tHC\tx\n")
     done = import_tree("bids", root, tmp_path / "out")
     assert len(done.visits) == 4
     assert done.why(flair) == "another kind of scan"
     assert done.why(wrong) == "tables, rows or labels that disagree"
-    assert done.why(t1w("07")) == "no table row"
-    assert done.why(t1w("08")) == "file without content"
+    assert done.why(bids_scan("07")) == "no table row"
+    assert done.why(bids_scan("08")) == "file without content"
     assert done.why("derivatives/x/sub-01/anat/sub-01_T1w.nii.gz") == "derived file"
     assert done.why("participants.tsv row 4") == "row without a scan"
     assert done.why("participants.tsv row 6") == "row that does not fit its header"
@@ -112,13 +100,13 @@ def test_bids_accounts_for_every_file_and_row(tmp_path: Path) -> None:
 
 
 def test_bids_leaves_out_participants_whose_tables_disagree(tmp_path: Path) -> None:
-    root = bids(tmp_path / "bids")
+    root = bids_tree(tmp_path / "bids")
     sessions = lines(("session_id", "sex"), ("ses-1", "male"), ("ses-2", "F"), separator="\t")
     put(root, {"sub-01/sub-01_sessions.tsv": sessions})
     with (root / "participants.tsv").open("a") as stream:
         stream.write("sub-02\t80\tF\tHC\n")
     done = import_tree("bids", root, tmp_path / "out")
-    assert [visit["file"] for visit in done.visits] == [t1w("01", "2")]
+    assert [visit["file"] for visit in done.visits] == [bids_scan("01", "2")]
     assert done.summary["contradictions"] == {"two sexes in the tables": 1}
 
 
@@ -139,7 +127,7 @@ def test_an_option_that_does_not_fit_is_refused_with_its_value(
     options: tuple[str, ...], word: str, tmp_path: Path
 ) -> None:
     people = lines(("participant_id", "age", "sex", "groups"), ("sub-01", 70, "F", "x"), separator="\t")
-    root = put(tmp_path / "bids", {"participants.tsv": people.replace("groups", "grp"), t1w("01"): ""})
+    root = put(tmp_path / "bids", {"participants.tsv": people.replace("groups", "grp"), bids_scan("01"): ""})
     if "--column" in options:
         put(root, {"participants.tsv": people.replace("groups", "group")})
     with pytest.raises(Exception, match=word) as refused:
@@ -149,7 +137,7 @@ def test_an_option_that_does_not_fit_is_refused_with_its_value(
 
 
 def test_a_level_of_bids_may_need_a_word_of_the_site(tmp_path: Path) -> None:
-    root = bids(tmp_path / "bids")
+    root = bids_tree(tmp_path / "bids")
     put(root, {"participants.json": '{"group": {"Levels": {"2": {"Description": "memory clinic"}}}}'})
     done = import_tree("bids", root, tmp_path / "out")
     assert done.reasons()["value not known"] == (2, 0)
@@ -158,33 +146,14 @@ def test_a_level_of_bids_may_need_a_word_of_the_site(tmp_path: Path) -> None:
 
 
 def test_ages_in_other_units_are_refused(tmp_path: Path) -> None:
-    root = bids(tmp_path / "bids")
+    root = bids_tree(tmp_path / "bids")
     put(root, {"participants.json": '{"age": {"Units": "weeks"}}'})
     with pytest.raises(TableError, match="weeks"):
         import_tree("bids", root, tmp_path / "out")
 
 
-def oasis(root: Path, *scans: tuple[str, int], dx: str = "Cognitively normal") -> Path:
-    """Scans of OASIS-3, two visits of OAS30001 and one of OAS30002."""
-    names = {
-        f"scans/{who}_MR_d{day:04}/anat2/NIFTI/sub-{who}_ses-d{day:04}_{kind}.nii.gz": ""
-        for who, day in scans
-        for kind in ("T1w", "T2w")
-    }
-    demographics = lines(("OASISID", "AgeatEntry", "GENDER"), ("OAS30001", 65.15, 2), ("OAS30002", 70, 1))
-    head = ("OASISID", "OASIS_session_label", "days_to_visit", "age at visit", "CDRTOT", "dx1", "mmse")
-    clinical = lines(
-        head,
-        ("OAS30001", "x", 0, 65.15, 0, dx, 28),
-        ("OAS30001", "x", 722, 67.13, 0, dx, 27),
-        ("OAS30002", "x", 400, 71.1, 0.5, "AD Dementia", 20),
-        ("OAS30002", "x", 500, 71.4, 0.5, ".", 20),
-    )
-    return put(root, {**names, "OASIS3_demographics.csv": demographics, "OASIS3_UDSb4_cdr.csv": clinical})
-
-
 def test_oasis3_joins_the_nearest_clinical_visit_and_counts_the_age_from_entry(tmp_path: Path) -> None:
-    root = oasis(tmp_path, ("OAS30001", 129), ("OAS30001", 757), ("OAS30002", 371), ("OAS30002", 2000))
+    root = oasis3_tree(tmp_path, ("OAS30001", 129), ("OAS30001", 757), ("OAS30002", 371), ("OAS30002", 2000))
     done = import_tree("oasis3", root / "scans", tmp_path / "out")
     assert values(done.visits, "patient", "day", "age", "sex", "diagnosis") == [
         ("OAS30001", "129", "65.5", "F", "CN"),
@@ -212,7 +181,7 @@ def test_oasis3_joins_the_nearest_clinical_visit_and_counts_the_age_from_entry(t
     ],
 )
 def test_oasis3_takes_only_diagnoses_that_say_healthy_or_alzheimer(dx: str, value: str, tmp_path: Path) -> None:
-    root = oasis(tmp_path, ("OAS30001", 10), ("OAS30002", 400), dx=dx)
+    root = oasis3_tree(tmp_path, ("OAS30001", 10), ("OAS30002", 400), dx=dx)
     done = import_tree("oasis3", root / "scans", tmp_path / "out")
     assert [visit["diagnosis"] for visit in done.visits if visit["patient"] == "OAS30001"] == [value] * bool(value)
     assert ("value not known" in done.reasons()) == (not value)
@@ -221,7 +190,7 @@ def test_oasis3_takes_only_diagnoses_that_say_healthy_or_alzheimer(dx: str, valu
 
 
 def test_oasis3_sees_two_nearest_visits_that_disagree_and_ages_that_do_not_fit(tmp_path: Path) -> None:
-    root = oasis(tmp_path, ("OAS30001", 361), ("OAS30002", 400))
+    root = oasis3_tree(tmp_path, ("OAS30001", 361), ("OAS30002", 400))
     table = root / "OASIS3_UDSb4_cdr.csv"
     table.write_text(table.read_text().replace("722,67.13,0,Cognitively normal", "722,61,0.5,AD Dementia"))
     done = import_tree("oasis3", root / "scans", tmp_path / "out", "--tolerance-days", "365")
@@ -230,23 +199,10 @@ def test_oasis3_sees_two_nearest_visits_that_disagree_and_ages_that_do_not_fit(t
     assert done.summary["contradictions"] == {"two tables give ages more than 1.5 years apart": 1}
 
 
-def adni(root: Path, *scans: str) -> Path:
-    """Series of ADNI as paths below the subject, and ADNIMERGE of one subject beside the tree."""
-    names = {f"ADNI/011_S_0002/{scan}": "" for scan in scans}
-    head = ("RID", "PTID", "VISCODE", "EXAMDATE", "DX_bl", "AGE", "PTGENDER", "DX")
-    table = lines(
-        head,
-        (2, "011_S_0002", "bl", "2005-09-08", "CN", 74.3, "Male", "CN"),
-        (2, "011_S_0002", "m06", "2006-03-06", "CN", 74.3, "Male", ""),
-        (2, "011_S_0002", "m48", "2009-09-10", "CN", 74.3, "Male", "MCI to Dementia"),
-    )
-    return put(root, {**names, "ADNIMERGE_01Jan2024.csv": table})
-
-
 def test_adni_takes_each_series_with_its_exam_and_the_age_at_the_scan(tmp_path: Path) -> None:
     first, last = "MP-RAGE/2005-08-26_12_00_00.0/I11", "MPRAGE/2009-09-01_08_00_00.0/I22"
     volume = f"{last}/ADNI_011_S_0002_MR_MPRAGE_br_raw_I22.nii"
-    root = adni(tmp_path, f"{first}/a.dcm", f"{first}/b.dcm", volume, "FLAIR/2005-08-26_12_30_00.0/I12/a.dcm")
+    root = adni_tree(tmp_path, f"{first}/a.dcm", f"{first}/b.dcm", volume, "FLAIR/2005-08-26_12_30_00.0/I12/a.dcm")
     done = import_tree("adni", root / "ADNI", tmp_path / "out")
     assert values(done.visits, "date", "file", "age", "sex", "diagnosis") == [
         ("2005-08-26", f"011_S_0002/{first}", "74.26", "M", "CN"),
@@ -261,7 +217,7 @@ def test_adni_takes_the_scan_that_is_no_repeat_and_refuses_two_equals(tmp_path: 
     date, other = "2005-08-26_12_00_00.0", "2009-09-01_08_00_00.0"
     scans = (f"MPRAGE/{date}/I1/a.dcm", f"MPRAGE_Repeat/{date}/I2/a.dcm")
     equals = (f"MPRAGE/{other}/I3/a.dcm", f"MPR__GradWarp__N3/{other}/I4/a.nii")
-    root = adni(tmp_path, *scans, *equals)
+    root = adni_tree(tmp_path, *scans, *equals)
     done = import_tree("adni", root / "ADNI", tmp_path / "out")
     assert [visit["file"] for visit in done.visits] == [f"011_S_0002/MPRAGE/{date}/I1"]
     assert done.why(f"011_S_0002/MPRAGE_Repeat/{date}/I2") == "another scan of the visit was taken"
@@ -271,7 +227,7 @@ def test_adni_takes_the_scan_that_is_no_repeat_and_refuses_two_equals(tmp_path: 
 
 
 def test_adni_compares_the_collections_table_and_stands_on_it_alone(tmp_path: Path) -> None:
-    root = adni(tmp_path, "MPRAGE/2005-08-26_12_00_00.0/I1/a.dcm")
+    root = adni_tree(tmp_path, "MPRAGE/2005-08-26_12_00_00.0/I1/a.dcm")
     head = ("Image Data ID", "Subject", "Group", "Sex", "Age", "Visit", "Acq Date")
     row = ["I1", "011_S_0002", "CN", "M", 79, "sc", "8/26/2005"]
     put(root, {"ADNI1_Screening.csv": lines(head, row)})
@@ -287,7 +243,7 @@ def test_adni_compares_the_collections_table_and_stands_on_it_alone(tmp_path: Pa
 
 
 def test_two_tables_that_fit_are_not_chosen_between(tmp_path: Path) -> None:
-    root = adni(tmp_path, "MPRAGE/2005-08-26_12_00_00.0/I1/a.dcm")
+    root = adni_tree(tmp_path, "MPRAGE/2005-08-26_12_00_00.0/I1/a.dcm")
     newer = root / "ADNIMERGE_02Feb2025.csv"
     newer.write_text((root / "ADNIMERGE_01Jan2024.csv").read_text())
     with pytest.raises(TableError, match="--table"):

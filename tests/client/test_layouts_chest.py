@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import pytest
 
 from ld_common.core.errors import ConfigError, LdError, TableError
-from tests.support.layouts import CASES, CHEST, Imported, import_tree, lines, put
+from ld_simulations.benchmarks.scans.layout_trees import FRONTAL, chexpert_image, chexpert_tree, mimic_cxr_tree, put
+from tests.support.layouts import CASES, CHEST, Imported, import_tree
 
 LABELS = ("--label", "No Finding=CN", "--label", "Cardiomegaly=HF")
-HEAD = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "No Finding", "Cardiomegaly")
-
-
-def image(patient: int, study: int, view: str) -> str:
-    return f"CheXpert-v1.0-small/train/patient{patient:05}/study{study}/{view}.jpg"
-
-
-def chexpert(root: Path, *rows: tuple[object, ...]) -> Path:
-    """Images and train.csv, a row each of patient, study, view and the other columns."""
-    paths = [image(*row[:3]) for row in rows]  # type: ignore[arg-type]
-    table = lines(HEAD, *[(path, *row[3:]) for path, row in zip(paths, rows, strict=True)])
-    return put(root, {**dict.fromkeys(paths, ""), "CheXpert-v1.0-small/train.csv": table})
 
 
 def chest(layout: str, root: Path, out: Path, *options: str) -> Imported:
     return import_tree(layout, root, out, *options, modality=CHEST)
 
 
-FRONTAL = "view1_frontal"
 ROWS: list[tuple[object, ...]] = [
     (1, 1, FRONTAL, "Female", 68, "Frontal", "AP", "1.0", ""),
     (2, 1, FRONTAL, "Male", 80, "Frontal", "PA", "", "1.0"),
@@ -45,14 +32,14 @@ ROWS: list[tuple[object, ...]] = [
 
 
 def test_chexpert_takes_frontal_images_with_a_certain_label(tmp_path: Path) -> None:
-    root = chexpert(tmp_path / "data", *ROWS)
-    put(root, {image(10, 1, FRONTAL): ""})
+    root = chexpert_tree(tmp_path / "data", *ROWS)
+    put(root, {chexpert_image(10, 1, FRONTAL): ""})
     done = chest("chexpert", root, tmp_path / "out", *LABELS)
     assert [(visit["patient"], visit["day"], visit["sex"], visit["diagnosis"]) for visit in done.visits] == [
         ("patient00001", "0", "F", "CN"),
         ("patient00002", "0", "M", "HF"),
     ]
-    assert done.visits[0]["file"] == image(1, 1, FRONTAL)
+    assert done.visits[0]["file"] == chexpert_image(1, 1, FRONTAL)
     assert done.reasons() == {
         "another view": (2, 0),
         "uncertain label": (1, 0),
@@ -67,16 +54,16 @@ def test_chexpert_takes_frontal_images_with_a_certain_label(tmp_path: Path) -> N
 
 
 def test_chexpert_finds_its_files_from_its_own_folder_too(tmp_path: Path) -> None:
-    root = chexpert(tmp_path / "data", *ROWS[:2])
+    root = chexpert_tree(tmp_path / "data", *ROWS[:2])
     done = chest("chexpert", root / "CheXpert-v1.0-small", tmp_path / "out", *LABELS)
     assert [visit["file"] for visit in done.visits] == [
-        image(patient, 1, FRONTAL).removeprefix("CheXpert-v1.0-small/") for patient in (1, 2)
+        chexpert_image(patient, 1, FRONTAL).removeprefix("CheXpert-v1.0-small/") for patient in (1, 2)
     ]
 
 
 def test_chexpert_asks_which_study_counts_because_it_has_no_dates(tmp_path: Path) -> None:
     later = [(2, 10, FRONTAL, "Male", 82, "Frontal", "PA", "", "1.0"), (2, 9, FRONTAL, "Male", 81, *ROWS[1][5:])]
-    root = chexpert(tmp_path / "data", *ROWS[:2], *later)
+    root = chexpert_tree(tmp_path / "data", *ROWS[:2], *later)
     with pytest.raises(ConfigError, match="1 patients have several"):
         chest("chexpert", root, tmp_path / "out", *LABELS)
     assert not (tmp_path / "out").exists()
@@ -87,8 +74,8 @@ def test_chexpert_asks_which_study_counts_because_it_has_no_dates(tmp_path: Path
 
 
 def test_chexpert_rows_without_a_file_or_twice_are_counted(tmp_path: Path) -> None:
-    root = chexpert(tmp_path / "data", *ROWS[:2], ROWS[0], (2, 1, FRONTAL, "Male", 44, *ROWS[1][5:]))
-    (root / image(1, 1, FRONTAL)).unlink()
+    root = chexpert_tree(tmp_path / "data", *ROWS[:2], ROWS[0], (2, 1, FRONTAL, "Male", 44, *ROWS[1][5:]))
+    (root / chexpert_image(1, 1, FRONTAL)).unlink()
     with pytest.raises(TableError, match="no scan became a visit"):
         chest("chexpert", root, tmp_path / "out", *LABELS)
     text = (tmp_path / "out/left_out.csv").read_text()
@@ -107,33 +94,14 @@ def test_chexpert_rows_without_a_file_or_twice_are_counted(tmp_path: Path) -> No
     ],
 )
 def test_a_label_that_does_not_fit_is_refused(options: tuple[str, ...], words: list[str], tmp_path: Path) -> None:
-    root = chexpert(tmp_path / "data", *ROWS[:2])
+    root = chexpert_tree(tmp_path / "data", *ROWS[:2])
     with pytest.raises(LdError) as refused:
         chest("chexpert", root, tmp_path / "out", *options)
     assert all(word in str(refused.value) for word in words)
 
 
-def mimic(root: Path, *images: tuple[int, int, str, str, int, float]) -> Path:
-    """Images by subject, study, name, view, date and time, with the three tables, one of them compressed."""
-    files = {f"files/p{str(who)[:2]}/p{who}/s{study}/{name}.jpg": "" for who, study, name, *_ in images}
-    rows = [(name, who, study, view, date, time) for who, study, name, view, date, time in images]
-    metadata = lines(("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime"), *rows)
-    studies = sorted({(who, study) for who, study, *_ in images})
-    labels = [(who, study, "1.0", "") if study % 2 else (who, study, "", "1.0") for who, study in studies]
-    patients = lines(
-        ("subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod"),
-        (10000032, "F", 52, 2180, "2014 - 2016", ""),
-        (10000048, "M", 91, 2120, "2014 - 2016", ""),
-        (10000999, "M", 60, 2120, "2014 - 2016", ""),
-    )
-    put(root, {**files, "mimic-cxr-2.0.0-metadata.csv": metadata, "patients.csv": patients})
-    table = lines(("subject_id", "study_id", "No Finding", "Cardiomegaly"), *labels)
-    (root / "mimic-cxr-2.0.0-chexpert.csv.gz").write_bytes(gzip.compress(table.encode()))
-    return root
-
-
 def test_mimic_cxr_joins_three_tables_and_counts_what_it_cannot_use(tmp_path: Path) -> None:
-    root = mimic(
+    root = mimic_cxr_tree(
         tmp_path / "data",
         (10000032, 1, "a-pa", "PA", 21800506, 213014.5),
         (10000032, 1, "a-lateral", "LATERAL", 21800506, 213014.5),
@@ -161,7 +129,7 @@ def test_mimic_cxr_joins_three_tables_and_counts_what_it_cannot_use(tmp_path: Pa
 
 def test_mimic_cxr_takes_none_of_two_images_of_one_time_until_a_view_is_preferred(tmp_path: Path) -> None:
     images = [(10000032, 1, name, view, 21800506, 90000.0) for name, view in (("a", "PA"), ("b", "AP"))]
-    root = mimic(tmp_path / "data", *images, (10000032, 3, "c", "AP", 21810506, 90000.0))
+    root = mimic_cxr_tree(tmp_path / "data", *images, (10000032, 3, "c", "AP", 21810506, 90000.0))
     done = chest("mimic_cxr", root, tmp_path / "out", *LABELS)
     assert done.reasons()["several scans of one visit"] == (2, 0)
     done = chest("mimic_cxr", root, tmp_path / "pa", *LABELS, "--series", "PA", "--series", "AP")
@@ -169,7 +137,7 @@ def test_mimic_cxr_takes_none_of_two_images_of_one_time_until_a_view_is_preferre
 
 
 def test_mimic_cxr_says_which_table_is_missing(tmp_path: Path) -> None:
-    root = mimic(tmp_path / "data", (10000032, 1, "a", "PA", 21800506, 90000.0))
+    root = mimic_cxr_tree(tmp_path / "data", (10000032, 1, "a", "PA", 21800506, 90000.0))
     (root / "patients.csv").unlink()
     with pytest.raises(TableError, match="patients"):
         chest("mimic_cxr", root, tmp_path / "out", *LABELS)

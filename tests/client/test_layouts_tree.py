@@ -16,8 +16,9 @@ from ld_client.layouts.entries import LayoutVisit
 from ld_client.layouts.registry import LAYOUTS
 from ld_client.site_config import load_site
 from ld_common.core.errors import ConfigError, LdError, TableError
+from ld_simulations.benchmarks.scans.layout_trees import lines, put
 from tests.conftest import write_mr_slice
-from tests.support.layouts import BRAIN, import_tree, lines, put
+from tests.support.layouts import BRAIN, import_tree
 
 ALL_HEALTHY = ("--value", "diagnosis=CN")
 PEOPLE = lines(("patient", "age", "sex", "diagnosis"), ("A", "70,5", "w", "CN"), ("B", 80, "M", "AD")).replace(

@@ -1,10 +1,9 @@
-"""Small trees of public layouts, and the importer run on them as a data manager runs it."""
+"""The importer of layouts, run as a data manager runs it; `ld_simulations.benchmarks.scans.layout_trees` has trees."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,6 @@ from ld_client.cli import app
 CONFIGS = Path(__file__).parents[2] / "configs/modalities"
 BRAIN, CHEST = CONFIGS / "brain_mri.yaml", CONFIGS / "chest_radiograph.yaml"
 CASES = Path(__file__).parents[3] / "shared/cases"
-
-
-def put(root: Path, files: dict[str, str]) -> Path:
-    """Write files by their path; a scan's content does not matter to an importer."""
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-def lines(*rows: Sequence[object], separator: str = ",") -> str:
-    """A table's text."""
-    return "".join(separator.join(map(str, row)) + "\n" for row in rows)
 
 
 class Imported:

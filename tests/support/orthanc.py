@@ -7,109 +7,28 @@ OpenSSL 3 no longer has. So `tls_front` stands before it, as a reverse proxy doe
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 import socket
 import socketserver
 import ssl
-import subprocess
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
 
-from ld_common.core.processes import free_port
+from ld_simulations.benchmarks.scans.orthanc import PASSWORD, USER, Orthanc, orthanc_program, start_orthanc
 
-USER, PASSWORD = "radiology", "only for tests"
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-START_S = 30.0
-
-
-@dataclass(frozen=True)
-class Orthanc:
-    """A running server."""
-
-    port: int
-    process: subprocess.Popen[bytes]
-
-    @property
-    def url(self) -> str:
-        """Of its DICOMweb service."""
-        return f"http://127.0.0.1:{self.port}/dicom-web"
-
-    def ask(self, path: str, method: str = "GET", data: bytes | None = None) -> Any:
-        """An answer of its own interface, not DICOMweb's."""
-        with requests.Session() as session:
-            session.trust_env, session.auth = False, (USER, PASSWORD)
-            answer = session.request(method, f"http://127.0.0.1:{self.port}{path}", data=data, timeout=10)
-        answer.raise_for_status()
-        return answer.json()
-
-    def add(self, files: Sequence[Path]) -> None:
-        """Store DICOM files, without DICOMweb."""
-        for file in files:
-            self.ask("/instances", "POST", file.read_bytes())
-
-    def clear(self) -> None:
-        """Delete all patients."""
-        for patient in self.ask("/patients"):
-            self.ask(f"/patients/{patient}", "DELETE")
+__all__ = ["PASSWORD", "USER", "Orthanc", "running_orthanc", "tls_front"]
 
 
 @contextmanager
 def running_orthanc(folder: Path) -> Iterator[Orthanc]:
-    """A server with one user and an empty archive in `folder`; skips the test where there is none."""
-    program = shutil.which("Orthanc")
-    if program is None or not PLUGIN.exists():
+    """As `start_orthanc`; skips the test where there is none."""
+    if orthanc_program() is None:
         pytest.skip("no Orthanc on this machine: install orthanc and orthanc-dicomweb")
-    folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    options = {
-        "Name": "test",
-        "StorageDirectory": str(folder / "archive"),
-        "IndexDirectory": str(folder / "archive"),
-        "HttpPort": port,
-        "HttpBindAddresses": ["127.0.0.1"],
-        "RemoteAccessAllowed": False,
-        "DicomServerEnabled": False,
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {USER: PASSWORD},
-        "Plugins": [str(PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(options), encoding="utf-8")
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log, cwd=folder)
-    server = Orthanc(port, process)
-    try:
-        _wait_for(server, folder / "log")
+    with start_orthanc(folder) as server:
         yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for(server: Orthanc, log: Path) -> None:
-    end = time.monotonic() + START_S
-    while True:
-        try:
-            server.ask("/system")
-            return
-        except requests.RequestException:
-            stopped = server.process.poll() is not None
-            if stopped or time.monotonic() > end:
-                raise AssertionError(f"Orthanc did not start: {log.read_text()[-2000:]}") from None
-            time.sleep(0.05)
 
 
 @contextmanager

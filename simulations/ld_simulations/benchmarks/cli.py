@@ -80,6 +80,13 @@ STUDIES = (
         f"{PACKAGE}.burned_in_text.run:run",
     ),
     Study(
+        "scans",
+        "What is read of scans, its cost in time and memory, and whether it arrives right.",
+        CONFIGS / "benchmark_scans.yaml",
+        f"{PACKAGE}.scans.plan:load_scans_config",
+        f"{PACKAGE}.scans.run:run",
+    ),
+    Study(
         "security",
         "Hostile files given to every reader, and the tests that are an attacker's attempts.",
         CONFIGS / "benchmark_security.yaml",

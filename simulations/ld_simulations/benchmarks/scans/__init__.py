@@ -1,0 +1,1 @@
+"""Reading scans: what is read, at which cost, and whether it arrives right."""
