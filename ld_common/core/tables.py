@@ -183,10 +183,10 @@ def is_encoding(name: str) -> bool:
 def decimal_point(cell: str, separator: str) -> str:
     """A number with its decimal comma as a point; any other text as it is.
 
-    A table separated by commas has no decimal commas. Where tabs or bars separate, `1,234` may as well be a number of
-    thousands and stays as it is.
+    Where commas separate, only a cell in quotes holds one. Unless semicolons separate, `1,234` may as well be a number
+    of thousands and stays as it is.
     """
-    if separator == "," or not DECIMAL_COMMA.fullmatch(cell):
+    if not DECIMAL_COMMA.fullmatch(cell):
         return cell
     if separator != ";" and THOUSANDS.fullmatch(cell):
         return cell

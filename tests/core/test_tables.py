@@ -89,7 +89,8 @@ def test_encodings_that_python_knows_and_that_extend_ascii_are_known() -> None:
         ("1,234", ";", "1.234"),
         ("1,234", "\t", "1,234"),  # a thousand, or little more than one
         ("0,234", "|", "0.234"),
-        ("74,5", ",", "74,5"),
+        ("74,5", ",", "74.5"),  # in quotes, else these were two cells
+        ("1,234", ",", "1,234"),
         ("1.234,5", ";", "1.234,5"),
         ("a,5", ";", "a,5"),
         ("74.5", ";", "74.5"),
