@@ -48,7 +48,12 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
     (
         "Modality",
         "What a kind of scan is; the same file on every side. Example: `configs/modalities/brain_mri.yaml`.",
-        [("Modality", ""), ("AttributeConfig", "attributes.NAME."), ("ImageConfig", "image.")],
+        [
+            ("Modality", ""),
+            ("AttributeConfig", "attributes.NAME."),
+            ("ImageConfig", "image."),
+            ("StepConfig", "preprocessing.N."),
+        ],
     ),
     (
         "Site",

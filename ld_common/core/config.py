@@ -36,6 +36,7 @@ def load_config(
 
     Args:
         schema: dataclass whose `__post_init__` checks ranges; its class variable `RENAMED` maps old keys to new ones.
+            Its method `located`, if it has one, gets the folder of `path` and returns the config with its files there.
         path: YAML file, or None.
         overrides: `key=value`, with dots for nested keys.
         start: values of keys that neither file nor overrides give; by default the schema's.
@@ -55,7 +56,9 @@ def load_config(
     unknown = [problem for layer in layers for problem in _unknown_keys(schema, layer)]
     if unknown:
         raise ConfigError("; ".join(unknown))
-    return from_mapping(schema, *([] if start is None else [to_mapping(start)]), *layers)
+    config = from_mapping(schema, *([] if start is None else [to_mapping(start)]), *layers)
+    located = getattr(config, "located", None)
+    return config if path is None or located is None else typing.cast(T, located(path.resolve().parent))
 
 
 def checked(schema: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:

@@ -78,13 +78,14 @@ def volume_of(content: dict[str, Any], values: np.ndarray, modality: Modality) -
 
 def headers_of(content: dict[str, Any], values: np.ndarray, path: Path) -> list[DicomHeader]:
     """The headers of the images of the file at `path`, which have no array; raises one of `MALFORMED_ANSWER`."""
-    headers = [_header_of(fields, path) for fields in content["headers"]]
+    headers = [header_from(fields, path) for fields in content["headers"]]
     if values.size or not headers:
         raise ValueError
     return headers
 
 
-def _header_of(fields: dict[str, Any], path: Path) -> DicomHeader:
+def header_from(fields: dict[str, Any], path: Path) -> DicomHeader:
+    """A header of `decoding_worker.header_fields`, checked; raises one of `MALFORMED_ANSWER`."""
     spacing, affine = fields["spacing_mm"], fields["affine"]
     for number in (fields["series_number"], fields["frame"]):
         if not (number is None or type(number) is int):

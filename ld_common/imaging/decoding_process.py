@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,11 +31,11 @@ from ld_common.core.config import to_mapping
 from ld_common.core.errors import DeploymentError
 from ld_common.imaging.burned_in_text import check_burned_in_text
 from ld_common.imaging.decoding_answers import MALFORMED_ANSWER, headers_of, refusal_of, scan_of, volume_of
-from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, REQUEST
+from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, REQUEST, header_fields
 from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected
+from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, slice_number
 from ld_common.imaging.scan_reader import Source
 from ld_common.imaging.volume import Volume
 
@@ -72,16 +72,27 @@ class DecodingProcess:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def read_scan(
-        self, source: Source, modality: Modality, slice_index: int | None = None, released: bool = False
+        self,
+        source: Source,
+        modality: Modality,
+        slice_index: int | None = None,
+        released: bool = False,
+        headers: Sequence[DicomHeader] | None = None,
     ) -> Scan:
         """The scan that `scan_reader.decode_scan` gives, with its refusals; text in its pixels is not looked for."""
-        request = {"kind": "scan", "modality": json.dumps(to_mapping(modality)), "slice_index": slice_index}
+        places = [header_fields(one) | {"path": str(Path.cwd() / one.path)} for one in headers or ()]
+        request = {
+            "kind": "scan",
+            "modality": json.dumps(to_mapping(modality)),
+            "slice_index": slice_index,
+            "headers": places or None,
+        }
         return self._one(request, source, released, lambda content, values: scan_of(content, values, modality))
 
-    def read_volume(self, path: Path, modality: Modality, released: bool = False) -> Volume:
+    def read_volume(self, source: Source, modality: Modality, released: bool = False) -> Volume:
         """The volume that `volume.decode_volume` gives, with its refusals; text is not looked for."""
         request = {"kind": "volume", "modality": json.dumps(to_mapping(modality))}
-        return self._one(request, path, released, lambda content, values: volume_of(content, values, modality))
+        return self._one(request, source, released, lambda content, values: volume_of(content, values, modality))
 
     def read_headers(
         self, files: Sequence[tuple[Path, bool]], modalities: Sequence[str]
@@ -249,38 +260,74 @@ def _paths(source: Source) -> Sequence[Path]:
     return [source] if isinstance(source, Path) else source
 
 
-def read_scan(source: Source, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
-    """Read one scan, decoded in a child process as `scan_reader.decode_scan` does.
+def read_scan(
+    source: Source,
+    modality: Modality,
+    slice_index: int | None = None,
+    released: bool = False,
+    headers: Sequence[DicomHeader] | None = None,
+) -> Scan:
+    """Read one scan, decoded in a child process as `scan_reader.decode_scan` does, and prepared as the modality says.
+
+    With `preprocessing`, the whole volume is prepared in this process, and the slice is taken from the result. Single
+    slices and pictures cannot be prepared.
 
     Args:
         source: DICOM file, folder of one DICOM series, its files, NIfTI volume, or grey PNG or JPEG.
         modality: its `image` options choose the slice.
-        slice_index: from 0, the lowest slice, upwards along the normal.
+        slice_index: from 0, the lowest slice, upwards along the normal; of the prepared volume where there is one.
         released: a person has checked the pixels for burned-in text; else a slice with text in them is refused.
+        headers: as of `scan_reader.decode_scan`.
 
     Raises:
-        ScanRejected: the file cannot be used, or decoding it took too long, too much memory or ended the child.
+        ScanRejected: the file cannot be used, or decoding it took too long, too much memory or ended the child; it
+            shows another kind of head than the modality has, or cannot be prepared.
+        ConfigError: a file of `preprocessing` is missing, or another one.
     """
+    path, plain = _paths(source)[0], modality.as_in_files()
     with _shared.one() as child:
-        scan = child.read_scan(source, modality, slice_index, released)
+        scan = child.read_scan(source, plain, None if modality.preprocessing else slice_index, released, headers)
     if not released:
-        check_burned_in_text(_paths(source)[0], scan.pixels)
+        check_burned_in_text(path, scan.pixels)
+    if modality.image.head:
+        from ld_common.imaging.head_kind import check_head
+
+        check_head(path, scan, modality.image.head)
+    if not modality.preprocessing:
+        return scan
+    from ld_common.imaging.preparation.prepare import prepared_scan  # seconds, which most processes save
+
+    with _shared.one() as child:
+        volume = child.read_volume(source, replace(plain, image=replace(plain.image, plane="axial")), released)
+    scan = prepared_scan(path, volume, scan, modality, slice_index)
+    if not released:
+        check_burned_in_text(path, scan.pixels)
     return scan
 
 
 def read_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
     """Read a NIfTI file or the folder of a DICOM series, decoded in a child process as `volume.decode_volume` does.
 
-    Text is looked for in the slices along the third axis, unless they are `released`.
+    With `preprocessing` of the modality, the answer is the prepared volume, on its own grid. Text is looked for in the
+    file's slices along the third axis, unless they are `released`.
 
     Raises:
-        ScanRejected: it cannot be used, or decoding it took too long, too much memory or ended the child.
+        ScanRejected, ConfigError: as `read_scan`.
     """
     with _shared.one() as child:
-        volume = child.read_volume(path, modality, released)
+        volume = child.read_volume(path, modality.as_in_files(), released)
     for index in range(0 if released else volume.voxels.shape[2]):
         check_burned_in_text(path, volume.voxels[:, :, index].T, f"slice {index} along the third axis")
-    return volume
+    if modality.image.head:
+        from ld_common.imaging.head_kind import check_head
+
+        middle = slice_number(path, len(volume.upright), modality.image.slice_position, None)
+        check_head(path, volume.scan(middle), modality.image.head)
+    if not modality.preprocessing:
+        return volume
+    from ld_common.imaging.preparation.prepare import prepare
+
+    return prepare(path, volume, modality.preprocessing)
 
 
 def read_headers(

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ld_common.core.config import from_mapping
+from ld_common.imaging.decoding_answers import header_from
 from ld_common.imaging.dicom import read_headers
 from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.geometry import Scan
@@ -145,7 +146,9 @@ def header_fields(header: DicomHeader) -> dict[str, Any]:
 
 
 def _read_scan(source: Source, request: dict[str, Any], released: bool) -> Answer:
-    scan: Scan = decode_scan(source, _modality(request["modality"]), request["slice_index"], released)
+    known = request["headers"]
+    headers = None if known is None else [header_from(fields, Path(fields["path"])) for fields in known]
+    scan: Scan = decode_scan(source, _modality(request["modality"]), request["slice_index"], released, headers)
     fields = {
         "shape": scan.pixels.shape,
         "spacing_mm": scan.spacing_mm,
@@ -160,7 +163,6 @@ def _read_scan(source: Source, request: dict[str, Any], released: bool) -> Answe
 
 
 def _read_volume(source: Source, request: dict[str, Any], released: bool) -> Answer:
-    assert isinstance(source, Path)
     volume: Volume = decode_volume(source, _modality(request["modality"]), released)
     fields = {
         "shape": volume.voxels.shape,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
 
 BINARY_VRS = frozenset(("US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT", "OB", "OW", "OF", "OD", "OL", "OV", "SQ"))
 
@@ -18,7 +20,7 @@ def texts(dataset: Dataset, keyword: str) -> list[str]:
 
     They are read as they stand in the file, so a value that its VR does not allow is still there.
     """
-    tag = tag_for_keyword(keyword)
+    tag = _tag(keyword)
     if tag is None or tag not in dataset:
         return []
     element = dataset.get_item(tag)
@@ -36,6 +38,11 @@ def texts(dataset: Dataset, keyword: str) -> list[str]:
 def text(dataset: Dataset, keyword: str) -> str:
     """The first value of `texts` in upper case, or an empty text."""
     return next(iter(texts(dataset, keyword)), "").upper()
+
+
+def uid(dataset: Dataset, keyword: str) -> str:
+    """A UID as it stands in the file, or an empty text; pydicom's own access judges each, which takes longer."""
+    return "\\".join(texts(dataset, keyword))
 
 
 def decimals(dataset: Dataset, keyword: str, count: int) -> list[float] | None:
@@ -73,7 +80,14 @@ def date(dataset: Dataset, *keywords: str) -> datetime.date | None:
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:
     """The items of a sequence; empty where it is absent."""
-    return list(dataset.get(keyword) or [])
+    tag = _tag(keyword)
+    return list(dataset[tag].value or []) if tag is not None and tag in dataset else []
+
+
+@functools.cache
+def _tag(keyword: str) -> BaseTag | None:
+    number = tag_for_keyword(keyword)
+    return None if number is None else BaseTag(number)
 
 
 def _several(value: Any) -> list[Any]:

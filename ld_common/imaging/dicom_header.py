@@ -11,7 +11,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import RE_VALID_UID
 
-from ld_common.imaging.dicom_elements import date, decimal, decimals, items, text, texts, whole
+from ld_common.imaging.dicom_elements import date, decimal, decimals, items, text, texts, uid, whole
 from ld_common.imaging.rejection import Rejection, ScanRejected
 
 FRAMED = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelData")
@@ -101,18 +101,18 @@ def _header(path: Path, dataset: Dataset, frame: int | None) -> DicomHeader:
         study_date=seen,
         age_years=_age(dataset, seen),
         sex=text(dataset, "PatientSex"),
-        series_uid=str(dataset.get("SeriesInstanceUID") or ""),
+        series_uid=uid(dataset, "SeriesInstanceUID"),
         series_number=whole(dataset, "SeriesNumber"),
         series_description=str(dataset.get("SeriesDescription") or ""),
         sop_uid=_sop_uid(dataset, frame),
-        sop_class=str(dataset.get("SOPClassUID") or ""),
+        sop_class=uid(dataset, "SOPClassUID"),
         spacing_mm=spacing,
         affine=affine,
         position_mm=position,
         view_position=_view(dataset),
         orientation=_orientation(dataset),
-        frame_of_reference=_uid(dataset.get("FrameOfReferenceUID")),
-        study_uid=_uid(dataset.get("StudyInstanceUID")),
+        frame_of_reference=_valid(uid(dataset, "FrameOfReferenceUID")),
+        study_uid=_valid(uid(dataset, "StudyInstanceUID")),
         image_type="/".join(image_type_of(dataset)),
         echo_ms=decimal(dataset, "EchoTime"),
         time_point=_time_point(dataset),
@@ -122,7 +122,7 @@ def _header(path: Path, dataset: Dataset, frame: int | None) -> DicomHeader:
 
 
 def _sop_uid(dataset: Dataset, frame: int | None) -> str:
-    found = str(dataset.get("SOPInstanceUID") or "")
+    found = uid(dataset, "SOPInstanceUID")
     return found if frame is None or not found else f"{found}#{frame}"
 
 
@@ -162,8 +162,7 @@ def _body_part(dataset: Dataset) -> str:
     return text(dataset, "BodyPartExamined") or next(regions, "").upper()
 
 
-def _uid(value: object) -> str:
-    found = str(value or "").strip()
+def _valid(found: str) -> str:
     return found if len(found) <= 64 and re.fullmatch(RE_VALID_UID, found) else ""
 
 
@@ -187,8 +186,9 @@ def _geometry(dataset: Dataset, spacing: tuple[float, float] | None) -> tuple[np
     if cosines is None or origin is None or spacing is None:
         return None, None
     along_row, along_column = np.array(cosines[:3]), np.array(cosines[3:])
-    basis = np.stack([along_row, along_column, np.cross(along_row, along_column)], 1)
-    if not np.allclose(basis.T @ basis, np.eye(3), atol=1e-2):
+    (a, b, c), (d, e, f) = cosines[:3], cosines[3:]
+    basis = np.stack([along_row, along_column, (b * f - c * e, c * d - a * f, a * e - b * d)], 1)
+    if np.abs(basis.T @ basis - np.eye(3)).max() > 1e-2:
         return None, None
     affine = np.eye(4)
     affine[:3, :3] = basis * np.array([spacing[1], spacing[0], 1.0])

@@ -10,11 +10,13 @@ import hashlib
 import json
 import math
 import string
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ld_common.core.config import nearest, require, to_mapping
 from ld_common.core.errors import RequestError
+from ld_common.imaging.modality_steps import REGISTER, StepConfig, check_steps
 
 Value = float | str
 Attributes = dict[str, Value]
@@ -48,6 +50,8 @@ PROJECTION = "none"
 """Plane of modalities whose scans are two-dimensional images."""
 PLANES = ("axial", "coronal", "sagittal", PROJECTION)
 RENDERINGS = (DEFORMATION, DIFFERENCE, DECODED)
+WHOLE, STRIPPED = "whole", "stripped"
+HEADS = ("", WHOLE, STRIPPED)
 
 
 @dataclass
@@ -73,6 +77,9 @@ class ImageConfig:
     low_percentile: float = 0.0
     high_percentile: float = 99.5
     """Percentiles of the scan that become -1 and 1; values beyond them are clipped."""
+    head: str = ""
+    """What the files of a head show, before any `preprocessing`: `whole` (with skull and scalp) or `stripped` (the
+    brain alone). A file that clearly shows the other is refused; empty looks at none."""
     symmetric: bool = False
     """Whether left and right are alike, as in a brain: a longitudinal drift then learns from mirror images as well."""
     rendering: str = DIFFERENCE
@@ -81,6 +88,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         require(self.rendering in RENDERINGS, f"image.rendering is '{self.rendering}': use {', '.join(RENDERINGS)}")
+        require(self.head in HEADS, f"image.head is '{self.head}': use {WHOLE}, {STRIPPED} or leave it empty")
         require(self.plane in PLANES, f"image.plane is '{self.plane}': use {', '.join(PLANES)}")
         require(self.part_mm >= 0, f"image.part_mm is {self.part_mm:g}: use 0 or more")
         require(0 <= self.slice_position <= 1, f"image.slice_position is {self.slice_position}: use 0 to 1")
@@ -104,6 +112,9 @@ class Modality:
     attributes: dict[str, AttributeConfig] = field(default_factory=dict)
     """Sorted by name, so that the order is the same on every side."""
     image: ImageConfig = field(default_factory=ImageConfig)
+    preprocessing: list[StepConfig] = field(default_factory=list)
+    """Steps that prepare a volume before its slice is taken, in their order; empty takes the file's own voxels. Index,
+    `ld-generate` and `ld-evaluate` run the same list."""
     biomarkers: list[str] = field(default_factory=list)
     """Biomarkers measured on its pictures, by their names in `ld_common.metrics.registry`."""
 
@@ -113,10 +124,47 @@ class Modality:
         for name in sorted(named ^ set(self.attributes)):
             where = "attributes" if name in named else "prompt_template"
             require(False, f"modality '{self.name}': attribute '{name}' is missing from its {where}")
+        check_steps(self.preprocessing, self.image.plane == PROJECTION, self.image.head == STRIPPED)
 
     def digest(self) -> str:
-        """SHA-256 of the modality's content; a store and a study must agree on it."""
-        return hashlib.sha256(json.dumps(to_mapping(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the modality's content; a store and a study must agree on it.
+
+        Files of `preprocessing` count by their hash. Without `preprocessing` and `image.head` it is what it was before
+        there were any.
+        """
+        content = self.shared()
+        if self.preprocessing:
+            content["preprocessing"] = [step.identity() for step in self.preprocessing]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def shared(self) -> dict[str, Any]:
+        """The modality as another machine reads it: no folders, and no empty options that came after the others."""
+        content = to_mapping(self)
+        content["preprocessing"] = [step.shared() for step in self.preprocessing]
+        if not self.preprocessing:
+            del content["preprocessing"]
+        if not self.image.head:
+            del content["image"]["head"]
+        return content
+
+    def located(self, folder: Path) -> Modality:
+        """The modality with the files of its `preprocessing` in `folder`, where their paths are relative."""
+        if not self.preprocessing:
+            return self
+        return replace(self, preprocessing=[step.located(folder) for step in self.preprocessing])
+
+    def as_in_files(self) -> Modality:
+        """The modality for reading files as they are: nothing is prepared, and any kind of head is taken."""
+        return replace(self, preprocessing=[], image=replace(self.image, head=""))
+
+    def with_any_head(self) -> Modality:
+        """The modality without a check of what kind of head a file shows."""
+        return replace(self, image=replace(self.image, head=""))
+
+    @property
+    def registers(self) -> bool:
+        """Whether prepared volumes have the grid of a template."""
+        return any(step.step == REGISTER for step in self.preprocessing)
 
     def parse(self, name: str, text: str) -> Value:
         """Parse one attribute's value.

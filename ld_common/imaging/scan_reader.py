@@ -48,7 +48,13 @@ LONGER = 1.2
 """A stack this much longer than its body part shows more than the part."""
 
 
-def decode_scan(source: Source, modality: Modality, slice_index: int | None = None, released: bool = False) -> Scan:
+def decode_scan(
+    source: Source,
+    modality: Modality,
+    slice_index: int | None = None,
+    released: bool = False,
+    headers: Sequence[DicomHeader] | None = None,
+) -> Scan:
     """The slice that `modality.image` takes, or the one at `slice_index`, of one scan.
 
     A slice of another plane than the acquisition's is cut through the stacked volume. Axial slices are turned so that
@@ -61,12 +67,16 @@ def decode_scan(source: Source, modality: Modality, slice_index: int | None = No
         modality: its `image` options choose the slice.
         slice_index: from 0, the lowest (axial), hindmost (coronal) or leftmost (sagittal) slice.
         released: a person has checked the pixels for burned-in text; else a header that speaks of text is refused.
+        headers: of the images of a DICOM source that make the scan, where they are known: frames of a file and files
+            that are not among them play no part, and no header is read twice.
 
     Raises:
         ScanRejected: it cannot be used; a `ScanError` with the reason's kind.
     """
+    if headers is not None:
+        return _series_scan(headers[0].path, headers, modality, slice_index, released)
     if not isinstance(source, Path):
-        return _series_scan(source[0], _headers_of(source, modality, released), modality, slice_index, released)
+        return _series_scan(source[0], headers_of(source, modality, released), modality, slice_index, released)
     with rejecting(source):
         folder = source.is_dir()
     if folder:
@@ -78,7 +88,7 @@ def decode_scan(source: Source, modality: Modality, slice_index: int | None = No
     if name.endswith(PICTURES):
         slice_number(source, 1, 0.0, slice_index)
         return _picture_scan(source, modality)
-    headers = _headers_of([source], modality, released)
+    headers = headers_of([source], modality, released)
     return _series_scan(source, headers, modality, slice_index, released)
 
 
@@ -90,7 +100,7 @@ def series_headers(folder: Path, modality: Modality, released: bool) -> list[Dic
     """
     with rejecting(folder):
         files = sorted(path for path in folder.iterdir() if path.is_file())
-    headers = _headers_of(files, modality, released, (Rejection.NOT_AN_IMAGE, Rejection.LOCALIZER))
+    headers = headers_of(files, modality, released, (Rejection.NOT_AN_IMAGE, Rejection.LOCALIZER))
     if not headers:
         raise ScanRejected(folder, Rejection.NOT_AN_IMAGE, "the folder holds no DICOM image; give a file or a series")
     series = grouped(headers)
@@ -99,9 +109,10 @@ def series_headers(folder: Path, modality: Modality, released: bool) -> list[Dic
     return headers
 
 
-def _headers_of(
+def headers_of(
     files: Sequence[Path], modality: Modality, released: bool, skipped: Sequence[Rejection] = ()
 ) -> list[DicomHeader]:
+    """Headers of the images in DICOM files, in their order; raises `ScanRejected` unless the reason is `skipped`."""
     headers = []
     for file in files:
         try:
@@ -183,7 +194,7 @@ def _slice_of(path: Path, series: Series, modality: Modality, slice_index: int |
         raise ScanRejected(path, Rejection.WRONG_GEOMETRY, f"its slice is not {image.plane}")
     affine = affine_of(path, series)
     voxels = read_voxels_of(path, series, modality.dicom_modalities, released)
-    return _volume_scan(path, Nifti1Image(voxels, affine), affine, image, slice_index, attributes)
+    return volume_scan(path, Nifti1Image(voxels, affine), affine, image, slice_index, attributes)
 
 
 def _upright_scan(pixels: np.ndarray, header: DicomHeader, attributes: Attributes) -> Scan:
@@ -219,11 +230,11 @@ def _nifti_scan(path: Path, modality: Modality, slice_index: int | None) -> Scan
                 detail = "a volume; a two-dimensional image is expected"
                 raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
             config = replace(modality.image, plane="axial", part_mm=0.0)
-            return _volume_scan(path, volume, affine_mm(volume), config, slice_index, {})
-        return _volume_scan(path, volume, affine_mm(volume), modality.image, slice_index, {})
+            return volume_scan(path, volume, affine_mm(volume), config, slice_index, {})
+        return volume_scan(path, volume, affine_mm(volume), modality.image, slice_index, {})
 
 
-def _volume_scan(
+def volume_scan(
     path: Path,
     volume: Nifti1Image,
     affine: np.ndarray,
@@ -231,7 +242,7 @@ def _volume_scan(
     slice_index: int | None,
     attributes: Attributes,
 ) -> Scan:
-    """The slice of a volume at `slice_index`, or where `image` takes it."""
+    """The slice of a volume at `slice_index`, or where `image` takes it; raises `ScanRejected` where there is none."""
     axes = io_orientation(affine)
     across = int(np.flatnonzero(axes[:, 0] == AXES[image.plane])[0])
     slices, upwards = volume.shape[across], axes[across, 1] > 0

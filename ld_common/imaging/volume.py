@@ -14,11 +14,12 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from ld_common.core.errors import ScanError
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import PROJECTION, Attributes, Modality
 from ld_common.imaging.nifti import NIFTI, SLAB_VOXELS, affine_mm, read_nifti, read_voxels
 from ld_common.imaging.rejection import Rejection, ScanRejected, check_slice_size, check_spacing, rejecting
-from ld_common.imaging.scan_reader import known_attributes, series_headers
+from ld_common.imaging.scan_reader import PICTURES, Source, headers_of, known_attributes, series_headers
 from ld_common.imaging.series import affine_of, ordered, read_voxels_of
 
 Value = TypeVar("Value")
@@ -83,31 +84,40 @@ class Volume:
         return ornt_transform(io_orientation(self.affine), axcodes2ornt("LPS"))
 
 
-def decode_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
-    """Read a NIfTI file or the folder of a DICOM series; `released` as in `scan_reader.decode_scan`.
+def decode_volume(source: Source, modality: Modality, released: bool = False) -> Volume:
+    """Read a NIfTI file, the folder of a DICOM series, its files, or an enhanced DICOM file.
+
+    `released` is as in `scan_reader.decode_scan`.
 
     Raises:
         ScanRejected: it cannot be used, for example because slices are missing, tilted or share a position.
     """
+    path = source if isinstance(source, Path) else source[0]
     if modality.image.plane != "axial":
         trained = "two-dimensional images" if modality.image.plane == PROJECTION else f"{modality.image.plane} slices"
         detail = f"the release draws no volume: it was trained on {trained}"
         raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
+    if not isinstance(source, Path):
+        return _series(path, headers_of(source, modality, released), modality, released)
     with rejecting(path):
         folder = path.is_dir()
     if folder:
-        return _series(path, modality, released)
+        return _series(path, series_headers(path, modality, released), modality, released)
     if not path.name.lower().endswith(NIFTI):
-        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, "not a volume: give a NIfTI file or a folder of one series")
-    source = read_nifti(path)
+        headers = [] if path.name.lower().endswith(PICTURES) else headers_of([path], modality, released)
+        if len(headers) < 2:
+            detail = "not a volume: give a NIfTI file or a folder of one series"
+            raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
+        return _series(path, headers, modality, released)
+    image = read_nifti(path)
     with rejecting(path):
-        affine = affine_mm(source)
-        _check_slices(path, source.shape[:3], affine)
-        return _checked(path, Volume(read_voxels(source), affine, {}, source.header))
+        affine = affine_mm(image)
+        _check_slices(path, image.shape[:3], affine)
+        return _checked(path, Volume(read_voxels(image), affine, {}, image.header))
 
 
-def _series(folder: Path, modality: Modality, released: bool) -> Volume:
-    series = ordered(folder, series_headers(folder, modality, released))
+def _series(folder: Path, found: Sequence[DicomHeader], modality: Modality, released: bool) -> Volume:
+    series = ordered(folder, found)
     series.check_whole(folder)
     headers, affine = series.headers, affine_of(folder, series)
     voxels = read_voxels_of(folder, series, modality.dicom_modalities, released)

@@ -1,6 +1,7 @@
 """The signed manifest of a site kit: what a study is, who runs it, and the hashes of the kit's files.
 
-A kit holds the study, its modality, the certificate of its authority and the code bundle, and nothing secret. Whoever
+A kit holds the study, its modality with the files that its `preprocessing` names, the certificate of its authority and
+the code bundle, and nothing secret. Whoever
 opens one for the first time compares the fingerprint of the study's key with what the study's team says by telephone.
 `ld_common.protocol.kit_archive` reads and writes kits as files.
 """
@@ -8,6 +9,7 @@ opens one for the first time compares the fingerprint of the study's key with wh
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,9 @@ FORMAT = 2
 MANIFEST, SIGNATURE = "kit.json", "kit.sig"
 STUDY, MODALITY, AUTHORITY, BUNDLE = "study.yaml", "modality.yaml", "authority.crt", "bundle.fab"
 FILES = (STUDY, MODALITY, AUTHORITY, BUNDLE)
+"""Those of every kit."""
+STEP_FILE = re.compile(r"[A-Za-z0-9][\w.-]{0,99}\.(json|bin|nii|nii\.gz)", re.ASCII)
+"""Files that a step of the modality's `preprocessing` names."""
 LINES = ("study", "site", "server", "release_service", "software")
 DIGESTS = ("study_digest", "base_digest", "modality_digest")
 
@@ -92,8 +97,8 @@ def check_manifest(manifest: bytes, signature: str, files: dict[str, bytes]) -> 
         raise
     except LdError as error:
         raise DeploymentError(f"the kit cannot be trusted: {error}") from error
-    for name in FILES:
-        if hashlib.sha256(files[name]).hexdigest() != kit.files.get(name):
+    for name, digest in kit.files.items():
+        if name not in files or hashlib.sha256(files[name]).hexdigest() != digest:
             raise DeploymentError(f"'{name}' is not the file that the kit's manifest names: ask for the kit again")
     return kit
 
@@ -106,7 +111,7 @@ def check_fields(kit: KitManifest) -> None:
     """
     wrong = [name for name in LINES if not is_line(getattr(kit, name))]
     wrong += [name for name in DIGESTS if not is_digest(getattr(kit, name))]
-    if not isinstance(kit.files, dict) or set(kit.files) != set(FILES) or not all(map(is_digest, kit.files.values())):
+    if not _are_files(kit.files):
         wrong.append("files")
     try:
         read_records(kit.packages)
@@ -121,6 +126,13 @@ def check_fields(kit: KitManifest) -> None:
         )
     if not isinstance(kit.public_key, str) or public_line(read_public_line(kit.public_key)) != kit.public_key:
         raise DeploymentError("the kit's manifest names no public key as this software writes one: ask for it again")
+
+
+def _are_files(files: object) -> bool:
+    """Whether these are the hashes of `FILES`, and of files that steps may name and that are none of the kit's own."""
+    if not isinstance(files, dict) or not set(FILES) <= set(files) or not all(map(is_digest, files.values())):
+        return False
+    return all(STEP_FILE.fullmatch(name) and name != MANIFEST for name in set(files) - set(FILES))
 
 
 def _are_site_keys(keys: object) -> bool:

@@ -4,6 +4,7 @@
     manifest.sig        signature over the manifest (`ld_common.release.signature`)
     README.md           model card with YAML front matter
     drift.safetensors   latent drift: `mean`, and `site.<name>` for each site
+    preparation/        files that the modality's `preprocessing` names
     weights             in diffusers' format for the adapter: `Adapter.export_files`
 
 A LoRA's weights load by `pipe.load_lora_weights(folder)` and by `PeftModel.from_pretrained(pipe.unet, folder)`.
@@ -36,6 +37,8 @@ from ld_common.diffusion.longitudinal import PREFIX, LongitudinalDrift
 from ld_common.editing.base import EditDrift, Editor
 from ld_common.editing.registry import editor_options, read_editor
 from ld_common.imaging.modality import Modality
+from ld_common.imaging.modality_steps import PREPARATION
+from ld_common.imaging.preparation.files import step_files
 from ld_common.protocol.site_name import check_site_name
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.base_reference import base_reference, find_base, read_unet_config
@@ -54,7 +57,7 @@ LOCAL_PATHS = ("output", "modality", "start")
 """Options of a study that name files of the server; a release does not repeat them."""
 MEAN = "mean"
 """Name of the drift of all sites; a longitudinal one has tensors that begin with its `PREFIX`."""
-LIBRARIES = ("torch", "diffusers", "peft", "opacus", "flwr", "safetensors")
+LIBRARIES = ("torch", "diffusers", "peft", "opacus", "flwr", "safetensors", "monai", "SimpleITK")
 
 AnyDrift = LatentDrift | ConditionalDrift | LongitudinalDrift
 
@@ -101,12 +104,19 @@ class Release:
 
 
 def write_release(folder: Path, study: StudyConfig, modality: Modality, content: ReleaseContent) -> Path:
-    """Write a release folder; the manifest is written last, so a folder with a manifest is complete."""
+    """Write a release folder; the manifest is written last, so a folder with a manifest is complete.
+
+    Raises:
+        ConfigError: a file of the modality's `preprocessing` is missing, or another one.
+    """
     names = []
     adapter = read_adapter(study.adapter)
     for name, file in adapter.export_files(content.state, lambda: read_unet_config(study.base_model)):
         write_bytes(folder / name, file)
         names.append(name)
+    for name, file in step_files(modality.preprocessing).items():
+        write_bytes(folder / PREPARATION / name, file)
+        names.append(f"{PREPARATION}/{name}")
     drifts = {f"site.{name}": drift for name, drift in sorted(content.site_drifts.items())}
     drifts |= {} if content.drift is None else {MEAN: content.drift}
     if drifts:
@@ -123,7 +133,7 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
         "study": {key: value for key, value in to_mapping(study).items() if key not in LOCAL_PATHS}
         | {"edit": editor_options(read_editor(study.edit)), "base_model": base["name"]},
         "study_digest": study.digest(),
-        "modality": to_mapping(modality),
+        "modality": modality.shared(),
         "base_model": base,
         "privacy": privacy_statement(study),
         "start": content.start,
@@ -161,7 +171,7 @@ def read_release(folder: Path) -> Release:
         return Release(
             folder=folder,
             study=study,
-            modality=from_mapping(Modality, manifest["modality"]),
+            modality=from_mapping(Modality, manifest["modality"]).located(folder.resolve() / PREPARATION),
             base_name=str(manifest["base_model"]["name"]),
             base_digest=str(manifest["base_model"]["sha256"]),
             state=read_adapter(study.adapter).read_files(folder),

@@ -126,7 +126,7 @@ def _agree(shown: Mapping[str, float | str], target: Mapping[str, float | str]) 
 
 def _read_pixels(path: Path, modality: Modality) -> np.ndarray:
     if path.suffix != ".npy":
-        return read_scan(path, modality).pixels
+        return read_scan(path, modality.as_in_files()).pixels
     try:
         values: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -37,7 +37,7 @@ def read_preserve_mask(
         ScanError: the image cannot be read.
         RequestError: it has another size, or is 0 everywhere.
     """
-    region = read_scan(path, modality, slice_index, released=True).pixels != 0
+    region = read_scan(path, modality.as_in_files(), slice_index, released=True).pixels != 0
     if region.shape != scan.pixels.shape:
         raise RequestError(
             f"the mask '{path}' has {region.shape[0]} x {region.shape[1]} pixels, the scan {scan.pixels.shape[0]} x "
@@ -57,7 +57,7 @@ def read_preserve_mask_volume(
         ScanError: the mask cannot be read, or has another grid.
         RequestError: it is 0 in all edited slices.
     """
-    mask = read_volume(path, modality, released=True)
+    mask = read_volume(path, modality.as_in_files(), released=True)
     check_same_grid(path, mask, volume)
     regions = [mask.upright[index] != 0 for index in edited]
     if not any(region.any() for region in regions):

@@ -42,9 +42,16 @@ def write_record(
         "software": software(),
         "evaluation": abilities(release.manifest.get("evaluation", {}), _changed(content)),
         "warnings": [*extrapolated(release, attributes), *_excessive_guidance(release, editor), *warnings],
+        **preparation(release),
         **content,
     }
     return write_record_file(folder, record)
+
+
+def preparation(release: Release) -> dict[str, Any]:
+    """The record's entry on how scans were prepared, with the hash of each file; empty where they were not."""
+    steps = release.modality.preprocessing
+    return {"preparation": [step.shared() for step in steps]} if steps else {}
 
 
 def _changed(content: dict[str, Any]) -> set[str]:

@@ -81,7 +81,11 @@ def read_volume_history(
     image, visits = modality.image, []
     for file in options.history:
         earlier = read_volume(file.path, modality, options.burned_in_text_checked)
-        places = matching_places(file.path, volume, earlier, edited, image.slice_position)
+        places = (  # volumes on a template's grid have their slices in the same places
+            np.array(edited, np.float64)
+            if modality.registers
+            else matching_places(file.path, volume, earlier, edited, image.slice_position)
+        )
         trained = earlier.scan(slice_number(file.path, len(earlier.upright), image.slice_position, None))
         picture, own_window = model_picture(file.path, trained, resolution, modality)
         visit = EarlierScan(trained, file.age, f"'{file.path}'")

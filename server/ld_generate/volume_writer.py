@@ -18,6 +18,7 @@ from ld_common.editing.history import history_warnings
 from ld_common.editing.registry import editor_options
 from ld_common.imaging.modality import Attributes
 from ld_common.imaging.nifti import write_nifti_like
+from ld_common.imaging.preparation.files import write_prepared
 from ld_common.imaging.secondary_capture import Place, Provenance, write_synthetic_dicom
 from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release
@@ -28,7 +29,8 @@ from ld_generate.volume import VolumeEditRequest, extrapolated_slices
 from ld_generate.volume_planes import PLANES, write_planes
 from ld_generate.writer import DIFFERENCE_LIMIT
 
-MONTAGE = "montage.png"
+MONTAGE, PREPARED = "montage.png", "prepared.nii.gz"
+"""The second is the scan after the modality's `preprocessing`, on the grid of the answers."""
 MAX_COLUMNS = 8
 AXIS_ENDS = ("LR", "PA", "FH")
 
@@ -51,6 +53,8 @@ def write_volumes(
                 "files": [file.relative_to(request.folder).as_posix() for file in written],
             }
         )
+    if release.modality.preprocessing:
+        files.append(write_prepared(request.folder / PREPARED, request.volume.voxels, request.volume.affine))
     files.append(_write_montage(request.folder / MONTAGE, request, volumes))
     files.append(write_planes(request.folder / PLANES, request, volumes))
     content = _description(release, request) | {"counterfactuals": entries}
@@ -66,6 +70,7 @@ def _description(release: Release, request: VolumeEditRequest) -> dict[str, Any]
         "input": {
             **describe_input(request.path, request.volume.voxels, None if masks is None else np.stack(masks)),
             "shape": list(request.volume.voxels.shape),
+            "voxels_to_mm": request.volume.affine.round(6).tolist(),
         },
         "source": request.source,
         "edited_slices": {
@@ -74,7 +79,7 @@ def _description(release: Release, request: VolumeEditRequest) -> dict[str, Any]
             "of": len(request.volume.upright),
         },
         "changed_slices": {"first": request.changed[0], "last": request.changed[-1]},
-        "other_slices": "values of the input",
+        "other_slices": f"values of {'the prepared input' if release.modality.preprocessing else 'the input'}",
         "rendering": request.rendering,
         "window": [request.window.low, request.window.high],
         "seeds": [release.study.seed],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,8 +18,10 @@ from ld_client.data.pseudonyms import pseudonym
 from ld_client.data.store_key import KEY_FILE, load_key
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.errors import ConfigError, StoreError, TableError
+from ld_common.imaging.geometry import Scan
 from ld_common.imaging.rejection import Rejection
 from tests.conftest import HEADER, PLANTED_ROWS, write_mr_slice, write_table, write_visit
+from tests.imaging.test_scan_forms import enhanced
 
 KEY = bytes(32)
 
@@ -44,6 +47,21 @@ def scans(site_yaml: Path) -> Path:
 def add_column(site_yaml: Path) -> None:
     """Let the site name its files in a column `path`."""
     site_yaml.write_text(site_yaml.read_text().replace("date: seen", "date: seen\n    file: path"))
+
+
+@pytest.mark.parametrize(("echo", "intercept"), [(10, 2000), (90, 3000)])
+def test_a_rule_chooses_among_the_echoes_of_one_enhanced_file(echo: int, intercept: int, site_yaml: Path) -> None:
+    shutil.rmtree(scans(site_yaml))
+    path = enhanced(scans(site_yaml) / "a.dcm", [0.0, 0.0, 5.0, 5.0, 10.0, 10.0], [10, 90] * 3)
+    dataset = pydicom.dcmread(path)
+    dataset.PatientID, dataset.StudyDate, dataset.PatientSex = "PLANTED-CARL", "20201112", "M"
+    dataset.PatientAge = "080Y"
+    dataset.save_as(path)
+    _, exclusions = ingest(site_yaml)
+    assert exclusions["a.dcm"].reason == Reason.SEVERAL_AT_ONE_PLACE
+    (visit,), exclusions = ingest(site_yaml, [f"data.series.echo_ms={echo}"])
+    assert "a.dcm" not in exclusions
+    assert isinstance(visit.scan, Scan) and visit.scan.pixels.min() == intercept
 
 
 def test_every_visit_comes_once_in_the_order_of_pseudonym_and_day(site_yaml: Path) -> None:

@@ -183,8 +183,16 @@ def test_a_deflated_bomb_is_refused_before_it_expands(tmp_path: Path, write_dico
     np.testing.assert_array_equal(read_dicom(path, ("MR",))[1], RAMP)
     dataset = pydicom.dcmread(path)
     head = path.read_bytes()[: 132 + 12 + dataset.file_meta.FileMetaInformationGroupLength]
-    path.write_bytes(head + zlib.compress(bytes(MAX_FILE_BYTES + 2**20), level=1, wbits=-15))
+    bomb = zlib.compress(bytes(MAX_FILE_BYTES + 2**20), level=1, wbits=-15)
+    path.write_bytes(head + bomb)
     assert refusal(path) == Rejection.TOO_LARGE
+    plain = b"\x02\0\x10\0UI\x14\0" + b"1.2.840.10008.1.2.1\0"
+    for hidden in (head[:144] + plain + head[144:], head[:144] + b"\x02\0\x02\1OB\0\0" + (2**13).to_bytes(4, "little")):
+        rest = b"" if plain in hidden else bytes(2**13) + head[144:]
+        meta = hidden + rest
+        length = len(meta) - 144
+        path.write_bytes(meta[:140] + length.to_bytes(4, "little") + meta[144:] + bomb)
+        assert refusal(path) == Rejection.TOO_LARGE  # a second syntax, and one behind a long element
 
 
 @pytest.mark.attack

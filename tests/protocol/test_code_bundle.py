@@ -131,7 +131,7 @@ def requirement_names(requirements: Iterable[str]) -> set[str]:
 
 
 OURS = {"latent-drift-federation", "latent-drift-client", "latent-drift-generate"}
-LOADED_BY_OTHERS = {"click", "onnxruntime", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg"}
+LOADED_BY_OTHERS = {"click", "onnxruntime", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"}
 """Typer parses with the first, rapidocr reads with the second; the others are pydicom's decoders."""
 
 

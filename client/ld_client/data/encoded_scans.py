@@ -59,9 +59,15 @@ class EncodedScans:
         by_key = {bytes.fromhex(source): row for source, row in rows}
         return cls(memory, modality_digest, base_digest, tensors, by_key)
 
-    def key(self, files: Sequence[Path], checked: bool) -> bytes | None:
-        """Key of the scan of these files, whose text a person has `checked`; None where they may still change."""
-        return self.memory.key("scan", files, checked, self.modality_digest, self.base_digest)
+    def key(self, files: Sequence[Path], checked: bool, frames: Sequence[int | None]) -> bytes | None:
+        """Key of the scan of these files, whose text a person has `checked`; None where they may still change.
+
+        Args:
+            files: in their order.
+            checked: whether a person has looked for text in them.
+            frames: which images of them make the scan.
+        """
+        return self.memory.key("scan", files, checked, list(frames), self.modality_digest, self.base_digest)
 
     def refusal(self, key: bytes | None) -> tuple[Reason, str] | None:
         """Why a scan cannot be used; None where nothing is known."""

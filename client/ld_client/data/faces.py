@@ -65,7 +65,7 @@ def _face(path: Path, surveyed: Survey, memory: FileMemory | None) -> bool | Non
     if known is not None:
         return None if known["face"] is None else bool(known["face"])
     try:
-        face = shows_face(read_volume(path, surveyed.modality, released=True))
+        face = shows_face(read_volume(path, surveyed.modality.as_in_files(), released=True))
     except ScanError:
         face = None
     if memory is not None:

@@ -221,7 +221,7 @@ def _left_out(candidates: Sequence[Candidate], spoilt: Collection[str]) -> Itera
 
 def _read(candidate: Candidate, surveyed: Survey, known: EncodedScans | None) -> _Read | Exclusion:
     checked = all(is_checked(path, surveyed.site) for path in candidate.paths)
-    key = None if known is None else known.key(candidate.paths, checked)
+    key = None if known is None else known.key(candidate.paths, checked, [header.frame for header in candidate.headers])
     if known is not None:
         refused = known.refusal(key)
         if refused is not None:
@@ -230,7 +230,7 @@ def _read(candidate: Candidate, surveyed: Survey, known: EncodedScans | None) ->
         if encoded is not None:
             return _Read(candidate, encoded, key)
     try:
-        scan = read_scan(candidate.source, surveyed.modality, released=checked)
+        scan = read_scan(candidate.source, surveyed.modality, released=checked, headers=candidate.headers or None)
         value_range(scan, surveyed.modality.image)
         return _Read(candidate, scan, key)
     except ScanRejected as error:

@@ -50,10 +50,13 @@ class Candidate:
     attributes: Attributes
     kind: str = ""
     """What tells different series of a visit apart; empty for a file without a header."""
-    header: DicomHeader | None = None
+    headers: Sequence[DicomHeader] = ()
+    """Of its images in order; none for a file without a header."""
 
-    uids: frozenset[str] = frozenset()
-    """SOP Instance UIDs of its images."""
+    @property
+    def uids(self) -> frozenset[str]:
+        """SOP Instance UIDs of its images."""
+        return frozenset(header.sop_uid for header in self.headers)
 
     @property
     def paths(self) -> Sequence[Path]:
@@ -260,12 +263,11 @@ class Joiner:
             kind += {0: ", sagittal", 1: ", coronal"}.get(series.plane_axis if series.plane_axis is not None else 2, "")
         number = LAST_NUMBER if first.series_number is None else first.series_number
         source: Source = paths[0] if len(paths) == 1 else tuple(paths)
-        uids = frozenset(header.sop_uid for header in headers)
-        return Candidate(source, name_of(min(paths), self.site), len(paths), number, {}, kind, first, uids)
+        return Candidate(source, name_of(min(paths), self.site), len(paths), number, {}, kind, headers)
 
     def _add(self, row: TableRow, candidate: Candidate) -> None:
         """Add a scan to the visit of a row, unless a value is missing or contradicts the scan's header."""
-        header = candidate.header
+        header = candidate.headers[0] if candidate.headers else None
         for name in self.modality.attributes:
             problem = self._add_attribute(name, row, header, candidate.attributes)
             if problem is not None:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ld_client.site_config import SiteConfig, load_site
 from ld_common.core.errors import DeploymentError
 from ld_common.core.registry import Registry
-from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, STUDY, KitManifest, check_manifest
+from ld_common.protocol.enrollment_kit import FILES, MANIFEST, SIGNATURE, STEP_FILE, STUDY, KitManifest, check_manifest
 from ld_common.protocol.foreign_packages import check_installed, site_packages
 from ld_common.protocol.keys import read_elliptic_key, read_signing_key
 from ld_common.protocol.site_keys import SiteKeys, public_keys
@@ -96,7 +96,8 @@ class SiteHome:
         try:
             manifest = (self.kit_folder / MANIFEST).read_bytes()
             signature = (self.kit_folder / SIGNATURE).read_text()
-            files = {name: (self.kit_folder / name).read_bytes() for name in FILES}
+            more = {path.name for path in self.kit_folder.iterdir() if STEP_FILE.fullmatch(path.name)} - {MANIFEST}
+            files = {name: (self.kit_folder / name).read_bytes() for name in (*FILES, *sorted(more))}
         except (OSError, ValueError) as error:
             raise DeploymentError(f"'{self.path}' is no site's home: make it with ld-client init KIT --home") from error
         return check_manifest(manifest, signature, files)
