@@ -75,6 +75,8 @@ class Denoiser:
         Raises:
             ModelError: a prompt has more tokens than that.
         """
+        if not prompts:
+            return []  # the tokenizer takes no empty batch
         longest = int(self.text_encoder.config.max_position_embeddings)
         words = [self.transform_prompt(prompt) if prompt else "" for prompt in prompts]
         tokens = self.tokenizer(words, padding="max_length", max_length=longest).input_ids
