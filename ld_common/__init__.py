@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from ld_common.editing.counterfactuals import Counterfactuals, Edit, draw_counterfactuals, edit_to
     from ld_common.editing.drift_fitting import fit_longitudinal_drift
     from ld_common.editing.registry import EDITORS, read_editor
-    from ld_common.imaging.decoding_process import read_scan
     from ld_common.imaging.geometry import Scan
     from ld_common.imaging.modality import Modality
+    from ld_common.imaging.readers import read_scan
     from ld_common.imaging.scan_table import load_modality
     from ld_common.metrics.registry import BIOMARKERS
     from ld_common.pipeline import CounterfactualPipeline, CounterfactualResult
@@ -102,7 +102,7 @@ if not TYPE_CHECKING:  # a type checker would take any name from `__getattr__`
             "editing": "ld_common.editing",
             "import_lora": "ld_common.release.import_lora",
             "load_modality": "ld_common.imaging.scan_table",
-            "read_scan": "ld_common.imaging.decoding_process",
+            "read_scan": "ld_common.imaging.readers",
             "train": "ld_common.adapters.train",
         },
     )

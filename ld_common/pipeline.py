@@ -26,9 +26,9 @@ from ld_common.editing.drift import DriftEditor
 from ld_common.editing.familiarity import history_unfamiliarity, unfamiliarity_of, unfamiliarity_warnings
 from ld_common.editing.history import EarlierScan, ScanHistory, history_warnings, read_history, writing
 from ld_common.editing.registry import change_editor, editor_options, read_editor
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, from_model, to_model
 from ld_common.imaging.modality import AGE, DECODED, RENDERINGS, Attributes, Modality, Value
+from ld_common.imaging.readers import read_scan
 from ld_common.imaging.rendering import picture_of, reference_of, render
 from ld_common.imaging.scan_table import agree, load_modality, shown
 from ld_common.metrics.registry import BIOMARKERS

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import MRImageStorage, generate_uid
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.config import load_config
 from ld_common.core.registry import Registry
 from ld_common.core.state import State
-from ld_common.imaging import decoding_process
+from ld_common.imaging import readers
 from ld_common.imaging.burned_in_text import check_burned_in_text
 from ld_common.imaging.modality import Modality
+from ld_simulations.benchmarks.scans.pictures import dataset_of
 from tests.support.bases import make_base
 
 if TYPE_CHECKING:
@@ -42,14 +41,14 @@ def every_package_may_be_loaded() -> Iterator[None]:
 def no_search_for_text() -> Iterator[None]:
     """The search for text in pixels takes a second an image and has tests of its own, which use `search_for_text`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding_process, "check_burned_in_text", lambda *_: None)
+        patch.setattr(readers, "check_burned_in_text", lambda *_: None)
         yield
 
 
 @pytest.fixture
 def search_for_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels are searched for text, as everywhere but in the other tests."""
-    monkeypatch.setattr(decoding_process, "check_burned_in_text", check_burned_in_text)
+    monkeypatch.setattr(readers, "check_burned_in_text", check_burned_in_text)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -131,12 +130,7 @@ def write_mr_slice(path: Path, pixels: np.ndarray, **elements: Any) -> Path:
         "PixelRepresentation": int(pixels.dtype == np.int16),
         "PixelData": pixels.tobytes(),
     }
-    dataset = Dataset()
-    for keyword, value in (header | elements).items():
-        if value is not None:
-            setattr(dataset, keyword, value)
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = dataset_of(header | elements)
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     return path

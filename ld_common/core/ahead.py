@@ -18,9 +18,9 @@ def available_processors() -> int:
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """The results in the order of the items; at most twice as many as workers wait to be taken.
+    """The results in the order of the items, computed at most twice as many items ahead as there are workers.
 
-    With one worker, or where the caller stops early, nothing is computed that is not asked for.
+    One worker computes nothing ahead.
 
     Raises:
         Exception: what `function` raised, at its item's place.

@@ -1,10 +1,8 @@
-"""Reads image files that others made in a child process, so that no file can end, fill or stop the process that asks.
+"""Decodes image files that others made in child processes, so that no file can end, fill or stop the process that asks.
 
-`read_scan` and `read_volume` have the results and errors of `scan_reader.decode_scan` and `volume.decode_volume`, and
-refuse text in the pixels; `read_headers` has those of `dicom.read_headers`. A thread that reads has a child
-(`decoding_worker`) for itself, which later reads have as well. A file on which it dies, takes too long or needs too
-much memory is refused with that reason, and the next file gets a new child. The child is not trusted: its answers are
-JSON and raw numbers of a checked size, never pickles.
+A thread that reads has a child (`decoding_worker`) to itself; the next thread gets the same one. A file on which it
+dies, takes too long or needs too much memory is refused with that reason, and the next file gets a new child. The child
+is not trusted: its answers are JSON and raw numbers of a checked size, never pickles.
 """
 
 from __future__ import annotations
@@ -20,22 +18,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ld_common.core.ahead import available_processors, map_ahead
+from ld_common.core.ahead import available_processors
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import DeploymentError
-from ld_common.imaging.burned_in_text import check_burned_in_text
 from ld_common.imaging.decoding_answers import MALFORMED_ANSWER, headers_of, refusal_of, scan_of, volume_of
 from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, REQUEST, header_fields
 from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import Modality
-from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected, slice_number
+from ld_common.imaging.rejection import MAX_PIXELS, Rejection, ScanRejected
 from ld_common.imaging.scan_reader import Source
 from ld_common.imaging.volume import Volume
 
@@ -45,8 +42,6 @@ RUN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from ld_common.imaging.decoding_worker import main; main(*map(int, sys.argv[2:]))"
 )
-BATCH = 64
-"""Headers that are asked for at once."""
 
 
 @dataclass(frozen=True)
@@ -127,18 +122,21 @@ class DecodingProcess:
         with self._lock:
             while len(answers) < len(files):
                 waiting = files[len(answers) :]
-                asked = [([str(Path.cwd() / path) for path in _paths(source)], free) for source, free in waiting]
+                asked = [([str(Path.cwd() / path) for path in source_paths(source)], free) for source, free in waiting]
                 self._send(request | {"files": asked})
                 try:
                     for source, _ in waiting:
                         content, values = self._receive()
-                        path = _paths(source)[0]
+                        path = source_paths(source)[0]
                         answers.append(refusal_of(content, path) or understand(content, values, path))
                 except _ChildEndedError as error:
-                    at = _paths(files[len(answers)][0])[0]
+                    at = source_paths(files[len(answers)][0])[0]
                     answers.append(ScanRejected(at, Rejection.UNREADABLE, str(error)))
                 except MALFORMED_ANSWER:
-                    at, detail = _paths(files[len(answers)][0])[0], "its decoder gave an answer that no decoder gives"
+                    at, detail = (
+                        source_paths(files[len(answers)][0])[0],
+                        "its decoder gave an answer that no decoder gives",
+                    )
                     answers.append(ScanRejected(at, Rejection.UNREADABLE, detail))
                     self._end()
                 except BaseException:
@@ -228,7 +226,7 @@ class DecodingProcess:
 
 @dataclass
 class DecodingProcesses:
-    """Children that decode side by side, as many as there are processors; one waits where one is enough."""
+    """Children that decode side by side, at most one a processor, each started when it is first needed."""
 
     _free: list[DecodingProcess] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -253,101 +251,17 @@ class DecodingProcesses:
                 child.close()
 
 
-_shared = DecodingProcesses()
-
-
-def _paths(source: Source) -> Sequence[Path]:
+def source_paths(source: Source) -> Sequence[Path]:
+    """The files that a scan is read from, the one that names it first."""
     return [source] if isinstance(source, Path) else source
 
 
-def read_scan(
-    source: Source,
-    modality: Modality,
-    slice_index: int | None = None,
-    released: bool = False,
-    headers: Sequence[DicomHeader] | None = None,
-) -> Scan:
-    """Read one scan, decoded in a child process as `scan_reader.decode_scan` does, and prepared as the modality says.
-
-    With `preprocessing`, the whole volume is prepared in this process, and the slice is taken from the result. Single
-    slices and pictures cannot be prepared.
-
-    Args:
-        source: DICOM file, folder of one DICOM series, its files, NIfTI volume, or grey PNG or JPEG.
-        modality: its `image` options choose the slice.
-        slice_index: from 0, the lowest slice, upwards along the normal; of the prepared volume where there is one.
-        released: a person has checked the pixels for burned-in text; else a slice with text in them is refused.
-        headers: as of `scan_reader.decode_scan`.
-
-    Raises:
-        ScanRejected: the file cannot be used, or decoding it took too long, too much memory or ended the child; it
-            shows another kind of head than the modality has, or cannot be prepared.
-        ConfigError: a file of `preprocessing` is missing, or another one.
-    """
-    path, plain = _paths(source)[0], modality.as_in_files()
-    with _shared.one() as child:
-        scan = child.read_scan(source, plain, None if modality.preprocessing else slice_index, released, headers)
-    if not released:
-        check_burned_in_text(path, scan.pixels)
-    if modality.image.head:
-        from ld_common.imaging.head_kind import check_head
-
-        check_head(path, scan, modality.image.head)
-    if not modality.preprocessing:
-        return scan
-    from ld_common.imaging.preparation.prepare import prepared_scan  # seconds, which most processes save
-
-    with _shared.one() as child:
-        volume = child.read_volume(source, replace(plain, image=replace(plain.image, plane="axial")), released)
-    scan = prepared_scan(path, volume, scan, modality, slice_index)
-    if not released:
-        check_burned_in_text(path, scan.pixels)
-    return scan
+_shared = DecodingProcesses()
 
 
-def read_volume(path: Path, modality: Modality, released: bool = False) -> Volume:
-    """Read a NIfTI file or the folder of a DICOM series, decoded in a child process as `volume.decode_volume` does.
-
-    With `preprocessing` of the modality, the answer is the prepared volume, on its own grid. Text is looked for in the
-    file's slices along the third axis, unless they are `released`.
-
-    Raises:
-        ScanRejected, ConfigError: as `read_scan`.
-    """
-    with _shared.one() as child:
-        volume = child.read_volume(path, modality.as_in_files(), released)
-    for index in range(0 if released else volume.voxels.shape[2]):
-        check_burned_in_text(path, volume.voxels[:, :, index].T, f"slice {index} along the third axis")
-    if modality.image.head:
-        from ld_common.imaging.head_kind import check_head
-
-        middle = slice_number(path, len(volume.upright), modality.image.slice_position, None)
-        check_head(path, volume.scan(middle), modality.image.head)
-    if not modality.preprocessing:
-        return volume
-    from ld_common.imaging.preparation.prepare import prepare
-
-    return prepare(path, volume, modality.preprocessing)
-
-
-def read_headers(
-    files: Sequence[tuple[Path, bool]], modalities: Sequence[str], workers: int = 1
-) -> Iterator[list[DicomHeader] | ScanRejected]:
-    """The headers of each DICOM file's images, read in child processes, or its refusal.
-
-    Args:
-        files: paths, and whether a person has checked their pixels for burned-in text.
-        modalities: accepted values of DICOM Modality (0008,0060).
-        workers: children that read side by side.
-    """
-
-    def read(batch: Sequence[tuple[Path, bool]]) -> list[list[DicomHeader] | ScanRejected]:
-        with _shared.one() as child:
-            return child.read_headers(batch, modalities)
-
-    batches = (files[start : start + BATCH] for start in range(0, len(files), BATCH))
-    for answers in map_ahead(read, batches, workers):
-        yield from answers
+def shared_process() -> contextlib.AbstractContextManager[DecodingProcess]:
+    """One of this process's children, for this thread alone; waits while all are taken."""
+    return _shared.one()
 
 
 def _renew() -> None:

@@ -73,9 +73,14 @@ def _head(voxels: np.ndarray) -> np.ndarray | None:
     if not above.size:
         return None
     tissue = ndimage.binary_opening(voxels > voxels.min() + AIR * (np.percentile(above, 98) - voxels.min()))
-    parts, count = ndimage.label(tissue)
+    return largest_part(tissue) if tissue.any() else None
+
+
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask, which is empty where the mask is."""
+    parts, count = ndimage.label(mask)
     if not count:
-        return None
+        return mask
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return np.asarray(parts == sizes.argmax())

@@ -13,9 +13,9 @@ from torch import Tensor
 from ld_common.core.config import load_config
 from ld_common.core.errors import RequestError
 from ld_common.core.tables import decimal_point, open_table
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import Attributes, Modality, Value
+from ld_common.imaging.readers import read_scan
 
 CHECKED = "burned_in_text_checked"
 """Column of scans whose pixels a person has checked for text."""

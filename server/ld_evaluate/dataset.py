@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ld_common.core.errors import RequestError
 from ld_common.core.tables import open_table
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import AGE, Attributes, Modality
+from ld_common.imaging.readers import read_scan
 from ld_common.imaging.scan_table import ScanTable, read_scan_table
 from ld_evaluate.edits import EvaluationEdit, ScanPixels, later_scan
 from ld_evaluate.files import FOLLOW_UP, SCANS, TRUTH

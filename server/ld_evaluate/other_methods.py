@@ -15,8 +15,8 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import nearest
 from ld_common.core.errors import RequestError
 from ld_common.core.tables import open_table
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.readers import read_scan
 from ld_common.imaging.scan_table import parse_cell
 from ld_evaluate.answers import Answers
 from ld_evaluate.edits import EvaluationEdit

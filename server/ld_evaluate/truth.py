@@ -24,8 +24,8 @@ from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.counterfactuals import Counterfactuals
 from ld_common.editing.history import ScanHistory, writing
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.readers import read_scan
 from ld_common.metrics.image import psnr
 from ld_common.metrics.registry import BIOMARKERS
 from ld_evaluate.edits import EvaluationEdit, ScanPixels, TrueAnswer, growth_mm2

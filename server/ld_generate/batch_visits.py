@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ld_common.core.errors import LdError, RequestError
 from ld_common.editing.history import EarlierScan, years_between
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.modality import AGE, Modality
+from ld_common.imaging.readers import read_scan
 from ld_common.imaging.scan_table import agree, shown
 from ld_generate.batch_table import BatchRow
 from ld_generate.request import RequestOptions, dated

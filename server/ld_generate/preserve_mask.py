@@ -11,9 +11,9 @@ import numpy as np
 from scipy import ndimage
 
 from ld_common.core.errors import RequestError
-from ld_common.imaging.decoding_process import read_scan, read_volume
 from ld_common.imaging.geometry import Frame, Scan
 from ld_common.imaging.modality import Modality
+from ld_common.imaging.readers import read_scan, read_volume
 from ld_common.imaging.volume import Volume, check_same_grid
 
 FEATHER = 2.0

@@ -15,10 +15,10 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.unfamiliarity import Unfamiliarity
 from ld_common.editing.familiarity import history_unfamiliarity, unfamiliarity_of, unfamiliarity_warnings
 from ld_common.editing.history import EarlierScan, ScanHistory, read_history, writing
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import AGE, DECODED, Attributes, Modality
 from ld_common.imaging.nifti import NIFTI
+from ld_common.imaging.readers import read_scan
 from ld_common.imaging.scan_reader import PICTURES
 from ld_common.imaging.scan_table import agree, shown
 from ld_common.release.release import Release

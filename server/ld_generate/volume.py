@@ -22,9 +22,9 @@ from ld_common.diffusion.unfamiliarity import Unfamiliarity
 from ld_common.editing.base import Editor
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to, past_of
 from ld_common.editing.familiarity import unfamiliarity_of, unfamiliarity_warnings
-from ld_common.imaging.decoding_process import read_volume
 from ld_common.imaging.geometry import Frame, to_model
 from ld_common.imaging.modality import DEFORMATION, Attributes, Modality
+from ld_common.imaging.readers import read_volume
 from ld_common.imaging.rejection import slice_number
 from ld_common.imaging.rendering import deform, displacement, render
 from ld_common.imaging.volume import Volume

@@ -19,9 +19,9 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.diffusion.unfamiliarity import Unfamiliarity
 from ld_common.editing.familiarity import history_unfamiliarity
 from ld_common.editing.history import EarlierScan, ScanHistory, Write, visit_times, writing
-from ld_common.imaging.decoding_process import read_volume
 from ld_common.imaging.geometry import Frame, Scan, to_model
 from ld_common.imaging.modality import AGE, Attributes, ImageConfig
+from ld_common.imaging.readers import read_volume
 from ld_common.imaging.rejection import slice_number
 from ld_common.imaging.volume import Volume
 from ld_common.release.release import Release

@@ -199,14 +199,12 @@ def _flat_mean(states: Sequence[Tensors], shares: Sequence[float]) -> State | No
     first = stored[0] if stored else None
     if first is None or len(stored) < len(states) or any(state.places != first.places for state in stored):
         return None
-    sums: np.ndarray | None = None
+    sums = np.zeros(sum(first.sizes.values()) // 4)
     for state, share in zip(stored, shares, strict=True):
         numbers = state.numbers()
         if numbers is None:
             return None
-        sums = np.zeros(numbers.shape) if sums is None else sums
         _add(sums, numbers, share)
-    assert sums is not None
     mean = torch.from_numpy(sums.astype(np.float32))
     parts = {name: mean[place.begin // 4 : place.end // 4] for name, place in first.places.items()}
     return {name: parts[name].view(place.shape).clone() for name, place in first.places.items()}

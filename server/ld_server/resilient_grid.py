@@ -44,7 +44,8 @@ class ResilientGrid(Grid):
                 arrived |= self._arrived(waiting - arrived.keys())
                 for message_id in [one for one in arrived if one in waiting]:
                     reply = _pulled(arrived[message_id], message_id)
-                    if arrived.pop(message_id) is not self._grid or reply is not None:
+                    grid = arrived.pop(message_id)
+                    if reply is not None or grid is not self._grid:  # the SuperLink does not give it again
                         waiting.discard(message_id)
                     if isinstance(reply, Message):
                         yield reply

@@ -1,7 +1,8 @@
-"""Sites' states as the files that came, most of them on disk: the server's memory does not grow with the sites.
+"""Sites' states of a round as the files that came, so that the server's memory does not grow with the sites.
 
-A reply's tensors are a safetensors file already: its bytes are kept as they came, and read by name where they are
-checked and aggregated. Files are the run's own (mode 0600) and are deleted when the round ends.
+A reply's tensors are a safetensors file already: its bytes are kept as they came, the first ones in memory and the
+others on disk, and are read by name where they are checked and aggregated. The files on disk are the run's own (mode
+0600) and are deleted when the round ends.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class StoredState(Mapping[str, Tensor]):
             return self._content[begin : begin + count]
         with self._content.open("rb", buffering=0) as file:
             file.seek(begin)
-            content = file.readall() if count < 0 else file.read(count)
+            content = file.read(count)
             while len(content) < count:
                 more = file.read(count - len(content))
                 if not more:

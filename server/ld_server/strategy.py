@@ -189,7 +189,7 @@ class DriftFederation(Strategy):
         waiting = {message.metadata.message_id: name for name, message in self._asked.items()}
         self._asked.clear()  # the messages hold the packed state, which has been sent
         self._replies.clear()
-        self._flat = FlatReference(self.state)
+        self._flat = FlatReference(self.state if self._secure is None else {})
         for reply in replies:
             name = waiting.pop(reply.metadata.reply_to_message_id, None)
             try:

@@ -17,8 +17,8 @@ from ld_client.data.ingest import Visit, read_visits, survey
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.config import load_config, to_mapping
 from ld_common.core.errors import ConfigError, ReleaseError
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.modality import Modality
+from ld_common.imaging.readers import read_scan
 from ld_common.release.release import read_release
 from tests.support.prepared_heads import brain, digest, write_volume
 from tests.support.releases import SOURCE, GenerateRunner, write_small_release

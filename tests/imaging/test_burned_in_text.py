@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from ld_common.imaging.burned_in_text import check_burned_in_text, find_text
-from ld_common.imaging.decoding_process import read_scan, read_volume
 from ld_common.imaging.modality import ImageConfig, Modality
+from ld_common.imaging.readers import read_scan, read_volume
 from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.scan_table import read_scan_table
 

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from ld_common.imaging import decoding_process, scan_reader, volume
+from ld_common.imaging import decoding_process, readers, scan_reader, volume
 from ld_common.imaging.decoding_process import DecodingProcess, Limits
 from ld_common.imaging.decoding_worker import MAX_REPLY_JSON, REPLY, header_fields
 from ld_common.imaging.dicom import read_headers
@@ -68,13 +68,13 @@ def test_every_kind_of_file_is_read_as_without_the_child(brain_mri: Modality, tm
     stored = nibabel.Nifti2Image(np.arange(120, dtype=np.int16).reshape(6, 5, 4), np.diag([-2.0, 2, 2, 1]))
     nibabel.save(stored, tmp_path / "a.nii.gz")
     for path in (series, series / "0.dcm", tmp_path / "a.nii.gz"):
-        there, here = (read(path, brain_mri) for read in (decoding_process.read_scan, scan_reader.decode_scan))
+        there, here = (read(path, brain_mri) for read in (readers.read_scan, scan_reader.decode_scan))
         np.testing.assert_array_equal(there.pixels, here.pixels)
         np.testing.assert_array_equal(there.affine, here.affine)
         assert (there.spacing_mm, there.attributes_in_file) == (here.spacing_mm, here.attributes_in_file)
         assert there.orientation == here.orientation
     for path in (series, tmp_path / "a.nii.gz"):
-        far, near = (read(path, brain_mri) for read in (decoding_process.read_volume, volume.decode_volume))
+        far, near = (read(path, brain_mri) for read in (readers.read_volume, volume.decode_volume))
         np.testing.assert_array_equal(far.voxels, near.voxels)
         np.testing.assert_array_equal(far.affine, near.affine)
         assert far.attributes_in_file == near.attributes_in_file
@@ -88,7 +88,7 @@ def test_headers_come_in_the_order_of_their_files_with_the_refusals_among_them(t
     held_back = write_mr_slice(tmp_path / "text.dcm", GREY, BurnedInAnnotation="YES")
     files = [*sorted((tmp_path / "series").iterdir()), tmp_path / "notes.txt", held_back, held_back]
     released = [False] * (len(files) - 1) + [True]
-    found = list(decoding_process.read_headers(list(zip(files, released, strict=True)), ["MR"]))
+    found = list(readers.read_headers(list(zip(files, released, strict=True)), ["MR"]))
     for path, headers in zip([*files[:5], held_back], [*found[:5], found[-1]], strict=True):
         assert isinstance(headers, list)
         ((header,), (expected,)) = headers, read_headers(path, ["MR"], True)
@@ -102,7 +102,7 @@ def test_a_refusal_names_the_file_of_a_series(brain_mri: Modality, tmp_path: Pat
     write_series(tmp_path / "series")
     write_mr_slice(tmp_path / "series/ct.dcm", GREY, Modality="CT")
     with pytest.raises(ScanRejected, match=r"series/ct.dcm': wrong modality"):
-        decoding_process.read_scan(tmp_path / "series", brain_mri)
+        readers.read_scan(tmp_path / "series", brain_mri)
 
 
 @pytest.mark.parametrize("end", [signal.SIGSEGV, signal.SIGKILL])
@@ -156,7 +156,7 @@ def test_a_child_leaves_no_core_and_ends_with_its_parent(tmp_path: Path) -> None
     script = """
 import os, signal, sys, time
 from pathlib import Path
-from ld_common.imaging.decoding_process import read_headers
+from ld_common.imaging.readers import read_headers
 import psutil
 list(read_headers([(Path(sys.argv[1]), False)], ["MR"]))
 (child,) = psutil.Process().children()

@@ -11,10 +11,10 @@ import pytest
 
 from ld_common.core.config import from_mapping
 from ld_common.core.errors import ConfigError
-from ld_common.imaging.decoding_process import read_scan, read_volume
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.head_kind import head_kind
 from ld_common.imaging.modality import ImageConfig, Modality
+from ld_common.imaging.readers import read_scan, read_volume
 from ld_common.imaging.rejection import Rejection, ScanRejected
 from ld_common.imaging.volume import Volume
 from tests.support.prepared_heads import brain, write_volume

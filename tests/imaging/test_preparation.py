@@ -14,10 +14,10 @@ from scipy.spatial.transform import Rotation
 
 from ld_common.core.config import from_mapping, load_config
 from ld_common.core.errors import ConfigError
-from ld_common.imaging.decoding_process import read_scan, read_volume
 from ld_common.imaging.modality import ImageConfig, Modality
 from ld_common.imaging.modality_steps import StepConfig
 from ld_common.imaging.preparation.prepare import prepare
+from ld_common.imaging.readers import read_scan, read_volume
 from ld_common.imaging.rejection import ScanRejected
 from ld_common.imaging.volume import Volume
 from tests.conftest import write_mr_slice

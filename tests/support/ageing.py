@@ -13,9 +13,9 @@ from ld_common.core.config import from_mapping, load_config
 from ld_common.diffusion.base_model import base_digest, load_base, load_denoiser
 from ld_common.diffusion.longitudinal_fit import fit_tables
 from ld_common.diffusion.longitudinal_sums import VisitTable
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import to_model
 from ld_common.imaging.modality import AGE, Modality
+from ld_common.imaging.readers import read_scan
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, write_release
 from ld_simulations.hospitals import write_hospitals

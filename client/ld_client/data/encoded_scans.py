@@ -71,8 +71,11 @@ class EncodedScans:
 
     def refusal(self, key: bytes | None) -> tuple[Reason, str] | None:
         """Why a scan cannot be used; None where nothing is known."""
-        value = self.memory.get(key)
-        return None if value is None or "rejection" not in value else (Reason(value["rejection"]), value["detail"])
+        value = self.memory.get(key, keep=False)  # it may be an encoded scan, which is kept until the index is complete
+        if value is None or "rejection" not in value:
+            return None
+        self.memory.get(key)
+        return Reason(value["rejection"]), value["detail"]
 
     def refuse(self, key: bytes | None, reason: Reason, detail: str) -> None:
         """Remember why a scan cannot be used; raises `StoreError`."""

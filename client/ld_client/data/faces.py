@@ -10,9 +10,9 @@ from ld_client.data.ingest import Progress, Survey
 from ld_client.data.memory import FileMemory
 from ld_client.data.store_index import open_index
 from ld_common.core.errors import ScanError
-from ld_common.imaging.decoding_process import read_volume
 from ld_common.imaging.face import shows_face
 from ld_common.imaging.nifti import NIFTI
+from ld_common.imaging.readers import read_volume
 
 META = "faces"
 MOST_VOLUMES = 50

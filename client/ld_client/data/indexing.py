@@ -99,24 +99,16 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None, anew: bo
     key = load_key(site.store_path, site.ledger_path)
     memory = FileMemory.open(site.store_path, Path(site.data.root), key, anew)
     try:
-        return _build(site, modality, base, key, memory, progress, anew)
+        digests = modality.digest(), base.digest
+        known = EncodedScans(memory, *digests) if anew else EncodedScans.of(site.store_path, memory, *digests)
+        return _build(survey(site, modality, key, progress, memory), base, known, progress)
     finally:
         memory.close()
 
 
-def _build(
-    site: SiteConfig,
-    modality: Modality,
-    base: BaseModel,
-    key: bytes,
-    memory: FileMemory,
-    progress: Progress,
-    anew: bool,
-) -> IndexSummary:
-    surveyed = survey(site, modality, key, progress, memory)
+def _build(surveyed: Survey, base: BaseModel, known: EncodedScans, progress: Progress) -> IndexSummary:
+    site, modality, memory = surveyed.site, surveyed.modality, known.memory
     base.tokens(_long_prompts(surveyed, base))
-    digests = modality.digest(), base.digest
-    known = EncodedScans(memory, *digests) if anew else EncodedScans.of(site.store_path, memory, *digests)
     entries, encoded, exclusions, unchanged = _encode_scans(surveyed, base, known, progress)
     faces = count_faces(surveyed, progress, memory)
     tensors = encoded | {"base_latent_mean": base.latent_mean.float().contiguous()}

@@ -26,12 +26,12 @@ from ld_client.site_config import SiteConfig
 from ld_common.core.ahead import map_ahead
 from ld_common.core.errors import ScanError, TableError
 from ld_common.imaging.decoding_answers import headers_of, refusal_of
-from ld_common.imaging.decoding_process import read_headers, read_scan
 from ld_common.imaging.decoding_worker import header_fields
 from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.geometry import Scan, value_range
 from ld_common.imaging.modality import PROJECTION, Attributes, Modality
 from ld_common.imaging.nifti import NIFTI
+from ld_common.imaging.readers import read_headers, read_scan
 from ld_common.imaging.rejection import ScanRejected
 from ld_common.imaging.scan_reader import PICTURES
 

@@ -89,7 +89,10 @@ class FileMemory:
         return hmac.digest(self._key, text.encode(), "sha256")
 
     def get(self, key: bytes | None, keep: bool = True) -> Value | None:
-        """The value of a key, None where there is none; with `keep` the next index has it as well."""
+        """The value of a key, None where there is none; with `keep` the next index has it as well.
+
+        Without, `finish` drops it, unless it was put or got otherwise.
+        """
         sealed = None if key is None else self._entries.get(key)
         if key is None or sealed is None:
             return None

@@ -233,7 +233,7 @@ def _add_by_header(run: LayoutImport, tables: _TreeTables) -> None:
 def _read_series(run: LayoutImport) -> dict[tuple[str, str], list[tuple[str, DicomHeader]]]:
     """Patient and series, or image where the modality's scans are images -> its files and headers."""
     from ld_common.core.ahead import available_processors
-    from ld_common.imaging.decoding_process import read_headers
+    from ld_common.imaging.readers import read_headers
     from ld_common.imaging.rejection import Rejection, ScanRejected
 
     names: list[str] = []

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ld_common.core.errors import ConfigError
+from ld_common.imaging.face import largest_part
 from ld_common.imaging.modality_steps import StepConfig
 from ld_common.imaging.preparation.files import read_deepbet, read_step_files
 from ld_common.imaging.preparation.refusal import StepRefusedError
@@ -62,7 +63,7 @@ class SkullStripping(Transform):
         turned = np.ascontiguousarray(apply_orientation(values - values.min(), there))
         spacing_mm = voxel_sizes(affine)[np.argsort(there[:, 0])]
         with ONE_AT_A_TIME:
-            found = _largest(self._network.mask(turned, spacing_mm))
+            found = largest_part(self._network.mask(turned, spacing_mm))
         volume_ml = float(found.sum() * np.prod(spacing_mm)) / 1000
         if not BRAIN_ML[0] <= volume_ml <= BRAIN_ML[1]:
             low, high = BRAIN_ML
@@ -126,15 +127,18 @@ class MeshSegmenter:
 
     def mask(self, grey: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
         """As `BrainNetwork`; some 45 s on two cores and 3 GB for a head."""
+        closed = ndimage.binary_closing(self.labels(grey, spacing_mm) > 0, iterations=CLOSING_MM)
+        return on_grid(closed.astype(np.uint8), grey.shape) > 0
+
+    def labels(self, grey: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+        """The class of each voxel of 1 mm, uint8 `(X,Y,Z)`, of the values that `mask` takes."""
         bright = float(np.percentile(grey, BRIGHTEST_PERCENTILE))
         fine = np.clip(ndimage.zoom(grey, spacing_mm, order=1) / max(bright, 1e-6), 0, 1)
         places = ndimage.find_objects(ndimage.binary_opening(fine > HEAD, iterations=2).astype(int))
-        brain = np.zeros(fine.shape, bool)
+        labels = np.zeros(fine.shape, np.uint8)
         if places:
-            brain[places[0]] = self._run(torch.from_numpy(np.ascontiguousarray(fine[places[0]]))) > 0
-        closed = ndimage.binary_closing(brain, iterations=CLOSING_MM)
-        sizes = [length / size for length, size in zip(grey.shape, brain.shape, strict=True)]
-        return np.asarray(ndimage.zoom(closed.astype(np.uint8), sizes, order=0)) > 0
+            labels[places[0]] = self._run(torch.from_numpy(np.ascontiguousarray(fine[places[0]])))
+        return labels
 
     @torch.inference_mode()
     def _run(self, grey: Tensor) -> np.ndarray:
@@ -145,6 +149,12 @@ class MeshSegmenter:
             if number + 1 < len(self._layers):
                 values = functional.elu_(values)
         return values[0].argmax(0).to(torch.uint8).numpy()
+
+
+def on_grid(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels `(X,Y,Z)` of the same box on a grid of another shape, each voxel that of the nearest one."""
+    sizes = [length / size for length, size in zip(shape, labels.shape, strict=True)]
+    return np.asarray(ndimage.zoom(labels, sizes, order=0))
 
 
 class OutlineNetwork:
@@ -164,7 +174,7 @@ class OutlineNetwork:
         """As `BrainNetwork`; some 5 s on two cores and 1.2 GB for a head."""
         small = _nearest(torch.from_numpy(grey), self._WHOLE)
         low, high = small.quantile(0.005), small.quantile(0.995)
-        found = _largest(self._find(_normalized(small, low, high)[None, None])[0, 1].numpy() > 0.5)
+        found = largest_part(self._find(_normalized(small, low, high)[None, None])[0, 1].numpy() > 0.5)
         brain = np.zeros(grey.shape, bool)
         if not found.any():
             return brain
@@ -192,13 +202,3 @@ def _normalized(grey: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 def _nearest(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return functional.interpolate(values[None, None], shape, mode="nearest-exact")[0, 0]
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask."""
-    parts, count = ndimage.label(mask)
-    if not count:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return np.asarray(parts == sizes.argmax())

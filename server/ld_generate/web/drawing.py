@@ -16,9 +16,9 @@ from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import change_editor
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import from_model, to_model
 from ld_common.imaging.modality import Attributes, Modality
+from ld_common.imaging.readers import read_scan
 from ld_common.imaging.rendering import reference_of
 from ld_common.imaging.scan_table import shown
 from ld_common.release.release import Release, release_editor

@@ -16,8 +16,8 @@ from scipy import ndimage
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import BaseModel
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.modality import Modality
+from ld_common.imaging.readers import read_scan
 from ld_common.metrics.image import psnr
 from ld_evaluate.edits import ScanPixels
 from ld_simulations.benchmarks.real.meshnet import MeshNet, Segmentation

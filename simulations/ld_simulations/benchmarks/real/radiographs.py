@@ -27,9 +27,9 @@ from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.editing.counterfactuals import draw_counterfactuals, edit_to, past_of
 from ld_common.editing.history import ScanHistory, writing
 from ld_common.editing.registry import read_editor
-from ld_common.imaging.decoding_process import read_scan
 from ld_common.imaging.geometry import Scan
 from ld_common.imaging.modality import AGE, DECODED, DIFFERENCE, Attributes, Modality
+from ld_common.imaging.readers import read_scan
 from ld_common.imaging.rendering import render
 from ld_common.imaging.scan_table import ScanTable
 from ld_evaluate.answers import Answers, copies, perfect, written_as_files

@@ -58,7 +58,8 @@ class SiteReading:
 
 def scan_of(visit: Visit) -> Scan:
     """The scan of a visit that was read without a memory of earlier indexes."""
-    assert isinstance(visit.scan, Scan)
+    if not isinstance(visit.scan, Scan):
+        raise TypeError("its scan was not read")
     return visit.scan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,13 @@ def mr_image(pixels: np.ndarray, height_mm: float = 0.0, **elements: Any) -> Dat
         "PixelRepresentation": 0,
         "PixelData": pixels.tobytes(),
     }
+    return dataset_of(header | elements)
+
+
+def dataset_of(elements: Mapping[str, Any]) -> Dataset:
+    """A data set of elements by keyword, to be written explicit little-endian; one given as None is left out."""
     dataset = Dataset()
-    for keyword, value in (header | elements).items():
+    for keyword, value in elements.items():
         if value is not None:
             setattr(dataset, keyword, value)
     dataset.file_meta = FileMetaDataset()

@@ -167,7 +167,8 @@ def _reading(reading: dict[str, Any]) -> list[str]:
         "scanner, just written, so in the file cache. Each run is a process of its own and its imports are not timed; "
         "the start of the process that decodes is. Runs follow one another in turn, and the ratio is the median of "
         f"neighbours ({reading['repeats']} repeats, with search {reading['search_repeats']}). {_machine(reading)} The "
-        "loop reads every image; the index reads every header and one slice of a visit, and searches it for text.",
+        "loop reads every image; the index reads every header and one slice of a visit, and searches it for text. "
+        "The loop is one process; the index decodes in as many as there are processors.",
         "",
         "| | files | seconds, median | least | most |",
         "|---|---|---|---|---|",

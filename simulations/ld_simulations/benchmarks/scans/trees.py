@@ -60,12 +60,12 @@ class TreeVisit:
 
     @property
     def name(self) -> str:
-        """PatientID."""
+        """The patient in headers and table, and the folder of the files."""
         return f"PAT{self.patient:05}"
 
     @property
     def date(self) -> datetime.date:
-        """Study date."""
+        """Of the visit, `DAYS_BETWEEN` after the one before."""
         return FIRST_DATE + datetime.timedelta(days=self.visit * DAYS_BETWEEN)
 
     @property
@@ -187,5 +187,6 @@ def _without_pixels(dataset: Dataset) -> bytes:
     stream = io.BytesIO()
     dcmwrite(stream, dataset, enforce_file_format=True)
     content = stream.getvalue()
-    assert content.endswith(dataset.PixelData)
+    if not content.endswith(dataset.PixelData):
+        raise ValueError("the template's pixels are not its last element")
     return content[: -len(dataset.PixelData)]
