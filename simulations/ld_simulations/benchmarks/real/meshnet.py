@@ -49,7 +49,10 @@ class MeshNet:
             self.names = [str(name) for name in json.loads((folder / COLOURS).read_text(encoding="utf-8"))["labels"]]
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"cannot read the MeshNet in '{folder}': {error}") from error
-        self._network = MeshSegmenter(model, numbers)
+        try:
+            self._network = MeshSegmenter(model, numbers)
+        except ConfigError as error:
+            raise ConfigError(f"'{folder / MODEL}.bin' does not fit its .json") from error
 
     def segment(self, image: SpatialImage) -> Segmentation:
         """The structures of a T1-weighted head, in its own grid; about a minute on two cores."""
