@@ -69,6 +69,9 @@ class Adapter(ABC):
         The server and every site call this with the same seed and must get the same initial values.
         """
 
+    def merge(self, model: Denoiser) -> None:  # noqa: B027  (most adapters train the weights themselves)
+        """Add what was learned to the weights that it changes, where it is not there already: for inference alone."""
+
     def transform_prompt(self, prompt: str) -> str:
         """The prompt as the adapted model reads it."""
         return prompt

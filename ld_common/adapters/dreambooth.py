@@ -62,6 +62,10 @@ class DreamBooth(Adapter):
         """Inject what `full` or `lora` injects."""
         return self._weights().inject(model, seed)
 
+    def merge(self, model: Denoiser) -> None:
+        """Merge what `lora` merges."""
+        self._weights().merge(model)
+
     def transform_prompt(self, prompt: str) -> str:
         """The token, then the prompt."""
         return f"{self.instance_token} {prompt}".strip()

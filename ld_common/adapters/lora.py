@@ -52,12 +52,18 @@ class Lora(Adapter):
             AdapterError: no layer of this UNet matches the targets.
         """
         from peft import LoraConfig  # it imports all of transformers
+        from peft.tuners.lora.layer import LoraLayer
+
+        from ld_common.adapters.fused_lora import FusedUpdate
 
         config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=list(self.targets))
         try:
             model.unet.add_adapter(config)
         except ValueError as error:
             raise AdapterError(f"adapter.targets match no layer of this UNet: {', '.join(self.targets)}") from error
+        for layer in model.unet.modules():
+            if isinstance(layer, LoraLayer):
+                layer.lora_variant = dict.fromkeys(layer.lora_A, FusedUpdate)
         for name, parameter in model.unet.named_parameters():
             if ".lora_" not in name:
                 continue
@@ -70,6 +76,16 @@ class Lora(Adapter):
                 else:
                     parameter.zero_()
             yield wire_name, parameter
+
+    def merge(self, model: Denoiser) -> None:
+        """Replace each layer of the UNet by one of weights W + BA, as large and as fast as the base's."""
+        from peft.tuners.lora.layer import LoraLayer
+
+        for name, layer in list(model.unet.named_modules()):
+            if isinstance(layer, LoraLayer):
+                layer.lora_variant.clear()  # a variant merges itself; ours is plain LoRA
+                layer.merge()
+                model.unet.set_submodule(name, layer.get_base_layer())
 
     def export_files(self, state: State, unet_config: UnetConfig) -> Iterator[tuple[str, bytes]]:
         """Files for `load_lora_weights` and for `PeftModel.from_pretrained`, which want different tensor names."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.errors import ModelError
@@ -106,6 +106,12 @@ class BaseModel(Denoiser):
         """Image channels of the VAE; grey images are repeated to fill them."""
         return int(self.vae.config["in_channels"])
 
+    def move(self, device: str, dtype: torch.dtype) -> BaseModel:
+        """Move all networks to a device and convert their weights, in place; returns the base."""
+        for part in (self.unet, self.text_encoder, self.vae):
+            nn.Module.to(part, device=device, dtype=dtype)  # diffusers' own `to` logs a list of what it would not do
+        return self
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Encode grey images `(B,1,H,W)` in [-1,1] to scaled latent means `(B,C,h,w)`, on the base's device."""
@@ -168,9 +174,7 @@ def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") ->
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
 
-    folder, dtype = locate_base(name), _dtype(precision)
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ModelError(f"device is '{device}': use cpu, or cuda on a machine that has it")
+    folder, dtype = locate_base(name), checked_dtype(device, precision)
     transformers_logging.disable_progress_bar()
     with _readable(name):
         unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtype, variant=_variant(folder / "unet"))
@@ -184,7 +188,10 @@ def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") ->
     return Denoiser(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
 
 
-def _dtype(precision: str) -> torch.dtype:
+def checked_dtype(device: str, precision: str) -> torch.dtype:
+    """The dtype of a precision; raises `ModelError` for an unknown one, or a device that this machine lacks."""
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ModelError(f"device is '{device}': use cpu, or cuda on a machine that has it")
     if precision not in PRECISIONS:
         raise ModelError(f"precision is '{precision}': use {', '.join(PRECISIONS)}")
     return cast(torch.dtype, getattr(torch, precision))

@@ -30,6 +30,11 @@ class Condition:
         pairs = zip((self.context, self.baseline), (other.context, other.baseline), strict=True)
         return Condition(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))  # type: ignore[arg-type]
 
+    def rows(self, rows: Tensor) -> Condition:
+        """The condition of some rows of the batch, which may repeat."""
+        parts = (self.context, self.baseline, self.move)
+        return Condition(*(None if part is None else part[rows.to(part.device)] for part in parts))  # type: ignore[arg-type]
+
     def network_input(self, latents: Tensor) -> Tensor:
         """The network's input `(B,C or 2C+DELTA_CHANNELS,h,w)`: noisy latents, then the baseline's channels."""
         return latents if self.baseline is None else torch.cat([latents, self.baseline.to(latents)], 1)

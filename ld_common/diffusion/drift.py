@@ -265,7 +265,11 @@ def prior_shift(drift: LatentDrift | None, signal_level: float, alphas_cumprod: 
 
 
 def shift_output(
-    output: Tensor, drift: LatentDrift | None, prediction_type: str, signal_level: float, alphas_cumprod: Tensor
+    output: Tensor,
+    drift: LatentDrift | None,
+    prediction_type: str,
+    signal_level: float | Tensor,
+    alphas_cumprod: Tensor,
 ) -> Tensor:
     """Reverse: a network's output whose noise is `ε̂ + δ`, for `epsilon`, `v_prediction` and `sample` networks."""
     if drift is None or drift.formulation != "noise" or prediction_type == "sample":

@@ -32,7 +32,8 @@ class Prediction:
     pred_epsilon: Tensor
 
 
-Predictor = Callable[[Tensor, int], Prediction]
+Predictor = Callable[[Tensor, "int | Tensor"], Prediction]
+"""Of latents `(B,C,h,w)` at one timestep, or at one each `(B,)`."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ def predictor(model: Denoiser, condition: Condition, drift: LatentDrift | None =
     """The network under a condition and drift, for every prediction type."""
     kind, levels = model.scheduler.config["prediction_type"], model.scheduler.alphas_cumprod
 
-    def predict(latents: Tensor, timestep: int) -> Prediction:
-        signal = float(levels[timestep])
+    def predict(latents: Tensor, timestep: int | Tensor) -> Prediction:
+        each = isinstance(timestep, Tensor)
+        signal = levels[timestep].view(-1, 1, 1, 1).to(latents) if each else float(levels[timestep])
         output = model.unet(condition.network_input(latents), timestep, condition.context).sample
         output = shift_output(output, drift, kind, signal**0.5, levels)
         if kind == "epsilon":

@@ -60,7 +60,9 @@ class EditContext:
             return unguided
         both = predictor(self.model, source.beside(target), self.drift)
 
-        def guided(latents: Tensor, timestep: int) -> Prediction:
+        def guided(latents: Tensor, timestep: int | Tensor) -> Prediction:
+            if isinstance(timestep, Tensor):
+                raise TypeError("guidance is of one timestep at a time")
             scale = self.guidance.at(timestep)
             if scale == 0:
                 return unguided(latents, timestep)
@@ -80,6 +82,8 @@ class Editor(ABC):
     """Whether it works only with a longitudinal drift."""
     unused: ClassVar[tuple[str, ...]] = ()
     """Options of this class that the editor does not use; to set one is an error."""
+    exact: ClassVar[bool] = False
+    """Whether an edit that changes nothing returns the scan's latents by construction, so that nobody need draw it."""
     takes_move: ClassVar[bool] = False
     """Whether answers follow what a longitudinal drift predicts, and so the patient's history."""
     RENAMED: ClassVar[dict[str, str]] = {

@@ -25,6 +25,7 @@ class Belm(DdimInversion):
     """The state is the scan at two neighbouring levels, `(B,2,C,h,w)`, float64: a null edit returns it by algebra."""
 
     name: ClassVar[str] = "belm"
+    exact: ClassVar[bool] = True
 
     @torch.no_grad()
     def invert(self, context: EditContext, latents: Tensor, source: Condition, noise: Tensor) -> Tensor:

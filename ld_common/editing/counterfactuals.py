@@ -90,7 +90,7 @@ class Counterfactuals:
     autoencoded: Tensor
     """What the VAE alone returns, `(N,1,S,S)`."""
     reconstructions: Tensor
-    """What inversion and denoising without an edit return, `(N,1,S,S)`."""
+    """What inversion and denoising without an edit return, `(N,1,S,S)`; `autoencoded` where the editor is exact."""
     images: Tensor
     """The answers `(M,1,S,S)`, in the order of the edits."""
 
@@ -105,6 +105,7 @@ def draw_counterfactuals(
     drift: EditDrift | None = None,
     seed: int = 0,
     past: Past | None = None,
+    redraw: bool = False,
 ) -> Counterfactuals:
     """Draw the answers to `edits` of `images`; each scan is inverted once however many edits it has.
 
@@ -120,6 +121,7 @@ def draw_counterfactuals(
         seed: noise of editors that draw any. All images get the same noise, so that an answer does not depend on the
             rest of the batch and the slices of a volume fit each other.
         past: earlier visits of the scans' patients.
+        redraw: draw the reconstructions of exact editors too, to measure how exact they are.
 
     Raises:
         ConfigError: the editor needs a longitudinal drift, or takes no history.
@@ -129,9 +131,12 @@ def draw_counterfactuals(
     if past is not None:
         latent_editor.remember(base, images, latents, past)
     inverted = latent_editor.invert(latents, source, progress)
-    answers = latent_editor.edit(inverted, edits, progress)
-    parts = latents, inverted.reconstructions, answers
-    return Counterfactuals(*(_decode(base, part, editor.batch_size) for part in parts))
+    answers = _decode(base, latent_editor.edit(inverted, edits, progress), editor.batch_size)
+    autoencoded = _decode(base, latents, editor.batch_size)
+    if editor.exact and not redraw:
+        return Counterfactuals(autoencoded, autoencoded, answers)
+    unchanged = latent_editor.redraw(inverted) if editor.exact else inverted.reconstructions
+    return Counterfactuals(autoencoded, _decode(base, unchanged, editor.batch_size), answers)
 
 
 def draw_several(
@@ -166,7 +171,7 @@ class InvertedScans:
     states: Tensor
     """The editor's, `(N,...)`."""
     reconstructions: Tensor
-    """`(N,C,h,w)`: what an edit that changes nothing returns."""
+    """`(N,C,h,w)`: what an edit that changes nothing returns; the scans' own latents where the editor is exact."""
 
 
 class LatentEditor:
@@ -209,12 +214,22 @@ class LatentEditor:
         noise = drawn.to(latents).expand(len(latents), *drawn.shape)
         for rows in torch.arange(len(latents)).split(self.editor.batch_size):
             condition = self._condition([source[row] for row in rows], scans[rows])
-            state = self.editor.invert(self.context, scans[rows], condition, noise[rows])
-            reconstruction = self.editor.edit(self.context, state, condition, None, self.context.shift)
-            states.append(state)
-            reconstructions.append(restore(reconstruction, self.drift))
+            states.append(self.editor.invert(self.context, scans[rows], condition, noise[rows]))
+            if not self.editor.exact:
+                reconstructions.append(self._redrawn(states[-1], condition))
             progress(len(rows))
-        return InvertedScans(scans, list(source), torch.cat(states), torch.cat(reconstructions))
+        unchanged = latents if self.editor.exact else torch.cat(reconstructions)
+        return InvertedScans(scans, list(source), torch.cat(states), unchanged)
+
+    def redraw(self, inverted: InvertedScans) -> Tensor:
+        """What the editor's steps return without an edit, `(N,C,h,w)`: the measure of what `exact` promises."""
+        rows = torch.arange(len(inverted.scans)).split(self.editor.batch_size)
+        conditions = [self._condition([inverted.source[row] for row in some], inverted.scans[some]) for some in rows]
+        drawn = [self._redrawn(inverted.states[some], each) for some, each in zip(rows, conditions, strict=True)]
+        return torch.cat([inverted.scans[:0], *drawn])
+
+    def _redrawn(self, state: Tensor, condition: Condition) -> Tensor:
+        return restore(self.editor.edit(self.context, state, condition, None, self.context.shift), self.drift)
 
     def edit(self, inverted: InvertedScans, edits: Sequence[Edit], progress: Progress = lambda done: None) -> Tensor:
         """The scans under other prompts: latents `(M,C,h,w)` in the order of the edits."""

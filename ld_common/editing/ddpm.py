@@ -7,6 +7,7 @@ target keeps what they hold. Another seed gives other levels, and so another ans
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ class EditFriendlyDdpm(Editor):
     """The state is the noisiest level and the noise map of each step, `(B,1+steps,C,h,w)`."""
 
     name: ClassVar[str] = "ddpm"
+    exact: ClassVar[bool] = True
 
     def noise_count(self, context: EditContext) -> int:
         """One a level."""
@@ -30,20 +32,28 @@ class EditFriendlyDdpm(Editor):
 
     @torch.no_grad()
     def invert(self, context: EditContext, latents: Tensor, source: Condition, noise: Tensor) -> Tensor:
-        """Draw the levels and solve for the noise maps between them."""
-        schedule, predict, maps = context.schedule, context.predictor(source), []
-        signals = schedule.alphas_cumprod
-        levels = [
-            add_noise(Prediction(latents, noise[:, row]), signals[context.start + row]) for row in range(noise.shape[1])
-        ]
-        above = levels[0]
-        for row, index in enumerate(range(context.start, len(schedule.timesteps))):
+        """Draw the levels, ask the network at all of them together, and solve for the noise maps between them."""
+        signals, start = context.schedule.alphas_cumprod, context.start
+        levels = [add_noise(Prediction(latents, noise[:, row]), signals[start + row]) for row in range(noise.shape[1])]
+        maps = []
+        for row, prediction in enumerate(self._predictions(context, torch.stack(levels, 1), source)):
             below = levels[row + 1] if row + 1 < len(levels) else latents
-            mean, deviation = _step(predict(above, schedule.timesteps[index]), signals[index], signals[index + 1])
+            mean, deviation = _step(prediction, signals[start + row], signals[start + row + 1])
             mean = mean if context.shift is None else mean + context.shift.to(mean)
             maps.append((below - mean) / deviation)
-            above = mean + deviation * maps[-1]  # what `edit` will compute, rounding included
         return torch.stack([levels[0], *maps], 1)
+
+    def _predictions(self, context: EditContext, levels: Tensor, source: Condition) -> Iterator[Prediction]:
+        """The network's prediction at each of the scans' levels `(B,L,C,h,w)`, `batch_size` of them in one call."""
+        scans, count = levels.shape[:2]
+        timesteps = torch.tensor(context.schedule.timesteps[context.start :]).repeat(scans)
+        flat, parts = levels.flatten(0, 1), []
+        for rows in torch.arange(scans * count).split(self.batch_size):
+            predict = context.predictor(source.rows(rows // count))
+            parts.append(predict(flat[rows], timesteps[rows].to(levels.device)))
+        originals = torch.cat([part.pred_original_sample for part in parts]).unflatten(0, (scans, count))
+        epsilons = torch.cat([part.pred_epsilon for part in parts]).unflatten(0, (scans, count))
+        yield from (Prediction(originals[:, row], epsilons[:, row]) for row in range(count))
 
     @torch.no_grad()
     def edit(

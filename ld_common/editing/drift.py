@@ -20,6 +20,7 @@ class DriftEditor(Editor):
     """The state is the scan's latents."""
 
     name: ClassVar[str] = "drift"
+    exact: ClassVar[bool] = True
     needs_longitudinal: ClassVar[bool] = True
     takes_move: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = (

@@ -31,6 +31,7 @@ class FlowEdit(Editor):
     """
 
     name: ClassVar[str] = "flowedit"
+    exact: ClassVar[bool] = True
 
     feedback: float = 1.0
     """Share of the edit so far that the network sees; below 1 keeps more of the patient's own size."""

@@ -31,7 +31,7 @@ from ld_common.core.config import from_mapping, to_mapping
 from ld_common.core.errors import AdapterError, ConfigError, ReleaseError
 from ld_common.core.state import State
 from ld_common.core.strict_json import read_json, read_limited
-from ld_common.diffusion.base_model import BaseModel, load_base
+from ld_common.diffusion.base_model import BaseModel, checked_dtype, load_base
 from ld_common.diffusion.drift import ConditionalDrift, LatentDrift, by_channel, entering
 from ld_common.diffusion.longitudinal import PREFIX, LongitudinalDrift
 from ld_common.editing.base import EditDrift, Editor
@@ -276,22 +276,25 @@ def find_release_base(release: Release, base_name: str | None = None) -> str:
 def load_release_base(
     release: Release, base_name: str | None = None, device: str = "cpu", precision: str = "float32"
 ) -> BaseModel:
-    """Load a release's base and put the release's adapter into it; device and precision as for `load_base`.
+    """Load a release's base and put the release's adapter into it, for inference.
+
+    The adapter is merged into the weights in float32, before they are rounded to `precision`: of a small change little
+    is left where it is added to rounded weights. Device and precision are those of `load_base`.
 
     Raises:
         ReleaseError: the base is not on this machine, or is not the one that the release was trained on.
         ModelError: the base cannot be loaded, or not on this device.
     """
-    base = load_base(find_release_base(release, base_name), device, precision)
+    dtype = checked_dtype(device, precision)
+    base = load_base(find_release_base(release, base_name))
     adapted = inject(base, read_adapter(release.study.adapter), release.study.seed)
     try:
         check_state(release.state, adapted.state())
     except AdapterError as error:
         raise ReleaseError(f"the release's adapter does not fit its base: {error}") from error
     adapted.load(release.state)
-    for parameter in adapted.parameters.values():
-        parameter.requires_grad_(False)
-    return adapted.model
+    adapted.adapter.merge(adapted.model)
+    return adapted.model.move(device, dtype)
 
 
 def edit_drift(release: Release) -> EditDrift | None:

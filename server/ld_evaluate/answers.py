@@ -25,10 +25,16 @@ def copies(edits: Sequence[EvaluationEdit]) -> Answers:
 def perfect(base: BaseModel, modality: Modality, edits: Sequence[EvaluationEdit]) -> Answers:
     """The true answers after the VAE, written as an editor's are: what no editor on this base can beat."""
     written: list[np.ndarray | None] = [None] * len(edits)
-    for row, edit in enumerate(edits):
-        if edit.truth is not None:
-            before, after = base.autoencode(torch.stack([edit.scanned.picture, edit.truth.picture]))
-            written[row] = render(edit.scanned.pixels, edit.scanned.frame, before, after, modality.image.rendering)
+    truths = {row: edit.truth.picture for row, edit in enumerate(edits) if edit.truth is not None}
+    scans = {edits[row].scan: edits[row].scanned.picture for row in truths}
+    if not truths:
+        return written
+    before = dict(zip(scans, base.autoencode(torch.stack([*scans.values()])), strict=True))
+    after = base.autoencode(torch.stack([*truths.values()]))
+    for row, seen in zip(truths, after, strict=True):
+        edit = edits[row]
+        pixels, frame = edit.scanned.pixels, edit.scanned.frame
+        written[row] = render(pixels, frame, before[edit.scan], seen, modality.image.rendering)
     return written
 
 

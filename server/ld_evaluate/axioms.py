@@ -72,20 +72,20 @@ def composition(
 ) -> Metrics:
     """PSNR lost against the VAE by one null edit of every scan, and by `cycles` of them on the first `count`."""
     scans, base = data.baselines.images, editor_run.base
-    prompts = [data.modality.prompt(attributes) for attributes in data.baselines.attributes[:count]]
-    once = psnr(drawn.autoencoded, scans).mean() - psnr(drawn.reconstructions, scans).mean()
+    prompts = [data.modality.prompt(attributes) for attributes in data.baselines.attributes]
+    drift, seed = edit_drift(editor_run.release), editor_run.seeds[0]
+
+    def unchanged(pictures: Tensor) -> Tensor:
+        source = prompts[: len(pictures)]
+        return draw_counterfactuals(
+            base, pictures, source, [], editor_run.editor, drift=drift, seed=seed, redraw=True
+        ).reconstructions
+
+    once = psnr(drawn.autoencoded, scans).mean() - psnr(unchanged(scans), scans).mean()
     autoencoded = edited = scans[:count]
     for _ in range(cycles):
         autoencoded = base.autoencode(autoencoded)
-        edited = draw_counterfactuals(
-            base,
-            edited,
-            prompts,
-            [],
-            editor_run.editor,
-            drift=edit_drift(editor_run.release),
-            seed=editor_run.seeds[0],
-        ).reconstructions
+        edited = unchanged(edited)
     repeated = psnr(autoencoded, scans[:count]).mean() - psnr(edited, scans[:count]).mean()
     return {
         "null_edit_psnr_gap_db": float(once),

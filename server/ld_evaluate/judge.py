@@ -98,7 +98,8 @@ class CounterfactualJudge:
         metrics |= reversibility(editor_run, data, drawn)
         if data.truths:
             edited = replace(drawn, images=drawn.images[: len(data.edits)])
-            metrics |= through_vae(editor_run.base, data.baselines.images, data.truths, edited)
+            seen = editor_run.base.autoencode(torch.stack([truth.image for truth in data.truths]))
+            metrics |= through_vae(data.baselines.images, data.truths, seen, edited)
         return replace(judgement, metrics=metrics | judgement.metrics)
 
     def judge_answers(self, name: str, written: Answers) -> Judgement:

@@ -21,7 +21,6 @@ from scipy import ndimage
 from torch import Tensor
 
 from ld_common.core.errors import RequestError
-from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.counterfactuals import Counterfactuals
 from ld_common.editing.history import ScanHistory, writing
 from ld_common.imaging.modality import Attributes, Modality
@@ -138,7 +137,7 @@ def read_earlier(folder: Path, modality: Modality, resolution: int) -> list[Scan
 
 
 def through_vae(
-    base: BaseModel, scans: Tensor, truths: Sequence[TrueCounterfactual], drawn: Counterfactuals
+    scans: Tensor, truths: Sequence[TrueCounterfactual], seen_truths: Tensor, drawn: Counterfactuals
 ) -> dict[str, float]:
     """What the network itself did, whatever the way of writing: means over the edits of its own pictures.
 
@@ -146,12 +145,11 @@ def through_vae(
     outside the region that truly changes over the VAE's own error there.
 
     Args:
-        base: for its VAE.
         scans: `(N,1,S,S)` in [-1, 1], as read.
         truths: M true counterfactuals.
+        seen_truths: their images after the VAE, `(M,1,S,S)`.
         drawn: the model's, its images in the order of `truths`.
     """
-    seen_truths = base.autoencode(torch.stack([truth.image for truth in truths]))
     before = drawn.autoencoded[[truth.scan for truth in truths]]
     gains = psnr(drawn.images, seen_truths) - psnr(before, seen_truths)
     ratios = []

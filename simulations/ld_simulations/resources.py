@@ -18,14 +18,13 @@ class ResourceMonitor:
     def __init__(self) -> None:
         self.peak_rss_mb = 0.0
         """Largest sum of resident memory seen; pages that processes share count once for each."""
-        self._started = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds since the monitor was made."""
-        return time.monotonic() - self._started
+        """Wall-clock seconds since this process started, imports included."""
+        return time.time() - psutil.Process().create_time()
 
     def __enter__(self) -> ResourceMonitor:
         self._thread.start()

@@ -18,8 +18,8 @@ from ld_common.core.errors import ConfigError
 
 MARKER, LOCK = ".ld-simulate.json", ".ld-simulate.lock"
 SUMMARY, NUMBERS, REPORT = "summary.json", "numbers.md", "report.html"
-ROWS, STRIP = "counterfactuals.json", "counterfactuals.png"
-PARTS = ("hospitals", "hospitals.part", "stores", "sites", "study", SUMMARY, NUMBERS, REPORT, ROWS, STRIP)
+ROWS, STRIP, FIRST_LOOK = "counterfactuals.json", "counterfactuals.png", "first_look.png"
+PARTS = ("hospitals", "hospitals.part", "stores", "sites", "study", SUMMARY, NUMBERS, REPORT, ROWS, STRIP, FIRST_LOOK)
 """Whatever a run writes below its output folder."""
 
 

@@ -15,7 +15,6 @@ from rich.table import Table
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.store import open_store
 from ld_common.core.atomic_files import write_bytes
-from ld_common.diffusion.base_model import BaseModel
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import read_editor
 from ld_common.release.release import (
@@ -26,19 +25,19 @@ from ld_common.release.release import (
     read_release,
     write_manifest,
 )
-from ld_evaluate.files import TRUTH
 from ld_evaluate.report import format_number
 from ld_simulations.aims import aim_met, aims_table
 from ld_simulations.demo import Demo
-from ld_simulations.evaluation import SimulatedEvaluation, Truths, evaluate
+from ld_simulations.evaluation import SimulatedEvaluation, TestPatients, evaluate
 from ld_simulations.federation import run_federation
+from ld_simulations.first_look import write_first_look
 from ld_simulations.hospitals import HELD_OUT
 from ld_simulations.phantoms.registry import find_phantom
 from ld_simulations.preparation import prepare_sites
 from ld_simulations.report.page import write_report
-from ld_simulations.report.patients import ranked_patients, write_strip
+from ld_simulations.report.patients import shown_patients, write_strip
 from ld_simulations.resources import ResourceMonitor
-from ld_simulations.run_folder import NUMBERS, REPORT, ROWS, STRIP, SUMMARY
+from ld_simulations.run_folder import FIRST_LOOK, NUMBERS, REPORT, ROWS, STRIP, SUMMARY
 from ld_simulations.summary import AIMS, summarize_run
 
 
@@ -52,24 +51,37 @@ def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
     with ResourceMonitor() as monitor:
         with _progress(console, "hospitals and index") as advance:
             prepare_sites(demo, advance)
+        first_picture = _look(demo, monitor, console)
         release = _federate(demo, console)
         base = load_release_base(release)
-        evaluation = _evaluate(demo, release, base, console)
-        network = _evaluate_network(demo, release, base, console)
+        tests = TestPatients(base, release.modality, Path(demo.hospitals.output) / HELD_OUT)
+        evaluation = _judge(demo, release, tests, read_editor(demo.study.edit), console)
+        network = None
+        if demo.config.network:
+            network = _judge(demo, release, tests, read_editor(demo.config.network), console)
         write_manifest(demo.release, release.manifest | {"evaluation": evaluation.summary["public"]})
         stores = [open_store(output / "stores" / name) for name in demo.study.federation.sites]
-        summary = summarize_run(demo, release, evaluation, monitor, stores)
+        summary = summarize_run(demo, release, evaluation, stores)
         summary["network"] = None if network is None else network.summary
         phantom = find_phantom(demo.hospitals.phantom)
-        patients = ranked_patients(release.modality, evaluation, phantom.edit_titles())
+        patients = shown_patients(release.modality, evaluation.judged, phantom.edit_titles())
         write_strip(output / STRIP, patients, phantom.terms.structure)
         write_report(output / REPORT, demo, release, base, patients, summary)
+        summary = {"seconds_total": monitor.seconds, "peak_rss_mb": monitor.peak_rss_mb} | first_picture | summary
     write_bytes(output / ROWS, (json.dumps(evaluation.rows, indent=1) + "\n").encode())
     write_bytes(output / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     write_bytes(output / NUMBERS, aims_table(summary, AIMS).encode())
     console.print(_table(summary))
     console.print(f"wrote {output / SUMMARY}\nwrote {output / REPORT}", soft_wrap=True)
     return summary
+
+
+def _look(demo: Demo, monitor: ResourceMonitor, console: Console) -> dict[str, float]:
+    """The first picture, and the seconds that it took; nothing where there is none, or an earlier run made it."""
+    if (demo.output / FIRST_LOOK).exists() or (path := write_first_look(demo)) is None:
+        return {}
+    console.print(f"first look, by the drift alone: {path}", soft_wrap=True)
+    return {"first_picture_seconds": monitor.seconds}
 
 
 def _federate(demo: Demo, console: Console) -> Release:
@@ -98,24 +110,9 @@ def _round_line(record: dict[str, Any], rounds: int) -> str:
     return f"round {record['round']}/{rounds} in {record['seconds']:.0f} s: {sites}{notes}"
 
 
-def _truths(demo: Demo) -> Truths:
-    return Truths(Path(demo.hospitals.output) / HELD_OUT)
-
-
-def _evaluate(demo: Demo, release: Release, base: BaseModel, console: Console) -> SimulatedEvaluation:
-    """What the study's editor is worth."""
-    return _judge(demo, release, base, read_editor(demo.study.edit), console)
-
-
-def _evaluate_network(demo: Demo, release: Release, base: BaseModel, console: Console) -> SimulatedEvaluation | None:
-    """What the trained network alone is worth, asked through the demo's `network` editor; None without one."""
-    return _judge(demo, release, base, read_editor(demo.config.network), console) if demo.config.network else None
-
-
-def _judge(demo: Demo, release: Release, base: BaseModel, editor: Editor, console: Console) -> SimulatedEvaluation:
-    truths = _truths(demo)
-    patients = json.loads((truths.folder / TRUTH).read_text())["patients"]
-    count, total = 0, sum(1 + len(patient["edits"]) for patient in patients)
+def _judge(demo: Demo, release: Release, tests: TestPatients, editor: Editor, console: Console) -> SimulatedEvaluation:
+    """What an editor on the release is worth."""
+    count, total = 0, len(tests.first.scans) + len(tests.first.truths)
     with _progress(console, f"counterfactuals by {editor.name}") as advance:
 
         def add(done: int) -> None:
@@ -123,7 +120,7 @@ def _judge(demo: Demo, release: Release, base: BaseModel, editor: Editor, consol
             count += done
             advance(f"counterfactuals by {editor.name}", count, total)
 
-        return evaluate(base, release.modality, truths, editor, edit_drift(release), add)
+        return evaluate(tests, editor, edit_drift(release), add)
 
 
 @contextmanager

@@ -16,10 +16,9 @@ from ld_simulations.hospitals import held_out_population
 from ld_simulations.hospitals_config import HospitalsConfig
 from ld_simulations.phantoms.growth_ceiling import growth_ceiling
 from ld_simulations.phantoms.registry import find_phantom
-from ld_simulations.resources import ResourceMonitor
 
 AIMS = {
-    "seconds_total": Aim("at most 600", at_most=600),
+    "seconds_total": Aim("at most 240", at_most=240),
     "peak_rss_mb": Aim("at most 4,000", at_most=4000),
     "sites": Aim("3", 3, 3),
     "rounds": Aim("at least 3", at_least=3),
@@ -32,8 +31,10 @@ AIMS = {
     "within_edit_r_over_ceiling": Aim("at least 0.5", at_least=0.5),
 }
 """A number that a rule without a picture reaches is no aim."""
+COST = ("seconds_total", "peak_rss_mb")
+"""Known only once the report is written, so the report has them not."""
 TITLES = {
-    "seconds_total": "seconds, from nothing to the numbers",
+    "seconds_total": "seconds, from the start to the last file",
     "peak_rss_mb": "largest memory, MB",
     "sites": "hospitals in the release",
     "rounds": "rounds that count",
@@ -49,9 +50,9 @@ TITLES = {
 
 
 def summarize_run(
-    demo: Demo, release: Release, evaluation: SimulatedEvaluation, monitor: ResourceMonitor, stores: Sequence[Store]
+    demo: Demo, release: Release, evaluation: SimulatedEvaluation, stores: Sequence[Store]
 ) -> dict[str, Any]:
-    """All numbers of a run: cost, participants, traffic and the quality of the counterfactuals."""
+    """The numbers of a run but for its cost: participants, traffic and the quality of the counterfactuals."""
     rounds = [record for record in release.manifest["rounds"] if record["counted"]]
     unet = load_denoiser(demo.study.base_model).unet
     full_bytes = sum(parameter.numel() * parameter.element_size() for parameter in unet.parameters())
@@ -59,8 +60,6 @@ def summarize_run(
     patients = [len(set(store.pseudonyms)) for store in stores]
     ceilings, (structure, *_) = edit_ceilings(demo.hospitals), release.modality.biomarkers
     return {
-        "seconds_total": monitor.seconds,
-        "peak_rss_mb": monitor.peak_rss_mb,
         "sites": len({name for record in rounds for name in record["sites"]}),
         "rounds": len(rounds),
         "patients": sum(patients),
@@ -69,8 +68,8 @@ def summarize_run(
         "uplink_bytes_per_site_round": uplink,
         "full_model_bytes": full_bytes,
         "uplink_share": uplink / full_bytes,
-        "held_out_patients": len(evaluation.scans),
-        "counterfactuals": len(evaluation.truths),
+        "held_out_patients": len(evaluation.judged.scans),
+        "counterfactuals": len(evaluation.judged.truths),
         **evaluation.summary,
         "ceilings": ceilings,
         "within_edit_r_over_ceiling": r_over_ceiling(structure, evaluation.summary["by_edit"], ceilings),

@@ -78,7 +78,7 @@ def test_a_release_of_each_adapter_comes_back_and_changes_the_base(written: Path
     expected = trained(smallest_base, name)
     assert all(torch.equal(release.state[key], value) for key, value in expected.state().items())
     ours = output(load_release_base(release))
-    assert torch.equal(ours, output(expected.model))
+    assert torch.allclose(ours, output(expected.model), atol=1e-5)  # a merged LoRA rounds differently
     assert not torch.allclose(ours, output(load_denoiser(str(smallest_base))), atol=1e-3)
 
 

@@ -45,10 +45,33 @@ def test_a_release_comes_back_as_it_was(released: Path) -> None:
     assert release.modality.design_vector(shown) == MODALITY.design_vector(shown)  # whatever the order of its file
     assert release.drift is not None
     assert torch.allclose(release.drift.mean, release.site_drifts["p"].mean)
-    loaded = dict(load_release_base(release).unet.named_parameters())
-    for name, value in release.state.items():
-        assert torch.equal(loaded[name.removeprefix("unet.").replace(".weight", ".default.weight")], value)
+    for name, value in read_adapter(release.study.adapter).read_files(released).items():
+        assert torch.equal(release.state[name], value)
     assert "| p | 4 | 9 |" in (released / "README.md").read_text()
+
+
+def test_a_lora_is_merged_into_the_base_of_its_release(released: Path, smallest_base: Path) -> None:
+    release = read_release(released)
+    apart = inject(load_denoiser(str(smallest_base)), read_adapter(release.study.adapter), release.study.seed)
+    apart.load(release.state)
+    merged, plain = load_release_base(release), load_denoiser(str(smallest_base))
+    assert [name for name, _ in merged.unet.named_parameters()] == [name for name, _ in plain.unet.named_parameters()]
+    latents = torch.randn(2, *merged.latent_shape, generator=torch.Generator().manual_seed(0))
+    context = merged.embed(["scan", ""])
+    with torch.no_grad():
+        ours, expected, before = (
+            model.unet(latents, torch.tensor(500), context).sample for model in (merged, apart.model, plain)
+        )
+        assert torch.allclose(ours, expected, atol=1e-4)
+        assert float((ours - before).abs().max()) > 1e-2
+
+
+def test_a_lora_is_merged_before_weights_are_rounded(released: Path, smallest_base: Path) -> None:
+    release = read_release(released)
+    rounded, exact = load_release_base(release, precision="bfloat16"), load_release_base(release)
+    assert rounded.dtype == torch.bfloat16
+    for (name, ours), wanted in zip(rounded.unet.named_parameters(), exact.unet.parameters(), strict=True):
+        assert torch.equal(ours, wanted.to(torch.bfloat16)), name
 
 
 @pytest.mark.attack

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from ld_client.data.store import open_store
 from ld_common.core.command import run_cli
@@ -101,6 +102,9 @@ def test_a_small_demo_runs_resumes_and_leaves_nothing_running(
     summary = json.loads(out)
     assert summary == json.loads((output / "summary.json").read_text())
     assert set(AIMS) <= set(summary)
+    assert 0 < summary["first_picture_seconds"] < summary["seconds_total"]
+    with Image.open(output / "first_look.png") as first:
+        assert first.width > 800
     assert (summary["sites"], summary["rounds"], summary["patients"]) == (3, 2, 6)
     release = read_release(output / "study" / "release")
     assert load_release_base(release).digest == release.base_digest

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.scan_table import in_words
-from ld_simulations.report.patients import growth_plot, ranked_patients, write_strip
+from ld_simulations.report.patients import growth_plot, shown_patients, write_strip
 from ld_simulations.report.pictures import DIFFERENCE_LIMIT, difference_legend, difference_url, picture_url
 
 EDITS = {"age_plus_10": {"age": 84.0}, "disease_added": {"diagnosis": "AD"}, "other_sex": {"sex": "M"}}
@@ -23,7 +23,7 @@ TITLES = {"age_plus_10": "10 years older", "disease_added": "with Alzheimer's", 
 SOURCE = {"age": 74.0, "sex": "F", "diagnosis": "CN"}
 
 
-def evaluation(errors: list[float]) -> Any:
+def judged(errors: list[float]) -> Any:
     """Test patients whose answers all miss the true growth by as much."""
     truths, answers = [], []
     for scan in range(len(errors)):
@@ -49,11 +49,12 @@ def evaluation(errors: list[float]) -> Any:
     scans = torch.zeros(len(errors), 1, 8, 8)
     drawn = SimpleNamespace(reconstructions=scans - 0.5)
     pictures = torch.ones(len(truths), 1, 8, 8)
-    return SimpleNamespace(truths=truths, scans=scans, drawn=drawn, pictures=pictures, answers=answers)
+    method = SimpleNamespace(patients=answers)
+    return SimpleNamespace(truths=truths, scans=scans, drawn=drawn, pictures=pictures, method=method)
 
 
 def test_the_patient_with_the_largest_error_comes_first(brain_mri: Modality) -> None:
-    patients = ranked_patients(brain_mri, evaluation([5.0, 80.0, -20.0]), TITLES)
+    patients = shown_patients(brain_mri, judged([5.0, 80.0, -20.0]), TITLES)
     assert [patient.name for patient in patients] == ["aster, P1", "aster, P2", "aster, P0"]
     assert [patient.error_mm2 for patient in patients] == pytest.approx([80.0, 20.0, 5.0])
     first = patients[0].answers[0]
@@ -92,7 +93,7 @@ def test_a_difference_is_white_where_nothing_changes_and_as_the_legend_says_at_i
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_figure_has_the_worst_the_median_and_the_best(brain_mri: Modality, tmp_path: Path, count: int) -> None:
-    patients = ranked_patients(brain_mri, evaluation([10.0 * number for number in range(count)]), TITLES)
+    patients = shown_patients(brain_mri, judged([10.0 * number for number in range(count)]), TITLES)
     with Image.open(write_strip(tmp_path / "strip.png", patients, "ventricles")) as strip:
         assert strip.width > 800
         assert strip.height == pytest.approx(130 * 3.6 * min(3, count), abs=2)

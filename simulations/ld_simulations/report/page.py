@@ -35,7 +35,7 @@ from ld_simulations.phantoms.base import HEALTHY
 from ld_simulations.phantoms.registry import find_phantom
 from ld_simulations.report.patients import ShownPatient, growth_plot
 from ld_simulations.report.pictures import difference_legend, difference_url, figure_url, picture_url
-from ld_simulations.summary import AIMS, TITLES
+from ld_simulations.summary import AIMS, COST, TITLES
 
 matplotlib.use("Agg")
 SHOWN_VISITS = 8
@@ -47,7 +47,7 @@ COLOURS = ("#1b6ca8", "#c8553d", "#4f8a4b", "#7b5ea7", "#b8860b")
 def write_report(
     path: Path, demo: Demo, release: Release, base: BaseModel, patients: Sequence[ShownPatient], summary: dict[str, Any]
 ) -> Path:
-    """Write the report of a finished run; `patients` are of `ranked_patients`. Returns `path`."""
+    """Write the report of a finished run; `patients` are of `shown_patients`. Returns `path`."""
     phantom = find_phantom(demo.hospitals.phantom)
     loader = jinja2.PackageLoader("ld_simulations", "report")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -57,7 +57,11 @@ def write_report(
         edits=_edits(release.modality, summary),
         histories=_histories(release.modality, summary),
         rules=(COPY, SAME, PERFECT),
-        aims=[(key, TITLES[key], summary[key], aim.text, aim_met(key, summary, AIMS)) for key, aim in AIMS.items()],
+        aims=[
+            (key, TITLES[key], summary[key], aim.text, aim_met(key, summary, AIMS))
+            for key, aim in AIMS.items()
+            if key not in COST
+        ],
         summary=summary,
         hospitals=[_hospital(demo, name, base.resolution) for name in release.study.federation.sites],
         losses=_losses(release),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.scan_table import in_words
-from ld_simulations.evaluation import SimulatedEvaluation
+from ld_simulations.evaluation import JudgedAnswers
 from ld_simulations.report.pictures import DIFFERENCE_COLOURS, DIFFERENCE_LIMIT
 
 matplotlib.use("Agg")
@@ -65,23 +65,21 @@ class ShownPatient:
         return float(np.mean([answer.error_mm2 for answer in self.answers]))
 
 
-def ranked_patients(
-    modality: Modality, evaluation: SimulatedEvaluation, titles: Mapping[str, str]
-) -> list[ShownPatient]:
+def shown_patients(modality: Modality, judged: JudgedAnswers, titles: Mapping[str, str]) -> list[ShownPatient]:
     """All test patients; the largest mean error of growth comes first."""
-    truths, structure, patients = evaluation.truths, modality.biomarkers[0], []
-    for scan, image in enumerate(evaluation.scans):
+    truths, measured, structure, patients = judged.truths, judged.method.patients, modality.biomarkers[0], []
+    for scan, image in enumerate(judged.scans):
         rows = [row for row, truth in enumerate(truths) if truth.scan == scan]
         answers = [
             ShownAnswer(
                 edit=truths[row].edit,
                 title=titles.get(truths[row].edit, truths[row].edit),
                 target=in_words(modality, truths[row].target),
-                picture=evaluation.pictures[row],
+                picture=judged.pictures[row],
                 truth=truths[row].image,
                 scan=image,
-                growth_mm2=evaluation.answers[row].growth_mm2[structure],
-                true_growth_mm2=evaluation.answers[row].true_growth_mm2[structure],
+                growth_mm2=measured[row].growth_mm2[structure],
+                true_growth_mm2=measured[row].true_growth_mm2[structure],
             )
             for row in rows
         ]
@@ -91,7 +89,7 @@ def ranked_patients(
                 name=f"{first.hospital}, {first.patient}",
                 source=in_words(modality, first.attributes),
                 scan=image,
-                reconstruction=evaluation.drawn.reconstructions[scan],
+                reconstruction=judged.drawn.reconstructions[scan],
                 area_mm2=first.scanned.areas_mm2[structure],
                 answers=answers,
             )
@@ -104,7 +102,7 @@ def write_strip(path: Path, patients: Sequence[ShownPatient], structure: str) ->
 
     Args:
         path: PNG to write.
-        patients: of `ranked_patients`.
+        patients: of `shown_patients`.
         structure: what is measured, in words.
     """
     places = dict.fromkeys([0, len(patients) // 2, len(patients) - 1])
@@ -116,12 +114,12 @@ def write_strip(path: Path, patients: Sequence[ShownPatient], structure: str) ->
         axis.axis("off")
     for place, rank, (upper, lower) in zip(places, ranks, zip(axes[::2], axes[1::2], strict=True), strict=True):
         patient = patients[place]
+        heading = f"{rank} of {len(patients)} patients:\n" if rank else ""
         _grey(upper[0], patient.scan, textwrap.fill(f"scan: {patient.source}", TITLE_LETTERS))
         lower[0].text(
             0.5,
             0.9,
-            f"{rank} of {len(patients)} patients:\nmean error\n{patient.error_mm2:.0f} mm²\n\n{structure}\n"
-            f"{patient.area_mm2:.0f} mm²\nin the scan",
+            f"{heading}mean error\n{patient.error_mm2:.0f} mm²\n\n{structure}\n{patient.area_mm2:.0f} mm²\nin the scan",
             ha="center",
             va="top",
             fontsize=9,
@@ -129,13 +127,13 @@ def write_strip(path: Path, patients: Sequence[ShownPatient], structure: str) ->
         )
         for number, answer in enumerate(patient.answers[-edits:]):
             column = 1 + 2 * number
-            _grey(upper[column], answer.picture, f"{answer.title}:\nanswer {answer.growth_mm2:+.0f} mm²")
-            _grey(upper[column + 1], answer.truth, f"{answer.target}:\ntruth {answer.true_growth_mm2:+.0f} mm²")
+            _grey(upper[column], answer.picture, f"{answer.title}:\nanswer {_signed(answer.growth_mm2)} mm²")
+            _grey(upper[column + 1], answer.truth, f"{answer.target}:\ntruth {_signed(answer.true_growth_mm2)} mm²")
             _difference(lower[column], answer.picture - answer.scan, "answer − scan")
             _difference(lower[column + 1], answer.truth - answer.scan, "truth − scan")
     scale = ScalarMappable(Normalize(-50 * DIFFERENCE_LIMIT, 50 * DIFFERENCE_LIMIT), DIFFERENCE_COLOURS)
     bar = figure.colorbar(scale, ax=axes, shrink=0.4, aspect=30, pad=0.01)
-    bar.set_label("difference from the scan, % of the grey range (blue darker, red brighter)", fontsize=9)
+    bar.set_label("difference from the scan,\n% of the grey range\n(blue darker, red brighter)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     figure.savefig(path, dpi=130)
     return path
@@ -162,6 +160,10 @@ def growth_plot(patients: Sequence[ShownPatient]) -> Figure:
         axis.set(xlabel="true growth, mm²", ylabel="growth in the answer, mm²")
         axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.0f}".replace("-", "−")
 
 
 def _grey(axis: matplotlib.axes.Axes, image: Tensor, title: str) -> None:

@@ -30,7 +30,7 @@ from ld_common.protocol.study_config import StudyConfig
 from ld_evaluate.judge import TRUTH_METRICS
 from ld_simulations.benchmarks.latent_drift.pictures import OTHERS, TRAINING, PictureSet, draw_pictures, encode
 from ld_simulations.benchmarks.privacy.plan import PrivacyBenchmark, PrivacySetting, PrivacyTraining
-from ld_simulations.evaluation import Truths, evaluate
+from ld_simulations.evaluation import TestPatients, evaluate
 from ld_simulations.hospitals import HELD_OUT, write_hospitals
 from ld_simulations.hospitals_config import HospitalConfig, HospitalsConfig
 
@@ -87,7 +87,8 @@ class QualityRuns:
         for parameter in adapted.parameters.values():
             parameter.requires_grad_(False)
         editor = read_editor(self.benchmark.study.edit)
-        summary = evaluate(base, self.benchmark.modality, Truths(self._test_patients()), editor).summary
+        tests = TestPatients(base, self.benchmark.modality, self._test_patients())
+        summary = evaluate(tests, editor).summary
         return metrics | {key: summary[key] for key in TRUTH_METRICS} | {"frechet": self._frechet(base, seed)}
 
     def trained(
