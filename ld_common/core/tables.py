@@ -28,24 +28,29 @@ MAX_LINES, MAX_LINE, MAX_CHARACTERS = 500_000, 2**20, 2**26
 SEPARATORS = ",;\t|"
 SAMPLED_LINES = 20
 """Lines that the separator is found by."""
-EXCEL = "an Excel workbook: save it as CSV"
-FOREIGN_SUFFIXES = {
-    ".xlsx": EXCEL,
-    ".xlsm": EXCEL,
-    ".xls": EXCEL,
-    ".ods": "an OpenDocument spreadsheet: save it as CSV",
-}
+EXCEL, OPEN_DOCUMENT = "an Excel workbook: save it as CSV", "an OpenDocument spreadsheet: save it as CSV"
+ARCHIVE = "a zip archive: unpack it"
+OLD_EXCEL = ".xls"
+FOREIGN_SUFFIXES = {".xlsx": EXCEL, ".xlsm": EXCEL, ".xlsb": EXCEL, OLD_EXCEL: EXCEL, ".ods": OPEN_DOCUMENT}
+"""What a file is that is no text, where its content does not tell."""
 FOREIGN_CONTENT = {
+    rb"PK\x03\x04.*(vnd\.oasis|opendocument)": OPEN_DOCUMENT,
+    rb"PK\x03\x04.*(\[Content_Types\]\.xml|xl/)": EXCEL,
+    rb"PK\x03\x04.{22}(?!\x00\x00)": ARCHIVE,  # its first member has a name
     rb"PK(\x03\x04|\x05\x06|\x07\x08)": EXCEL + ", or unpack it if it is a zip archive",
     rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": EXCEL,
     rb"\x1f\x8b": "compressed by gzip: unpack it",
     rb"BZh\d1AY&SY": "compressed by bzip2: unpack it",
     rb"\xfd7zXZ\x00": "compressed by xz: unpack it",
     rb"\$FL[23]@\(#\)": "an SPSS file: export it as CSV",
+    rb"PAR1": "a Parquet file: export it as CSV",
+    rb"ARROW1": "an Arrow file: export it as CSV",
+    rb"<stata_dta>": "a Stata file: export it as CSV",
+    rb"SQLite format 3\x00": "an SQLite database: export the table as CSV",
     rb"%PDF-": "a PDF: export the table as CSV",
-    rb"\s*<(!doctype|html|table|\?xml)": "an HTML or XML page: save it as CSV",
+    rb"(\xef\xbb\xbf)?\s*<(!doctype|html|table|\?xml)": "an HTML or XML page: save it as CSV",
 }
-"""What a file is whose first bytes match."""
+"""What a file is whose first bytes match; the first that fits."""
 SNIFFED_BYTES = 4096
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -208,14 +213,11 @@ def _is_text(cell: str) -> bool:
 
 def _foreign(path: Path, head: bytes) -> str:
     """What a file is that is no text, and the way out; empty for a text."""
-    if what := FOREIGN_SUFFIXES.get(path.suffix.lower()):
-        return what
-    if head.startswith(b"PK") and b"opendocument" in head:
-        return FOREIGN_SUFFIXES[".ods"]
-    if head.startswith(b"PK") and (b"[Content_Types].xml" in head or b"xl/" in head):
-        return EXCEL
-    matches = (what for pattern, what in FOREIGN_CONTENT.items() if re.match(pattern, head, re.IGNORECASE))
-    return next(matches, "")
+    matches = (what for pattern, what in FOREIGN_CONTENT.items() if re.match(pattern, head, re.IGNORECASE | re.DOTALL))
+    what = next(matches, "")
+    by_name = FOREIGN_SUFFIXES.get(path.suffix.lower(), "")
+    is_text = path.suffix.lower() == OLD_EXCEL and b"\0" not in head  # many programs name their tables so
+    return by_name if what in ("", ARCHIVE) and not is_text and by_name else what
 
 
 def _separator(lines: Sequence[str]) -> str:

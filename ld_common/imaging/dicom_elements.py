@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import math
+import re
 from typing import Any
 
 from pydicom import Dataset
@@ -13,6 +14,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 
 BINARY_VRS = frozenset(("US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT", "OB", "OW", "OF", "OD", "OL", "OV", "SQ"))
+PLAIN_TEXT = re.compile(rb"[ -\[\]-}]*\0?")
+"""Bytes that mean the same in every character set of DICOM, and are one value."""
 
 
 def texts(dataset: Dataset, keyword: str) -> list[str]:
@@ -21,18 +24,38 @@ def texts(dataset: Dataset, keyword: str) -> list[str]:
     They are read as they stand in the file, so a value that its VR does not allow is still there.
     """
     tag = _tag(keyword)
-    if tag is None or tag not in dataset:
+    element = None if tag is None else dataset.get_item(tag)
+    if tag is None or element is None:
         return []
-    element = dataset.get_item(tag)
     if isinstance(element, RawDataElement):
         content = element.value
         known = element.VR if element.VR not in (None, "UN") else dictionary_VR(tag)
+        if known == "US" and isinstance(content, bytes) and len(content) == 2:
+            return [str(int.from_bytes(content, "little" if element.is_little_endian else "big"))]
         if known.split(" or ")[0] in BINARY_VRS or not isinstance(content, bytes):
             return [str(value) for value in _several(dataset[tag].value)]
         words = content.decode("latin-1").strip("\0 ").split("\\")
     else:
         words = [str(value) for value in _several(element.value)]
     return [word.strip("\0 ") for word in words] if any(words) else []
+
+
+def has(dataset: Dataset, keyword: str) -> bool:
+    """Whether an element is there, be it empty."""
+    tag = _tag(keyword)
+    return tag is not None and dataset.get_item(tag) is not None
+
+
+def decoded(dataset: Dataset, keyword: str) -> str:
+    """An element's text in its data set's character set, with spaces before it but not after it; empty where absent."""
+    tag = _tag(keyword)
+    element = None if tag is None else dataset.get_item(tag)
+    if tag is None or element is None:
+        return ""
+    content = element.value
+    if isinstance(element, RawDataElement) and isinstance(content, bytes) and PLAIN_TEXT.fullmatch(content):
+        return content.rstrip(b"\0 ").decode("ascii")
+    return str(dataset[tag].value or "")
 
 
 def text(dataset: Dataset, keyword: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import RE_VALID_UID
 
-from ld_common.imaging.dicom_elements import date, decimal, decimals, items, text, texts, uid, whole
+from ld_common.imaging.dicom_elements import date, decimal, decimals, decoded, items, text, texts, uid, whole
 from ld_common.imaging.rejection import Rejection, ScanRejected
 
 FRAMED = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelData")
@@ -97,13 +97,13 @@ def _header(path: Path, dataset: Dataset, frame: int | None) -> DicomHeader:
     seen = date(dataset, "StudyDate", "AcquisitionDate", "AcquisitionDateTime", "SeriesDate")
     return DicomHeader(
         path=path,
-        patient_id=str(dataset.get("PatientID") or "").strip(),
+        patient_id=decoded(dataset, "PatientID").strip(),
         study_date=seen,
         age_years=_age(dataset, seen),
         sex=text(dataset, "PatientSex"),
         series_uid=uid(dataset, "SeriesInstanceUID"),
         series_number=whole(dataset, "SeriesNumber"),
-        series_description=str(dataset.get("SeriesDescription") or ""),
+        series_description=decoded(dataset, "SeriesDescription"),
         sop_uid=_sop_uid(dataset, frame),
         sop_class=uid(dataset, "SOPClassUID"),
         spacing_mm=spacing,
@@ -152,7 +152,7 @@ def _view(dataset: Dataset) -> str:
             if words in meaning:
                 return view
     directions = {word.upper()[:1] for word in texts(dataset, "PatientOrientation")}
-    described = f"{dataset.get('SeriesDescription') or ''} {dataset.get('ProtocolName') or ''}".upper()
+    described = f"{decoded(dataset, 'SeriesDescription')} {decoded(dataset, 'ProtocolName')}".upper()
     said = LATERAL_WORDS.search(described) is not None and FRONTAL_WORDS.search(described) is None
     return LATERAL if said or directions & {"A", "P"} else ""
 

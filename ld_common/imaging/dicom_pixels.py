@@ -18,6 +18,13 @@ from ld_common.imaging.dicom_elements import decimal, items, texts, whole
 from ld_common.imaging.rejection import Rejection, ScanRejected
 
 GDCM = "gdcm"
+NEWER_SYNTAXES = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+}
+"""Names of transfer syntaxes that pydicom does not know."""
 
 
 def check_decoder(path: Path, dataset: Dataset) -> None:
@@ -25,7 +32,9 @@ def check_decoder(path: Path, dataset: Dataset) -> None:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise ScanRejected(path, Rejection.UNSUPPORTED, f"no decoder exists for '{syntax.name}'") from error
+        name = NEWER_SYNTAXES.get(syntax, syntax.name)
+        detail = f"no decoder exists for '{name}': have it sent uncompressed"
+        raise ScanRejected(path, Rejection.UNSUPPORTED, detail) from error
     if not decoder.is_available:
         remedy = "; or ".join(decoder.missing_dependencies)
         raise ScanRejected(path, Rejection.NO_DECODER, f"'{syntax.name}' needs a decoder: {remedy}")
@@ -65,7 +74,7 @@ def real_values(path: Path, dataset: Dataset, stored: np.ndarray) -> np.ndarray:
     """Real values of one image; `dataset` has the elements of its frame."""
     padding = _padding(dataset, stored)
     values = np.asarray(_rescaled(path, dataset, stored), np.float32)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
+    if texts(dataset, "PhotometricInterpretation") == ["MONOCHROME1"]:
         signed, bits = bool(dataset.PixelRepresentation), int(dataset.BitsStored)
         lowest = -(2 ** (bits - 1)) if signed else 0
         ends = np.array([[lowest, lowest + 2**bits - 1]], np.int32)

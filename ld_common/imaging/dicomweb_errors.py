@@ -9,7 +9,7 @@ import requests
 import urllib3
 
 from ld_common.core.errors import LdError
-from ld_common.imaging.rejection import MALFORMED
+from ld_common.imaging.rejection import malformed
 
 
 class PacsError(LdError):
@@ -32,8 +32,11 @@ def closing_answer(response: requests.Response) -> Iterator[None]:
         raise
 
 
-STRANGE: tuple[type[Exception], ...] = (*MALFORMED, MemoryError, SyntaxError)
-"""What the libraries raise on an answer that is not DICOMweb's."""
+def strange() -> tuple[type[Exception], ...]:
+    """What the libraries raise on an answer that is not DICOMweb's."""
+    return (*malformed(), MemoryError, SyntaxError)
+
+
 STATUS = {
     401: "does not accept the login: check --user and the password",
     403: "does not allow this user to do that",
@@ -65,7 +68,7 @@ def translating(host: str) -> Iterator[None]:
         raise _no_service(host) from error
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise PacsSilent(f"no connection to {host}, or it broke: is the address right, and the PACS up?") from error
-    except STRANGE as error:
+    except strange() as error:
         raise _no_service(host) from error
 
 

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from pydicom.errors import BytesLengthException, InvalidDicomError
-
 from ld_common.core.errors import LdError, ScanError
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -24,9 +22,9 @@ MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 100.0
 """Plausible pixel spacings; beyond them the file's unit is not millimetres."""
 MALFORMED: tuple[type[Exception], ...] = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError),
-    *(TypeError, ValueError, struct.error, zlib.error, BytesLengthException, InvalidDicomError),
+    *(TypeError, ValueError, struct.error, zlib.error),
 )
-"""Exceptions that the libraries raise on malformed files."""
+"""Exceptions that the libraries raise on malformed files, besides those of `malformed`."""
 
 
 class Rejection(StrEnum):
@@ -63,6 +61,13 @@ class ValuesTooLargeError(ArithmeticError):
     """Values of a file are beyond single precision."""
 
 
+def malformed() -> tuple[type[Exception], ...]:
+    """Exceptions that the libraries raise on malformed files. Who only names reasons need not load pydicom."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (*MALFORMED, BytesLengthException, InvalidDicomError)
+
+
 @contextmanager
 def rejecting(path: Path, *more: type[Exception]) -> Iterator[None]:
     """Turn exceptions that a library raises on a malformed file into `ScanRejected`; drop its warnings.
@@ -82,7 +87,7 @@ def rejecting(path: Path, *more: type[Exception]) -> Iterator[None]:
     except ValuesTooLargeError as error:
         detail = "it holds values above 3.4e38: write it in single precision"
         raise ScanRejected(path, Rejection.UNREADABLE, detail) from error
-    except (*MALFORMED, *more) as error:
+    except (*malformed(), *more) as error:
         detail = f"damaged or not what its name says ({type(error).__name__}); export it again"
         raise ScanRejected(path, Rejection.UNREADABLE, detail) from error
 

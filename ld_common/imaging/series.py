@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,13 +28,18 @@ class Series:
 
     headers: list[DicomHeader]
     left_out: list[DicomHeader]
-    """Images whose plane is another one than that of most, such as a scout line."""
+    """Images whose plane is another one, such as a scout line."""
 
-    @property
+    @functools.cached_property
     def plane_axis(self) -> int | None:
         """Axis of the body (0 left to right, 1 back to front, 2 upwards) along which the slices are stacked."""
         affine = self.headers[0].affine
         return None if affine is None else int(io_orientation(affine)[2, 0])
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether no plane is that of most images, so that this one was chosen by the plane that was asked for."""
+        return len(self.headers) <= len(self.left_out)
 
     @property
     def step_mm(self) -> float:
@@ -83,8 +89,14 @@ def grouped(headers: Sequence[DicomHeader]) -> list[list[DicomHeader]]:
     return groups
 
 
-def ordered(path: Path, headers: Sequence[DicomHeader]) -> Series:
-    """The images of one series by position; copies of an image count once.
+def ordered(path: Path, headers: Sequence[DicomHeader], axis: int | None = None) -> Series:
+    """The images of one series by position, in the plane that most of them have; copies of an image count once.
+
+    Args:
+        path: what is named where they are no series.
+        headers: of the images.
+        axis: of the body, as `Series.plane_axis`. Where a file holds several planes and none has most of the images,
+            the one stack along this axis is taken.
 
     Raises:
         ScanRejected: images have no place, lie at one position, have no common plane, or one of them is missing.
@@ -97,15 +109,13 @@ def ordered(path: Path, headers: Sequence[DicomHeader]) -> Series:
         detail = "a slice has no usable position, orientation or spacing: the series cannot be sorted"
         raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
     planes = _by_plane(unique)
-    largest = max(planes, key=len)
-    if 2 * len(largest) <= len(unique):
-        counts = " and ".join(str(len(plane)) for plane in planes)
-        detail = f"its slices have several orientations or spacings, {counts} images: give each a folder of its own"
-        raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
-    images = sorted(largest, key=lambda header: (header.position_mm or 0.0, header.sop_uid))
+    chosen = max(planes, key=len)
+    if 2 * len(chosen) <= len(unique):
+        chosen = _asked_for(path, planes, axis)
+    images = sorted(chosen, key=lambda header: (header.position_mm or 0.0, header.sop_uid))
     if len(images) > 1:
         _check_positions(path, images)
-    return Series(images, [header for plane in planes if plane is not largest for header in plane])
+    return Series(images, [header for plane in planes if plane is not chosen for header in plane])
 
 
 def read_voxels_of(path: Path, series: Series, modalities: Sequence[str], released: bool) -> np.ndarray:
@@ -151,20 +161,28 @@ def affine_of(path: Path, series: Series) -> np.ndarray:
 
 
 def _by_plane(headers: Sequence[DicomHeader]) -> list[list[DicomHeader]]:
-    """Images by orientation and spacing, in the order of their paths."""
+    """Images by orientation and spacing, in the order of their first images; those without a place are in none."""
+    placed = [header for header in headers if header.affine is not None]
+    directions = np.array([header.affine[:3, :3] for header in placed if header.affine is not None])
     planes: list[list[DicomHeader]] = []
-    directions: list[np.ndarray] = []
-    for header in headers:
-        if header.affine is None:
-            continue  # `ordered` has refused it
-        own = header.affine[:3, :3]
-        same = next((number for number, other in enumerate(directions) if np.allclose(other, own, atol=1e-2)), None)
-        if same is None:
-            directions.append(own)
-            planes.append([header])
-        else:
-            planes[same].append(header)
+    waiting = np.arange(len(placed))
+    while len(waiting):
+        same = np.isclose(directions[waiting[0]], directions[waiting], atol=1e-2).all((1, 2))
+        planes.append([placed[place] for place in waiting[same]])
+        waiting = waiting[~same]
     return planes
+
+
+def _asked_for(path: Path, planes: Sequence[list[DicomHeader]], axis: int | None) -> list[DicomHeader]:
+    """The one stack along an axis among the planes of one file; raises `ScanRejected` where there is none."""
+    one_file = len({header.path for plane in planes for header in plane}) == 1
+    stacks = [plane for plane in planes if len(plane) > 1 and Series(plane, []).plane_axis == axis]
+    if one_file and len(stacks) == 1:
+        return stacks[0]
+    counts = " and ".join(str(len(plane)) for plane in planes)
+    remedy = "write each as a file of its own" if one_file else "give each a folder of its own"
+    detail = f"its slices have several orientations or spacings, {counts} images: {remedy}"
+    raise ScanRejected(path, Rejection.WRONG_GEOMETRY, detail)
 
 
 def _check_positions(path: Path, images: Sequence[DicomHeader]) -> None:

@@ -18,13 +18,15 @@ from typer.testing import CliRunner
 
 from ld_client.cli import app as client
 from ld_client.cli import main
-from ld_client.data.store import count_split, held_out_patients, open_store, split_store
+from ld_client.data.held_out import held_out_patients
+from ld_client.data.store import count_split, open_store, split_store
 from ld_client.data.store_index import INDEX
 from ld_client.site_config import load_site
 from ld_common.core.command import grouped, printable, run_cli
 from ld_common.core.errors import ConfigError, LdError
+from ld_common.protocol.study_config import StudyConfig
 from ld_server.cli import app as server
-from tests.support.site_homes import index_site
+from tests.support.site_homes import index_site, make_home
 
 HEAVY = ("torch", "diffusers", "opacus", "monai", "flwr", "peft", "transformers")
 
@@ -39,6 +41,13 @@ def fails(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def run_without(libraries: Sequence[str], arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `ld-client` in a process in which importing one of the libraries fails."""
+    code = f"import sys\nfor name in {libraries}: sys.modules[name] = None\nsys.argv = ['ld-client', *{arguments}]\n"
+    code += "from ld_client.cli import main\nmain()"
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=folder)
 
 
 @pytest.mark.parametrize("app", [client, server])
@@ -87,11 +96,31 @@ def test_a_mistake_is_refused_before_any_heavy_library_is_imported(
     study.write_text("name: demo\nmodality: modality.yaml\n")
     places = {"SITE": str(site_yaml), "STUDY": str(study)}
     words = [places.get(word, word) for word in arguments]
-    code = f"import sys\nfor name in {HEAVY}: sys.modules[name] = None\nsys.argv = ['ld-client', *{words}]\n"
-    code += "from ld_client.cli import main\nmain()"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path)
+    done = run_without(HEAVY, words, tmp_path)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("place", ["home", "config"])
+@pytest.mark.parametrize("command", [("exclusions",), ("exclusions", "--json"), ("cohort",)])
+def test_a_command_that_prints_a_list_imports_no_heavy_library(
+    command: tuple[str, ...], place: str, site_yaml: Path, tmp_path: Path
+) -> None:
+    home = make_home(tmp_path / "home", site_yaml, StudyConfig(name="demo"))
+    where = {"home": str(home.path), "config": str(home.config_file)}[place]
+    done = run_without(HEAVY, [*command, f"--{place}", where], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or command == ("cohort",)
+
+
+@pytest.mark.parametrize("command", [("audit", "verify"), ("enroll",)])
+def test_a_command_of_a_home_imports_no_heavy_library(
+    command: tuple[str, ...], site_yaml: Path, tmp_path: Path
+) -> None:
+    home = make_home(tmp_path / "home", site_yaml, StudyConfig(name="demo"))
+    done = run_without(HEAVY, [*command, "--home", str(home.path)], tmp_path)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_mistake_costs_less_than_two_seconds_of_the_processor(site_yaml: Path) -> None:

@@ -64,6 +64,69 @@ def test_a_rule_chooses_among_the_echoes_of_one_enhanced_file(echo: int, interce
     assert isinstance(visit.scan, Scan) and visit.scan.pixels.min() == intercept
 
 
+DIRECTIONS = {"axial": [1, 0, 0, 0, 1, 0], "sagittal": [0, 1, 0, 0, 0, -1], "coronal": [1, 0, 0, 0, 0, -1]}
+ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""Axis of the body along which the slices of a plane lie."""
+
+
+def survey_file(site_yaml: Path, planes: dict[str, int]) -> str:
+    """Add one Enhanced MR file with so many frames of each plane to the scans of Carl; returns its name."""
+    kinds = [plane for plane, count in planes.items() for _ in range(count)]
+    path = enhanced(scans(site_yaml) / "survey.dcm", [0.0] * len(kinds))
+    dataset = pydicom.dcmread(path)
+    for number, (kind, frame) in enumerate(zip(kinds, dataset.PerFrameFunctionalGroupsSequence, strict=True)):
+        orientation, position = pydicom.Dataset(), [0.0, 0.0, 0.0]
+        orientation.ImageOrientationPatient = DIRECTIONS[kind]
+        position[ACROSS[kind]] = 10.0 * number
+        frame.PlaneOrientationSequence = pydicom.Sequence([orientation])
+        frame.PlanePositionSequence[0].ImagePositionPatient = position
+    dataset.PatientID, dataset.StudyDate, dataset.PatientSex = "PLANTED-CARL", "20201112", "M"
+    dataset.PatientAge = "080Y"
+    dataset.save_as(path)
+    return path.name
+
+
+@pytest.mark.parametrize("others", [{"sagittal": 5, "coronal": 4}, {"sagittal": 1, "coronal": 4}])
+def test_of_several_planes_in_one_file_the_wanted_one_is_taken(others: dict[str, int], site_yaml: Path) -> None:
+    shutil.rmtree(scans(site_yaml))
+    name = survey_file(site_yaml, {"coronal": others["coronal"], "axial": 5, "sagittal": others["sagittal"]})
+    (visit,), exclusions = ingest(site_yaml)
+    assert isinstance(visit.scan, Scan)
+    assert visit.scan.affine is not None
+    assert visit.scan.orientation == ("L", "P")
+    # the middle one of the five, whose place in the file tells its values
+    assert visit.scan.pixels.min() == 1000 * (others["coronal"] + 2)
+    line = exclusions[name]
+    assert (line.files, line.reason) == (0, Reason.WRONG_GEOMETRY)
+    assert line.detail.startswith(f"{sum(others.values())} of its frames have another plane")
+
+
+@pytest.mark.parametrize(
+    "planes",
+    [
+        {"sagittal": 4, "coronal": 4},  # none is axial
+        {"sagittal": 1, "coronal": 1, "axial": 1},  # one slice is no stack
+    ],
+)
+def test_a_file_of_several_planes_without_a_wanted_stack_is_refused(planes: dict[str, int], site_yaml: Path) -> None:
+    shutil.rmtree(scans(site_yaml))
+    name = survey_file(site_yaml, planes)
+    visits, exclusions = ingest(site_yaml)
+    assert visits == []
+    assert (exclusions[name].files, exclusions[name].reason) == (1, Reason.WRONG_GEOMETRY)
+    assert "write each as a file of its own" in exclusions[name].detail
+
+
+def test_a_series_of_one_plane_goes_before_a_file_of_several(site_yaml: Path) -> None:
+    survey_file(site_yaml, {"coronal": 5, "axial": 5, "sagittal": 5})
+    site = load_site(site_yaml)
+    found = survey(site, load_modality(site), KEY, lambda *_: None)
+    entries = list(read_visits(found))
+    assert len([entry for entry in entries if isinstance(entry, Visit)]) == 6
+    (other,) = [entry for entry in entries if isinstance(entry, Exclusion)]
+    assert (other.name, other.reason) == ("survey.dcm", Reason.OTHER_SERIES)
+
+
 def test_every_visit_comes_once_in_the_order_of_pseudonym_and_day(site_yaml: Path) -> None:
     visits, exclusions = ingest(site_yaml)
     assert exclusions == {}

@@ -32,9 +32,9 @@ from ld_client.deployment.approve import approve, withdraw
 from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.audit_verify import verify_home
 from ld_client.deployment.bundle import read_bundle
-from ld_client.deployment.executor import MOST_TASKS, approved_only
+from ld_client.deployment.executor import MOST_TASKS, Lives, approved_only
 from ld_client.deployment.join import enrolment, join
-from ld_client.deployment.launcher import TOKEN, ApprovedCode, silent_error
+from ld_client.deployment.launcher import ApprovedCode, silent_error
 from ld_client.deployment.site_home import SiteHome
 from ld_client.site_config import load_modality, load_site
 from ld_common.core.config import from_mapping
@@ -60,16 +60,6 @@ from ld_server.deployment.provision import check_bundle as check_installed
 from ld_server.deployment.study_home import AdmittedSite, StudyHome, server_config
 
 PORTS = ["hosts=[localhost]", "gate_port=19492", "release_port=19493", "link_port=19491"]
-
-
-@dataclasses.dataclass
-class Ended:
-    """A task's process."""
-
-    code: int | None = 0
-
-    def poll(self) -> int | None:
-        return self.code
 
 
 @pytest.fixture(scope="module")
@@ -261,10 +251,10 @@ def test_nothing_runs_that_was_not_approved(site: SiteHome) -> None:
 def test_the_executor_launches_what_was_approved_and_nothing_else(site: SiteHome) -> None:
     launched: list[str] = []
 
-    def launch(command: list[str], surroundings: dict[str, str]) -> Ended:
-        assert surroundings[TOKEN] not in " ".join(command)  # other accounts see command lines
-        launched.append(surroundings[TOKEN])
-        return Ended()
+    def launch(arguments: list[str], token: str) -> Lives:
+        assert token not in " ".join(arguments)  # other accounts see command lines
+        launched.append(token)
+        return lambda: False
 
     plugin = approved_only(site, launch)("127.0.0.1:1", True, None, False, executor=None)  # type: ignore[arg-type]
     client, server = TaskType.CLIENT_APP.value, TaskType.SERVER_APP.value
@@ -285,17 +275,18 @@ def test_the_executor_launches_what_was_approved_and_nothing_else(site: SiteHome
 @pytest.mark.attack
 def test_few_tasks_wait_at_a_site(site: SiteHome) -> None:
     approve(site)
-    processes: list[Ended] = []
+    alive: dict[int, bool] = {}
 
-    def launch(command: list[str], surroundings: dict[str, str]) -> Ended:
-        processes.append(Ended(None))
-        return processes[-1]
+    def launch(arguments: list[str], token: str) -> Lives:
+        number = len(alive)
+        alive[number] = True
+        return lambda: alive[number]
 
     plugin = approved_only(site, launch)("127.0.0.1:1", True, None, False, executor=None)  # type: ignore[arg-type]
     task = Task(task_id=1, type=TaskType.CLIENT_APP.value, fab_hash=site.kit().bundle_digest)
     answers = [plugin.launch_task("token", task).status for _ in range(MOST_TASKS + 2)]
     assert answers == [LaunchResultStatus.ACCEPTED] * MOST_TASKS + [LaunchResultStatus.FAILED] * 2
-    processes[1].code = 0
+    alive[1] = False
     assert plugin.launch_task("token", task).status is LaunchResultStatus.ACCEPTED
     assert plugin.launch_task("token", task).status is LaunchResultStatus.FAILED
 

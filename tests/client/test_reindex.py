@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,15 +19,17 @@ import pydicom
 import pytest
 import torch
 
-from ld_client.data import faces, indexing, ingest, memory
+from ld_client.data import faces, ingest, memory, site_base
 from ld_client.data.exclusions import Reason, read_exclusions
 from ld_client.data.indexing import IndexSummary, build_store
 from ld_client.data.memory import MEMORY
+from ld_client.data.site_base import SiteBase
 from ld_client.data.store import open_store
 from ld_client.data.store_key import KEY_FILE
 from ld_client.site_config import load_site
-from ld_common.core.errors import StoreError
-from tests.conftest import PLANTED_ROWS, write_mr_slice, write_table
+from ld_common.core.errors import ModelError, StoreError
+from ld_common.diffusion.base_model import base_digest, load_base
+from tests.conftest import PLANTED_ROWS, write_mr_slice, write_table, write_visit
 
 GREY = np.random.default_rng(0).integers(0, 1000, (32, 32), dtype=np.uint16)
 
@@ -169,17 +175,17 @@ def test_another_modality_or_a_checked_file_is_read_again(
 def test_an_index_that_was_stopped_goes_on(
     site_yaml: Path, monkeypatch: pytest.MonkeyPatch, reads: Callable[[], Reads]
 ) -> None:
-    encode = indexing._encoded
+    encode = SiteBase.encode
     batches: list[int] = []
 
-    def stop_at_third(modality: Any, base: Any, pictures: torch.Tensor) -> Any:
+    def stop_at_third(base: SiteBase, pictures: list[torch.Tensor], modality: Any) -> Any:
         batches.append(len(pictures))
         if len(batches) == 3:
             raise KeyboardInterrupt
-        return encode(modality, base, pictures)
+        return encode(base, pictures, modality)
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexing, "_encoded", stop_at_third)
+        patch.setattr(SiteBase, "encode", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             build(site_yaml, "batch_size=1", "processes=1")
     assert batches == [1, 1, 1]
@@ -276,3 +282,70 @@ def test_the_number_of_processes_changes_nothing(processes: int, site_yaml: Path
     build(site_yaml, f"processes={processes}", anew=True)
     assert open_store(load_site(site_yaml).store_path).digest() == first.digest()
     assert read_exclusions(load_site(site_yaml).store_path) == listed
+
+
+UNCHANGED = """\
+import sys
+sys.modules.update(dict.fromkeys({libraries}))  # importing one of them now fails
+from pathlib import Path
+from ld_client.data import memory
+from ld_client.data.indexing import build_store
+from ld_client.site_config import load_site
+memory.SETTLED_SECONDS = 0.0
+print(build_store(load_site(Path({site!r}))).unchanged)
+"""
+
+
+def test_an_index_of_unchanged_files_needs_no_model_library(site_yaml: Path, reads: Callable[[], Reads]) -> None:
+    build(site_yaml)
+    store = load_site(site_yaml).store_path
+    before = {path.name: path.read_bytes() for path in store.glob("cache-*")}
+    code = UNCHANGED.format(libraries=("torch", "diffusers", "transformers", "scipy.ndimage"), site=str(site_yaml))
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
+    assert {path.name: path.read_bytes() for path in store.glob("cache-*")} == before
+
+
+def test_another_base_in_the_same_folder_encodes_every_scan_anew(
+    site_yaml: Path, tmp_path: Path, reads: Callable[[], Reads]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(load_site(site_yaml).base_model, base)
+    store = load_site(site_yaml).store_path
+    build(site_yaml, f"base_model={base}")
+    first = open_store(store)
+    statistics = base / "latent_statistics.json"
+    mean = json.loads(statistics.read_text())["mean"] if statistics.exists() else [0.0] * first.latents.shape[1]
+    statistics.write_text(json.dumps({"mean": [value + 1 for value in mean]}))
+    assert build(site_yaml, f"base_model={base}").unchanged == 0
+    second = open_store(store, base_digest=base_digest(str(base)))
+    assert second.base_digest != first.base_digest
+    torch.testing.assert_close(second.base_latent_mean, first.base_latent_mean + 1)
+    assert build(site_yaml, f"base_model={base}").unchanged == 6
+    (base / "unet/config.json").unlink()
+    with pytest.raises(ModelError):
+        build(site_yaml, f"base_model={base}")
+
+
+def test_a_base_that_changes_while_an_index_runs_makes_no_store(
+    site_yaml: Path, monkeypatch: pytest.MonkeyPatch, reads: Callable[[], Reads]
+) -> None:
+    build(site_yaml)
+    store = load_site(site_yaml).store_path
+    before = open_store(store).digest()
+    monkeypatch.setattr(site_base, "_load", lambda name: dataclasses.replace(load_base(name), digest="another"))
+    write_visit(site_yaml.parent / "scans", "PLANTED-CARL", "2020-11-12", SeriesNumber=2)
+    with pytest.raises(ModelError, match="changed while the index ran"):
+        build(site_yaml)
+    assert open_store(store).digest() == before
+
+
+def test_a_prompt_that_became_too_long_is_refused_though_no_scan_changed(
+    site_yaml: Path, tmp_path: Path, reads: Callable[[], Reads]
+) -> None:
+    build(site_yaml)
+    text = Path(load_site(site_yaml).modality).read_text()
+    (tmp_path / "wordy.yaml").write_text(text.replace("brain MRI,", "brain MRI," + " of a patient" * 40))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="shorten it"):
+            build(site_yaml, f"modality={tmp_path / 'wordy.yaml'}")

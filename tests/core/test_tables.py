@@ -110,7 +110,10 @@ def _archive(path: Path, name: str) -> bytes:
     ("name", "content", "words"),
     [
         ("t.xlsx", b"", "an Excel workbook: save it as CSV"),
-        ("t.XLS", b"a,b\n1,2\n", "an Excel workbook"),
+        ("t.XLS", b"\0\1", "an Excel workbook"),
+        ("t.xls", b"<html><table><tr><td>a</td></tr></table>", "an HTML or XML page: save it as CSV"),
+        ("t.csv", b"PAR1" + bytes(60) + b"PAR1", "a Parquet file: export it as CSV"),
+        ("t.csv", b"SQLite format 3\0", "an SQLite database"),
         ("t.ods", b"", "an OpenDocument spreadsheet: save it as CSV"),
         ("t.csv", b"PK\x03\x04" + bytes(40), "an Excel workbook: save it as CSV, or unpack it if it is a zip archive"),
         ("t.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook"),
@@ -130,12 +133,19 @@ def test_a_file_that_is_no_table_is_called_what_it_is(name: str, content: bytes,
 def test_workbooks_are_told_by_what_is_in_them(table: Path, tmp_path: Path) -> None:
     for inside, words in (
         ("[Content_Types].xml", "an Excel workbook: save it as CSV$"),
-        ("visits.csv", "or unpack it if it is a zip archive"),
+        ("visits.csv", ": a zip archive: unpack it$"),
+        ("mimetype", ": a zip archive: unpack it$"),
     ):
         table.write_bytes(_archive(tmp_path / "a.zip", inside))
         with pytest.raises(TableError, match=words), open_table(table):
             pass
     assert cells(table, "PK,name\n1,a\n")[0] == ["PK", "name"]  # a text that only begins so
+
+
+def test_a_text_that_is_named_as_an_old_workbook_is_read(tmp_path: Path) -> None:
+    (tmp_path / "export.xls").write_text("a\tb\n1\t2\n")
+    with open_table(tmp_path / "export.xls") as opened:
+        assert [row.cells for row in opened.rows] == [{"a": "1", "b": "2"}]
 
 
 def test_a_column_that_is_read_may_occur_once(table: Path) -> None:

@@ -14,7 +14,9 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLosslessSV1, SecondaryCaptureImageStorage
 
 from ld_common.core.errors import ScanError
-from ld_common.imaging.dicom import MAX_NESTING, read_dicom, read_headers
+from ld_common.imaging.decoding_worker import header_fields
+from ld_common.imaging.dicom import MAX_NESTING, read_dicom, read_frames, read_headers
+from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import MAX_FILE_BYTES, Rejection, ScanRejected
 from ld_common.imaging.scan_reader import decode_scan
@@ -239,6 +241,52 @@ def test_objects_that_are_no_images_are_refused(tmp_path: Path) -> None:
     assert refusal(real("rtdose.dcm")) == Rejection.WRONG_MODALITY
     with pytest.raises(ScanRejected, match="damaged"):
         read_dicom(real("MR_truncated.dcm"), ("MR",), released=True)
+
+
+ALL = ("MR", "CT", "CR", "DX", "US", "OT", "NM", "PT")
+
+
+def told(read: Callable[[], list[DicomHeader]]) -> object:
+    """The fields of the headers that are read, or the refusal."""
+    try:
+        return [header_fields(header) for header in read()]
+    except ScanRejected as error:
+        return error.rejection, error.detail
+
+
+@pytest.mark.parametrize("damage", [None, 0, 1, 2, 3])
+def test_a_header_alone_says_what_the_whole_file_says(damage: int | None, tmp_path: Path) -> None:
+    """Headers are read by a shorter way than files with their pixels, which pydicom's `dcmread` reads whole."""
+    folder, rng = Path(pydicom.data.__file__).parent / "test_files", np.random.default_rng(damage)
+    for file in sorted(path for path in folder.glob("*.dcm") if path.stat().st_size < 40_000):
+        copy, content = tmp_path / file.name, bytearray(file.read_bytes())
+        if damage is not None:
+            content[rng.integers(132, min(len(content), 1500))] = rng.integers(256)
+        copy.write_bytes(content)
+        alone = told(lambda path=copy: read_headers(path, ALL, released=True))
+        whole = told(lambda path=copy: read_frames(path, ALL, released=True)[0])
+        assert alone == whole or not isinstance(whole, list), file.name  # pixels may be refused where the header is not
+
+
+def test_the_index_of_a_disc_is_called_one() -> None:
+    with pytest.raises(ScanRejected, match=r"the index of a disc \(DICOMDIR\)"):
+        read_headers(real("DICOMDIR"), ("MR",))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"),
+    [("1.2.840.10008.1.2.4.110", "JPEG XL Lossless"), ("1.2.840.10008.1.2.8.1", "Deflated Image Frame Compression")],
+)
+def test_a_transfer_syntax_without_a_decoder_is_named(
+    syntax: str, name: str, tmp_path: Path, write_dicom: WriteDicom
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    content = path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", syntax.encode() + b"\0" * (len(syntax) % 2))
+    at = content.index(syntax.encode()) - 2
+    length = len(syntax) + len(syntax) % 2
+    path.write_bytes(content[:at] + length.to_bytes(2, "little") + content[at + 2 :])
+    with pytest.raises(ScanRejected, match=f"no decoder exists for '{name}': have it sent uncompressed"):
+        read_dicom(path, ("MR",))
 
 
 def test_slices_are_sorted_along_a_tilted_normal(tmp_path: Path, write_dicom: WriteDicom) -> None:

@@ -1,7 +1,7 @@
 """Scans that earlier indexes encoded or refused, so that the next one does not read them again.
 
 The encoded ones are the last store's, and those of an index that stopped before its end, which lie in the memory until
-one is complete.
+one is complete. No model library is needed to read them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
-from torch import Tensor
+from safetensors.numpy import load, load_file, save
 
 from ld_client.data.exclusions import Reason
 from ld_client.data.memory import FileMemory
-from ld_client.data.store import MIRRORED, SIZES
-from ld_client.data.store_index import open_index
+from ld_client.data.store_index import LATENTS, MIRRORED, SIZES, open_index
 from ld_common.core.errors import StoreError
 
 
@@ -28,11 +26,11 @@ from ld_common.core.errors import StoreError
 class EncodedScan:
     """What a store holds of one scan's pixels."""
 
-    latents: Tensor
+    latents: np.ndarray
     """`(C,h,w)` float32, scaled."""
-    mirrored: Tensor
+    mirrored: np.ndarray
     """`(C,h,w)` of the mirror image; `(0,)` where the modality has none."""
-    sizes: Tensor
+    sizes: np.ndarray
     """`(2,)` float64, as `structure_sizes`; `(0,)` where nothing was measured."""
 
 
@@ -43,7 +41,7 @@ class EncodedScans:
     memory: FileMemory
     modality_digest: str
     base_digest: str
-    _tensors: dict[str, Tensor] = field(default_factory=dict)
+    _tensors: dict[str, np.ndarray] = field(default_factory=dict)
     _rows: dict[bytes, int] = field(default_factory=dict)
 
     @classmethod
@@ -87,13 +85,13 @@ class EncodedScans:
         if row is None:
             value = self.memory.get(key, keep=False)
             return None if value is None or "encoded" not in value else _unpacked(value["encoded"])
-        if row >= len(self._tensors["latents"]):
+        if row >= len(self._tensors[LATENTS]):
             return None
         mirrored, sizes = self._tensors[MIRRORED], self._tensors[SIZES]
         return EncodedScan(
-            self._tensors["latents"][row],
-            mirrored[row] if len(mirrored) else torch.empty(0),
-            sizes[:, row] if sizes.shape[1] else torch.empty(0, dtype=torch.float64),
+            self._tensors[LATENTS][row],
+            mirrored[row] if len(mirrored) else np.empty(0, np.float32),
+            sizes[:, row] if sizes.shape[1] else np.empty(0, np.float64),
         )
 
     def put(self, key: bytes | None, scan: EncodedScan) -> None:
@@ -102,7 +100,7 @@ class EncodedScans:
 
 
 def _packed(scan: EncodedScan) -> str:
-    return base64.b64encode(save({name: tensor.contiguous() for name, tensor in vars(scan).items()})).decode()
+    return base64.b64encode(save({name: np.ascontiguousarray(tensor) for name, tensor in vars(scan).items()})).decode()
 
 
 def _unpacked(text: str) -> EncodedScan:

@@ -10,7 +10,6 @@ from ld_client.data.ingest import Progress, Survey
 from ld_client.data.memory import FileMemory
 from ld_client.data.store_index import open_index
 from ld_common.core.errors import ScanError
-from ld_common.imaging.face import shows_face
 from ld_common.imaging.nifti import NIFTI
 from ld_common.imaging.readers import read_volume
 
@@ -64,6 +63,8 @@ def _face(path: Path, surveyed: Survey, memory: FileMemory | None) -> bool | Non
     known = None if memory is None else memory.get(key)
     if known is not None:
         return None if known["face"] is None else bool(known["face"])
+    from ld_common.imaging.face import shows_face  # a second, which an index without a new volume saves
+
     try:
         face = shows_face(read_volume(path, surveyed.modality.as_in_files(), released=True))
     except ScanError:

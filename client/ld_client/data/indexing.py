@@ -11,28 +11,29 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save
-from torch import Tensor
+import numpy as np
+from safetensors.numpy import save
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_client.data.contradictions import Doubt
 from ld_client.data.encoded_scans import EncodedScan, EncodedScans
 from ld_client.data.exclusions import Exclusion
 from ld_client.data.faces import FaceCount, count_faces, meta_of
+from ld_client.data.held_out import Split, held_out_patients
 from ld_client.data.ingest import Progress, Survey, read_visits, survey
 from ld_client.data.memory import FileMemory
-from ld_client.data.store import MIRRORED, SIZES, Split, held_out_patients, open_store
-from ld_client.data.store_index import INDEX, SCHEMA_VERSION
+from ld_client.data.site_base import SiteBase
+from ld_client.data.store_index import INDEX, LATENT_MEAN, LATENTS, MIRRORED, SCHEMA_VERSION, SIZES
 from ld_client.data.store_key import load_key
 from ld_client.data.withdrawals import former_patients
 from ld_client.site_config import SiteConfig, load_modality
 from ld_common.core.errors import StoreError
-from ld_common.diffusion.base_model import BaseModel, load_base
-from ld_common.imaging.geometry import to_model
-from ld_common.imaging.modality import Attributes, Modality
-from ld_common.metrics.structure import structure_sizes
+from ld_common.imaging.modality import Attributes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA = """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -95,26 +96,27 @@ def build_store(site: SiteConfig, progress: Progress = lambda *_: None, anew: bo
             than the base's text encoder reads.
         StoreError: no visit could be used, and there is a store that has some, which stays as it is.
     """
-    modality, base = load_modality(site), load_base(site.base_model)
+    modality = load_modality(site)
     key = load_key(site.store_path, site.ledger_path)
     memory = FileMemory.open(site.store_path, Path(site.data.root), key, anew)
     try:
-        digests = modality.digest(), base.digest
+        base = SiteBase.of(site.base_model, memory)
+        digests = modality.digest(), base.facts.digest
         known = EncodedScans(memory, *digests) if anew else EncodedScans.of(site.store_path, memory, *digests)
         return _build(survey(site, modality, key, progress, memory), base, known, progress)
     finally:
         memory.close()
 
 
-def _build(surveyed: Survey, base: BaseModel, known: EncodedScans, progress: Progress) -> IndexSummary:
+def _build(surveyed: Survey, base: SiteBase, known: EncodedScans, progress: Progress) -> IndexSummary:
     site, modality, memory = surveyed.site, surveyed.modality, known.memory
-    base.tokens(_long_prompts(surveyed, base))
+    base.check_prompts(_prompts(surveyed))
     entries, encoded, exclusions, unchanged = _encode_scans(surveyed, base, known, progress)
     faces = count_faces(surveyed, progress, memory)
-    tensors = encoded | {"base_latent_mean": base.latent_mean.float().contiguous()}
+    tensors = encoded | {LATENT_MEAN: np.array(base.facts.latent_mean, np.float32)}
     contradictions = surveyed.contradictions
     accepted = dict(sorted(contradictions.accepted.items()))
-    meta = {"schema": SCHEMA_VERSION, "base": base.digest, "modality": modality.digest()} | meta_of(faces)
+    meta = {"schema": SCHEMA_VERSION, "base": base.facts.digest, "modality": modality.digest()} | meta_of(faces)
     meta[ACCEPTED] = json.dumps(accepted)
     meta[DOUBTS] = json.dumps(Counter(doubt.kind for doubt in contradictions.doubts))
     if not entries and _has_visits(site.store_path):
@@ -145,6 +147,8 @@ def _build(surveyed: Survey, base: BaseModel, known: EncodedScans, progress: Pro
 
 
 def _has_visits(folder: Path) -> bool:
+    from ld_client.data.store import open_store
+
     try:
         open_store(folder)
     except StoreError:
@@ -152,17 +156,14 @@ def _has_visits(folder: Path) -> bool:
     return True
 
 
-def _long_prompts(surveyed: Survey, base: BaseModel) -> list[str]:
-    """Prompts that may have more tokens than the base reads; a token has a character at least."""
+def _prompts(surveyed: Survey) -> set[str]:
     visits = (candidates for dates in surveyed.patients.values() for candidates in dates.values())
-    prompts = {surveyed.modality.prompt(one.attributes) for candidates in visits for one in candidates}
-    room = int(base.text_encoder.config.max_position_embeddings) - 2  # beginning and end are tokens
-    return sorted(prompt for prompt in prompts if len(base.transform_prompt(prompt).encode()) > room)
+    return {surveyed.modality.prompt(candidate.attributes) for candidates in visits for candidate in candidates}
 
 
 def _encode_scans(
-    surveyed: Survey, base: BaseModel, known: EncodedScans, progress: Progress
-) -> tuple[list[_Entry], dict[str, Tensor], list[Exclusion], int]:
+    surveyed: Survey, base: SiteBase, known: EncodedScans, progress: Progress
+) -> tuple[list[_Entry], dict[str, np.ndarray], list[Exclusion], int]:
     """Index rows, the store's tensors of the visits, all exclusions, and how many visits were known."""
     modality, exclusions = surveyed.modality, list(surveyed.exclusions)
     entries: list[_Entry] = []
@@ -171,7 +172,7 @@ def _encode_scans(
     unchanged = 0
 
     def encode() -> None:
-        for row, scan in zip(waiting, _encoded(modality, base, torch.stack(list(waiting.values()))), strict=True):
+        for row, scan in zip(waiting, base.encode(list(waiting.values()), modality), strict=True):
             encoded[row] = scan
             known.put(entries[row].source, scan)
         waiting.clear()
@@ -186,32 +187,30 @@ def _encode_scans(
             encoded[row] = visit.scan
             unchanged += 1
         else:
-            waiting[row] = to_model(visit.scan, base.resolution, modality.image)[0]
+            waiting[row] = base.picture(visit.scan, modality)
         if len(waiting) == surveyed.site.batch_size:
             encode()
         progress("encoding scans", len(entries), surveyed.scans)
     if waiting:
         encode()
     progress("encoding scans", surveyed.scans, surveyed.scans)
-    rows = [encoded[row] for row in range(len(entries))]
-    latents, mirrored = [torch.empty(0, *base.latent_shape)], [torch.empty(0, *base.latent_shape)]
-    latents += [scan.latents[None] for scan in rows]
-    mirrored += [scan.mirrored[None] for scan in rows if len(scan.mirrored)]
-    sizes = [torch.empty(2, 0, dtype=torch.float64), *(scan.sizes[:, None] for scan in rows if len(scan.sizes))]
-    tensors = {"latents": torch.cat(latents), SIZES: torch.cat(sizes, 1), MIRRORED: torch.cat(mirrored)}
+    tensors = _stacked([encoded[row] for row in range(len(entries))], base.facts.latent_shape)
     return entries, tensors, exclusions, unchanged
 
 
-def _encoded(modality: Modality, base: BaseModel, pictures: Tensor) -> list[EncodedScan]:
-    """What the store holds of pictures `(B,C,H,W)`."""
-    latents = base.encode(pictures)
-    mirrored = base.encode(pictures.flip(-1)) if modality.image.symmetric else torch.empty(len(pictures), 0)
-    measured = structure_sizes(modality, pictures)
-    sizes = torch.empty(0, len(pictures), dtype=torch.float64) if measured is None else measured
-    return [EncodedScan(*parts) for parts in zip(latents, mirrored, sizes.T, strict=True)]
+def _stacked(scans: list[EncodedScan], latent_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """The store's tensors of its visits."""
+    none = np.empty((0, *latent_shape), np.float32)
+    mirrored = [scan.mirrored for scan in scans if len(scan.mirrored)]
+    sizes = [scan.sizes for scan in scans if len(scan.sizes)]
+    return {
+        LATENTS: np.stack([scan.latents for scan in scans]) if scans else none,
+        SIZES: np.stack(sizes, 1) if sizes else np.empty((2, 0), np.float64),
+        MIRRORED: np.stack(mirrored) if mirrored else none,
+    }
 
 
-def _write_cache(folder: Path, tensors: dict[str, Tensor]) -> str:
+def _write_cache(folder: Path, tensors: dict[str, np.ndarray]) -> str:
     """Write the tensors under a name made of their content, and return it."""
     content = save(tensors)
     name = f"cache-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"

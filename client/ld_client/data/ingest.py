@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ld_client.data.candidates import Candidate, is_checked
 from ld_client.data.contradictions import NO_DATES, Contradictions, Doubt, content_digest
 from ld_client.data.exclusions import Exclusion, Reason
-from ld_client.data.joining import Candidate, Joiner, is_checked
+from ld_client.data.joining import Joiner
 from ld_client.data.memory import FileMemory
+from ld_client.data.site_files import list_files
 from ld_client.data.table_reading import read_table
 from ld_client.data.withdrawn_scans import WithdrawnScans
 from ld_client.site_config import SiteConfig
@@ -103,7 +104,7 @@ def survey(
     digests = content_digest if memory is None else memory.content_digest
     contradictions = Contradictions(site.data.accept, doubts=notes)
     joiner = Joiner(site, modality, table, key, withdrawn, contradictions, digests)
-    files, lost = _files(site)
+    files, lost = list_files(site)
     joiner.exclusions += lost
     with_header = [path for path in files if not path.name.lower().endswith(FOUND_BY_NAME)]
     headers = _headers(with_header, site, modality, memory)
@@ -181,14 +182,19 @@ def _read_visit(
     patient: str, date: datetime.date, surveyed: Survey, known: EncodedScans | None
 ) -> tuple[_Read | None, list[Exclusion]]:
     """The scan of a visit, None where it has none that can be used, and the exclusions."""
-    candidates = sorted(surveyed.patients[patient][date], key=lambda series: (series.series_number, series.name))
+    found = sorted(surveyed.patients[patient][date], key=lambda series: (series.series_number, series.name))
+    candidates = [series for series in found if not series.is_mixed] or found
+    detail = "it has several planes, and the visit has a series of one plane"
+    exclusions = [Exclusion(one.name, one.files, Reason.OTHER_SERIES, detail) for one in found if one not in candidates]
     spoilt = surveyed.spoilt.get((patient, date), set())
     if _ambiguous(candidates, spoilt, surveyed.modality):
-        return None, list(_left_out(candidates, spoilt))
+        return None, exclusions + list(_left_out(candidates, spoilt))
     if any(candidate.attributes != candidates[0].attributes for candidate in candidates):
         detail = "several rows of the visit say different things: keep the right one"
-        return None, [Exclusion(one.name, one.files, Reason.CONFLICTING_ROWS, detail) for one in candidates]
-    taken, exclusions = None, []
+        return None, exclusions + [
+            Exclusion(one.name, one.files, Reason.CONFLICTING_ROWS, detail) for one in candidates
+        ]
+    taken = None
     for candidate in candidates:
         if taken is not None:
             detail = f"the visit's scan is {taken.candidate.name}"
@@ -243,27 +249,3 @@ def _read(candidate: Candidate, surveyed: Survey, known: EncodedScans | None) ->
     if known is not None:
         known.refuse(key, reason, detail)
     return Exclusion(candidate.name, candidate.files, reason, detail)
-
-
-def _files(site: SiteConfig) -> tuple[list[Path], list[Exclusion]]:
-    """Every file under the root except the tables, the store and hidden files, in a fixed order; and lost folders."""
-    lost: list[Exclusion] = []
-
-    def note(folder: str | Path, detail: str) -> None:
-        lost.append(Exclusion(Path(folder).relative_to(site.data.root).as_posix(), 0, Reason.UNREADABLE, detail))
-
-    tables = [site.data.table, *(other.table for other in site.data.joined)]
-    skipped = {os.path.realpath(path) for path in (*tables, site.store)}
-    files: list[Path] = []
-    closed = "no permission to list this folder: change its permissions"
-    for place, folders, names in os.walk(site.data.root, onerror=lambda error: note(error.filename, closed)):
-        folder = Path(place)
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and os.path.realpath(folder / name) not in skipped
-        ]
-        for name in folders:
-            if (folder / name).is_symlink():
-                note(folder / name, "a link to a folder, which is not followed: set data.root to its target")
-        paths = [folder / name for name in names if not name.startswith(".")]
-        files += [path for path in paths if os.path.realpath(path) not in skipped]
-    return sorted(files), lost

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from ld_client.data.contradictions import SHORT_STACK, Contradictions, Doubt, content_digest, shared_files
+from ld_client.data.candidates import Candidate, kind_of, name_of, scan_of_series
+from ld_client.data.contradictions import Contradictions, content_digest, shared_files
 from ld_client.data.exclusions import Exclusion, Reason
 from ld_client.data.pseudonyms import pseudonym
 from ld_client.data.table import ENTRY, Table, TableRow, Time
@@ -22,11 +23,9 @@ from ld_common.core.errors import RequestError
 from ld_common.imaging.dicom_header import DicomHeader
 from ld_common.imaging.modality import PROJECTION, Attributes, Modality
 from ld_common.imaging.rejection import Rejection, ScanRejected
-from ld_common.imaging.scan_reader import PICTURES, Source, unfit
-from ld_common.imaging.series import grouped, ordered
+from ld_common.imaging.scan_reader import PICTURES
+from ld_common.imaging.series import grouped
 
-LAST_NUMBER = 2**31
-"""Of series without a number, which come last."""
 OF_A_SERIES = frozenset(
     (
         *(Rejection.BURNED_IN, Rejection.LOCALIZER, Rejection.SYNTHETIC),
@@ -34,50 +33,6 @@ OF_A_SERIES = frozenset(
     )
 )
 """Refusals that hold for all images of a series: one line for each folder."""
-SHORT_SHARE = 0.25
-"""Of a body part's length; a stack that covers less may be half transferred."""
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A scan with a row of the table, before its pixels are read. It names files of the site."""
-
-    source: Source
-    """The file, or the files of a series."""
-    name: str
-    files: int
-    series_number: int
-    attributes: Attributes
-    kind: str = ""
-    """What tells different series of a visit apart; empty for a file without a header."""
-    headers: Sequence[DicomHeader] = ()
-    """Of its images in order; none for a file without a header."""
-
-    @property
-    def uids(self) -> frozenset[str]:
-        """SOP Instance UIDs of its images."""
-        return frozenset(header.sop_uid for header in self.headers)
-
-    @property
-    def paths(self) -> Sequence[Path]:
-        """Its files, the one that names it first."""
-        return [self.source] if isinstance(self.source, Path) else self.source
-
-
-def is_checked(path: Path, site: SiteConfig) -> bool:
-    """Whether a person has checked a file for burned-in text."""
-    return any(fnmatch.fnmatchcase(name_of(path, site), pattern) for pattern in site.data.burned_in_text_checked)
-
-
-def name_of(path: Path, site: SiteConfig) -> str:
-    """A file's path relative to the data's root."""
-    return path.relative_to(site.data.root).as_posix()
-
-
-def _kind(header: DicomHeader) -> str:
-    """What tells a series from others of its visit."""
-    echo = "" if header.echo_ms is None else f"echo {header.echo_ms:g} ms"
-    return ", ".join(filter(None, (f"'{header.series_description}'", echo, header.image_type)))
 
 
 @dataclass
@@ -158,8 +113,12 @@ class Joiner:
 
     def _row_of(self, name: str) -> TableRow | None:
         """The row that names a file, or a folder above it."""
-        places = (name, *(parent.as_posix() for parent in PurePosixPath(name).parents))
-        return next((self.table.by_file[place] for place in places if place in self.table.by_file), None)
+        place = name
+        while self.table.by_file and place:
+            if place in self.table.by_file:
+                return self.table.by_file[place]
+            place = place.rpartition("/")[0]
+        return self.table.by_file.get(".")
 
     def _add_named(self, path: Path, name: str, row: TableRow | None) -> None:
         if row is None:
@@ -228,42 +187,17 @@ class Joiner:
     def _add_series(self, row: TableRow, images: Sequence[DicomHeader]) -> None:
         """Add a series to the visit of a row."""
         try:
-            self._add(row, self._candidate(images))
+            found = scan_of_series(images, self.site, self.modality)
         except ScanRejected as error:
             name = name_of(images[0].path, self.site)
             self._exclude(name, self._files(images), Reason(error.rejection.value), error.detail)
             if error.rejection in (Rejection.SEVERAL_AT_ONE_PLACE, Rejection.MISSING_SLICE):
                 visit = pseudonym(self.key, row.patient), row.date
-                self.spoilt.setdefault(visit, set()).add(_kind(images[0]))
-
-    def _candidate(self, images: Sequence[DicomHeader]) -> Candidate:
-        """The scan of a series, its images in order; raises `ScanRejected` for one that is none."""
-        problem = unfit(images[0], self.modality)
-        if problem is not None:
-            raise ScanRejected(images[0].path, *problem)
-        headers = list(images)
-        if self.modality.image.plane != PROJECTION:
-            series = ordered(images[0].path, images)
-            for header in series.left_out:
-                detail = f"its plane is another one than that of the {len(series.headers)} images of its series"
-                self._exclude(name_of(header.path, self.site), 1, Reason.WRONG_GEOMETRY, detail)
-            headers, part = series.headers, self.modality.image.part_mm
-            covered = series.step_mm * len(headers)
-            if 0 < covered < SHORT_SHARE * part:
-                detail = f"{len(headers)} slices cover {covered:.0f} mm of a part of {part:g} mm: is the series whole?"
-                name = name_of(headers[0].path, self.site)
-                self.contradictions.doubts.append(Doubt(SHORT_STACK, name, detail))
-        paths = list(dict.fromkeys(header.path for header in headers))
-        first = headers[0]
-        kind = _kind(first)
-        if self.modality.image.plane != PROJECTION:
-            # an aborted run, and a slice that is a scan of its own, are no repeats
-            single = len(headers) == 1 and first.position_mm is not None
-            kind += f", {len(headers)} slices" + (f" at {first.position_mm:.1f} mm" if single else "")
-            kind += {0: ", sagittal", 1: ", coronal"}.get(series.plane_axis if series.plane_axis is not None else 2, "")
-        number = LAST_NUMBER if first.series_number is None else first.series_number
-        source: Source = paths[0] if len(paths) == 1 else tuple(paths)
-        return Candidate(source, name_of(min(paths), self.site), len(paths), number, {}, kind, headers)
+                self.spoilt.setdefault(visit, set()).add(kind_of(images[0]))
+            return
+        self.exclusions += found.exclusions
+        self.contradictions.doubts += found.doubts
+        self._add(row, found.candidate)
 
     def _add(self, row: TableRow, candidate: Candidate) -> None:
         """Add a scan to the visit of a row, unless a value is missing or contradicts the scan's header."""
@@ -320,11 +254,14 @@ class Joiner:
                 del self.patients[patient]
 
     def _exclude_rows(self) -> None:
-        files = FileNames(self._names)
+        files: FileNames | None = None
         for row in self.table.rows():
             if self.withdrawn.take_row(row.patient) or row.line in self._used:
                 continue
-            nearest = files.nearest(row.file) if row.file else ""
+            nearest = ""
+            if row.file:
+                files = files or FileNames(self._names)
+                nearest = files.nearest(row.file)
             detail = "no file matches this row" + (f"; the nearest is '{nearest}'" if nearest else "")
             self._exclude(f"row {row.line}", 0, Reason.NO_SCAN, detail)
 

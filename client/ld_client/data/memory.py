@@ -9,6 +9,7 @@ A refusal that another try may not repeat, such as a missing decoder or a slow d
 
 from __future__ import annotations
 
+import functools
 import hmac
 import json
 import secrets
@@ -24,6 +25,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ld_client.data.contradictions import content_digest
+from ld_client.data.site_files import relative_name
 from ld_common.core.errors import StoreError
 from ld_common.core.version import installed_version
 from ld_common.imaging.rejection import Rejection
@@ -52,6 +54,10 @@ class FileMemory:
     _began: float = field(default_factory=time.time)
     _committed: float = field(default_factory=time.monotonic)
 
+    @functools.cached_property
+    def _cipher(self) -> AESGCM:
+        return AESGCM(self._key)
+
     @classmethod
     def open(cls, store: Path, root: Path, key: bytes, anew: bool = False) -> FileMemory:
         """The memory of a store; empty with `anew`, and where the file is damaged.
@@ -73,8 +79,15 @@ class FileMemory:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot use '{store / MEMORY}' ({error}): does another ld-client index run?") from error
 
-    def key(self, kind: str, files: Sequence[Path], *depends: object) -> bytes | None:
-        """Key of a value that follows from these files and settings; None where a file may still change."""
+    def key(self, kind: str, files: Sequence[Path], *depends: object, root: Path | None = None) -> bytes | None:
+        """Key of a value that follows from these files and settings; None where a file may still change.
+
+        Args:
+            kind: of the value.
+            files: below the data's root, or below `root` where it is given.
+            depends: settings, which JSON can hold.
+            root: folder of files that are no data.
+        """
         stated = []
         for path in files:
             try:
@@ -83,7 +96,7 @@ class FileMemory:
                 return None
             if max(status.st_mtime, status.st_ctime) > self._began - SETTLED_SECONDS:
                 return None
-            place = path.relative_to(self.root).as_posix().encode("utf-8", "surrogateescape").hex()
+            place = relative_name(path, root or self.root).encode("utf-8", "surrogateescape").hex()
             stated.append((place, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
         text = json.dumps([kind, installed_version(), stated, depends], default=str)
         return hmac.digest(self._key, text.encode(), "sha256")
@@ -97,7 +110,7 @@ class FileMemory:
         if key is None or sealed is None:
             return None
         try:
-            value = json.loads(AESGCM(self._key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], key))
+            value = json.loads(self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], key))
         except (InvalidTag, ValueError):
             return None  # of a store with another key, or damaged
         if keep:
@@ -113,7 +126,7 @@ class FileMemory:
         if key is None or value.get("rejection") in PASSING:
             return
         nonce = secrets.token_bytes(NONCE_BYTES)
-        sealed = nonce + AESGCM(self._key).encrypt(nonce, json.dumps(value).encode(), key)
+        sealed = nonce + self._cipher.encrypt(nonce, json.dumps(value).encode(), key)
         if keep:
             self._used.add(key)
         try:
@@ -140,10 +153,11 @@ class FileMemory:
         try:
             with self._lock:
                 present = [key for (key,) in self._database.execute("SELECT key FROM entries")]
-                gone = ((key,) for key in present if key not in self._used)
+                gone = [(key,) for key in present if key not in self._used]
                 self._database.executemany("DELETE FROM entries WHERE key = ?", gone)
                 self._database.commit()
-                self._database.execute("VACUUM")
+                if gone:
+                    self._database.execute("VACUUM")
         except sqlite3.Error as error:
             raise StoreError(f"cannot write '{MEMORY}' of the store: {error}") from error
 

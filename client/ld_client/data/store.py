@@ -17,14 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_client.data.store_index import SCHEMA_VERSION, open_index
+from ld_client.data.held_out import Split, held_out_patients
+from ld_client.data.store_index import LATENT_MEAN, LATENTS, MIRRORED, SCHEMA_VERSION, SIZES, open_index
 from ld_client.data.withdrawals import check_consent, former_patients
 from ld_common.core.errors import StoreError
 from ld_common.diffusion.longitudinal_sums import StructureSizes
 from ld_common.imaging.modality import Attributes, Modality
-
-SIZES, MIRRORED = "sizes", "mirrored"
-"""Names of tensors in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +71,6 @@ class Store:
         return torch.tensor([modality.condition_vector(attributes) for attributes in self.attributes])
 
 
-@dataclass(frozen=True)
-class Split:
-    """How many patients of a store are trained on, and how many are held out for the privacy audit."""
-
-    trained: int
-    held_out: int
-
-    def __str__(self) -> str:
-        return f"{self.trained} patients to train on, {self.held_out} held out"
-
-
 def open_store(folder: Path, *, base_digest: str | None = None, modality_digest: str | None = None) -> Store:
     """Load a store, checking the digests that are given.
 
@@ -101,7 +88,7 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
             raise StoreError(f"the store '{folder}' holds no visit: ld-client exclusions lists why")
         check_consent(folder, {row[0] for row in rows})
         tensors = load_file(folder / meta["cache"])
-        latents = tensors["latents"]
+        latents = tensors[LATENTS]
         sizes, mirrored = tensors[SIZES], tensors[MIRRORED]
         if len(latents) != len(rows) or {sizes.shape[1], len(mirrored)} - {0, len(rows)}:
             raise StoreError(f"the store '{folder}' is damaged: run ld-client index again")
@@ -110,7 +97,7 @@ def open_store(folder: Path, *, base_digest: str | None = None, modality_digest:
             modality_digest=meta["modality"],
             latents=latents,
             prompts=[row[3] for row in rows],
-            base_latent_mean=tensors["base_latent_mean"],
+            base_latent_mean=tensors[LATENT_MEAN],
             pseudonyms=[row[0] for row in rows],
             attributes=[json.loads(row[2]) for row in rows],
             days=[row[1] for row in rows],
@@ -133,25 +120,6 @@ def split_store(store: Store, held_out: float, independent: bool = False) -> tup
         [row for row, name in enumerate(store.pseudonyms) if (name in hidden) == side] for side in (False, True)
     )
     return _rows(store, trained), _rows(store, others)
-
-
-def held_out_patients(
-    pseudonyms: list[str], held_out: float, independent: bool = False, former: frozenset[str] = frozenset()
-) -> set[str]:
-    """Pseudonyms of the patients who are held out, by keyed hashes.
-
-    By default these are the round(`held_out` * patients) lowest hashes: the share is met to a patient, but one patient
-    more or less can move another across. `former` patients are counted among them, so that a withdrawal moves nobody.
-    With `independent`, a patient's side follows from the patient's hash alone: the share is met only on average, but
-    the training sets of data sets that differ by one patient differ by that patient at most, as a differentially
-    private study promises.
-    """
-    present = set(pseudonyms)
-    hashes = {name: hashlib.sha256(f"held out/{name}".encode()).digest() for name in present | former}
-    if independent:
-        return {name for name in present if int.from_bytes(hashes[name][:8]) < held_out * 2**64}
-    names = sorted(hashes, key=lambda name: hashes[name])
-    return present.intersection(names[: round(held_out * len(names))])
 
 
 def count_split(store: Store, held_out: float, independent: bool = False) -> Split:

@@ -13,6 +13,8 @@ from ld_common.core.errors import StoreError
 
 INDEX = "index.sqlite"
 SCHEMA_VERSION = "5"
+LATENTS, LATENT_MEAN, SIZES, MIRRORED = "latents", "base_latent_mean", "sizes", "mirrored"
+"""Names of tensors in the cache: of each visit, but for the base's own mean."""
 
 
 @contextmanager

@@ -35,6 +35,8 @@ class WithdrawnScans:
             name: its path relative to the data's root. Where `patient` is empty, a folder or file that is called like a
                 withdrawn patient makes it the patient's.
         """
+        if not self.pseudonyms:
+            return False
         parts = PurePosixPath(name).parts
         candidates = [patient] if patient else [*parts, *(part.split(".")[0] for part in parts[-1:])]
         taken = any(map(self.is_withdrawn, candidates))

@@ -13,6 +13,7 @@ import datetime
 import json
 import multiprocessing
 import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -122,6 +123,16 @@ class Harness:
 
     def _has_result(self, task: NamedTask) -> bool:
         return self.store.read(task.name) is not None
+
+
+def this_machine() -> dict[str, Any]:
+    """The processor's name and the number of threads that it runs at once."""
+    name = platform.processor() or platform.machine()
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        lines = [line.partition(":")[2].strip() for line in facts.read_text().splitlines() if line[:10] == "model name"]
+        name = lines[0] if lines else name
+    return {"processor": name, "threads": os.cpu_count() or 1}
 
 
 def json_bytes(content: Any, sort_keys: bool = False) -> bytes:

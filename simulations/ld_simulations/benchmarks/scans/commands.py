@@ -1,15 +1,11 @@
-"""Runs a command line of the product in this process, and says which machine it ran on."""
+"""Runs a command line of the product in this process."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -40,13 +36,3 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> CommandRun:
         except SystemExit as ended:
             code = int(ended.code or 0)
     return CommandRun(code, out.getvalue(), err.getvalue())
-
-
-def this_machine() -> dict[str, Any]:
-    """The processor's name and the number of threads that it runs at once."""
-    name = platform.processor() or platform.machine()
-    facts = Path("/proc/cpuinfo")
-    if facts.exists():
-        lines = [line.partition(":")[2].strip() for line in facts.read_text().splitlines() if line[:10] == "model name"]
-        name = lines[0] if lines else name
-    return {"processor": name, "threads": os.cpu_count() or 1}

@@ -42,6 +42,10 @@ CR: dict[str, Any] = RADIOGRAPH | {"Modality": "CR", "SOPClassUID": ComputedRadi
 DX: dict[str, Any] = RADIOGRAPH | {"Modality": "DX", "SOPClassUID": DigitalXRayImageStorageForPresentation}
 RAW: dict[str, Any] = {"SOPClassUID": DigitalXRayImageStorageForProcessing, "PresentationIntentType": "FOR PROCESSING"}
 CAPTURE: dict[str, Any] = {"SOPClassUID": SecondaryCaptureImageStorage, "ImageType": ["DERIVED", "SECONDARY"]}
+PLANES = {"axial": [1, 0, 0, 0, 1, 0], "sagittal": [0, 1, 0, 0, 0, -1], "coronal": [1, 0, 0, 0, 0, -1]}
+"""Plane -> directions of rows and columns in patient coordinates."""
+ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""Plane -> the axis along which its slices lie."""
 FRAMES: dict[str, Any] = {"SOPClassUID": MultiFrameGrayscaleWordSecondaryCaptureImageStorage, "NumberOfFrames": 2}
 COLOUR: dict[str, Any] = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
 
@@ -60,7 +64,8 @@ def dicom_samples() -> list[FormatSample]:
     colour = np.repeat(PICTURE.astype(np.uint8)[..., None], 3, 2)
     return [
         FormatSample(GROUP, "MR series, a file for each slice", "", _series),
-        FormatSample(GROUP, "Enhanced MR, all slices in one file", "", _enhanced),
+        FormatSample(GROUP, "Enhanced MR, all slices in one file", "", functools.partial(_enhanced, ["axial"])),
+        FormatSample(GROUP, "Enhanced MR, three planes in one file", "", functools.partial(_enhanced, list(PLANES))),
         FormatSample(GROUP, "Without preamble and file meta information", "", _bare),
         image("MR that the scanner processed (DERIVED\\PRIMARY)", ImageType=["DERIVED", "PRIMARY"]),
         image("CR radiograph", **CR),
@@ -101,25 +106,30 @@ def _series(folder: Path) -> Written:
     return Written("", TRUTH)
 
 
-def _enhanced(folder: Path) -> Written:
-    frames, slices = [], 5
-    for number in range(slices):
-        position, frame = Dataset(), Dataset()
-        position.ImagePositionPatient = [0, 0, (number - slices // 2) * STEP_MM]
-        frame.PlanePositionSequence = DicomSequence([position])
-        frames.append(frame)
-    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+def _enhanced(planes: list[str], folder: Path) -> Written:
+    """A stack of each plane in one file; those that are not axial show noise."""
+    frames, pixels, slices = [], [], 5
+    noise = np.random.default_rng(0).integers(0, PIXELS.max(), PIXELS.shape).astype(PIXELS.dtype)
+    for plane in planes:
+        for number in range(slices):
+            position, orientation, frame = Dataset(), Dataset(), Dataset()
+            place = [0.0, 0.0, 0.0]
+            place[ACROSS[plane]] = (number - slices // 2) * STEP_MM
+            position.ImagePositionPatient, orientation.ImageOrientationPatient = place, PLANES[plane]
+            frame.PlanePositionSequence = DicomSequence([position])
+            frame.PlaneOrientationSequence = DicomSequence([orientation])
+            frames.append(frame)
+            pixels.append(PIXELS if plane == "axial" else noise)
+    shared, measures = Dataset(), Dataset()
     measures.PixelSpacing = [SPACING_MM, SPACING_MM]
-    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     shared.PixelMeasuresSequence = DicomSequence([measures])
-    shared.PlaneOrientationSequence = DicomSequence([orientation])
     elements: dict[str, Any] = {
         **NO_PLACE,
         "PixelSpacing": None,
         "SOPClassUID": EnhancedMRImageStorage,
-        "NumberOfFrames": slices,
+        "NumberOfFrames": len(frames),
     }
-    dataset = mr_image(np.stack([PIXELS] * slices), **elements, Rows=PIXELS.shape[0], Columns=PIXELS.shape[1])
+    dataset = mr_image(np.stack(pixels), **elements, Rows=PIXELS.shape[0], Columns=PIXELS.shape[1])
     dataset.SharedFunctionalGroupsSequence = DicomSequence([shared])
     dataset.PerFrameFunctionalGroupsSequence = DicomSequence(frames)
     dataset.save_as(folder / FILE, enforce_file_format=True)

@@ -12,9 +12,8 @@ from rich.console import Console
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.config import to_mapping
-from ld_simulations.benchmarks.harness import Harness, ResultStore, claim_plan
+from ld_simulations.benchmarks.harness import Harness, ResultStore, claim_plan, this_machine
 from ld_simulations.benchmarks.scans.cases import judge_cases
-from ld_simulations.benchmarks.scans.commands import this_machine
 from ld_simulations.benchmarks.scans.formats import try_formats
 from ld_simulations.benchmarks.scans.layouts import TRIALS, try_layout
 from ld_simulations.benchmarks.scans.memory import watch_index
