@@ -44,6 +44,11 @@ def run(
     fresh: bool = typer.Option(
         False, "--fresh", help="Remove what an earlier run of this config made, and start anew."
     ),
+    ray_address: str = typer.Option(
+        "",
+        metavar="HOST:PORT",
+        help="Train on all nodes of a running Ray cluster that this machine belongs to.",
+    ),
     as_json: Json = False,
     overrides: list[str] = typer.Argument(
         None,
@@ -58,7 +63,8 @@ def run(
     from ld_simulations.demo import load_demo
 
     console = Console(stderr=as_json)
-    demo = load_demo(config, overrides or [])
+    chosen = [f"ray_address={ray_address}"] if ray_address else []
+    demo = load_demo(config, [*(overrides or []), *chosen])
     with locked(demo.output):
         if claim(demo.output, demo.content()) and fresh:
             remove_parts(demo.output)

@@ -6,6 +6,7 @@ Importing this module, and checking the keys of a config, loads no model library
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from ld_common.protocol.study_config import StudyConfig, load_study
 from ld_simulations.hospitals_config import HospitalsConfig
 from ld_simulations.overrides import split_overrides
 
+RAY_ADDRESS = re.compile(r"[A-Za-z0-9.-]+:\d{1,5}")
 REMOVED = {
     "overrides": "give the study's keys directly, for example federation.rounds=2",
     "hospital_overrides": "give the hospitals' keys directly, for example patients=8",
@@ -37,14 +39,24 @@ class DemoConfig:
     """YAML of the study, relative to the demo's file."""
     network: dict[str, Any] = field(default_factory=dict)
     """An editor of the trained network, with its options, that is judged beside the study's `edit`; empty for none."""
-    cpus_per_site: int = 1
-    """Processors that one site's training takes; as many sites train at once as there are processors for."""
+    cpus_per_site: int = 0
+    """Processors that one site's training takes; as many sites train at once as there are processors for. 0 shares
+    them out so that none is idle at the end of a round: 3 sites on 2 processors all train at once, at one thread each,
+    as far as memory has room."""
+    ray_address: str = ""
+    """HOST:PORT of a Ray cluster that this machine is a node of, whose nodes train the sites; empty trains them on
+    this machine alone."""
     held_out: float = 0.0
     """Share of each site's patients that its training leaves out; `ld-client audit-privacy` compares members with
     them."""
 
     def __post_init__(self) -> None:
-        require(self.cpus_per_site > 0, f"cpus_per_site is {self.cpus_per_site}: it must be above 0")
+        require(self.cpus_per_site >= 0, f"cpus_per_site is {self.cpus_per_site}: it must not be negative")
+        require(
+            not self.ray_address or RAY_ADDRESS.fullmatch(self.ray_address) is not None,
+            f"ray_address is '{self.ray_address}': use HOST:PORT, as `ray start --head` prints it, on a node of the "
+            "cluster",
+        )
         require(
             0 <= self.held_out < 1,
             f"held_out is {self.held_out}: use a share, 0 or more and below 1; the number of patients whose true "
@@ -88,7 +100,8 @@ class Demo:
         return Path(self.study.output) / "release"
 
     def content(self) -> dict[str, Any]:
-        """All that decides the demo's results, ready for JSON; neither paths of outputs nor `cpus_per_site`."""
+        """All that decides the demo's results, ready for JSON; no paths of outputs, nor what `cpus_per_site` and
+        `ray_address` say of machines."""
         study = {key: value for key, value in to_mapping(self.study).items() if key != "output"}
         hospitals = {key: value for key, value in dataclasses.asdict(self.hospitals).items() if key != "output"}
         return {

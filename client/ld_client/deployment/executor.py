@@ -13,8 +13,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
+import psutil
 from flwr.proto.task_pb2 import Task
 from flwr.supercore.cli.flower_superexec import flower_superexec
 from flwr.supercore.superexec import run_superexec
@@ -23,36 +23,73 @@ from flwr.supercore.superexec.plugin import AutoExecPlugin
 
 import ld_common.core.offline  # noqa: F401  (before Flower)
 from ld_client.deployment.approvals import check_bundle
-from ld_client.deployment.launcher import TOKEN
+from ld_client.deployment.launcher import FORK_TASKS, TOKEN, task_request
 from ld_client.deployment.site_home import SiteHome
-from ld_common.core.errors import LdError
+from ld_common.core.errors import DeploymentError, LdError
 
 CLIENT_APP = "flwr-clientapp"
 MOST_TASKS = 4
 """One task runs, the others wait for it; each holds a process with the model libraries."""
+Lives = Callable[[], bool]
+"""Whether a task's process has not ended."""
+Launch = Callable[[list[str], str], Lives]
+"""Starts a task's process, given the arguments of `flwr-clientapp` and the task's token."""
 
 
-class TaskProcess(Protocol):
-    """What is used of `subprocess.Popen`."""
+class ForkedTasks:
+    """Starts each task as a fork of one process that has loaded the model libraries (`launcher.fork_tasks`)."""
 
-    def poll(self) -> int | None:
-        """None while the process runs."""
+    def __init__(self, home: SiteHome) -> None:
+        self._command = [sys.executable, "-m", "ld_client.deployment.launcher", str(home.path), FORK_TASKS]
+        self.process: subprocess.Popen[bytes]
+        """The process with the libraries, which ends with this one."""
+        self._start()
+
+    def _start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __call__(self, arguments: list[str], token: str) -> Lives:
+        """Start a task.
+
+        Raises:
+            DeploymentError: the process with the libraries has died; the next call starts another.
+        """
+        if self.process.poll() is not None:
+            self._start()
+        requests, answers = self.process.stdin, self.process.stdout
+        try:
+            if requests is None or answers is None:
+                raise ValueError("no pipes")
+            requests.write(task_request(arguments, token))
+            requests.flush()
+            return psutil.Process(int(answers.readline())).is_running
+        except (OSError, ValueError, psutil.Error) as error:
+            self.process.kill()
+            raise DeploymentError("the process that starts tasks died: ask again") from error
 
 
-Launch = Callable[[list[str], dict[str, str]], TaskProcess]
+def fresh_tasks(home: SiteHome) -> Launch:
+    """Starts each task as a new process, which loads the model libraries itself."""
+
+    def launch(arguments: list[str], token: str) -> Lives:
+        command = [sys.executable, "-m", "ld_client.deployment.launcher", str(home.path), *arguments]
+        process = subprocess.Popen(command, env=os.environ | {TOKEN: token})
+        return lambda: process.poll() is None
+
+    return launch
 
 
-def start_process(command: list[str], environment: dict[str, str]) -> TaskProcess:
-    """Start a task's process, which ends with this one."""
-    return subprocess.Popen(command, env=environment)
+def launch_for(home: SiteHome) -> Launch:
+    """Forks on a processor. CUDA must not be used after a fork, so a task on a GPU is a new process."""
+    return ForkedTasks(home) if home.site().device == "cpu" else fresh_tasks(home)
 
 
-def approved_only(home: SiteHome, launch: Launch = start_process) -> type[AutoExecPlugin]:
+def approved_only(home: SiteHome, launch: Launch) -> type[AutoExecPlugin]:
     """Flower's plug-in to launch a task, which checks the site's approvals and runs `ld_client.deployment.launcher`.
 
     At most `MOST_TASKS` tasks are alive at once; the ClientApp lets one at a time pass.
     """
-    alive: list[TaskProcess] = []
+    alive: list[Lives] = []
 
     class ApprovedOnly(AutoExecPlugin):
         """Launches client code of approved bundles only."""
@@ -62,16 +99,14 @@ def approved_only(home: SiteHome, launch: Launch = start_process) -> type[AutoEx
             try:
                 if task.type != CLIENT_APP:
                     return LaunchResult.failed(f"a site runs client code only, not '{task.type}'")
-                alive[:] = [process for process in alive if process.poll() is None]
+                alive[:] = [lives for lives in alive if lives()]
                 if len(alive) >= MOST_TASKS:
                     return LaunchResult.failed(f"{len(alive)} tasks run or wait at this site: ask again later")
                 check_bundle(home, task.fab_hash)
+                arguments = ["--runtime-api-address", self.runtime_api_address, "--insecure"]
+                alive.append(launch([*arguments, "--parent-pid", str(os.getpid())], token))
             except LdError as error:
                 return LaunchResult.failed(str(error))
-            command = [sys.executable, "-m", "ld_client.deployment.launcher", str(home.path)]
-            command += ["--runtime-api-address", self.runtime_api_address, "--insecure"]
-            command += ["--parent-pid", str(os.getpid())]
-            alive.append(launch(command, os.environ | {TOKEN: token}))
             return LaunchResult.accepted()
 
     return ApprovedOnly
@@ -84,7 +119,7 @@ def main() -> None:
         raise SystemExit(
             "this version of Flower launches tasks in another way, so approvals cannot be enforced: install flwr 1.41"
         )
-    run_superexec.AutoExecPlugin = approved_only(home)
+    run_superexec.AutoExecPlugin = approved_only(home, launch_for(home))
     flower_superexec()
 
 

@@ -7,18 +7,28 @@ bundle is hashed here and must be the approved one; its code is loaded from the 
 it, where Flower builds a path of the server's words; and an error before the ClientApp's own handler leaves without its
 text. The ClientApp then limits the process to approved packages (`allow_approved_packages`). The token comes in the
 environment, which other accounts cannot read.
+
+    python -m ld_client.deployment.launcher HOME fork-tasks
+
+loads the model libraries once and forks a process for each task, whose token comes through a pipe. The task's own code
+is loaded after the fork, so no task sees anything of another.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import json
 import os
+import select
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from flwr.app.error import Error
 from flwr.cli.install import install_from_fab
@@ -36,6 +46,8 @@ from ld_common.core.errors import ApprovalError
 from ld_common.protocol.code_bundle import PACKAGES
 
 TOKEN = "LD_TASK_TOKEN"
+FORK_TASKS = "fork-tasks"
+MAX_REQUEST = 2**16
 FIXED_REASON = "the site failed for a reason that stays at the site"
 
 
@@ -102,10 +114,69 @@ def silent_error(code: int, reason: str | None = None) -> Error:
     return Error(code=code, reason=FIXED_REASON)
 
 
+def task_request(arguments: list[str], token: str) -> bytes:
+    """The line that asks `fork_tasks` for a task."""
+    return json.dumps([arguments, token]).encode() + b"\n"
+
+
+def fork_tasks() -> tuple[list[str], str]:
+    """Load the model libraries, then fork a process for each line of standard input, until its end.
+
+    A fork writes its id to standard output. It alone reads its line, so a token is never in the process that other
+    tasks are forked from.
+
+    Returns:
+        In each of the forked processes: the arguments of `flwr-clientapp`, and the token.
+    """
+    requests, answers = os.dup(0), os.dup(1)
+    _detach()
+    load_libraries()
+    gc.freeze()  # the collector would write to pages that the tasks share
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no ended task stays a zombie
+    asked = select.poll()
+    asked.register(requests, select.POLLIN)
+    while any(event & select.POLLIN for _, event in asked.poll()):
+        was_read, reads = os.pipe()
+        if os.fork() == 0:
+            line = os.read(requests, MAX_REQUEST)
+            os.write(answers, b"%d\n" % os.getpid())
+            for pipe in (requests, answers, was_read, reads):
+                os.close(pipe)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            np.random.seed()  # else each task would draw the same numbers
+            arguments, token = json.loads(line)
+            return arguments, token
+        os.close(reads)
+        os.read(was_read, 1)  # ends when the fork closes its side, or dies
+        os.close(was_read)
+    raise SystemExit(0)
+
+
+def load_libraries() -> None:
+    """Import what a round imports; of ours the installed modules, which are dropped before a task's are loaded."""
+    import peft  # noqa: F401
+    from diffusers import DDIMScheduler, UNet2DConditionModel  # noqa: F401
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+
+    import ld_client.round  # noqa: F401
+
+
+def _detach() -> None:
+    """Leave the pipes of standard input and output: what is printed goes to the log, and no task reads a request."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+
+
 def main() -> None:
     """Run one task."""
     home = SiteHome(Path(sys.argv.pop(1)))
-    sys.argv += ["--token", os.environ.pop(TOKEN)]
+    if sys.argv[1:] == [FORK_TASKS]:
+        sys.argv[1:], token = fork_tasks()
+    else:
+        token = os.environ.pop(TOKEN)
+    sys.argv += ["--token", token]
     code = ApprovedCode(home)
     replaced = {
         "install_from_fab": (install_from_fab, code.unpack),

@@ -40,15 +40,19 @@ def deployed_admission(home: StudyHome, study: StudyConfig) -> Admission:
     def signing_keys() -> dict[str, Ed25519PublicKey]:
         return {name: keys.signing_key for name, keys in allowed().items()}
 
+    def signing_key(name: str) -> Ed25519PublicKey | None:
+        site = home.sites().get(name)
+        return None if site is None or site.revoked is not None else site.keys.signing_key
+
     def prepare(site: str, task: TrainTask, last: Entry | None) -> TrainTask:
         record = last and last.get(AUDIT_HEAD)
         head = head_from_record(record) if record else None
-        if head is not None and not _is_signed(head, signing_keys().get(site), study.name):
+        if head is not None and not _is_signed(head, signing_key(site), study.name):
             head = None  # the site has a new key, and a new log
         return replace(task, nonce=new_nonce(), audit_head=head)
 
     def check(site: str, task: TrainTask, result: TrainResult) -> Entry:
-        key = signing_keys().get(site)
+        key = signing_key(site)
         if key is None:
             raise AdapterError("it was revoked during the round")
         expected = Statement(digest, site, task.round, task.nonce, result.content_digest())

@@ -187,10 +187,10 @@ def synchronize(home: StudyHome) -> None:
             if node.registered and key not in admitted:
                 superlink.unregister(client, node)
         for key, site in admitted.items():
-            if key in listed and not listed[key].registered:  # after the home was restored; the other sites continue
+            if key not in listed:
+                superlink.register_new(client, site.keys.node_key)
+            elif not listed[key].registered:  # after the home was restored; the other sites continue
                 print(f"Flower refuses site '{site.name}': {superlink.REVOKED_KEY}", flush=True)
-            else:
-                superlink.register_node(client, site.keys.node_key)
 
 
 def study_fingerprint(home: StudyHome) -> str:

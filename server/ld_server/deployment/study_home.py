@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import fcntl
+import functools
 import ipaddress
 import json
 import re
@@ -161,13 +162,13 @@ class StudyHome:
         return self.certificates / "sites" / f"{name}.crt"
 
     def sites(self) -> dict[str, AdmittedSite]:
-        """All sites that were ever admitted, by name; raises `DeploymentError`."""
+        """All sites that were ever admitted, by name; raises `DeploymentError`.
+
+        A round asks for them once a site, so a list that did not change is not read again.
+        """
         try:
-            content = json.loads(self.registry.read_text())
-            return {
-                name: AdmittedSite(name=name, **entry | {"keys": SiteKeys(**entry["keys"])})
-                for name, entry in sorted(content.items())
-            }
+            written = self.registry.stat()
+            return dict(_read_sites(self.registry, (written.st_ino, written.st_mtime_ns, written.st_size)))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SignatureError) as error:
             raise DeploymentError(f"cannot read the list of sites '{self.registry}': restore it") from error
 
@@ -186,6 +187,15 @@ class StudyHome:
         for entry in content.values():
             entry.pop("name")
         write_bytes(self.registry, (json.dumps(content, indent=2) + "\n").encode())
+
+
+@functools.lru_cache(maxsize=8)
+def _read_sites(registry: Path, version: tuple[int, int, int]) -> dict[str, AdmittedSite]:
+    """The sites of a list; `version` tells the file from those that stood there before."""
+    return {
+        name: AdmittedSite(name=name, **entry | {"keys": SiteKeys(**entry["keys"])})
+        for name, entry in sorted(json.loads(registry.read_text()).items())
+    }
 
 
 def host_in_ascii(host: str) -> str:

@@ -8,9 +8,10 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 from cryptography.hazmat.primitives import serialization
@@ -33,9 +34,11 @@ from ld_common.core.processes import environment, no_proxy, tool
 from ld_common.protocol.keys import PublicKey
 from ld_server.deployment.study_home import StudyHome
 
+Answer = TypeVar("Answer")
 LOOPBACK = "127.0.0.1"
 STARTUP_SECONDS = 60.0
 POLL_SECONDS = 0.2
+BUSY_SECONDS = 120.0
 FINISHED = "finished"
 REVOKED_KEY = (
     "a revoked key cannot be admitted again: the site makes new ones (it removes the folder keys of its home, then "
@@ -120,7 +123,7 @@ def control(home: StudyHome) -> Iterator[ControlHttpClient]:
 
 def nodes(client: ControlHttpClient) -> list[Node]:
     """All nodes that were ever registered; former ones have the status `unregistered`."""
-    listed = client.ListNodes(ListNodesRequest()).nodes_info
+    listed = _asked(lambda: client.ListNodes(ListNodesRequest())).nodes_info
     return [Node(node.node_id, node.public_key, node.status) for node in listed]
 
 
@@ -128,7 +131,12 @@ def register_node(client: ControlHttpClient, key: PublicKey) -> None:
     """Register a key unless it is registered; raises `DeploymentError` as `check_not_revoked`."""
     check_not_revoked(client, key)
     if not any(node.public_key == pem(key) for node in nodes(client)):
-        client.RegisterNode(RegisterNodeRequest(public_key=pem(key)))
+        register_new(client, key)
+
+
+def register_new(client: ControlHttpClient, key: PublicKey) -> None:
+    """Register a key that was never registered."""
+    client.RegisterNode(RegisterNodeRequest(public_key=pem(key)))
 
 
 def check_not_revoked(client: ControlHttpClient, key: PublicKey) -> None:
@@ -162,13 +170,13 @@ def start_run(client: ControlHttpClient, home: StudyHome, resume: bool) -> int:
 
 def active_run(client: ControlHttpClient) -> int | None:
     """The run that has not ended, or None."""
-    runs = client.ListRuns(ListRunsRequest()).run_dict
+    runs = _asked(lambda: client.ListRuns(ListRunsRequest())).run_dict
     return next((int(number) for number, run in runs.items() if run.status.status != FINISHED), None)
 
 
 def run_status(client: ControlHttpClient, run_id: int) -> tuple[str, str]:
     """A run's status and sub-status: (`running`, ``), (`finished`, `completed`), ..."""
-    status = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
+    status = _asked(lambda: client.ListRuns(ListRunsRequest(run_id=run_id))).run_dict[run_id].status
     return status.status, status.sub_status
 
 
@@ -181,6 +189,19 @@ def stop_run(client: ControlHttpClient, run_id: int) -> None:
 def pem(key: PublicKey) -> bytes:
     """A public key as Flower stores a node's."""
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _asked(question: Callable[[], Answer]) -> Answer:
+    """The answer to a question that changes nothing, asked again while hundreds of nodes keep the database locked."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return question()
+        except (httpx.HTTPStatusError, httpx.TimeoutException) as error:
+            refused = isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error
+            if refused or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_SECONDS)
 
 
 def _reason(response: httpx.Response) -> str:

@@ -121,7 +121,8 @@ def _overhead(overhead: dict[str, Any]) -> list[str]:
         f"{overhead['bare_seconds']:.1f} s, the deployed round {overhead['round_seconds']:.1f} s, {ratio:.1f} times "
         f"as long. Of that, {overhead['slowest_site_task_seconds']:.1f} s are the slowest site's task by its own "
         "clock (loading base, store and adapter, and training, all three sites at once on these processors), and "
-        f"{overhead['outside_tasks_seconds']:.1f} s are outside: Flower starts a process for each task, whose imports "
-        f"take {overhead['process_start_seconds']:.1f} s when it is alone, and polls every one to three seconds. This "
+        f"{overhead['outside_tasks_seconds']:.1f} s are outside: Flower polls every one to three seconds, and each "
+        "task is a process. Its imports, which take "
+        f"{overhead['process_start_seconds']:.1f} s, are done once, in the process that tasks are forked from. This "
         "cost is per round, not per step.",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -14,7 +15,7 @@ import torch
 
 from ld_client.data.store import open_store
 from ld_client.site_config import load_modality, load_site
-from ld_client.train import train_round
+from ld_client.train import computing, train_round
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.errors import DeploymentError
@@ -70,11 +71,12 @@ def overhead(demo: Demo, rounds: list[dict[str, Any]]) -> dict[str, float]:
 
     `bare_seconds` is the training loop of every site, one after the other, in this process;
     `slowest_site_task_seconds` is the longest task of a site, by its own clock; `outside_tasks_seconds` is the rest:
-    Flower's polling and transport, and a new process for each task.
+    Flower's polling and transport, and the start of each task.
     """
     later = rounds[1:] or rounds
     torch.set_num_threads(1)  # as the sites' processes have
-    bare = sum(_bare_loop(demo, file) for file in sorted(prepare_sites(demo).glob("*.yaml")))
+    configs = prepare_sites(demo)
+    bare = sum(bare_loop(demo, configs / f"{name}.yaml") for name in demo.study.federation.sites)
     inside = [max(site["seconds"] for site in record["sites"].values()) for record in later]
     whole = [record["seconds"] for record in later]
     return {
@@ -86,7 +88,8 @@ def overhead(demo: Demo, rounds: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _bare_loop(demo: Demo, file: Path) -> float:
+def bare_loop(demo: Demo, file: Path) -> float:
+    """Seconds of one round's training loop at a site, without anything around it."""
     site, study = load_site(file), demo.study
     store = open_store(site.store_path)
     adapted = inject(load_denoiser(site.base_model, site.device), read_adapter(study.adapter), study.seed)
@@ -96,16 +99,21 @@ def _bare_loop(demo: Demo, file: Path) -> float:
         patients=store.pseudonyms,
         condition_vectors=store.condition_vectors(load_modality(site)),
     )
-    train_round(adapted, data, study, 1, site.site, site.precision)  # the first step allocates
+    once = dataclasses.replace(study, training=dataclasses.replace(study.training, steps=1))
+    train_round(adapted, data, once, 1, site.site, computing(site))  # the first step allocates
     started = time.perf_counter()
-    train_round(adapted, data, study, 1, site.site, site.precision)
+    train_round(adapted, data, study, 1, site.site, computing(site))
     return time.perf_counter() - started
 
 
 def _process_start() -> float:
-    """Seconds of importing the client's code, which each of Flower's processes does."""
+    """Seconds of importing what a task needs, which a site does once (`launcher.fork_tasks`), or on a GPU for each."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import ld_client.client_app"], check=True, env=environment(Path.cwd()))
+    subprocess.run(
+        [sys.executable, "-c", "from ld_client.deployment.launcher import load_libraries; load_libraries()"],
+        check=True,
+        env=environment(Path.cwd()),
+    )
     return time.perf_counter() - started
 
 
