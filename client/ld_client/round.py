@@ -30,20 +30,23 @@ from ld_client.privacy.dp_longitudinal import longitudinal_release, paid_longitu
 from ld_client.privacy.dp_sgd import check_trainable, train_round_privately
 from ld_client.privacy.ledger import TRAINING, Ledger, LedgerMark, RoundLimit, Use
 from ld_client.privacy.secagg_round import SecaggSiteRound
-from ld_client.site_config import SiteConfig, load_modality
+from ld_client.site_config import RESIDUALS, SiteConfig, load_modality
 from ld_client.site_drift import longitudinal_sums, site_drift, site_prior
-from ld_client.train import train_round
+from ld_client.train import computing, train_round
+from ld_client.wire_residual import UpdateResiduals
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import state_digest
 from ld_common.core.atomic_files import file_digest
 from ld_common.core.errors import FederationError, ModelError, PolicyError
+from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, entering
 from ld_common.diffusion.training import TrainingData
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.messages import TrainNumbers, TrainResult, TrainTask
 from ld_common.protocol.study_config import StudyConfig, study_from_json
+from ld_common.protocol.wire_formats import encode_state
 from ld_common.release.data_ranges import site_coverage
 
 
@@ -130,7 +133,7 @@ def _handle_train(
         train_round_privately(adapted, data, study, task.round, noise_multiplier)
     else:
         secret = training_secret(site.store_path)
-        losses = train_round(adapted, data, study, task.round, site.site, site.precision, secret=secret)
+        losses = train_round(adapted, data, study, task.round, site.site, computing(site), secret=secret)
         check_drawn(site.policy, {store.pseudonyms[row] for row in losses.rows})
         if not study.withholds_numbers:
             ranges = site_coverage(modality, store.pseudonyms, store.attributes, site.policy.min_patients)
@@ -142,7 +145,16 @@ def _handle_train(
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}
         return TrainResult(site.site, task.round, {}, None, numbers, secure.mask(update, drift, study.drift.shape))
-    return TrainResult(site.site, task.round, state, drift, numbers)
+    return TrainResult(site.site, task.round, _sent(site, study, task, state), drift, numbers)
+
+
+def _sent(site: SiteConfig, study: StudyConfig, task: TrainTask, state: State) -> State:
+    """A trained state as it travels; what rounding takes from it is kept for the next round."""
+    residuals = UpdateResiduals(site.ledger_path.parent / RESIDUALS, study.digest())
+    sent = encode_state(study.federation.wire, state, task.state, residuals.before(task.round, task.state))
+    if sent.residual:
+        residuals.write(task.round, sent.residual)
+    return sent.tensors
 
 
 def _drift(site: SiteConfig, modality: Modality, store: Store, model: Denoiser, task: TrainTask) -> Tensor | None:

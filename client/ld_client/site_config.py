@@ -21,6 +21,8 @@ from ld_common.imaging.modality import AGE, Modality
 from ld_common.protocol.site_name import check_site_name
 
 LEDGER = "ledger.sqlite"
+RESIDUALS = "residuals"
+"""Folder beside the ledger: what rounding took from a site's updates (`federation.wire`)."""
 HOURS = re.compile(r"(?:(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d)?")
 FROM_HEADER = (AGE, "sex")
 """Attributes that a DICOM header may supply where the table does not."""
@@ -133,7 +135,11 @@ class SiteConfig:
     device: str = "cpu"
     """`cpu`, or `cuda` on a machine with a GPU."""
     precision: str = "float32"
-    """Arithmetic of training: `float32` or `bfloat16`. Results leave as float32."""
+    """Arithmetic of training: `float32` or `bfloat16`. Results leave as float32. Training under differential privacy is
+    float32 and not compiled, since its gradients of single examples come from hooks."""
+    compile: bool = False
+    """Compile the network for training with `torch.compile`: the first step of each round takes minutes, the others
+    less; on a CPU a C++ compiler is needed."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     def __post_init__(self) -> None:

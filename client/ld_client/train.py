@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from ld_client.site_config import SiteConfig
 from ld_common.adapters.base import AdaptedModel
 from ld_common.core.seeding import torch_generator
-from ld_common.diffusion.training import Losses, LossSampler, TrainingData, optimize, scheduled_rate
+from ld_common.diffusion.computing import Computing
+from ld_common.diffusion.training import FLOAT32, Losses, LossSampler, TrainingData, optimize, scheduled_rate
 from ld_common.protocol.study_config import StudyConfig
 
 
@@ -20,7 +22,7 @@ def train_round(
     study: StudyConfig,
     round_number: int,
     site: str,
-    precision: str = "float32",
+    arithmetic: Computing = FLOAT32,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     secret: bytes = b"",
 ) -> Losses:
@@ -37,7 +39,7 @@ def train_round(
         study: its options.
         round_number: from 1.
         site: the site's name.
-        precision: `bfloat16` runs the network so; the trained parameters stay float32.
+        arithmetic: how the network computes; the trained parameters stay float32.
         on_step: called with each step's number and loss.
         secret: a key that only the site knows; without one, as in a benchmark, the study's seed gives the draws.
 
@@ -57,7 +59,12 @@ def train_round(
             generator.manual_seed(int.from_bytes(seed, "big"))
         return generator
 
-    return optimize(adapted.model, adapted.trainable, data, study.training, draws, rate, precision, on_step)
+    return optimize(adapted.model, adapted.trainable, data, study.training, draws, rate, arithmetic, on_step)
+
+
+def computing(site: SiteConfig) -> Computing:
+    """How a site's config has its networks compute."""
+    return Computing(site.precision, site.compile)
 
 
 def loss_sampler(

@@ -102,6 +102,7 @@ class TrainResult:
     site: str
     round: int
     state: Tensors
+    """As it travels (`ld_common.protocol.wire_formats`)."""
     drift: Tensor | None
     numbers: TrainNumbers | None
     """None under differential privacy and secure aggregation."""

@@ -20,6 +20,9 @@ from ld_common.protocol.keys import MAX_LINE, is_line
 from ld_common.protocol.site_name import check_site_name
 
 MAX_STUDY = 2**18
+FLOAT32 = "float32"
+WIRE_FORMATS = (FLOAT32, "bfloat16", "int8")
+"""Values of `federation.wire`."""
 NOT_DIGESTED = ("output", "base_model", "modality", "start", "edit")
 """Fields outside a study's digest: paths, and the editor's options, which no site uses."""
 
@@ -56,6 +59,11 @@ class FederationConfig:
     clipped."""
     max_update_norm: float = 100.0
     """A reply whose update has a larger L2 norm is refused; under secure aggregation, a round whose mean update has."""
+    wire: str = "float32"
+    """How a site's update travels to the server: `float32`, the trained tensors as they are; `bfloat16`, the update
+    rounded to 8 significant bits, half the bytes; `int8`, rounded to 255 steps a tensor, a quarter of the bytes, where
+    each site adds what rounding took to its next update. The server's weights travel as float32 always, since all sites
+    must start from the same ones."""
     secure_aggregation: bool = False
     """The server learns only the sum over the round's sites: no site's update, drift, counts or losses."""
     secure_threshold: int = 0
@@ -80,6 +88,7 @@ class FederationConfig:
         require(1 <= ratio < math.inf, f"federation.max_weight_ratio is {ratio:g}: use 1 or more")
         require(self.max_update_norm > 0, "federation.max_update_norm must be above 0")
         self._check_clipping()
+        require(self.wire in WIRE_FORMATS, f"federation.wire is '{self.wire}': use {', '.join(WIRE_FORMATS)}")
         require(self.secure_clip > 0, f"federation.secure_clip is {self.secure_clip}: it must be above 0")
         fits = 0 <= self.secure_threshold <= len(self.sites)
         require(fits, f"federation.secure_threshold is {self.secure_threshold}, of {len(self.sites)} sites")
@@ -87,6 +96,8 @@ class FederationConfig:
             equal = self.weighting == "equal"
             require(equal, "federation.secure_aggregation hides the number of visits: set weighting to equal")
             require(len(self.sites) >= 3, "federation.secure_aggregation needs 3 sites or more")
+            fits = self.wire == FLOAT32
+            require(fits, "federation.secure_aggregation sends masked integers of its own: set wire to float32")
 
     def _check_clipping(self) -> None:
         clip, most = self.clip_update_norm, self.max_update_norm

@@ -21,7 +21,7 @@ from ld_common.core.state import State, Tensors, grouped_names, part_of
 from ld_common.protocol.messages import TrainNumbers, TrainResult
 from ld_common.protocol.study_config import FederationConfig
 from ld_server.drift_form import DriftForm
-from ld_server.stored_states import FlatReference, ScaledState, StoredState
+from ld_server.stored_states import FlatReference, ScaledState
 
 DRIFT = "drift"
 
@@ -58,16 +58,16 @@ class Aggregator(ABC):
 
 @dataclass
 class Mean(Aggregator):
-    """The weighted mean, summed in float64 (FedAvg, arXiv 1602.05629)."""
+    """The weighted mean (FedAvg, arXiv 1602.05629), summed in float64.
+
+    With `federation.weighting: equal` the adapter's is summed as replies come, in integers (`ld_server.running_mean`).
+    """
 
     name: ClassVar[str] = "mean"
 
     def aggregate(self, states: Sequence[Tensors], weights: Sequence[float]) -> State:
         """Average each tensor by weight; the float64 sum runs in the order of the states."""
         total = sum(weights)
-        flat = _flat_mean(states, [weight / total for weight in weights])
-        if flat is not None:
-            return flat
         mean: State = {}
         for names in grouped_names(states[0], GROUP_BYTES):
             sums: dict[str, Tensor] = {}
@@ -193,23 +193,6 @@ def _trimmed_states(states: Sequence[Tensors], cut: int) -> State:
     return trimmed
 
 
-def _flat_mean(states: Sequence[Tensors], shares: Sequence[float]) -> State | None:
-    """The mean of states whose files have one layout, each added as one vector; None for others."""
-    stored = [state for state in states if isinstance(state, StoredState)]
-    first = stored[0] if stored else None
-    if first is None or len(stored) < len(states) or any(state.places != first.places for state in stored):
-        return None
-    sums = np.zeros(sum(first.sizes.values()) // 4)
-    for state, share in zip(stored, shares, strict=True):
-        numbers = state.numbers()
-        if numbers is None:
-            return None
-        _add(sums, numbers, share)
-    mean = torch.from_numpy(sums.astype(np.float32))
-    parts = {name: mean[place.begin // 4 : place.end // 4] for name, place in first.places.items()}
-    return {name: parts[name].view(place.shape).clone() for name, place in first.places.items()}
-
-
 def _add(sums: np.ndarray, numbers: np.ndarray, weight: float) -> None:
     """Add float32 numbers times a weight to float64 sums, block by block in the processor's cache."""
     for start in range(0, numbers.size, BLOCK):
@@ -263,8 +246,6 @@ def _check_numbers(numbers: TrainNumbers) -> None:
         raise AdapterError(f"it counts {numbers.visits} visits of {numbers.patients} patients")
 
 
-def clip_update(state: Tensors, reference: State, limit: float, norm: float) -> tuple[Tensors, bool]:
-    """The state with its update, of L2 norm `norm`, scaled down to `limit`, and whether it was above; 0 is no limit."""
-    if limit == 0 or norm <= limit:
-        return state, False
-    return ScaledState(state, reference, limit / norm), True
+def clip_update(state: Tensors, reference: State, limit: float, norm: float) -> Tensors:
+    """The state with its update, of L2 norm `norm`, scaled down to `limit` where it is above; 0 is no limit."""
+    return state if limit == 0 or norm <= limit else ScaledState(state, reference, limit / norm)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ld_common.adapters.state_dict import read_tensors, write_tensors
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from ld_common.adapters.state_dict import read_tensors
 from ld_common.core.errors import AdapterError, CheckpointError
 from ld_common.core.state import State
 from ld_server.drift_collection import CollectedDrifts
@@ -69,7 +73,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             "records": checkpoint.records,
         }
     )
-    write_tensors(folder / _NEXT, tensors, {"content": words, "sha256": _digest(tensors, words)})
+    _write(folder / _NEXT, tensors, {"content": words, "sha256": _digest(tensors, words)})
     try:
         if (folder / NAME).exists():
             (folder / NAME).replace(folder / PREVIOUS)
@@ -77,6 +81,22 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     except OSError as error:
         raise CheckpointError(
             f"cannot replace '{folder / NAME}' ({error.strerror}): make '{folder}' writable"
+        ) from error
+
+
+def _write(path: Path, tensors: State, metadata: dict[str, str]) -> None:
+    """Write a safetensors file in one step, without a copy of the tensors in memory; raises `CheckpointError`."""
+    partial = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write '{path}' ({error}): check permissions and free space; the old file is intact"
         ) from error
 
 

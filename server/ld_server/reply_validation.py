@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from ld_common.core.errors import AdapterError, LdError
-from ld_common.core.state import Tensors
+from ld_common.core.state import State, Tensors
 from ld_common.diffusion.drift import by_channel
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
@@ -25,10 +25,18 @@ def read_reply(
     site: str,
     task: TrainTask,
     study: StudyConfig,
-    form: DriftForm | None,
+    limit: int,
     keep: Callable[[ArrayRecord], Tensors] = messages.unpack_tensors,
 ) -> TrainResult:
-    """The result in a reply to this site's task; its tensors are not checked yet. `keep` makes its state.
+    """The result in a reply to this site's task; its tensors are not checked yet.
+
+    Args:
+        reply: the site's.
+        site: its name.
+        task: what it was asked.
+        study: the task's.
+        limit: largest number of bytes, of `max_reply_bytes`.
+        keep: makes the result's state.
 
     Raises:
         AdapterError: an error, too many bytes, another site or round, or fields that the study withholds.
@@ -36,7 +44,7 @@ def read_reply(
     """
     if reply.has_error():
         raise AdapterError(f"its node failed with code {reply.error.code}")
-    size, limit = content_bytes(reply.content), max_reply_bytes(task, form)
+    size = content_bytes(reply.content)
     if size > limit:
         raise AdapterError(f"its reply has {size:,} bytes, a valid one at most {limit:,}")
     if (sentence := messages.unpack_error(reply.content)) is not None:
@@ -53,11 +61,11 @@ def read_reply(
     return result
 
 
-def max_reply_bytes(task: TrainTask, form: DriftForm | None) -> int:
-    """Largest size of a valid reply to a task, masked or not."""
-    numbers = sum(value.numel() for value in task.state.values())
+def max_reply_bytes(state: State, form: DriftForm | None) -> int:
+    """Largest size of a valid reply to a task with this state, masked or not."""
+    numbers = sum(value.numel() for value in state.values())
     drift = 0 if form is None else math.prod(form.shape) * form.dtype.itemsize
-    return 2 * (4 * numbers + drift) + SPARE_BYTES_A_TENSOR * len(task.state) + SPARE_BYTES
+    return 2 * (4 * numbers + drift) + SPARE_BYTES_A_TENSOR * len(state) + SPARE_BYTES
 
 
 def content_bytes(content: RecordDict) -> int:
@@ -81,13 +89,19 @@ def reason(error: LdError) -> str:
     return text if len(text) <= MAX_REASON_LENGTH else text[:MAX_REASON_LENGTH] + "..."
 
 
-def summary(result: TrainResult, norm: float | None, clipped: bool | None) -> dict[str, Any]:
-    """What the round's record keeps of a site's result; None for what the study withholds."""
+def summary(result: TrainResult, norm: float | None, clip: float) -> dict[str, Any]:
+    """What the round's record keeps of a site's result; None for what the study withholds.
+
+    Args:
+        result: the site's.
+        norm: L2 norm of its update, where it is known.
+        clip: norm to which a larger update is scaled down; 0 for none.
+    """
     withheld = dict.fromkeys(("visits", "patients", "loss_first", "loss_last", "seconds", "coverage"))
     return {
         **(withheld if result.numbers is None else vars(result.numbers)),
         "update_norm": norm,
-        "clipped": clipped,
+        "clipped": None if norm is None else 0 < clip < norm,
         "uplink_bytes": result.uplink_bytes,
         "drift": None if result.drift is None or result.drift.dim() == 1 else by_channel(result.drift),
     }

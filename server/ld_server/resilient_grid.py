@@ -22,6 +22,9 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import DecodeError
 
 POLL_SECONDS = 1.0
+PUSHED_AT_ONCE = 32
+"""Messages of one request: for hundreds, the SuperLink takes longer than the 30 s after which Flower's client asks
+again, and then knows the first push no more."""
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError, DecodeError)
 """What decoding raises; an error of the connection to the SuperLink is different, and ends the run."""
 
@@ -79,7 +82,12 @@ class ResilientGrid(Grid):
         return arrived
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
+        """Push messages, `PUSHED_AT_ONCE` in a request; returns their ids."""
+        left, pushed = list(messages), list[str]()
+        while left:
+            pushed += self._grid.push_messages(left[:PUSHED_AT_ONCE])
+            left = left[PUSHED_AT_ONCE:]
+        return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self._grid.pull_messages(message_ids)

@@ -20,10 +20,9 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
-from safetensors.torch import save
 from torch import Tensor
 
-from ld_common.adapters.state_dict import squared_distance
+from ld_common.adapters.state_dict import BLOCK
 from ld_common.core.errors import CheckpointError
 from ld_common.core.state import State, Tensors, part_of, tensor_sizes
 from ld_common.protocol.messages import tensor_bytes
@@ -65,16 +64,20 @@ class StoredState(Mapping[str, Tensor]):
         Raises:
             ValueError: it is no safetensors file.
         """
-        self._content = content
+        self.content = content
+        """As given."""
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         length = int.from_bytes(self._read(0, min(8, size)), "little")
         if size < 8 or length > size - 8:
             raise ValueError("not a safetensors file")
-        self._start = 8 + length
-        self.places = _places(bytes(self._read(8, length)), size - self._start)
+        self._start, self._size = 8 + length, size - 8 - length
+        self.places = _places(bytes(self._read(8, length)), self._size)
         """By name."""
-        self.sizes = {name: place.end - place.begin for name, place in self.places.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
         """Bytes of each tensor."""
+        return {name: place.end - place.begin for name, place in self.places.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self.part([name])[name]
@@ -89,22 +92,19 @@ class StoredState(Mapping[str, Tensor]):
         """Some of the tensors, in one read where they lie near each other."""
         places = {name: self.places[name] for name in names}
         first, last = min(place.begin for place in places.values()), max(place.end for place in places.values())
-        if last - first > sum(self.sizes[name] for name in names) + NEAR_BYTES:
+        if last - first > sum(place.end - place.begin for place in places.values()) + NEAR_BYTES:
             return {name: tensor for one in names for name, tensor in self.part([one]).items()}
         content = bytearray(self._read(self._start + first, last - first))
         return {name: _tensor(place, content, place.begin - first) for name, place in places.items()}
 
-    def numbers(self) -> np.ndarray | None:
-        """All numbers in the order of the file, read-only; None where some are not float32, or there are too many."""
-        total = sum(self.sizes.values())
-        if total > FLAT_BYTES or any(place.kind != torch.float32 for place in self.places.values()):
-            return None
-        return np.frombuffer(self._read(self._start, total), np.float32)
+    def numbers(self) -> np.ndarray:
+        """All numbers of a file of float32 tensors in its order, read-only."""
+        return np.frombuffer(self._read(self._start, self._size), np.float32)
 
     def _read(self, begin: int, count: int) -> memoryview | bytes:
-        if not isinstance(self._content, Path):
-            return self._content[begin : begin + count]
-        with self._content.open("rb", buffering=0) as file:
+        if not isinstance(self.content, Path):
+            return self.content[begin : begin + count]
+        with self.content.open("rb", buffering=0) as file:
             file.seek(begin)
             content = file.read(count)
             while len(content) < count:
@@ -116,22 +116,55 @@ class StoredState(Mapping[str, Tensor]):
 
 
 class FlatReference:
-    """A reference's numbers in the order in which a site's file has them, so that they are compared in one pass."""
+    """A reference's numbers as one vector, so that states of its names and shapes are read as one.
+
+    Large states are read tensor by tensor instead, so of them it has no numbers.
+    """
 
     def __init__(self, reference: State) -> None:
-        self.places: Mapping[str, TensorPlace] = {}
-        self._numbers: np.ndarray | None = None
-        small = sum(value.numel() * value.element_size() for value in reference.values()) <= FLAT_BYTES
-        if reference and small:
-            stored = StoredState(memoryview(save({name: value.contiguous() for name, value in reference.items()})))
-            self.places, self._numbers = stored.places, stored.numbers()
+        size = sum(value.numel() * value.element_size() for value in reference.values())
+        self._places: dict[str, TensorPlace] = {}
+        """In the order of the vector, as safetensors writes them."""
+        self._fitting: Mapping[str, TensorPlace] = {}
+        """The same places as a file has them; honest sites' files share them."""
+        end = 0
+        for name, value in sorted(reference.items() if size <= FLAT_BYTES else ()):
+            begin, end = end, end + value.numel() * value.element_size()
+            self._places[name] = TensorPlace(value.dtype, tuple(value.shape), begin, end)
+        vectors = [reference[name].reshape(-1).numpy() for name in self._places]
+        self._numbers = np.concatenate([np.empty(0, np.float32), *vectors])
+        self.count = self._numbers.size
+        """Of the numbers; 0 for a large reference."""
+        self.largest = float(np.abs(self._numbers).max(initial=0.0))
 
     def update_norm(self, state: Tensors) -> float | None:
-        """L2 norm of a state's update, not finite where a number is not; None for another layout."""
-        if not isinstance(state, StoredState) or self._numbers is None or state.places != self.places:
+        """L2 norm of a state's update, not finite where a number is not; None for a file of another layout."""
+        if not self.count or not isinstance(state, StoredState) or not self._fits(state):
             return None
-        numbers = state.numbers()
-        return None if numbers is None else math.sqrt(squared_distance(numbers, self._numbers))
+        numbers, square, difference = state.numbers(), 0.0, np.empty(BLOCK, np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            for start in range(0, self.count, BLOCK):
+                block = slice(start, min(start + BLOCK, self.count))
+                part = difference[: block.stop - start]
+                np.subtract(numbers[block], self._numbers[block], out=part)
+                square += float(np.dot(part, part))
+        return math.sqrt(square)
+
+    def numbers(self, state: Tensors) -> np.ndarray:
+        """The numbers of a checked state, in the order of the reference's."""
+        if isinstance(state, StoredState) and self._fits(state):
+            return state.numbers()
+        return np.concatenate([value.reshape(-1).numpy() for value in part_of(state, list(self._places)).values()])
+
+    def _fits(self, state: StoredState) -> bool:
+        if state.places is not self._fitting and state.places == self._places:
+            self._fitting = state.places
+        return state.places is self._fitting
+
+    def state(self, numbers: Tensor) -> State:
+        """A vector of numbers as tensors."""
+        parts = {name: numbers[place.begin // 4 : place.end // 4] for name, place in self._places.items()}
+        return {name: parts[name].view(place.shape).clone() for name, place in self._places.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,18 +211,12 @@ class RoundFolder:
         self._held = 0
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def keep(self, site: str, record: ArrayRecord) -> Tensors:
-        """Keep a site's tensors as they came.
-
-        Raises:
-            ValueError: they are no safetensors file; a `KeyError` where there are none.
-            CheckpointError: the file cannot be written.
-        """
-        if not record:
-            return {}
-        content = tensor_bytes(record)
+    def keep(self, site: str, state: Tensors) -> Tensors:
+        """Keep a site's tensors, as they came; raises `CheckpointError` when their file cannot be written."""
+        content = state.content if isinstance(state, StoredState) else None
+        if not isinstance(content, memoryview):
+            return state
         if self._held + len(content) <= HELD_BYTES:
-            state = StoredState(content)
             self._held += len(content)
             return state
         path = self._folder / f"{site}.safetensors"
@@ -201,6 +228,15 @@ class RoundFolder:
         except OSError as error:
             raise CheckpointError(f"cannot write '{path}' ({error.strerror}): is the disk full?") from error
         return StoredState(path)
+
+
+def stored_state(record: ArrayRecord) -> Tensors:
+    """The tensors of a message, read from its bytes when they are asked for.
+
+    Raises:
+        ValueError: they are no safetensors file; a `KeyError` where there are none.
+    """
+    return StoredState(tensor_bytes(record)) if record else {}
 
 
 @functools.lru_cache(maxsize=2)  # honest sites send the same header

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -17,11 +16,12 @@ from flwr.serverapp.strategy import Strategy
 
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import CheckpointError, FederationError, LdError
-from ld_common.core.state import State
+from ld_common.core.state import State, Tensors
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
 from ld_common.protocol.secagg.identities import Peers
 from ld_common.protocol.study_config import StudyConfig
+from ld_common.protocol.wire_formats import decode_state
 from ld_server.aggregation import (
     aggregate_states,
     check_result,
@@ -32,10 +32,11 @@ from ld_server.aggregation import (
 from ld_server.checkpoint import Checkpoint, write_checkpoint
 from ld_server.drift_collection import DriftCollection
 from ld_server.node_registry import Admission, PresentNodes
-from ld_server.reply_validation import read_reply, reason, summary
+from ld_server.reply_validation import max_reply_bytes, read_reply, reason, summary
 from ld_server.round_log import RoundRecord
+from ld_server.running_mean import RunningMean, running_mean
 from ld_server.secagg_round import SecaggServerRound
-from ld_server.stored_states import FlatReference, RoundFolder
+from ld_server.stored_states import FlatReference, RoundFolder, stored_state
 
 POLL_SECONDS = 1.0
 
@@ -76,6 +77,8 @@ class DriftFederation(Strategy):
         self._tasks: dict[str, TrainTask] = {}
         self._asked: dict[str, Message] = {}
         self._replies, self._flat = RoundFolder(output), FlatReference({})
+        self._mean: RunningMean | None = None
+        self._most_bytes = 0
         self._started = 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -187,9 +190,13 @@ class DriftFederation(Strategy):
         # by message, not by source: the SuperLink replies for a node that died
         asked = set(self._asked)
         waiting = {message.metadata.message_id: name for name, message in self._asked.items()}
-        self._asked.clear()  # the messages hold the packed state, which has been sent
+        for message in self._asked.values():
+            _forget(message)  # the packed state has been sent
+        self._asked.clear()
         self._replies.clear()
         self._flat = FlatReference(self.state if self._secure is None else {})
+        self._most_bytes = max_reply_bytes(self.state, self.drifts.form)
+        self._mean = running_mean(self._flat, self.study.federation, self.aggregator)
         for reply in replies:
             name = waiting.pop(reply.metadata.reply_to_message_id, None)
             try:
@@ -201,6 +208,7 @@ class DriftFederation(Strategy):
                 record.left_out[str(name)] = reason(error)
             except Exception as error:  # a node can send anything
                 record.left_out[str(name)] = f"its reply cannot be read ({type(error).__name__})"
+            _forget(reply)
             del reply  # else it stays in memory while the next one is pulled
         for name in set(self.study.federation.sites) - asked:
             connected = name in self._present.nodes
@@ -217,22 +225,31 @@ class DriftFederation(Strategy):
         return self._finish(record)
 
     def _accept(self, reply: Message, name: str) -> tuple[TrainResult, dict[str, Any]]:
-        """A site's checked and clipped result, and what the record keeps of it; raises `LdError`."""
+        """A site's checked result, and what the record keeps of it; raises `LdError`."""
         federation, task = self.study.federation, self._tasks[name]
-        keep = functools.partial(self._replies.keep, name)
-        result = read_reply(reply, name, task, self.study, self.drifts.form, keep)
-        norm, clipped, accepted = None, None, result
+        result = read_reply(reply, name, task, self.study, self._most_bytes, stored_state)
+        norm = None
         if result.secure is None:
-            norm = check_result(result, self.state, self.drifts.form, federation.max_update_norm, self._flat)
-            state, clipped = clip_update(result.state, self.state, federation.clip_update_norm, norm)
-            accepted = replace(result, state=state)
-        entry = summary(result, norm, clipped)
+            decoded = replace(result, state=decode_state(federation.wire, result.state, self.state))
+            norm = check_result(decoded, self.state, self.drifts.form, federation.max_update_norm, self._flat)
+        entry = summary(result, norm, federation.clip_update_norm)
         for check in self.admission.checks:
             entry |= check(name, task, result)
         if result.secure is not None and self._secure is not None:
             self._secure.take(name, result.secure)
-            accepted = replace(result, secure=None)  # it is in the sum
-        return accepted, entry
+            return replace(result, secure=None), entry  # it is in the sum
+        return replace(result, state=self._take(name, result.state, norm or 0.0)), entry
+
+    def _take(self, name: str, sent: Tensors, norm: float) -> Tensors:
+        """Clip a checked state, and add it to the running mean or keep it; returns what is left to aggregate."""
+        federation = self.study.federation
+        kept = sent if self._mean is not None else self._replies.keep(name, sent)
+        state = decode_state(federation.wire, kept, self.state)
+        state = clip_update(state, self.state, federation.clip_update_norm, norm)
+        if self._mean is None:
+            return state
+        self._mean.add(state)
+        return {}
 
     def _sum(self, record: RoundRecord, secure: SecaggServerRound) -> None:
         """Take the mean of a secure sum."""
@@ -255,9 +272,11 @@ class DriftFederation(Strategy):
         record.counted = True
         visits = {name: None if result.numbers is None else result.numbers.visits for name, result in results.items()}
         weights = site_weights(visits, federation)
-        self.state = aggregate_states(
-            {name: result.state for name, result in results.items()}, weights, self.aggregator
-        )
+        if self._mean is None:
+            states = {name: result.state for name, result in results.items()}
+            self.state = aggregate_states(states, weights, self.aggregator)
+        else:
+            self.state = self._mean.mean()
         self.drifts.add({name: result.drift for name, result in results.items() if result.drift is not None}, weights)
 
     def _finish(self, record: RoundRecord) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -302,3 +321,10 @@ class DriftFederation(Strategy):
         print(
             f"study {self.study.name}: {federation.rounds} rounds{after} at {', '.join(federation.sites)}", flush=True
         )
+
+
+def _forget(message: Message) -> None:
+    """Free a message's tensors: Flower's records refer to themselves, and Python would find that out much later."""
+    if message.has_content():
+        for record in message.content.array_records.values():
+            record.clear()

@@ -19,10 +19,11 @@ import ld_client.round as rounds
 from ld_client import client_app
 from ld_client.cli import app
 from ld_client.data.exclusions import Reason, read_exclusions
+from ld_client.data.held_out import held_out_patients
 from ld_client.data.indexing import build_store
 from ld_client.data.participation import PARTICIPATION, read_participations, record_participation
 from ld_client.data.pseudonyms import pseudonym
-from ld_client.data.store import Store, held_out_patients, open_store, split_store
+from ld_client.data.store import Store, open_store, split_store
 from ld_client.data.store_key import KEY_FILE, load_key
 from ld_client.data.withdrawals import WITHDRAWALS, former_patients, withdrawn
 from ld_client.data.withdrawn_scans import WithdrawnScans
@@ -35,7 +36,7 @@ from ld_client.pacs.command import QUARANTINE
 from ld_client.pacs.fetcher import HIDDEN
 from ld_client.privacy.ledger import TRAINING, Ledger, Use
 from ld_client.privacy_report.warnings import withdrawal_warnings
-from ld_client.site_config import SiteConfig, load_site
+from ld_client.site_config import RESIDUALS, SiteConfig, load_site
 from ld_client.withdrawal import removal
 from ld_client.withdrawal.retrain_plan import plan_lines, plan_retraining
 from ld_client.withdrawal.withdraw import find_patient, withdraw
@@ -260,6 +261,17 @@ def test_twice_is_fine(site: SiteConfig, site_yaml: Path, capsys: pytest.Capture
     assert "3 patients have withdrawn from this store so far" in capsys.readouterr().out
     with pytest.raises(StoreError, match="holds no visit"):
         open_store(site.store_path)
+
+
+def test_what_rounding_took_from_updates_is_deleted(
+    site: SiteConfig, site_yaml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    residual = site.ledger_path.parent / RESIDUALS / "study" / "1.safetensors"
+    residual.parent.mkdir(parents=True)
+    residual.write_bytes(b"of all patients")
+    assert run("withdraw", ANNA, "--config", site_yaml, "--yes", "--json") == 0
+    assert RESIDUALS in json.loads(capsys.readouterr().out)["removal"]["deleted"]
+    assert not (site.ledger_path.parent / RESIDUALS).exists()
 
 
 @pytest.mark.parametrize("command", [["withdraw"], ["forget", "--retrain-plan"]])

@@ -22,7 +22,7 @@ from ld_client.audit.one_run import EpsilonBound
 from ld_client.data.store import Store
 from ld_client.privacy.dp_sgd import train_round_privately
 from ld_client.site_config import SiteConfig
-from ld_client.train import train_round
+from ld_client.train import computing, train_round
 from ld_common.adapters.base import inject
 from ld_common.adapters.prior_preservation import draw_prior
 from ld_common.adapters.registry import read_adapter
@@ -197,5 +197,5 @@ def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Pro
             noise = study.privacy_plan().step.noise_multiplier
             train_round_privately(adapted, data, study, number, noise, advance)
         else:
-            train_round(adapted, data, study, number, site.site, site.precision, advance)
+            train_round(adapted, data, study, number, site.site, computing(site), advance)
     return adapted.model
