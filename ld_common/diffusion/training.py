@@ -6,7 +6,7 @@ import importlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ld_common.core.errors import LdError
 from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.computing import Computing
 from ld_common.diffusion.conditioning import Condition, image_condition
 from ld_common.diffusion.drift import LatentDrift, centre, shift_noise
 from ld_common.diffusion.loss import denoising_loss, training_noise, training_timesteps
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ld_common.imaging.modality import Modality
 
 WARMUP_STEPS = 5
+FLOAT32 = Computing()
 FINAL_RATE = 0.05
 """Learning rate at the end of training, as a share of the initial one."""
 
@@ -204,7 +206,7 @@ def optimize(
     options: TrainingConfig,
     draws: Callable[[int], torch.Generator],
     learning_rate: Callable[[int], float],
-    precision: str = "float32",
+    computing: Computing = FLOAT32,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Losses:
     """Train parameters for `options.steps` steps of AdamW, in place.
@@ -217,13 +219,14 @@ def optimize(
         draws: source of the random numbers of each step, from step 0, on the CPU; equal ones give equal results on the
             same machine.
         learning_rate: learning rate of each step, from step 0.
-        precision: `bfloat16` runs the network in bfloat16; the trained parameters stay float32.
+        computing: how the network computes; the trained parameters stay float32.
         on_step: called with the number of each step, from 1, and its loss.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    sampler, parameters = LossSampler(model, trainable, data, options, draws(0)), list(trainable.values())
+    called = replace(model, unet=computing.network(model.unet))
+    sampler, parameters = LossSampler(called, trainable, data, options, draws(0)), list(trainable.values())
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
     values: list[float] = []
     model.unet.train()
@@ -231,7 +234,7 @@ def optimize(
         sampler.generator = draws(index)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(index)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with computing.on(model.device):
             loss = sampler.loss()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
