@@ -76,7 +76,7 @@ class TrueCounterfactual:
 
 
 def read_truths(
-    folder: Path, modality: Modality, resolution: int, group: str = FIRST_VISITS
+    folder: Path, modality: Modality, resolution: int, group: str = FIRST_VISITS, most: int | None = None
 ) -> tuple[Tensor, list[TrueCounterfactual]]:
     """All held-out scans `(N,1,S,S)` in [-1, 1] and all true counterfactuals.
 
@@ -85,6 +85,7 @@ def read_truths(
         modality: the release's.
         resolution: side of the model's picture, in pixels.
         group: `patients`, or `with_history` for last visits; there may be none of these.
+        most: number of patients, the first ones; None for all.
 
     Raises:
         RequestError: `held_out.json` or a file that it names cannot be read.
@@ -94,8 +95,10 @@ def read_truths(
     truths: list[TrueCounterfactual] = []
     try:
         manifest: dict[str, Any] = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
-        for entry in manifest["patients"] if group == FIRST_VISITS else manifest.get(group, []):
-            scanned = ScanPixels.of(read_scan(folder / entry["series"], modality), modality, resolution)
+        for entry in (manifest["patients"] if group == FIRST_VISITS else manifest.get(group, []))[:most]:
+            # simulated, so nobody wrote a name into them: the search for text takes most of the time
+            scan = read_scan(folder / entry["series"], modality, released=True)
+            scanned = ScanPixels.of(scan, modality, resolution)
             for edit in entry["edits"]:
                 pixels = np.asarray(np.load(folder / edit["truth"])["pixels"], np.float32)
                 truths.append(
@@ -124,9 +127,9 @@ def read_earlier(folder: Path, modality: Modality, resolution: int) -> list[Scan
         manifest: dict[str, Any] = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
         histories = []
         for entry in manifest.get(LAST_VISITS, []):
-            last = read_scan(folder / entry["series"], modality)
+            last = read_scan(folder / entry["series"], modality, released=True)
             frame, image = ScanPixels.of(last, modality, resolution).frame, modality.image
-            scans = [read_scan(folder / visit["series"], modality) for visit in entry["earlier"]]
+            scans = [read_scan(folder / visit["series"], modality, released=True) for visit in entry["earlier"]]
             pictures = torch.stack([ScanPixels.of(scan, modality, resolution).picture for scan in scans])
             age = float(entry["attributes"]["age"])
             years = [age - float(visit["age"]) for visit in entry["earlier"]]

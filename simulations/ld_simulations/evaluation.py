@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,10 +22,14 @@ from ld_evaluate.answers import written_as_files
 from ld_evaluate.calibration import HISTORY, TimedErrors, bands_section, cohort_section, history_band
 from ld_evaluate.calibration import ONE_SCAN as ONE_SCAN_BAND
 from ld_evaluate.comparison import ComparedMethod, Comparison
+from ld_evaluate.edits import EvaluationEdit
 from ld_evaluate.files import LAST_VISITS
 from ld_evaluate.public import public_evaluation
 from ld_evaluate.truth import TrueCounterfactual, read_earlier, read_truths, through_vae, validate_area
+from ld_simulations.side_by_side import side_by_side
 
+SCANS_OF_PART = 2
+"""Scans that are drawn together: small parts end at the same time on all processors."""
 REDRAWN = 8
 """Scans on which the inversion is measured."""
 ONE_SCAN, ALL_VISITS = "this release, last scan", "this release, all visits"
@@ -96,7 +101,7 @@ class EditedScans:
         histories: Mapping[int, ScanHistory] | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> JudgedAnswers:
-        """An editor's answers, written as `ld-generate` writes them, and measured.
+        """An editor's answers, written as `ld-generate` writes them, and measured; drawn in a process a processor.
 
         Args:
             editor: draws them.
@@ -104,15 +109,49 @@ class EditedScans:
             histories: by the scan's row; without them no earlier visit is known.
             progress: as in `draw_counterfactuals`.
         """
-        edits = [edit_to(self.modality, edit.scan, edit.source, edit.target, editor.delta) for edit in self.asked]
         if histories is None:
             histories = {edit.scan: edit.scanned.without_visits(self.modality) for edit in self.asked}
-        past = past_of(self.modality, histories)
-        drawn = draw_counterfactuals(self.base, self.scans, self.source, edits, editor, progress, drift, past=past)
-        written = written_as_files(self.modality, self.asked, drawn.reconstructions, drawn.images[:, None])
-        pairs = zip(self.asked, written, strict=True)
-        pictures = torch.stack([edit.scanned.picture_of(pixels, self.modality) for edit, pixels in pairs])
-        return JudgedAnswers(self.truths, self.scans, drawn, pictures, self.comparison.of(editor.name, written))
+        count = len(self.scans)
+        rows = [range(first, min(count, first + SCANS_OF_PART)) for first in range(0, count, SCANS_OF_PART)]
+        parts = [self._part(some, histories) for some in rows]
+        drawn: list[Counterfactuals] = []
+        written: list[np.ndarray] = []
+        pairs = zip(parts, side_by_side(lambda part: part.draw(editor, drift), parts, self.base.device), strict=True)
+        for part, (images, files) in pairs:
+            drawn.append(images)
+            written += files
+            progress(len(part.scans) + len(files))
+        fields = [[getattr(one, name) for one in drawn] for name in ("autoencoded", "reconstructions", "images")]
+        grids = zip(self.asked, written, strict=True)
+        pictures = torch.stack([edit.scanned.picture_of(pixels, self.modality) for edit, pixels in grids])
+        together = Counterfactuals(*(torch.cat(field) for field in fields))
+        return JudgedAnswers(self.truths, self.scans, together, pictures, self.comparison.of(editor.name, written))
+
+    def _part(self, rows: range, histories: Mapping[int, ScanHistory]) -> AskedPart:
+        """Some of the scans, numbered from 0."""
+        first, last = rows.start, rows.stop
+        asked = [replace(edit, scan=edit.scan - first) for edit in self.asked if edit.scan in rows]
+        known = {row - first: histories[row] for row in rows if row in histories}
+        return AskedPart(self.base, self.modality, self.scans[first:last], self.source[first:last], asked, known)
+
+
+@dataclass(frozen=True, eq=False)
+class AskedPart:
+    """Scans `(N,1,S,S)` with their prompts, what is asked of them, and what is known of their patients."""
+
+    base: BaseModel
+    modality: Modality
+    scans: Tensor
+    source: Sequence[str]
+    asked: Sequence[EvaluationEdit]
+    histories: Mapping[int, ScanHistory]
+
+    def draw(self, editor: Editor, drift: EditDrift | None) -> tuple[Counterfactuals, list[np.ndarray]]:
+        """All answers, and as `ld-generate` writes them."""
+        edits = [edit_to(self.modality, edit.scan, edit.source, edit.target, editor.delta) for edit in self.asked]
+        past = past_of(self.modality, self.histories)
+        drawn = draw_counterfactuals(self.base, self.scans, self.source, edits, editor, drift=drift, past=past)
+        return drawn, written_as_files(self.modality, self.asked, drawn.reconstructions, drawn.images[:, None])
 
 
 def evaluate(

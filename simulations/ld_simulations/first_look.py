@@ -34,7 +34,7 @@ def write_first_look(demo: Demo) -> Path | None:
     base = load_base(demo.study.base_model)
     tables = [visit_table(modality, open_store(demo.output / "stores" / name)) for name in demo.study.federation.sites]
     drift, _ = fit_tables(tables, modality.numeric_columns, base.latent_mean, base.latent_shape, demo.study.seed)
-    scans, truths = read_truths(Path(demo.hospitals.output) / HELD_OUT, modality, base.resolution)
-    first = EditedScans(base, modality, scans[:1], [truth for truth in truths if truth.scan == 0])
+    folder = Path(demo.hospitals.output) / HELD_OUT
+    first = EditedScans(base, modality, *read_truths(folder, modality, base.resolution, most=1))
     patients = shown_patients(modality, first.judged(editor, drift), find_phantom(demo.hospitals.phantom).edit_titles())
     return write_strip(demo.output / FIRST_LOOK, patients, find_phantom(demo.hospitals.phantom).terms.structure)
