@@ -35,6 +35,11 @@ class ResilientGrid(Grid):
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
+    @property
+    def sends_bytes(self) -> bool:
+        """Whether a pushed message is no longer needed; a grid in memory, as of a simulation, gives it to the node."""
+        return isinstance(self._grid, HttpGrid)
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages, and give each reply that can be decoded as it comes, until the deadline."""
         waiting = {message_id for message_id in self.push_messages(list(messages)) if message_id}

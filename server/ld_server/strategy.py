@@ -79,6 +79,7 @@ class DriftFederation(Strategy):
         self._replies, self._flat = RoundFolder(output), FlatReference({})
         self._mean: RunningMean | None = None
         self._most_bytes = 0
+        self._sent_as_bytes = False
         self._started = 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -96,6 +97,7 @@ class DriftFederation(Strategy):
         """
         self._started = time.monotonic()
         self._failure, self._secure = "", None
+        self._sent_as_bytes = bool(getattr(grid, "sends_bytes", False))
         number = self._rounds_before + server_round
         self._present = PresentNodes({})
         try:
@@ -190,8 +192,9 @@ class DriftFederation(Strategy):
         # by message, not by source: the SuperLink replies for a node that died
         asked = set(self._asked)
         waiting = {message.metadata.message_id: name for name, message in self._asked.items()}
-        for message in self._asked.values():
-            _forget(message)  # the packed state has been sent
+        if self._sent_as_bytes:
+            for message in self._asked.values():
+                _forget(message)
         self._asked.clear()
         self._replies.clear()
         self._flat = FlatReference(self.state if self._secure is None else {})

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import numpy as np
@@ -157,6 +157,8 @@ def measure_round(shapes: Mapping[str, tuple[int, ...]], sites: int, folder: Pat
 @dataclass
 class ReplyingGrid(Grid):
     """Sites that all send the same tensors; each reply is made when it is asked for."""
+
+    sends_bytes: ClassVar[bool] = True
 
     sites: int
     file: Path
