@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-scans benchmark-security benchmark-individual benchmark-network benchmark-real benchmark-seen benchmark-house dist test test-all check install clean
+.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-scans benchmark-security benchmark-individual benchmark-network benchmark-real benchmark-seen benchmark-performance benchmark-house dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -57,6 +57,10 @@ benchmark-network: install
 
 benchmark-seen: install
 	$(BIN)/ld-benchmark seen
+
+# After make demo, whose seconds it takes from runs/demo.
+benchmark-performance: install
+	$(BIN)/ld-benchmark performance
 
 # Images that are not part of the project; skipped where DATA is absent.
 DATA ?= ../shared/data

@@ -27,7 +27,6 @@ from ld_client.policy import (
 )
 from ld_client.privacy.dp_drift import drift_release, paid_drift
 from ld_client.privacy.dp_longitudinal import longitudinal_release, paid_longitudinal
-from ld_client.privacy.dp_sgd import check_trainable, train_round_privately
 from ld_client.privacy.ledger import TRAINING, Ledger, LedgerMark, RoundLimit, Use
 from ld_client.privacy.secagg_round import SecaggSiteRound
 from ld_client.site_config import RESIDUALS, SiteConfig, load_modality
@@ -130,6 +129,8 @@ def _handle_train(
     data = TrainingData(store.latents, store.prompts, training_drift, prior, store.pseudonyms, vectors)
     numbers = None
     if noise_multiplier is not None:
+        from ld_client.privacy.dp_sgd import train_round_privately  # opacus takes seconds to import
+
         train_round_privately(adapted, data, study, task.round, noise_multiplier)
     else:
         secret = training_secret(site.store_path)
@@ -184,6 +185,8 @@ def spend(
     limit = RoundLimit(policy.max_rounds, "policy.max_rounds")
     noise_multiplier = None
     if study.privacy.enabled:
+        from ld_client.privacy.dp_sgd import check_trainable  # opacus takes seconds to import
+
         check_trainable(adapted)
         planned = study.privacy_plan()
         noise_multiplier = planned.step.noise_multiplier

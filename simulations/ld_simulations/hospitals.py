@@ -23,9 +23,11 @@ photometric interpretation; `structure` (H,W), the share of the structure that d
 from __future__ import annotations
 
 import csv
+import functools
+import itertools
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -46,6 +48,7 @@ from ld_simulations.phantoms.base import HEALTHY, Patient, Phantom, Population, 
 from ld_simulations.phantoms.device import Array, DeviceConfig
 from ld_simulations.phantoms.registry import find_phantom
 from ld_simulations.phantoms.study_metadata import StudyMetadata
+from ld_simulations.side_by_side import side_by_side
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -154,12 +157,12 @@ def _write_all(folder: Path, config: HospitalsConfig, progress: Progress) -> Non
     for hospital in config.hospitals:
         scans += _write_hospital(folder, phantom, hospital, config.seed, progress)
         visits = draw_visits(phantom, test_seed, hospital, held_out=True)
-        for number, (first, *between, last) in enumerate(visits, start=1):
-            patients.append(_write_test_patient(folder / HELD_OUT, phantom, hospital, first))
-            if between:
-                with_history.append(_write_last_visit(folder / HELD_OUT, phantom, hospital, [first, *between, last]))
+        write = functools.partial(_write_test_patient, folder / HELD_OUT, phantom, hospital)
+        for number, (entry, entry_with_history) in enumerate(side_by_side(write, visits), start=1):
+            patients.append(entry)
+            with_history += entry_with_history
+            first, *_, last = visits[number - 1]
             path = Path(hospital.name) / first.patient.identity
-            write_visit(folder / HELD_OUT / path / "follow_up", phantom, last, hospital.scanner)
             test_scans += [_table_row(path / "series", first), _table_row(path / "follow_up", last)]
             progress(f"{hospital.name}: test patients", number, len(visits))
     manifest = {"phantom": phantom.name, FIRST_VISITS: patients, LAST_VISITS: with_history}
@@ -176,15 +179,21 @@ def _write_hospital(
     folder, table, scans = output / hospital.name, hospital.table, []
     rows = [[table.patient, table.date, table.age, table.sex, table.diagnosis]]
     patients = draw_visits(phantom, seed, hospital, held_out=False)
-    for number, visits in enumerate(patients, start=1):
+
+    def path_of(visit: SimulatedVisit) -> Path:
+        return Path(hospital.name) / "dicom" / visit.patient.identity / visit.metadata.day.isoformat()
+
+    def write(visits: Sequence[SimulatedVisit]) -> None:
         for visit in visits:
-            day = visit.metadata.day.isoformat()
-            path = Path(hospital.name) / "dicom" / visit.patient.identity / day
-            write_visit(output / path, phantom, visit, hospital.scanner)
-            scans.append(_table_row(path, visit))
-            sex, diagnosis = table.sex_labels[visit.patient.sex], table.diagnosis_labels[visit.patient.diagnosis]
-            rows.append([visit.patient.identity, day, f"{visit.metadata.age_years:.1f}", sex, diagnosis])
+            write_visit(output / path_of(visit), phantom, visit, hospital.scanner)
+
+    for number, _ in enumerate(side_by_side(write, patients), start=1):
         progress(f"{hospital.name}: patients", number, len(patients))
+    for visit in itertools.chain.from_iterable(patients):
+        scans.append(_table_row(path_of(visit), visit))
+        sex, diagnosis = table.sex_labels[visit.patient.sex], table.diagnosis_labels[visit.patient.diagnosis]
+        day, age = visit.metadata.day.isoformat(), f"{visit.metadata.age_years:.1f}"
+        rows.append([visit.patient.identity, day, age, sex, diagnosis])
     folder.mkdir(parents=True, exist_ok=True)
     _write_rows(folder / "visits.csv", rows)
     return scans
@@ -201,17 +210,25 @@ def _write_rows(path: Path, rows: list[list[str]]) -> None:
 
 
 def _write_test_patient(
-    folder: Path, phantom: Phantom[Any, Any], hospital: HospitalConfig, visit: SimulatedVisit
-) -> dict[str, Any]:
-    """Write a test patient's visit and its true counterfactuals; returns the manifest's entry, paths from `folder`."""
-    path = Path(hospital.name) / visit.patient.identity
-    write_visit(folder / path / "series", phantom, visit, hospital.scanner)
-    edits = phantom.edits_of(visit.attributes)
-    return {"series": (path / "series").as_posix(), **_write_truths(folder, path, phantom, hospital, visit, edits)}
+    folder: Path, phantom: Phantom[Any, Any], hospital: HospitalConfig, visits: Sequence[SimulatedVisit]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write a test patient's visits and true counterfactuals.
+
+    Returns:
+        The manifest's entry of the first visit, and that of the last if there are visits between; paths from `folder`.
+    """
+    first, *between, last = visits
+    path = Path(hospital.name) / first.patient.identity
+    write_visit(folder / path / "series", phantom, first, hospital.scanner)
+    edits = phantom.edits_of(first.attributes)
+    entry = {"series": (path / "series").as_posix(), **_write_truths(folder, path, phantom, hospital, first, edits)}
+    after = [_write_last_visit(folder, phantom, hospital, visits)] if between else []
+    write_visit(folder / path / "follow_up", phantom, last, hospital.scanner)
+    return entry, after
 
 
 def _write_last_visit(
-    folder: Path, phantom: Phantom[Any, Any], hospital: HospitalConfig, visits: list[SimulatedVisit]
+    folder: Path, phantom: Phantom[Any, Any], hospital: HospitalConfig, visits: Sequence[SimulatedVisit]
 ) -> dict[str, Any]:
     """Write the visits between first and last, and the true counterfactuals of the last, some years on.
 

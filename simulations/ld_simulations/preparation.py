@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from ld_client.data.indexing import build_store
 from ld_client.data.store import open_store
 from ld_client.data.store_key import KEY_FILE, write_key
-from ld_client.site_config import load_site
+from ld_client.site_config import SiteConfig, load_site
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import StoreError
 from ld_common.core.seeding import numpy_generator
@@ -21,6 +20,7 @@ from ld_common.diffusion.options import SHAPES
 from ld_simulations.demo import Demo
 from ld_simulations.hospitals import Progress, write_hospitals
 from ld_simulations.hospitals_config import HospitalConfig
+from ld_simulations.side_by_side import side_by_side
 
 POLICY = {
     "min_patients": 1,
@@ -43,6 +43,7 @@ def prepare_sites(demo: Demo, progress: Progress = lambda *_: None) -> Path:
         shutil.rmtree(demo.output / "stores", ignore_errors=True)
         write_hospitals(demo.hospitals, progress)
     digest = base_digest(demo.study.base_model)
+    missing = []
     for hospital in demo.hospitals.hospitals:
         file = demo.sites / f"{hospital.name}.yaml"
         text = f"# ld-client index --config {file}\n"
@@ -55,8 +56,14 @@ def prepare_sites(demo: Demo, progress: Progress = lambda *_: None) -> Path:
             if not (site.store_path / KEY_FILE).exists():
                 # training draws visits in the order of their pseudonyms: one seed, one key, the same draws
                 write_key(site.store_path, numpy_generator(demo.hospitals.seed, "key", hospital.name).bytes(32))
-            build_store(site, functools.partial(_report_stage, progress, hospital.name))
+            missing.append(site)
+    for number, _ in enumerate(side_by_side(_index, missing), start=1):
+        progress("index of a hospital", number, len(missing))
     return demo.sites
+
+
+def _index(site: SiteConfig) -> None:
+    build_store(site)
 
 
 def site_config(demo: Demo, hospital: HospitalConfig) -> dict[str, Any]:
@@ -82,7 +89,3 @@ def site_config(demo: Demo, hospital: HospitalConfig) -> dict[str, Any]:
     }
     # the key only where it is set, so that a demo without it has the site config that it always had
     return config | ({"held_out": demo.config.held_out} if demo.config.held_out else {})
-
-
-def _report_stage(progress: Progress, site: str, stage: str, done: int, total: int) -> None:
-    progress(f"{site}: {stage}", done, total)

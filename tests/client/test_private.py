@@ -17,13 +17,14 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from ld_client.privacy import dp_sgd as private
-from ld_client.privacy.dp_sgd import Patients, accumulate_gradient, check_trainable, train_round_privately
-from ld_client.privacy.secure_rng import (
+from ld_client.privacy.dp_sgd import (
+    Patients,
     SecretNoiseOptimizer,
-    secret_generator,
-    secret_normal,
-    secret_uniform,
+    accumulate_gradient,
+    check_trainable,
+    train_round_privately,
 )
+from ld_client.privacy.secure_rng import secret_generator, secret_normal, secret_uniform
 from ld_client.train import loss_sampler
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter

@@ -19,12 +19,13 @@ def test_results_come_in_the_order_of_the_parts_from_other_processes(monkeypatch
     network = torch.nn.Linear(3, 2).requires_grad_(False)  # a closure, which could not be pickled
     parts = [torch.full((1, 3), float(number)) for number in range(5)]
     results = list(side_by_side(lambda part: (os.getpid(), network(part)), parts, CPU))
-    assert os.getpid() not in {process for process, _ in results}
+    processes = [process for process, _ in results]
+    assert processes[0] == os.getpid() not in processes[1:]
     for part, (_, answer) in zip(parts, results, strict=True):
         assert torch.equal(answer, network(part))
 
 
-@pytest.mark.parametrize(("processors", "parts"), [(1, [1, 2]), (4, [1])])
+@pytest.mark.parametrize(("processors", "parts"), [(1, [1, 2]), (4, [1]), (4, [])])
 def test_one_processor_or_one_part_needs_no_process(
     processors: int, parts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,7 +37,10 @@ def test_an_error_of_a_part_is_the_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
 
     def work(part: int) -> int:
-        raise RequestError(f"part {part} cannot be used")
+        if part:
+            raise RequestError(f"part {part} cannot be used")
+        return part
 
-    with pytest.raises(RequestError, match="part 0 cannot be used"):
-        list(side_by_side(work, [0, 1, 2], CPU))
+    for parts in ([1, 2, 3], [0, 1, 2]):  # here, and in another process
+        with pytest.raises(RequestError, match="part 1 cannot be used"):
+            list(side_by_side(work, parts, CPU))

@@ -17,7 +17,7 @@ from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from ld_client.privacy.secure_rng import SecretNoiseOptimizer, secret_generator, secret_uniform
+from ld_client.privacy.secure_rng import secret_generator, secret_normal, secret_uniform
 from ld_client.train import learning_rate, loss_sampler
 from ld_common.adapters.base import AdaptedModel
 from ld_common.core.errors import PrivacyError
@@ -27,6 +27,23 @@ from ld_common.protocol.study_config import StudyConfig
 
 MAX_GRADIENT_NUMBERS = 2**26
 """Numbers of per-example gradients in memory at once: a quarter of a gigabyte."""
+
+
+class SecretNoiseOptimizer(DPOptimizer):
+    """Opacus's optimizer with noise from the operating system in place of a generator's."""
+
+    noise_multiplier: float
+
+    def add_noise(self) -> None:
+        """Set each parameter's `grad` to the noised sum of clipped gradients."""
+        multiplier, self.noise_multiplier = self.noise_multiplier, 0.0
+        try:
+            super().add_noise()  # checks that no gradient is used twice, and adds no noise
+        finally:
+            self.noise_multiplier = multiplier
+        for parameter in self.params:
+            noise = multiplier * self.max_grad_norm * secret_normal(parameter.shape)
+            parameter.grad = (parameter.grad.double() + noise.to(parameter.device)).to(parameter.dtype)
 
 
 def train_round_privately(

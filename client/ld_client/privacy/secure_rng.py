@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
 MANTISSA_BITS = 53
@@ -39,20 +38,3 @@ def secret_generator() -> torch.Generator:
     words = np.frombuffer(os.urandom(4 * STATE_WORDS), np.uint32).astype(np.uint64)
     state[STATE_START : STATE_START + 8 * STATE_WORDS] = torch.from_numpy(words.view(np.uint8))
     return generator.set_state(state)
-
-
-class SecretNoiseOptimizer(DPOptimizer):
-    """Opacus's optimizer with noise from the operating system in place of a generator's."""
-
-    noise_multiplier: float
-
-    def add_noise(self) -> None:
-        """Set each parameter's `grad` to the noised sum of clipped gradients."""
-        multiplier, self.noise_multiplier = self.noise_multiplier, 0.0
-        try:
-            super().add_noise()  # checks that no gradient is used twice, and adds no noise
-        finally:
-            self.noise_multiplier = multiplier
-        for parameter in self.params:
-            noise = multiplier * self.max_grad_norm * secret_normal(parameter.shape)
-            parameter.grad = (parameter.grad.double() + noise.to(parameter.device)).to(parameter.dtype)

@@ -73,6 +73,13 @@ STUDIES = (
         f"{PACKAGE}.stable_diffusion.cost:run",
     ),
     Study(
+        "performance",
+        "Speed and memory of training, editing, rounds and the server, as ratios.",
+        CONFIGS / "benchmark_performance.yaml",
+        f"{PACKAGE}.performance.plan:load_performance_config",
+        f"{PACKAGE}.performance.run:run",
+    ),
+    Study(
         "burned-in-text",
         "Recall and false alarms of the search for text in pixels.",
         CONFIGS / "benchmark_burned_in_text.yaml",

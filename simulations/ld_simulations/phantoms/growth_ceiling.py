@@ -10,6 +10,7 @@ edit, the best prediction is the posterior mean of the change given the visible 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from typing import Any
 import numpy as np
 
 from ld_common.core.seeding import numpy_generator
-from ld_simulations.phantoms.base import SEX_EDIT, Phantom, Population
+from ld_simulations.phantoms.base import SEX_EDIT, Growth, Phantom, Population
 from ld_simulations.phantoms.brain import BRAIN
+from ld_simulations.side_by_side import side_by_side
+
+PATIENTS_OF_PART = 100
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,25 @@ def growth_ceiling(
     rng = numpy_generator(seed, "growth-ceiling")
     true: dict[str, list[float]] = {}
     best: dict[str, list[float]] = {}
-    for index in range(patients):
-        patient = phantom.draw_patient(rng, str(index), populations[index % len(populations)])
-        attributes = patient.attributes()
-        for name, target in phantom.edits_of(attributes).items():
-            if name != SEX_EDIT:
-                growth = phantom.predict_growth(patient, attributes, {**attributes, **target})
-                true.setdefault(name, []).append(growth.true)
-                best.setdefault(name, []).append(growth.predicted)
+    drawn = [phantom.draw_patient(rng, str(index), populations[index % len(populations)]) for index in range(patients)]
+    parts = [drawn[first : first + PATIENTS_OF_PART] for first in range(0, patients, PATIENTS_OF_PART)]
+    for name, growth in itertools.chain.from_iterable(side_by_side(functools.partial(_predicted, phantom), parts)):
+        true.setdefault(name, []).append(growth.true)
+        best.setdefault(name, []).append(growth.predicted)
     by_edit = {name: _correlation(true[name], best[name]) for name in true}
     together = (list(itertools.chain.from_iterable(values.values())) for values in (true, best))
     return GrowthCeiling(_correlation(*together), by_edit)
+
+
+def _predicted(phantom: Phantom[Any, Any], patients: Sequence[Any]) -> list[tuple[str, Growth]]:
+    """By edit, the growth of each patient."""
+    growths = []
+    for patient in patients:
+        attributes = patient.attributes()
+        for name, target in phantom.edits_of(attributes).items():
+            if name != SEX_EDIT:
+                growths.append((name, phantom.predict_growth(patient, attributes, {**attributes, **target})))
+    return growths
 
 
 def _correlation(first: list[float], second: list[float]) -> float:

@@ -17,8 +17,7 @@ from ld_common.core.state import State
 from ld_common.diffusion.base_model import load_base
 from ld_common.diffusion.training import TrainingData
 from ld_common.protocol import messages
-from ld_common.protocol.study_config import StudyConfig
-from ld_common.protocol.study_config import FLOAT32
+from ld_common.protocol.study_config import FLOAT32, StudyConfig
 from ld_common.protocol.wire_formats import decode_state, encode_state
 from ld_server.aggregation import Mean
 from ld_simulations.benchmarks.performance.scale import lora_shapes
