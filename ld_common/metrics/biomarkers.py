@@ -37,6 +37,7 @@ BELOW_WAIST_MM = (17.0, 79.0)
 HEART_AREA_OF_WIDTH = 0.85
 """Area of a silhouette over the square of its width; a circle has pi/4."""
 
+NEIGHBOURS = np.ones((3, 3), bool)
 Array = NDArray[np.float64]
 
 
@@ -83,12 +84,13 @@ def _ventricles(image: Tensor) -> NDArray[np.bool_]:
 
 
 def _head(values: Tensor) -> Tensor:
-    """Mask of the brain `(S,S)`: the largest bright region, holes filled."""
-    from monai.transforms import FillHoles, KeepLargestConnectedComponent  # slow to import, and few commands need it
-
-    bright = values > HEAD_LEVEL * float(np.percentile(values.numpy(), 99))
-    filled = FillHoles()(KeepLargestConnectedComponent()(bright[None].float()))
-    return torch.as_tensor(np.asarray(filled))[0] > 0
+    """Mask of the brain `(S,S)`: the largest bright region, holes filled; pixels that share a corner are neighbours."""
+    bright = (values > HEAD_LEVEL * float(np.percentile(values.numpy(), 99))).numpy()
+    regions, count = ndimage.label(bright, NEIGHBOURS)
+    if not count:
+        return torch.zeros_like(values, dtype=torch.bool)
+    largest = regions == 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
+    return torch.as_tensor(ndimage.binary_fill_holes(largest, NEIGHBOURS))
 
 
 def heart_areas_mm2(images: Tensor, pixel_mm: float) -> Tensor:

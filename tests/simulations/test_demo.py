@@ -95,7 +95,7 @@ def test_a_small_demo_runs_resumes_and_leaves_nothing_running(
     output = tmp_path / "demo"
     study = [f"base_model={tiny_base}", "training.steps=2", "training.batch_size=2", "federation.rounds=2"]
     arguments = ["--config", str(DEMO), "--json", f"output={output}", *SMALL, *study]
-    arguments += ["network.num_inference_steps=4", "adapter.rank=2"]
+    arguments += ["network.name=ddpm", "network.num_inference_steps=4", "adapter.rank=2"]
     code, out, err = run(capsys, *arguments)
     assert code == 0, err
     assert re.search(r"round 2/2 .*aster .*birch .*cedar", err.replace("\n", " "))
