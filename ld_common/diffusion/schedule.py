@@ -32,7 +32,7 @@ class Prediction:
     pred_epsilon: Tensor
 
 
-Predictor = Callable[[Tensor, "int | Tensor"], Prediction]
+Predictor = Callable[[Tensor, int | Tensor], Prediction]
 """Of latents `(B,C,h,w)` at one timestep, or at one each `(B,)`."""
 
 

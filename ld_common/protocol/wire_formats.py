@@ -50,7 +50,7 @@ class BFloat16(UpdateFormat):
         return {name: value.bfloat16() for name, value in update.items()}
 
     def decode(self, sent: Tensors, names: Sequence[str]) -> State:
-        """Exact."""
+        """Widen each number; bfloat16 is a part of float32."""
         return {name: _typed(name, value, torch.bfloat16).float() for name, value in part_of(sent, names).items()}
 
 

@@ -293,6 +293,8 @@ def load_release_base(
     except AdapterError as error:
         raise ReleaseError(f"the release's adapter does not fit its base: {error}") from error
     adapted.load(release.state)
+    for parameter in adapted.parameters.values():
+        parameter.requires_grad_(False)
     adapted.adapter.merge(adapted.model)
     return adapted.model.move(device, dtype)
 

@@ -81,7 +81,8 @@ def composition(
             base, pictures, source, [], editor_run.editor, drift=drift, seed=seed, redraw=True
         ).reconstructions
 
-    once = psnr(drawn.autoencoded, scans).mean() - psnr(unchanged(scans), scans).mean()
+    redrawn = unchanged(scans) if editor_run.editor.exact else drawn.reconstructions
+    once = psnr(drawn.autoencoded, scans).mean() - psnr(redrawn, scans).mean()
     autoencoded = edited = scans[:count]
     for _ in range(cycles):
         autoencoded = base.autoencode(autoencoded)

@@ -79,6 +79,13 @@ def test_a_release_of_each_adapter_comes_back_and_changes_the_base(written: Path
     assert all(torch.equal(release.state[key], value) for key, value in expected.state().items())
     ours = output(load_release_base(release))
     assert torch.allclose(ours, output(expected.model), atol=1e-5)  # a merged LoRA rounds differently
+    loaded = load_release_base(release)
+    assert not [
+        parameter
+        for part in (loaded.unet, loaded.text_encoder)
+        for parameter in part.parameters()
+        if parameter.requires_grad
+    ]
     assert not torch.allclose(ours, output(load_denoiser(str(smallest_base))), atol=1e-3)
 
 
