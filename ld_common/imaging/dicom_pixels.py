@@ -28,6 +28,7 @@ NEWER_SYNTAXES = {
 
 
 def check_decoder(path: Path, dataset: Dataset) -> None:
+    """Raise `ScanRejected`, with the way out, where no decoder here reads a file's transfer syntax."""
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)

@@ -28,6 +28,8 @@ from ld_common.core.command import progress_bar
 from ld_common.core.errors import ConfigError
 
 RESULTS, LOG, PLAN = "results", "log.txt", "plan.json"
+PART_RESULTS = "parts"
+"""Key of a table of the results that its flat numbers are computed from."""
 
 
 class NamedTask(Protocol):
@@ -159,6 +161,12 @@ def read_table(path: str, kind: str, keys: Sequence[str] = ()) -> Any:
     if not fits:
         raise ConfigError(f"adopt: '{path}' is not a {kind} table: name the JSON file that this benchmark wrote")
     return table
+
+
+def adopted_parts(path: str, kind: str) -> dict[str, Result]:
+    """Results by part of an earlier table, which count as done; none without a path. Raises `ConfigError`."""
+    parts: dict[str, Result] = read_table(path, kind, (PART_RESULTS,))[PART_RESULTS] if path else {}
+    return parts
 
 
 def claim_plan(folder: Path, plan: Mapping[str, Any]) -> None:

@@ -92,7 +92,7 @@ class StubNode:
         )
 
     def activate(self) -> None:
-        """Log in."""
+        """Register with the SuperLink, which gives the node's id and from then on expects signs of life."""
         request = ActivateNodeRequest(
             public_key=superlink.pem(self.keys["node"].public_key()), heartbeat_interval=self.heartbeat
         )

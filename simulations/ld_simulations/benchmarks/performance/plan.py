@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ld_common.core.config import load_config, require
-from ld_simulations.benchmarks.harness import read_table
 
 PARTS = ("training", "generation", "simulated", "deployed", "scale", "wire", "nodes", "ray", "demo")
-PART_RESULTS = "parts"
-"""Key in `performance.json` of the results that its flat numbers are computed from."""
 
 
 @dataclass
@@ -50,11 +46,3 @@ class PerformanceConfig:
 def load_performance_config(path: Path, overrides: list[str]) -> PerformanceConfig:
     """Read the config; raises `ConfigError`."""
     return load_config(PerformanceConfig, path, overrides)
-
-
-def adopted_results(config: PerformanceConfig) -> dict[str, Any]:
-    """Results of the table that the config adopts, by part; raises `ConfigError` where it cannot be read."""
-    if not config.adopt:
-        return {}
-    parts: dict[str, Any] = read_table(config.adopt, "performance", (PART_RESULTS,))[PART_RESULTS]
-    return parts

@@ -9,8 +9,8 @@ from typing import Any
 from ld_common.core.atomic_files import write_bytes
 from ld_evaluate.report import format_number
 from ld_simulations.aims import Aim, aim_met
-from ld_simulations.benchmarks.harness import ResultStore, json_bytes
-from ld_simulations.benchmarks.performance.plan import PART_RESULTS, PARTS
+from ld_simulations.benchmarks.harness import PART_RESULTS, ResultStore, json_bytes
+from ld_simulations.benchmarks.performance.plan import PARTS
 from ld_simulations.benchmarks.performance.wire import wire_table
 
 NUMBERS, PAGE = "performance.json", "performance.md"

@@ -14,10 +14,10 @@ from rich.console import Console
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.config import to_mapping
 from ld_common.core.errors import ConfigError
-from ld_simulations.benchmarks.harness import Harness, ResultStore, claim_plan, this_machine
+from ld_simulations.benchmarks.harness import Harness, ResultStore, adopted_parts, claim_plan, this_machine
 from ld_simulations.benchmarks.performance import deployed, ray_cluster, stub_nodes
 from ld_simulations.benchmarks.performance.generation import measure_generation
-from ld_simulations.benchmarks.performance.plan import PerformanceConfig, adopted_results
+from ld_simulations.benchmarks.performance.plan import PerformanceConfig
 from ld_simulations.benchmarks.performance.report import write_report
 from ld_simulations.benchmarks.performance.scale import measure_scale
 from ld_simulations.benchmarks.performance.simulated import measure_simulated_round
@@ -32,7 +32,7 @@ DEMO_NUMBERS = ("seconds_total", "first_picture_seconds", "peak_rss_mb")
 def run(config: PerformanceConfig, only_report: bool, console: Console) -> list[Path]:
     """Do the parts that have no result yet, unless `only_report`, and write the page; returns the files."""
     output = Path(config.output).resolve()
-    store = ResultStore(output, adopted_results(config))
+    store = ResultStore(output, adopted_parts(config.adopt, "performance"))
     if not only_report:
         plan: dict[str, Any] = to_mapping(config)
         claim_plan(output, {key: value for key, value in plan.items() if key not in NOT_DECIDING})

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ld_common.core.config import load_config, require
-from ld_simulations.benchmarks.harness import read_table
 
 PARTS = ("cases", "formats", "layouts", "reading", "reindex", "memory", "pacs")
-PART_RESULTS = "parts"
-"""Key in `scans.json` of the results that its flat numbers are computed from."""
 
 
 @dataclass
@@ -62,11 +58,3 @@ class ScansConfig:
 def load_scans_config(path: Path, overrides: list[str]) -> ScansConfig:
     """Read the config; raises `ConfigError`."""
     return load_config(ScansConfig, path, overrides)
-
-
-def adopted_results(config: ScansConfig) -> dict[str, Any]:
-    """Results of the table that the config adopts, by part; raises `ConfigError` where it cannot be read."""
-    if not config.adopt:
-        return {}
-    parts: dict[str, Any] = read_table(config.adopt, "scans", (PART_RESULTS,))[PART_RESULTS]
-    return parts

@@ -9,11 +9,11 @@ from typing import Any
 from ld_common.core.atomic_files import write_bytes
 from ld_evaluate.report import format_number
 from ld_simulations.aims import Aim, aim_met
-from ld_simulations.benchmarks.harness import ResultStore, json_bytes
+from ld_simulations.benchmarks.harness import PART_RESULTS, ResultStore, json_bytes
 from ld_simulations.benchmarks.scans.formats import WRONG
 from ld_simulations.benchmarks.scans.formats_page import PAGE as FORMATS
 from ld_simulations.benchmarks.scans.formats_page import escaped, formats_page
-from ld_simulations.benchmarks.scans.plan import PART_RESULTS, PARTS
+from ld_simulations.benchmarks.scans.plan import PARTS
 
 NUMBERS, PAGE = "scans.json", "scans.md"
 MANY = 20_000

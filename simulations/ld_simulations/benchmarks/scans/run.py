@@ -12,13 +12,13 @@ from rich.console import Console
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.config import to_mapping
-from ld_simulations.benchmarks.harness import Harness, ResultStore, claim_plan, this_machine
+from ld_simulations.benchmarks.harness import Harness, ResultStore, adopted_parts, claim_plan, this_machine
 from ld_simulations.benchmarks.scans.cases import judge_cases
 from ld_simulations.benchmarks.scans.formats import try_formats
 from ld_simulations.benchmarks.scans.layouts import TRIALS, try_layout
 from ld_simulations.benchmarks.scans.memory import watch_index
 from ld_simulations.benchmarks.scans.pacs import try_pacs
-from ld_simulations.benchmarks.scans.plan import ScansConfig, adopted_results
+from ld_simulations.benchmarks.scans.plan import ScansConfig
 from ld_simulations.benchmarks.scans.report import write_report
 from ld_simulations.benchmarks.scans.speed import time_reading, time_reindex
 
@@ -31,7 +31,7 @@ def run(config: ScansConfig, only_report: bool, console: Console) -> list[Path]:
     A part whose data or server is absent has no result: it is named in a line and tried again by the next run.
     """
     output = Path(config.output).resolve()
-    store = ResultStore(output, adopted_results(config))
+    store = ResultStore(output, adopted_parts(config.adopt, "scans"))
     if not only_report:
         plan: dict[str, Any] = to_mapping(config)
         claim_plan(output, {key: value for key, value in plan.items() if key not in NOT_DECIDING})
