@@ -251,6 +251,21 @@ def test_a_round_below_the_minimum_leaves_the_adapter_and_the_release_loads(tiny
     assert [json.loads(line)["round"] for line in lines] == [1, 2]
 
 
+def test_nodes_in_memory_find_their_task_when_they_come_to_it(tiny_base: Path, tmp_path: Path) -> None:
+    class LateGrid(LocalGrid):
+        """As Flower's in a simulation: a node reads its message once the server waits for the reply."""
+
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            sent = list(messages)
+            for message in sent:
+                message.metadata.__dict__["_message_id"] = str(uuid4())
+            return (reply for message in sent if (reply := self._reply(message)) is not None)
+
+    grid = LateGrid({"p": honest, "q": honest}, load_channels(tiny_base))
+    folder = run_study(grid, study(tiny_base, tmp_path / "run", ["p", "q"]), MODALITY)
+    assert [list(record["sites"]) for record in read_release(folder).manifest["rounds"]] == [["p", "q"]] * 2
+
+
 def test_too_few_sites_end_the_wait_with_the_names_of_the_missing(tiny_base: Path, tmp_path: Path) -> None:
     grid = LocalGrid({"p": honest, "stranger": honest}, load_channels(tiny_base))
     with pytest.raises(FederationError, match="missing: q, r"):
