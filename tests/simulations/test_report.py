@@ -15,7 +15,7 @@ from PIL import Image
 
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.scan_table import in_words
-from ld_simulations.report.patients import growth_plot, shown_patients, write_strip
+from ld_simulations.report.patients import growth_plots, shown_patients, write_strip
 from ld_simulations.report.pictures import DIFFERENCE_LIMIT, difference_legend, difference_url, picture_url
 
 EDITS = {"age_plus_10": {"age": 84.0}, "disease_added": {"diagnosis": "AD"}, "other_sex": {"sex": "M"}}
@@ -97,5 +97,5 @@ def test_the_figure_has_the_worst_the_median_and_the_best(brain_mri: Modality, t
     with Image.open(write_strip(tmp_path / "strip.png", patients, "ventricles")) as strip:
         assert strip.width > 800
         assert strip.height == pytest.approx(130 * 3.6 * min(3, count), abs=2)
-    titles = [axes.get_title() for axes in growth_plot(patients).axes]
+    titles = [figure.axes[0].get_title() for figure in growth_plots(patients).values()]
     assert titles == list(TITLES.values())

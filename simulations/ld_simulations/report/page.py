@@ -33,7 +33,7 @@ from ld_simulations.demo import Demo
 from ld_simulations.evaluation import ALL_VISITS, ONE_SCAN
 from ld_simulations.phantoms.base import HEALTHY
 from ld_simulations.phantoms.registry import find_phantom
-from ld_simulations.report.patients import ShownPatient, growth_plot
+from ld_simulations.report.patients import ShownPatient, growth_plots
 from ld_simulations.report.pictures import difference_legend, difference_url, figure_url, picture_url
 from ld_simulations.summary import AIMS, COST, TITLES
 
@@ -70,7 +70,7 @@ def write_report(
         rounds=release.manifest["rounds"],
         samples=_samples(release, base),
         patients=patients,
-        growth=figure_url(growth_plot(patients)),
+        growth={title: figure_url(figure) for title, figure in growth_plots(patients).items()},
         legend=difference_legend(),
         titles=phantom.edit_titles(),
         terms=phantom.terms,

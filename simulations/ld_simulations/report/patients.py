@@ -139,26 +139,26 @@ def write_strip(path: Path, patients: Sequence[ShownPatient], structure: str) ->
     return path
 
 
-def growth_plot(patients: Sequence[ShownPatient]) -> Figure:
-    """Drawn against true growth of each patient, a panel for each kind of edit."""
+def growth_plots(patients: Sequence[ShownPatient]) -> dict[str, Figure]:
+    """Drawn against true growth of each patient, a figure for each kind of edit, by its title."""
     by_edit: dict[str, list[ShownAnswer]] = {}
     for patient in patients:
         for answer in patient.answers:
             by_edit.setdefault(answer.edit, []).append(answer)
-    columns = min(3, len(by_edit))
-    lines = -(-len(by_edit) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3.3 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False)
-    for axis in panels.flat[len(by_edit) :]:
-        axis.axis("off")
-    for axis, answers in zip(panels.flat, by_edit.values(), strict=False):
-        true, drawn = ([getattr(answer, key) for answer in answers] for key in ("true_growth_mm2", "growth_mm2"))
-        ends = [min(*true, *drawn, 0), max(*true, *drawn, 0)]
-        axis.plot(ends, ends, color="#56606a", lw=0.8, ls="--")
-        axis.scatter(true, drawn, s=18, color="#1b6ca8")
-        axis.set_title(answers[0].title, fontsize=10)
-        axis.set(xlabel="true growth, mm²", ylabel="growth in the answer, mm²")
-        axis.spines[["top", "right"]].set_visible(False)
+    return {answers[0].title: _growth_plot(answers) for answers in by_edit.values()}
+
+
+def _growth_plot(answers: Sequence[ShownAnswer]) -> Figure:
+    true, drawn = ([getattr(answer, key) for answer in answers] for key in ("true_growth_mm2", "growth_mm2"))
+    ends = [min(*true, *drawn, 0), max(*true, *drawn, 0)]
+    figure = Figure(figsize=(3.4, 3.3), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(ends, ends, color="#56606a", lw=0.8, ls="--")
+    axis.scatter(true, drawn, s=18, color="#1b6ca8")
+    axis.set_title(answers[0].title, fontsize=10)
+    axis.locator_params(nbins=4)
+    axis.set(xlabel="true growth, mm²", ylabel="growth in the answer, mm²")
+    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
