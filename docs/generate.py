@@ -19,7 +19,7 @@ def generated() -> dict[str, str]:
         "docs/reference/api.md": api.page(),
     }
     tables = results.tables()
-    for name in ("README.md", "docs/results.md", "docs/method.md"):
+    for name in ("README.md", "docs/aggregation.md", "docs/results.md", "docs/method.md"):
         pages[name] = results.fill((ROOT / name).read_text(encoding="utf-8"), tables, name)
     return pages
 

@@ -20,6 +20,7 @@ from ld_client.privacy.ledger import Ledger
 from ld_client.privacy.secagg_round import SecaggSiteRound
 from ld_client.round import handle_train
 from ld_client.site_config import SiteConfig, load_site
+from ld_client.validation import handle_validate
 from ld_common.core import offline
 from ld_common.core.errors import ConfigError
 from ld_common.protocol import messages
@@ -88,6 +89,10 @@ def register(
     def train(message: Message, context: Context) -> Message:
         return answer("train", handle_train_message, message, context)
 
+    @client.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return answer("evaluate", handle_evaluate_message, message, context)
+
     for stage in (Stage.KEYS, Stage.SHARES, Stage.UNMASK):
         _register_stage(client, stage, answer)
 
@@ -140,6 +145,20 @@ def handle_train_message(
     require_approval(recorder.home, task)
     result = handle_train(site, task, secure, recorder.record_training)
     require_approval(recorder.home, task)  # it may have been withdrawn meanwhile
+    return messages.pack_result(recorder.sign_result(task, result))
+
+
+def handle_evaluate_message(
+    site: SiteConfig, recorder: AuditRecorder, message: Message, secure: SecaggSiteRound
+) -> RecordDict:
+    """Answer a validation task."""
+    task = messages.unpack_task(message.content)
+    recorder.record_task(task)
+    recorder.check_ledger(Ledger(site.ledger_path))
+    recorder.check_withdrawals(site.store_path)
+    require_approval(recorder.home, task)
+    result = handle_validate(site, task)
+    require_approval(recorder.home, task)
     return messages.pack_result(recorder.sign_result(task, result))
 
 

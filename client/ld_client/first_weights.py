@@ -11,6 +11,7 @@ from typing import Any
 
 from ld_client.site_config import PolicyConfig
 from ld_common.adapters.base import AdaptedModel
+from ld_common.adapters.low_rank import product_norm
 from ld_common.adapters.state_dict import check_state, read_tensors, state_digest, update_norm, write_tensors
 from ld_common.core.errors import PolicyError
 from ld_common.core.state import State
@@ -24,12 +25,13 @@ ROUNDING = 1e-3
 
 
 def check_weights(
-    policy: PolicyConfig, task: TrainTask, study: StudyConfig, adapted: AdaptedModel[Any], folder: Path
+    policy: PolicyConfig, task: TrainTask, study: StudyConfig, adapted: AdaptedModel[Any], folder: Path, rounds: int
 ) -> None:
     """Refuse weights that no honest rounds lead to.
 
     Each round moves the weights by at most `federation.max_update_norm`, which the server accepts of a site, and all
-    of them by `policy.max_distance`. What is not trained stays as it was.
+    of them by `policy.max_distance`. What is not trained stays as it was. What is added to the base's weights counts by
+    the norm of its products.
 
     Args:
         policy: the site's.
@@ -37,6 +39,7 @@ def check_weights(
         study: its study.
         adapted: the model with the adapter that the study's seed gives.
         folder: where first weights are kept.
+        rounds: that were trained before.
 
     Raises:
         PolicyError: the weights are too far from the study's first ones, or those are not known here.
@@ -47,20 +50,26 @@ def check_weights(
         check_state(task.frozen, adapted.frozen_state())
     first = {**adapted.frozen_state(), **adapted.trainable_state()}
     if study.start_digest:
-        known = _kept_start(policy, task, study, folder)
+        known = _kept_start(policy, task, study, folder, rounds)
         if known is None:
             return
         first |= known
     trained = {name: first[name] for name in task.state}
-    _check_distance(task.state, trained, _limit(policy, study, task.round), task.round)
+    _check_distance(task.state, trained, _limit(policy, study, rounds), task.round)
     if task.frozen:
         _check_distance(task.frozen, {name: first[name] for name in task.frozen}, 0.0, task.round)
+    if task.carried:
+        added = product_norm(task.carried)
+        if not added <= _limit(policy, study, rounds) + ROUNDING:
+            raise PolicyError(
+                f"round {task.round} adds {added:.3g} to the base's weights, more than its rounds can have"
+            )
 
 
-def _kept_start(policy: PolicyConfig, task: TrainTask, study: StudyConfig, folder: Path) -> State | None:
+def _kept_start(policy: PolicyConfig, task: TrainTask, study: StudyConfig, folder: Path, rounds: int) -> State | None:
     """The first weights of a study with `start`; None where this site did not see them and need not."""
     file, weights = folder / f"{study.digest()}.safetensors", {**task.frozen, **task.state}
-    if task.round == 1:
+    if rounds == 0 and not task.carried:
         if state_digest(weights) != study.start_digest:
             raise PolicyError("round 1 starts from other weights than the study's start_digest: refused")
         write_tensors(file, weights, {})
@@ -78,8 +87,8 @@ def _kept_start(policy: PolicyConfig, task: TrainTask, study: StudyConfig, folde
     )
 
 
-def _limit(policy: PolicyConfig, study: StudyConfig, round_number: int) -> float:
-    limit = study.federation.max_update_norm * (round_number - 1)
+def _limit(policy: PolicyConfig, study: StudyConfig, rounds: int) -> float:
+    limit = study.federation.max_update_norm * rounds
     return limit if study.withholds_numbers else min(limit, policy.max_distance)
 
 

@@ -88,23 +88,49 @@ def handle_train(
         return _handle_train(site, task, secure, before_training)
 
 
-def _handle_train(
-    site: SiteConfig, task: TrainTask, secure: SecaggSiteRound | None, before_training: Callable[[DataUsage], None]
-) -> TrainResult:
-    started = time.monotonic()
+def checked_study(site: SiteConfig, task: TrainTask) -> StudyConfig:
+    """The study of a task that the site's policy allows, on its base; raises `LdError`."""
     study = study_from_json(task.study)
     check_study(site.policy, study)
     if not 1 <= task.round <= study.federation.rounds:
         raise PolicyError(f"round {task.round} is not one of the study's {study.federation.rounds} rounds")
     if base_digest(site.base_model) != task.base_digest:
         raise ModelError(f"the study's base model is not '{site.base_model}': point base_model at the study's base")
+    return study
+
+
+def checked_adapter(
+    site: SiteConfig, model: Denoiser, task: TrainTask, study: StudyConfig, reached: int
+) -> AdaptedModel[Denoiser]:
+    """The study's adapter in the site's base, not loaded yet, when the task's weights can come of `reached` rounds.
+
+    Raises:
+        LdError: the adapter is too large, or the weights are too far from the first ones.
+    """
+    adapted = inject(model, read_adapter(study.site_adapter(site.site)), study.seed)
+    check_size(site.policy, adapted)
+    check_weights(site.policy, task, study, adapted, site.ledger_path.parent / STARTS, reached)
+    return adapted
+
+
+def load_weights(adapted: AdaptedModel[Denoiser], task: TrainTask) -> None:
+    """Put a task's weights into the adapted model; raises `AdapterError`."""
+    if task.carried:
+        adapted.adapter.add_to_base(adapted.model, task.carried)
+    adapted.load({**task.frozen, **task.state})
+
+
+def _handle_train(
+    site: SiteConfig, task: TrainTask, secure: SecaggSiteRound | None, before_training: Callable[[DataUsage], None]
+) -> TrainResult:
+    started = time.monotonic()
+    study = checked_study(site, task)
     store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
     store, held_out = split_store(store, site.held_out, study.privacy.enabled)
     check_store(site.policy, store, study)
-    model, adapter = load_denoiser(site.base_model, site.device), read_adapter(study.adapter)
-    adapted = inject(model, adapter, study.seed)
-    check_size(site.policy, adapted)
-    check_weights(site.policy, task, study, adapted, site.ledger_path.parent / STARTS)
+    model = load_denoiser(site.base_model, site.device)
+    adapted = checked_adapter(site, model, task, study, task.round - 1)
+    adapter = adapted.adapter
     if study.federation.secure_aggregation:
         if secure is None or task.secure is None:
             raise FederationError("the study uses secure aggregation, but the task lacks its shares: refused")
@@ -122,7 +148,9 @@ def _handle_train(
     prior = None if adapter.prior is None else site_prior(site, store, model, adapter.prior, study.seed)
     if drift is not None and not private and not longitudinal:
         drift = rounded_drift(site.policy, drift)
-    adapted.load({**task.frozen, **task.state})
+    load_weights(adapted, task)
+    for name, parameter in adapted.trainable.items():
+        parameter.requires_grad_(study.trains(name, task.round))
     entered = None if drift is None or longitudinal else entering(drift, study.drift.formulation)
     training_drift = entered if isinstance(entered, LatentDrift) else None
     vectors = store.condition_vectors(modality)
@@ -141,7 +169,7 @@ def _handle_train(
             seconds = time.monotonic() - started
             counts = rounded_count(site.policy, visits), rounded_count(site.policy, store.patients)
             numbers = TrainNumbers(*counts, losses.first, losses.last, seconds, ranges)
-    state = adapted.trainable_state()
+    state = adapted.trainable_state()  # of the factors that trained in this round
     check_consent(site.store_path, store.pseudonyms)  # a patient may have withdrawn meanwhile
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}
@@ -152,7 +180,8 @@ def _handle_train(
 def _sent(site: SiteConfig, study: StudyConfig, task: TrainTask, state: State) -> State:
     """A trained state as it travels; what rounding takes from it is kept for the next round."""
     residuals = UpdateResiduals(site.ledger_path.parent / RESIDUALS, study.digest())
-    sent = encode_state(study.federation.wire, state, task.state, residuals.before(task.round, task.state))
+    before = {name: task.state[name] for name in state}
+    sent = encode_state(study.federation.wire, state, before, residuals.before(task.round, before))
     if sent.residual:
         residuals.write(task.round, sent.residual)
     return sent.tensors
@@ -180,7 +209,7 @@ def spend(
         PrivacyError: the budget does not allow it, or the adapter cannot be trained privately. Nothing is charged.
     """
     policy, study = site.policy, study_from_json(task.study)
-    start = state_digest({**task.frozen, **task.state})
+    start = state_digest(task.weights)
     use = Use(study.name, study.digest(), task.round, {TRAINING: None}, task=start, cohort=store.digest())
     limit = RoundLimit(policy.max_rounds, "policy.max_rounds")
     noise_multiplier = None

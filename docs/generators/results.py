@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from generators import ROOT, table
+from generators.aggregators import aggregation_table
 from generators.source import modules
 
 EDITS = {
@@ -75,6 +76,7 @@ def tables() -> dict[str, str]:
         "individual_brain": individual("brain"),
         "individual_chest": individual("chest"),
         "individual_history": individual_history(),
+        "aggregators": aggregation_table(),
     }
 
 

@@ -72,6 +72,14 @@ class Adapter(ABC):
     def merge(self, model: Denoiser) -> None:  # noqa: B027  (most adapters train the weights themselves)
         """Add what was learned to the weights that it changes, where it is not there already: for inference alone."""
 
+    def add_to_base(self, model: Denoiser, carried: State) -> None:
+        """Add to the base's weights what earlier rounds left there (aggregators `fedex` and `flora`), in place.
+
+        Raises:
+            AdapterError: the adapter has no such form, or a tensor does not fit.
+        """
+        raise AdapterError(f"adapter {self.name} cannot add to the base's weights: use lora")
+
     def transform_prompt(self, prompt: str) -> str:
         """The prompt as the adapted model reads it."""
         return prompt

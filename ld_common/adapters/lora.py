@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 
 from ld_common.adapters.base import METADATA, Adapter, Named, UnetConfig
+from ld_common.adapters.low_rank import DOWN, dense_update, down_names, is_lora
 from ld_common.adapters.state_dict import read_tensors
 from ld_common.core.config import require
 from ld_common.core.errors import AdapterError
@@ -39,10 +40,16 @@ class Lora(Adapter):
     """Keep A at its initial value, from the study's seed or its start, and train and send only B (FFA-LoRA, arXiv
     2403.12313). The default under differential privacy, where noise on both would enter as a product."""
 
+    drawn_rank: int = 0
+    """Rank of the initial A whose first rows this one takes, so that sites of smaller ranks (`federation.ranks`) start
+    from parts of the same A; 0 for its own rank."""
+
     private_defaults: ClassVar[Mapping[str, object]] = {"freeze_a": True}
 
     def __post_init__(self) -> None:
         require(self.rank > 0, f"adapter.rank is {self.rank}: it must be above 0")
+        fits = self.drawn_rank == 0 or self.drawn_rank >= self.rank
+        require(fits, f"adapter.drawn_rank is {self.drawn_rank}: use 0, or adapter.rank and more")
         require(bool(self.targets), "adapter.targets is empty: name at least one layer")
 
     def inject(self, model: Denoiser, seed: int) -> Iterator[Named]:
@@ -70,12 +77,28 @@ class Lora(Adapter):
             wire_name = "unet." + name.replace(".default.", ".")
             with torch.no_grad():
                 if "lora_A" in name:
-                    start = torch.randn(parameter.shape, generator=torch_generator(seed, "lora", wire_name))
-                    parameter.copy_(start / parameter[0].numel() ** 0.5)
+                    shape = (self.drawn_rank or self.rank, *parameter.shape[1:])
+                    start = torch.randn(shape, generator=torch_generator(seed, "lora", wire_name))
+                    parameter.copy_(start[: self.rank] / parameter[0].numel() ** 0.5)
                     parameter.requires_grad_(not self.freeze_a)
                 else:
                     parameter.zero_()
             yield wire_name, parameter
+
+    def add_to_base(self, model: Denoiser, carried: State) -> None:
+        """Add the products of carried factors, named as the adapter's own, to the weights of their layers."""
+        from peft.tuners.lora.layer import LoraLayer
+
+        if carried and not is_lora(carried):
+            raise AdapterError("what is to be added to the base is not pairs of A and B")
+        for name in down_names(carried):
+            layer = dict(model.unet.named_modules()).get(name.removeprefix("unet.").partition(DOWN)[0])
+            weight = layer.get_base_layer().weight if isinstance(layer, LoraLayer) else None
+            added = dense_update(carried, name)
+            if not isinstance(weight, torch.Tensor) or weight.shape != added.shape:
+                raise AdapterError(f"carried tensor '{name}' does not fit this base and adapter")
+            with torch.no_grad():
+                weight.copy_((weight.double() + added.to(weight.device)).to(weight.dtype))
 
     def merge(self, model: Denoiser) -> None:
         """Replace each layer of the UNet by one of weights W + BA, as large and as fast as the base's."""

@@ -17,6 +17,7 @@ LdError                 only its `code` may cross the wire
 ├── DeploymentError     a study's or site's folder, kit, certificate or process
 ├── ApprovalError       a study or its code that the site has not approved
 ├── PacsError           a PACS that is silent, refuses or answers wrongly (in `ld_common.imaging.dicomweb_errors`)
+├── HeldOutError        a validation without enough held-out patients (in `ld_client.validation`)
 ├── AuditError          an audit that these scans do not allow (in `ld_client.audit.statistics`)
 └── DivergedError       training whose loss is not finite (in `ld_common.diffusion.training`)
 """

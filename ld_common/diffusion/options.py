@@ -111,7 +111,12 @@ class TrainingConfig:
     timestep_power: float = 1.0
     """1 draws timesteps uniformly; above 1 favours noisy ones, where the prompt matters most (T2I-Adapter uses 3)."""
 
+    proximal_mu: float = 0.0
+    """μ of FedProx (arXiv 1812.06127): the loss of a site grows by μ/2 times the squared distance of its weights from
+    the round's first ones, so that sites of different patients move less far apart; 0 is off."""
+
     def __post_init__(self) -> None:
+        require(self.proximal_mu >= 0, f"training.proximal_mu is {self.proximal_mu}: use 0 or more")
         require(self.steps > 0 and self.batch_size > 0, "training.steps and training.batch_size must be above 0")
         require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}: it must be above 0")
         require(self.noise_offset >= 0, "training.noise_offset must not be negative")

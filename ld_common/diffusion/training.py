@@ -228,6 +228,7 @@ def optimize(
     called = replace(model, unet=computing.network(model.unet))
     sampler, parameters = LossSampler(called, trainable, data, options, draws(0)), list(trainable.values())
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
+    anchors = [parameter.detach().clone() for parameter in parameters] if options.proximal_mu else []
     values: list[float] = []
     model.unet.train()
     for index in range(options.steps):
@@ -237,6 +238,9 @@ def optimize(
         with computing.on(model.device):
             loss = sampler.loss()
         loss.backward()
+        for parameter, anchor in zip(parameters if anchors else (), anchors, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=options.proximal_mu)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

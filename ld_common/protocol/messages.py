@@ -4,9 +4,13 @@ join    <- the site's name
 train   -> adapter, round, study and hashes          server to site
         -> the adapter's frozen part                 if the study has a start
         -> directions of the latent space            for a longitudinal drift, after its first round or from the start
+        -> factors to add to the base                for aggregators fedex and flora
         -> nonce, the site's last audit head         in a deployment
         <- trained tensors, drift                    site to server
         <- losses, counts, ranges of the data        without privacy and secure aggregation
+        <- signature, audit head                     in a deployment
+evaluate, after a round: as train, with the round's result as the adapter
+        <- scores on held-out patients               without privacy and secure aggregation
         <- signature, audit head                     in a deployment
 keys, shares, unmask: stages of secure aggregation; stage `vector` is part of train, in place of tensors and drift
         <- an error code                             never the text of an exception
@@ -36,7 +40,11 @@ from ld_common.protocol.attestation import Attestation, AuditHead, content_diges
 from ld_common.protocol.secagg.messages import Payload
 
 JOIN, SECURE, HEAD, ATTESTATION, TENSORS = "join", "secure", "audit-head", "attestation", "safetensors"
-FROZEN, BASIS = "frozen", "basis"
+FROZEN, BASIS, CARRIED, DRIFT = "frozen", "basis", "carried", "drift"
+VALIDATION = "validation"
+LOSS, SCORED_VISITS = "loss", "visits"
+"""Scores of every validation; others depend on the study."""
+MOST_SCORES = 16
 LARGE_BYTES = 2**28
 """Tensors of this size are packed through files, as copies of them take much memory."""
 MAX_ARRAY_HEADER = 4096
@@ -51,6 +59,7 @@ ERROR_SENTENCES = {
     "approval": "the site has not approved the study, or no longer does",
     "signature": "a signature does not hold at the site, or its key cannot be used",
     "deployment": "the site's folder of the study cannot be used",
+    "held_out": "the site holds out no patients, or fewer than its policy.min_patients",
     "diverged": "training gave a loss that is not finite",
     "error": "the site failed for a reason that stays at the site",
 }
@@ -78,6 +87,15 @@ class TrainTask:
     basis: State = field(default_factory=dict)
     """Of a longitudinal drift (`longitudinal_sums.Basis`); empty in the round that sketches it. Of a private study the
     start's (`public_basis.PublicBasis`), in every round."""
+    carried: State = field(default_factory=dict)
+    """Factors whose products are added to the base's weights (`Adapter.add_to_base`)."""
+    drift: State = field(default_factory=dict)
+    """In a validation, the study's longitudinal drift so far, where there is one."""
+
+    @property
+    def weights(self) -> State:
+        """All tensors that decide what the network computes, by name: what a ledger and a start's hash are of."""
+        return {**self.frozen, **self.state, **{f"{CARRIED}/{name}": value for name, value in self.carried.items()}}
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,8 @@ class TrainResult:
     """Under secure aggregation the answer of its stage `vector`, in place of state and drift."""
     attestation: Attestation | None = None
     """The site's signature over all other fields; None where sites have no keys."""
+    scores: dict[str, float] | None = None
+    """In place of all else, what a validation found on the site's held-out patients: `loss`, `visits` and others."""
 
     @property
     def uplink_bytes(self) -> int:
@@ -133,6 +153,7 @@ class TrainResult:
                 "drift": None if self.drift is None else tensor_record("drift", self.drift),
                 "numbers": None if self.numbers is None else vars(self.numbers),
                 "secure": secure,
+                "scores": self.scores,
             }
         )
 
@@ -222,7 +243,7 @@ def pack_task(task: TrainTask, pack: Callable[[State], ArrayRecord] = pack_tenso
     )
     secure = {} if task.secure is None else {SECURE: ConfigRecord(dict(task.secure))}
     head = {} if task.audit_head is None else {HEAD: ConfigRecord(dict(head_record(task.audit_head)))}
-    given = {FROZEN: task.frozen, BASIS: task.basis}
+    given = {FROZEN: task.frozen, BASIS: task.basis, CARRIED: task.carried, DRIFT: task.drift}
     tensors = {name: pack(state) for name, state in given.items() if state}
     return RecordDict({"state": pack(task.state), "task": fields, **tensors, **secure, **head})
 
@@ -230,7 +251,8 @@ def pack_task(task: TrainTask, pack: Callable[[State], ArrayRecord] = pack_tenso
 def unpack_task(content: RecordDict) -> TrainTask:
     """A task from message content; raises `KeyError` when a part is absent, `ValueError` when one is malformed."""
     fields, head = content.config_records["task"], content.config_records.get(HEAD)
-    frozen, basis = (content.array_records.get(name) for name in (FROZEN, BASIS))
+    given = {name: content.array_records.get(name) for name in (FROZEN, BASIS, CARRIED, DRIFT)}
+    tensors = {name: {} if record is None else unpack_tensors(record) for name, record in given.items()}
     return TrainTask(
         state=unpack_tensors(content.array_records["state"]),
         round=int(fields["round"]),  # type: ignore[arg-type]
@@ -240,8 +262,10 @@ def unpack_task(content: RecordDict) -> TrainTask:
         secure=unpack_secure(content),
         nonce=str(fields.get("nonce", "")),
         audit_head=None if head is None else head_from_record(head),
-        frozen={} if frozen is None else unpack_tensors(frozen),
-        basis={} if basis is None else unpack_tensors(basis),
+        frozen=tensors[FROZEN],
+        basis=tensors[BASIS],
+        carried=tensors[CARRIED],
+        drift=tensors[DRIFT],
     )
 
 
@@ -250,6 +274,7 @@ def pack_result(result: TrainResult) -> RecordDict:
     numbers = {} if result.numbers is None else vars(result.numbers)
     drift = {} if result.drift is None else {"drift": result.drift}
     secure = {} if result.secure is None else {SECURE: ConfigRecord(dict(result.secure))}
+    scores = {} if result.scores is None else {VALIDATION: MetricRecord(dict(result.scores))}
     signed = {} if result.attestation is None else {ATTESTATION: _signed(result.attestation)}
     return RecordDict(
         {
@@ -258,6 +283,7 @@ def pack_result(result: TrainResult) -> RecordDict:
             "numbers": MetricRecord(dict(numbers)),
             "site": ConfigRecord({"name": result.site, "round": result.round}),
             **secure,
+            **scores,
             **signed,
         }
     )
@@ -271,7 +297,7 @@ def unpack_result(content: RecordDict, keep: Callable[[ArrayRecord], Tensors] = 
         keep: makes the state of its tensors, and may put them elsewhere than into memory.
     """
     numbers, site = dict(content.metric_records["numbers"]), content.config_records["site"]
-    signed = content.config_records.get(ATTESTATION)
+    signed, scores = content.config_records.get(ATTESTATION), content.metric_records.get(VALIDATION)
     return TrainResult(
         site=str(site["name"]),
         round=int(site["round"]),  # type: ignore[arg-type]
@@ -280,6 +306,7 @@ def unpack_result(content: RecordDict, keep: Callable[[ArrayRecord], Tensors] = 
         numbers=_numbers(numbers) if numbers else None,
         secure=unpack_secure(content),
         attestation=None if signed is None else _attestation(signed),
+        scores=None if scores is None else {str(name): float(value) for name, value in scores.items()},  # type: ignore[arg-type]
     )
 
 

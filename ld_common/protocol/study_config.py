@@ -23,8 +23,16 @@ MAX_STUDY = 2**18
 FLOAT32 = "float32"
 WIRE_FORMATS = (FLOAT32, "bfloat16", "int8")
 """Values of `federation.wire`."""
-NOT_DIGESTED = ("output", "base_model", "modality", "start", "edit")
-"""Fields outside a study's digest: paths, and the editor's options, which no site uses."""
+LORA_A = ".lora_A."
+"""Part of the name of a LoRA's A."""
+FFA, ROLORA = "ffa", "rolora"
+"""Aggregators that say which factors of a LoRA train."""
+LAST, BEST = "last", "best"
+"""Values of `federation.keep`."""
+TRACKERS = ("mlflow", "wandb")
+"""Values of `trackers`."""
+NOT_DIGESTED = ("output", "base_model", "modality", "start", "edit", "trackers")
+"""Fields outside a study's digest: paths, the editor's options and the server's trackers, which no site uses."""
 
 
 @dataclass
@@ -52,8 +60,20 @@ class FederationConfig:
     max_weight_ratio: float = 10.0
     """With `num_examples`, most times the median site's weight that a site has: a false count does not own the mean."""
     aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "mean"})
-    """Aggregator of the sites' adapters: its `name` (`mean`, `median`, `trimmed_mean`) and its options, the fields of
-    its class in `ld_server.aggregation`."""
+    """Aggregator of the sites' adapters: its `name` (`mean`, `median`, `trimmed_mean`, `fedavgm`, `fedadam`, `fedyogi`,
+    `ffa`, `rolora`, `flexlora`, `fedex`, `flora`) and its options, the fields of its class. docs/aggregation.md says
+    which of them go with differential privacy, secure aggregation and ranks by site."""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Rank of a site's LoRA where it is below `adapter.rank`, for sites with less memory; aggregators `flexlora` and
+    `flora` combine different ranks."""
+    validate_every: int = 1
+    """Rounds from one validation to the next, and after the last round: each site scores the new adapter on its
+    held-out patients (`held_out` in its config), at fixed timesteps and noise. 0 is off. Withheld under differential
+    privacy and secure aggregation."""
+    keep: str = "last"
+    """Round whose adapter is released: the `last`, or the `best` by mean validation loss."""
+    patience: int = 0
+    """End the study after so many validations without a new best mean loss; 0 is off."""
     clip_update_norm: float = 0.0
     """Largest L2 norm of a site's update; a larger one is scaled down before the average. 0 is off. Drifts are not
     clipped."""
@@ -92,6 +112,10 @@ class FederationConfig:
         require(self.secure_clip > 0, f"federation.secure_clip is {self.secure_clip}: it must be above 0")
         fits = 0 <= self.secure_threshold <= len(self.sites)
         require(fits, f"federation.secure_threshold is {self.secure_threshold}, of {len(self.sites)} sites")
+        self._check_validation()
+        for name, rank in self.ranks.items():
+            require(name in self.sites, f"federation.ranks names '{name}', which is not one of federation.sites")
+            require(rank > 0, f"federation.ranks.{name} is {rank}: it must be above 0")
         if self.secure_aggregation:
             equal = self.weighting == "equal"
             require(equal, "federation.secure_aggregation hides the number of visits: set weighting to equal")
@@ -99,14 +123,21 @@ class FederationConfig:
             fits = self.wire == FLOAT32
             require(fits, "federation.secure_aggregation sends masked integers of its own: set wire to float32")
 
+    def _check_validation(self) -> None:
+        for name in ("validate_every", "patience"):
+            require(getattr(self, name) >= 0, f"federation.{name} is {getattr(self, name)}: use 0 or more")
+        require(self.keep in (LAST, BEST), f"federation.keep is '{self.keep}': use {LAST} or {BEST}")
+        uses = "federation.keep best" if self.keep == BEST else "federation.patience"
+        if self.keep == BEST or self.patience:
+            require(self.validate_every > 0, f"{uses} needs validation: set federation.validate_every to 1 or more")
+            require(not self.secure_aggregation, f"{uses} needs the sites' losses, which secure aggregation withholds")
+
     def _check_clipping(self) -> None:
         clip, most = self.clip_update_norm, self.max_update_norm
         require(0 <= clip <= most, f"federation.clip_update_norm is {clip:g}: use 0 to max_update_norm, {most:g}")
         if self.secure_aggregation:
             hidden = "federation.secure_aggregation shows the server only the sum, each site clips to secure_clip: "
             require(not clip, hidden + "set clip_update_norm to 0")
-            name = self.aggregation.get("name")
-            require(name == "mean", hidden + f"set aggregation.name to mean, not {name}")
 
 
 @dataclass
@@ -145,11 +176,29 @@ class StudyConfig:
     """The editor that the release recommends: its `name` and its options, the fields of its class in
     `ld_common.editing`. `ld-generate` uses it unless told otherwise."""
     federation: FederationConfig = field(default_factory=lambda: FederationConfig(sites=["a", "b"]))
+    trackers: list[str] = field(default_factory=list)
+    """Where the server also sends each round's numbers: `mlflow`, `wandb`. TensorBoard's files and `rounds.csv` are
+    always written to `output`."""
 
     def __post_init__(self) -> None:
         require(bool(self.name), "name is empty: a study needs a name")
+        for tracker in self.trackers:
+            require(tracker in TRACKERS, f"trackers: '{tracker}' is not one of {', '.join(TRACKERS)}")
         require(is_line(self.name), f"name: give one line of at most {MAX_LINE} printable characters")
+        if self.federation.aggregation.get("name") == FFA:
+            self.adapter = {"freeze_a": True, **self.adapter}
         self.adapter = complete_adapter(self.adapter, self.privacy.enabled)
+        for name, rank in self.federation.ranks.items():
+            most = self.adapter.get("rank", 0)
+            fits = self.adapter["name"] == "lora" and rank <= most
+            require(fits, f"federation.ranks.{name} is {rank}: it is a LoRA's, of at most adapter.rank, {most}")
+            require(
+                not self.start, "federation.ranks cuts fresh adapters, and a study with start has none: leave out one"
+            )
+        fits = self.federation.aggregation.get("name") != ROLORA or self.federation.wire != "int8"
+        require(
+            fits, "federation.wire int8 adds a rounding error to the next round, where rolora sends the other factor"
+        )
         fits = self.drift.shape != "longitudinal" or self.federation.rounds > 1 or self.privacy.enabled
         require(fits, "drift.shape longitudinal takes two rounds: set federation.rounds to 2 or more")
         if self.privacy.enabled:
@@ -165,6 +214,14 @@ class StudyConfig:
             "privacy.enabled noises a mean of latents or a longitudinal drift: set drift.estimator to moments, and "
             "drift.shape to none, scalar, channel, map or longitudinal",
         )
+        near = self.training.proximal_mu
+        require(
+            not near, "privacy.enabled clips the gradients of patients, not FedProx's: set training.proximal_mu to 0"
+        )
+        scored = self.federation.keep == BEST or self.federation.patience > 0
+        require(
+            not scored, "privacy.enabled withholds losses: set federation.keep to last and federation.patience to 0"
+        )
         fits = self.drift.shape != "longitudinal" or bool(self.start or self.start_digest)
         require(
             fits,
@@ -176,6 +233,22 @@ class StudyConfig:
     def withholds_numbers(self) -> bool:
         """Whether sites withhold counts and losses."""
         return self.privacy.enabled or self.federation.secure_aggregation
+
+    @property
+    def validates(self) -> bool:
+        """Whether sites score rounds on held-out patients."""
+        return self.federation.validate_every > 0 and not self.withholds_numbers
+
+    def site_adapter(self, site: str) -> dict[str, Any]:
+        """The adapter section as a site uses it: with its own rank, where it has one."""
+        rank = self.federation.ranks.get(site)
+        return self.adapter if rank is None else {**self.adapter, "rank": rank, "drawn_rank": self.adapter["rank"]}
+
+    def trains(self, name: str, round_number: int) -> bool:
+        """Whether a trainable tensor trains, and is sent, in a round: `rolora` alternates B, first, and A."""
+        if self.federation.aggregation.get("name") != ROLORA:
+            return True
+        return (LORA_A in name) == (round_number % 2 == 0)
 
     def privacy_plan(self) -> PrivacyPlan:
         """The noise of a private study, the same on every side; takes seconds the first time.

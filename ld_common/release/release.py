@@ -77,6 +77,8 @@ class ReleaseContent:
     """Hash, privacy and sites of the release that the study began with."""
     imported: dict[str, Any] | None = None
     """File name and hash of the LoRA that `import_lora` read; None for what a study trained."""
+    adapter: dict[str, Any] | None = None
+    """The study's adapter section, where the state has another rank than the study's (aggregators `fedex`, `flora`)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
         ConfigError: a file of the modality's `preprocessing` is missing, or another one.
     """
     names = []
-    adapter = read_adapter(study.adapter)
+    options = study.adapter if content.adapter is None else content.adapter
+    adapter = read_adapter(options)
     for name, file in adapter.export_files(content.state, lambda: read_unet_config(study.base_model)):
         write_bytes(folder / name, file)
         names.append(name)
@@ -131,7 +134,7 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
     manifest = {
         "format": FORMAT,
         "study": {key: value for key, value in to_mapping(study).items() if key not in LOCAL_PATHS}
-        | {"edit": editor_options(read_editor(study.edit)), "base_model": base["name"]},
+        | {"edit": editor_options(read_editor(study.edit)), "base_model": base["name"], "adapter": options},
         "study_digest": study.digest(),
         "modality": modality.shared(),
         "base_model": base,

@@ -6,33 +6,53 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ld_common.adapters.low_rank import sum_of_products
 from ld_common.adapters.state_dict import BLOCK, GROUP_BYTES, checked_update_norm
 from ld_common.core.config import checked, require, to_mapping
 from ld_common.core.errors import AdapterError
 from ld_common.core.registry import Registry
 from ld_common.core.state import State, Tensors, grouped_names, part_of
 from ld_common.protocol.messages import TrainNumbers, TrainResult
-from ld_common.protocol.study_config import FederationConfig
+from ld_common.protocol.study_config import FederationConfig, StudyConfig
 from ld_server.drift_form import DriftForm
 from ld_server.stored_states import FlatReference, ScaledState
 
 DRIFT = "drift"
 
 
+@dataclass(frozen=True)
+class Aggregate:
+    """What a round leaves for the next one; part of a checkpoint."""
+
+    state: State
+    """The adapter's trainable part, from which sites start."""
+    carried: State = field(default_factory=dict)
+    """Factors, named as a LoRA's, whose products sites add to the base's weights; empty for most aggregators."""
+    memory: State = field(default_factory=dict)
+    """What the aggregator itself keeps from round to round, such as momentum."""
+
+    def released(self, adapter: State) -> State:
+        """All of the adapter with what is carried, of a rank that holds both.
+
+        Args:
+            adapter: its tensors with this state, frozen ones among them.
+        """
+        return sum_of_products([adapter, self.carried], [1.0, 1.0]) if self.carried else adapter
+
+
 class Aggregator(ABC):
     """A way to combine the sites' tensors. Subclasses are dataclasses whose fields are the options of a study's
     `federation.aggregation` section.
 
-    Our aggregators combine each tensor by itself: a LoRA's factors A and B are averaged apart, and mean(B)·mean(A) is
-    not the mean of the products B·A (nor is it with medians). With `adapter.freeze_a` all sites share one A, and the
-    mean is exact.
+    One that combines each tensor by itself averages a LoRA's factors A and B apart, and mean(B)·mean(A) is not the mean
+    of the products B·A (nor is it with medians): see `ld_server.lora_aggregation` for those that are exact.
     """
 
     name: ClassVar[str]
@@ -41,6 +61,26 @@ class Aggregator(ABC):
     """Whether it uses the sites' weights; one that does not needs `federation.weighting: equal`."""
     min_sites: ClassVar[int] = 1
     """Fewest sites whose aggregate means what the name says."""
+    only_mean: ClassVar[bool] = False
+    """Whether the mean of the states is all that it uses: it can be summed as replies come, and secretly. It is then a
+    `Mean` with a `step`."""
+    factors: ClassVar[str] = ""
+    """Of a LoRA it needs: `both` factors trained, `b` alone or in turn (`alternate`); empty for any adapter."""
+    mixed_ranks: ClassVar[bool] = False
+    """Whether sites may have LoRAs of different ranks (`federation.ranks`)."""
+
+    def combine(
+        self, states: Sequence[Tensors], weights: Sequence[float], before: Aggregate, round_number: int
+    ) -> Aggregate:
+        """The next round's start from what the sites sent.
+
+        Args:
+            states: as `aggregate`'s.
+            weights: as `aggregate`'s.
+            before: what the round started from; it has the names of the states.
+            round_number: from 1.
+        """
+        return replace(before, state=self.aggregate(states, weights))
 
     @abstractmethod
     def aggregate(self, states: Sequence[Tensors], weights: Sequence[float]) -> State:
@@ -64,6 +104,17 @@ class Mean(Aggregator):
     """
 
     name: ClassVar[str] = "mean"
+    only_mean: ClassVar[bool] = True
+
+    def combine(
+        self, states: Sequence[Tensors], weights: Sequence[float], before: Aggregate, round_number: int
+    ) -> Aggregate:
+        """`step` from the mean."""
+        return self.step(self.aggregate(states, weights), before, round_number)
+
+    def step(self, mean: State, before: Aggregate, round_number: int) -> Aggregate:
+        """The next round's start from the mean of what the sites sent: the mean itself."""
+        return replace(before, state=mean)
 
     def aggregate(self, states: Sequence[Tensors], weights: Sequence[float]) -> State:
         """Average each tensor by weight; the float64 sum runs in the order of the states."""
@@ -126,9 +177,22 @@ AGGREGATORS: Registry[type[Aggregator]] = Registry(
         "mean": "ld_server.aggregation:Mean",
         "median": "ld_server.aggregation:Median",
         "trimmed_mean": "ld_server.aggregation:TrimmedMean",
+        "fedavgm": "ld_server.server_optimizers:FedAvgM",
+        "fedadam": "ld_server.server_optimizers:FedAdam",
+        "fedyogi": "ld_server.server_optimizers:FedYogi",
+        "ffa": "ld_server.lora_aggregation:Ffa",
+        "rolora": "ld_server.lora_aggregation:RoLora",
+        "flexlora": "ld_server.lora_aggregation:FlexLora",
+        "fedex": "ld_server.lora_aggregation:FedEx",
+        "flora": "ld_server.lora_aggregation:Flora",
     },
 )
 """A new one is a subclass of `Aggregator` and a line here, or an entry point of another package."""
+
+
+def uses_only_mean(aggregator: Aggregator) -> bool:
+    """Whether our sum can take the place of `aggregate`: not where a subclass has a mean of its own."""
+    return aggregator.only_mean and isinstance(aggregator, Mean) and type(aggregator).aggregate is Mean.aggregate
 
 
 def read_aggregator(federation: FederationConfig) -> Aggregator:
@@ -147,6 +211,33 @@ def read_aggregator(federation: FederationConfig) -> Aggregator:
     require(equal, f"{where} counts every site the same: set federation.weighting to equal")
     enough = federation.min_train_nodes >= schema.min_sites
     require(enough, f"{where} needs {schema.min_sites} sites a round: raise federation.min_train_nodes")
+    if federation.secure_aggregation:
+        require(
+            uses_only_mean(aggregator),
+            f"{where} needs each site's tensors, and federation.secure_aggregation shows the server only their sum: "
+            "use mean, fedavgm, fedadam, fedyogi, ffa or rolora",
+        )
+    if federation.ranks:
+        require(aggregator.mixed_ranks, f"{where} cannot combine federation.ranks: use flexlora or flora")
+    return aggregator
+
+
+def check_aggregation(study: StudyConfig) -> Aggregator:
+    """The aggregator of a study, checked against its adapter, privacy and secure aggregation as well.
+
+    Raises:
+        ConfigError: as `read_aggregator`, or a pair that cannot work, with the reason.
+    """
+    aggregator, adapter = read_aggregator(study.federation), study.adapter
+    where = f"federation.aggregation {aggregator.name}"
+    if aggregator.factors:
+        require(adapter["name"] == "lora", f"{where} is of LoRA's factors, and adapter.name is {adapter['name']}")
+        frozen = bool(adapter["freeze_a"])
+        if aggregator.factors == "b":
+            require(frozen, f"{where} trains B alone: leave out adapter.freeze_a, or set it to true")
+        else:
+            private = " (the default under differential privacy)" if study.privacy.enabled else ""
+            require(not frozen, f"{where} trains both factors: set adapter.freeze_a{private} to false, or use ffa")
     return aggregator
 
 
@@ -168,6 +259,18 @@ def site_weights(visits: Mapping[str, int | None], federation: FederationConfig)
     counts = {name: float(count or 0) for name, count in visits.items()}
     largest = federation.max_weight_ratio * statistics.median(counts.values())
     return {name: min(count, largest) for name, count in counts.items()}
+
+
+def combine_states(
+    states: Mapping[str, Tensors],
+    weights: Mapping[str, float],
+    aggregator: Aggregator,
+    before: Aggregate,
+    round_number: int,
+) -> Aggregate:
+    """The next round's start from the sites' states, by name."""
+    names = sorted(states)
+    return aggregator.combine([states[name] for name in names], [weights[name] for name in names], before, round_number)
 
 
 def aggregate_states(states: Mapping[str, Tensors], weights: Mapping[str, float], aggregator: Aggregator) -> State:

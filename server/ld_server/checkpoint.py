@@ -2,6 +2,7 @@
 
 checkpoint.safetensors           after the last round
 checkpoint.previous.safetensors  after the round before, used when the newest cannot be read
+best.safetensors                 after the round of the lowest validation loss, where the study releases that one
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ld_common.adapters.state_dict import read_tensors
@@ -26,7 +27,9 @@ NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 _NEXT = "checkpoint.next.safetensors"
 """The newest, after it is written and before it is renamed."""
 _NEWEST_FIRST = (NAME, _NEXT, PREVIOUS)
+_BEST = "best.safetensors"
 _STATE, _FROZEN, _DRIFT, _MEAN_DRIFT, _BASIS = "state/", "frozen/", "drift/", "mean-drift", "basis/"
+_CARRIED, _MEMORY = "carried/", "memory/"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Checkpoint:
     drifts: CollectedDrifts = field(default_factory=CollectedDrifts)
     frozen: State = field(default_factory=dict)
     """The adapter's frozen part, where the study's start gave it."""
+    carried: State = field(default_factory=dict)
+    """Factors that sites add to the base's weights."""
+    memory: State = field(default_factory=dict)
+    """What the aggregator keeps from round to round."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,47 @@ class NewestCheckpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write the folder's checkpoint and keep the last one; after a `CheckpointError` the last one is intact."""
+    """Write the folder's checkpoint and keep the one before; after a `CheckpointError` the last one is intact.
+
+    A checkpoint of the round that the newest one is of replaces it: the one before stays.
+    """
+    _write_content(folder / _NEXT, checkpoint)
+    try:
+        if (folder / NAME).exists() and _round_of(folder / NAME) != checkpoint.round:
+            (folder / NAME).replace(folder / PREVIOUS)
+        return (folder / _NEXT).replace(folder / NAME)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot replace '{folder / NAME}' ({error.strerror}): make '{folder}' writable"
+        ) from error
+
+
+def write_best(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint of the best round so far; after a `CheckpointError` the last one is intact."""
+    _write_content(folder / _BEST, checkpoint)
+
+
+def read_best(folder: Path) -> Checkpoint:
+    """The checkpoint of the best round; raises `CheckpointError` where there is none."""
+    return _read(folder / _BEST)
+
+
+def _round_of(path: Path) -> int | None:
+    """The round of a checkpoint, from its head; None where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads((file.metadata() or {})["content"])["round"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _write_content(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {_STATE + name: value for name, value in checkpoint.state.items()}
     tensors |= {_FROZEN + name: value for name, value in checkpoint.frozen.items()}
     tensors |= {_DRIFT + name: value for name, value in checkpoint.drifts.sites.items()}
     tensors |= {_BASIS + name: value for name, value in checkpoint.drifts.basis.items()}
+    tensors |= {_CARRIED + name: value for name, value in checkpoint.carried.items()}
+    tensors |= {_MEMORY + name: value for name, value in checkpoint.memory.items()}
     if checkpoint.drifts.mean is not None:
         tensors[_MEAN_DRIFT] = checkpoint.drifts.mean
     words = json.dumps(
@@ -73,15 +116,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             "records": checkpoint.records,
         }
     )
-    _write(folder / _NEXT, tensors, {"content": words, "sha256": _digest(tensors, words)})
-    try:
-        if (folder / NAME).exists():
-            (folder / NAME).replace(folder / PREVIOUS)
-        return (folder / _NEXT).replace(folder / NAME)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot replace '{folder / NAME}' ({error.strerror}): make '{folder}' writable"
-        ) from error
+    _write(path, tensors, {"content": words, "sha256": _digest(tensors, words)})
 
 
 def _write(path: Path, tensors: State, metadata: dict[str, str]) -> None:
@@ -131,7 +166,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return newest.checkpoint
 
 
-def drop_checkpoint(folder: Path, names: Sequence[str] = _NEWEST_FIRST) -> None:
+def drop_checkpoint(folder: Path, names: Sequence[str] = (*_NEWEST_FIRST, _BEST)) -> None:
     """Delete a folder's checkpoints, or those of these names."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
@@ -155,6 +190,8 @@ def _read(path: Path) -> Checkpoint:
                 _under(_DRIFT, tensors), content["weights"], tensors.get(_MEAN_DRIFT), _under(_BASIS, tensors)
             ),
             frozen=_under(_FROZEN, tensors),
+            carried=_under(_CARRIED, tensors),
+            memory=_under(_MEMORY, tensors),
         )
     except (AdapterError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"cannot read the checkpoint '{path}': {error}") from error

@@ -84,6 +84,10 @@ class DriftCollection(ABC):
         """The drift of each site that the release shows."""
         return {}
 
+    def scored(self) -> LongitudinalDrift | None:
+        """The longitudinal drift so far, which sites score on pairs of visits; None where there is none yet."""
+        return None
+
 
 class MeanDrifts(DriftCollection):
     """Drifts that are aggregated like the adapter."""
@@ -159,6 +163,11 @@ class LongitudinalSums(DriftCollection):
         base_mean = base_latent_mean(self._study.base_model, self._latent_shape[0])
         sums, numeric = unflatten(summed, self._sums), self._modality.numeric_columns
         return fit(sums, Basis(**kept.basis), numeric, base_mean, self._latent_shape)[0]
+
+    def scored(self) -> LongitudinalDrift | None:
+        """Solved from the sums so far."""
+        drift = self.released() if self.collected.sites else None
+        return drift if isinstance(drift, LongitudinalDrift) else None
 
 
 class PrivateLongitudinalSums(DriftCollection):

@@ -53,6 +53,8 @@ def read_reply(
     if (result.site, result.round) != (site, task.round):
         raise AdapterError(f"its reply is of site '{result.site}' and round {result.round}")
     secure = study.federation.secure_aggregation
+    if result.scores is not None:
+        raise AdapterError("its reply to a training task is that of a validation")
     withheld = result.numbers is None, result.secure is not None
     if withheld != (study.withholds_numbers, secure) or (secure and (result.state or result.drift is not None)):
         raise AdapterError("its reply does not hold exactly the fields that the study asks for")

@@ -32,6 +32,12 @@ class RoundRecord:
     """Why the round did not count, for a reason that is not one site's."""
     mean_update_norm: float | None = None
     """L2 norm of the sites' mean update, under secure aggregation."""
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Site -> what the adapter after the round scores on its held-out patients (`messages.ValidationResult`)."""
+    validation_mean: dict[str, float] = field(default_factory=dict)
+    """The same, weighted by the sites' held-out visits."""
+    not_validated: dict[str, str] = field(default_factory=dict)
+    """Site -> why it has no such scores."""
     ended: str = ""
     """ISO 8601, UTC."""
     seconds: float = 0.0

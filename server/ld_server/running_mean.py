@@ -10,7 +10,7 @@ import torch
 from ld_common.adapters.state_dict import BLOCK
 from ld_common.core.state import State, Tensors
 from ld_common.protocol.study_config import FederationConfig
-from ld_server.aggregation import Aggregator, Mean
+from ld_server.aggregation import Aggregator, uses_only_mean
 from ld_server.stored_states import FlatReference
 
 LEAST_BITS = 40
@@ -64,7 +64,7 @@ def running_mean(flat: FlatReference, federation: FederationConfig, aggregator: 
     That is for another aggregator or weights that depend on all sites, for states that `FlatReference` does not take,
     and where a large `federation.max_update_norm` would leave less than `LEAST_BITS`.
     """
-    if type(aggregator) is not Mean or federation.weighting != "equal" or len(federation.sites) > MOST_STATES:
+    if not uses_only_mean(aggregator) or federation.weighting != "equal" or len(federation.sites) > MOST_STATES:
         return None
     largest = flat.largest + federation.max_update_norm
     if not flat.count or not math.isfinite(largest):

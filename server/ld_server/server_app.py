@@ -17,17 +17,25 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from ld_common.adapters.base import AdaptedModel, inject
+from ld_common.adapters.low_rank import rank_of
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import check_state
 from ld_common.core import offline
-from ld_common.core.errors import AdapterError, ConfigError, FederationError, LdError, ReleaseError
+from ld_common.core.errors import (
+    AdapterError,
+    CheckpointError,
+    ConfigError,
+    FederationError,
+    LdError,
+    ReleaseError,
+)
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.preparation.files import step_files
-from ld_common.protocol.study_config import StudyConfig, load_study
+from ld_common.protocol.study_config import BEST, StudyConfig, load_study
 from ld_common.release.release import Release, ReleaseContent, write_release
-from ld_server.aggregation import read_aggregator
-from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpoint, has_checkpoint
+from ld_server.aggregation import Aggregate, check_aggregation
+from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpoint, has_checkpoint, read_best
 from ld_server.deployment.admission import deployed_admission
 from ld_server.deployment.study_home import StudyHome
 from ld_server.drift_collection import drift_collection
@@ -36,6 +44,7 @@ from ld_server.resilient_grid import ResilientGrid
 from ld_server.round_log import FAILURE, RELEASE, append_round, locked, write_rounds
 from ld_server.strategy import DriftFederation
 from ld_server.study_start import keep_start, kept_start, public_drift, read_start, start_record
+from ld_server.validation import best_round
 
 offline.configure()
 app = ServerApp()
@@ -112,6 +121,7 @@ def _run(
             f"'{output}' holds rounds of a study already: continue with --resume (resume=true), "
             "or move the folder away to start again"
         )
+    aggregator = check_aggregation(study)
     step_files(modality.preprocessing)  # the release carries them: one that is missing is said before the first round
     begun = kept_start(output) if resume else None
     study, start = read_start(study) if begun is None else (begun.fill(study), None)
@@ -123,7 +133,7 @@ def _run(
         study,
         digest,
         modality.digest(),
-        drift_collection(study, modality, model, read_aggregator(study.federation), public_drift(start)),
+        drift_collection(study, modality, model, aggregator, public_drift(start)),
         output,
         lambda record: append_round(output, record),
         admission,
@@ -139,6 +149,7 @@ def _run(
         check_state(checkpoint.state, adapted.trainable_state())
         adapted.load({**checkpoint.frozen, **checkpoint.state})
         strategy.restore(checkpoint)
+        strategy.score_restored(grid)
     strategy.state = dict(adapted.trainable_state())
     write_rounds(output, strategy.records)
     remaining = study.federation.rounds - len(strategy.records)
@@ -151,20 +162,42 @@ def _run(
         )
     if not any(record.counted for record in strategy.records):
         raise FederationError("no round had enough accepted results: no release is written")
+    if study.federation.keep == BEST:
+        keep_best(strategy, output)
     adapted.load(strategy.state)
+    state = Aggregate(strategy.state, strategy.carried).released(adapted.state())
+    adapter = {**study.adapter, "rank": rank_of(state)} if strategy.carried else None
     return write_release(
         output / RELEASE,
         study,
         modality,
         ReleaseContent(
             digest,
-            adapted.state(),
+            state,
             strategy.drifts.released(),
             strategy.drifts.released_sites(),
             [vars(record) for record in strategy.records],
             None if begun is None else begun.record,
+            adapter=adapter,
         ),
     )
+
+
+def keep_best(strategy: DriftFederation, output: Path) -> None:
+    """Go back to the round of the lowest validation loss; where none is kept, say so and stay at the last."""
+    best = best_round(strategy.records)
+    try:
+        if best is None:
+            raise CheckpointError("no round was validated")
+        checkpoint = read_best(output)
+        if checkpoint.round != best.round:
+            raise CheckpointError(f"the one kept is of round {checkpoint.round}, not {best.round}")
+    except CheckpointError as error:
+        print(f"the release is of the last round, as the best is not kept: {error}", flush=True)
+        return
+    print(f"the release is of round {best.round}, of the lowest validation loss", flush=True)
+    strategy.state, strategy.carried = checkpoint.state, checkpoint.carried
+    strategy.drifts.collected = checkpoint.drifts
 
 
 def last_checkpoint(output: Path, study: StudyConfig, digest: str, modality_digest: str) -> Checkpoint | None:

@@ -20,23 +20,27 @@ from ld_common.core.state import State, Tensors
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainResult, TrainTask
 from ld_common.protocol.secagg.identities import Peers
-from ld_common.protocol.study_config import StudyConfig
+from ld_common.protocol.study_config import BEST, StudyConfig
 from ld_common.protocol.wire_formats import decode_state
 from ld_server.aggregation import (
-    aggregate_states,
+    Aggregate,
+    Mean,
+    check_aggregation,
     check_result,
     clip_update,
-    read_aggregator,
+    combine_states,
     site_weights,
 )
-from ld_server.checkpoint import Checkpoint, write_checkpoint
+from ld_server.checkpoint import Checkpoint, write_best, write_checkpoint
 from ld_server.drift_collection import DriftCollection
 from ld_server.node_registry import Admission, PresentNodes
 from ld_server.reply_validation import max_reply_bytes, read_reply, reason, summary
 from ld_server.round_log import RoundRecord
+from ld_server.round_starts import RoundStarts
 from ld_server.running_mean import RunningMean, running_mean
 from ld_server.secagg_round import SecaggServerRound
-from ld_server.stored_states import FlatReference, RoundFolder, stored_state
+from ld_server.stored_states import RoundFolder, stored_state
+from ld_server.validation import Validation, best_round, is_due, is_over
 
 POLL_SECONDS = 1.0
 
@@ -58,7 +62,7 @@ class DriftFederation(Strategy):
         on_round: Callable[[RoundRecord], None] = lambda record: None,
         admission: Admission | None = None,
     ) -> None:
-        self.study, self.aggregator = study, read_aggregator(study.federation)
+        self.study, self.aggregator = study, check_aggregation(study)
         self.drifts = drifts
         self.base_digest, self.modality_digest = base_digest, modality_digest
         self.output = output
@@ -69,6 +73,10 @@ class DriftFederation(Strategy):
         """The adapter's trainable part, set before the first round."""
         self.frozen: State = {}
         """The adapter's frozen part, where sites cannot draw it from the study's seed."""
+        self.carried: State = {}
+        """Factors that sites add to the base's weights."""
+        self._memory: State = {}
+        """The aggregator's own."""
         self._rounds_before = 0
         """Rounds of earlier runs of the study; Flower counts from 1 in each run."""
         self._secure: SecaggServerRound | None = None
@@ -76,7 +84,8 @@ class DriftFederation(Strategy):
         self._present = PresentNodes({})
         self._tasks: dict[str, TrainTask] = {}
         self._asked: dict[str, Message] = {}
-        self._replies, self._flat = RoundFolder(output), FlatReference({})
+        self._replies, self._starts = RoundFolder(output), RoundStarts(study, {}, 0)
+        self._validation, self._to_forget = Validation(study, self.admission), list[Message]()
         self._mean: RunningMean | None = None
         self._most_bytes = 0
         self._sent_as_bytes = False
@@ -85,6 +94,7 @@ class DriftFederation(Strategy):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue after a checkpoint's round; the caller has checked that it is of this study."""
         self._rounds_before, self.state, self.frozen = checkpoint.round, checkpoint.state, checkpoint.frozen
+        self.carried, self._memory = checkpoint.carried, checkpoint.memory
         self.records = [RoundRecord(**record) for record in checkpoint.records]
         self.drifts.collected = checkpoint.drifts
 
@@ -95,6 +105,9 @@ class DriftFederation(Strategy):
 
         Flower's `arrays` are not used: a copy of `state` would stay in memory during the round.
         """
+        self._tasks, self._asked = {}, {}
+        if is_over(self.records, self.study.federation):
+            return []
         self._started = time.monotonic()
         self._failure, self._secure = "", None
         self._sent_as_bytes = bool(getattr(grid, "sends_bytes", False))
@@ -123,6 +136,24 @@ class DriftFederation(Strategy):
 
     def _make_tasks(self, number: int, grid: Grid) -> dict[str, TrainTask]:
         """Each site's task, in the order of their names; none for a round that cannot count."""
+        self._starts = RoundStarts(self.study, self.state, number)
+        connected = sorted(self._present.nodes)
+        tasks = self._common_tasks(number, connected)
+        if self.study.federation.secure_aggregation:
+            keys = self.admission.signing_keys
+            peers = None if keys is None else Peers(keys())
+            expected = self._starts.expected()
+            self._secure = SecaggServerRound(self.study, number, expected, self.drifts.form, grid, peers)
+            try:
+                secured = self._secure.begin({name: self._present.nodes[name] for name in connected})
+            except FederationError as error:
+                self._failure = str(error)
+                return {}
+            tasks = {name: replace(tasks[name], secure=request) for name, request in secured.items()}
+        return {name: self.admission.prepare(name, task, self._last_entry(name)) for name, task in tasks.items()}
+
+    def _common_tasks(self, number: int, sites: Iterable[str], drift: State | None = None) -> dict[str, TrainTask]:
+        """What sites get of the study's present state; sites of the same rank share theirs."""
         common = TrainTask(
             self.state,
             number,
@@ -131,20 +162,11 @@ class DriftFederation(Strategy):
             self.modality_digest,
             frozen=self.frozen,
             basis=self.drifts.collected.basis,
+            carried=self.carried,
+            drift=drift or {},
         )
-        connected = sorted(self._present.nodes)
-        tasks = dict.fromkeys(connected, common)
-        if self.study.federation.secure_aggregation:
-            keys = self.admission.signing_keys
-            peers = None if keys is None else Peers(keys())
-            self._secure = SecaggServerRound(self.study, number, self.state, self.drifts.form, grid, peers)
-            try:
-                secured = self._secure.begin({name: self._present.nodes[name] for name in connected})
-            except FederationError as error:
-                self._failure = str(error)
-                return {}
-            tasks = {name: replace(common, secure=request) for name, request in secured.items()}
-        return {name: self.admission.prepare(name, task, self._last_entry(name)) for name, task in tasks.items()}
+        starts = RoundStarts(self.study, self.state, number)
+        return {site: replace(common, state=starts.state(site)) for site in sites}
 
     def _last_entry(self, site: str) -> dict[str, Any] | None:
         return next((record.sites[site] for record in reversed(self.records) if site in record.sites), None)
@@ -179,6 +201,8 @@ class DriftFederation(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the results as they come, aggregate the valid ones, write the checkpoint."""
+        if is_over(self.records, self.study.federation):
+            return None, None
         try:
             return self._aggregate(server_round, replies)
         finally:
@@ -197,9 +221,8 @@ class DriftFederation(Strategy):
                 _forget(message)
         self._asked.clear()
         self._replies.clear()
-        self._flat = FlatReference(self.state if self._secure is None else {})
         self._most_bytes = max_reply_bytes(self.state, self.drifts.form)
-        self._mean = running_mean(self._flat, self.study.federation, self.aggregator)
+        self._mean = running_mean(self._starts.flat(), self.study.federation, self.aggregator)
         for reply in replies:
             name = waiting.pop(reply.metadata.reply_to_message_id, None)
             try:
@@ -233,8 +256,9 @@ class DriftFederation(Strategy):
         result = read_reply(reply, name, task, self.study, self._most_bytes, stored_state)
         norm = None
         if result.secure is None:
-            decoded = replace(result, state=decode_state(federation.wire, result.state, self.state))
-            norm = check_result(decoded, self.state, self.drifts.form, federation.max_update_norm, self._flat)
+            expected, flat = self._starts.expected(name), self._starts.flat(name)
+            decoded = replace(result, state=decode_state(federation.wire, result.state, expected))
+            norm = check_result(decoded, expected, self.drifts.form, federation.max_update_norm, flat)
         entry = summary(result, norm, federation.clip_update_norm)
         for check in self.admission.checks:
             entry |= check(name, task, result)
@@ -245,10 +269,10 @@ class DriftFederation(Strategy):
 
     def _take(self, name: str, sent: Tensors, norm: float) -> Tensors:
         """Clip a checked state, and add it to the running mean or keep it; returns what is left to aggregate."""
-        federation = self.study.federation
+        federation, expected = self.study.federation, self._starts.expected(name)
         kept = sent if self._mean is not None else self._replies.keep(name, sent)
-        state = decode_state(federation.wire, kept, self.state)
-        state = clip_update(state, self.state, federation.clip_update_norm, norm)
+        state = decode_state(federation.wire, kept, expected)
+        state = clip_update(state, expected, federation.clip_update_norm, norm)
         if self._mean is None:
             return state
         self._mean.add(state)
@@ -261,9 +285,8 @@ class DriftFederation(Strategy):
         except FederationError as error:
             record.failure, record.sites = str(error), {}
             return
-        record.counted = True
+        self._step(record, mean.state)
         record.mean_update_norm = mean.norm
-        self.state = mean.state
         self.drifts.add_mean(mean.drift)
         record.sites = {name: record.sites[name] for name in mean.sites}
 
@@ -272,15 +295,28 @@ class DriftFederation(Strategy):
         if len(results) < federation.min_train_nodes:
             record.failure = f"{len(results)} valid results, federation.min_train_nodes is {federation.min_train_nodes}"
             return
-        record.counted = True
         visits = {name: None if result.numbers is None else result.numbers.visits for name, result in results.items()}
         weights = site_weights(visits, federation)
         if self._mean is None:
             states = {name: result.state for name, result in results.items()}
-            self.state = aggregate_states(states, weights, self.aggregator)
+            before, number = self._before(), record.round
+            self._take_over(record, combine_states(states, weights, self.aggregator, before, number))
         else:
-            self.state = self._mean.mean()
+            self._step(record, self._mean.mean())
         self.drifts.add({name: result.drift for name, result in results.items() if result.drift is not None}, weights)
+
+    def _before(self) -> Aggregate:
+        return Aggregate(self._starts.expected(), self.carried, self._memory)
+
+    def _step(self, record: RoundRecord, mean: State) -> None:
+        """Take what an aggregator of means makes of the mean."""
+        assert isinstance(self.aggregator, Mean)
+        self._take_over(record, self.aggregator.step(mean, self._before(), record.round))
+
+    def _take_over(self, record: RoundRecord, after: Aggregate) -> None:
+        record.counted = True
+        self.state = {**self.state, **after.state}
+        self.carried, self._memory = after.carried, after.memory
 
     def _finish(self, record: RoundRecord) -> tuple[ArrayRecord | None, MetricRecord | None]:
         record.sites = dict(sorted(record.sites.items()))
@@ -288,18 +324,9 @@ class DriftFederation(Strategy):
         record.ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record.seconds = time.monotonic() - self._started
         self.records.append(record)
-        checkpoint = Checkpoint(
-            study_digest=self.study.digest(),
-            base_digest=self.base_digest,
-            modality_digest=self.modality_digest,
-            round=record.round,
-            state=self.state,
-            records=[vars(entry) for entry in self.records],
-            drifts=self.drifts.collected,
-            frozen=self.frozen,
-        )
-        write_checkpoint(self.output, checkpoint)
-        self.on_round(record)
+        write_checkpoint(self.output, self._checkpoint())
+        if not self._is_validated(record.round):
+            self.on_round(record)
         if not record.counted:
             return None, None
         losses = {
@@ -307,15 +334,71 @@ class DriftFederation(Strategy):
         }
         return None, MetricRecord(losses)
 
+    def _checkpoint(self) -> Checkpoint:
+        """The study's state after its last round."""
+        return Checkpoint(
+            study_digest=self.study.digest(),
+            base_digest=self.base_digest,
+            modality_digest=self.modality_digest,
+            round=self.records[-1].round,
+            state=self.state,
+            records=[vars(entry) for entry in self.records],
+            drifts=self.drifts.collected,
+            frozen=self.frozen,
+            carried=self.carried,
+            memory=self._memory,
+        )
+
+    def _is_validated(self, number: int) -> bool:
+        """Whether the last round is this one, counted, and is to be scored."""
+        last = self.records[-1] if self.records else RoundRecord(0)
+        return last.round == number and last.counted and is_due(self.study, number)
+
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Nothing: releases are evaluated with `ld-evaluate`, where evaluation data exist."""
-        return []
+        """Ask the round's sites to score the new adapter; nothing where `federation.validate_every` skips the round."""
+        number = self._rounds_before + server_round
+        if not self._is_validated(number):
+            return []
+        asked = self._ask_for_scores()
+        self._to_forget = asked if self._sent_as_bytes else []
+        return asked
+
+    def _ask_for_scores(self) -> list[Message]:
+        drift, record = self.drifts.scored(), self.records[-1]
+        present = [name for name in record.sites if name in self._present.nodes]
+        tasks = self._common_tasks(record.round, present, None if drift is None else drift.state())
+        return self._validation.ask(tasks, self._present.nodes, record)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing to aggregate."""
-        return None
+        """Take the sites' scores; the best round so far is kept where the study releases it."""
+        if not self._is_validated(self._rounds_before + server_round):
+            return None
+        for message in self._to_forget:
+            _forget(message)
+        record = self.records[-1]
+        self._validation.take(replies, record)
+        record.seconds = time.monotonic() - self._started
+        self._keep_scores()
+        self.on_round(record)
+        return MetricRecord(record.validation_mean) if record.validation_mean else None
+
+    def _keep_scores(self) -> None:
+        checkpoint = self._checkpoint()
+        write_checkpoint(self.output, checkpoint)
+        if self.study.federation.keep == BEST and best_round(self.records) is self.records[-1]:
+            write_best(self.output, checkpoint)
+
+    def score_restored(self, grid: Grid) -> None:
+        """Validate the last round of a restored run, where the server ended before its sites had."""
+        last = self.records[-1]
+        if not self._is_validated(last.round) or last.validation or last.not_validated:
+            return
+        self._present = self._wait_for_sites(grid, last.round)
+        asked = self._ask_for_scores()
+        self._validation.take(grid.send_and_receive(asked, timeout=self.study.federation.round_timeout_seconds), last)
+        self._keep_scores()
 
     def summary(self) -> None:
         """Print what will run."""

@@ -194,7 +194,7 @@ def test_a_change_is_clipped_to_its_norm_in_its_direction_or_left_as_it_is() -> 
         ({"name": "krum"}, "known: mean, median, trimmed_mean"),
         ({"name": "median", "weighting": "num_examples"}, "weighting to equal"),
         ({"name": "median", "min_train_nodes": 2}, "min_train_nodes"),
-        ({"name": "trimmed_mean", "secure_aggregation": True}, "aggregation.name to mean"),
+        ({"name": "trimmed_mean", "secure_aggregation": True}, "only their sum"),
         ({"name": "mean", "secure_aggregation": True, "clip_update_norm": 1.0}, "clip_update_norm to 0"),
         ({"name": "trimmed_mean", "beta": 0.5}, "beta is 0.5"),
         ({"name": "mean", "clip_update_norm": -1.0}, "clip_update_norm is -1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ld_common.core.config import from_mapping
-from ld_common.core.state import State
+from ld_common.core.state import State, Tensors
 from ld_common.protocol.study_config import FederationConfig
 from ld_server import stored_states
 from ld_server.aggregation import Mean, Median, clip_update
@@ -93,7 +94,8 @@ def test_what_needs_all_states_at_once_or_more_places_is_not_summed_as_it_comes(
 
 def test_another_packages_mean_is_not_taken_for_ours() -> None:
     class Shifted(Mean):
-        pass
+        def aggregate(self, states: Sequence[Tensors], weights: Sequence[float]) -> State:
+            return {name: value + 1 for name, value in super().aggregate(states, weights).items()}
 
     assert running_mean(FlatReference(some_state(0)), equal(), Shifted()) is None
 

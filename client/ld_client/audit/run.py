@@ -181,7 +181,7 @@ def _rehearse(
 
 def _rehearsed(site: SiteConfig, scans: Scans, study: StudyConfig, progress: Progress) -> Denoiser:
     """All rounds of a study at this site only, without the study's `start`, which is unknown here."""
-    model, adapter = load_denoiser(site.base_model, site.device), read_adapter(study.adapter)
+    model, adapter = load_denoiser(site.base_model, site.device), read_adapter(study.site_adapter(site.site))
     prior = None if adapter.prior is None else draw_prior(model, adapter.prior, study.seed)
     adapted = inject(model, adapter, study.seed)
     data = TrainingData(scans.latents, scans.prompts, scans.drift, prior, scans.pseudonyms, scans.condition_vectors)

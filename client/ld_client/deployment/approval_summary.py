@@ -135,6 +135,11 @@ def _leaving(study: StudyConfig, modality: Modality) -> list[str]:
             values = ", ".join(config.categories)
             what = f"which of {values} are there" if values else "the lowest and the highest, rounded outwards"
             lines.append(f"  each round, of {name}: {what}, as far as at least policy.min_patients patients have it")
+        if study.validates:
+            lines.append(
+                "  after each round, from a site that holds patients out: the new adapter's loss on them, and how well "
+                "the study's drift predicts their last visits"
+            )
         lines.append("  the release publishes these numbers of each round")
     lines.append("  each round: the site's name, its signature, its audit log's head (a number, a time, a salted hash)")
     if study.privacy.enabled:

@@ -58,7 +58,7 @@ class AuditRecorder:
         if study is not None:
             details = {"study": _shortened(study.name), "study_digest": study.digest()}
         details |= {"base": _shortened(task.base_digest), "modality": _shortened(task.modality_digest)}
-        self._write("task", {**details, "nonce": _shortened(task.nonce), "tensors": len(task.state) + len(task.frozen)})
+        self._write("task", {**details, "nonce": _shortened(task.nonce), "tensors": len(task.weights)})
         if NONCE.fullmatch(task.nonce) is None:
             raise FederationError("the task's nonce is not hexadecimal: it is not from this software's server")
         if task.audit_head is not None:
@@ -163,6 +163,7 @@ def _sent(result: TrainResult) -> dict[str, Any]:
         "drift": None if result.drift is None else tensor_record("drift", result.drift),
         "numbers": None if result.numbers is None else dict(vars(result.numbers)),
         "payload": None if result.secure is None else {name: plain(value) for name, value in result.secure.items()},
+        "scores": result.scores,
         "bytes": result.uplink_bytes,
     }
 

@@ -170,7 +170,9 @@ def face_results(store: Path) -> list[CheckResult]:
 def _policy(checked: CheckedSite) -> list[CheckResult]:
     site, study = checked.site, checked.study
     check_study(site.policy, study)
-    check_size(site.policy, inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed))
+    check_size(
+        site.policy, inject(load_denoiser(site.base_model), read_adapter(study.site_adapter(site.site)), study.seed)
+    )
     charged = by_study(Ledger(site.ledger_path).entries()).get(study.digest(), [])
     rounds = sum(entry.purpose == "training" for entry in charged)
     left = site.policy.max_rounds - rounds

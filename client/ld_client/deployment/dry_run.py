@@ -63,7 +63,9 @@ def rehearse(site: SiteConfig, study: StudyConfig, modality_digest: str) -> DryR
     """Run round 1 of a study at a site on a copy of its store; raises `LdError`."""
     # masks need other sites; training is the same without them
     alone = replace(study, federation=replace(study.federation, secure_aggregation=False))
-    state = inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed).trainable_state()
+    state = inject(
+        load_denoiser(site.base_model), read_adapter(study.site_adapter(site.site)), study.seed
+    ).trainable_state()
     task = TrainTask(state, 1, json.dumps(to_mapping(alone)), base_digest(site.base_model), modality_digest)
     with _copy(site) as copied:
         started = time.monotonic()

@@ -201,7 +201,7 @@ def _study_cost(site: SiteConfig, study: StudyConfig, entries: Sequence[LedgerEn
     planned, delta, privacy = study.privacy_plan(), site.policy.delta, study.privacy
     store, _ = split_store(open_store(site.store_path), site.held_out, independent=True)
     charges, (next_round, all_rounds) = private_charges(entries), remaining_charges(site, store, study, entries)
-    adapted = inject(load_denoiser(site.base_model), read_adapter(study.adapter), study.seed)
+    adapted = inject(load_denoiser(site.base_model), read_adapter(study.site_adapter(site.site)), study.seed)
     parameters = sum(parameter.numel() for parameter in adapted.trainable.values())
     after_study = epsilon([*charges, *all_rounds], delta)
     longitudinal = study.drift.shape == "longitudinal"

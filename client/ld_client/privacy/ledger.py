@@ -33,7 +33,7 @@ SCHEMA = """
     CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, charge INTEGER NOT NULL REFERENCES charges(id), value BLOB)
 """
 WAIT_SECONDS = 120.0
-TRAINING, DRIFT = "training", "drift"
+TRAINING, DRIFT, VALIDATION = "training", "drift", "validation"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LedgerEntry:
     study_digest: str
     round: int
     purpose: str
-    """`training` or `drift`."""
+    """`training`, `drift` or `validation`."""
     charge: Charge | None
     """None for a use without differential privacy, which has no ε."""
 
@@ -207,13 +207,14 @@ def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, 
     """Check a use and write its rows inside an open transaction; returns the new ε."""
     entries = _entries(database)
     earlier = [entry for entry in entries if entry.study_digest == use.study_digest]
-    done = sum(entry.purpose == TRAINING for entry in earlier)
+    purpose, did = (VALIDATION, "scored") if VALIDATION in use.charges else (TRAINING, "trained")
+    done = sum(entry.purpose == purpose for entry in earlier)
     if max_rounds is not None and done >= max_rounds.rounds:
         raise PolicyError(
-            f"study '{use.study}' has trained {done} rounds here, this site allows {max_rounds.rounds} "
+            f"study '{use.study}' has {did} {done} rounds here, this site allows {max_rounds.rounds} "
             f"({max_rounds.source})"
         )
-    _same_task(database, use)
+    _same_task(database, use, purpose)
     _same_cohort(database, use)
     charges, drift = dict(use.charges), use.drift
     if drift is not None and not database.execute("SELECT 1 FROM kept WHERE key = ?", (drift.key,)).fetchone():
@@ -241,15 +242,16 @@ def _charge(database: sqlite3.Connection, use: Use, limit: float, delta: float, 
     return total
 
 
-def _same_task(database: sqlite3.Connection, use: Use) -> None:
+def _same_task(database: sqlite3.Connection, use: Use, purpose: str) -> None:
     """Refuse a round that ran from other weights: the difference of two answers tells more than both."""
-    place = (use.study_digest, use.round)
+    place = (use.study_digest if purpose == TRAINING else f"{use.study_digest}/{purpose}", use.round)
     kept = database.execute("SELECT task FROM tasks WHERE study_digest = ? AND round = ?", place).fetchone()
     if kept is None:
         database.execute("INSERT INTO tasks (study_digest, round, task) VALUES (?, ?, ?)", (*place, use.task))
     elif kept[0] != use.task:
         raise PolicyError(
-            f"round {use.round} of study '{use.study}' was trained here from other weights: it can be repeated from "
+            f"round {use.round} of study '{use.study}' was {'trained' if purpose == TRAINING else 'scored'} here from "
+            "other weights: it can be repeated from "
             "the same ones only"
         )
 

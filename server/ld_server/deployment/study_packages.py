@@ -12,7 +12,7 @@ from ld_common.core.errors import DeploymentError
 from ld_common.core.registry import Registry, normalized
 from ld_common.protocol.foreign_packages import SERVER, SITES, PackageRecord, installed_package, read_records
 from ld_common.protocol.study_config import StudyConfig
-from ld_server.aggregation import AGGREGATORS, read_aggregator
+from ld_server.aggregation import AGGREGATORS, check_aggregation
 
 LIST = "packages.json"
 GROUPS = "latent_drift."
@@ -24,9 +24,9 @@ def study_packages(study: StudyConfig) -> list[PackageRecord]:
     Raises:
         DeploymentError: a package is not installed or has no digest, or the study uses an adapter or an aggregator of a
             package that it does not list.
-        ConfigError: the study's aggregator or its options are wrong.
+        ConfigError: the study's aggregator or its options are wrong, or do not fit the rest of the study.
     """
-    read_aggregator(study.federation)
+    check_aggregation(study)
     uses: list[tuple[Registry, str]] = [  # type: ignore[type-arg]
         (ADAPTERS, str(study.adapter["name"])),
         (AGGREGATORS, str(study.federation.aggregation["name"])),
