@@ -58,6 +58,9 @@ benchmark-network: install
 benchmark-seen: install
 	$(BIN)/ld-benchmark seen
 
+benchmark-federation: install
+	$(BIN)/ld-benchmark federation
+
 # After make demo, whose seconds it takes from runs/demo.
 benchmark-performance: install
 	$(BIN)/ld-benchmark performance

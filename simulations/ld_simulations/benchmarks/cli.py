@@ -108,6 +108,13 @@ STUDIES = (
         f"{PACKAGE}.individual.run:run",
     ),
     Study(
+        "federation",
+        "Hospitals that learn together, pooled and alone, and the aggregators compared.",
+        CONFIGS / "benchmark_federation.yaml",
+        f"{PACKAGE}.federation.plan:load_federation_benchmark",
+        f"{PACKAGE}.federation.run:run",
+    ),
+    Study(
         "network",
         "What the trained network adds to the closed form: pictures from noise, answers, several answers.",
         CONFIGS / "benchmark_network.yaml",

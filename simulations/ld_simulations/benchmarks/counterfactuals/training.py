@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ld_client.site_config import load_site
 from ld_client.site_drift import site_drift
 from ld_client.train import train_round
 from ld_common.adapters.base import AdaptedModel, inject
+from ld_common.adapters.low_rank import rank_of, sum_of_products
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import base_digest, load_denoiser
@@ -20,7 +22,14 @@ from ld_common.diffusion.drift import LatentDrift, entering
 from ld_common.diffusion.training import TrainingData
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, write_release
-from ld_server.aggregation import aggregate_drifts, aggregate_states, read_aggregator, site_weights
+from ld_server.aggregation import (
+    Aggregate,
+    aggregate_drifts,
+    check_aggregation,
+    combine_states,
+    read_aggregator,
+    site_weights,
+)
 from ld_simulations.demo import Demo
 
 
@@ -57,16 +66,18 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
             condition_vectors=store.condition_vectors(modality),
         )
     adapted = inject(model, adapter, study.seed)
-    train_in_rounds(adapted, data, study, progress)
+    last = train_in_rounds(adapted, data, study, progress)
     aggregator = read_aggregator(study.federation)
     weights = site_weights({name: len(site_data.latents) for name, site_data in data.items()}, study.federation)
     mean = aggregate_drifts(drifts, weights, aggregator)
     form = study.drift.formulation
+    state = last.released(adapted.state())
     content = ReleaseContent(
         base_digest(study.base_model),
-        adapted.state(),
+        state,
         None if mean is None else entering(mean, form),
         {name: entering(drift, form) for name, drift in drifts.items()},
+        adapter={**study.adapter, "rank": rank_of(state)} if last.carried else None,
     )
     return write_release(folder, study, modality, content)
 
@@ -76,24 +87,38 @@ def train_in_rounds(
     data: Mapping[str, TrainingData],
     study: StudyConfig,
     progress: Callable[[], None] = lambda: None,
-) -> None:
-    """Train an adapter in place: every site from the same weights in each round, then their average.
+) -> Aggregate:
+    """Train an adapter in place: every site from the same weights in each round, then what the aggregator makes of it.
 
     Args:
-        adapted: the base with the adapter.
-        data: of each site.
+        adapted: the base with the adapter; what the aggregator carries is added to the base's weights.
+        data: of each site, all of the study's own rank.
         study: its rounds, options and aggregation.
         progress: called after each site's round.
+
+    Raises:
+        ConfigError: the aggregator does not fit the study.
     """
-    aggregator = read_aggregator(study.federation)
+    aggregator = check_aggregation(study)
     weights = site_weights({name: len(site_data.latents) for name, site_data in data.items()}, study.federation)
-    state = adapted.trainable_state()
+    last, trainable = Aggregate(adapted.trainable_state()), dict(adapted.trainable)
     for number in range(1, study.federation.rounds + 1):
         updates = {}
+        for name, parameter in trainable.items():
+            parameter.requires_grad_(study.trains(name, number))
         for name, site_data in data.items():
-            adapted.load(state)
+            adapted.load(last.state)
             train_round(adapted, site_data, study, number, name)
             updates[name] = adapted.trainable_state()
             progress()
-        state = aggregate_states(updates, weights, aggregator)
-    adapted.load(state)
+        before = replace(last, state={name: last.state[name] for name in adapted.trainable})
+        after = combine_states(updates, weights, aggregator, before, number)
+        if after.carried:
+            earlier = [last.carried] if last.carried else []
+            change = sum_of_products([after.carried, *earlier], [1.0, *(-1.0 for _ in earlier)])
+            adapted.adapter.add_to_base(adapted.model, change)
+        last = replace(after, state={**last.state, **after.state})
+    for parameter in trainable.values():
+        parameter.requires_grad_(True)
+    adapted.load(last.state)
+    return last

@@ -1,0 +1,195 @@
+"""The page of the federation benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ld_evaluate.bootstrap import bootstrap_interval
+from ld_simulations.benchmarks.federation.judge import (
+    ALONE,
+    FEDERATED,
+    POOLED,
+    POOLED_BATCH,
+    POOLED_STEPS,
+    UNTRAINED,
+)
+from ld_simulations.benchmarks.federation.plan import FederationBenchmark
+from ld_simulations.benchmarks.individual.report import EDITS
+
+Parts = Mapping[str, Any]
+SPLIT_TITLES = {"iid": "Five hospitals of one kind (IID)", "non-iid": "Five hospitals that differ (non-IID)"}
+METHOD_TITLES = {
+    "mean": "mean of A and of B (FedAvg)",
+    "fedprox": "FedProx",
+    "fedavgm": "FedAvgM",
+    "fedadam": "FedAdam",
+    "fedyogi": "FedYogi",
+    "median": "median",
+    "ffa": "FFA-LoRA",
+    "rolora": "RoLoRA",
+    "flexlora": "FlexLoRA",
+    "fedex": "FedEx-LoRA",
+    "flora": "FLoRA",
+}
+
+
+def answer_gains(config: FederationBenchmark, parts: Parts, split: str, row: str) -> dict[int, dict[str, list[float]]]:
+    """Seed -> hospital -> gains of the answers."""
+    found = {seed: parts.get(f"answers/{split}/{seed}/{row}") for seed in config.seeds}
+    return {seed: gains for seed, gains in found.items() if gains is not None}
+
+
+def losses(config: FederationBenchmark, parts: Parts, split: str, row: str) -> dict[int, dict[str, float]]:
+    """Seed -> hospital -> loss."""
+    found = {seed: parts.get(f"network/{split}/{seed}/{row}") for seed in config.seeds}
+    return {seed: by_hospital for seed, by_hospital in found.items() if by_hospital is not None}
+
+
+def improvement_shares(config: FederationBenchmark, parts: Parts, split: str, row: str) -> list[float]:
+    """For each seed, a row's improvement on the base over that of the better pooled training."""
+    shares = []
+    for seed, by_hospital in losses(config, parts, split, row).items():
+        names = [f"network/{split}/{seed}/{name}" for name in (UNTRAINED, POOLED_BATCH, POOLED_STEPS)]
+        if not set(names) <= set(parts):
+            continue
+        untrained, *pooled = [float(np.mean(list(parts[name].values()))) for name in names]
+        improved = untrained - float(np.mean(list(by_hospital.values())))
+        shares.append(improved / (untrained - min(pooled)))
+    return shares
+
+
+def sites_better(config: FederationBenchmark, parts: Parts, split: str) -> list[tuple[int, str, float, float]]:
+    """Seed, hospital, and the mean gain of its patients federated and alone."""
+    rows = []
+    together, alone = (answer_gains(config, parts, split, row) for row in (FEDERATED, ALONE))
+    for seed in sorted(set(together) & set(alone)):
+        for hospital, gains in together[seed].items():
+            rows.append((seed, hospital, float(np.mean(gains)), float(np.mean(alone[seed][hospital]))))
+    return rows
+
+
+def flat_numbers(config: FederationBenchmark, parts: Parts) -> dict[str, Any]:
+    """The numbers of the issue, and each split's own; None where nothing is done."""
+    ratios, better = [], []
+    for split in config.splits:
+        together, pooled = (answer_gains(config, parts, split, row) for row in (FEDERATED, POOLED))
+        for seed in sorted(set(together) & set(pooled)):
+            ratios.append(_mean_gain(together[seed]) / _mean_gain(pooled[seed]))
+        better += [federated > alone for _, _, federated, alone in sites_better(config, parts, split)]
+    numbers: dict[str, Any] = {
+        "federated_over_pooled": float(np.mean(ratios)) if ratios else None,
+        "sites_better_than_alone": float(np.mean(better)) if better else None,
+        "methods_compared": sum(
+            bool(improvement_shares(config, parts, config.splits[0], row)) for row in config.methods
+        ),
+    }
+    for split in config.splits:
+        for row in (POOLED, FEDERATED, ALONE):
+            gains = answer_gains(config, parts, split, row)
+            if gains:
+                numbers[f"raw_gain_db_{split}_{row}"] = float(np.mean([_mean_gain(each) for each in gains.values()]))
+        for row in (*config.methods, ALONE):
+            shares = improvement_shares(config, parts, split, row)
+            if shares:
+                numbers[f"improvement_share_{split}_{row}"] = float(np.mean(shares))
+    return numbers
+
+
+def page_lines(config: FederationBenchmark, parts: Parts, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The page, line by line."""
+    yield "# What federating brings"
+    yield ""
+    yield (
+        "Five simulated hospitals learn together, pooled and alone. Written by `.venv/bin/ld-benchmark federation` "
+        "(`make benchmark-federation`; hospitals and options in `configs/benchmark_federation.yaml`). Options were "
+        f"chosen on seed {config.tuning_seed}; all numbers below are of seeds {', '.join(map(str, config.seeds))}, of "
+        f"{config.test_patients} test patients in each hospital, whom nobody learned from."
+    )
+    yield ""
+    yield "## Answers by the recommended editor"
+    yield ""
+    yield (
+        "The recommended editor asks the longitudinal drift. Raw gain: how much nearer to the true counterfactual a "
+        "written answer is than the scan itself, in dB of the file's pixels, over the five edits. Copying the scan "
+        "gives 0. Intervals (95 %) are over patients and seeds."
+    )
+    for split in config.splits:
+        yield from _answer_table(config, parts, split)
+    yield ""
+    yield "## The network"
+    yield ""
+    yield (
+        f"{config.rounds} rounds of {config.steps} steps at each site, the adapter of `configs/demo_study.yaml`. The "
+        "loss is the network's mean squared error on the test patients' scans at eight timesteps and fixed noise. The "
+        "share is a row's improvement on the untrained base over that of the better of two pooled trainings, which see "
+        "as many scans: all sites' steps one after the other, or batches as large as all sites' together. `alone` "
+        "trains a network at each site, on its own scans, and tests it on its own patients. Ranges are of the seeds."
+    )
+    for split in config.splits:
+        yield from _network_table(config, parts, split, options)
+    yield ""
+
+
+def _answer_table(config: FederationBenchmark, parts: Parts, split: str) -> Iterator[str]:
+    rows = {
+        POOLED: "pooled: all scans as one site's",
+        FEDERATED: "federated: sums of all sites, an intercept each",
+        ALONE: "alone: each site's own drift, its own patients",
+    }
+    if not answer_gains(config, parts, split, FEDERATED):
+        return
+    yield ""
+    yield f"### {SPLIT_TITLES.get(split, split)}"
+    yield ""
+    yield "| learned | raw gain, dB |"
+    yield "|---|---|"
+    for row, title in rows.items():
+        found = answer_gains(config, parts, split, row)
+        if found:
+            values, patients = [], []
+            for seed, by_hospital in found.items():
+                for hospital, gains in by_hospital.items():
+                    values += gains
+                    patients += [f"{seed}/{hospital}/{index // len(EDITS)}" for index in range(len(gains))]
+            bounds = bootstrap_interval("gain", np.array(patients), np.array(values))
+            shown = f"{bounds['gain_low']:.2f} to {bounds['gain_high']:.2f}"
+            yield f"| {title} | {np.mean(values):.2f} ({shown}) |"
+    compared = sites_better(config, parts, split)
+    if compared:
+        yield ""
+        yield "| hospital | federated, dB | alone, dB | difference of each seed |"
+        yield "|---|---|---|---|"
+        for name in dict.fromkeys(hospital for _, hospital, _, _ in compared):
+            own = [(federated, alone) for _, hospital, federated, alone in compared if hospital == name]
+            differences = ", ".join(f"{federated - alone:+.2f}" for federated, alone in own)
+            means = [float(np.mean(column)) for column in zip(*own, strict=True)]
+            yield f"| {name} | {means[0]:.2f} | {means[1]:.2f} | {differences} |"
+
+
+def _network_table(
+    config: FederationBenchmark, parts: Parts, split: str, options: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    if not losses(config, parts, split, UNTRAINED):
+        return
+    yield ""
+    yield f"### {SPLIT_TITLES.get(split, split)}"
+    yield ""
+    yield "| trained | loss | share of pooled improvement (range) |"
+    yield "|---|---|---|"
+    for row in (UNTRAINED, POOLED_BATCH, POOLED_STEPS, ALONE, *config.methods):
+        found = losses(config, parts, split, row)
+        if not found:
+            continue
+        loss = np.mean([np.mean(list(by_hospital.values())) for by_hospital in found.values()])
+        shares = improvement_shares(config, parts, split, row)
+        shown = f"{np.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})" if shares else ""
+        given = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in options.get(row, {}).items())
+        title = METHOD_TITLES.get(row, row) + (f", {given}" if given else "")
+        yield f"| {title} | {loss:.4f} | {shown} |"
+
+
+def _mean_gain(gains: Mapping[str, list[float]]) -> float:
+    return float(np.mean([gain for values in gains.values() for gain in values]))
