@@ -1,4 +1,5 @@
-"""Commands of `ld-client` that need the site's config only: index, exclusions, drift, budget, audit, privacy report."""
+"""Commands of `ld-client` that need the site's config only: index, exclusions, drift, budget, audit, privacy report,
+page."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from ld_client.data_config import Contradiction
 from ld_client.deployment.site_home import SiteHome
 from ld_client.site_config import SiteConfig, load_site
 from ld_common.core.command import (
+    HOST_HELP,
     TRUST_HELP,
     UNSIGNED_HELP,
     Json,
@@ -297,6 +299,24 @@ def privacy_report(
     return print_lines(*report_lines(facts, out))
 
 
+@grouped
+def page(
+    site: SiteOptions,
+    host: str = typer.Option("127.0.0.1", help=HOST_HELP),
+    port: int = typer.Option(7871, min=1, max=65535, help="Port to listen on."),
+) -> None:
+    """Serve a read-only page of this site: rounds, privacy budget, what left, refusals, exclusions by reason.
+
+    Example: ld-client page --home HOME
+    """
+    config = site.load()
+    from ld_client.site_page import SitePage
+    from ld_common.page.serve import serve_page
+
+    shown = SitePage(config, None if site.home is None else site.site_home)
+    serve_page(shown.render, host, port, "ld-client page", "this hospital's records")
+
+
 def add_site_commands(app: typer.Typer) -> None:
     """Add the commands of this module to an app."""
     app.command("index")(index)
@@ -306,6 +326,7 @@ def add_site_commands(app: typer.Typer) -> None:
     app.command("cohort")(cohort)
     app.command("audit-privacy")(audit_privacy)
     app.command("privacy-report")(privacy_report)
+    app.command("page")(page)
 
 
 def _show_exclusions(console: Console, entries: Sequence[Exclusion], command: str) -> None:

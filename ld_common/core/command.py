@@ -22,6 +22,7 @@ from ld_common.core.errors import ConfigError, LdError
 from ld_common.core.version import installed_version
 
 TRUST_HELP = "The study's public key, or a file or kit.json with it; remembered after the first valid release."
+HOST_HELP = "Address to listen on. Any other than a loopback address lets other machines in."
 UNSIGNED_HELP = "Accept a release without a signature, such as one of a simulation."
 
 

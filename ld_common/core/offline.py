@@ -29,6 +29,8 @@ def configure() -> None:
     logging.getLogger("transformers.utils.import_utils").addFilter(_not_about_torchvision)
     # pydicom's warnings may quote header values, which may name a patient
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    # Flower prints its own log; opacus gives the root a handler, which would print each line once more
+    logging.getLogger("flwr").propagate = False
 
 
 def _not_about_torchvision(record: logging.LogRecord) -> bool:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import typer
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
-from ld_common.core.command import VERSION, Json, print_json, print_lines, run_cli
+from ld_common.core.command import HOST_HELP, VERSION, Json, print_json, print_lines, run_cli
 
 HOME = typer.Argument(..., help="The study's folder, made by ld-server provision.")
+RUN = typer.Argument(..., help="The study's folder, or the output folder of a simulation.")
 SITE = typer.Argument(..., help="The site's name in the study.")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -121,30 +127,59 @@ def run(
     from ld_server.deployment.study_home import StudyHome
 
     study = StudyHome(home.resolve()).check()
+    from ld_server.tracking.tracking import check_trackers
+
+    check_trackers(study.study()[0])
     from ld_server.deployment.run import run_deployed
-    from ld_server.round_log import RoundRecord
+    from ld_server.deployment.watched_run import round_line
 
-    def show(record: RoundRecord) -> None:
-        left_out = "".join(f"; left out {name}: {reason}" for name, reason in record.left_out.items())
-        failed = f"; not counted: {record.failure}" if record.failure else ""
-        print_lines(f"round {record.round} in {record.seconds:.0f} s: {', '.join(record.sites)}{left_out}{failed}")
-
-    run_deployed(study, resume, show)
+    run_deployed(study, resume, lambda record: print_lines(round_line(record)))
     print_lines(f"wrote {study.run / 'release'}")
 
 
 @app.command()
-def status(home: Path = HOME, as_json: Json = False) -> None:
-    """Show the progress of the study, each site's last result, and which sites were left out why."""
-    from ld_server.deployment.study_home import StudyHome
+def status(
+    home: Path = RUN,
+    follow: bool = typer.Option(False, "--follow", help="Then print each round as it ends, until the run does."),
+    as_json: Json = False,
+) -> None:
+    """Show the progress of the study, each site's last result, and which sites were left out why.
 
-    study = StudyHome(home.resolve()).check()
-    from ld_server.deployment.status import read_status
+    --follow waits a minute for a run to begin, and goes on until Ctrl-C or the end of the run. With --json, each of its
+    lines is an object: the status, each new round, and the status at the end.
+    """
+    from ld_server.deployment import watched_run as reading
 
-    report = read_status(study.run, study.study()[0], study.sites())
-    if as_json:
-        return print_json(report)
-    return print_lines(*report.lines())
+    run = reading.WatchedRun.find(home)
+    if not follow:
+        report = run.status()
+        return print_json(report) if as_json else print_lines(*report.lines())
+
+    def show(entry: Any, lines: Sequence[str]) -> None:
+        if as_json:
+            print(json.dumps(asdict(entry), default=str), flush=True)
+        else:
+            print_lines(*lines)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        reading.follow_status(run, show)
+    return None
+
+
+@app.command()
+def page(
+    home: Path = RUN,
+    host: str = typer.Option("127.0.0.1", help=HOST_HELP),
+    port: int = typer.Option(7870, min=1, max=65535, help="Port to listen on."),
+) -> None:
+    """Serve a read-only page of a run: its sites, rounds, losses and refusals.
+
+    Example: ld-server page runs/demo
+    """
+    from ld_common.page.serve import serve_page
+    from ld_server.deployment.page import RunPage
+
+    serve_page(RunPage.of(home).render, host, port, "ld-server page", "what the study's people see")
 
 
 @app.command()

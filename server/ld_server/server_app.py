@@ -37,13 +37,16 @@ from ld_common.release.release import Release, ReleaseContent, write_release
 from ld_server.aggregation import Aggregate, check_aggregation
 from ld_server.checkpoint import NAME, Checkpoint, drop_checkpoint, find_checkpoint, has_checkpoint, read_best
 from ld_server.deployment.admission import deployed_admission
+from ld_server.deployment.run_log import FLOWER_LOG, logged_to
 from ld_server.deployment.study_home import StudyHome
 from ld_server.drift_collection import drift_collection
 from ld_server.node_registry import Admission
 from ld_server.resilient_grid import ResilientGrid
-from ld_server.round_log import FAILURE, RELEASE, append_round, locked, write_rounds
+from ld_server.round_log import FAILURE, RELEASE, RoundRecord, append_round, locked, write_rounds
 from ld_server.strategy import DriftFederation
 from ld_server.study_start import keep_start, kept_start, public_drift, read_start, start_record
+from ld_server.tracking.run_study import write_run_study
+from ld_server.tracking.tracking import Tracking, tracked
 from ld_server.validation import best_round
 
 offline.configure()
@@ -65,9 +68,10 @@ def main(grid: Grid, context: Context) -> None:
             "overrides cannot change an approved study: edit study.yaml in its home, then run ld-server update"
         )
     deployed = StudyHome(Path(home)).check()
-    study, modality = deployed.study()
-    admission = deployed_admission(deployed, study)
-    run_study(ResilientGrid(grid), study, modality, resume=resume, overwrite=False, admission=admission)
+    with logged_to(deployed.run / FLOWER_LOG):
+        study, modality = deployed.study()
+        admission = deployed_admission(deployed, study)
+        run_study(ResilientGrid(grid), study, modality, resume=resume, overwrite=False, admission=admission)
 
 
 def run_study(
@@ -91,6 +95,7 @@ def run_study(
         admission: who takes part; None asks the nodes for their names.
 
     Raises:
+        ConfigError: a tracker of the study is not installed.
         FederationError: too few sites connected, no round had enough accepted results, or there is a checkpoint that
             must not be overwritten or cannot be resumed.
         CheckpointError: the checkpoint cannot be read or written.
@@ -100,7 +105,8 @@ def run_study(
     with locked(output):
         (output / FAILURE).unlink(missing_ok=True)
         try:
-            return _run(grid, study, modality, output, resume, overwrite, admission)
+            with tracked(study, output) as tracking:
+                return _run(grid, study, modality, output, resume, overwrite, admission, tracking)
         except LdError as error:
             with contextlib.suppress(OSError):
                 (output / FAILURE).write_text(str(error))
@@ -115,6 +121,7 @@ def _run(
     resume: bool,
     overwrite: bool,
     admission: Admission | None,
+    tracking: Tracking,
 ) -> Path:
     if not (resume or overwrite) and has_checkpoint(output):
         raise FederationError(
@@ -129,13 +136,18 @@ def _run(
     checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
     model = load_denoiser(study.base_model)
     adapted = inject(model, read_adapter(study.adapter), study.seed)
+
+    def ended(record: RoundRecord) -> None:
+        append_round(output, record)
+        tracking.add(record)
+
     strategy = DriftFederation(
         study,
         digest,
         modality.digest(),
         drift_collection(study, modality, model, aggregator, public_drift(start)),
         output,
-        lambda record: append_round(output, record),
+        ended,
         admission,
     )
     if checkpoint is None:
@@ -152,6 +164,8 @@ def _run(
         strategy.score_restored(grid)
     strategy.state = dict(adapted.trainable_state())
     write_rounds(output, strategy.records)
+    write_run_study(output, study)
+    tracking.begin(strategy.records)
     remaining = study.federation.rounds - len(strategy.records)
     if remaining:
         strategy.start(

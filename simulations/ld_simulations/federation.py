@@ -17,15 +17,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import psutil
 
 import ld_simulations
 from ld_common.core.errors import FederationError
+from ld_common.core.plain_log import plain_log
 from ld_common.core.processes import environment, free_port, stop_family, tool
 from ld_common.release.release import MANIFEST
+from ld_server.deployment.run_log import FLOWER_LOG
 from ld_server.round_log import FAILURE, RELEASE, ROUNDS
 from ld_simulations.demo import Demo
 
@@ -34,6 +36,7 @@ BUNDLED = ("ld_common", "server", "client", "simulations")
 STARTUP_SECONDS = 60.0
 POLL_SECONDS = 0.5
 CLUSTER_SECONDS = 5.0
+LOG_SECONDS = 5.0
 SITE_MEGABYTES = 1200
 """A site's process with its libraries and the tiny base."""
 
@@ -58,9 +61,11 @@ def run_federation(
     for stale in (output / ROUNDS, output / FAILURE):
         stale.unlink(missing_ok=True)
     shutil.rmtree(output / RELEASE, ignore_errors=True)
-    log = output / "flower.log"
-    link = _superlink(output / "flower", log, demo.config.ray_address)
-    with link as (process_environment, connection), log.open("ab") as stream:
+    log = output / FLOWER_LOG
+    with (
+        plain_log(log, LOG_SECONDS) as stream,
+        _superlink(output / "flower", stream, demo.config.ray_address) as (process_environment, connection),
+    ):
         project = _copy_project(output / "flower" / "project")
         command = [tool("flwr"), "run", str(project), connection, "--stream"]
         run_config: dict[str, str | bool] = {
@@ -137,7 +142,7 @@ def _follow(run: subprocess.Popen[bytes], rounds: Path, on_round: Callable[[dict
 
 
 @contextlib.contextmanager
-def _superlink(home: Path, log: Path, ray_address: str) -> Iterator[tuple[dict[str, str], str]]:
+def _superlink(home: Path, stream: IO[bytes], ray_address: str) -> Iterator[tuple[dict[str, str], str]]:
     """A SuperLink in simulation mode; yields the environment and the connection's name for `flwr run`.
 
     Its simulation engine calls `ray.init` without an address: it joins the cluster that `RAY_ADDRESS` names, or starts
@@ -159,10 +164,9 @@ def _superlink(home: Path, log: Path, ray_address: str) -> Iterator[tuple[dict[s
         process_environment.pop("RAY_ADDRESS", None)
     command = [tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--database", str(home / "state.db"), "--disable-runtime-dependency-installation"]
-    with log.open("wb") as stream:
-        superlink = subprocess.Popen(command, env=process_environment, stdout=stream, stderr=stream)
+    superlink = subprocess.Popen(command, env=process_environment, stdout=stream, stderr=stream)
     try:
-        _wait_until_healthy(superlink, port, log)
+        _wait_until_healthy(superlink, port, home.parent / FLOWER_LOG)
         yield process_environment, connection
     finally:
         stop_family(superlink.pid)

@@ -26,6 +26,7 @@ from ld_common.release.release import (
     write_manifest,
 )
 from ld_evaluate.report import format_number
+from ld_server.tracking.tracking import check_trackers
 from ld_simulations.aims import aim_met, aims_table
 from ld_simulations.demo import Demo
 from ld_simulations.evaluation import SimulatedEvaluation, TestPatients, evaluate
@@ -47,6 +48,7 @@ def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
     Raises:
         LdError: the folder cannot be written, or a stage fails.
     """
+    check_trackers(demo.study)
     output = demo.output
     with ResourceMonitor() as monitor:
         with _progress(console, "hospitals and index") as advance:

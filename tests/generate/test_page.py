@@ -26,6 +26,7 @@ from ld_common.diffusion.base_model import BaseModel
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.rejection import ScanRejected
 from ld_common.imaging.scan_reader import decode_scan
+from ld_common.page.token import is_loopback
 from ld_common.release.release import Release, read_release
 from ld_generate.cli import main
 from ld_generate.web import drawing
@@ -482,8 +483,6 @@ def test_another_web_page_s_request_is_refused_even_with_the_token(address: str,
 
 
 def test_only_loopback_is_taken_for_private() -> None:
-    from ld_generate.web.server import is_loopback
-
     assert [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "192.168.1.2", "box")] == [
         *[True] * 3,
         *[False] * 3,

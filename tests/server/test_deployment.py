@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from ld_common.release.release import ADAPTER
 from ld_common.release.signature import check_release
 from ld_server.deployment.provision import revoke
 from ld_server.deployment.releases import run_release
+from ld_server.deployment.watched_run import WatchedRun
 from ld_server.round_log import read_rounds
 from ld_simulations.benchmarks.deployment.rounds import run_to_release
 from ld_simulations.benchmarks.deployment.stage import Deployment
@@ -48,6 +50,8 @@ def test_a_study_is_deployed_killed_resumed_released_and_pulled(stage: Deploymen
         left = [event["details"] for event in events if event["event"] == "left"]
         assert {1, 2} <= {details["round"] for details in left}
 
+    check_logs(stage)
+
     run_release(stage.home.path, ["aster"], None)
     pull(stage.sites["aster"], "", stage.folder / "pulled")
     key = stage.home.key("study").public_key()
@@ -57,3 +61,20 @@ def test_a_study_is_deployed_killed_resumed_released_and_pulled(stage: Deploymen
     revoke(stage.home, "aster")
     with pytest.raises(DeploymentError, match="revoked"):
         pull(stage.sites["aster"], "", stage.folder / "again")
+
+
+def check_logs(stage: Deployment) -> None:
+    """What Flower logged stands in its file once, without escape codes, and so do the rounds' numbers."""
+    run, home = stage.home.run, stage.home.path
+    logs = [run / "flower.log", home / "link.log", *(site.path / "node.log" for site in stage.sites.values())]
+    texts = [log.read_text() for log in logs]
+    assert not any("\x1b" in text for text in texts)
+    assert [text.count("Starting Flower SuperNode") > 0 for text in texts] == [False, False, True, True]
+    assert texts[0].count("[ROUND 1/2]") == 1
+    assert texts[0].count("study deployed: 2 rounds at aster, birch") == 1
+    assert "[ROUND" not in texts[1]
+    assert texts[1].count("Starting Flower SuperLink") == 2  # it was killed once
+    with (run / "rounds.csv").open(newline="") as stream:
+        assert [(row["round"], row["site"]) for row in csv.DictReader(stream)] == [(n, s) for n in "12" for s in SITES]
+    status = WatchedRun.find(home).status()
+    assert (status.ended, status.rounds_done) == (True, 2)

@@ -15,6 +15,7 @@ from ld_client.data.store import open_store
 from ld_common.core.command import run_cli
 from ld_common.diffusion.longitudinal import LongitudinalDrift
 from ld_common.release.release import load_release_base, read_release
+from ld_server.deployment.watched_run import WatchedRun
 from ld_simulations import simulate
 from ld_simulations.benchmarks.seen.browser import (
     CHROMIUM,
@@ -106,6 +107,11 @@ def test_a_small_demo_runs_resumes_and_leaves_nothing_running(
     with Image.open(output / "first_look.png") as first:
         assert first.width > 800
     assert (summary["sites"], summary["rounds"], summary["patients"]) == (3, 2, 6)
+    log = (output / "study/flower.log").read_text()
+    assert "\x1b" not in log
+    assert [log.count(line) for line in ("[ROUND 1/2]", "[ROUND 2/2]", "Starting Flower SuperLink")] == [1, 1, 1]
+    assert (output / "study/rounds.csv").read_text().count("\n") == 1 + 2 * 3
+    assert WatchedRun.find(output).status().ended
     release = read_release(output / "study" / "release")
     assert load_release_base(release).digest == release.base_digest
     assert isinstance(release.drift, LongitudinalDrift)

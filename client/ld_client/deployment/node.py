@@ -17,9 +17,10 @@ from ld_client.deployment.site_certificate import ensure_certificate, fetch_cert
 from ld_client.deployment.site_home import SiteHome
 from ld_common.core.atomic_files import held, write_new
 from ld_common.core.errors import DeploymentError
+from ld_common.core.plain_log import plain_log
 from ld_common.core.processes import environment, free_port, stop_family, stop_holders, tool
 
-POLL_SECONDS, RETRY_SECONDS, FORMER_NODE_SECONDS = 0.5, 5.0, 120.0
+POLL_SECONDS, RETRY_SECONDS, FORMER_NODE_SECONDS, LOG_SECONDS = 0.5, 5.0, 120.0, 5.0
 TASK_INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 """Seconds between the executor's questions to the node, on loopback, for a task; Flower's default is 1."""
 REFUSED = "Failed to activate SuperNode"
@@ -71,20 +72,20 @@ def _watch(home: SiteHome, commands: list[list[str]]) -> str:
     # without it, Python would search the current folder for code
     surroundings = environment(home.path / "flower") | {"PYTHONSAFEPATH": "1", TASK_INTERVAL: "0.2"}
     started: list[subprocess.Popen[bytes]] = []
-    try:
-        path = home.path / "node.log"
-        with path.open("ab") as log:
-            before = log.tell()
+    path = home.path / "node.log"
+    before = path.stat().st_size if path.exists() else 0
+    with plain_log(path, LOG_SECONDS) as log:
+        try:
             for command in commands:
                 started.append(subprocess.Popen(command, env=surroundings, stdout=log, stderr=log, cwd=home.path))
-        while all(process.poll() is None for process in started):
-            time.sleep(POLL_SECONDS)
-        with path.open("rb") as written:
-            written.seek(before)
-            return written.read().decode(errors="replace")
-    finally:
-        for process in started:
-            stop_family(process.pid)
+            while all(process.poll() is None for process in started):
+                time.sleep(POLL_SECONDS)
+        finally:
+            for process in started:
+                stop_family(process.pid)
+    with path.open("rb") as written:
+        written.seek(before)
+        return written.read().decode(errors="replace")
 
 
 @contextlib.contextmanager

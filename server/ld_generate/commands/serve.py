@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from ld_common.core.command import loading
+from ld_common.core.command import HOST_HELP, loading
 from ld_common.core.errors import ConfigError
+from ld_common.page.token import is_loopback, warning_beyond_loopback
 from ld_generate.console import print_note, status
 from ld_generate.options import LoadOptions, Strict
 
@@ -28,9 +29,7 @@ class PageOptions:
             show_default=False,
         ),
     ] = None
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. Any other than a loopback address lets other machines in.")
-    ] = "127.0.0.1"
+    host: Annotated[str, typer.Option(help=HOST_HELP)] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860
     strict: Strict = False
 
@@ -51,16 +50,13 @@ def serve(load_options: LoadOptions, options: PageOptions) -> None:
     with loading(status):
         from ld_generate.loading import load_model, open_release
         from ld_generate.web.scans import find_examples
-        from ld_generate.web.server import is_loopback, serving  # needs the extra that was looked for above
+        from ld_generate.web.server import serving  # needs the extra that was looked for above
 
     release = open_release(load_options)
     examples = {} if options.examples is None else find_examples(options.examples, release.modality)
     model = load_model(release, load_options)
     if not is_loopback(options.host):
-        print_note(
-            f"warning: on {options.host} other machines can reach this page, which has no encryption: whoever reads "
-            "the traffic reads the scans and the token that opens the page"
-        )
+        print_note(warning_beyond_loopback(options.host, "the scans"))
     with serving(model, release, examples, options.host, options.port, options.strict) as address:
         for name, example in examples.items():
             print(f"{name}: {example.path}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +12,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import BaseModel
+from ld_common.page.token import PARAMETER, is_loopback, new_token
 from ld_common.release.release import Release
-from ld_generate.web.access import PARAMETER, TokenGate
+from ld_generate.web.access import TokenGate
 from ld_generate.web.appearance import CSS, NAME_PICTURES, theme
 from ld_generate.web.layout import Page
 from ld_generate.web.scans import Example
@@ -39,7 +38,7 @@ def serving(
         os.environ["GRADIO_TEMP_DIR"] = folder
         # Gradio sends itself a request when it starts, which a hospital's proxy would not route
         os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1", "localhost", host]))
-        page, token = Page(model, release, examples, strict), secrets.token_urlsafe(24)
+        page, token = Page(model, release, examples, strict), new_token()
         try:
             _, address, _ = page.blocks.launch(
                 server_name=host,
@@ -75,11 +74,3 @@ def _middleware(host: str, port: int, token: str) -> list[Middleware]:
     names = ["localhost", "127.0.0.1", "["]  # Starlette's host name of [::1]:7860
     hosts = [Middleware(TrustedHostMiddleware, allowed_hosts=names)] if is_loopback(host) else []
     return [*hosts, Middleware(TokenGate, token=token, port=port)]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from ld_server.deployment.study_home import AdmittedSite
 from ld_server.node_registry import AUDIT_HEAD
 from ld_server.round_log import FAILURE, RELEASE, RoundRecord, is_locked, read_rounds
 
+RUNNING, ENDED, ADMITTED, SIMULATED = "running", "ended", "admitted", "simulated"
+AGAIN = "by the command that began it"
+"""How a run without a home goes on."""
+
 
 @dataclass(frozen=True)
 class SiteStatus:
@@ -22,7 +27,7 @@ class SiteStatus:
 
     name: str
     admission: str
-    """`admitted`, `not admitted yet` or `revoked TIME`."""
+    """`admitted`, `not admitted yet` or `revoked TIME`; `simulated` in a run without a list of sites."""
     last_round: int | None
     """Round of its last accepted result; None, like all below, where it has none."""
     ended: str | None
@@ -39,7 +44,7 @@ class SiteStatus:
 
     def lines(self) -> list[str]:
         """The site as text."""
-        admission = "" if self.admission == "admitted" else f"; {self.admission}"
+        admission = "" if self.admission in (ADMITTED, SIMULATED) else f"; {self.admission}"
         problems = [f"    {problem}" for problem in self.log_problems]
         if self.last_round is None:
             return [f"  {self.name}: no accepted result yet{admission}", *problems]
@@ -78,6 +83,11 @@ class RunStatus:
     sites: list[SiteStatus]
     left_out: list[LeftOut]
 
+    @property
+    def ended(self) -> bool:
+        """Whether the study's release is written."""
+        return self.state.startswith(ENDED)
+
     def lines(self) -> list[str]:
         """The status as text."""
         lines = [f"study {self.study}: round {self.rounds_done} of {self.rounds}, {self.state}", *self.notes]
@@ -89,30 +99,41 @@ class RunStatus:
                 lines.append(f"connected nodes that belong to no admitted site: {', '.join(last.unknown_nodes)}")
         for site in self.sites:
             lines += site.lines()
-        entries = [f"  {entry.site}, round {_ranges(entry.rounds)}: {entry.reason}" for entry in self.left_out]
+        entries = [f"  {entry.site}, round {ranges(entry.rounds)}: {entry.reason}" for entry in self.left_out]
         return [*lines, "left out:", *entries] if entries else lines
 
 
-def read_status(folder: Path, study: StudyConfig, admitted: Mapping[str, AdmittedSite]) -> RunStatus:
+def read_status(folder: Path, study: StudyConfig, admitted: Mapping[str, AdmittedSite] | None) -> RunStatus:
     """The status of the run in `folder`.
 
     Args:
         folder: the run's folder, the study's output.
         study: the study that runs there.
-        admitted: the study's list of sites.
+        admitted: the study's list of sites; None for a run that has none.
 
     Raises:
         CheckpointError: neither a checkpoint nor the log of the rounds can be read.
     """
     records, notes = _read_records(folder, study)
+    return run_status(folder, study, admitted, records, notes)
+
+
+def run_status(
+    folder: Path,
+    study: StudyConfig,
+    admitted: Mapping[str, AdmittedSite] | None,
+    records: Sequence[RoundRecord],
+    notes: list[str],
+) -> RunStatus:
+    """The status of a run with these rounds and notes; arguments as `read_status`."""
     return RunStatus(
         study=study.name,
         rounds_done=len(records),
         rounds=study.federation.rounds,
-        state=_state(folder, len(records), study.federation.rounds),
+        state=_state(folder, records, study.federation.rounds, "with --resume" if admitted is not None else AGAIN),
         notes=notes,
         last_round=records[-1] if records else None,
-        sites=[_site_status(name, records, admitted.get(name)) for name in study.federation.sites],
+        sites=[_site_status(name, records, _admission(name, admitted)) for name in study.federation.sites],
         left_out=_left_out(records),
     )
 
@@ -131,23 +152,40 @@ def _read_records(folder: Path, study: StudyConfig) -> tuple[list[RoundRecord], 
     return [RoundRecord(**record) for record in newest.checkpoint.records], notes
 
 
-def _state(folder: Path, done: int, rounds: int) -> str:
+def _state(folder: Path, records: Sequence[RoundRecord], rounds: int, how: str) -> str:
     if is_locked(folder):
-        return "running"
+        return RUNNING
     if (folder / FAILURE).exists():
         return f"failed: {(folder / FAILURE).read_text()}"
-    if done == rounds and (folder / RELEASE / MANIFEST).exists():
-        return f"ended, its release is {folder / RELEASE}"
-    return "stopped before its end: continue with --resume" if done else "not running"
+    if _is_released(folder, records):
+        early = f" after {len(records)} of {rounds} rounds" if len(records) < rounds else ""
+        return f"{ENDED}{early}, its release is {folder / RELEASE}"
+    return f"stopped before its end: continue {how}" if records else "not running"
 
 
-def _site_status(name: str, records: Sequence[RoundRecord], site: AdmittedSite | None) -> SiteStatus:
+def _is_released(folder: Path, records: Sequence[RoundRecord]) -> bool:
+    """Whether the release is of exactly these rounds; a study may end before its last one (`federation.patience`)."""
+    try:
+        released = json.loads((folder / RELEASE / MANIFEST).read_text())["rounds"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return [entry["ended"] for entry in released] == [record.ended for record in records] != []
+
+
+def _admission(name: str, admitted: Mapping[str, AdmittedSite] | None) -> str:
+    if admitted is None:
+        return SIMULATED
+    site = admitted.get(name)
+    return "not admitted yet" if site is None else f"revoked {site.revoked}" if site.revoked else ADMITTED
+
+
+def _site_status(name: str, records: Sequence[RoundRecord], admission: str) -> SiteStatus:
     accepted = [record for record in records if name in record.sites]
     last = accepted[-1] if accepted else None
     result = {} if last is None else last.sites[name]
     return SiteStatus(
         name=name,
-        admission="not admitted yet" if site is None else f"revoked {site.revoked}" if site.revoked else "admitted",
+        admission=admission,
         last_round=None if last is None else last.round,
         ended=None if last is None else last.ended,
         uplink_bytes=result.get("uplink_bytes"),
@@ -174,7 +212,7 @@ def _left_out(records: Sequence[RoundRecord]) -> list[LeftOut]:
     return [LeftOut(name, numbers, reason) for (name, reason), numbers in sorted(rounds.items())]
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """1, 2, 3, 7 as `1-3, 7`."""
     spans: list[list[int]] = []
     for number in numbers:

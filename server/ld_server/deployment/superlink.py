@@ -30,6 +30,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from ld_common.core.errors import DeploymentError
+from ld_common.core.plain_log import plain_log
 from ld_common.core.processes import environment, no_proxy, tool
 from ld_common.protocol.keys import PublicKey
 from ld_server.deployment.study_home import StudyHome
@@ -73,7 +74,8 @@ def database(home: StudyHome) -> Path:
 
 
 def start_link(home: StudyHome) -> subprocess.Popen[bytes]:
-    """Start the study's SuperLink with its database and wait until it answers; its log is `link.log`.
+    """Start the study's SuperLink with its database and wait until it answers; its log is
+    `link.log`, without escape codes.
 
     Raises:
         DeploymentError: it does not start.
@@ -84,7 +86,7 @@ def start_link(home: StudyHome) -> subprocess.Popen[bytes]:
     command += ["--ssl-ca-certfile", str(home.certificate("authority"))]
     command += ["--host", LOOPBACK, "--port", str(server.link_port), "--database", str(database(home))]
     command += ["--disable-runtime-dependency-installation"]
-    with log.open("ab") as stream:
+    with plain_log(log) as stream:
         process = subprocess.Popen(command, env=environment(home.path / "flower"), stdout=stream, stderr=stream)
     deadline = time.monotonic() + STARTUP_SECONDS
     with httpx.Client(verify=str(home.certificate("authority")), trust_env=False) as client:
