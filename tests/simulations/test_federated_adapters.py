@@ -52,7 +52,7 @@ class RealSites(LocalGrid):
 
     def _reply(self, message: Message) -> Message | None:
         name, _ = self.sites[message.metadata.dst_node_id]
-        if message.metadata.message_type.startswith("query"):
+        if message.metadata.message_type.startswith(("query", "evaluate")):
             return super()._reply(message)
         task = wire.unpack_task(message.content)
         content: RecordDict = wire.pack_result(handle_train(replace(self.site, site=name), task))
