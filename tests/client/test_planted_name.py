@@ -41,7 +41,8 @@ OPTIONS: dict[str, Any] = {
     "training": {"steps": 1, "batch_size": 2},
     "federation": {"rounds": 2, "sites": ["aster", "birch", "cedar"], "weighting": "equal", "wait_seconds": 0},
 }
-KINDS = ["query.join", "train", "query.keys", "query.shares", "query.unmask"]
+SECURE_KINDS = ["query.join", "train", "query.keys", "query.shares", "query.unmask"]
+KINDS = [*SECURE_KINDS, "evaluate"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ def home(planted_yaml: Path) -> SiteHome:
 
 def content_of(home: SiteHome, kind: str) -> RecordDict:
     """A request that a site would answer, or for a later stage one out of turn."""
-    if kind == "train":
+    if kind in ("train", "evaluate"):
         return messages.pack_task(task_of(home))
     setting = SecaggSetting(home.study().digest(), 1, 3, 3, 10, 1.0)
     return RecordDict() if kind == "query.join" else messages.pack_secure(pack(setting))
@@ -167,6 +168,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "no Exception": lambda: EndError(NAME),
 }
 FOREIGN = {type(make()).__name__ for make in ERRORS.values() if not isinstance(make(), LdError)}
+SCORED = messages.TrainResult("aster", 1, {}, None, None, scores={"loss": 1.0, "visits": 5.0})
 PLACES: dict[str, list[tuple[Any, str]]] = {
     "query.join": [(app, "handle_join"), (SiteHome, "site"), (messages, "pack_name")],
     "train": [
@@ -175,6 +177,14 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (app, "check_approved"),
         (app, "handle_train"),
         (AuditRecorder, "record_training"),
+        (AuditRecorder, "sign_result"),
+        (messages, "pack_result"),
+    ],
+    "evaluate": [
+        (SiteHome, "site"),
+        (messages, "unpack_task"),
+        (app, "check_approved"),
+        (app, "handle_validate"),
         (AuditRecorder, "sign_result"),
         (messages, "pack_result"),
     ],
@@ -224,6 +234,7 @@ def test_no_errors_text_leaves_wherever_a_handler_fails(
             with monkeypatch.context() as patched:
                 if name in ("sign_result", "pack_result"):
                     patched.setattr(app, "handle_train", lambda *_: trained)  # it need not be trained each time
+                    patched.setattr(app, "handle_validate", lambda *_: SCORED)
                 patched.setattr(place, name, fail)
                 reply = app.app(asked(content, kind), node)
             clean(reply)
@@ -328,8 +339,12 @@ def test_what_does_leave_names_nobody(planted_yaml: Path, private: bool) -> None
     }
     study = from_mapping(StudyConfig, OPTIONS | {"privacy": privacy})
     home = approved(make_home(planted_yaml.parent, planted_yaml, study))
+    with home.config_file.open("a") as config:
+        config.write("\nheld_out: 0.4\n")
     trained = ask(node_of(home), home, "train")
     assert messages.unpack_result(trained.content).attestation is not None
+    scored = ask(node_of(home), home, "evaluate")
+    assert (messages.unpack_error(scored.content) is None) != private  # a private study scores nothing
     joined = ask(node_of(home), home, "query.join")
     assert messages.unpack_name(joined.content) == "aster"
     assert b"aster" in wire_bytes(joined)  # else these bytes would hide a name as well
@@ -369,7 +384,7 @@ def test_a_secure_round_of_deployed_sites_names_nobody_and_is_in_their_logs(
     grid = Homes(homes)
     release = read_release(run_study(grid, study, load_modality(load_site(planted_yaml))))
     assert release.manifest["rounds"][0]["counted"]
-    assert {kind for kind, _, _ in grid.sent} == set(KINDS)
+    assert {kind for kind, _, _ in grid.sent} == set(SECURE_KINDS)
     for home in homes.values():
         entries = [parse_line(line) for line in home.audit_log.read_bytes().splitlines()]
         assert verify_home(home).problems == []
