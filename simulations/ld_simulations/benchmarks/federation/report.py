@@ -42,10 +42,15 @@ def answer_gains(config: FederationBenchmark, parts: Parts, split: str, row: str
     return {seed: gains for seed, gains in found.items() if gains is not None}
 
 
+def whole_seeds(config: FederationBenchmark, parts: Parts, split: str) -> list[int]:
+    """The seeds of which all rows of the network are there: others are not shown, as rows of fewer seeds mislead."""
+    rows = (UNTRAINED, POOLED_BATCH, POOLED_STEPS, ALONE, *config.methods)
+    return [seed for seed in config.seeds if all(f"network/{split}/{seed}/{row}" in parts for row in rows)]
+
+
 def losses(config: FederationBenchmark, parts: Parts, split: str, row: str) -> dict[int, dict[str, float]]:
-    """Seed -> hospital -> loss."""
-    found = {seed: parts.get(f"network/{split}/{seed}/{row}") for seed in config.seeds}
-    return {seed: by_hospital for seed, by_hospital in found.items() if by_hospital is not None}
+    """Seed -> hospital -> loss, of `whole_seeds`."""
+    return {seed: parts[f"network/{split}/{seed}/{row}"] for seed in whole_seeds(config, parts, split)}
 
 
 def improvement_shares(config: FederationBenchmark, parts: Parts, split: str, row: str) -> list[float]:
@@ -53,8 +58,6 @@ def improvement_shares(config: FederationBenchmark, parts: Parts, split: str, ro
     shares = []
     for seed, by_hospital in losses(config, parts, split, row).items():
         names = [f"network/{split}/{seed}/{name}" for name in (UNTRAINED, POOLED_BATCH, POOLED_STEPS)]
-        if not set(names) <= set(parts):
-            continue
         untrained, *pooled = [float(np.mean(list(parts[name].values()))) for name in names]
         improved = untrained - float(np.mean(list(by_hospital.values())))
         shares.append(improved / (untrained - min(pooled)))
@@ -172,20 +175,21 @@ def _answer_table(config: FederationBenchmark, parts: Parts, split: str) -> Iter
 def _network_table(
     config: FederationBenchmark, parts: Parts, split: str, options: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
-    if not losses(config, parts, split, UNTRAINED):
+    seeds = whole_seeds(config, parts, split)
+    if not seeds:
         return
     yield ""
     yield f"### {SPLIT_TITLES.get(split, split)}"
+    yield ""
+    yield f"Of {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}."
     yield ""
     yield "| trained | loss | share of pooled improvement (range) |"
     yield "|---|---|---|"
     for row in (UNTRAINED, POOLED_BATCH, POOLED_STEPS, ALONE, *config.methods):
         found = losses(config, parts, split, row)
-        if not found:
-            continue
         loss = np.mean([np.mean(list(by_hospital.values())) for by_hospital in found.values()])
         shares = improvement_shares(config, parts, split, row)
-        shown = f"{np.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})" if shares else ""
+        shown = f"{np.mean(shares):.3f}" + (f" ({min(shares):.3f} to {max(shares):.3f})" if len(shares) > 1 else "")
         given = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in options.get(row, {}).items())
         title = METHOD_TITLES.get(row, row) + (f", {given}" if given else "")
         yield f"| {title} | {loss:.4f} | {shown} |"
