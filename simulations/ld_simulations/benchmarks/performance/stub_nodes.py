@@ -85,6 +85,7 @@ def study_home(folder: Path, sites: list[str], rounds: int) -> StudyHome:
             "rounds": rounds,
             "sites": sites,
             "min_train_nodes": 2,
+            "validate_every": 0,
             "wait_seconds": WAIT_SECONDS,
             "round_timeout_seconds": ROUND_SECONDS,
         },
