@@ -110,7 +110,21 @@ def _site_table(manifest: dict[str, Any]) -> list[str]:
         *rows,
         "",
         f"Drift: formulation {options['formulation']}, estimator {options['estimator']}.",
+        *_validation(manifest),
     ]
+
+
+def _validation(manifest: dict[str, Any]) -> list[str]:
+    """The mean loss on the sites' held-out patients, first and last, and the round that was chosen by it."""
+    losses = {record["round"]: record.get("validation_mean", {}).get("loss") for record in manifest["rounds"]}
+    scored = {number: loss for number, loss in losses.items() if loss is not None}
+    if not scored:
+        return []
+    first, last = min(scored), max(scored)
+    line = f"Loss on held-out patients: {scored[first]:.4g} after round {first}, {scored[last]:.4g} after round {last}."
+    if manifest["study"]["federation"].get("keep") == "best":
+        line += f" The release is of round {min(scored, key=lambda number: (scored[number], number))}, the lowest."
+    return ["", line]
 
 
 def _usage(manifest: dict[str, Any]) -> list[str]:

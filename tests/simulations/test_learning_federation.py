@@ -209,6 +209,8 @@ def test_the_best_round_is_released_and_patience_ends_the_study(
     release = run(Worse(three), values, three)
     assert [record["round"] for record in release.manifest["rounds"]] == [1, 2, 3, 4]
     assert "the release is of round 2" in capsys.readouterr().out
+    card = (tmp_path / "release/README.md").read_text()
+    assert "Loss on held-out patients: 3 after round 1, 2 after round 4. The release is of round 2, the lowest." in card
     best = read_best(tmp_path)
     assert best.round == 2
     last = read_checkpoint(tmp_path).state
