@@ -17,6 +17,7 @@ TABLES = {
     "latent-drift": "latent_drift",
     "privacy": "privacy",
     "deployment": "deployment",
+    "federation": "federation",
 }
 
 
