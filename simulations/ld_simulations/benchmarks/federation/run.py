@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.config import to_mapping
+from ld_simulations.benchmarks.federation.exactness import exact_aggregation_error
 from ld_simulations.benchmarks.federation.judge import (
     ALONE,
     FEDERATED,
@@ -22,7 +23,7 @@ from ld_simulations.benchmarks.federation.judge import (
     FederationTask,
 )
 from ld_simulations.benchmarks.federation.plan import NON_IID, FederationBenchmark
-from ld_simulations.benchmarks.federation.report import flat_numbers, page_lines
+from ld_simulations.benchmarks.federation.report import EXACTNESS, flat_numbers, page_lines
 from ld_simulations.benchmarks.harness import Harness, ResultStore, adopted_parts, claim_plan, json_bytes
 
 NUMBERS, PAGE = "federation.json", "federation.md"
@@ -38,12 +39,13 @@ def run(config: FederationBenchmark, only_report: bool, console: Console) -> lis
     if not only_report:
         claim_plan(output, {key: value for key, value in to_mapping(config).items() if key not in ANYWHERE})
         harness, make = Harness(store, console, config.workers), partial(FederationJudge, config)
+        harness.once(EXACTNESS, exact_aggregation_error)
         harness.run("answers", answer_tasks(config), make, FederationJudge.answers)
         harness.run("options", trials, make, FederationJudge.network)
         harness.run("network", network_tasks(config, chosen(store, trials)), make, FederationJudge.network)
     options = chosen(store, trials)
     every = [*answer_tasks(config), *trials, *network_tasks(config, options)]
-    parts = store.collect([task.name for task in every])
+    parts = store.collect([EXACTNESS, *(task.name for task in every)])
     files = [Path(config.results) / NUMBERS, Path(config.results) / PAGE]
     write_bytes(files[0], json_bytes(flat_numbers(config, parts) | {"parts": parts}))
     write_bytes(files[1], "\n".join(page_lines(config, parts, options)).encode())
