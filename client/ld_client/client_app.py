@@ -134,15 +134,21 @@ def require_approval(home: SiteHome | None, task: TrainTask) -> None:
         check_approved(home, study_from_json(task.study).digest(), task.base_digest, task.modality_digest)
 
 
-def handle_train_message(
-    site: SiteConfig, recorder: AuditRecorder, message: Message, secure: SecaggSiteRound
-) -> RecordDict:
-    """Answer a training task."""
+def accepted_task(site: SiteConfig, recorder: AuditRecorder, message: Message) -> TrainTask:
+    """A message's task, recorded, when the site's ledger and log are whole and it has approved the study."""
     task = messages.unpack_task(message.content)
     recorder.record_task(task)
     recorder.check_ledger(Ledger(site.ledger_path))
     recorder.check_withdrawals(site.store_path)
     require_approval(recorder.home, task)
+    return task
+
+
+def handle_train_message(
+    site: SiteConfig, recorder: AuditRecorder, message: Message, secure: SecaggSiteRound
+) -> RecordDict:
+    """Answer a training task."""
+    task = accepted_task(site, recorder, message)
     result = handle_train(site, task, secure, recorder.record_training)
     require_approval(recorder.home, task)  # it may have been withdrawn meanwhile
     return messages.pack_result(recorder.sign_result(task, result))
@@ -152,11 +158,7 @@ def handle_evaluate_message(
     site: SiteConfig, recorder: AuditRecorder, message: Message, secure: SecaggSiteRound
 ) -> RecordDict:
     """Answer a validation task."""
-    task = messages.unpack_task(message.content)
-    recorder.record_task(task)
-    recorder.check_ledger(Ledger(site.ledger_path))
-    recorder.check_withdrawals(site.store_path)
-    require_approval(recorder.home, task)
+    task = accepted_task(site, recorder, message)
     result = handle_validate(site, task)
     require_approval(recorder.home, task)
     return messages.pack_result(recorder.sign_result(task, result))

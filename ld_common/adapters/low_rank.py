@@ -6,7 +6,7 @@ itself one product of stacked factors, so no dense `(out,in)` matrix is ever for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -114,8 +114,3 @@ def _decompose(states: Sequence[Tensors], weights: Sequence[float], name: str) -
 
 def _needed(values: Tensor) -> int:
     return int((values > NEGLIGIBLE * values.max()).sum()) if len(values) and float(values.max()) > 0 else 0
-
-
-def stack_factors(states: Sequence[Mapping[str, Tensor]]) -> State:
-    """Factors whose product is the sum of the states' products: A stacked by rows, B by columns."""
-    return {name: torch.cat([state[name] for state in states], 1 if UP in name else 0) for name in sorted(states[0])}

@@ -18,7 +18,6 @@ from ld_common.adapters.low_rank import (
     down_names,
     product_norm,
     rank_of,
-    stack_factors,
     sum_of_products,
 )
 from ld_common.core.config import from_mapping
@@ -104,13 +103,11 @@ def test_a_sum_of_products_is_exact_at_its_own_rank_and_the_best_below() -> None
     )
 
 
-def test_a_larger_rank_is_padded_with_zeros_and_stacking_adds_products() -> None:
+def test_a_larger_rank_is_padded_with_zeros() -> None:
     state = lora_state(0, 2)
     padded = sum_of_products([state], [1.0], 7)
     assert rank_of(padded) == 7
     assert error(dense(padded), dense(state)) < EXACT
-    stacked = stack_factors([lora_state(0, 2), lora_state(1, 3)])
-    assert error(dense(stacked), dense(lora_state(0, 2), lora_state(1, 3))) < EXACT
     nothing = {name: torch.zeros_like(value) for name, value in state.items()}
     assert rank_of(sum_of_products([nothing], [1.0])) == 1
     with pytest.raises(AdapterError, match="only LoRA states"):
