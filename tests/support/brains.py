@@ -86,6 +86,6 @@ def write_familiar_release(folder: Path, base: Path, model: BaseModel, modality:
     patients = [f"{age}{sex}{group}" for age in ages for sex in "FM" for group in ("CN", "AD")]
     attributes = [{"age": float(name[:4]), "sex": name[4], "diagnosis": name[5:]} for name in patients]
     coverage = site_coverage(modality, patients, attributes, 1)
-    rounds = [{"counted": True, "sites": {"aster": {"patients": 8, "visits": 8, "coverage": coverage}}}]
+    rounds = [{"round": 1, "counted": True, "sites": {"aster": {"patients": 8, "visits": 8, "coverage": coverage}}}]
     content = ReleaseContent(model.digest, state, fitted(model, modality), rounds=rounds)
     return write_release(folder, study, modality, content)
