@@ -154,6 +154,7 @@ class CounterfactualPipeline:
         device: str = "cpu",
         precision: str = "float32",
         strict: bool = False,
+        site: str = "",
     ) -> CounterfactualPipeline:
         """Load a release and its base.
 
@@ -165,15 +166,18 @@ class CounterfactualPipeline:
             device: `cpu` or `cuda`.
             precision: `float32`, `bfloat16` or `float16`.
             strict: refuse scans and attributes that the sites' scans do not cover, in place of a warning.
+            site: one whose own factors and drift are used, as `Release.of_site`; empty for those of all sites.
 
         Raises:
-            ReleaseError: no complete release, or the base is missing or another one.
+            ReleaseError: no complete release, nothing of this site's own, or the base is missing or another one.
             SignatureError: altered, signed by a key that is not trusted, or unsigned where that is not accepted.
             ModelError: the base cannot be loaded, or the device is not available.
         """
         release, messages = read_trusted_release(Path(folder), trust, allow_unsigned and not trust)
         for message in messages:
             warnings.warn(message, stacklevel=2)
+        if site:
+            release = release.of_site(site)
         model = load_release_base(release, base, device, precision)
         return cls(model, release.modality, release_editor(release), edit_drift(release), release, strict)
 

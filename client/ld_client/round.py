@@ -15,6 +15,7 @@ from ld_client.data.store_index import INDEX
 from ld_client.data.store_key import training_secret
 from ld_client.data.withdrawals import check_consent
 from ld_client.first_weights import STARTS, check_weights
+from ld_client.kept_tensors import KeptTensors
 from ld_client.policy import (
     check_drawn,
     check_hours,
@@ -29,10 +30,9 @@ from ld_client.privacy.dp_drift import drift_release, paid_drift
 from ld_client.privacy.dp_longitudinal import longitudinal_release, paid_longitudinal
 from ld_client.privacy.ledger import TRAINING, Ledger, LedgerMark, RoundLimit, Use
 from ld_client.privacy.secagg_round import SecaggSiteRound
-from ld_client.site_config import RESIDUALS, SiteConfig, load_modality
+from ld_client.site_config import OWN_PARTS, RESIDUALS, SiteConfig, load_modality
 from ld_client.site_drift import longitudinal_sums, site_drift, site_prior
 from ld_client.train import computing, train_round
-from ld_client.wire_residual import UpdateResiduals
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import state_digest
@@ -113,11 +113,26 @@ def checked_adapter(
     return adapted
 
 
-def load_weights(adapted: AdaptedModel[Denoiser], task: TrainTask) -> None:
-    """Put a task's weights into the adapted model; raises `AdapterError`."""
+def load_weights(adapted: AdaptedModel[Denoiser], task: TrainTask, own: State) -> None:
+    """Put a task's weights, and the site's own in place of some, into the adapted model; raises `AdapterError`."""
     if task.carried:
         adapted.adapter.add_to_base(adapted.model, task.carried)
-    adapted.load({**task.frozen, **task.state})
+    adapted.load({**task.frozen, **task.state, **own})
+
+
+def own_part(site: SiteConfig, study: StudyConfig, task: TrainTask, round_number: int) -> State:
+    """The factors that the site has its own of, as they were before a round; empty where the study's serve.
+
+    Raises:
+        AdapterError: their file is damaged.
+    """
+    expected = {name: value for name, value in task.state.items() if study.keeps(name)}
+    return kept_tensors(site, OWN_PARTS, study).before(round_number, expected) if expected else {}
+
+
+def kept_tensors(site: SiteConfig, kind: str, study: StudyConfig) -> KeptTensors:
+    """What a site keeps of a study, `RESIDUALS` or `OWN_PARTS`."""
+    return KeptTensors(site.ledger_path.parent, kind, study.digest(), site.site)
 
 
 def _handle_train(
@@ -148,7 +163,7 @@ def _handle_train(
     prior = None if adapter.prior is None else site_prior(site, store, model, adapter.prior, study.seed)
     if drift is not None and not private and not longitudinal:
         drift = rounded_drift(site.policy, drift)
-    load_weights(adapted, task)
+    load_weights(adapted, task, own_part(site, study, task, task.round))
     for name, parameter in adapted.trainable.items():
         parameter.requires_grad_(study.trains(name, task.round))
     entered = None if drift is None or longitudinal else entering(drift, study.drift.formulation)
@@ -169,17 +184,23 @@ def _handle_train(
             seconds = time.monotonic() - started
             counts = rounded_count(site.policy, visits), rounded_count(site.policy, store.patients)
             numbers = TrainNumbers(*counts, losses.first, losses.last, seconds, ranges)
-    state = adapted.trainable_state()  # of the factors that trained in this round
+    trained = adapted.trainable_state()  # of the factors that trained in this round
+    state = {name: value for name, value in trained.items() if study.sends(name, task.round)}
     check_consent(site.store_path, store.pseudonyms)  # a patient may have withdrawn meanwhile
+    own = {name: value for name, value in trained.items() if study.keeps(name)}
+    if own:
+        kept_tensors(site, OWN_PARTS, study).write(task.round, own)
+    released = own if site.policy.release_own_part else {}
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}
-        return TrainResult(site.site, task.round, {}, None, numbers, secure.mask(update, drift, study.drift.shape))
-    return TrainResult(site.site, task.round, _sent(site, study, task, state), drift, numbers)
+        masked = secure.mask(update, drift, study.drift.shape)
+        return TrainResult(site.site, task.round, {}, None, numbers, masked, own=released)
+    return TrainResult(site.site, task.round, _sent(site, study, task, state), drift, numbers, own=released)
 
 
 def _sent(site: SiteConfig, study: StudyConfig, task: TrainTask, state: State) -> State:
     """A trained state as it travels; what rounding takes from it is kept for the next round."""
-    residuals = UpdateResiduals(site.ledger_path.parent / RESIDUALS, study.digest())
+    residuals = kept_tensors(site, RESIDUALS, study)
     before = {name: task.state[name] for name in state}
     sent = encode_state(study.federation.wire, state, before, residuals.before(task.round, before))
     if sent.residual:

@@ -21,7 +21,7 @@ from ld_common.imaging.modality import AGE, Modality
 from ld_common.protocol.site_name import check_site_name
 
 LEDGER = "ledger.sqlite"
-RESIDUALS = "residuals"
+RESIDUALS, OWN_PARTS = "residuals", "own"
 """Folder beside the ledger: what rounding took from a site's updates (`federation.wire`)."""
 HOURS = re.compile(r"(?:(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d)?")
 FROM_HEADER = (AGE, "sex")
@@ -68,6 +68,9 @@ class PolicyConfig:
     moves a mean latent by about 0.003, so most changes of one patient do not show."""
     min_summed_sites: int = 3
     """Fewest sites in a secure sum that the server may learn."""
+    release_own_part: bool = False
+    """Let the release hold the factors that a study of aggregator `fedsa` leaves at each site, by this site's name, and
+    their mean over the sites that do the same. Without it they never leave."""
     private_only: bool = False
     """Refuse studies without differential privacy."""
     max_epsilon: float = 10.0

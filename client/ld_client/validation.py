@@ -21,7 +21,7 @@ from ld_client.data.store import Store, open_store, split_store
 from ld_client.data.withdrawals import check_consent
 from ld_client.policy import check_hours, check_store, rounded_count, within_memory
 from ld_client.privacy.ledger import VALIDATION, Ledger, RoundLimit, Use
-from ld_client.round import checked_adapter, checked_study, load_weights
+from ld_client.round import checked_adapter, checked_study, load_weights, own_part
 from ld_client.site_config import SiteConfig, load_modality
 from ld_client.site_drift import site_drift
 from ld_client.train import computing
@@ -83,7 +83,7 @@ def handle_validate(site: SiteConfig, task: TrainTask) -> TrainResult:
         if study.drift.shape not in ("none", "conditional", "longitudinal"):  # what the network was centred on
             drift = site_drift(site, modality, trained, model, study)
         entered = None if drift is None else entering(drift, study.drift.formulation)
-        load_weights(adapted, task)
+        load_weights(adapted, task, own_part(site, study, task, task.round + 1))
         visits = TrainingData(
             held_out.latents,
             held_out.prompts,

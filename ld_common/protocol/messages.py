@@ -7,6 +7,7 @@ train   -> adapter, round, study and hashes          server to site
         -> factors to add to the base                for aggregators fedex and flora
         -> nonce, the site's last audit head         in a deployment
         <- trained tensors, drift                    site to server
+        <- the site's own factors                    for aggregator fedsa, where the site's policy releases them
         <- losses, counts, ranges of the data        without privacy and secure aggregation
         <- signature, audit head                     in a deployment
 evaluate, after a round: as train, with the round's result as the adapter
@@ -40,7 +41,7 @@ from ld_common.protocol.attestation import Attestation, AuditHead, content_diges
 from ld_common.protocol.secagg.messages import Payload
 
 JOIN, SECURE, HEAD, ATTESTATION, TENSORS = "join", "secure", "audit-head", "attestation", "safetensors"
-FROZEN, BASIS, CARRIED, DRIFT = "frozen", "basis", "carried", "drift"
+FROZEN, BASIS, CARRIED, DRIFT, OWN = "frozen", "basis", "carried", "drift", "own"
 VALIDATION = "validation"
 LOSS, SCORED_VISITS = "loss", "visits"
 """Scores of every validation; others depend on the study."""
@@ -130,13 +131,15 @@ class TrainResult:
     """The site's signature over all other fields; None where sites have no keys."""
     scores: dict[str, float] | None = None
     """In place of all else, what a validation found on the site's held-out patients: `loss`, `visits` and others."""
+    own: State = field(default_factory=dict)
+    """The tensors that the study leaves at each site (`StudyConfig.keeps`), where the site lets its own be released."""
 
     @property
     def uplink_bytes(self) -> int:
         """Size of all tensors that the site sends."""
         drift = {} if self.drift is None else {"drift": self.drift}
         masked = 0 if self.secure is None else len(bytes(self.secure["vector"]))  # type: ignore[arg-type]
-        return masked + sum(tensor_sizes(self.state).values()) + sum(tensor_sizes(drift).values())
+        return masked + sum(sum(tensor_sizes(sent).values()) for sent in (self.state, drift, self.own))
 
     def content_digest(self) -> str:
         """SHA-256 of all fields but the attestation, with each tensor by name, type, shape and bytes.
@@ -154,6 +157,7 @@ class TrainResult:
                 "numbers": None if self.numbers is None else vars(self.numbers),
                 "secure": secure,
                 "scores": self.scores,
+                "own": [tensor_record(name, self.own[name]) for name in sorted(self.own)],
             }
         )
 
@@ -275,6 +279,7 @@ def pack_result(result: TrainResult) -> RecordDict:
     drift = {} if result.drift is None else {"drift": result.drift}
     secure = {} if result.secure is None else {SECURE: ConfigRecord(dict(result.secure))}
     scores = {} if result.scores is None else {VALIDATION: MetricRecord(dict(result.scores))}
+    own = {OWN: pack_tensors(result.own)} if result.own else {}
     signed = {} if result.attestation is None else {ATTESTATION: _signed(result.attestation)}
     return RecordDict(
         {
@@ -284,6 +289,7 @@ def pack_result(result: TrainResult) -> RecordDict:
             "site": ConfigRecord({"name": result.site, "round": result.round}),
             **secure,
             **scores,
+            **own,
             **signed,
         }
     )
@@ -298,6 +304,7 @@ def unpack_result(content: RecordDict, keep: Callable[[ArrayRecord], Tensors] = 
     """
     numbers, site = dict(content.metric_records["numbers"]), content.config_records["site"]
     signed, scores = content.config_records.get(ATTESTATION), content.metric_records.get(VALIDATION)
+    own = content.array_records.get(OWN)
     return TrainResult(
         site=str(site["name"]),
         round=int(site["round"]),  # type: ignore[arg-type]
@@ -307,6 +314,7 @@ def unpack_result(content: RecordDict, keep: Callable[[ArrayRecord], Tensors] = 
         secure=unpack_secure(content),
         attestation=None if signed is None else _attestation(signed),
         scores=None if scores is None else {str(name): float(value) for name, value in scores.items()},  # type: ignore[arg-type]
+        own={} if own is None else unpack_tensors(own),
     )
 
 

@@ -25,8 +25,8 @@ WIRE_FORMATS = (FLOAT32, "bfloat16", "int8")
 """Values of `federation.wire`."""
 LORA_A = ".lora_A."
 """Part of the name of a LoRA's A."""
-FFA, ROLORA = "ffa", "rolora"
-"""Aggregators that say which factors of a LoRA train."""
+FFA, ROLORA, FEDSA = "ffa", "rolora", "fedsa"
+"""Aggregators that say which factors of a LoRA train, or which of them each site keeps."""
 LAST, BEST = "last", "best"
 """Values of `federation.keep`."""
 TRACKERS = ("mlflow", "wandb")
@@ -61,8 +61,8 @@ class FederationConfig:
     """With `num_examples`, most times the median site's weight that a site has: a false count does not own the mean."""
     aggregation: dict[str, Any] = field(default_factory=lambda: {"name": "mean"})
     """Aggregator of the sites' adapters: its `name` (`mean`, `median`, `trimmed_mean`, `fedavgm`, `fedadam`, `fedyogi`,
-    `ffa`, `rolora`, `flexlora`, `fedex`, `flora`) and its options, the fields of its class. docs/aggregation.md says
-    which of them go with differential privacy, secure aggregation and ranks by site."""
+    `ffa`, `rolora`, `flexlora`, `fedex`, `flora`, `fedsa`) and its options, the fields of its class.
+    docs/aggregation.md says which of them go with differential privacy, secure aggregation and ranks by site."""
     ranks: dict[str, int] = field(default_factory=dict)
     """Rank of a site's LoRA where it is below `adapter.rank`, for sites with less memory; aggregators `flexlora` and
     `flora` combine different ranks."""
@@ -244,8 +244,17 @@ class StudyConfig:
         rank = self.federation.ranks.get(site)
         return self.adapter if rank is None else {**self.adapter, "rank": rank, "drawn_rank": self.adapter["rank"]}
 
+    def keeps(self, name: str) -> bool:
+        """Whether each site has its own of a trainable tensor, which `fedsa` leaves there: B, or A."""
+        aggregation = self.federation.aggregation
+        return aggregation.get("name") == FEDSA and (LORA_A in name) == (aggregation.get("keeps") == "a")
+
+    def sends(self, name: str, round_number: int) -> bool:
+        """Whether sites send a trainable tensor in a round."""
+        return self.trains(name, round_number) and not self.keeps(name)
+
     def trains(self, name: str, round_number: int) -> bool:
-        """Whether a trainable tensor trains, and is sent, in a round: `rolora` alternates B, first, and A."""
+        """Whether a trainable tensor trains in a round: `rolora` alternates B, first, and A."""
         if self.federation.aggregation.get("name") != ROLORA:
             return True
         return (LORA_A in name) == (round_number % 2 == 0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ld_common.protocol.study_config import FEDSA
 from ld_common.release.abilities import all_abilities
 
 USAGE = {
@@ -110,8 +111,22 @@ def _site_table(manifest: dict[str, Any]) -> list[str]:
         *rows,
         "",
         f"Drift: formulation {options['formulation']}, estimator {options['estimator']}.",
+        *_own_parts(manifest),
         *_validation(manifest),
     ]
+
+
+def _own_parts(manifest: dict[str, Any]) -> list[str]:
+    """Whose factors the adapter has, where the study left some at the sites."""
+    aggregation = manifest["study"]["federation"]["aggregation"]
+    if aggregation.get("name") != FEDSA:
+        return []
+    factor, released = str(aggregation.get("keeps", "b")).upper(), manifest["own_parts"]
+    if not released:
+        lost = "the adapter changes nothing" if factor == "B" else f"its {factor} is the study's first"
+        return ["", f"Each site kept its own {factor} of the adapter and released none: without a site's file, {lost}."]
+    names = ", ".join(released)
+    return ["", f"Each site has its own {factor} of the adapter; it is the mean of {names}, or one (`--site NAME`)."]
 
 
 def _validation(manifest: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@
     drift.safetensors   latent drift: `mean`, and `site.<name>` for each site
     preparation/        files that the modality's `preprocessing` names
     weights             in diffusers' format for the adapter: `Adapter.export_files`
+    sites/              factors that sites have of their own, in place of the adapter's (aggregator `fedsa`)
 
 A LoRA's weights load by `pipe.load_lora_weights(folder)` and by `PeftModel.from_pretrained(pipe.unet, folder)`.
 """
@@ -17,7 +18,7 @@ import json
 import platform
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from ld_common.imaging.modality import Modality
 from ld_common.imaging.modality_steps import PREPARATION
 from ld_common.imaging.preparation.files import step_files
 from ld_common.protocol.site_name import check_site_name
-from ld_common.protocol.study_config import StudyConfig
+from ld_common.protocol.study_config import FEDSA, StudyConfig
 from ld_common.release.base_reference import base_reference, find_base, read_unet_config
 from ld_common.release.model_card import release_card
 from ld_common.release.privacy_statement import privacy_statement
@@ -50,6 +51,7 @@ ADAPTER, MANIFEST, CARD = DIFFUSERS_WEIGHTS, "manifest.json", "README.md"
 SIGNATURE, ENVELOPE = "manifest.sig", "sealed.json"
 SEALED_SUFFIX = ".sealed"
 """Ending of encrypted files (`ld_common.release.encryption`)."""
+SAFETENSORS = ".safetensors"
 SEALED = ADAPTER + SEALED_SUFFIX
 FORMAT = 2
 FILE_NAME = re.compile(r"([A-Za-z0-9][\w-]{0,60}/)?[A-Za-z0-9][\w.-]{0,100}", re.ASCII)
@@ -57,6 +59,8 @@ LOCAL_PATHS = ("output", "modality", "start")
 """Options of a study that name files of the server; a release does not repeat them."""
 MEAN = "mean"
 """Name of the drift of all sites; a longitudinal one has tensors that begin with its `PREFIX`."""
+OWN_PARTS = "sites"
+"""Folder of the sites' own factors."""
 LIBRARIES = ("torch", "diffusers", "peft", "opacus", "flwr", "safetensors", "monai", "SimpleITK")
 
 AnyDrift = LatentDrift | ConditionalDrift | LongitudinalDrift
@@ -79,6 +83,8 @@ class ReleaseContent:
     """File name and hash of the LoRA that `import_lora` read; None for what a study trained."""
     adapter: dict[str, Any] | None = None
     """The study's adapter section, where the state has another rank than the study's (aggregators `fedex`, `flora`)."""
+    own_parts: dict[str, State] = field(default_factory=dict)
+    """Tensors of the adapter as single sites have them, where a study leaves them there and the site releases them."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,10 @@ class Release:
     """That of all sites, or None."""
     site_drifts: dict[str, AnyDrift]
     manifest: dict[str, Any]
+    own_parts: dict[str, State] = field(default_factory=dict)
+    """Tensors that single sites have in place of `state`'s."""
+    site: str = ""
+    """The site whose own part and drift `state` and `drift` are; empty for those of all sites."""
     signed_by: str | None = None
     """Fingerprint of the trusted key that signed it, if `trusted_keys` checked that."""
 
@@ -103,6 +113,39 @@ class Release:
     def adapter_sha256(self) -> str:
         """SHA-256 of the file of the adapter's weights."""
         return str(self.manifest["files"][self.manifest["weights"]])
+
+    def of_site(self, site: str) -> Release:
+        """The release as one of its sites has it: with the factors (aggregator `fedsa`) and the drift of its own.
+
+        Args:
+            site: its name; or, at a site that does not release its factors, the file in which it keeps them
+                (`own/<study digest>/<round>.safetensors` beside its ledger).
+
+        Raises:
+            ReleaseError: the release holds nothing of this site's own, or the file does not fit it.
+        """
+        if site.endswith(SAFETENSORS):
+            return self._with_own_part(Path(site))
+        kept = self.study.federation.aggregation.get("name") == FEDSA
+        known = sorted(self.own_parts if kept else self.site_drifts)
+        if site not in known:
+            held = ", ".join(known) or "no site"
+            what = "factors" if kept else "drift"
+            raise ReleaseError(f"the release does not hold the {what} of '{site}', but of {held}")
+        state = {**self.state, **self.own_parts.get(site, {})}
+        return replace(self, site=site, state=state, drift=self.site_drifts.get(site, self.drift))
+
+    def _with_own_part(self, file: Path) -> Release:
+        try:
+            own, metadata = read_tensors(file)
+            check_state({**self.state, **own}, self.state)
+            site = metadata.get("site", "")
+            check_site_name(site)
+        except (AdapterError, ConfigError) as error:
+            raise ReleaseError(f"'{file}' holds no factors of a site for this release: {error}") from error
+        if metadata.get("study_digest") != self.manifest["study_digest"]:
+            raise ReleaseError(f"'{file}' is of another study than the release")
+        return replace(self, own_parts={**self.own_parts, site: own}).of_site(site)
 
 
 def write_release(folder: Path, study: StudyConfig, modality: Modality, content: ReleaseContent) -> Path:
@@ -130,6 +173,9 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
             for name, value in _named(place, drift).items()
         }
         write_tensors(folder / DRIFT, tensors, {"formulation": study.drift.formulation})
+    for site, own in sorted(content.own_parts.items()):
+        write_tensors(folder / own_file(site), {name: value.contiguous().clone() for name, value in own.items()}, {})
+        names.append(own_file(site))
     base = base_reference(study.base_model, content.base_digest, folder)
     manifest = {
         "format": FORMAT,
@@ -144,6 +190,7 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
             "mean": None if content.drift is None else _by_channel(content.drift),
             "sites": {name: _by_channel(value) for name, value in sorted(content.site_drifts.items())},
         },
+        "own_parts": sorted(content.own_parts),
         "rounds": content.rounds,
         "tensors": {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in content.state.items()},
         "software": software(),
@@ -169,21 +216,31 @@ def read_release(folder: Path) -> Release:
         if (manifest["drift"]["mean"] is None) == (MEAN in entered):
             raise ValueError(f"{DRIFT} is not the drift that the manifest names")
         sites = {name.removeprefix("site."): drift for name, drift in entered.items() if name.startswith("site.")}
-        for name in sites:
+        own_parts = {name: read_tensors(folder / own_file(name))[0] for name in manifest.get("own_parts", [])}
+        for name in {*sites, *own_parts}:
             check_site_name(name)
+        state = read_adapter(study.adapter).read_files(folder)
+        for own in own_parts.values():
+            check_state({**state, **own}, state)
         return Release(
             folder=folder,
             study=study,
             modality=from_mapping(Modality, manifest["modality"]).located(folder.resolve() / PREPARATION),
             base_name=str(manifest["base_model"]["name"]),
             base_digest=str(manifest["base_model"]["sha256"]),
-            state=read_adapter(study.adapter).read_files(folder),
+            state=state,
             drift=entered.get(MEAN),
             site_drifts=sites,
             manifest=manifest,
+            own_parts=own_parts,
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, AdapterError, ConfigError) as error:
         raise ReleaseError(f"'{folder}' is not a complete release ({error}): copy it again") from error
+
+
+def own_file(site: str) -> str:
+    """The file of a site's own factors, within a release."""
+    return f"{OWN_PARTS}/{site}{SAFETENSORS}"
 
 
 def _named(place: str, drift: AnyDrift) -> State:
@@ -319,6 +376,7 @@ def release_record(release: Release) -> dict[str, Any]:
         "files": release.manifest["files"],
         "base": release.base_digest,
         "signed_by": release.signed_by,
+        **({"site": release.site} if release.site else {}),
     }
 
 

@@ -15,16 +15,21 @@ from ld_generate.options import EditorOptions, LoadOptions
 
 
 def open_release(options: LoadOptions) -> Release:
-    """Read a release and print what the user must know of its signature.
+    """Read a release and print what the user must know of its signature, and of a site's part of it.
 
     Raises:
         SignatureError: unsigned, altered, or signed by a key that is not trusted.
-        ReleaseError: incomplete or damaged.
+        ReleaseError: incomplete or damaged, or without the part of `--site`.
     """
     release, notes = read_trusted_release(options.release, options.trust, options.allow_unsigned)
     for note in notes:
         print_note(note)
-    return release
+    if not options.site:
+        return release
+    own = release.of_site(options.site)
+    if release.manifest.get("evaluation"):
+        print_note(f"the release's evaluation is of the adapter of all sites, not of that of '{own.site}'")
+    return own
 
 
 def choose_editor(release: Release, options: EditorOptions) -> Editor:

@@ -161,6 +161,15 @@ class LoadOptions:
             rich_help_panel=MODEL,
         ),
     ] = None
+    site: Annotated[
+        str,
+        typer.Option(
+            metavar="SITE",
+            help="Draw with what the release holds of one site's own: factors (aggregator fedsa) and drift. At a site "
+            "that does not release its factors: the file in which it keeps them.",
+            rich_help_panel=MODEL,
+        ),
+    ] = ""
     trust: Annotated[str, typer.Option(metavar="KEY", help=TRUST_HELP, rich_help_panel=MODEL)] = ""
     allow_unsigned: Annotated[bool, typer.Option("--allow-unsigned", help=UNSIGNED_HELP, rich_help_panel=MODEL)] = False
     device: Annotated[str, typer.Option(help=f"{' or '.join(DEVICES)}.", rich_help_panel=MODEL)] = "cpu"

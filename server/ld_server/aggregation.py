@@ -185,6 +185,7 @@ AGGREGATORS: Registry[type[Aggregator]] = Registry(
         "flexlora": "ld_server.lora_aggregation:FlexLora",
         "fedex": "ld_server.lora_aggregation:FedEx",
         "flora": "ld_server.lora_aggregation:Flora",
+        "fedsa": "ld_server.lora_aggregation:FedSa",
     },
 )
 """A new one is a subclass of `Aggregator` and a line here, or an entry point of another package."""
@@ -215,7 +216,7 @@ def read_aggregator(federation: FederationConfig) -> Aggregator:
         require(
             uses_only_mean(aggregator),
             f"{where} needs each site's tensors, and federation.secure_aggregation shows the server only their sum: "
-            "use mean, fedavgm, fedadam, fedyogi, ffa or rolora",
+            "use mean, fedavgm, fedadam, fedyogi, ffa, rolora or fedsa",
         )
     if federation.ranks:
         require(aggregator.mixed_ranks, f"{where} cannot combine federation.ranks: use flexlora or flora")

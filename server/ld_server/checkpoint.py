@@ -29,7 +29,7 @@ _NEXT = "checkpoint.next.safetensors"
 _NEWEST_FIRST = (NAME, _NEXT, PREVIOUS)
 _BEST = "best.safetensors"
 _STATE, _FROZEN, _DRIFT, _MEAN_DRIFT, _BASIS = "state/", "frozen/", "drift/", "mean-drift", "basis/"
-_CARRIED, _MEMORY = "carried/", "memory/"
+_CARRIED, _MEMORY, _OWN = "carried/", "memory/", "own/"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Checkpoint:
     """Factors that sites add to the base's weights."""
     memory: State = field(default_factory=dict)
     """What the aggregator keeps from round to round."""
+    own_parts: dict[str, State] = field(default_factory=dict)
+    """Of a study that leaves factors at the sites, those of the sites that let them be released."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ def _write_content(path: Path, checkpoint: Checkpoint) -> None:
     tensors |= {_BASIS + name: value for name, value in checkpoint.drifts.basis.items()}
     tensors |= {_CARRIED + name: value for name, value in checkpoint.carried.items()}
     tensors |= {_MEMORY + name: value for name, value in checkpoint.memory.items()}
+    tensors |= {
+        f"{_OWN}{site}/{name}": value for site, own in checkpoint.own_parts.items() for name, value in own.items()
+    }
     if checkpoint.drifts.mean is not None:
         tensors[_MEAN_DRIFT] = checkpoint.drifts.mean
     words = json.dumps(
@@ -192,6 +197,7 @@ def _read(path: Path) -> Checkpoint:
             frozen=_under(_FROZEN, tensors),
             carried=_under(_CARRIED, tensors),
             memory=_under(_MEMORY, tensors),
+            own_parts=_by_site(_under(_OWN, tensors)),
         )
     except (AdapterError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"cannot read the checkpoint '{path}': {error}") from error
@@ -199,6 +205,15 @@ def _read(path: Path) -> Checkpoint:
 
 def _under(prefix: str, tensors: State) -> State:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _by_site(tensors: State) -> dict[str, State]:
+    """Tensors named `<site>/<name>`; no site's name has a slash."""
+    parts: dict[str, State] = {}
+    for name, value in tensors.items():
+        site, _, rest = name.partition("/")
+        parts.setdefault(site, {})[rest] = value
+    return parts
 
 
 def _digest(tensors: State, words: str) -> str:

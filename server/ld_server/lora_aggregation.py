@@ -6,13 +6,14 @@ mends it in another way; docs/aggregation.md compares their traffic and what the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ld_common.adapters.low_rank import rank_of, sum_of_products
+from ld_common.core.config import require
 from ld_common.core.state import State, Tensors
-from ld_server.aggregation import Aggregate, Mean
+from ld_server.aggregation import Aggregate, Mean, aggregate_states
 
 
 @dataclass
@@ -31,6 +32,22 @@ class RoLora(Mean):
 
     name: ClassVar[str] = "rolora"
     factors: ClassVar[str] = "alternate"
+
+
+@dataclass
+class FedSa(Mean):
+    """A is shared by its mean, and each site keeps a B of its own (FedSA-LoRA, arXiv 2410.01463), or the reverse: half
+    the bytes to the server. The sites' adapters differ. The release has the mean of the factors of those sites whose
+    `policy.release_own_part` lets them leave, and each of them by name (`ld-generate --site`)."""
+
+    name: ClassVar[str] = "fedsa"
+    factors: ClassVar[str] = "both"
+
+    keeps: str = "b"
+    """The factor that stays at each site: `b` or `a`."""
+
+    def __post_init__(self) -> None:
+        require(self.keeps in ("a", "b"), f"federation.aggregation.keeps is '{self.keeps}': use a or b")
 
 
 @dataclass
@@ -89,6 +106,11 @@ class Flora(_OfProducts):
         shares = _shares(weights)
         started = before.state  # the product of a study's start; of a fresh adapter it is zero
         return Aggregate(started, _carried(before.carried, [*states, started], [*shares, -1.0]), before.memory)
+
+
+def mean_own_part(own_parts: Mapping[str, State]) -> State:
+    """The mean of the factors that sites have of their own, by site; empty without any."""
+    return aggregate_states(own_parts, dict.fromkeys(own_parts, 1.0), Mean()) if own_parts else {}
 
 
 def _shares(weights: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
+from ld_common.adapters.state_dict import checked_update_norm
 from ld_common.core.errors import AdapterError, LdError
 from ld_common.core.state import State, Tensors
 from ld_common.diffusion.drift import by_channel
@@ -58,9 +59,21 @@ def read_reply(
     withheld = result.numbers is None, result.secure is not None
     if withheld != (study.withholds_numbers, secure) or (secure and (result.state or result.drift is not None)):
         raise AdapterError("its reply does not hold exactly the fields that the study asks for")
+    if result.own:
+        check_own(result.own, task, study)
     if result.secure is not None and not isinstance(result.secure["vector"], bytes):
         raise AdapterError("its masked vector is not bytes")
     return result
+
+
+def check_own(own: State, task: TrainTask, study: StudyConfig) -> None:
+    """Raise `AdapterError` unless these are finite tensors that the study leaves at the sites, within its norm."""
+    kept = {name: value for name, value in task.state.items() if study.keeps(name)}
+    if not kept:
+        raise AdapterError("it sends factors of its own, and the study leaves none at the sites")
+    norm, most = checked_update_norm(own, kept), study.federation.max_update_norm
+    if norm > most:
+        raise AdapterError(f"its own factors have norm {norm:.3g}, more than federation.max_update_norm {most:g}")
 
 
 def max_reply_bytes(state: State, form: DriftForm | None) -> int:

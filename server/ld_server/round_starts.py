@@ -27,12 +27,16 @@ class RoundStarts:
         return self._starts[rank]
 
     def expected(self, site: str = "") -> State:
-        """Those of them that it trains and sends, as it gets them; without a site, of the study's own rank."""
+        """Those of them that it sends, as it gets them; without a site, of the study's own rank."""
         rank = self._ranks.get(site)
         if rank not in self._expected:
             start, study = self.state(site), self._study
-            self._expected[rank] = {name: value for name, value in start.items() if study.trains(name, self._round)}
+            self._expected[rank] = {name: value for name, value in start.items() if study.sends(name, self._round)}
         return self._expected[rank]
+
+    def own(self) -> State:
+        """The tensors that each site keeps its own of, as it gets them before it has any."""
+        return {name: value for name, value in self._starts[None].items() if self._study.keeps(name)}
 
     def flat(self, site: str = "") -> FlatReference:
         """`expected` as one vector; empty under secure aggregation, where no state comes."""

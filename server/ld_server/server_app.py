@@ -40,6 +40,7 @@ from ld_server.deployment.admission import deployed_admission
 from ld_server.deployment.run_log import FLOWER_LOG, logged_to
 from ld_server.deployment.study_home import StudyHome
 from ld_server.drift_collection import drift_collection
+from ld_server.lora_aggregation import mean_own_part
 from ld_server.node_registry import Admission
 from ld_server.resilient_grid import ResilientGrid
 from ld_server.round_log import FAILURE, RELEASE, RoundRecord, append_round, locked, write_rounds
@@ -178,7 +179,7 @@ def _run(
         raise FederationError("no round had enough accepted results: no release is written")
     if study.federation.keep == BEST:
         keep_best(strategy, output)
-    adapted.load(strategy.state)
+    adapted.load({**strategy.state, **mean_own_part(strategy.own_parts)})
     state = Aggregate(strategy.state, strategy.carried).released(adapted.state())
     adapter = {**study.adapter, "rank": rank_of(state)} if strategy.carried else None
     return write_release(
@@ -193,6 +194,7 @@ def _run(
             [vars(record) for record in strategy.records],
             None if begun is None else begun.record,
             adapter=adapter,
+            own_parts=strategy.own_parts,
         ),
     )
 
@@ -211,7 +213,7 @@ def keep_best(strategy: DriftFederation, output: Path) -> None:
         return
     print(f"the release is of round {best.round}, of the lowest validation loss", flush=True)
     strategy.state, strategy.carried = checkpoint.state, checkpoint.carried
-    strategy.drifts.collected = checkpoint.drifts
+    strategy.drifts.collected, strategy.own_parts = checkpoint.drifts, checkpoint.own_parts
 
 
 def last_checkpoint(output: Path, study: StudyConfig, digest: str, modality_digest: str) -> Checkpoint | None:

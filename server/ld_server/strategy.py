@@ -75,6 +75,8 @@ class DriftFederation(Strategy):
         """The adapter's frozen part, where sites cannot draw it from the study's seed."""
         self.carried: State = {}
         """Factors that sites add to the base's weights."""
+        self.own_parts: dict[str, State] = {}
+        """Of a study that leaves factors at the sites, those of the sites that let them be released."""
         self._memory: State = {}
         """The aggregator's own."""
         self._rounds_before = 0
@@ -95,6 +97,7 @@ class DriftFederation(Strategy):
         """Continue after a checkpoint's round; the caller has checked that it is of this study."""
         self._rounds_before, self.state, self.frozen = checkpoint.round, checkpoint.state, checkpoint.frozen
         self.carried, self._memory = checkpoint.carried, checkpoint.memory
+        self.own_parts = checkpoint.own_parts
         self.records = [RoundRecord(**record) for record in checkpoint.records]
         self.drifts.collected = checkpoint.drifts
 
@@ -248,7 +251,13 @@ class DriftFederation(Strategy):
             self._average(record, results)
         if self._secure is not None:
             record.left_out |= self._secure.left_out
+        if record.counted:
+            self._take_own({name: results[name].own for name in record.sites})
         return self._finish(record)
+
+    def _take_own(self, sent: dict[str, State]) -> None:
+        """Take the factors of sites that release them, and forget those of sites that no longer do."""
+        self.own_parts = {name: own for name, own in ({**self.own_parts, **sent}).items() if own}
 
     def _accept(self, reply: Message, name: str) -> tuple[TrainResult, dict[str, Any]]:
         """A site's checked result, and what the record keeps of it; raises `LdError`."""
@@ -347,6 +356,7 @@ class DriftFederation(Strategy):
             frozen=self.frozen,
             carried=self.carried,
             memory=self._memory,
+            own_parts=self.own_parts,
         )
 
     def _is_validated(self, number: int) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from ld_client.kept_tensors import KEPT_ROUNDS, KeptTensors
 from ld_client.round import handle_train
 from ld_client.site_config import RESIDUALS, SiteConfig
-from ld_client.wire_residual import KEPT_ROUNDS, UpdateResiduals
 from ld_common.adapters.state_dict import state_digest
 from ld_common.core.errors import AdapterError
 from ld_common.core.state import State
@@ -25,8 +25,8 @@ def int8_task(place: SiteConfig, round_number: int = 1, **federation: Any) -> Tr
     return task_of(place, round_number, federation={**OPTIONS["federation"], "wire": "int8", **federation})
 
 
-def residuals_of(place: SiteConfig, task: TrainTask) -> UpdateResiduals:
-    return UpdateResiduals(place.ledger_path.parent / RESIDUALS, study_from_json(task.study).digest())
+def residuals_of(place: SiteConfig, task: TrainTask) -> KeptTensors:
+    return KeptTensors(place.ledger_path.parent, RESIDUALS, study_from_json(task.study).digest())
 
 
 def test_float32_sends_the_trained_tensors_and_keeps_nothing(site: SiteConfig) -> None:  # noqa: F811
@@ -60,7 +60,7 @@ def test_a_repeated_round_sends_the_same_bytes_whatever_ran_after_it(site: SiteC
 
 
 def test_a_round_finds_what_the_last_one_before_it_left(tmp_path: Path) -> None:
-    kept, expected = UpdateResiduals(tmp_path, "ab"), {"w": torch.zeros(3)}
+    kept, expected = KeptTensors(tmp_path, RESIDUALS, "ab"), {"w": torch.zeros(3)}
 
     def left(number: int) -> State:
         return {"w": torch.full((3,), float(number))}
@@ -75,14 +75,14 @@ def test_a_round_finds_what_the_last_one_before_it_left(tmp_path: Path) -> None:
     assert kept.before(4, expected) == {}
     kept.write(7, left(70))  # a round that runs again
     assert float(kept.before(8, expected)["w"][0]) == 70
-    assert UpdateResiduals(tmp_path, "cd").before(13, expected) == {}
+    assert KeptTensors(tmp_path, RESIDUALS, "cd").before(13, expected) == {}
 
 
 @pytest.mark.parametrize("content", [b"junk", None])
 def test_a_damaged_or_foreign_residual_is_no_update(tmp_path: Path, content: bytes | None) -> None:
-    kept = UpdateResiduals(tmp_path, "ab")
+    kept = KeptTensors(tmp_path, RESIDUALS, "ab")
     kept.write(1, {"w": torch.zeros(2)})
     if content is not None:
-        (tmp_path / "ab" / "1.safetensors").write_bytes(content)
+        (tmp_path / RESIDUALS / "ab" / "1.safetensors").write_bytes(content)
     with pytest.raises(AdapterError, match="delete it"):
         kept.before(2, {"w": torch.zeros(3)})

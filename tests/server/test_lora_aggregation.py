@@ -273,6 +273,9 @@ PRIVATE = {"privacy": {"enabled": True}, "drift": {"shape": "none"}}
         (lambda: study("fedex", **PRIVATE), "default under differential privacy"),
         (lambda: study("ffa", {"freeze_a": False}), "trains B alone"),
         (lambda: study("rolora", federation={"wire": "int8"}), "the other factor"),
+        (lambda: study("fedsa", {"freeze_a": True}), "trains both factors"),
+        (lambda: study("fedsa", federation={"ranks": {"a": 2}}), "cannot combine federation.ranks"),
+        (lambda: study("fedsa", federation={"aggregation": {"name": "fedsa", "keeps": "c"}}), "use a or b"),
     ],
 )
 def test_an_impossible_pair_is_refused_with_its_reason(make: object, reason: str) -> None:
@@ -280,7 +283,7 @@ def test_an_impossible_pair_is_refused_with_its_reason(make: object, reason: str
         check_aggregation(make())  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", ["mean", "fedavgm", "fedadam", "fedyogi", "ffa", "rolora"])
+@pytest.mark.parametrize("name", ["mean", "fedavgm", "fedadam", "fedyogi", "ffa", "rolora", "fedsa"])
 def test_aggregators_of_means_go_with_secure_sums(name: str) -> None:
     assert check_aggregation(study(name, federation={"secure_aggregation": True})).only_mean
 

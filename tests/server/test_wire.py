@@ -12,7 +12,8 @@ import pytest
 import torch
 from flwr.app import Message, RecordDict
 
-from ld_client.wire_residual import UpdateResiduals
+from ld_client.kept_tensors import KeptTensors
+from ld_client.site_config import RESIDUALS
 from ld_common.adapters.state_dict import update_norm
 from ld_common.core.state import State
 from ld_common.protocol import messages
@@ -151,7 +152,7 @@ class RoundingLearners(Learners):
         self.folder = folder
 
     def _good(self, name: str, task: TrainTask) -> TrainResult:
-        result, kept = super()._good(name, task), UpdateResiduals(self.folder / name, "study")
+        result, kept = super()._good(name, task), KeptTensors(self.folder / name, RESIDUALS, "study")
         sent = encode_state("int8", dict(result.state), task.state, kept.before(task.round, task.state))
         kept.write(task.round, sent.residual)
         return replace(result, state=sent.tensors)

@@ -11,6 +11,7 @@ from ld_client.deployment.approve import approved_copy, check_kit
 from ld_client.deployment.bundle import diff_lines, differing_files, package_files, read_bundle
 from ld_client.deployment.site_home import SiteHome
 from ld_client.policy import check_study
+from ld_client.site_config import PolicyConfig
 from ld_common.core.atomic_files import write_bytes
 from ld_common.core.command import printable
 from ld_common.core.config import load_config, to_mapping
@@ -19,7 +20,7 @@ from ld_common.protocol.code_bundle import bundle_unreached_lines, installed_sou
 from ld_common.protocol.enrollment_kit import BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.foreign_packages import SITES
 from ld_common.protocol.keys import fingerprint, read_public_line
-from ld_common.protocol.study_config import StudyConfig
+from ld_common.protocol.study_config import FEDSA, StudyConfig
 
 MAX_DIFF_LINES = 400
 
@@ -39,7 +40,8 @@ def summary_lines(home: SiteHome) -> list[str]:
         lines += ["Whose updates would be summed with this site's", *_summed_sites(kit, earlier), ""]
     lines += ["What the study asks for", *_requests(home, study, earlier, kit), ""]
     modality = load_config(Modality, home.kit_folder / MODALITY)
-    lines += ["What would leave the site", *_leaving(study, modality)]
+    leaving = _leaving(study, modality, home.site().policy)
+    lines += ["What would leave the site", *leaving]
     return [printable(line) for line in lines]
 
 
@@ -112,7 +114,7 @@ def _requests(home: SiteHome, study: StudyConfig, earlier: list[Approval], kit: 
     return lines
 
 
-def _leaving(study: StudyConfig, modality: Modality) -> list[str]:
+def _leaving(study: StudyConfig, modality: Modality, policy: PolicyConfig) -> list[str]:
     """A summary; `ld-client dry-run` lists the tensors."""
     lines = []
     if study.federation.secure_aggregation:
@@ -123,7 +125,7 @@ def _leaving(study: StudyConfig, modality: Modality) -> list[str]:
         if study.drift.shape not in ("none", "longitudinal"):
             image = ", a mean image" if study.drift.shape in ("map", "conditional") else ""
             lines.append(f"  each round: the site's latent drift, of shape {study.drift.shape}{image}")
-    lines += sums_leaving(study)
+    lines += [*sums_leaving(study), *_own_part(study, policy)]
     if study.withholds_numbers:
         lines.append("  no number of visits or patients, no loss")
     else:
@@ -153,6 +155,15 @@ def _leaving(study: StudyConfig, modality: Modality) -> list[str]:
         lines.append("  without differential privacy: nothing bounds what the update reveals about a patient")
     lines.append("  after an error: its code, one of a fixed list")
     return [*lines, "  never: a scan, a patient's identifier, a path, the text of an error"]
+
+
+def _own_part(study: StudyConfig, policy: PolicyConfig) -> list[str]:
+    """Whether the factors leave that the study lets each site keep."""
+    if study.federation.aggregation.get("name") != FEDSA:
+        return []
+    if policy.release_own_part:
+        return ["  each round: the factors that are this site's own, which the release shows under the site's name"]
+    return ["  not: the factors that are this site's own, since policy.release_own_part is false"]
 
 
 def sums_leaving(study: StudyConfig) -> list[str]:

@@ -117,12 +117,14 @@ def _leaving(run: DryRun) -> list[str]:
     study, result = run.study, run.result
     drift = [] if result.drift is None else [tensor_record("drift", result.drift)]
     tensors = [tensor_record(name, result.state[name]) for name in sorted(result.state)] + drift
+    own = [tensor_record(name, result.own[name]) for name in sorted(result.own)]
+    listed_own = ["  this site's own factors, in the clear (policy.release_own_part):", *_listed(own)] if own else []
     if study.federation.secure_aggregation:
         count = sum(record["bytes"] // 4 for record in tensors)
         size = 4 * (count + CHECK_WORDS)
         lines = [f"  one masked vector of {count:,} numbers, {size:,} bytes: only the sum of all sites is readable"]
-        return [*lines, "  containing:", *_listed(tensors)]
-    lines = _listed(tensors)
+        return [*lines, "  containing:", *_listed(tensors), *listed_own]
+    lines = [*_listed(tensors), *listed_own]
     if result.numbers is not None and not study.withholds_numbers:
         numbers = result.numbers
         lines.append(f"  {numbers.visits} visits, {numbers.patients} patients, first and last loss, seconds")

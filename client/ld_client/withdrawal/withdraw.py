@@ -19,7 +19,7 @@ from ld_client.data.withdrawals import add_withdrawal, read_withdrawals, withdra
 from ld_client.deployment.audit_log import CONSENT, AuditLog, last_entry
 from ld_client.deployment.site_home import SiteHome
 from ld_client.privacy.ledger import Ledger
-from ld_client.site_config import RESIDUALS, SiteConfig
+from ld_client.site_config import OWN_PARTS, RESIDUALS, SiteConfig
 from ld_client.withdrawal.quarantine import find_series
 from ld_client.withdrawal.removal import LOCK, HeldData, Removal, held_data, remove_withdrawn, stored_patients
 from ld_client.withdrawal.studies import StudyPart, UnrecordedRounds, part_lines, studies_of, unrecorded_rounds
@@ -118,7 +118,7 @@ def withdraw(
     with held(store / LOCK):
         newly = patient is not None and add_withdrawal(store, patient.pseudonym, patient.in_store)
         removal = remove_withdrawn(store)
-        removal.deleted += _remove_residuals(site)
+        removal.deleted += _remove_kept_tensors(site)
         count = len(read_withdrawals(store))
         logged = log is not None and _log(log, store, count, removal)
     gone = withdrawn(store) if patient is None else frozenset({patient.pseudonym})
@@ -138,18 +138,20 @@ def withdraw(
     )
 
 
-def _remove_residuals(site: SiteConfig) -> list[str]:
-    """Delete what rounding took from the site's updates, which all its patients made; returns what was deleted."""
-    folder = site.ledger_path.parent / RESIDUALS
-    if not folder.exists():
-        return []
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise StoreError(
-            f"cannot delete '{folder}' ({error}): delete it, then run ld-client withdraw --finish"
-        ) from error
-    return [folder.name]
+def _remove_kept_tensors(site: SiteConfig) -> list[str]:
+    """Delete rounding errors and own factors, which all the site's patients made; returns what was deleted."""
+    deleted = []
+    for folder in [site.ledger_path.parent / kind for kind in (RESIDUALS, OWN_PARTS)]:
+        if not folder.exists():
+            continue
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise StoreError(
+                f"cannot delete '{folder}' ({error}): delete it, then run ld-client withdraw --finish"
+            ) from error
+        deleted.append(folder.name)
+    return deleted
 
 
 def report_lines(report: WithdrawalReport, site: SiteConfig) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.low_rank import rank_of, sum_of_products
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.errors import ConfigError
+from ld_common.core.state import State
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, entering
 from ld_common.diffusion.training import TrainingData
@@ -30,6 +31,7 @@ from ld_server.aggregation import (
     read_aggregator,
     site_weights,
 )
+from ld_server.lora_aggregation import mean_own_part
 from ld_simulations.demo import Demo
 
 
@@ -66,20 +68,30 @@ def train_release(demo: Demo, folder: Path, progress: Callable[[], None] = lambd
             condition_vectors=store.condition_vectors(modality),
         )
     adapted = inject(model, adapter, study.seed)
-    last = train_in_rounds(adapted, data, study, progress)
+    trained = train_in_rounds(adapted, data, study, progress)
     aggregator = read_aggregator(study.federation)
     weights = site_weights({name: len(site_data.latents) for name, site_data in data.items()}, study.federation)
     mean = aggregate_drifts(drifts, weights, aggregator)
     form = study.drift.formulation
-    state = last.released(adapted.state())
+    state = trained.aggregate.released(adapted.state())
     content = ReleaseContent(
         base_digest(study.base_model),
         state,
         None if mean is None else entering(mean, form),
         {name: entering(drift, form) for name, drift in drifts.items()},
-        adapter={**study.adapter, "rank": rank_of(state)} if last.carried else None,
+        adapter={**study.adapter, "rank": rank_of(state)} if trained.aggregate.carried else None,
+        own_parts=trained.own_parts,
     )
     return write_release(folder, study, modality, content)
+
+
+@dataclass(frozen=True)
+class TrainedRounds:
+    """What rounds leave."""
+
+    aggregate: Aggregate
+    own_parts: dict[str, State]
+    """Factors that the study leaves at the sites, by site."""
 
 
 def train_in_rounds(
@@ -87,8 +99,10 @@ def train_in_rounds(
     data: Mapping[str, TrainingData],
     study: StudyConfig,
     progress: Callable[[], None] = lambda: None,
-) -> Aggregate:
+) -> TrainedRounds:
     """Train an adapter in place: every site from the same weights in each round, then what the aggregator makes of it.
+
+    Sites that keep factors of their own start from them; at the end the adapter has their mean.
 
     Args:
         adapted: the base with the adapter; what the aggregator carries is added to the base's weights.
@@ -102,16 +116,19 @@ def train_in_rounds(
     aggregator = check_aggregation(study)
     weights = site_weights({name: len(site_data.latents) for name, site_data in data.items()}, study.federation)
     last, trainable = Aggregate(adapted.trainable_state()), dict(adapted.trainable)
+    own: dict[str, State] = {}
     for number in range(1, study.federation.rounds + 1):
         updates = {}
         for name, parameter in trainable.items():
             parameter.requires_grad_(study.trains(name, number))
         for name, site_data in data.items():
-            adapted.load(last.state)
+            adapted.load({**last.state, **own.get(name, {})})
             train_round(adapted, site_data, study, number, name)
-            updates[name] = adapted.trainable_state()
+            trained = adapted.trainable_state()
+            updates[name] = {key: value for key, value in trained.items() if study.sends(key, number)}
+            own[name] = {key: value for key, value in trained.items() if study.keeps(key)}
             progress()
-        before = replace(last, state={name: last.state[name] for name in adapted.trainable})
+        before = replace(last, state={key: value for key, value in last.state.items() if study.sends(key, number)})
         after = combine_states(updates, weights, aggregator, before, number)
         if after.carried:
             earlier = [last.carried] if last.carried else []
@@ -120,5 +137,6 @@ def train_in_rounds(
         last = replace(after, state={**last.state, **after.state})
     for parameter in trainable.values():
         parameter.requires_grad_(True)
-    adapted.load(last.state)
-    return last
+    own = {name: part for name, part in own.items() if part}
+    adapted.load({**last.state, **mean_own_part(own)})
+    return TrainedRounds(last, own)

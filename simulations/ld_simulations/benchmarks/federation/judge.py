@@ -20,6 +20,7 @@ from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.core.config import from_mapping, load_config, to_mapping
 from ld_common.diffusion.base_model import BaseModel, load_base, load_denoiser
+from ld_common.diffusion.drift import LatentDrift, drift_from_moments
 from ld_common.diffusion.training import TrainingData
 from ld_common.editing.base import Editor
 from ld_common.editing.registry import read_editor
@@ -36,6 +37,8 @@ from ld_simulations.benchmarks.individual.report import EDITS
 from ld_simulations.hospitals_config import HospitalsConfig
 
 POOLED, FEDERATED, ALONE, UNTRAINED = "pooled", "federated", "alone", "base, not trained"
+LOCAL_DRIFT, GLOBAL_DRIFT = "each site's own drift", "one drift of all sites"
+"""Rows of the network that are centred on a channel drift; the others have none."""
 POOLED_STEPS, POOLED_BATCH = "pooled, more steps", "pooled, larger batch"
 NOISE_SEED = 0
 
@@ -92,9 +95,17 @@ class FederationJudge:
         return self._gains(task.split, learners, asked)
 
     def network(self, task: FederationTask) -> dict[str, float]:
-        """Loss on the test patients' visits, by their hospital; of row `alone`, each site's own network on its own."""
+        """Loss on the test patients' visits, by their hospital; of row `alone`, each site's own network on its own.
+
+        Where an aggregator leaves factors at the sites, each site's patients meet the network with its own.
+        """
         data = self._training_data(self.learners(task.split, task.seed))
         tests = self._training_data(self.asked(task.split, task.seed))
+        if task.row in (LOCAL_DRIFT, GLOBAL_DRIFT):
+            drifts = self._drifts(data, task.row)
+            data, tests = (
+                {name: replace(visits, drift=drifts[name]) for name, visits in group.items()} for group in (data, tests)
+            )
         study = self._study(task, list(data))
         if task.row == ALONE:
             losses: dict[str, float] = {}
@@ -124,9 +135,22 @@ class FederationJudge:
     ) -> dict[str, float]:
         model = load_denoiser(study.base_model)
         adapted = inject(model, read_adapter(study.adapter), study.seed)
-        if data:
-            train_in_rounds(adapted, data, study)
-        return {name: validation_loss(adapted.model, visits, NOISE_SEED) for name, visits in tests.items()}
+        own = train_in_rounds(adapted, data, study).own_parts if data else {}
+        scored = {}
+        for name, visits in tests.items():
+            adapted.load(own.get(name, {}))
+            scored[name] = validation_loss(adapted.model, visits, NOISE_SEED)
+        return scored
+
+    def _drifts(self, data: dict[str, TrainingData], row: str) -> dict[str, LatentDrift]:
+        """Each site's channel drift, or the mean of the sites' for all."""
+        means = {
+            name: drift_from_moments(visits.latents, self.base.latent_mean, "channel") for name, visits in data.items()
+        }
+        own = {name: mean for name, mean in means.items() if mean is not None}
+        if row == GLOBAL_DRIFT:
+            own = dict.fromkeys(own, torch.stack(list(own.values())).mean(0))
+        return {name: LatentDrift(mean, "centred") for name, mean in own.items()}
 
     def _study(self, task: FederationTask, sites: list[str]) -> StudyConfig:
         """The study of a row: the same number of scans pass the network in every one but `alone`."""

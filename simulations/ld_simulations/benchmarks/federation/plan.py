@@ -22,6 +22,7 @@ METHODS = (
     "flexlora",
     "fedex",
     "flora",
+    "fedsa",
 )
 """Rows of the trained network: aggregators by name, and FedProx at the sites with the mean."""
 

@@ -11,6 +11,8 @@ from ld_evaluate.bootstrap import bootstrap_interval
 from ld_simulations.benchmarks.federation.judge import (
     ALONE,
     FEDERATED,
+    GLOBAL_DRIFT,
+    LOCAL_DRIFT,
     POOLED,
     POOLED_BATCH,
     POOLED_STEPS,
@@ -23,6 +25,7 @@ Parts = Mapping[str, Any]
 EXACTNESS = "exactness"
 """Part of the errors of `exact_aggregation_error`."""
 SPLIT_TITLES = {"iid": "Five hospitals of one kind (IID)", "non-iid": "Five hospitals that differ (non-IID)"}
+DRIFTS = (LOCAL_DRIFT, GLOBAL_DRIFT)
 METHOD_TITLES = {
     "mean": "mean of A and of B (FedAvg)",
     "fedprox": "FedProx",
@@ -35,6 +38,9 @@ METHOD_TITLES = {
     "flexlora": "FlexLoRA",
     "fedex": "FedEx-LoRA",
     "flora": "FLoRA",
+    "fedsa": "FedSA-LoRA, each site's own B on its own patients",
+    LOCAL_DRIFT: "mean, centred on each site's own drift",
+    GLOBAL_DRIFT: "mean, centred on the mean drift of the sites",
 }
 
 
@@ -46,7 +52,7 @@ def answer_gains(config: FederationBenchmark, parts: Parts, split: str, row: str
 
 def whole_seeds(config: FederationBenchmark, parts: Parts, split: str) -> list[int]:
     """The seeds of which all rows of the network are there: others are not shown, as rows of fewer seeds mislead."""
-    rows = (UNTRAINED, POOLED_BATCH, POOLED_STEPS, ALONE, *config.methods)
+    rows = (UNTRAINED, POOLED_BATCH, POOLED_STEPS, ALONE, *DRIFTS, *config.methods)
     return [seed for seed in config.seeds if all(f"network/{split}/{seed}/{row}" in parts for row in rows)]
 
 
@@ -97,7 +103,7 @@ def flat_numbers(config: FederationBenchmark, parts: Parts) -> dict[str, Any]:
             gains = answer_gains(config, parts, split, row)
             if gains:
                 numbers[f"raw_gain_db_{split}_{row}"] = float(np.mean([_mean_gain(each) for each in gains.values()]))
-        for row in (*config.methods, ALONE):
+        for row in (*config.methods, *DRIFTS, ALONE):
             shares = improvement_shares(config, parts, split, row)
             if shares:
                 numbers[f"improvement_share_{split}_{row}"] = float(np.mean(shares))
@@ -133,7 +139,9 @@ def page_lines(config: FederationBenchmark, parts: Parts, options: Mapping[str, 
         "loss is the network's mean squared error on the test patients' scans at eight timesteps and fixed noise. The "
         "share is a row's improvement on the untrained base over that of the better of two pooled trainings, which see "
         "as many scans: all sites' steps one after the other, or batches as large as all sites' together. `alone` "
-        "trains a network at each site, on its own scans, and tests it on its own patients. Ranges are of the seeds."
+        "trains a network at each site, on its own scans, and tests it on its own patients. Two rows centre the "
+        "latents on a channel drift, in training and test: the error has the same unit with and without it. Ranges are "
+        "of the seeds."
     )
     for split in config.splits:
         yield from _network_table(config, parts, split, options)
@@ -198,7 +206,8 @@ def _network_table(
     yield ""
     yield "| trained | loss | share of pooled improvement (range) |"
     yield "|---|---|---|"
-    for row in (UNTRAINED, POOLED_BATCH, POOLED_STEPS, ALONE, *config.methods):
+    first, *others = config.methods
+    for row in (UNTRAINED, POOLED_BATCH, POOLED_STEPS, ALONE, first, *DRIFTS, *others):
         found = losses(config, parts, split, row)
         loss = np.mean([np.mean(list(by_hospital.values())) for by_hospital in found.values()])
         shares = improvement_shares(config, parts, split, row)

@@ -15,6 +15,8 @@ from ld_simulations.benchmarks.federation.exactness import exact_aggregation_err
 from ld_simulations.benchmarks.federation.judge import (
     ALONE,
     FEDERATED,
+    GLOBAL_DRIFT,
+    LOCAL_DRIFT,
     POOLED,
     POOLED_BATCH,
     POOLED_STEPS,
@@ -85,7 +87,7 @@ def chosen(store: ResultStore, trials: list[FederationTask]) -> dict[str, dict[s
 
 def network_tasks(config: FederationBenchmark, options: dict[str, dict[str, Any]]) -> list[FederationTask]:
     """Rows of the network."""
-    rows = [UNTRAINED, POOLED_BATCH, POOLED_STEPS, ALONE, *config.methods]
+    rows = [UNTRAINED, POOLED_BATCH, POOLED_STEPS, ALONE, LOCAL_DRIFT, GLOBAL_DRIFT, *config.methods]
     return [
         FederationTask("network", split, seed, row, tuple(options.get(row, {}).items()))
         for split in config.splits
