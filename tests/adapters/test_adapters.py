@@ -35,6 +35,7 @@ def test_every_adapter_is_tried_here() -> None:
     assert set(OPTIONS) == set(ADAPTERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter_starts_from_the_base_trains_and_survives_the_disk(
     smallest_base: Path, tmp_path: Path, name: str

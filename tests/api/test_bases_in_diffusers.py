@@ -17,6 +17,7 @@ b,b.png,80,M,AD
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_base", "zero_snr_base"])
 def test_a_base_loads_and_draws_without_further_arguments(name: str) -> None:
     from diffusers import StableDiffusionPipeline
@@ -42,6 +43,7 @@ def scans(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_ten_lines_run(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import StableDiffusionPipeline
 

@@ -55,6 +55,7 @@ def drawn(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
     return images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("shape", ["scalar", "channel", "map"])
 def test_a_plain_pipeline_samples_under_the_drift_as_our_sampler_does(

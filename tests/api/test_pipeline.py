@@ -166,6 +166,7 @@ def test_what_cannot_be_drawn_is_one_clear_error(pipe: CounterfactualPipeline, s
 # Releases
 
 
+@pytest.mark.slow
 def test_a_release_is_found_from_any_folder_and_names_its_base(
     release: Path, smallest_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

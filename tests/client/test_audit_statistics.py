@@ -41,6 +41,7 @@ def test_a_rate_counts_members_above_the_allowed_held_out_patients() -> None:
     assert everyone.chance is not None and everyone.chance < 1e-50
 
 
+@pytest.mark.slow
 def test_rates_and_areas_leave_chance_out_as_seldom_as_they_say() -> None:
     rng = np.random.default_rng(0)
     rates, areas = 0, 0

@@ -245,6 +245,7 @@ def answered(home: SiteHome, task: TrainTask) -> RecordDict:
     return app.app(asked(messages.pack_task(task), "train"), node_of(home)).content
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_nothing_is_trained_that_was_not_approved(home: SiteHome, task: TrainTask) -> None:
     refused = answered(home, task)

@@ -76,6 +76,7 @@ def test_former_names_are_refused_with_the_present_ones(
     assert "--estimator" in fails(["drift", "--choice=grid"], monkeypatch, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -113,6 +114,7 @@ def test_a_command_that_prints_a_list_imports_no_heavy_library(
     assert done.stdout or command == ("cohort",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("audit", "verify"), ("enroll",)])
 def test_a_command_of_a_home_imports_no_heavy_library(
     command: tuple[str, ...], site_yaml: Path, tmp_path: Path

@@ -90,6 +90,7 @@ def test_a_round_is_not_repeated_from_other_weights(site: SiteConfig) -> None:
     handle_train(site, replace(task, state=moved(task.state, 1.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("round_number", "norm", "fits"),
     [(1, 0.0, True), (1, 0.1, False), (2, 1.9, True), (2, 2.1, False), (3, 3.9, True), (3, 4.1, False)],
@@ -107,6 +108,7 @@ def test_weights_that_no_rounds_lead_to_are_refused(
         handle_train(site, crafted)
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_later_rounds_of_a_study_with_a_start_are_near_the_first_weights(site: SiteConfig) -> None:
     started = moved(task_of(site).state, 5.0)

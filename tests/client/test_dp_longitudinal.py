@@ -77,6 +77,7 @@ def task(site: SiteConfig, basis: PublicBasis) -> TrainTask:
     return TrainTask(state, 1, said, *digests, frozen=frozen, basis=basis.state())
 
 
+@pytest.mark.slow
 def test_it_is_charged_once_and_the_same_in_every_round(site: SiteConfig, task: TrainTask, basis: PublicBasis) -> None:
     first, second = handle_train(site, task).drift, handle_train(site, replace(task, round=2)).drift
     assert first is not None

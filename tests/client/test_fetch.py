@@ -196,6 +196,7 @@ def test_what_the_query_does_not_name_is_not_asked_for(
     assert "cannot search by it" in unknown.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lie", "words"),
     [

@@ -100,6 +100,7 @@ def test_a_home_holds_what_it_needs_and_keeps_its_keys_to_itself(home: StudyHome
         StudyHome(home.path / "elsewhere").check()
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_other_accounts_read_nothing_of_a_home_whatever_the_umask(study: Path, tmp_path: Path) -> None:
     server, site = tmp_path / "server", tmp_path / "aster"
@@ -389,6 +390,7 @@ def test_a_kit_that_was_opened_half_way_can_be_opened_again(home: StudyHome, sit
     assert site.kit() == read_kit(home.kits / "aster.kit").manifest
 
 
+@pytest.mark.slow
 def test_approving_shows_what_runs_what_leaves_and_what_changed(home: StudyHome, site: SiteHome) -> None:
     first = "\n".join(summary_lines(site))
     assert "byte for byte" in first
@@ -425,6 +427,7 @@ def test_code_that_differs_from_the_installed_is_shown(home: StudyHome, site: Si
     assert any(line.strip() == "+import this" for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -725,6 +728,7 @@ def test_the_list_of_sites_is_whole_or_refused(home: StudyHome) -> None:
         home.sites()
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 @pytest.mark.usefixtures("fake_link")
 def test_a_secure_study_is_approved_only_with_the_keys_of_all_its_sites(

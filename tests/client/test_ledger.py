@@ -96,6 +96,7 @@ def private_task(site_yaml: Path) -> TrainTask:
     return small_task(site)
 
 
+@pytest.mark.slow
 def test_a_private_site_sends_noised_tensors_its_name_and_nothing_else(
     site_yaml: Path, private_task: TrainTask
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_deployed_private_site_adds_a_signature_and_its_logs_head(
     assert first.head.hash != second.head.hash
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_no_more_rounds_of_a_study_are_trained_than_the_site_allows(site_yaml: Path, private_task: TrainTask) -> None:
     site = load_site(site_yaml, ["policy.max_rounds=2", "policy.repeated_rounds=9", "policy.max_epsilon=1e6"])
@@ -145,6 +147,7 @@ def test_no_more_rounds_of_a_study_are_trained_than_the_site_allows(site_yaml: P
     app.handle_train(site, replace(private_task, study=other))
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_study_whose_rounds_are_asked_again_costs_no_more_than_it_states(
     site_yaml: Path, private_task: TrainTask
@@ -240,6 +243,7 @@ def test_whenever_a_site_is_killed_the_ledger_holds_at_least_what_was_sent(
     assert found.lost > 1  # else no kill fell between a charge and its sending
 
 
+@pytest.mark.slow
 def test_the_budget_shows_what_is_spent_and_what_a_study_would_cost(site_yaml: Path, private_task: TrainTask) -> None:
     site = load_site(site_yaml, ["policy.max_epsilon=8"])
     before = read_budget(site, None)
@@ -264,6 +268,7 @@ def test_the_budget_shows_what_is_spent_and_what_a_study_would_cost(site_yaml: P
     assert (cost.differential_privacy, cost.epsilon) == (False, None)
 
 
+@pytest.mark.slow
 def test_with_many_patients_a_noised_drift_is_near_the_plain_one(site_yaml: Path, private_task: TrainTask) -> None:
     site = load_site(site_yaml)
     store = open_store(site.store_path)

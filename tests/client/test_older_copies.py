@@ -52,6 +52,7 @@ def trained(home: SiteHome) -> bool:
     return messages.unpack_error(reply.content) is None
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_ledger_from_an_older_copy_is_refused(home: SiteHome) -> None:
     approved(home)

@@ -130,6 +130,7 @@ def vectors(replies: list[Message]) -> list[bytes]:
     return [bytes(result.secure["vector"]) for result in results if result.secure is not None]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.attack
 def test_two_tasks_of_one_round_give_one_vector(homes: dict[str, SiteHome], zero: bool) -> None:
@@ -142,6 +143,7 @@ def test_two_tasks_of_one_round_give_one_vector(homes: dict[str, SiteHome], zero
     assert sum(map(refused, replies)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_two_requests_of_one_stage_give_one_answer(homes: dict[str, SiteHome]) -> None:
     server = Server(homes)
@@ -171,6 +173,7 @@ def test_shares_are_dealt_once_however_often_they_are_asked_for(homes: dict[str,
     assert sorted(map(refused, replies)) == [False, True, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_round_whose_vector_left_is_over_also_in_another_run(homes: dict[str, SiteHome]) -> None:
     server = Server(homes)
@@ -185,6 +188,7 @@ def test_a_round_whose_vector_left_is_over_also_in_another_run(homes: dict[str, 
     assert len(vectors([following.train("aster")])) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_task_that_was_killed_while_it_trained_is_not_begun_again(
     homes: dict[str, SiteHome], monkeypatch: pytest.MonkeyPatch

@@ -211,6 +211,7 @@ def tried(place: int, places: int, whole: bool) -> dict[str, Callable[[], BaseEx
     return {name: make for number, (name, make) in enumerate(ERRORS.items()) if number % stride == place % stride}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.attack
@@ -288,6 +289,7 @@ BROKEN: dict[str, tuple[Callable[[Any], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 @pytest.mark.attack
 def test_what_is_broken_at_the_site_leaves_as_a_code(home: SiteHome, kind: str) -> None:
@@ -305,6 +307,7 @@ def test_what_is_broken_at_the_site_leaves_as_a_code(home: SiteHome, kind: str) 
     assert messages.unpack_error(reply.content) == messages.ERROR_SENTENCES[code]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.attack
 def test_a_config_that_cannot_be_read_leaves_as_a_code(home: SiteHome, kind: str) -> None:
@@ -316,6 +319,7 @@ def test_a_config_that_cannot_be_read_leaves_as_a_code(home: SiteHome, kind: str
         assert messages.unpack_error(reply.content) == messages.ERROR_SENTENCES["config"], text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.attack
 def test_a_node_without_a_site_says_so_by_a_code(home: SiteHome, kind: str) -> None:
@@ -327,6 +331,7 @@ def test_a_node_without_a_site_says_so_by_a_code(home: SiteHome, kind: str) -> N
         assert messages.unpack_error(reply.content) == messages.ERROR_SENTENCES[expected], node_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("private", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.attack
 def test_what_does_leave_names_nobody(planted_yaml: Path, private: bool) -> None:
@@ -367,6 +372,7 @@ class Homes(Nodes):
         return reply
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_secure_round_of_deployed_sites_names_nobody_and_is_in_their_logs(
     planted_yaml: Path, tiny_base: Path, tmp_path: Path

@@ -207,6 +207,7 @@ def test_secure_aggregation_is_reported_as_it_was_run(hospital: Hospital) -> Non
     assert "two losses, the seconds it took withheld" in said
 
 
+@pytest.mark.slow
 def test_what_the_facts_give_is_warned_of(hospital: Hospital) -> None:
     study = hospital.study(name="private", privacy=PRIVACY)
     release = hospital.release(study)

@@ -115,6 +115,7 @@ def reference_gradient(adapted: AdaptedModel, study: StudyConfig, rows: Tensor) 
     return [own / study.privacy.expected_batch_size for own in total]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adapter",
     [
@@ -134,6 +135,7 @@ def test_one_gradient_a_patient_is_clipped(tiny_base: Path, adapter: dict[str, o
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-6 * clip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["memory", "batch"])
 def test_a_patients_gradient_does_not_depend_on_how_many_are_held_at_once(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, bound: str
@@ -206,6 +208,7 @@ def test_each_patient_is_drawn_with_the_public_rate() -> None:
     assert set(rows[1].tolist()) == {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "full", "custom_diffusion", "dreambooth", "instruct_pix2pix"])
 def test_a_private_round_moves_the_adapter_and_nothing_else(tiny_base: Path, adapter: str) -> None:
     study = study_of({"name": adapter}, ema=0.5)

@@ -125,6 +125,7 @@ def test_one_new_visit_and_one_changed_file_are_read_alone(site_yaml: Path, read
     assert summary.unchanged == 6
 
 
+@pytest.mark.slow
 def test_a_store_that_was_made_in_steps_is_the_one_made_at_once(
     site_yaml: Path, tmp_path: Path, reads: Callable[[], Reads]
 ) -> None:
@@ -157,6 +158,7 @@ def test_other_words_in_the_table_change_the_store_without_a_read(site_yaml: Pat
     torch.testing.assert_close(after.latents, before.latents, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_another_modality_or_a_checked_file_is_read_again(
     site_yaml: Path, tmp_path: Path, reads: Callable[[], Reads]
 ) -> None:
@@ -230,6 +232,7 @@ def test_a_file_that_was_just_written_is_not_believed(site_yaml: Path) -> None:
     assert build(site_yaml).unchanged == 0
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 @pytest.mark.parametrize("content", [b"", b"not a database" * 100, None])
 def test_a_damaged_or_foreign_memory_is_read_past(
@@ -274,6 +277,7 @@ def test_an_index_beside_another_is_refused(
     other.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 3])
 def test_the_number_of_processes_changes_nothing(processes: int, site_yaml: Path, reads: Callable[[], Reads]) -> None:
     (site_yaml.parent / "scans/notes.txt").write_text("no image")
@@ -296,6 +300,7 @@ print(build_store(load_site(Path({site!r}))).unchanged)
 """
 
 
+@pytest.mark.slow
 def test_an_index_of_unchanged_files_needs_no_model_library(site_yaml: Path, reads: Callable[[], Reads]) -> None:
     build(site_yaml)
     store = load_site(site_yaml).store_path

@@ -48,6 +48,7 @@ def test_int8_sends_an_update_and_the_next_round_makes_up_for_what_it_lost(site:
     assert [file.stat().st_mode & 0o077 for file in (site.ledger_path.parent / RESIDUALS).rglob("*.safetensors")] == [0]
 
 
+@pytest.mark.slow
 def test_a_repeated_round_sends_the_same_bytes_whatever_ran_after_it(site: SiteConfig) -> None:  # noqa: F811
     handle_train(site, int8_task(site))
     second = handle_train(site, int8_task(site, 2))

@@ -148,6 +148,7 @@ def failures(home: SiteHome) -> dict[str, str]:
     return {one.name: f"{one.detail}; {one.remedy}" for one in findings if one.status == "failed"}
 
 
+@pytest.mark.slow
 def test_a_site_that_is_ready_has_nothing_failed(site_yaml: Path, tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         home = home_at(tmp_path, site_yaml, server)
@@ -218,6 +219,7 @@ SPOILED: dict[str, tuple[Callable[[SiteHome], object], str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPOILED)
 def test_each_thing_that_is_wrong_is_named_with_its_remedy(site_yaml: Path, tmp_path: Path, kind: str) -> None:
     spoil, name, words = SPOILED[kind]
@@ -249,6 +251,7 @@ def test_doubts_are_warnings_and_do_not_fail(site_yaml: Path, tmp_path: Path) ->
     assert by_name(check_home(home))["certificate"].status == "warning"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -269,6 +272,7 @@ def test_a_server_that_is_not_the_studys_is_not_believed(
     assert "clock" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ahead", "status"),
     [(0, "ok"), (-3.5, "warning"), (-8, "failed"), (200, "warning"), (308, "failed"), (30, "ok")],
@@ -297,6 +301,7 @@ def test_a_server_that_is_not_there_is_said_at_once(site_yaml: Path, tmp_path: P
     assert "localhost:1" in found["server"].detail
 
 
+@pytest.mark.slow
 def test_the_budget_is_compared_with_what_the_study_costs(site_yaml: Path, tmp_path: Path) -> None:
     home = home_at(tmp_path, site_yaml, "localhost:1", PRIVATE)
     assert by_name(check_home(home))["budget"].status == "ok"
@@ -313,6 +318,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [OPEN, PRIVATE, OPEN | {"federation": {**OPEN["federation"], "secure_aggregation": True}}]
 )
@@ -345,6 +351,7 @@ def test_a_dry_run_says_what_would_leave_and_leaves_no_trace(
     assert verify_home(home).problems == []
 
 
+@pytest.mark.slow
 def test_a_dry_run_refuses_what_a_round_would(site_yaml: Path, tmp_path: Path) -> None:
     home = home_at(tmp_path, site_yaml, "localhost:1", PRIVATE)
     site = home.site()

@@ -33,6 +33,7 @@ from ld_common.protocol import messages
 from ld_common.protocol.dp_accounting import Charge, epsilon
 from ld_common.protocol.study_config import StudyConfig
 from ld_simulations.benchmarks.seen.browser import DESK, PHONE, cut_text, opened, violations, width
+from tests.support.commands import start_command
 from tests.support.site_homes import approved, asked, index_site, make_home, node_of, task_of
 
 OPTIONS = {
@@ -107,6 +108,7 @@ def test_no_patient_and_no_file_is_named(home: SiteHome) -> None:
     assert not re.search(r"PLANTED|anna|bert|carl|dora|\.dcm|visits\.csv", text, re.IGNORECASE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, {"width": 800, "height": 900}, PHONE])
 def test_nothing_is_cut_or_beside_the_screen_and_everybody_can_read_it(
@@ -171,9 +173,10 @@ def test_what_left_under_secure_aggregation_and_a_validation_are_counted(home: S
     assert (sent_bytes(masked), sent_words(masked)) == (9, "one masked vector; no counts or losses")
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_ctrl_c(home: SiteHome) -> None:
     command = [sys.executable, "-m", "ld_client.cli", "page", "--home", str(home.path), "--port", str(free_port())]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_command(command)
     assert process.stdout is not None
     address = re.search(r"http://127\.0\.0\.1:\d+/\?token=\S+", process.stdout.readline())
     assert address, process.communicate(timeout=20)

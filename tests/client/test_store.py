@@ -71,6 +71,7 @@ def test_a_store_of_scans_whose_sides_differ_has_no_mirror_images(site_yaml: Pat
     assert not len(split_store(store, 1 / 3)[0].mirrored)
 
 
+@pytest.mark.slow
 def test_indexing_again_gives_the_same_bytes_and_leaves_nothing_over(site_yaml: Path) -> None:
     store = build(site_yaml)
     (first,) = store.glob("cache-*.safetensors")
@@ -90,6 +91,7 @@ def test_indexing_again_gives_the_same_bytes_and_leaves_nothing_over(site_yaml: 
     assert {path.stat().st_mode & 0o077 for path in store.iterdir()} == {0}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_the_old_store_whole(site_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = build(site_yaml)
     write_table(site_yaml, PLANTED_ROWS[:5])

@@ -77,6 +77,7 @@ def visits_for(model: Denoiser) -> TrainingData:
     return TrainingData(latents, ["a scan"] * 20, patients=[f"p{row}" for row in range(20)])
 
 
+@pytest.mark.slow
 def test_equal_weights_score_alike_and_a_trained_adapter_scores_lower(adapted: AdaptedModel[Denoiser]) -> None:
     data = visits_for(adapted.model)
     first = validation_loss(adapted.model, data, 5)
@@ -102,6 +103,7 @@ def moved(base: Path, mu: float) -> float:
     return float(sum((after[name] - value).square().sum() for name, value in before.items())) ** 0.5
 
 
+@pytest.mark.slow
 def test_fedprox_holds_a_site_near_the_rounds_first_weights(smallest_base: Path) -> None:
     free, held = moved(smallest_base, 0.0), moved(smallest_base, 0.1)
     assert free > 1.0

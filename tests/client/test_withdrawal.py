@@ -355,6 +355,7 @@ def test_scans_of_a_withdrawn_patient_are_counted_by_table_header_or_folder(site
     assert (scans.files, scans.rows) == (3, 1)
 
 
+@pytest.mark.slow
 def test_rounds_record_who_trained_and_refuse_the_data_of_who_left(site: SiteConfig) -> None:
     first = task(site)
     client_app.handle_train(site, first)
@@ -391,6 +392,7 @@ def test_a_round_under_way_sends_nothing_of_who_left(site: SiteConfig, monkeypat
         client_app.handle_train(site, task(site))
 
 
+@pytest.mark.slow
 def test_a_held_out_patient_may_leave_a_study_that_goes_on(site: SiteConfig) -> None:
     site = replace(site, held_out=1 / 3)
     (hidden,) = held_out_patients(open_store(site.store_path).pseudonyms, site.held_out)
@@ -425,6 +427,7 @@ def release(home: SiteHome, name: str, numbers: list[int], **changes: Any) -> No
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
+@pytest.mark.slow
 def test_a_home_logs_counts_and_says_which_releases(home: SiteHome, capsys: pytest.CaptureFixture[str]) -> None:
     site = home.site()
     assert [trained(home, number) for number in (1, 2)] == [None, None]

@@ -48,6 +48,7 @@ YAML = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 @pytest.mark.parametrize("name", YAML)
 def test_a_config_that_would_stop_its_reader_is_refused(name: str, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def learned(base_folder: Path, computing: Computing) -> tuple[list[float], dict[
     return losses.values, adapted.trainable_state()
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_float32_parameters_to_nearly_the_same(smallest_base: Path) -> None:
     losses, exact = learned(smallest_base, Computing())
     rounded_losses, rounded = learned(smallest_base, Computing("bfloat16"))
@@ -54,6 +55,7 @@ def test_attention_on_a_cpu_stays_float32() -> None:
         assert (query[0, 0] @ key[0, 0].T).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_compiled_network_learns_the_same(smallest_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[type] = []
 

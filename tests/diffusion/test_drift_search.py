@@ -31,6 +31,7 @@ def test_the_grid_is_the_papers() -> None:
     assert SearchConfig().deltas == pytest.approx([-0.2, -0.15, -0.1, -0.05, 0, 0.05, 0.1, 0.15, 0.2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_grid_search_finds_the_shift_that_the_moments_predict(sign: int) -> None:
     model = gaussian_model(mean=sign * DATA_MEAN)
@@ -43,6 +44,7 @@ def test_the_grid_search_finds_the_shift_that_the_moments_predict(sign: int) -> 
     assert trials == again
 
 
+@pytest.mark.slow
 def test_a_counterfactual_without_weight_on_its_target_stays_with_the_patient(tiny_base: Path) -> None:
     base = load_base(str(tiny_base))
     latents = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -123,6 +125,7 @@ def test_a_wrong_drift_is_named(drift: dict[str, object], words: str) -> None:
         from_mapping(StudyConfig, {"drift": drift})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -94,6 +94,7 @@ def test_a_patient_whose_latents_are_not_finite_changes_nothing(basis: PublicBas
         assert torch.allclose(clipped_sum(vectors(broken), 4.0), clipped_sum(vectors(others), 4.0), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_noise_has_the_size_that_is_accounted(basis: PublicBasis) -> None:
     privacy, table = DpConfig(drift_noise_multiplier=50.0, drift_clip_norm=2.0), simulated(1, 1)
     drawn = torch.stack([noised_vector(table, basis, privacy) for _ in range(400)]).std(0)
@@ -214,6 +215,7 @@ def test_signal_grows_with_patients_and_sites_and_falls_with_noise() -> None:
     assert signal_to_noise(2.0, 300, 3, 5) == pytest.approx(one / 2)
 
 
+@pytest.mark.slow
 def test_the_sites_correct_how_many_years_a_disease_acts_like_unless_noise_hides_it(
     public: LongitudinalDrift, basis: PublicBasis
 ) -> None:

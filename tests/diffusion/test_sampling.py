@@ -28,6 +28,7 @@ def drawn_mean(model: Any, sampler: Any, drift: LatentDrift | None) -> float:
     return float(sample(model, NO_CONTEXT.expand(COUNT, -1, -1), unit_noise(COUNT), sampler, drift, COUNT).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SAMPLERS)
 @torch.no_grad()
@@ -48,6 +49,7 @@ def test_without_drift_sampling_is_bit_for_bit_the_plain_scheduler(tiny_base: Pa
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [10, 50])
 @pytest.mark.parametrize(
     ("name", "spacing"),
@@ -69,6 +71,7 @@ def test_epsilon_and_v_networks_are_recentred_alike(name: str, kind: str) -> Non
     assert drawn_mean(gaussian_model(scheduler), sampler, MEAN) == pytest.approx(DATA_MEAN, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("steps", [20, 100])
 def test_a_centred_network_and_a_noise_network_draw_the_data_too(kind: str, steps: int) -> None:

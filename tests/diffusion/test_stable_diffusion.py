@@ -97,6 +97,7 @@ def test_what_a_folder_says_is_read_from_it(stable_diffusion: Path) -> None:
     assert float(base.latent_mean.abs().sum()) == 0  # the published folder does not say
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_it_samples_with_every_sampler_and_in_half_precision(
@@ -113,6 +114,7 @@ def test_it_samples_with_every_sampler_and_in_half_precision(
     assert torch.isfinite(image).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "lora" else pytest.mark.slow) for name in ADAPTERS]
 )

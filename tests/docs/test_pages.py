@@ -52,6 +52,7 @@ def test_every_public_name_is_in_the_api_reference() -> None:
     assert not missing
 
 
+@pytest.mark.slow
 def test_every_config_class_is_in_the_configuration_reference() -> None:
     page = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
     for name in loaded_schemas():
@@ -163,6 +164,7 @@ def test_the_citation_names_this_version() -> None:
     assert {"title", "message", "authors"} <= set(citation)
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -81,6 +81,7 @@ def test_the_tutorial_runs(workspace: Path) -> None:
     assert names["noisy"].shape == names["batch"].shape
 
 
+@pytest.mark.slow
 def test_the_researcher_s_scripts_run(workspace: Path) -> None:
     from typer.testing import CliRunner
 
@@ -104,6 +105,7 @@ def test_the_longitudinal_drift_of_one_s_own_visits_runs(workspace: Path) -> Non
     assert (workspace / "own_drift/image.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_readme_s_python_runs(workspace: Path) -> None:
     write_release()
     with pytest.warns(UserWarning):

@@ -67,6 +67,7 @@ def inversion(conditioned: BaseModel, latents: torch.Tensor, request: pytest.Fix
     return Inversion(conditioned, request.param, editor(conditioned, request.param).invert(latents, [HEALTHY] * 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "target"), [(0.0, ILL), (3.0, HEALTHY)])
 def test_without_guidance_or_with_the_same_prompt_the_answer_is_the_reconstruction(
     inversion: Inversion, scale: float, target: str
@@ -75,6 +76,7 @@ def test_without_guidance_or_with_the_same_prompt_the_answer_is_the_reconstructi
     assert torch.allclose(answer, inversion.scans.reconstructions[1], atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "ddim" else pytest.mark.slow) for name in GUIDED]
 )
@@ -97,6 +99,7 @@ def test_guidance_may_be_less_or_off_outside_its_interval(
     assert change(guidance_interval=[1.0, 1.0]) < 1e-3
 
 
+@pytest.mark.slow
 def test_every_editor_takes_the_guidance_interval(inversion: Inversion) -> None:
     edits = [Edit(1, ILL)]
     options = {"noise_fraction": 0.7, "guidance_scale": 3.0}
@@ -108,6 +111,7 @@ def test_every_editor_takes_the_guidance_interval(inversion: Inversion) -> None:
     assert float((never[0] - inversion.scans.reconstructions[1]).abs().mean()) < 1e-3
 
 
+@pytest.mark.slow
 def test_another_prompt_changes_the_answer_and_the_batch_size_does_not(inversion: Inversion) -> None:
     edits = [Edit(1, ILL), Edit(0, ILL)]
     one_by_one, together = (inversion.edit(edits, guidance_scale=3.0, batch_size=size) for size in (1, 2))
@@ -115,6 +119,7 @@ def test_another_prompt_changes_the_answer_and_the_batch_size_does_not(inversion
     assert torch.allclose(one_by_one, together, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_only_editors_that_draw_noise_depend_on_the_seed(inversion: Inversion, latents: torch.Tensor) -> None:
     answers = []
     for seed in (1, 1, 2):
@@ -124,6 +129,7 @@ def test_only_editors_that_draw_noise_depend_on_the_seed(inversion: Inversion, l
     assert torch.equal(answers[0], answers[2]) is not EDITORS.load(inversion.name).draws_noise()
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_depend_on_the_rest_of_the_batch(inversion: Inversion, latents: torch.Tensor) -> None:
     answers = inversion.edit([Edit(row, ILL) for row in range(3)], batch_size=2)
     alone = editor(inversion.base, inversion.name)
@@ -131,6 +137,7 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch(inversion: Inversion
     assert torch.allclose(answer, answers[2], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_shift_moves_the_answer_its_own_way(inversion: Inversion) -> None:
     answers = inversion.edit([Edit(1, HEALTHY, 0.1), Edit(1, HEALTHY, -0.1)])
     up, down = answers - inversion.scans.reconstructions[1]
@@ -160,6 +167,7 @@ def test_options_that_an_editor_lacks_are_named(options: dict[str, object], word
         read_editor(options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_fraction", [pytest.param(0.3, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("formulation", [None, pytest.param("prior", marks=pytest.mark.slow), "centred", "per-step"])
 @pytest.mark.parametrize("seen", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -191,6 +199,7 @@ def test_belm_starts_below_a_level_without_signal(base: BaseModel, latents: torc
     assert float((latent_editor.redraw(inverted) - latents).abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 def test_flowedit_sees_as_much_of_its_edit_as_it_is_given(base: BaseModel, latents: torch.Tensor) -> None:
     def edit(scale: float, feedback: float) -> torch.Tensor:
         options = {"guidance_scale": scale, "feedback": feedback, "noise_fraction": 1.0, "num_inference_steps": 8}
@@ -218,6 +227,7 @@ def test_an_editor_that_is_not_there_is_named() -> None:
         read_editor({"name": "dim"})
 
 
+@pytest.mark.slow
 def test_pix2pix_zero_holds_the_edit_to_where_the_scan_s_prompt_looked(base: BaseModel, latents: torch.Tensor) -> None:
     moved = []
     for attention in (0.0, 20.0):

@@ -41,6 +41,7 @@ def test_an_interval_is_over_patients_and_narrows_with_their_number() -> None:
     assert repeated["gain_high"] - repeated["gain_low"] == pytest.approx(widths[0])
 
 
+@pytest.mark.slow
 def test_an_exact_editor_composes_and_a_noisy_one_does_not(
     base: BaseModel, release: Release, judge: CounterfactualJudge
 ) -> None:
@@ -55,6 +56,7 @@ def test_an_exact_editor_composes_and_a_noisy_one_does_not(
     assert "frechet" not in metrics["belm"]
 
 
+@pytest.mark.slow
 def test_guidance_of_zero_is_the_copy_that_an_editor_must_beat(
     base: BaseModel, release: Release, judge: CounterfactualJudge
 ) -> None:
@@ -68,6 +70,7 @@ def test_guidance_of_zero_is_the_copy_that_an_editor_must_beat(
     assert {"age_plus_10", "follow_up"} <= set(copied)
 
 
+@pytest.mark.slow
 def test_the_mean_of_what_several_seeds_write_is_judged(
     base: BaseModel, release: Release, judge: CounterfactualJudge
 ) -> None:
@@ -103,6 +106,7 @@ def test_the_truth_is_the_best_answer_that_can_be_written(judge: CounterfactualJ
     assert judgement.metrics["change"] == pytest.approx(judge.of_truth["change"])
 
 
+@pytest.mark.slow
 def test_reference_scans_give_predictors_a_distance_and_the_truths_own_score(
     base: BaseModel, release: Release, hospital: Path, data: EvaluationData, brain_mri: Modality
 ) -> None:

@@ -57,6 +57,7 @@ def edits_of(visits: ScanTable, modality: Modality) -> list[EvaluationEdit]:
     return edits
 
 
+@pytest.mark.slow
 def test_an_answer_to_a_patient_is_learned_from_others_alone(base: BaseModel, brain_mri: Modality) -> None:
     visits = table()
     edits = edits_of(visits, brain_mri)
@@ -72,6 +73,7 @@ def test_an_answer_to_a_patient_is_learned_from_others_alone(base: BaseModel, br
         assert sum(moved) > PATIENTS / 2
 
 
+@pytest.mark.slow
 def test_the_reference_teaches_where_it_has_patients_with_two_visits(base: BaseModel, brain_mri: Modality) -> None:
     visits = table()
     edits = edits_of(visits, brain_mri)

@@ -63,6 +63,7 @@ def test_columns_hold_the_band_around_each_answer_and_the_cohort_at_each_age() -
     assert {cell for column in empty.values() for cell in column} == {""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "context", [AgeContext(), AgeContext(BAND, CURVE, [(66.0, 1400.0)]), AgeContext(None, CURVE), AgeContext(BAND)]
 )
@@ -93,6 +94,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_a_sweep_over_age_takes_the_band_of_the_signed_evaluation(
     run: GenerateRunner, judged: Path, scan: Path, tmp_path: Path
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_sweep_over_age_takes_the_band_of_the_signed_evaluation(
     assert entries[1]["high_mm2"] == pytest.approx(float(rows[3]["ventricles_mm2_high"]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_was_not_judged_gets_no_band_and_a_note(
     run: GenerateRunner, longitudinal: Path, judged: Path, scan: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +140,7 @@ def test_what_was_not_judged_gets_no_band_and_a_note(
     assert code == 0 and rows_of(tmp_path / "out" / "scan")[2]["band"] == "judged"
 
 
+@pytest.mark.slow
 def test_earlier_scans_narrow_the_band_where_such_histories_were_judged(
     run: GenerateRunner, judged: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_scans_without_dates_are_put_in_order_by_the_table(table: Table) -> None
     assert [table.years(row) for row in (2, 3, 4, 5)] == [[3.5, 2.0], [1.5], [], [3.0]]
 
 
+@pytest.mark.slow
 def test_rows_that_contradict_each_other_are_refused_by_their_numbers(table: Table) -> None:
     table.scan("now.dcm", "20200101")
     table.scan("before.dcm", "20160101")
@@ -120,6 +121,7 @@ def test_a_scan_after_a_row_cannot_spoil_it(table: Table) -> None:
     assert "absent.dcm" in drawn[1]
 
 
+@pytest.mark.slow
 def test_a_row_is_drawn_again_when_a_visit_before_it_changed(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     for year in (2014, 2016, 2018, 2020):
         table.scan(f"{year}.dcm", f"{year}0101")

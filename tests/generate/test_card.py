@@ -107,6 +107,7 @@ def test_a_scan_without_spacing_has_a_card_without_areas(drawn: Path, release: P
     assert "mm²" not in text
 
 
+@pytest.mark.slow
 def test_of_a_long_sweep_four_answers_are_shown_and_all_are_in_the_curve(
     run: GenerateRunner, scan: Path, release: Path, tmp_path: Path
 ) -> None:

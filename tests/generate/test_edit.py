@@ -166,6 +166,7 @@ def test_attributes_of_the_file_and_of_the_source_must_agree(run: GenerateRunner
     assert json.loads((tmp_path / "out/aged/record.json").read_text())["source"]["age"] == 60.8
 
 
+@pytest.mark.slow
 def test_the_preserve_mask_keeps_its_white_region(run: GenerateRunner, scan: Path, tmp_path: Path) -> None:
     mask = np.zeros((110, 100), np.uint8)
     mask[20:60] = 255
@@ -217,6 +218,7 @@ def test_several_seeds_give_their_mean_each_sample_and_their_deviation(
     assert [set(biomarkers) for biomarkers in by_seed] == [{"ventricles"}] * 3
 
 
+@pytest.mark.slow
 def test_extrapolation_causes_a_warning_and_biomarkers_are_in_the_record(
     run: GenerateRunner, release: Path, scan: Path, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def test_strict_judges_every_row_of_a_batch(run: GenerateRunner, informed: Path,
     assert not (out / "00002_head.dcm").exists()
 
 
+@pytest.mark.slow
 def test_strict_judges_a_volume_by_the_slice_that_was_trained_on(
     run: GenerateRunner, informed: Path, tmp_path: Path
 ) -> None:

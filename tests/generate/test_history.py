@@ -44,6 +44,7 @@ def test_earlier_scans_change_the_answer_and_are_recorded_without_names(
     assert record["edit"]["name"] == "drift"
 
 
+@pytest.mark.slow
 def test_a_sweep_and_a_batch_take_a_history(
     run: GenerateRunner, longitudinal: Path, visits: list[Path], tmp_path: Path
 ) -> None:

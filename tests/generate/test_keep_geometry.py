@@ -61,6 +61,7 @@ def test_without_it_nothing_links_the_answer_to_the_scan(run: GenerateRunner, tm
         assert answers["plain"][name].value != answers["placed"][name].value
 
 
+@pytest.mark.slow
 def test_a_series_keeps_its_frame_of_reference_only_when_asked_to(run: GenerateRunner, tmp_path: Path) -> None:
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 900, (70, 60)).astype(np.uint16)

@@ -117,6 +117,7 @@ def pick(page: Page, number: int) -> None:
     expect(page.locator(".preview img")).to_be_visible(timeout=30_000)  # the first scan starts the decoder
 
 
+@pytest.mark.slow
 def test_an_example_is_edited_and_downloaded_and_nobody_else_is_asked(
     page: Page, requested: list[str], reached: list[str], tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_an_example_is_edited_and_downloaded_and_nobody_else_is_asked(
     assert set(reached) <= set(LOOPBACK)
 
 
+@pytest.mark.slow
 def test_a_table_of_the_examples_fills_in_what_the_files_do_not_say(page: Page) -> None:
     pick(page, 2)
     expect(page.locator("#source-age :is(input, textarea)")).to_have_value("71")
@@ -181,6 +183,7 @@ def test_a_jpeg_is_an_example(tmp_path: Path, brain_mri: Modality) -> None:
     assert [example.path for example in find_examples(tmp_path, brain_mri).values()] == [tmp_path / "a.JPG"]
 
 
+@pytest.mark.slow
 def test_empty_numbers_stay_empty(page: Page) -> None:
     """A number that nobody gave is none: not slice 0, and no sweep from 0."""
     page.get_by_text("About the file").click()
@@ -200,6 +203,7 @@ def test_empty_numbers_stay_empty(page: Page) -> None:
     assert page.locator(".message.error").count() == 0
 
 
+@pytest.mark.slow
 def test_on_a_phone_the_answer_comes_into_view_and_nothing_is_beside_the_screen(browser: Browser, address: str) -> None:
     with opened(browser, address, PHONE) as page:
         assert width(page) <= PHONE["width"]
@@ -212,6 +216,7 @@ def test_on_a_phone_the_answer_comes_into_view_and_nothing_is_beside_the_screen(
         assert cut_text(page) == []
 
 
+@pytest.mark.slow
 def test_the_page_has_no_accessibility_violation(browser: Browser, address: str) -> None:
     with opened(browser, address) as page:
         pick(page, 2)
@@ -232,6 +237,7 @@ def reach(page: Page, selector: str) -> None:
     pytest.fail(f"Tab does not reach {selector}")
 
 
+@pytest.mark.slow
 def test_an_answer_is_drawn_by_keyboard_alone(browser: Browser, address: str) -> None:
     with opened(browser, address) as page:
         reach(page, "#example input")
@@ -267,6 +273,7 @@ def test_what_is_no_scan_is_one_line_and_the_page_goes_on(
     assert said.out + said.err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_more_than_may_be_dropped_is_refused_and_the_page_goes_on(page: Page, address: str, tmp_path: Path) -> None:
     from ld_generate.web.server import MAX_UPLOAD_BYTES
@@ -450,6 +457,7 @@ def test_another_name_that_leads_to_loopback_is_not_answered(address: str) -> No
         assert httpx.get(root, headers={"Host": name, **bearer}).status_code == status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "gradio_api/upload", "gradio_api/queue/join"])
 @pytest.mark.parametrize("token", ["", "?token=", "?token=guess"])
 @pytest.mark.attack

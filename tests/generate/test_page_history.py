@@ -59,6 +59,7 @@ def choose_editor(page: Page, name: str) -> None:
     page.get_by_role("option", name=name, exact=True).click()
 
 
+@pytest.mark.slow
 def test_only_editors_that_work_are_offered_and_only_what_they_use_is_shown(page: Page) -> None:
     page.get_by_text("Editor and its options").click()
     expect(page.locator("#guidance-scale")).to_be_visible()
@@ -116,6 +117,7 @@ def form(**changes: Any) -> EditForm:
     return EditForm(**{"source": SOURCE_VALUES, "target": SOURCE_VALUES | {"age": 80.0}, **options, **changes})
 
 
+@pytest.mark.slow
 def test_what_an_editor_does_not_use_plays_no_part(
     model: BaseModel, informed: Path, visits: list[Path], tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def prepared_release(study: Path, tiny_base: Path, tmp_path_factory: pytest.Temp
     return Path(shutil.move(written, tmp_path_factory.mktemp("moved") / "release"))
 
 
+@pytest.mark.slow
 def test_a_release_repeats_the_preparation_of_the_index(
     study: Path, prepared_release: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_study_without_its_template_writes_no_release(study: Path, tiny_base: 
     assert modality.digest() == load_config(Modality, study / "modality.yaml").digest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["edit", "volume"])
 def test_answers_lie_where_the_prepared_scan_does(
     command: str, run: GenerateRunner, study: Path, prepared_release: Path, tmp_path: Path

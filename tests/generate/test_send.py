@@ -136,6 +136,7 @@ def test_a_refused_file_is_a_line_and_the_other_is_sent(
     assert len(pacs.stored) == 1
 
 
+@pytest.mark.slow
 def test_what_edit_sweep_and_batch_wrote_is_sent(
     pacs: FakePacs, run: GenerateRunner, scan: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def series(tmp_path: Path) -> Path:
     return tmp_path / "series"
 
 
+@pytest.mark.slow
 def test_every_image_that_is_written_says_that_it_is_synthetic(
     run: GenerateRunner,
     volume: Path,

@@ -48,6 +48,7 @@ def values_of(path: Path) -> np.ndarray:
     return image.pixel_array * float(image.RescaleSlope) + float(image.RescaleIntercept)
 
 
+@pytest.mark.slow
 def test_a_nifti_comes_back_in_its_geometry_with_the_chosen_slices_edited(
     run: GenerateRunner,
     nifti: Path,
@@ -158,6 +159,7 @@ def test_a_series_comes_back_as_a_synthetic_series_in_its_place(
     assert json.loads((folder / "record.json").read_text())["watermark"] is True
 
 
+@pytest.mark.slow
 def test_slices_that_are_alike_get_the_same_noise_whatever_the_batch(
     run: GenerateRunner,
     tmp_path: Path,
@@ -174,6 +176,7 @@ def test_slices_that_are_alike_get_the_same_noise_whatever_the_batch(
     assert np.abs(drawn - drawn[..., :1]).max() < changed / 50
 
 
+@pytest.mark.slow
 def test_where_nothing_changes_the_scan_comes_back(
     run: GenerateRunner,
     nifti: Path,
@@ -196,6 +199,7 @@ def test_where_nothing_changes_the_scan_comes_back(
     np.testing.assert_allclose(drawn, nibabel.load(nifti).get_fdata(), atol=0.5)
 
 
+@pytest.mark.slow
 def test_a_mask_of_the_same_voxels_keeps_a_region(
     run: GenerateRunner,
     nifti: Path,

@@ -85,6 +85,7 @@ def write_series(folder: Path, age: float, **elements: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_earlier_volumes_change_the_answer_of_all_slices_alike_and_are_recorded(
     run: GenerateRunner, informed: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_earlier_volumes_change_the_answer_of_all_slices_alike_and_are_recorded(
     assert (code, "give the age, as SCAN@AGE" in " ".join(output.split())) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_history_of_series_takes_dates_and_refuses_another_patient(
     run: GenerateRunner, informed: Path, release: Path, tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_voxels_that_begin_far_away_are_refused(tmp_path: Path, offset: float) -
         read_nifti(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1_500_000_000, 0, -1, 100])
 @pytest.mark.attack
 def test_an_extension_that_does_not_fit_is_refused(tmp_path: Path, length: int) -> None:

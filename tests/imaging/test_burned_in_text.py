@@ -54,6 +54,7 @@ DRAWN: dict[str, Draw] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 @pytest.mark.parametrize("way", DRAWN)
 def test_a_name_is_found_however_it_is_drawn(way: str) -> None:
@@ -80,6 +81,7 @@ def test_text_over_anatomy_in_sixteen_bits_is_found() -> None:
     assert find_text(np.round(image * 65535).astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "L", "R", "PORTABLE", "AP"])
 def test_anatomy_and_side_markers_are_not_text(text: str) -> None:
     assert find_text(with_text(text).astype(np.float32)) == []

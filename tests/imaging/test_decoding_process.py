@@ -105,6 +105,7 @@ def test_a_refusal_names_the_file_of_a_series(brain_mri: Modality, tmp_path: Pat
         readers.read_scan(tmp_path / "series", brain_mri)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGSEGV, signal.SIGKILL])
 @pytest.mark.attack
 def test_a_child_that_dies_costs_one_file(
@@ -118,6 +119,7 @@ def test_a_child_that_dies_costs_one_file(
     assert process.read_scan(good, brain_mri).pixels.max() == 29
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_file_that_takes_too_long_is_refused(brain_mri: Modality, process: DecodingProcess, tmp_path: Path) -> None:
     slow, good = tmp_path / "slow.nii.gz", write_mr_slice(tmp_path / "a.dcm", GREY)
@@ -132,6 +134,7 @@ def test_a_file_that_takes_too_long_is_refused(brain_mri: Modality, process: Dec
     assert not stopped.is_running()
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_file_that_needs_too_much_memory_is_refused(
     brain_mri: Modality, process: DecodingProcess, tmp_path: Path
@@ -143,6 +146,7 @@ def test_a_file_that_needs_too_much_memory_is_refused(
     assert process.read_scan(large, brain_mri).pixels.shape == (512, 512)
 
 
+@pytest.mark.slow
 def test_a_slice_and_a_volume_are_read_without_copies_of_the_whole(brain_mri: Modality, tmp_path: Path) -> None:
     """Of a small file with many voxels: at most the float32 values and some slabs are in memory."""
     large = zeros(tmp_path / "large.nii.gz", (512, 256, 256), np.int16, scaled=True)
@@ -152,6 +156,7 @@ def test_a_slice_and_a_volume_are_read_without_copies_of_the_whole(brain_mri: Mo
         process.close()
 
 
+@pytest.mark.slow
 def test_a_child_leaves_no_core_and_ends_with_its_parent(tmp_path: Path) -> None:
     script = """
 import os, signal, sys, time

@@ -176,6 +176,7 @@ def test_lossy_jpeg_of_12_bits_is_refused_for_what_it_is() -> None:
     assert caught.value.rejection == Rejection.UNSUPPORTED
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_deflated_bomb_is_refused_before_it_expands(tmp_path: Path, write_dicom: WriteDicom) -> None:
     path = write_dicom(tmp_path / "a.dcm", RAMP)

@@ -80,6 +80,7 @@ def test_a_coarser_grid_averages_a_fine_pattern() -> None:
     assert inner.min() > 40 and inner.max() < 60
 
 
+@pytest.mark.slow
 def test_the_bias_field_is_removed_and_an_image_without_one_stays() -> None:
     voxels, affine = brain()
     tissue = voxels > 300
@@ -100,6 +101,7 @@ def test_the_bias_field_is_removed_and_an_image_without_one_stays() -> None:
     assert np.median(alone[tissue] / voxels[tissue]) == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("degrees", "shift"), [((8, -5, 12), (6, -9, 4)), ((-4, 15, -10), (-12, 20, 25))])
 def test_registration_recovers_a_rigid_motion(
     degrees: tuple[float, ...], shift: tuple[float, ...], tmp_path: Path
@@ -118,6 +120,7 @@ def test_registration_recovers_a_rigid_motion(
     assert np.linalg.norm((error @ centre - centre)[:3]) < 1
 
 
+@pytest.mark.slow
 def test_registration_refuses_what_is_unlike_the_template(tmp_path: Path) -> None:
     voxels, affine = brain(thinned=2)
     template = write_volume(tmp_path / "template.nii.gz", voxels, affine)
@@ -135,6 +138,7 @@ def test_a_whole_head_is_not_registered_to_a_template_without_skull(tmp_path: Pa
         prepared(volume(*brain(scalp=True)), step)
 
 
+@pytest.mark.slow
 def test_the_same_input_and_list_give_the_same_bits(tmp_path: Path) -> None:
     voxels, affine = brain(thinned=2)
     template = write_volume(tmp_path / "template.nii.gz", voxels, affine)

@@ -66,6 +66,7 @@ def config(plane: str, **options: Any) -> ImageConfig:
     return ImageConfig(plane=plane, slice_position=0.5, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", PLANES)
 @pytest.mark.parametrize("acquired", PLANES)
 def test_a_slice_of_any_plane_is_cut_from_any_acquisition(

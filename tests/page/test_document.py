@@ -137,6 +137,7 @@ def address() -> Iterator[str]:
         yield opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", ["", "rounds.jsonl", "../keys/study.key", "%2e%2e/x", "?token=", "?token=guess", "?" + "a=1&" * 50]
 )
@@ -194,6 +195,7 @@ def test_another_name_that_leads_to_loopback_is_not_answered(address: str) -> No
         assert httpx.get(root, headers={"Host": name, **bearer}).status_code == status, name
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_client_that_sends_nothing_or_nonsense_keeps_nobody_out(address: str) -> None:
     root, _, token = address.partition("?token=")

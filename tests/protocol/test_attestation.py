@@ -193,6 +193,7 @@ def home(site_yaml: Path, tmp_path: Path) -> SiteHome:
     return approved(make_home(tmp_path, site_yaml, study))
 
 
+@pytest.mark.slow
 def test_a_deployed_site_signs_its_rounds_and_both_sides_hold_its_log(home: SiteHome) -> None:
     node, key, study, head = node_of(home), home.signing_key().public_key(), home.study(), None
     seen: list[AuditHead] = []

@@ -87,6 +87,7 @@ def test_a_study_that_would_show_patients_beside_the_noise_is_refused(changed: d
         from_mapping(StudyConfig, {**PRIVATE, **changed})
 
 
+@pytest.mark.slow
 def test_a_release_states_its_privacy_and_none_that_it_has_not() -> None:
     said = privacy_statement(from_mapping(StudyConfig, PRIVATE))
     assert said["epsilon"] <= 8.0 < said["epsilon_by_renyi"]

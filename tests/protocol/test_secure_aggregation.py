@@ -57,6 +57,7 @@ def test_sites_drop_out_down_to_the_threshold_and_no_further(stage: Stage) -> No
             assert not set(sites.requests) & set(later), "nothing is asked of the sites once the round has failed"
 
 
+@pytest.mark.slow
 def test_any_pattern_of_drop_outs_gives_the_sum_of_the_survivors_or_an_error() -> None:
     generator = np.random.default_rng(1)
     summed = 0

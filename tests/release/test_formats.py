@@ -71,6 +71,7 @@ def test_every_adapter_is_tried_here() -> None:
     assert set(ALL) == set(ADAPTERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ALL, indirect=True)
 def test_a_release_of_each_adapter_comes_back_and_changes_the_base(written: Path, smallest_base: Path) -> None:
     release = read_release(written)
@@ -89,6 +90,7 @@ def test_a_release_of_each_adapter_comes_back_and_changes_the_base(written: Path
     assert not torch.allclose(ours, output(load_denoiser(str(smallest_base))), atol=1e-3)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("written", ["lora", "dreambooth", "instruct_pix2pix"], indirect=True)
 def test_diffusers_and_peft_load_a_lora_release(written: Path, smallest_base: Path) -> None:

@@ -58,6 +58,7 @@ def imported(base: Path, source: Path, folder: Path, modality: Modality) -> torc
     return output(load_release_base(release).unet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -111,6 +112,7 @@ def _with(file: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torc
     save_file(change(load_file(file)), file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

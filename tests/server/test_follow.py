@@ -20,6 +20,7 @@ from ld_server.deployment.watched_run import WatchedRun, follow, round_line
 from ld_server.round_log import FAILURE, RoundRecord, append_round, locked, read_rounds, write_rounds
 from ld_server.tracking.run_study import RUN_STUDY, write_run_study
 from tests.server.test_strategy import study
+from tests.support.commands import start_command
 from tests.support.deployed_study import DeployedStudy
 
 BRAIN_MRI = Path(__file__).parents[2] / "configs/modalities/brain_mri.yaml"
@@ -46,7 +47,7 @@ def run(tiny_base: Path, tmp_path: Path) -> Path:
 @contextmanager
 def following(place: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "ld_server.cli", "status", str(place), "--follow", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_command(command)
     try:
         yield process
     finally:
@@ -67,6 +68,7 @@ def running(run: Path) -> Iterator[ExitStack]:
         yield held
 
 
+@pytest.mark.slow
 def test_each_round_is_a_line_as_it_ends_and_the_end_of_the_run_ends_it(run: Path, running: ExitStack) -> None:
     with following(run) as process:
         assert lines(process, 4)[0] == "study test: round 1 of 3, running"
@@ -83,6 +85,7 @@ def test_each_round_is_a_line_as_it_ends_and_the_end_of_the_run_ends_it(run: Pat
     assert (err, process.returncode) == ("", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("running")
 def test_ctrl_c_is_quiet(run: Path) -> None:
     with following(run) as process:
@@ -92,6 +95,7 @@ def test_ctrl_c_is_quiet(run: Path) -> None:
     assert (out, err, process.returncode) == ("", "", 0)
 
 
+@pytest.mark.slow
 def test_json_is_an_object_a_line(run: Path, running: ExitStack) -> None:
     with following(run, "--json") as process:
         (first,) = lines(process, 1)
@@ -105,6 +109,7 @@ def test_json_is_an_object_a_line(run: Path, running: ExitStack) -> None:
     assert end["state"].startswith("stopped")
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_soon_is_waited_for(run: Path) -> None:
     with following(run) as process:
         assert lines(process, 1) == [
@@ -136,6 +141,7 @@ def test_a_run_that_ended_is_shown_once(run: Path) -> None:
     assert "stopped" in CliRunner().invoke(app, ["status", str(run)]).output
 
 
+@pytest.mark.slow
 def test_rounds_of_a_log_that_is_written_anew_are_shown_again(run: Path, running: ExitStack) -> None:
     """As when a run is resumed from the checkpoint before the last."""
     seen = follow(WatchedRun.find(run), 0)

@@ -129,6 +129,7 @@ def test_a_slow_body_is_no_silence(gate: httpx.Client, monkeypatch: pytest.Monke
     assert gate.post(CALL, content=drops(), headers={"content-length": "5"}).status_code == 207
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ld_server.deployment.connection_limits.STALLED_SECONDS", 0.3)

@@ -182,6 +182,7 @@ MALFORMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 @pytest.mark.parametrize("sent", [pytest.param(sent, id=name) for name, sent in MALFORMED.items()])
 def test_nothing_malformed_reaches_flower(front: Front, sent: bytes) -> None:
@@ -252,6 +253,7 @@ def half_a_large_body(front: Front) -> socket.socket:
 SLOW = [silent, half_a_handshake, idle, half_a_head, half_a_body, half_a_large_body]
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 @pytest.mark.parametrize(
     "begin",
@@ -297,6 +299,7 @@ def test_a_slow_connection_is_ended(front: Front, slow: dict[str, socket.socket]
     assert [body for _, body in front.asked if body] == []
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 @pytest.mark.parametrize("begin", [half_a_head, half_a_body, half_a_large_body])
 def test_a_dripping_connection_does_not_occupy_flower(front: Front, begin: Begin) -> None:

@@ -232,6 +232,7 @@ def test_no_release_yet_and_a_server_that_is_down_are_one_line_each(
         server.stop(0).wait()
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_the_newest_release_is_never_an_older_one(serving: DeployedStudy, aster: SiteHome) -> None:
     issue(serving)
@@ -352,6 +353,7 @@ def test_an_expired_certificate_is_refused_by_both_sides(serving: DeployedStudy,
         pull(aster, "", None)
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_certificate_that_expires_while_connected_is_refused(serving: DeployedStudy, aster: SiteHome) -> None:
     key = aster.key("certificate")
@@ -436,6 +438,7 @@ def test_a_file_is_sent_from_any_byte_on(serving: DeployedStudy, aster: SiteHome
         assert code == grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("release", "file"),
     [
@@ -590,6 +593,7 @@ class Proxy:
         self._listener.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_download_that_breaks_off_goes_on_where_it_was(study: DeployedStudy, aster: SiteHome, sealed: bool) -> None:
     folder = issue(study, *(["aster"] if sealed else []))

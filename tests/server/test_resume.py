@@ -122,6 +122,7 @@ def broken(base: Path, output: Path, crash: int) -> StudyConfig:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", [2, 3, 4])
 def test_a_resumed_study_gives_the_bytes_of_an_unbroken_one(
     tiny_base: Path, tmp_path: Path, unbroken: Path, crash: int
@@ -133,6 +134,7 @@ def test_a_resumed_study_gives_the_bytes_of_an_unbroken_one(
     assert_same(tmp_path, unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregator", ["median", "trimmed_mean"])
 def test_resuming_holds_for_robust_aggregates_with_clipping(tiny_base: Path, tmp_path: Path, aggregator: str) -> None:
     rule: dict[str, Any] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from ld_simulations.benchmarks.seen.browser import DESK, PHONE, cut_text, opened
 from tests.server.test_follow import record
 from tests.server.test_status import fails_after_round_one
 from tests.server.test_strategy import MODALITY, LocalGrid, honest, load_channels, study
+from tests.support.commands import start_command
 from tests.support.deployed_study import DeployedStudy
 
 BRAIN_MRI = Path(__file__).parents[2] / "configs/modalities/brain_mri.yaml"
@@ -95,6 +95,7 @@ def test_only_who_has_the_token_reads_it_and_nobody_writes(address: str) -> None
     assert posted.status_code == 405
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, {"width": 800, "height": 900}, PHONE])
 def test_nothing_is_cut_or_beside_the_screen_and_everybody_can_read_it(
@@ -178,6 +179,7 @@ def test_a_withholding_study_says_why_there_are_no_losses(tmp_path: Path, tiny_b
     assert "hidden in the sum" in text
 
 
+@pytest.mark.slow
 def test_a_deployed_study_shows_who_is_admitted(browser: Browser, tmp_path: Path) -> None:
     deployed = DeployedStudy(tmp_path, "net", BRAIN_MRI)
     deployed.admit("aster")
@@ -196,10 +198,11 @@ def test_a_deployed_study_shows_who_is_admitted(browser: Browser, tmp_path: Path
         assert violations(page) == []
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_ctrl_c_and_leaves_the_run_alone(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     command = [sys.executable, "-m", "ld_server.cli", "page", str(run), "--port", str(free_port())]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_command(command)
     assert process.stdout is not None
     line = process.stdout.readline()
     address = re.search(r"http://127\.0\.0\.1:\d+/\?token=\S+", line)

@@ -215,6 +215,7 @@ FORGED: dict[str, tuple[Callable[[TrainResult, TrainTask], TrainResult], str]] =
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORGED)
 @pytest.mark.attack
 def test_an_answer_counts_only_with_the_sites_signature_for_this_task(

@@ -215,6 +215,7 @@ def honest_state(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return read_release(folder).state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(BAD))
 def test_a_bad_answer_is_left_out_with_its_reason_and_the_run_goes_on(
     tiny_base: Path, tmp_path: Path, honest_state: dict[str, torch.Tensor], kind: str
@@ -384,6 +385,7 @@ def moved(state: dict[str, torch.Tensor], own: StudyConfig) -> float:
     return update_norm(state, start)
 
 
+@pytest.mark.slow
 def test_a_colluding_minority_cannot_move_a_robust_study(tiny_base: Path, tmp_path: Path) -> None:
     def lies(result: TrainResult) -> RecordDict:
         drift = torch.full((4, 1, 1), 19.0)

@@ -68,6 +68,7 @@ def released(grid: type[RoundingGrid], base: Path, output: Path, **federation: A
     return read_release(run_study(grid(sites, load_channels(base)), config, MODALITY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"weighting": "num_examples"}, {"sites": ["p"], "min_train_nodes": 1}])
 def test_a_rounded_study_is_near_the_exact_one_in_any_order_of_replies(
     options: dict[str, Any], tiny_base: Path, tmp_path: Path
@@ -105,6 +106,7 @@ LIES: dict[str, tuple[Callable[[State], State], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 @pytest.mark.parametrize("kind", LIES)
 def test_a_site_that_sends_no_rounded_update_is_left_out_with_the_reason(
@@ -158,6 +160,7 @@ class RoundingLearners(Learners):
         return replace(result, state=sent.tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", [2, 4])
 def test_a_server_that_dies_repeats_a_rounded_round_to_the_same_bytes(
     crash: int, tiny_base: Path, tmp_path: Path

@@ -46,6 +46,7 @@ def area(patient: Patient, target: Attributes) -> float:
     return middle_slice(patient, target).area_mm2
 
 
+@pytest.mark.slow
 def test_same_noise_and_attributes_give_the_same_picture(patients: list[Patient]) -> None:
     again = BRAIN.draw_patient(np.random.default_rng(0), "0", Population())
     first, second = (middle_slice(patient, attributes()) for patient in (patients[0], again))
@@ -123,6 +124,7 @@ def test_sex_changes_the_heads_size_and_nothing_else(patients: list[Patient]) ->
         assert brain[1] / brain[0] == pytest.approx((man.size / woman.size) ** 2, rel=0.03)
 
 
+@pytest.mark.slow
 def test_warping_folds_nowhere_and_widening_only_where_there_is_fluid(patients: list[Patient]) -> None:
     axes = [np.arange(low, high, 1.0) for low, high in ((-55, 56), (-75, 50), (12, 34))]
     grid = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)

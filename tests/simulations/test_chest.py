@@ -199,6 +199,7 @@ def test_the_growth_ceiling_lies_between_chance_and_certainty() -> None:
     assert all(0.4 < value < 0.97 for value in ceiling.by_edit.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "detector",
     [

@@ -44,6 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(ended.value.code or 0), captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_store(tiny_base: Path, tmp_path: Path) -> None:
     stores = []
     for name in ("first", "second"):

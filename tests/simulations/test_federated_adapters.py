@@ -59,6 +59,7 @@ class RealSites(LocalGrid):
         return Message(content, reply_to=message)
 
 
+@pytest.mark.slow
 def test_a_conditional_drift_is_regressed_at_sites_averaged_released_and_drawn_with(
     site: SiteConfig, smallest_base: Path, tmp_path: Path
 ) -> None:

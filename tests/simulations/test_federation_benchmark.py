@@ -62,6 +62,7 @@ def test_a_small_run_writes_its_page_and_resumes(config: FederationBenchmark) ->
     assert page.read_text() == text
 
 
+@pytest.mark.slow
 def test_pooled_rows_see_as_many_scans_as_all_sites_together(config: FederationBenchmark) -> None:
     judge = FederationJudge(config)
 

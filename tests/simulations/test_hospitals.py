@@ -51,6 +51,7 @@ def digests(root: Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_another_seed_other_ones(tmp_path: Path) -> None:
     seeds = {"first": 0, "again": 0, "other": 1}
     few = ["patients=1", "test_patients=1"]

@@ -42,6 +42,7 @@ def test_no_class_name_means_two_things() -> None:
     assert duplicate_class_names(Path(__file__).parents[2]) == []
 
 
+@pytest.mark.slow
 def test_few_functions_have_many_parameters() -> None:
     assert len(long_signatures(Path(__file__).parents[2])) <= 5
 

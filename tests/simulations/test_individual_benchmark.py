@@ -241,6 +241,7 @@ def test_curves_are_judged_over_all_their_times() -> None:
     assert numbers["trajectory_error_over_straight_line"] == pytest.approx((0 + 20 + 15 + 20) / 100)
 
 
+@pytest.mark.slow
 def test_the_rule_of_attributes_finds_how_fast_they_grow_and_sees_no_picture() -> None:
     """Brains whose areas are replaced: 30 mm2 a year, and 20 more with the disease."""
     hospitals = load_config(HospitalsConfig, Path("configs/hospitals.yaml"), ["patients=4", "test_patients=4"])
@@ -289,6 +290,7 @@ def test_private_patients_are_in_no_other_group() -> None:
         PrivateDriftConfig(patients=[100], drawn_patients=50)
 
 
+@pytest.mark.slow
 def test_one_vector_costs_no_more_than_its_epsilon() -> None:
     for target, patients in ((8.0, 100), (1.0, 300)):
         noise = noise_multiplier(target, patients)

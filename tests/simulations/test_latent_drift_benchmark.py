@@ -49,6 +49,7 @@ def test_the_plan_is_the_papers_table_with_its_controls() -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [

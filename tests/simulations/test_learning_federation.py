@@ -72,6 +72,7 @@ class Recording(Nodes):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["rolora", "fedex", *(pytest.param(name, marks=SLOW) for name in ("ffa", "flexlora", "flora", "fedadam"))],
@@ -90,6 +91,7 @@ def test_two_rounds_of_each_aggregator_give_a_release_that_loads(
         torch.testing.assert_close((merged[weight] - plain[weight]).double(), update, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_release_of_what_is_carried_holds_all_rounds_and_is_of_its_own_rank(
     smallest_base: Path, three: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -136,6 +138,7 @@ def test_a_killed_server_goes_on_with_what_is_carried(
     assert (resumed / weights).read_bytes() == (whole / weights).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("flexlora", marks=SLOW), "flora"])
 def test_a_site_of_a_smaller_rank_takes_part(
     name: str, smallest_base: Path, three: dict[str, Path], tmp_path: Path
@@ -151,6 +154,7 @@ def scores(release: Release) -> list[dict[str, dict[str, float]]]:
     return [record["validation"] for record in release.manifest["rounds"]]
 
 
+@pytest.mark.slow
 def test_sites_score_each_round_on_patients_who_are_held_out(
     smallest_base: Path, three: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -175,6 +179,7 @@ def test_every_other_round_and_the_last_are_scored(smallest_base: Path, three: d
     assert scores(release) == [{}, {}]
 
 
+@pytest.mark.slow
 def test_a_site_without_held_out_patients_is_a_line_and_is_asked_once(
     smallest_base: Path, three: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -202,6 +207,7 @@ class Worse(Nodes):
         return reply
 
 
+@pytest.mark.slow
 def test_the_best_round_is_released_and_patience_ends_the_study(
     smallest_base: Path, three: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +227,7 @@ def test_the_best_round_is_released_and_patience_ends_the_study(
     assert json.loads((again / "manifest.json").read_text())["rounds"][-1]["round"] == 4  # it is over, and stays so
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -252,6 +259,7 @@ def task_of(base: Path, study: StudyConfig, shift: float = 0.0) -> TrainTask:
     return TrainTask(moved, 1, json.dumps(to_mapping(study)), base_digest(str(base)), "")
 
 
+@pytest.mark.slow
 def test_a_round_is_scored_for_one_set_of_weights_only(
     smallest_base: Path, three: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -268,6 +276,7 @@ def test_a_round_is_scored_for_one_set_of_weights_only(
         handle_validate(few, task)
 
 
+@pytest.mark.slow
 def test_private_and_secret_studies_score_nothing(smallest_base: Path, three: dict[str, Path], tmp_path: Path) -> None:
     grid = Nodes(three)
     values = setting(smallest_base, tmp_path)

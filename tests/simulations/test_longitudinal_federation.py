@@ -79,6 +79,7 @@ def test_two_rounds_give_the_fit_of_the_pooled_sums(
     assert float(release.drift.yearly.abs().max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_secure_sum_gives_the_same_within_its_levels_and_an_answer_can_be_drawn(
     smallest_base: Path, willing: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_one_round_is_too_few_and_medians_do_not_add_up(
         run(Nodes(willing), medians, willing)
 
 
+@pytest.mark.slow
 def test_sites_refuse_it_by_default(smallest_base: Path, files: dict[str, Path], tmp_path: Path) -> None:
     grid = Nodes(files)
     with pytest.raises(Exception, match="no round had enough"):
@@ -156,6 +158,7 @@ def private(base: Path, output: Path, start: Path, **federation: object) -> dict
     return {**longitudinal(base, output, **federation), "start": str(start), "privacy": privacy}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secure", [False, True])
 def test_a_private_study_corrects_its_starts_drift_by_one_query(
     smallest_base: Path, willing: dict[str, Path], start: Path, tmp_path: Path, secure: bool
@@ -188,6 +191,7 @@ def test_a_private_study_corrects_its_starts_drift_by_one_query(
     assert release.study.start_drift_digest == state_digest(public.state())
 
 
+@pytest.mark.slow
 def test_a_resumed_private_study_has_the_same_basis(
     smallest_base: Path, willing: dict[str, Path], start: Path, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_demo_is_loaded_with_values_of_all_three_configs(tmp_path: Path) -> No
         load_demo(DEMO, ["held_out=4"])
 
 
+@pytest.mark.slow
 def test_a_typo_is_refused_before_any_model_library_is_imported() -> None:
     code = (
         "import sys\n"

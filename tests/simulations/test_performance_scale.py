@@ -11,6 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ld_simulations.benchmarks.performance.scale import CASES, FULL, lora_shapes, measure_round, unet_shapes
 
 
+@pytest.mark.slow
 def test_the_shapes_are_those_of_stable_diffusion() -> None:
     assert sum(map(math.prod, unet_shapes().values())) == 859_520_964
     for rank in (4, 16):

@@ -23,6 +23,7 @@ def test_rounding_costs_what_the_formats_say(monkeypatch: pytest.MonkeyPatch) ->
     assert len(wire_table(found)) == 2 + len(rows)
 
 
+@pytest.mark.slow
 def test_a_short_training_gives_a_loss_and_its_weights(smallest_base: object) -> None:
     start, loss, result = wire._train(VARIANTS[2], str(smallest_base), sites=2, rounds=1)
     assert loss > 0

@@ -137,6 +137,7 @@ def test_too_few_left_out_show_no_rate_of_all_seeds() -> None:
     assert any("needs 100 held-out patients" in line for line in attack_lines(runs))
 
 
+@pytest.mark.slow
 def test_the_published_table_is_adopted_whole() -> None:
     published = CONFIG.parents[1] / "docs/benchmarks/privacy.json"
     benchmark = load_privacy_benchmark(CONFIG, [f"adopt={published}"])

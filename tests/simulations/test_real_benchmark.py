@@ -88,6 +88,7 @@ def write_brains(folder: Path) -> None:
         nibabel.save(image, folder / "patient07" / f"study{number}_T1W.nii.gz")
 
 
+@pytest.mark.slow
 def test_a_segmentation_lies_in_the_grid_of_its_volume(benchmark: RealBenchmark) -> None:
     network = MeshNet(benchmark.data / WEIGHTS)
     for affine in (np.diag([2.0, 2.0, 2.0, 1.0]), np.diag([-2.0, -2.0, 2.0, 1.0])):
@@ -117,6 +118,7 @@ def test_one_radiograph_a_day_counts_and_one_without_crp_does_not(benchmark: Rea
     assert with_crp[0].attributes["crp"] == 8.0
 
 
+@pytest.mark.slow
 def test_every_rule_answers_every_follow_up_by_other_patients(benchmark: RealBenchmark) -> None:
     base = load_base(benchmark.config.base_model)
     visits = read_visits(benchmark.data / RADIOGRAPHS, benchmark.radiographs, base.resolution)

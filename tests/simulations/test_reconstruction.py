@@ -112,6 +112,7 @@ def test_a_linear_gradient_is_inverted() -> None:
     assert int(scores.argmax()) == 5
 
 
+@pytest.mark.slow
 def test_gradient_matching_finds_a_latent_of_that_gradient(crafted: MaliciousServer) -> None:
     data, gradients = scans(40), Gradients(crafted, ["brain MRI"], 0)
     prior = LatentPrior(data.latents)
@@ -163,6 +164,7 @@ def test_the_number_of_the_promise_is_of_the_default_policy_and_lora() -> None:
     assert best_request([*results, far]) == best
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_allowed_weights_lie_within_the_default_distance_of_a_site() -> None:
     for blocks in (0, 1):

@@ -91,6 +91,7 @@ def test_a_difference_is_white_where_nothing_changes_and_as_the_legend_says_at_i
     assert pixels(picture_url(torch.full((1, 2, 2), 3.0))).max() == 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_figure_has_the_worst_the_median_and_the_best(brain_mri: Modality, tmp_path: Path, count: int) -> None:
     patients = shown_patients(brain_mri, judged([10.0 * number for number in range(count)]), TITLES)

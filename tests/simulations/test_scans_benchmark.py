@@ -44,6 +44,7 @@ def test_a_tree_is_read_whole_and_every_image_is_another(smallest_base: Path, tm
     assert len(files) == len({file.read_bytes() for file in files}) == TreeSize(3, 2, 5).files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", [TRIALS[2], TRIALS[3]], ids=lambda trial: trial.name)
 def test_a_layout_counts_only_where_every_visit_is_as_planted(trial: Any, smallest_base: Path, tmp_path: Path) -> None:
     (tmp_path / "right").mkdir()
@@ -74,6 +75,7 @@ def test_every_format_is_read_right_or_refused_with_a_sentence() -> None:
     assert "Semicolons and decimal commas" in read
 
 
+@pytest.mark.slow
 def test_times_are_those_of_processes_that_read_everything(smallest_base: Path, tmp_path: Path) -> None:
     reading = time_reading(few(smallest_base), tmp_path / "reading")
     assert reading["files"] == 6

@@ -91,6 +91,7 @@ def run(grid: Nodes, options: dict[str, Any], files: dict[str, Path]) -> Release
     return read_release(run_study(grid, study, load_modality(load_site(files["p"]))))
 
 
+@pytest.mark.slow
 def test_the_adapter_is_the_plain_averages_within_quantisation_and_no_site_is_seen(
     smallest_base: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_the_adapter_is_the_plain_averages_within_quantisation_and_no_site_is_se
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage",
     [
@@ -144,6 +146,7 @@ def test_a_site_may_drop_out_at_any_stage(
     assert ("r" in second["sites"]) == (stage == "query.unmask")  # its vector came before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage", [pytest.param("query.shares", marks=SLOW), pytest.param("train", marks=SLOW), "query.unmask"]
 )
