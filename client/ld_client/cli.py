@@ -16,6 +16,7 @@ from ld_client.deployment.site_home import SiteHome
 from ld_client.layouts.command import import_layout
 from ld_client.pacs.command import fetch
 from ld_client.site_commands import add_site_commands
+from ld_client.survey.commands import survey_app
 from ld_client.withdrawal.commands import add_withdrawal_commands
 from ld_common.core.command import VERSION, Json, print_json, print_lines, run_cli, stage_bars
 from ld_common.core.errors import ApprovalError, DeploymentError
@@ -27,6 +28,7 @@ RENAMED = {"left-out": "exclusions", "--choice": "--estimator"}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 audit_app = typer.Typer(no_args_is_help=True, help="Check the site's log of what ran and what left.")
 app.add_typer(audit_app, name="audit")
+app.add_typer(survey_app, name="survey")
 
 
 @app.callback()

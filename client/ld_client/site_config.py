@@ -72,7 +72,7 @@ class PolicyConfig:
     """Let the release hold the factors that a study of aggregator `fedsa` leaves at each site, by this site's name, and
     their mean over the sites that do the same. Without it they never leave."""
     private_only: bool = False
-    """Refuse studies without differential privacy."""
+    """Refuse studies without differential privacy, and surveys, whose counts are rounded but not noised."""
     max_epsilon: float = 10.0
     """Largest ε of all studies together, for one patient over the lifetime of the data set."""
     delta: float = 1e-5

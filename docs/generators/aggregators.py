@@ -12,7 +12,8 @@ SITES = ["a", "b", "c"]
 PRIVATE = {"privacy": {"enabled": True}, "drift": {"shape": "none"}}
 UP = {"ffa": "half", "rolora": "half", "fedsa": "half"}
 DOWN = {"ffa": "half", "fedex": "grows", "flora": "grows"}
-EXACT = {"ffa": "yes", "rolora": "yes", "flexlora": "up to its rank", "fedex": "yes", "flora": "yes", "fedsa": "of A, sites differ"}
+EXACT = {"ffa": "yes", "rolora": "yes", "flexlora": "up to its rank", "fedex": "yes", "flora": "yes"}
+EXACT |= {"fedsa": "of A, sites differ"}
 HEADER = [
     "aggregator",
     "exact for LoRA",

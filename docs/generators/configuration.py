@@ -68,6 +68,11 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str]]]] = [
             ("PolicyConfig", "policy."),
         ],
     ),
+    (
+        "Survey",
+        "What `ld-server survey new` asks sites before a study is written: rounded counts of their patients.",
+        [("SurveyQuestions", ""), ("TableQuestion", "tables.N.")],
+    ),
     ("Deployed server", "`server.yaml` in a study's home.", [("ServerConfig", "")]),
     (
         "Simulation",

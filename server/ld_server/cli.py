@@ -14,12 +14,14 @@ import typer
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.command import HOST_HELP, VERSION, Json, print_json, print_lines, run_cli
+from ld_server.survey.commands import survey_app
 
 HOME = typer.Argument(..., help="The study's folder, made by ld-server provision.")
 RUN = typer.Argument(..., help="The study's folder, or the output folder of a simulation.")
 SITE = typer.Argument(..., help="The site's name in the study.")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app.add_typer(survey_app, name="survey")
 
 
 @app.callback()

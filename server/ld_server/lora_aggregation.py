@@ -38,7 +38,7 @@ class RoLora(Mean):
 class FedSa(Mean):
     """A is shared by its mean, and each site keeps a B of its own (FedSA-LoRA, arXiv 2410.01463), or the reverse: half
     the bytes to the server. The sites' adapters differ. The release has the mean of the factors of those sites whose
-    `policy.release_own_part` lets them leave, and each of them by name (`ld-generate --site`)."""
+    `policy.release_own_part` lets them leave, and each of them by name (`--site` of `ld-generate`)."""
 
     name: ClassVar[str] = "fedsa"
     factors: ClassVar[str] = "both"

@@ -81,6 +81,7 @@ def parts_of(losses: dict[str, float]) -> dict[str, Any]:
 
 def test_shares_are_of_the_better_pooled_training(config: FederationBenchmark) -> None:
     losses = {"base, not trained": 1.0, "pooled, more steps": 0.9, "pooled, larger batch": 0.8, "alone": 0.9}
+    losses |= {"each site's own drift": 0.84, "one drift of all sites": 0.86}
     parts = parts_of(losses | {"mean": 0.85, "fedprox": 0.9, "flora": 0.8})
     assert improvement_shares(config, parts, "non-iid", "mean") == pytest.approx([0.75, 0.75])
     assert improvement_shares(config, parts, "non-iid", "flora") == pytest.approx([1.0, 1.0])

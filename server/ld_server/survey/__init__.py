@@ -1,0 +1,1 @@
+"""Cohort surveys at the engineer's side: questions, the list of keys, the sum. No server runs for them."""
