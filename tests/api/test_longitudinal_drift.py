@@ -91,6 +91,7 @@ def test_the_change_of_the_visits_is_found_and_drawn(
     assert float((change - 0.1 * way).norm() / (0.1 * way).norm()) < 0.1
 
 
+@pytest.mark.slow
 def test_days_may_start_anywhere_and_follow_from_ages(
     drift: LongitudinalDrift, visits: Visits, base: BaseModel, brain_mri: Modality
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_scan_and_a_tensor_are_taken_as_well(pipe: CounterfactualPipeline, ser
     assert result.biomarkers == {}  # no spacing, no area
 
 
+@pytest.mark.slow
 def test_another_slice_another_seed_and_several_seeds(pipe: CounterfactualPipeline, series: Path) -> None:
     options = {"source": {"diagnosis": "CN"}, "target": {"age": 84}, "editor": "ddpm", **STEPS}
     first, again, other = (pipe(series, seed=seed, **options) for seed in (0, 0, 1))
@@ -124,6 +125,7 @@ def test_another_slice_another_seed_and_several_seeds(pipe: CounterfactualPipeli
     assert not np.array_equal(pipe(series, slice_index=0, **options).scan, first.scan)
 
 
+@pytest.mark.slow
 def test_the_editor_is_a_name_an_instance_or_the_releases(pipe: CounterfactualPipeline, series: Path) -> None:
     ask = {"source": {"diagnosis": "CN"}, "target": {"age": 84}}
     by_name = pipe(series, editor="ddim", guidance_scale=1.0, fixed_point_iterations=0, **ask, **STEPS)

@@ -71,6 +71,7 @@ def test_a_round_trains_and_returns_what_may_leave(site_yaml: Path, task: TrainT
     assert torch.allclose(first.drift[:, 0, 0], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_site_trains_with_the_frozen_part_that_a_task_brings(
     site_yaml: Path, task: TrainTask, tiny_base: Path
 ) -> None:

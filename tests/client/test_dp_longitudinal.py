@@ -91,6 +91,7 @@ def test_it_is_charged_once_and_the_same_in_every_round(site: SiteConfig, task: 
     assert (charge.noise_multiplier, charge.sampling_rate, charge.steps) == (10.0, 1.0, 1)
 
 
+@pytest.mark.slow
 def test_another_basis_than_the_starts_is_refused_before_anything_is_charged(
     site: SiteConfig, task: TrainTask, basis: PublicBasis
 ) -> None:
@@ -106,6 +107,7 @@ def test_another_basis_than_the_starts_is_refused_before_anything_is_charged(
     assert Ledger(site.ledger_path).entries() == []
 
 
+@pytest.mark.slow
 def test_other_directions_in_a_later_round_are_refused(site: SiteConfig, task: TrainTask, basis: PublicBasis) -> None:
     handle_train(site, task)
     turned = PublicBasis(basis.public, basis.changes.flip(0))

@@ -113,6 +113,7 @@ def test_a_private_site_sends_noised_tensors_its_name_and_nothing_else(
     assert {entry.purpose for entry in charged} == {"training", "drift"}
 
 
+@pytest.mark.slow
 def test_a_deployed_private_site_adds_a_signature_and_its_logs_head(
     site_yaml: Path, private_task: TrainTask, tmp_path: Path
 ) -> None:

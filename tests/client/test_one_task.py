@@ -224,6 +224,7 @@ def test_a_study_without_secure_aggregation_offers_no_keys(site_yaml: Path) -> N
     assert refused(ask(home, "query.keys", messages.pack_secure(pack(setting_of(home.study(), 10)))))
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_the_state_is_the_site_s_alone(homes: dict[str, SiteHome]) -> None:
     home, server = homes["aster"], Server(homes)

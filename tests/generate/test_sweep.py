@@ -92,6 +92,7 @@ def test_without_a_scale_no_area_is_claimed(brain_mri: Modality, tmp_path: Path)
     assert table.read_text().splitlines()[0] == "picture,age,mean_change"
 
 
+@pytest.mark.slow
 def test_a_scan_is_drawn_at_each_value(run: GenerateRunner, scan: Path, tmp_path: Path) -> None:
     code, printed = run("sweep", "age=60:80:20", "--input", scan, "--source", SOURCE, "--out", tmp_path / "out")
     assert code == 0, printed

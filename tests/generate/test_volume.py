@@ -90,6 +90,7 @@ def test_a_nifti_comes_back_in_its_geometry_with_the_chosen_slices_edited(
     assert record["counterfactuals"][1]["files"] == ["sex-M.nii.gz"]
 
 
+@pytest.mark.slow
 def test_a_deformation_falls_off_beyond_the_edited_slices_and_keeps_what_is_preserved(
     run: GenerateRunner, nifti: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_deformation_falls_off_beyond_the_edited_slices_and_keeps_what_is_pres
     assert scan.get_fdata().min() <= drawn.min() <= drawn.max() <= scan.get_fdata().max()
 
 
+@pytest.mark.slow
 def test_a_series_comes_back_as_a_synthetic_series_in_its_place(
     run: GenerateRunner,
     series: Path,

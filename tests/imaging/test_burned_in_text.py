@@ -62,6 +62,7 @@ def test_a_name_is_found_however_it_is_drawn(way: str) -> None:
     assert find_text(image.astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 @pytest.mark.parametrize("text", ["12.03.1957", "47118823", "A. Nowak"])
 def test_dates_numbers_and_small_letters_are_found(text: str) -> None:

@@ -222,6 +222,7 @@ def test_a_deployed_site_signs_its_rounds_and_both_sides_hold_its_log(home: Site
     assert b"PLANTED" not in home.audit_log.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_log_says_byte_for_byte_what_left(home: SiteHome) -> None:
     result = messages.unpack_result(app(asked(messages.pack_task(task_of(home)), "train"), node_of(home)).content)
     entries = [parse_line(line) for line in home.audit_log.read_bytes().splitlines()]
@@ -230,6 +231,7 @@ def test_the_log_says_byte_for_byte_what_left(home: SiteHome) -> None:
     assert left["content"] == result.content_digest()
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_a_cut_log_is_found_by_the_next_task(home: SiteHome) -> None:
     node = node_of(home)

@@ -330,6 +330,7 @@ def generate(
     return int(ended.value.code or 0), said.out + said.err
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_ld_generate_draws_only_from_what_is_trusted(
     drawable: Path, smallest_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -56,6 +56,7 @@ def test_same_noise_and_attributes_give_the_same_picture(patients: list[Patient]
     assert first.contrast.min() >= 0 and 0.8 < first.contrast.max() <= 1
 
 
+@pytest.mark.slow
 def test_ventricles_grow_with_age_and_with_disease_in_every_patient(patients: list[Patient]) -> None:
     for patient in patients:
         healthy = [area(patient, attributes(age)) for age in AGES_YEARS]

@@ -84,6 +84,7 @@ def same(first: State, second: State) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps", ["b", "a"])
 def test_each_site_trains_factors_of_its_own_and_releases_them_only_if_it_says_so(
     site: SiteConfig,  # noqa: F811
@@ -187,6 +188,7 @@ def test_a_validation_and_the_next_round_begin_with_what_the_site_kept(site: Sit
     assert loss(replace(after, nonce="again")) != with_own
 
 
+@pytest.mark.slow
 def test_a_secure_sum_holds_the_shared_factors_alone(
     smallest_base: Path,
     files: dict[str, Path],  # noqa: F811
