@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.errors import ModelError
+from ld_common.diffusion.base_components import PARTS, check_components, read_schedule
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 STATISTICS = "latent_statistics.json"
 PRECISIONS = ("float32", "bfloat16", "float16")
 AUTOENCODED_TOGETHER = 16
@@ -170,7 +170,7 @@ def base_latent_mean(name: str, channels: int) -> Tensor:
 
 def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") -> Denoiser:
     """Load a base without its VAE, which training does not need; arguments and errors as for `load_base`."""
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -182,7 +182,7 @@ def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") ->
             folder / "text_encoder", dtype=dtype, variant=_variant(folder / "text_encoder")
         )
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+        scheduler = read_schedule(folder, name)
     for part in (unet, text_encoder):
         part.requires_grad_(False).eval().to(device)
     return Denoiser(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
@@ -198,7 +198,8 @@ def checked_dtype(device: str, precision: str) -> torch.dtype:
 
 
 def locate_base(name: str) -> Path:
-    """The folder of a base given by path or hub id; raises `ModelError` if it is not on this machine."""
+    """The folder of a base given by path or hub id; raises `ModelError` if it is not here, or of classes that do not
+    load."""
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -210,9 +211,7 @@ def locate_base(name: str) -> Path:
                 f"base model '{name}' is neither a folder (from '{Path.cwd()}') nor a hub id in the local cache: "
                 "give the path of a Stable Diffusion folder"
             ) from error
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise ModelError(f"base model '{name}' lacks {', '.join(missing)}: a Stable Diffusion folder holds all parts")
+    check_components(folder, name)
     return folder
 
 

@@ -1,0 +1,147 @@
+"""What a base's folder holds, by the classes that its files name: which bases load, and on which noise schedule.
+
+Bases are of Stable Diffusion 1 and 2: `AutoencoderKL`, `UNet2DConditionModel`, `CLIPTextModel`, `CLIPTokenizer`, and
+any scheduler of diffusers with a discrete schedule of β. Others are refused by the name of their class before anything
+is read of their weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ld_common.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
+INDEX = "model_index.json"
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components of a Stable Diffusion pipeline that its network does not need."""
+CLASSES = {
+    "vae": ("AutoencoderKL",),
+    "unet": ("UNet2DConditionModel",),
+    "text_encoder": ("CLIPTextModel",),
+}
+SUPPORTED = "bases of the classes of StableDiffusionPipeline load (Stable Diffusion 1 and 2)"
+NOT_GIVEN = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)
+"""Settings of a UNet that takes more than latents, a timestep and prompt embeddings, or projects them."""
+SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+OPTIONAL = {
+    "rescale_betas_zero_snr": False,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "steps_offset": 0,
+}
+"""Further settings of diffusers' DDIM, and what another scheduler does that has none of the name."""
+
+
+def check_components(folder: Path, name: str) -> None:
+    """Refuse a base of other classes, or one whose network cannot be asked.
+
+    Args:
+        folder: the base's.
+        name: as the user gave it, for messages.
+
+    Raises:
+        ModelError: one sentence with the class or setting that is not supported, or a file that cannot be read.
+    """
+    whole = _read(folder / INDEX, name) if (folder / INDEX).is_file() else {}
+    kind = str(whole.get("_class_name", ""))
+    others = {
+        part: str(entry[1])
+        for part, entry in whole.items()
+        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None and part not in (*PARTS, *BESIDE)
+    }
+    if others or (kind and not kind.startswith("StableDiffusion")):
+        has = f", with {_listed(others)}" if others else ""
+        raise ModelError(f"base model '{name}' is a {kind or 'pipeline'}{has}: {SUPPORTED}")
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise ModelError(f"base model '{name}' lacks {', '.join(missing)}: a Stable Diffusion folder holds all parts")
+    for part, known in CLASSES.items():
+        found = _class_of(folder / part, name)
+        if found and found not in known:
+            raise ModelError(f"the {part} of base model '{name}' is a {found}, not {known[0]}: {SUPPORTED}")
+    _check_unet(_read(folder / "unet/config.json", name), _read(folder / "vae/config.json", name), name)
+
+
+def read_schedule(folder: Path, name: str) -> DDIMScheduler:
+    """The base's schedule as diffusers' DDIM, with every setting as the folder's own scheduler has it.
+
+    A scheduler without DDIM's `clip_sample` does not clip, one without `set_alpha_to_one` ends at the image; DDIM's own
+    defaults would clip latents. A spacing `linspace` becomes `leading`, since DDIM takes steps of equal length.
+
+    Raises:
+        ModelError: a scheduler without a discrete schedule of β, such as one of flow matching, or an unreadable file.
+    """
+    import diffusers
+
+    written = _read(folder / "scheduler/scheduler_config.json", name)
+    kind = str(written.get("_class_name") or "DDIMScheduler")
+    own_class = getattr(diffusers, kind, None)
+    if own_class is None:
+        raise ModelError(f"the scheduler of base model '{name}' is a {kind}, which the installed diffusers lacks")
+    known = inspect.signature(own_class.__init__).parameters
+    own = own_class(**{key: value for key, value in written.items() if key in known})
+    settings: dict[str, Any] = {**own.config, **written}
+    if not hasattr(own, "alphas_cumprod") or settings.get("use_flow_sigmas"):
+        raise ModelError(f"the scheduler of base model '{name}' is a {kind}, which has no schedule of β: {SUPPORTED}")
+    options = {key: settings[key] for key in SCHEDULE if key in settings}
+    options |= {key: settings.get(key, absent) for key, absent in OPTIONAL.items()}
+    options["set_alpha_to_one"] = settings.get("set_alpha_to_one", settings.get("final_sigmas_type", "zero") == "zero")
+    spacing = settings.get("timestep_spacing", "leading")
+    equal_steps = kind == "DDIMScheduler" or spacing != "linspace"
+    return diffusers.DDIMScheduler(**options, timestep_spacing=spacing if equal_steps else "leading")
+
+
+def _check_unet(unet: dict[str, Any], vae: dict[str, Any], name: str) -> None:
+    taken = [key for key in NOT_GIVEN if unet.get(key) is not None]
+    if taken:
+        raise ModelError(f"the unet of base model '{name}' has {taken[0]} {unet[taken[0]]}: {SUPPORTED}")
+    if not isinstance(unet.get("sample_size"), int):
+        raise ModelError(
+            f"unet/config.json of base model '{name}' has sample_size {unet.get('sample_size')}: write the height of "
+            "its latents there, for Stable Diffusion 64, or 96 for pictures of 768 pixels"
+        )
+    latent, taken_channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
+    if latent != taken_channels:
+        raise ModelError(
+            f"the unet of base model '{name}' takes {taken_channels} channels, its vae makes {latent}: bases for "
+            "inpainting and upscaling do not load"
+        )
+
+
+def _class_of(part: Path, name: str) -> str:
+    """The class that a component's config names; empty where it names none."""
+    config = _read(part / "config.json", name)
+    architectures = config.get("architectures") or [""]
+    return str(config.get("_class_name") or architectures[0] or "")
+
+
+def _listed(components: dict[str, str]) -> str:
+    return ", ".join(f"{part} ({kind})" for part, kind in sorted(components.items()))
+
+
+def _read(file: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot read '{file.name}' of base model '{name}' ({error}): copy the folder again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"'{file}' of base model '{name}' is no JSON object: copy the folder again")
+    return content
