@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ld_common.adapters.base import METADATA, Adapter, Named, UnetConfig
 from ld_common.adapters.state_dict import read_tensors
 from ld_common.core.config import require
+from ld_common.core.errors import AdapterError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 
@@ -64,6 +65,10 @@ class TextualInversion(Adapter):
         """Add the tokens, a phrase's at the mean embedding of its words, the concept's at the mean of all tokens."""
         from transformers import AddedToken
 
+        if model.second_text is not None:
+            raise AdapterError(
+                "adapter textual_inversion trains tokens of one text encoder, this base has two: use lora"
+            )
         table = model.text_encoder.get_input_embeddings()
         starts: dict[str, Tensor] = {CONCEPT: table.weight.float().mean(0)}
         for phrase in self.words:

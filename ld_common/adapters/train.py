@@ -49,7 +49,7 @@ def train(
         DivergedError: the loss is not finite.
     """
     config = checked(TrainingConfig, {"steps": steps, **options}, "training.")
-    parts = {name: copy.deepcopy(getattr(base, name)) for name in ("unet", "text_encoder", "tokenizer")}
+    parts = {name: copy.deepcopy(getattr(base, name)) for name in ("unet", "text_encoder", "tokenizer", "second_text")}
     # the prior's images are the base's own, so they are drawn before the adapter changes it
     prior = data.prior if adapter.prior is None else draw_prior(base, adapter.prior, seed)
     entering = drift if isinstance(drift, LatentDrift) else data.drift

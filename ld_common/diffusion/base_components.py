@@ -1,8 +1,8 @@
 """What a base's folder holds, by the classes that its files name: which bases load, and on which noise schedule.
 
-Bases are of Stable Diffusion 1 and 2: `AutoencoderKL`, `UNet2DConditionModel`, `CLIPTextModel`, `CLIPTokenizer`, and
-any scheduler of diffusers with a discrete schedule of β. Others are refused by the name of their class before anything
-is read of their weights.
+Bases are of Stable Diffusion 1 and 2 (`AutoencoderKL`, `UNet2DConditionModel`, `CLIPTextModel`, `CLIPTokenizer`) and
+XL, with `CLIPTextModelWithProjection` besides; their scheduler is any of diffusers' with a discrete schedule of β.
+Others are refused by the name of their class before anything is read of their weights.
 """
 
 from __future__ import annotations
@@ -21,20 +21,18 @@ INDEX = "model_index.json"
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
 """Components of a Stable Diffusion pipeline that its network does not need."""
+XL_PARTS = (*PARTS, "text_encoder_2", "tokenizer_2")
 CLASSES = {
-    "vae": ("AutoencoderKL",),
-    "unet": ("UNet2DConditionModel",),
-    "text_encoder": ("CLIPTextModel",),
+    "vae": "AutoencoderKL",
+    "unet": "UNet2DConditionModel",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
 }
-SUPPORTED = "bases of the classes of StableDiffusionPipeline load (Stable Diffusion 1 and 2)"
-NOT_GIVEN = (
-    "addition_embed_type",
-    "class_embed_type",
-    "num_class_embeds",
-    "encoder_hid_dim_type",
-    "time_cond_proj_dim",
-)
-"""Settings of a UNet that takes more than latents, a timestep and prompt embeddings, or projects them."""
+SUPPORTED = "bases of the classes of StableDiffusionPipeline and StableDiffusionXLPipeline load"
+XL_EMBEDDING = "text_time"
+"""`addition_embed_type` of an SDXL UNet: a pooled prompt and sizes."""
+NOT_GIVEN = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
+"""Settings of a UNet that takes other inputs than ours, or projects them."""
 SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 OPTIONAL = {
     "rescale_betas_zero_snr": False,
@@ -48,6 +46,27 @@ OPTIONAL = {
 """Further settings of diffusers' DDIM, and what another scheduler does that has none of the name."""
 
 
+def is_xl(folder: Path) -> bool:
+    """Whether a folder is of SDXL: it has a second text encoder."""
+    return (folder / "text_encoder_2").is_dir()
+
+
+def parts_of(folder: Path) -> tuple[str, ...]:
+    """The components that decide what a base computes."""
+    return XL_PARTS if is_xl(folder) else PARTS
+
+
+def zero_for_empty_prompt(folder: Path, name: str) -> bool:
+    """Whether an SDXL pipeline takes zeros for the empty prompt; raises `ModelError`."""
+    index = folder / INDEX
+    return bool(_read(index, name).get("force_zeros_for_empty_prompt", True)) if index.is_file() else True
+
+
+def vae_levels(folder: Path, name: str) -> int:
+    """Levels of a base's VAE, each of half the side of the one before; raises `ModelError`."""
+    return len(_read(folder / "vae/config.json", name).get("block_out_channels", ()))
+
+
 def check_components(folder: Path, name: str) -> None:
     """Refuse a base of other classes, or one whose network cannot be asked.
 
@@ -59,23 +78,30 @@ def check_components(folder: Path, name: str) -> None:
         ModelError: one sentence with the class or setting that is not supported, or a file that cannot be read.
     """
     whole = _read(folder / INDEX, name) if (folder / INDEX).is_file() else {}
-    kind = str(whole.get("_class_name", ""))
+    kind, parts = str(whole.get("_class_name", "")), parts_of(folder)
     others = {
         part: str(entry[1])
         for part, entry in whole.items()
-        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None and part not in (*PARTS, *BESIDE)
+        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None and part not in (*XL_PARTS, *BESIDE)
     }
     if others or (kind and not kind.startswith("StableDiffusion")):
         has = f", with {_listed(others)}" if others else ""
         raise ModelError(f"base model '{name}' is a {kind or 'pipeline'}{has}: {SUPPORTED}")
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise ModelError(f"base model '{name}' lacks {', '.join(missing)}: a Stable Diffusion folder holds all parts")
     for part, known in CLASSES.items():
-        found = _class_of(folder / part, name)
-        if found and found not in known:
-            raise ModelError(f"the {part} of base model '{name}' is a {found}, not {known[0]}: {SUPPORTED}")
-    _check_unet(_read(folder / "unet/config.json", name), _read(folder / "vae/config.json", name), name)
+        found = _class_of(folder / part, name) if part in parts else ""
+        if found and found != known:
+            raise ModelError(f"the {part} of base model '{name}' is a {found}, not {known}: {SUPPORTED}")
+    unet = _read(folder / "unet/config.json", name)
+    embedding, expected = unet.get("addition_embed_type"), XL_EMBEDDING if is_xl(folder) else None
+    if embedding != expected:
+        raise ModelError(
+            f"the unet of base model '{name}' has addition_embed_type {embedding}, and beside {', '.join(parts)} it "
+            f"would be {expected}: {SUPPORTED}"
+        )
+    _check_unet(unet, _read(folder / "vae/config.json", name), name)
 
 
 def read_schedule(folder: Path, name: str) -> DDIMScheduler:

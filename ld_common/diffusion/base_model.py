@@ -1,4 +1,4 @@
-"""The frozen base: VAE, UNet, text encoder, tokenizer and scheduler of a Stable Diffusion folder or hub id.
+"""The frozen base: VAE, UNet, text encoders, tokenizers and scheduler of a Stable Diffusion folder or hub id.
 
 Channel counts, latent scale, latent size and prediction type are read from the model's configs. diffusers and
 transformers take seconds to import, so only the functions that load a model import them.
@@ -21,11 +21,20 @@ from torch import Tensor, nn
 
 import ld_common.core.offline  # noqa: F401  (before any model library)
 from ld_common.core.errors import ModelError
-from ld_common.diffusion.base_components import PARTS, check_components, read_schedule
+from ld_common.diffusion.base_components import (
+    check_components,
+    is_xl,
+    parts_of,
+    read_schedule,
+    vae_levels,
+    zero_for_empty_prompt,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+
+    from ld_common.diffusion.bases.sdxl import SecondText
 
 STATISTICS = "latent_statistics.json"
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -42,6 +51,8 @@ class Denoiser:
     scheduler: DDIMScheduler
     transform_prompt: Callable[[str], str] = str
     """An adapter's change of a prompt before it is tokenized; the empty prompt stays empty."""
+    second_text: SecondText | None = None
+    """The second text encoder of SDXL."""
     image_conditioned: bool = False
     """Whether the UNet takes a scan, by `image_condition`, in channels behind the noisy latents'."""
 
@@ -62,15 +73,26 @@ class Denoiser:
         return cast(torch.dtype, self.unet.dtype)
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """The text encoder's last hidden states of prompts, `(B,T,D)`; only trained tokens get a gradient.
+        """Embeddings of prompts, `(B,T,D)`; only trained tokens get a gradient.
+
+        They are the text encoder's last hidden states, or those of `SecondText` with a pooled one as their last row.
 
         Raises:
             ModelError: a prompt has more tokens than the text encoder reads.
         """
-        return self.text_encoder(torch.tensor(self.tokens(prompts), device=self.device)).last_hidden_state
+        if self.second_text is not None:
+            return self.second_text.embed(prompts, self.text_encoder, self.tokenizer, self._ids)
+        return self.text_encoder(self._ids(prompts, self.tokenizer)).last_hidden_state
 
-    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, prompts: Sequence[str], tokenizer: CLIPTokenizer) -> Tensor:
+        return torch.tensor(self.tokens(prompts, tokenizer), device=self.device)
+
+    def tokens(self, prompts: Sequence[str], tokenizer: CLIPTokenizer | None = None) -> list[list[int]]:
         """Token ids of prompts, `(B,T)`, filled up to what the text encoder reads.
+
+        Args:
+            prompts: B prompts.
+            tokenizer: another one of the base than the first.
 
         Raises:
             ModelError: a prompt has more tokens than that.
@@ -79,7 +101,7 @@ class Denoiser:
             return []  # the tokenizer takes no empty batch
         longest = int(self.text_encoder.config.max_position_embeddings)
         words = [self.transform_prompt(prompt) if prompt else "" for prompt in prompts]
-        tokens = self.tokenizer(words, padding="max_length", max_length=longest).input_ids
+        tokens = (tokenizer or self.tokenizer)(words, padding="max_length", max_length=longest).input_ids
         for prompt, ids in zip(words, tokens, strict=True):
             if len(ids) > longest:
                 raise ModelError(f"prompt '{prompt}' has {len(ids)} tokens, the base reads {longest}: shorten it")
@@ -108,21 +130,23 @@ class BaseModel(Denoiser):
 
     def move(self, device: str, dtype: torch.dtype) -> BaseModel:
         """Move all networks to a device and convert their weights, in place; returns the base."""
-        for part in (self.unet, self.text_encoder, self.vae):
+        second = () if self.second_text is None else (self.second_text.text_encoder,)
+        for part in (self.unet, self.text_encoder, *second):
             nn.Module.to(part, device=device, dtype=dtype)  # diffusers' own `to` logs a list of what it would not do
+        nn.Module.to(self.vae, device=device, dtype=_vae_dtype(self.vae, dtype))
         return self
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Encode grey images `(B,1,H,W)` in [-1,1] to scaled latent means `(B,C,h,w)`, on the base's device."""
-        pictures = images.to(self.device, self.dtype).expand(-1, self.channels, -1, -1)
-        mean = self.vae.encode(pictures).latent_dist.mean
+        pictures = images.to(self.device, self.vae.dtype).expand(-1, self.channels, -1, -1)
+        mean = self.vae.encode(pictures).latent_dist.mean.to(self.dtype)
         return (mean - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents `(B,C,h,w)` to grey images `(B,1,H,W)`, float32 on the CPU, clipped to [-1,1]."""
-        images = self.vae.decode(latents.to(self.device, self.dtype) / self._scale + self._shift).sample
+        images = self.vae.decode(latents.to(self.device, self.vae.dtype) / self._scale + self._shift).sample
         return images.mean(1, keepdim=True).clamp(-1, 1).float().cpu()
 
     def autoencode(self, images: Tensor) -> Tensor:
@@ -153,9 +177,8 @@ def load_base(name: str, device: str = "cpu", precision: str = "float32") -> Bas
 
     denoiser, folder = load_denoiser(name, device, precision), locate_base(name)
     with _readable(name):
-        vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=denoiser.dtype, variant=_variant(folder / "vae")).to(
-            device
-        )
+        vae = AutoencoderKL.from_pretrained(folder / "vae", variant=_variant(folder / "vae"))
+        nn.Module.to(vae, device=device, dtype=_vae_dtype(vae, denoiser.dtype))
         mean = base_latent_mean(name, denoiser.latent_shape[0])
     parts = {part.name: getattr(denoiser, part.name) for part in fields(denoiser)}
     return BaseModel(**parts, vae=vae.requires_grad_(False).eval(), digest=base_digest(name), latent_mean=mean)
@@ -177,15 +200,24 @@ def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") ->
     folder, dtype = locate_base(name), checked_dtype(device, precision)
     transformers_logging.disable_progress_bar()
     with _readable(name):
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtype, variant=_variant(folder / "unet"))
+        options = {"dtype": dtype, "variant": _variant(folder / "unet")}
+        second = None
+        if is_xl(folder):
+            from ld_common.diffusion.bases.sdxl import load_second_text, load_xl_unet
+
+            unet = load_xl_unet(folder, vae_levels(folder, name), **options)
+            options["variant"] = _variant(folder / "text_encoder_2")
+            second = load_second_text(folder, unet, zero_for_empty_prompt(folder, name), **options)
+        else:
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", **options)
         text_encoder = CLIPTextModel.from_pretrained(
             folder / "text_encoder", dtype=dtype, variant=_variant(folder / "text_encoder")
         )
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         scheduler = read_schedule(folder, name)
-    for part in (unet, text_encoder):
+    for part in (unet, text_encoder, *([] if second is None else [second.text_encoder])):
         part.requires_grad_(False).eval().to(device)
-    return Denoiser(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
+    return Denoiser(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler, second_text=second)
 
 
 def checked_dtype(device: str, precision: str) -> torch.dtype:
@@ -195,6 +227,12 @@ def checked_dtype(device: str, precision: str) -> torch.dtype:
     if precision not in PRECISIONS:
         raise ModelError(f"precision is '{precision}': use {', '.join(PRECISIONS)}")
     return cast(torch.dtype, getattr(torch, precision))
+
+
+def _vae_dtype(vae: AutoencoderKL, dtype: torch.dtype) -> torch.dtype:
+    """Precision of a VAE beside a network's: float16 overflows in one whose config says `force_upcast`."""
+    upcast = dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+    return torch.float32 if upcast else dtype
 
 
 def locate_base(name: str) -> Path:
@@ -218,7 +256,7 @@ def locate_base(name: str) -> Path:
 def base_digest(name: str) -> str:
     """SHA-256 of all that decides what a base computes: loaded weights, configs, vocabulary, latent statistics."""
     folder, total = locate_base(name), hashlib.sha256()
-    files = [file for part in PARTS for file in _files_of(folder / part)]
+    files = [file for part in parts_of(folder) for file in _files_of(folder / part)]
     for file in [*files, *(path for path in [folder / STATISTICS] if path.exists())]:
         state = file.stat()
         total.update(file.relative_to(folder).as_posix().encode())

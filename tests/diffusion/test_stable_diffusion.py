@@ -1,4 +1,4 @@
-"""Stable Diffusion's own folder format at small width: SD 1.4's classes and config keys, RGB VAE, 77 tokens."""
+"""Folders as Stable Diffusion 1.4 and XL are published, at small width: classes, config keys, RGB VAE, 77 tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import DDIMScheduler
 
 from ld_client.client_app import handle_train
 from ld_client.data.store import open_store
@@ -20,6 +19,8 @@ from ld_common.adapters.base import inject
 from ld_common.adapters.registry import ADAPTERS, read_adapter
 from ld_common.core.command import run_cli
 from ld_common.core.config import from_mapping, to_mapping
+from ld_common.core.errors import AdapterError
+from ld_common.diffusion.base_components import is_xl
 from ld_common.diffusion.base_model import load_base, load_denoiser
 from ld_common.diffusion.drift import LatentDrift
 from ld_common.diffusion.sampling import SAMPLERS, make_sampler, sample
@@ -27,73 +28,29 @@ from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, load_release_base, read_release, write_release
 from ld_generate.cli import cli
-from ld_simulations.benchmarks.stable_diffusion.cost import STABLE_DIFFUSION_1_4, compute
-from ld_simulations.tiny_base.networks import make_tokenizer
+from ld_simulations.benchmarks.stable_diffusion.cost import compute
 from tests.support.adapter_options import OPTIONS
 from tests.support.site_homes import index_site
+from tests.support.stable_diffusion import write_sdxl, write_stable_diffusion
 
-VAE = {
-    "act_fn": "silu",
-    "block_out_channels": [32, 32, 32, 32],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "sample_size": 64,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
-SMALL = {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 32, "sample_size": 8}
-SCHEDULE = {
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
+EPSILON, V_PREDICTION, XL = "epsilon", "v_prediction", "sdxl"
 
 
-@pytest.fixture(scope="module", params=[pytest.param("epsilon", marks=pytest.mark.slow), "v_prediction"])
+@pytest.fixture(scope="module", params=[pytest.param(EPSILON, marks=pytest.mark.slow), V_PREDICTION, XL])
 def stable_diffusion(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised folder as SD 1.4 is published (PNDM schedule), or its v-prediction twin."""
+    """A randomly initialised folder as SD 1.4 is published, its v-prediction twin, or one as SDXL is."""
     folder = tmp_path_factory.mktemp(f"sd-{request.param}")
-    tokenizer = make_tokenizer(["axial T1 brain MRI, woman, 70 years, healthy"], 77)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(**{**STABLE_DIFFUSION_1_4, **SMALL})
-        vae = AutoencoderKL(**VAE)
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=77,
-                hidden_act="quick_gelu",
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-    schedule = PNDMScheduler(**SCHEDULE, prediction_type=request.param)
-    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text), ("tokenizer", tokenizer)):
-        part.save_pretrained(folder / name)
-    schedule.save_pretrained(folder / "scheduler")
-    return folder
+    return write_sdxl(folder) if request.param == XL else write_stable_diffusion(folder, request.param)
 
 
 def test_what_a_folder_says_is_read_from_it(stable_diffusion: Path) -> None:
     base = load_base(str(stable_diffusion))
     assert (base.resolution, base.channels, base.latent_shape) == (64, 3, (4, 8, 8))
+    embedded = (1, 77, 32) if base.second_text is None else (1, 78, 80)  # the last row is the pooled one
     assert isinstance(base.scheduler, DDIMScheduler)
     images = torch.rand(2, 1, 64, 64) * 2 - 1
     assert base.decode(base.encode(images)).shape == images.shape
-    assert base.embed(["a scan"]).shape == (1, 77, 32)
+    assert base.embed(["a scan"]).shape == embedded
     assert float(base.latent_mean.abs().sum()) == 0  # the published folder does not say
 
 
@@ -135,6 +92,10 @@ def test_every_adapter_trains_is_released_and_edits(
         "training": {"steps": 2, "batch_size": 2, "learning_rate": 0.01},
     }
     study, modality = from_mapping(StudyConfig, options), load_modality(site)
+    if name == "textual_inversion" and is_xl(stable_diffusion):
+        with pytest.raises(AdapterError, match="this base has two: use lora"):
+            inject(load_denoiser(str(stable_diffusion)), read_adapter(study.adapter), study.seed)
+        return
     adapted = inject(load_denoiser(str(stable_diffusion)), read_adapter(study.adapter), study.seed)
     store = open_store(site.store_path)
     said = json.dumps(to_mapping(study))

@@ -106,7 +106,8 @@ def _base(checked: CheckedSite) -> list[CheckResult]:
 def _memory(checked: CheckedSite) -> list[CheckResult]:
     site = checked.site
     folder = locate_base(site.base_model)
-    parts = [file for part in ("unet", "text_encoder") for file in (folder / part).glob("*.safetensors")]
+    networks = ("unet", "text_encoder", "text_encoder_2")
+    parts = [file for part in networks for file in (folder / part).glob("*.safetensors")]
     needed = MEMORY_SHARE * sum(file.stat().st_size for file in parts)
     if site.device == "cuda":
         if not torch.cuda.is_available():
