@@ -79,15 +79,16 @@ def check_components(folder: Path, name: str) -> None:
     """
     whole = _read(folder / INDEX, name) if (folder / INDEX).is_file() else {}
     kind, parts = str(whole.get("_class_name", "")), parts_of(folder)
-    others = {
+    listed = {
         part: str(entry[1])
         for part, entry in whole.items()
-        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None and part not in (*XL_PARTS, *BESIDE)
+        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
     }
+    others = {part: listed[part] for part in sorted(set(listed) - {*XL_PARTS, *BESIDE})}
     if others or (kind and not kind.startswith("StableDiffusion")):
         has = f", with {_listed(others)}" if others else ""
         raise ModelError(f"base model '{name}' is a {kind or 'pipeline'}{has}: {SUPPORTED}")
-    missing = [part for part in parts if not (folder / part).is_dir()]
+    missing = [part for part in XL_PARTS if part in {*parts, *listed} and not (folder / part).is_dir()]
     if missing:
         raise ModelError(f"base model '{name}' lacks {', '.join(missing)}: a Stable Diffusion folder holds all parts")
     for part, known in CLASSES.items():
@@ -158,7 +159,7 @@ def _class_of(part: Path, name: str) -> str:
 
 
 def _listed(components: dict[str, str]) -> str:
-    return ", ".join(f"{part} ({kind})" for part, kind in sorted(components.items()))
+    return ", ".join(f"{part} ({kind})" for part, kind in components.items())
 
 
 def _read(file: Path, name: str) -> dict[str, Any]:

@@ -100,9 +100,9 @@ def index(**components: Any) -> Callable[[Path], None]:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "SDXL": (
+    "half of SDXL": (
         index(_class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
-        r"StableDiffusionXLPipeline, with text_encoder_2 \(CLIPTextModelWithProjection\)",
+        "lacks text_encoder_2",
     ),
     "SD3": (
         index(_class_name="StableDiffusion3Pipeline", transformer=["diffusers", "SD3Transformer2DModel"]),
@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: change(folder / "text_encoder/config.json", architectures=["T5EncoderModel"]),
         "is a T5EncoderModel",
     ),
-    "an UNet of SDXL": (
+    "a UNet of SDXL": (
         lambda folder: change(folder / "unet/config.json", addition_embed_type="text_time"),
         "addition_embed_type text_time",
     ),
