@@ -32,8 +32,8 @@ def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
             raise PolicyError(f"the study asks for {key}={requested}, this site allows {limit}")
     training = study.training
     for key, requested, least in (
-        ("training.batch_size", training.batch_size, policy.min_batch_size),
-        ("training.steps times training.batch_size", training.steps * training.batch_size, policy.min_visits),
+        ("visits in a step (training.batch_size)", training.visits_in_a_step, policy.min_batch_size),
+        ("visits in a round (training.steps)", training.steps * training.visits_in_a_step, policy.min_visits),
     ):
         if requested < least and not study.privacy.enabled:
             raise PolicyError(
@@ -153,7 +153,7 @@ def check_size(policy: PolicyConfig, adapted: AdaptedModel[Any]) -> None:
 
 def _visits_in_a_step(study: StudyConfig) -> int:
     private = study.privacy.expected_batch_size * study.privacy.augmentation_multiplicity
-    return private if study.privacy.enabled else study.training.batch_size
+    return private if study.privacy.enabled else study.training.visits_in_a_step
 
 
 def _evaluations(study: StudyConfig) -> int:

@@ -37,7 +37,7 @@ from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import state_digest
 from ld_common.core.atomic_files import file_digest
-from ld_common.core.errors import FederationError, ModelError, PolicyError
+from ld_common.core.errors import FederationError, ModelError, PolicyError, PrivacyError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift, entering
@@ -237,6 +237,11 @@ def spend(
     if study.privacy.enabled:
         from ld_client.privacy.dp_sgd import check_trainable  # opacus takes seconds to import
 
+        if site.gradient_checkpointing:
+            raise PrivacyError(
+                "gradient_checkpointing of the site's config leaves no gradient for each patient, and privacy.enabled "
+                "clips those: set it to false"
+            )
         check_trainable(adapted)
         planned = study.privacy_plan()
         noise_multiplier = planned.step.noise_multiplier

@@ -143,6 +143,9 @@ class SiteConfig:
     compile: bool = False
     """Compile the network for training with `torch.compile`: the first step of each round takes minutes, the others
     less; on a CPU a C++ compiler is needed."""
+    gradient_checkpointing: bool = False
+    """Compute the network's blocks again in the backward pass instead of keeping what they computed: a fraction of the
+    memory, about a third more time. Private rounds are refused with it: no gradient of single examples is left."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ def train_round(
 
 def computing(site: SiteConfig) -> Computing:
     """How a site's config has its networks compute."""
-    return Computing(site.precision, site.compile)
+    return Computing(site.precision, site.compile, site.gradient_checkpointing)
 
 
 def loss_sampler(

@@ -25,8 +25,13 @@ class Computing:
     """Whether `torch.compile` compiles the network: its first step then takes minutes, and a CPU needs a C++
     compiler."""
 
+    checkpointing: bool = False
+    """Whether the network's blocks are computed again in the backward pass, for a fraction of the memory."""
+
     def network(self, network: Network) -> Network:
         """The network as it is called."""
+        if self.checkpointing:
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
         return torch.compile(network) if self.compiled else network  # type: ignore[return-value]
 
     @contextmanager

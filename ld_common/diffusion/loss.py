@@ -19,6 +19,7 @@ def denoising_loss(
     timesteps: Tensor,
     noise: Tensor,
     mixed: Tensor | None = None,
+    min_snr_gamma: float = 0.0,
 ) -> Tensor:
     """Mean squared error of the network's prediction (arXiv 2006.11239, Eq. 14; v: 2202.00512, Eq. 11).
 
@@ -31,6 +32,7 @@ def denoising_loss(
         timesteps: `(B,)`, int64.
         noise: `(B,C,h,w)`, the noise that the network predicts.
         mixed: `(B,C,h,w)`, the noise that is mixed into the latents if a drift shifts it; None for `noise`.
+        min_snr_gamma: weighs each example by `min_snr_weights`; 0 weighs all alike.
 
     Returns:
         The mean over the batch, channels and pixels.
@@ -43,7 +45,22 @@ def denoising_loss(
     if prediction_type not in targets:
         raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
     predicted = unet(condition.network_input(noisy), timesteps, condition.context).sample
-    return F.mse_loss(predicted.float(), targets[prediction_type])
+    if not min_snr_gamma:
+        return F.mse_loss(predicted.float(), targets[prediction_type])
+    errors = F.mse_loss(predicted.float(), targets[prediction_type], reduction="none").flatten(1).mean(1)
+    return (errors * min_snr_weights(alphas_cumprod[timesteps], min_snr_gamma, prediction_type)).mean()
+
+
+def min_snr_weights(signal: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Min-SNR weights (arXiv 2303.09556, Sec. 3.4) of examples at ᾱ `(B,)`: the error of the image weighs min(SNR, γ).
+
+    A v-prediction's error is SNR + 1 times that of the image, a noise's SNR times.
+    """
+    ratio = signal / (1 - signal)
+    capped = ratio.clamp(max=gamma)
+    if prediction_type == "epsilon":
+        return torch.where(ratio > 0, capped / ratio, torch.ones_like(ratio))  # without signal, 0/0 tends to 1
+    return capped / (ratio + 1) if prediction_type == "v_prediction" else capped
 
 
 def training_noise(shape: torch.Size, offset: float, generator: torch.Generator) -> Tensor:

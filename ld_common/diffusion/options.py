@@ -102,6 +102,8 @@ class TrainingConfig:
     batch_size: int = 16
     """Visits in a step. With `privacy.enabled`, `privacy.expected_batch_size` and `privacy.augmentation_multiplicity`
     set the size of a step, and this is the number of examples that pass the network at once, limited by memory."""
+    gradient_accumulation: int = 1
+    """Batches whose mean gradient makes one step, where memory has no room for a larger `batch_size`."""
     learning_rate: float = 2e-3
     """Learning rate at the first step of the study; it decays along a half cosine to a twentieth at the last."""
     noise_offset: float = 0.1
@@ -110,15 +112,25 @@ class TrainingConfig:
     """Share of visits that are trained without their prompt."""
     timestep_power: float = 1.0
     """1 draws timesteps uniformly; above 1 favours noisy ones, where the prompt matters most (T2I-Adapter uses 3)."""
-
+    min_snr_gamma: float = 0.0
+    """γ of Min-SNR weighting (arXiv 2303.09556, which uses 5): timesteps whose signal-to-noise ratio is above γ weigh
+    less, as their loss moves the weights most and the picture least; 0 is off."""
     proximal_mu: float = 0.0
     """μ of FedProx (arXiv 1812.06127): the loss of a site grows by μ/2 times the squared distance of its weights from
     the round's first ones, so that sites of different patients move less far apart; 0 is off."""
 
     def __post_init__(self) -> None:
+        require(self.min_snr_gamma >= 0, f"training.min_snr_gamma is {self.min_snr_gamma}: use 0 or more")
+        few = self.gradient_accumulation
+        require(few > 0, f"training.gradient_accumulation is {few}: it must be above 0")
         require(self.proximal_mu >= 0, f"training.proximal_mu is {self.proximal_mu}: use 0 or more")
         require(self.steps > 0 and self.batch_size > 0, "training.steps and training.batch_size must be above 0")
         require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}: it must be above 0")
         require(self.noise_offset >= 0, "training.noise_offset must not be negative")
         require(0 <= self.conditioning_dropout_prob < 1, "training.conditioning_dropout_prob must lie in [0, 1)")
         require(self.timestep_power > 0, f"training.timestep_power is {self.timestep_power}: it must be above 0")
+
+    @property
+    def visits_in_a_step(self) -> int:
+        """Visits whose gradients make one step without differential privacy."""
+        return self.batch_size * self.gradient_accumulation

@@ -131,7 +131,7 @@ class LossSampler:
             model: the base with the adapter in it.
             trainable: the adapter's trainable parameters, by name.
             data: the scans.
-            options: batch size, noise offset, conditioning dropout and timestep power.
+            options: batch size, noise offset, conditioning dropout, timestep power and weighting.
             generator: source of all random numbers, on the CPU.
         """
         self.model, self.data, self.options, self.generator = model, data, options, generator
@@ -179,7 +179,8 @@ class LossSampler:
         mixed = shift_noise(noise, drift, self.levels)
         prediction_type, device = model.scheduler.config["prediction_type"], latents.device
         parts = timesteps.to(device), noise.to(device), mixed.to(device)
-        return denoising_loss(model.unet, self.levels, prediction_type, latents, condition, *parts)
+        gamma = self.options.min_snr_gamma
+        return denoising_loss(model.unet, self.levels, prediction_type, latents, condition, *parts, gamma)
 
     def _baseline(self, rows: Tensor) -> Tensor | None:
         """`image_condition` of a random visit of each scan's patient, or zeros; None without image conditioning."""
@@ -235,16 +236,19 @@ def optimize(
         sampler.generator = draws(index)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(index)
-        with computing.on(model.device):
-            loss = sampler.loss()
-        loss.backward()
+        value = 0.0
+        for _ in range(options.gradient_accumulation):
+            with computing.on(model.device):
+                loss = sampler.loss() / options.gradient_accumulation
+            loss.backward()
+            value += float(loss.detach())
         for parameter, anchor in zip(parameters if anchors else (), anchors, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - anchor, alpha=options.proximal_mu)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        values.append(float(loss.detach()))
+        values.append(value)
         if not math.isfinite(values[-1]):
             raise DivergedError(f"the loss of step {index + 1} is {values[-1]}: lower training.learning_rate")
         on_step(index + 1, values[-1])

@@ -218,6 +218,12 @@ class StudyConfig:
         require(
             not near, "privacy.enabled clips the gradients of patients, not FedProx's: set training.proximal_mu to 0"
         )
+        batches = self.training.gradient_accumulation
+        require(
+            batches == 1,
+            "privacy.enabled draws the patients of a step by privacy.expected_batch_size, whatever memory holds: set "
+            "training.gradient_accumulation to 1",
+        )
         scored = self.federation.keep == BEST or self.federation.patience > 0
         require(
             not scored, "privacy.enabled withholds losses: set federation.keep to last and federation.patience to 0"

@@ -13,6 +13,7 @@ import torch
 from ld_client.data.store import open_store
 from ld_client.data.store_key import KEY_FILE
 from ld_client.policy import check_study
+from ld_client.privacy.ledger import Ledger
 from ld_client.round import handle_train
 from ld_client.site_config import PolicyConfig, SiteConfig, load_site
 from ld_client.train import train_round
@@ -20,7 +21,7 @@ from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import state_digest
 from ld_common.core.config import from_mapping, to_mapping
-from ld_common.core.errors import PolicyError
+from ld_common.core.errors import ConfigError, PolicyError, PrivacyError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.training import TrainingData
@@ -155,3 +156,32 @@ def test_an_update_of_too_few_patients_stays(site: SiteConfig) -> None:
     with pytest.raises(PolicyError, match="of fewer patients"):
         handle_train(replace(site, policy=replace(site.policy, min_patients=2)), task)
     handle_train(replace(site, policy=replace(site.policy, min_patients=1)), task)
+
+
+PRIVATE: dict[str, Any] = {
+    "privacy": {"enabled": True, "patients": 3, "expected_batch_size": 2, "target_delta": 0.01},
+    "federation": {**OPTIONS["federation"], "weighting": "equal"},
+}
+
+
+def test_a_private_round_is_refused_where_a_site_computes_blocks_again(site: SiteConfig) -> None:
+    """Nothing is charged: the ledger is as it was."""
+    saving = replace(site, gradient_checkpointing=True)
+    task = task_of(site, **PRIVATE)
+    with pytest.raises(PrivacyError, match="gradient_checkpointing of the site's config"):
+        handle_train(saving, task)
+    assert not Ledger(site.ledger_path).cohorts()
+
+
+def test_batches_that_make_one_step_count_for_the_policy(site: SiteConfig) -> None:
+    policy = replace(site.policy, max_batch_size=8, min_batch_size=6)
+    for batches, allowed in ((1, False), (3, True), (4, True), (5, False)):
+        options = {**OPTIONS, "training": {"steps": 3, "batch_size": 2, "gradient_accumulation": batches}}
+        study = from_mapping(StudyConfig, options)
+        if allowed:
+            check_study(policy, study)
+        else:
+            with pytest.raises(PolicyError, match="visits in a step"):
+                check_study(policy, study)
+    with pytest.raises(ConfigError, match=r"set training\.gradient_accumulation to 1"):
+        from_mapping(StudyConfig, OPTIONS, {**PRIVATE, "training": {"gradient_accumulation": 2}})

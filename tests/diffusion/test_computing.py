@@ -1,4 +1,4 @@
-"""Training in bfloat16, and compiled."""
+"""Training in bfloat16, compiled, with blocks computed again, and in several batches a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ld_common.core.seeding import torch_generator
 from ld_common.diffusion.base_model import load_base
 from ld_common.diffusion.computing import Computing
 from ld_common.diffusion.options import TrainingConfig
-from ld_common.diffusion.training import TrainingData, optimize
+from ld_common.diffusion.training import LossSampler, TrainingData, optimize
 
 CPU = torch.device("cpu")
 
@@ -71,3 +71,32 @@ def test_a_compiled_network_learns_the_same(smallest_base: Path, monkeypatch: py
     assert len(compiled) == 1
     assert losses == pytest.approx(compiled_losses, rel=1e-4)
     assert all(torch.allclose(ours[name], value, atol=1e-4) for name, value in plain.items())
+
+
+def test_checkpointing_learns_the_same(smallest_base: Path) -> None:
+    losses, plain = learned(smallest_base, Computing())
+    again, recomputed = learned(smallest_base, Computing(checkpointing=True))
+    assert again == pytest.approx(losses, rel=1e-5)
+    assert all(torch.allclose(recomputed[name], value, atol=1e-5) for name, value in plain.items())
+
+
+def test_a_step_takes_the_mean_gradient_of_its_batches(smallest_base: Path) -> None:
+    """The step of two batches is that of their mean loss, with the draws of one after the other."""
+    options = TrainingConfig(steps=1, batch_size=3, gradient_accumulation=2)
+    assert options.visits_in_a_step == 6
+    base = load_base(str(smallest_base))
+    latents = torch.randn(6, *base.latent_shape, generator=torch_generator(0, "latents"))
+    data = TrainingData(latents, ["a scan"] * 6)
+    by_hand = inject(base, Lora(rank=2), 0)
+    draws = torch_generator(0, "training")
+    sampler = LossSampler(by_hand.model, by_hand.trainable, data, options, draws)
+    mean = (sampler.loss() + sampler.loss()) / 2
+    mean.backward()
+    torch.nn.utils.clip_grad_norm_(by_hand.trainable.values(), 1.0)
+    torch.optim.AdamW(by_hand.trainable.values(), lr=0.01, weight_decay=0.0).step()
+
+    ours, same_draws = inject(load_base(str(smallest_base)), Lora(rank=2), 0), torch_generator(0, "training")
+    losses = optimize(ours.model, ours.trainable, data, options, lambda _: same_draws, lambda _: 0.01)
+    assert losses.values == [pytest.approx(float(mean.detach()), rel=1e-5)]
+    expected = by_hand.trainable_state()
+    assert all(torch.allclose(value, expected[name], atol=1e-5) for name, value in ours.trainable_state().items())

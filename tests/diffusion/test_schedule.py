@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from ld_common.diffusion.base_model import Denoiser, load_base
 from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import LatentDrift, step_shift
-from ld_common.diffusion.loss import denoising_loss, training_noise, training_timesteps
+from ld_common.diffusion.loss import denoising_loss, min_snr_weights, training_noise, training_timesteps
 from ld_common.diffusion.schedule import ddim_denoise, ddim_invert, ddim_schedule, predictor
 from ld_simulations.tiny_base.networks import make_scheduler
 from tests.support.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
@@ -122,3 +123,37 @@ def test_a_bases_channels_scale_and_size_are_read_from_the_model(tiny_base: Path
     assert float(base.decode(latents).abs().max()) <= 1
     unscaled = base.vae.encode(images).latent_dist.mean
     assert torch.allclose(latents, unscaled * base.vae.config["scaling_factor"])
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_those_of_diffusers_scripts(kind: str) -> None:
+    scheduler = DDIMScheduler(prediction_type=kind, beta_schedule="scaled_linear")
+    timesteps = torch.tensor([0, 50, 300, 700, 999])
+    ratio = compute_snr(scheduler, timesteps)
+    expected = ratio.clamp(max=5.0) / (ratio if kind == "epsilon" else ratio + 1)
+    weights = min_snr_weights(scheduler.alphas_cumprod[timesteps], 5.0, kind)
+    torch.testing.assert_close(weights, expected)
+    assert weights[0] < 0.01
+    images = min_snr_weights(scheduler.alphas_cumprod[timesteps], 5.0, "sample")
+    torch.testing.assert_close(images, ratio.clamp(max=5.0))
+    no_signal = min_snr_weights(torch.zeros(1), 5.0, kind)
+    assert float(no_signal) == (1.0 if kind == "epsilon" else 0.0)
+
+
+def test_a_weighted_loss_is_the_weighted_mean_of_the_examples() -> None:
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear")
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise, timesteps = torch.randn_like(latents), torch.tensor([10, 400, 900])
+
+    class Silent(torch.nn.Module):
+        def forward(self, latents: Tensor, timestep: object, context: object) -> object:
+            return type("Output", (), {"sample": torch.zeros_like(latents)})
+
+    def loss(rows: list[int], gamma: float) -> float:
+        given = Silent(), scheduler.alphas_cumprod, "epsilon", latents[rows], Condition(torch.zeros(1))
+        return float(denoising_loss(*given, timesteps[rows], noise[rows], min_snr_gamma=gamma))
+
+    weights = min_snr_weights(scheduler.alphas_cumprod[timesteps], 5.0, "epsilon").tolist()
+    alone = [loss([row], 0.0) for row in range(3)]
+    assert loss([0, 1, 2], 5.0) == pytest.approx(sum(w * a for w, a in zip(weights, alone, strict=True)) / 3, rel=1e-5)
+    assert loss([0, 1, 2], 1e9) == pytest.approx(loss([0, 1, 2], 0.0), rel=1e-4)
