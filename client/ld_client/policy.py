@@ -33,7 +33,11 @@ def check_study(policy: PolicyConfig, study: StudyConfig) -> None:
     training = study.training
     for key, requested, least in (
         ("visits in a step (training.batch_size)", training.visits_in_a_step, policy.min_batch_size),
-        ("visits in a round (training.steps)", training.steps * training.visits_in_a_step, policy.min_visits),
+        (
+            "visits in a round (training.steps times training.batch_size)",
+            training.steps * training.visits_in_a_step,
+            policy.min_visits,
+        ),
     ):
         if requested < least and not study.privacy.enabled:
             raise PolicyError(
