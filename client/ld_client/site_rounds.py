@@ -94,6 +94,7 @@ def sent_words(entry: LogEntry) -> str:
     count = len(details.get("tensors", []))
     parts += [f"adapter of {count} {'tensor' if count == 1 else 'tensors'}"] if count else []
     parts += ["drift"] if details.get("drift") is not None else []
+    parts += [f"{len(details['own'])} tensors of this site's own, for the release"] if details.get("own") else []
     numbers = details.get("numbers")
     parts.append("no counts or losses" if numbers is None else ", ".join(NUMBERS.get(name, name) for name in numbers))
     return "; ".join(parts)

@@ -169,7 +169,10 @@ def test_what_left_under_secure_aggregation_and_a_validation_are_counted(home: S
     assert (sent_bytes(stage), sent_words(stage)) == (42, "secure aggregation, stage shares")
     scores = replace(left, details={"kind": "evaluate", "scores": {"visits": 5.0, "loss": 0.1}, "bytes": 0})
     assert (sent_bytes(scores), sent_words(scores)) == (16, "scores on held-out patients: loss, visits")
-    masked = replace(left, details={"kind": "train", "payload": {}, "tensors": [], "numbers": None, "bytes": 9})
+    masked_details = {"kind": "train", "payload": {}, "tensors": [], "numbers": None, "bytes": 9}
+    owned = replace(left, details={**masked_details, "own": [{"name": "a"}, {"name": "b"}]})
+    assert sent_words(owned) == "one masked vector; 2 tensors of this site's own, for the release; no counts or losses"
+    masked = replace(left, details=masked_details)
     assert (sent_bytes(masked), sent_words(masked)) == (9, "one masked vector; no counts or losses")
 
 

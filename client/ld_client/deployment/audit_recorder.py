@@ -164,6 +164,7 @@ def _sent(result: TrainResult) -> dict[str, Any]:
         "numbers": None if result.numbers is None else dict(vars(result.numbers)),
         "payload": None if result.secure is None else {name: plain(value) for name, value in result.secure.items()},
         "scores": result.scores,
+        "own": [tensor_record(name, result.own[name]) for name in sorted(result.own)],
         "bytes": result.uplink_bytes,
     }
 
