@@ -40,7 +40,7 @@ class KeptTensors:
             study_digest: the study's.
             site: the site's name, which the files repeat.
         """
-        self._kind, self._metadata = kind, {"site": site, "study_digest": study_digest}
+        self._kind, self._metadata = kind, {"kind": kind, "site": site, "study_digest": study_digest}
         self._folder = folder / kind / study_digest
 
     def before(self, round_number: int, expected: Tensors) -> State:
@@ -60,11 +60,11 @@ class KeptTensors:
             raise AdapterError(f"'{file}' is damaged ({error}): delete it, and {LOST[self._kind]}") from error
         return kept
 
-    def write(self, round_number: int, kept: State) -> None:
-        """Keep what a round left, and delete what the oldest ones did; raises `CheckpointError`."""
+    def write(self, round_number: int, kept: State, most: int = KEPT_ROUNDS) -> None:
+        """Keep what a round left, and delete what rounds did before the last `most`; raises `CheckpointError`."""
         content = save(kept, {**self._metadata, "round": str(round_number)})
         write_bytes(self._file(round_number), content, 0o600)
-        for number in [number for number in self._rounds() if number <= round_number][:-KEPT_ROUNDS]:
+        for number in [number for number in self._rounds() if number <= round_number][:-most]:
             self._file(number).unlink(missing_ok=True)
 
     def _rounds(self) -> list[int]:

@@ -15,7 +15,7 @@ from ld_client.data.store_index import INDEX
 from ld_client.data.store_key import training_secret
 from ld_client.data.withdrawals import check_consent
 from ld_client.first_weights import STARTS, check_weights
-from ld_client.kept_tensors import KeptTensors
+from ld_client.kept_tensors import KEPT_ROUNDS, KeptTensors
 from ld_client.policy import (
     check_drawn,
     check_hours,
@@ -44,7 +44,7 @@ from ld_common.diffusion.drift import LatentDrift, entering
 from ld_common.diffusion.training import TrainingData
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.messages import TrainNumbers, TrainResult, TrainTask
-from ld_common.protocol.study_config import StudyConfig, study_from_json
+from ld_common.protocol.study_config import BEST, StudyConfig, study_from_json
 from ld_common.protocol.wire_formats import encode_state
 from ld_common.release.data_ranges import site_coverage
 
@@ -189,7 +189,9 @@ def _handle_train(
     check_consent(site.store_path, store.pseudonyms)  # a patient may have withdrawn meanwhile
     own = {name: value for name, value in trained.items() if study.keeps(name)}
     if own:
-        kept_tensors(site, OWN_PARTS, study).write(task.round, own)
+        # any round may turn out to be the best, and its shared factors fit the site's own of that round
+        most = study.federation.rounds if study.federation.keep == BEST else KEPT_ROUNDS
+        kept_tensors(site, OWN_PARTS, study).write(task.round, own, most)
     released = own if site.policy.release_own_part else {}
     if study.federation.secure_aggregation and secure is not None:
         update = {name: value - task.state[name] for name, value in state.items()}

@@ -22,6 +22,9 @@ PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
 """Components of a Stable Diffusion pipeline that its network does not need."""
 XL_PARTS = (*PARTS, "text_encoder_2", "tokenizer_2")
+VOCABULARY = ("vocab.json", "merges.txt")
+LARGEST_SIDE = 1024
+"""Of latents."""
 CLASSES = {
     "vae": "AutoencoderKL",
     "unet": "UNet2DConditionModel",
@@ -59,12 +62,20 @@ def parts_of(folder: Path) -> tuple[str, ...]:
 def zero_for_empty_prompt(folder: Path, name: str) -> bool:
     """Whether an SDXL pipeline takes zeros for the empty prompt; raises `ModelError`."""
     index = folder / INDEX
-    return bool(_read(index, name).get("force_zeros_for_empty_prompt", True)) if index.is_file() else True
+    said = _read(index, name).get("force_zeros_for_empty_prompt", True) if index.is_file() else True
+    if not isinstance(said, bool):
+        raise ModelError(
+            f"force_zeros_for_empty_prompt in {INDEX} of base model '{name}' is {said}: write true or false"
+        )
+    return said
 
 
 def vae_levels(folder: Path, name: str) -> int:
     """Levels of a base's VAE, each of half the side of the one before; raises `ModelError`."""
-    return len(_read(folder / "vae/config.json", name).get("block_out_channels", ()))
+    levels = _read(folder / "vae/config.json", name).get("block_out_channels")
+    if not isinstance(levels, list) or not levels:
+        raise ModelError(f"vae/config.json of base model '{name}' has block_out_channels {levels}: copy it again")
+    return len(levels)
 
 
 def check_components(folder: Path, name: str) -> None:
@@ -91,6 +102,8 @@ def check_components(folder: Path, name: str) -> None:
     missing = [part for part in XL_PARTS if part in {*parts, *listed} and not (folder / part).is_dir()]
     if missing:
         raise ModelError(f"base model '{name}' lacks {', '.join(missing)}: a Stable Diffusion folder holds all parts")
+    for part in (part for part in parts if part.startswith("tokenizer")):
+        _check_tokenizer(folder / part, name)
     for part, known in CLASSES.items():
         found = _class_of(folder / part, name) if part in parts else ""
         if found and found != known:
@@ -119,9 +132,9 @@ def read_schedule(folder: Path, name: str) -> DDIMScheduler:
     written = _read(folder / "scheduler/scheduler_config.json", name)
     kind = str(written.get("_class_name") or "DDIMScheduler")
     own_class = getattr(diffusers, kind, None)
-    if own_class is None:
+    if not isinstance(own_class, type) or not issubclass(own_class, diffusers.SchedulerMixin):
         raise ModelError(f"the scheduler of base model '{name}' is a {kind}, which the installed diffusers lacks")
-    known = inspect.signature(own_class.__init__).parameters
+    known = inspect.signature(own_class).parameters
     own = own_class(**{key: value for key, value in written.items() if key in known})
     settings: dict[str, Any] = {**own.config, **written}
     if not hasattr(own, "alphas_cumprod") or settings.get("use_flow_sigmas"):
@@ -134,13 +147,20 @@ def read_schedule(folder: Path, name: str) -> DDIMScheduler:
     return diffusers.DDIMScheduler(**options, timestep_spacing=spacing if equal_steps else "leading")
 
 
+def _check_tokenizer(part: Path, name: str) -> None:
+    """Refuse a tokenizer without its words, which would read every prompt alike."""
+    if not ((part / "tokenizer.json").is_file() or all((part / file).is_file() for file in VOCABULARY)):
+        raise ModelError(f"base model '{name}' lacks {part.name}/tokenizer.json, or {' and '.join(VOCABULARY)} there")
+
+
 def _check_unet(unet: dict[str, Any], vae: dict[str, Any], name: str) -> None:
     taken = [key for key in NOT_GIVEN if unet.get(key) is not None]
     if taken:
         raise ModelError(f"the unet of base model '{name}' has {taken[0]} {unet[taken[0]]}: {SUPPORTED}")
-    if not isinstance(unet.get("sample_size"), int):
+    side = unet.get("sample_size")
+    if type(side) is not int or not 1 <= side <= LARGEST_SIDE:
         raise ModelError(
-            f"unet/config.json of base model '{name}' has sample_size {unet.get('sample_size')}: write the height of "
+            f"unet/config.json of base model '{name}' has sample_size {side}: write the height of "
             "its latents there, for Stable Diffusion 64, or 96 for pictures of 768 pixels"
         )
     latent, taken_channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
@@ -154,8 +174,9 @@ def _check_unet(unet: dict[str, Any], vae: dict[str, Any], name: str) -> None:
 def _class_of(part: Path, name: str) -> str:
     """The class that a component's config names; empty where it names none."""
     config = _read(part / "config.json", name)
-    architectures = config.get("architectures") or [""]
-    return str(config.get("_class_name") or architectures[0] or "")
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else architectures
+    return str(config.get("_class_name") or first or "")
 
 
 def _listed(components: dict[str, str]) -> str:
@@ -165,7 +186,7 @@ def _listed(components: dict[str, str]) -> str:
 def _read(file: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"cannot read '{file.name}' of base model '{name}' ({error}): copy the folder again"
         ) from error

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,7 @@ from ld_common.diffusion.base_components import (
     vae_levels,
     zero_for_empty_prompt,
 )
+from ld_common.diffusion.base_weights import load_whole, weights_are_safetensors, weights_of, weights_variant
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -177,7 +178,7 @@ def load_base(name: str, device: str = "cpu", precision: str = "float32") -> Bas
 
     denoiser, folder = load_denoiser(name, device, precision), locate_base(name)
     with _readable(name):
-        vae = AutoencoderKL.from_pretrained(folder / "vae", variant=_variant(folder / "vae"))
+        vae = load_whole(AutoencoderKL, folder / "vae", **_weights_options(folder / "vae"))
         nn.Module.to(vae, device=device, dtype=_vae_dtype(vae, denoiser.dtype))
         mean = base_latent_mean(name, denoiser.latent_shape[0])
     parts = {part.name: getattr(denoiser, part.name) for part in fields(denoiser)}
@@ -185,10 +186,21 @@ def load_base(name: str, device: str = "cpu", precision: str = "float32") -> Bas
 
 
 def base_latent_mean(name: str, channels: int) -> Tensor:
-    """Mean of the base's training latents by channel, `(C,)`; zeros if the folder has no statistics."""
+    """Mean of the base's training latents by channel, `(C,)`; zeros if the folder has no statistics.
+
+    Raises:
+        ModelError: the statistics are not one finite number a channel.
+    """
     file = locate_base(name) / STATISTICS
-    statistics = json.loads(file.read_text()) if file.exists() else {}
-    return torch.tensor(statistics.get("mean", [0.0] * channels))
+    if not file.exists():
+        return torch.zeros(channels)
+    try:
+        mean = torch.tensor(json.loads(file.read_text())["mean"], dtype=torch.float32)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ModelError(f"'{file}' does not read as {{\"mean\": [...]}} ({error}): write it again") from error
+    if mean.shape != (channels,) or not bool(mean.isfinite().all()):
+        raise ModelError(f"'{file}' needs {channels} finite numbers, one a latent channel")
+    return mean
 
 
 def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") -> Denoiser:
@@ -200,23 +212,21 @@ def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") ->
     folder, dtype = locate_base(name), checked_dtype(device, precision)
     transformers_logging.disable_progress_bar()
     with _readable(name):
-        options = {"dtype": dtype, "variant": _variant(folder / "unet")}
-        second = None
+        second, options = None, _weights_options(folder / "unet") | {"dtype": dtype}
         if is_xl(folder):
             from ld_common.diffusion.bases.sdxl import load_second_text, load_xl_unet
 
             unet = load_xl_unet(folder, vae_levels(folder, name), **options)
-            options["variant"] = _variant(folder / "text_encoder_2")
+            options |= _weights_options(folder / "text_encoder_2")
             second = load_second_text(folder, unet, zero_for_empty_prompt(folder, name), **options)
         else:
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", **options)
-        text_encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", dtype=dtype, variant=_variant(folder / "text_encoder")
-        )
+            unet = load_whole(UNet2DConditionModel, folder / "unet", **options)
+        options |= _weights_options(folder / "text_encoder")
+        text_encoder = load_whole(CLIPTextModel, folder / "text_encoder", **options)
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         scheduler = read_schedule(folder, name)
-    for part in (unet, text_encoder, *([] if second is None else [second.text_encoder])):
-        part.requires_grad_(False).eval().to(device)
+        for part in (unet, text_encoder, *([] if second is None else [second.text_encoder])):
+            part.requires_grad_(False).eval().to(device)
     return Denoiser(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler, second_text=second)
 
 
@@ -261,15 +271,15 @@ def base_digest(name: str) -> str:
         state = file.stat()
         total.update(file.relative_to(folder).as_posix().encode())
         total.update(_file_digest(file, state.st_size, state.st_mtime_ns))
+    if is_xl(folder):
+        total.update(f"zero for the empty prompt: {zero_for_empty_prompt(folder, name)}".encode())
     return total.hexdigest()
 
 
 def _files_of(part: Path) -> list[Path]:
-    """The files of one part, sorted; of several copies of its weights only the one that is loaded."""
-    variant = _variant(part)
-    weights = [path for path in part.glob("*.safetensors") if variant or path.name.count(".") == 1]
-    weights = weights or list(part.glob("*.bin"))
-    return sorted([*(path for path in part.iterdir() if path.suffix in (".json", ".txt", ".model")), *weights])
+    """The files of one part, sorted; of its weights those that are loaded."""
+    words = [path for path in part.iterdir() if path.suffix in (".json", ".txt", ".model")]
+    return sorted({*words, *weights_of(part)})
 
 
 @functools.cache
@@ -279,10 +289,9 @@ def _file_digest(file: Path, size: int, changed_ns: int) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def _variant(part: Path) -> str | None:
-    """`fp16` if a part has its weights in half precision only, else None."""
-    names = [path.name for path in part.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name for name in names) else None
+def _weights_options(part: Path) -> dict[str, Any]:
+    """Options by which diffusers and transformers load the weights that `weights_of` names."""
+    return {"variant": weights_variant(part), "use_safetensors": weights_are_safetensors(part)}
 
 
 @contextmanager
@@ -290,5 +299,16 @@ def _readable(name: str) -> Iterator[None]:
     """Turn the errors that a broken model file causes in the libraries into `ModelError`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except ModelError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise ModelError(f"cannot load base model '{name}': {' '.join(str(error).split())}") from error

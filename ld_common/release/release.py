@@ -59,6 +59,8 @@ LOCAL_PATHS = ("output", "modality", "start")
 """Options of a study that name files of the server; a release does not repeat them."""
 MEAN = "mean"
 """Name of the drift of all sites; a longitudinal one has tensors that begin with its `PREFIX`."""
+KEPT_OWN = "own"
+"""Kind of the files in which a site keeps its own factors, in their metadata."""
 OWN_PARTS = "sites"
 """Folder of the sites' own factors."""
 LIBRARIES = ("torch", "diffusers", "peft", "opacus", "flwr", "safetensors", "monai", "SimpleITK")
@@ -85,6 +87,8 @@ class ReleaseContent:
     """The study's adapter section, where the state has another rank than the study's (aggregators `fedex`, `flora`)."""
     own_parts: dict[str, State] = field(default_factory=dict)
     """Tensors of the adapter as single sites have them, where a study leaves them there and the site releases them."""
+    round: int | None = None
+    """The round after which the state was taken."""
 
 
 @dataclass(frozen=True)
@@ -138,13 +142,19 @@ class Release:
     def _with_own_part(self, file: Path) -> Release:
         try:
             own, metadata = read_tensors(file)
-            check_state({**self.state, **own}, self.state)
+            _check_own_part(own, self.state, self.study)
             site = metadata.get("site", "")
             check_site_name(site)
         except (AdapterError, ConfigError) as error:
             raise ReleaseError(f"'{file}' holds no factors of a site for this release: {error}") from error
-        if metadata.get("study_digest") != self.manifest["study_digest"]:
-            raise ReleaseError(f"'{file}' is of another study than the release")
+        if metadata.get("study_digest") != self.manifest["study_digest"] or metadata.get("kind") != KEPT_OWN:
+            raise ReleaseError(f"'{file}' is of another study than the release, or no factors of its own")
+        number, released = metadata.get("round", ""), self.manifest.get("round")
+        if released is not None and not (number.isdecimal() and int(number) <= int(released)):
+            raise ReleaseError(
+                f"'{file}' is of round {number}, the release of round {released}: give the file of that round, or of "
+                "the last one before it"
+            )
         return replace(self, own_parts={**self.own_parts, site: own}).of_site(site)
 
 
@@ -191,6 +201,7 @@ def write_release(folder: Path, study: StudyConfig, modality: Modality, content:
             "sites": {name: _by_channel(value) for name, value in sorted(content.site_drifts.items())},
         },
         "own_parts": sorted(content.own_parts),
+        "round": content.round,
         "rounds": content.rounds,
         "tensors": {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in content.state.items()},
         "software": software(),
@@ -221,7 +232,7 @@ def read_release(folder: Path) -> Release:
             check_site_name(name)
         state = read_adapter(study.adapter).read_files(folder)
         for own in own_parts.values():
-            check_state({**state, **own}, state)
+            _check_own_part(own, state, study)
         return Release(
             folder=folder,
             study=study,
@@ -236,6 +247,14 @@ def read_release(folder: Path) -> Release:
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, AdapterError, ConfigError) as error:
         raise ReleaseError(f"'{folder}' is not a complete release ({error}): copy it again") from error
+
+
+def _check_own_part(own: State, state: State, study: StudyConfig) -> None:
+    """Raise `AdapterError` unless these are the tensors that the study leaves at each site."""
+    kept = {name: value for name, value in state.items() if study.keeps(name)}
+    if not kept:
+        raise AdapterError("the study leaves no factors at the sites")
+    check_state(own, kept)
 
 
 def own_file(site: str) -> str:

@@ -195,6 +195,7 @@ def _run(
             None if begun is None else begun.record,
             adapter=adapter,
             own_parts=strategy.own_parts,
+            round=strategy.released_round or strategy.records[-1].round,
         ),
     )
 
@@ -213,7 +214,10 @@ def keep_best(strategy: DriftFederation, output: Path) -> None:
         return
     print(f"the release is of round {best.round}, of the lowest validation loss", flush=True)
     strategy.state, strategy.carried = checkpoint.state, checkpoint.carried
-    strategy.drifts.collected, strategy.own_parts = checkpoint.drifts, checkpoint.own_parts
+    strategy.drifts.collected = checkpoint.drifts
+    # not those of sites that no longer release theirs
+    kept = {name: own for name, own in checkpoint.own_parts.items() if name in strategy.own_parts}
+    strategy.own_parts, strategy.released_round = kept, best.round
 
 
 def last_checkpoint(output: Path, study: StudyConfig, digest: str, modality_digest: str) -> Checkpoint | None:

@@ -77,6 +77,8 @@ class DriftFederation(Strategy):
         """Factors that sites add to the base's weights."""
         self.own_parts: dict[str, State] = {}
         """Of a study that leaves factors at the sites, those of the sites that let them be released."""
+        self.released_round: int | None = None
+        """The round whose state is released, where it is not the last."""
         self._memory: State = {}
         """The aggregator's own."""
         self._rounds_before = 0

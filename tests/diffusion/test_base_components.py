@@ -11,9 +11,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ld_common.core.errors import ModelError
-from ld_common.diffusion.base_model import base_digest, load_denoiser, locate_base
+from ld_common.diffusion.base_model import base_digest, base_latent_mean, load_denoiser, locate_base
 from ld_common.diffusion.sampling import make_sampler, sample
 from ld_common.diffusion.schedule import ddim_schedule
 
@@ -148,6 +149,31 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a cut config": (lambda folder: (folder / "unet/config.json").write_text("{"), "cannot read 'config.json'"),  # type: ignore[dict-item,return-value]
     "no object": (lambda folder: (folder / "vae/config.json").write_text("[]"), "no JSON object"),  # type: ignore[dict-item,return-value]
+    "no words": (
+        lambda folder: [file.unlink() for file in (folder / "tokenizer").iterdir()],  # type: ignore[dict-item,return-value]
+        "lacks tokenizer/tokenizer.json, or vocab.json and merges.txt",
+    ),
+    "a size of nothing": (lambda folder: change(folder / "unet/config.json", sample_size=True), "sample_size True"),
+    "a scheduler of another kind": (
+        lambda folder: change(folder / "scheduler/scheduler_config.json", _class_name="DiffusionPipeline"),
+        "DiffusionPipeline, which the installed diffusers lacks",
+    ),
+    "a scheduler that needs more software": (
+        lambda folder: change(folder / "scheduler/scheduler_config.json", _class_name="DPMSolverSDEScheduler"),
+        "cannot load base model|lacks",
+    ),
+    "words for numbers in a scheduler": (
+        lambda folder: change(folder / "scheduler/scheduler_config.json", num_train_timesteps="1000"),
+        "cannot load base model",
+    ),
+    "nested too deep": (
+        lambda folder: (folder / "vae/config.json").write_text("[" * 100_000),  # type: ignore[dict-item,return-value]
+        "cannot read 'config.json'",
+    ),
+    "architectures of no kind": (
+        lambda folder: change(folder / "text_encoder/config.json", architectures={"a": 1}),
+        "is a {'a': 1}",
+    ),
     "a missing part": (lambda folder: shutil.rmtree(folder / "tokenizer"), "lacks tokenizer"),
 }
 
@@ -173,3 +199,65 @@ def test_a_folder_without_an_index_and_one_with_a_safety_checker_load(folder: Pa
     assert locate_base(str(folder)) == folder
     (folder / "model_index.json").unlink()
     assert locate_base(str(folder)) == folder
+
+
+WEIGHTS = "diffusion_pytorch_model"
+
+
+def rewrite(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def test_the_hash_is_of_the_weights_that_load(folder: Path) -> None:
+    """A file of safetensors beside a pickle would be hashed, and the pickle read."""
+    unet = folder / "unet"
+    torch.save(load_file(unet / f"{WEIGHTS}.safetensors"), unet / f"{WEIGHTS}.bin")
+    digest = base_digest(str(folder))
+    (unet / f"{WEIGHTS}.bin").write_bytes(b"not read, as safetensors are there")
+    assert base_digest(str(folder)) == digest
+    load_denoiser(str(folder))
+    (unet / f"{WEIGHTS}.safetensors").rename(unet / "decoy.safetensors")
+    with pytest.raises(ModelError, match=r"decoy\.safetensors' has a name that neither"):
+        base_digest(str(folder))
+    with pytest.raises(ModelError, match="cannot load base model"):
+        load_denoiser(str(folder))
+
+
+def test_an_index_of_weights_stays_in_its_part(folder: Path) -> None:
+    part = folder / "text_encoder"
+    tensors = load_file(part / "model.safetensors")
+    (part / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for number, some in enumerate((names[::2], names[1::2]), start=1):
+        save_file(
+            {name: tensors[name] for name in some}, part / f"model-0000{number}-of-00002.safetensors", {"format": "pt"}
+        )
+    index = part / "model.safetensors.index.json"
+    places = {name: f"model-0000{1 + position % 2}-of-00002.safetensors" for position, name in enumerate(names)}
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    digest = base_digest(str(folder))
+    loaded = load_denoiser(str(folder)).text_encoder.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in tensors.items() if name in loaded)
+    rewrite(part / "model-00002-of-00002.safetensors", lambda shard: shard.update({min(shard): shard[min(shard)] + 1}))
+    assert base_digest(str(folder)) != digest
+    save_file(tensors, folder / "out.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "../out.safetensors")}))
+    with pytest.raises(ModelError, match="names weights that are not beside it"):
+        base_digest(str(folder))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_that_are_missing_are_not_drawn_at_random(folder: Path, part: str) -> None:
+    (file,) = (folder / part).glob("*.safetensors")
+    rewrite(file, lambda tensors: tensors.pop(sorted(tensors)[-1]))
+    with pytest.raises(ModelError, match="lack 1 tensors, the first is"):
+        load_denoiser(str(folder))
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"mean": "abc"}', '{"mean": [1.0]}', '{"mean": [NaN, 0, 0, 0]}', "{"])
+def test_statistics_that_would_poison_the_drift_are_refused(folder: Path, text: str) -> None:
+    (folder / "latent_statistics.json").write_text(text)
+    with pytest.raises(ModelError, match=r"latent_statistics\.json"):
+        base_latent_mean(str(folder), 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -132,10 +133,21 @@ def test_every_part_decides_the_hash_and_a_refiner_is_refused(folder: Path, tmp_
         file.write_text(content.replace("{", '{"more": 1, ', 1))
         assert base_digest(str(copy)) != digest, part
         file.write_text(content)
+    index = copy / "model_index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({**content, "force_zeros_for_empty_prompt": False}))
+    assert base_digest(str(copy)) != digest
+    index.write_text(json.dumps({**content, "force_zeros_for_empty_prompt": "false"}))
+    with pytest.raises(ModelError, match="write true or false"):
+        base_digest(str(copy))
+    index.write_text(json.dumps(content))
     refiner = {**SDXL, "projection_class_embeddings_input_dim": 24 + 5 * SDXL["addition_time_embed_dim"]}
     UNet2DConditionModel(**refiner).save_pretrained(copy / "unet")
     with pytest.raises(ModelError, match="takes 8 numbers of a pooled prompt, text_encoder_2 makes 24: refiners do"):
         load_base(str(copy))
     shutil.rmtree(copy / "text_encoder_2")
+    with pytest.raises(ModelError, match="lacks text_encoder_2"):
+        load_base(str(copy))
+    (copy / "model_index.json").unlink()  # as if it were of Stable Diffusion 1
     with pytest.raises(ModelError, match="addition_embed_type text_time"):
         load_base(str(copy))

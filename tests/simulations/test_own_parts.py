@@ -150,8 +150,13 @@ def test_a_file_of_another_study_or_of_other_tensors_is_refused(site: SiteConfig
     wrong = {
         "of another study": (own, {**metadata, "study_digest": "0" * 64}),
         "NaN": ({name: value * float("nan") for name, value in own.items()}, metadata),
-        "unknown": ({"x": torch.zeros(1)}, metadata),
+        "8 tensors are missing": ({"x": torch.zeros(1)}, metadata),
         "cannot name a site": (own, {**metadata, "site": "../x"}),
+        "no factors of its own": (own, {**metadata, "kind": "residuals"}),
+        "is of round 7, the release of round 1": (own, {**metadata, "round": "7"}),
+        "missing": (dict(list(own.items())[:1]), metadata),
+        "tensors are missing": ({}, metadata),
+        "tensors": (of_factor(release.state, "A"), metadata),
     }
     for reason, (tensors, named) in wrong.items():
         write_tensors(tmp_path / "own.safetensors", tensors, named)
@@ -244,6 +249,39 @@ def test_own_factors_are_in_the_checkpoint_and_leave_with_a_sites_permission(tin
             torch.testing.assert_close(value, torch.full_like(value, 0.1 * (3 + (name == "q"))))
     withdrawn = read_release(run_study(Owners(tiny_base, gone=3), less, MODALITY))
     assert sorted(withdrawn.own_parts) == ["q"]
+
+
+class Scored(Owners):
+    """Every site scores each round worse than the one before."""
+
+    def _reply(self, message: Message) -> Message | None:
+        if message.metadata.message_type != "evaluate":
+            return super()._reply(message)
+        name, _ = self.sites[message.metadata.dst_node_id]
+        number = wire.unpack_task(message.content).round
+        scores = {"loss": 0.1 * number, "visits": 5.0}
+        return Message(wire.pack_result(TrainResult(name, number, {}, None, None, scores=scores)), reply_to=message)
+
+
+def test_the_best_round_brings_back_no_factors_that_a_site_took_back(tiny_base: Path, tmp_path: Path) -> None:
+    study = study_of(tiny_base, tmp_path, ["p", "q"], rounds=3, keep="best", **FEDSA)
+    release = read_release(run_study(Scored(tiny_base, gone=3), study, MODALITY))
+    assert (release.manifest["round"], sorted(release.own_parts)) == (1, ["q"])
+    for value in release.own_parts["q"].values():
+        torch.testing.assert_close(value, torch.full_like(value, 0.2))
+
+
+def test_a_site_keeps_its_factors_of_every_round_that_may_be_the_best(
+    site: SiteConfig,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    place = OwnSites(site, tmp_path, ["p"], "").places["p"]
+    for keep, kept in (("last", 4), ("best", 6)):
+        federation = {"rounds": 6, "max_update_norm": 9.0, "keep": keep, **FEDSA}
+        for number in range(1, 7):
+            handle_train(place, task_of(place, number, federation=federation))
+        (folder,) = [path for path in (tmp_path / "p" / OWN_PARTS).iterdir() if len(list(path.iterdir())) == kept]
+        assert (folder / "6.safetensors").exists()
 
 
 BAD_OWN = {

@@ -162,7 +162,10 @@ def _own_part(study: StudyConfig, policy: PolicyConfig) -> list[str]:
     if study.federation.aggregation.get("name") != FEDSA:
         return []
     if policy.release_own_part:
-        return ["  each round: the factors that are this site's own, which the release shows under the site's name"]
+        return [
+            "  each round: the factors that are this site's own, readable by the server and in the release under the "
+            "site's name"
+        ]
     return ["  not: the factors that are this site's own, since policy.release_own_part is false"]
 
 

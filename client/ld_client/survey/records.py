@@ -26,7 +26,7 @@ from ld_common.protocol.survey import CohortSurvey, SurveyAnswer, answer_of, fil
 SURVEYS = "surveys"
 """Folder beside the ledger."""
 LOCK = "lock"
-KEY = re.compile(r"[0-9a-f]{64}")
+KEY, RECORD = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class SurveyRecords:
 
     def answered_others(self, survey: CohortSurvey) -> list[str]:
         """Times at which this site answered other surveys, ascending; raises `StoreError`."""
-        others = [_read(path) for path in self.folder.glob("*.json") if path != self.file(survey)]
+        files = [path for path in self.folder.glob("*.json") if RECORD.fullmatch(path.stem)]
+        others = [_read(path) for path in files if path != self.file(survey)]
         return sorted(record.answered for record in others if record.answer is not None)
 
 

@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ld_common.core.errors import ModelError
+from ld_common.diffusion.base_weights import load_whole
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -85,7 +86,7 @@ def load_xl_unet(folder: Path, vae_levels: int, **options: Any) -> XlUNet:
         vae_levels: levels of its VAE; each but the first halves a picture's side.
         options: as diffusers' `from_pretrained`.
     """
-    unet: XlUNet = XlUNet.from_pretrained(folder / "unet", **options)
+    unet: XlUNet = load_whole(XlUNet, folder / "unet", **options)
     unet.picture_side = int(unet.config["sample_size"]) * 2 ** (vae_levels - 1)
     return unet
 
@@ -98,7 +99,7 @@ def load_second_text(folder: Path, unet: XlUNet, zero_empty: bool, **options: An
     """
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-    encoder = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", **options)
+    encoder = load_whole(CLIPTextModelWithProjection, folder / "text_encoder_2", **options)
     width = int(encoder.config.projection_dim)
     if unet.pooled_width != width:
         raise ModelError(

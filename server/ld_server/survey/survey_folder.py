@@ -150,7 +150,7 @@ def counts_content(roster: SurveyRoster, numbers: SurveyNumbers) -> dict[str, An
         "roster": roster.fingerprint,
         "modality": survey.modality,
         "sites": list(survey.sites),
-        "largest_error": numbers.step // 2,
+        "largest_error": 0 if numbers.step == len(survey.sites) else numbers.step // 2,
         "patients": numbers.patients,
         "visits": numbers.visits,
         "tables": tables,
