@@ -34,10 +34,6 @@ class RoundStarts:
             self._expected[rank] = {name: value for name, value in start.items() if study.sends(name, self._round)}
         return self._expected[rank]
 
-    def own(self) -> State:
-        """The tensors that each site keeps its own of, as it gets them before it has any."""
-        return {name: value for name, value in self._starts[None].items() if self._study.keeps(name)}
-
     def flat(self, site: str = "") -> FlatReference:
         """`expected` as one vector; empty under secure aggregation, where no state comes."""
         rank = self._ranks.get(site)

@@ -259,7 +259,7 @@ class DriftFederation(Strategy):
 
     def _take_own(self, sent: dict[str, State]) -> None:
         """Take the factors of sites that release them, and forget those of sites that no longer do."""
-        self.own_parts = {name: own for name, own in ({**self.own_parts, **sent}).items() if own}
+        self.own_parts = {name: own for name, own in {**self.own_parts, **sent}.items() if own}
 
     def _accept(self, reply: Message, name: str) -> tuple[TrainResult, dict[str, Any]]:
         """A site's checked result, and what the record keeps of it; raises `LdError`."""
