@@ -19,9 +19,24 @@ def denoising_loss(
     timesteps: Tensor,
     noise: Tensor,
     mixed: Tensor | None = None,
-    min_snr_gamma: float = 0.0,
 ) -> Tensor:
-    """Mean squared error of the network's prediction (arXiv 2006.11239, Eq. 14; v: 2202.00512, Eq. 11).
+    """Mean squared error of `denoising_pair`, over the batch, channels and pixels."""
+    return F.mse_loss(
+        *denoising_pair(unet, alphas_cumprod, prediction_type, latents, condition, timesteps, noise, mixed)
+    )
+
+
+def denoising_pair(
+    unet: nn.Module,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+    latents: Tensor,
+    condition: Condition,
+    timesteps: Tensor,
+    noise: Tensor,
+    mixed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The network's prediction and its target (arXiv 2006.11239, Eq. 14; v: 2202.00512, Eq. 11).
 
     Args:
         unet: called as `unet(latents, timesteps, context).sample`.
@@ -32,10 +47,9 @@ def denoising_loss(
         timesteps: `(B,)`, int64.
         noise: `(B,C,h,w)`, the noise that the network predicts.
         mixed: `(B,C,h,w)`, the noise that is mixed into the latents if a drift shifts it; None for `noise`.
-        min_snr_gamma: weighs each example by `min_snr_weights`; 0 weighs all alike.
 
     Returns:
-        The mean over the batch, channels and pixels.
+        Both `(B,C,h,w)`, float32.
     """
     alphas_cumprod = alphas_cumprod.to(latents.device)
     signal = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
@@ -45,10 +59,12 @@ def denoising_loss(
     if prediction_type not in targets:
         raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
     predicted = unet(condition.network_input(noisy), timesteps, condition.context).sample
-    if not min_snr_gamma:
-        return F.mse_loss(predicted.float(), targets[prediction_type])
-    errors = F.mse_loss(predicted.float(), targets[prediction_type], reduction="none").flatten(1).mean(1)
-    return (errors * min_snr_weights(alphas_cumprod[timesteps], min_snr_gamma, prediction_type)).mean()
+    return predicted.float(), targets[prediction_type]
+
+
+def weighted_loss(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the examples of their squared errors `(B,C,h,w)`, each times its weight `(B,)`."""
+    return (F.mse_loss(predicted, target, reduction="none").flatten(1).mean(1) * weights).mean()
 
 
 def min_snr_weights(signal: Tensor, gamma: float, prediction_type: str) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ld_common.core.errors import LdError
@@ -18,7 +19,13 @@ from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.computing import Computing
 from ld_common.diffusion.conditioning import Condition, image_condition
 from ld_common.diffusion.drift import LatentDrift, centre, shift_noise
-from ld_common.diffusion.loss import denoising_loss, training_noise, training_timesteps
+from ld_common.diffusion.loss import (
+    denoising_pair,
+    min_snr_weights,
+    training_noise,
+    training_timesteps,
+    weighted_loss,
+)
 from ld_common.diffusion.options import TrainingConfig
 
 if TYPE_CHECKING:
@@ -179,8 +186,11 @@ class LossSampler:
         mixed = shift_noise(noise, drift, self.levels)
         prediction_type, device = model.scheduler.config["prediction_type"], latents.device
         parts = timesteps.to(device), noise.to(device), mixed.to(device)
-        gamma = self.options.min_snr_gamma
-        return denoising_loss(model.unet, self.levels, prediction_type, latents, condition, *parts, gamma)
+        pair = denoising_pair(model.unet, self.levels, prediction_type, latents, condition, *parts)
+        if not self.options.min_snr_gamma:
+            return F.mse_loss(*pair)
+        signal = self.levels[timesteps].to(device)
+        return weighted_loss(*pair, min_snr_weights(signal, self.options.min_snr_gamma, prediction_type))
 
     def _baseline(self, rows: Tensor) -> Tensor | None:
         """`image_condition` of a random visit of each scan's patient, or zeros; None without image conditioning."""

@@ -11,7 +11,14 @@ from torch import Tensor
 from ld_common.diffusion.base_model import Denoiser, load_base
 from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import LatentDrift, step_shift
-from ld_common.diffusion.loss import denoising_loss, min_snr_weights, training_noise, training_timesteps
+from ld_common.diffusion.loss import (
+    denoising_loss,
+    denoising_pair,
+    min_snr_weights,
+    training_noise,
+    training_timesteps,
+    weighted_loss,
+)
 from ld_common.diffusion.schedule import ddim_denoise, ddim_invert, ddim_schedule, predictor
 from ld_simulations.tiny_base.networks import make_scheduler
 from tests.support.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
@@ -151,7 +158,9 @@ def test_a_weighted_loss_is_the_weighted_mean_of_the_examples() -> None:
 
     def loss(rows: list[int], gamma: float) -> float:
         given = Silent(), scheduler.alphas_cumprod, "epsilon", latents[rows], Condition(torch.zeros(1))
-        return float(denoising_loss(*given, timesteps[rows], noise[rows], min_snr_gamma=gamma))
+        pair = denoising_pair(*given, timesteps[rows], noise[rows])
+        weights = min_snr_weights(scheduler.alphas_cumprod[timesteps[rows]], gamma, "epsilon")
+        return float(weighted_loss(*pair, weights if gamma else torch.ones(len(rows))))
 
     weights = min_snr_weights(scheduler.alphas_cumprod[timesteps], 5.0, "epsilon").tolist()
     alone = [loss([row], 0.0) for row in range(3)]
