@@ -18,11 +18,12 @@ from ld_common.core.ahead import available_processors
 from ld_common.core.config import load_config, nearest, require
 from ld_common.core.errors import ConfigError, RequestError
 from ld_common.imaging.modality import AGE, Modality
-from ld_common.protocol.site_name import check_site_name
+from ld_common.protocol.site_name import OWN_PART, check_site_name
 
 LEDGER = "ledger.sqlite"
-RESIDUALS, OWN_PARTS = "residuals", "own"
-"""Folder beside the ledger: what rounding took from a site's updates (`federation.wire`)."""
+RESIDUALS, OWN_PARTS = "residuals", OWN_PART
+"""Folders beside the ledger: what rounding took from a site's updates (`federation.wire`), and the factors that are its
+own (aggregator `fedsa`)."""
 HOURS = re.compile(r"(?:(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d)?")
 FROM_HEADER = (AGE, "sex")
 """Attributes that a DICOM header may supply where the table does not."""

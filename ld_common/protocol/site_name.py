@@ -1,4 +1,4 @@
-"""Names of sites, which become file names, labels and command-line arguments."""
+"""Names of sites, which become file names, labels and command-line arguments, and of the files that are a site's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from ld_common.core.config import is_number, require
 
 RESERVED_NAMES = RELEASE, AUTO = ("release", "auto")
 """Values of `ld-generate --drift`, which cannot name a site."""
+OWN_PART = "own"
+"""Kind of the files in which a site keeps the factors that are its own, in their metadata and their folder's name."""
 MAX_LENGTH = 64
 """Length of a certificate's common name."""
 NAME_RULE = (

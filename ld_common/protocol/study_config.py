@@ -250,10 +250,14 @@ class StudyConfig:
         rank = self.federation.ranks.get(site)
         return self.adapter if rank is None else {**self.adapter, "rank": rank, "drawn_rank": self.adapter["rank"]}
 
+    @property
+    def leaves_parts(self) -> bool:
+        """Whether each site has factors of its own, which `fedsa` leaves there."""
+        return self.federation.aggregation.get("name") == FEDSA
+
     def keeps(self, name: str) -> bool:
-        """Whether each site has its own of a trainable tensor, which `fedsa` leaves there: B, or A."""
-        aggregation = self.federation.aggregation
-        return aggregation.get("name") == FEDSA and (LORA_A in name) == (aggregation.get("keeps") == "a")
+        """Whether each site has its own of a trainable tensor: B, or A."""
+        return self.leaves_parts and (LORA_A in name) == (self.federation.aggregation.get("keeps") == "a")
 
     def sends(self, name: str, round_number: int) -> bool:
         """Whether sites send a trainable tensor in a round."""

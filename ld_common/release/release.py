@@ -40,8 +40,8 @@ from ld_common.editing.registry import editor_options, read_editor
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.modality_steps import PREPARATION
 from ld_common.imaging.preparation.files import step_files
-from ld_common.protocol.site_name import check_site_name
-from ld_common.protocol.study_config import FEDSA, StudyConfig
+from ld_common.protocol.site_name import OWN_PART, check_site_name
+from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.base_reference import base_reference, find_base, read_unet_config
 from ld_common.release.model_card import release_card
 from ld_common.release.privacy_statement import privacy_statement
@@ -59,8 +59,6 @@ LOCAL_PATHS = ("output", "modality", "start")
 """Options of a study that name files of the server; a release does not repeat them."""
 MEAN = "mean"
 """Name of the drift of all sites; a longitudinal one has tensors that begin with its `PREFIX`."""
-KEPT_OWN = "own"
-"""Kind of the files in which a site keeps its own factors, in their metadata."""
 OWN_PARTS = "sites"
 """Folder of the sites' own factors."""
 LIBRARIES = ("torch", "diffusers", "peft", "opacus", "flwr", "safetensors", "monai", "SimpleITK")
@@ -130,7 +128,7 @@ class Release:
         """
         if site.endswith(SAFETENSORS):
             return self._with_own_part(Path(site))
-        kept = self.study.federation.aggregation.get("name") == FEDSA
+        kept = self.study.leaves_parts
         known = sorted(self.own_parts if kept else self.site_drifts)
         if site not in known:
             held = ", ".join(known) or "no site"
@@ -147,7 +145,7 @@ class Release:
             check_site_name(site)
         except (AdapterError, ConfigError) as error:
             raise ReleaseError(f"'{file}' holds no factors of a site for this release: {error}") from error
-        if metadata.get("study_digest") != self.manifest["study_digest"] or metadata.get("kind") != KEPT_OWN:
+        if metadata.get("study_digest") != self.manifest["study_digest"] or metadata.get("kind") != OWN_PART:
             raise ReleaseError(f"'{file}' is of another study than the release, or no factors of its own")
         number, released = metadata.get("round", ""), self.manifest.get("round")
         if released is not None and not (number.isdecimal() and int(number) <= int(released)):

@@ -20,7 +20,7 @@ from ld_common.protocol.code_bundle import bundle_unreached_lines, installed_sou
 from ld_common.protocol.enrollment_kit import BUNDLE, MODALITY, STUDY, KitManifest
 from ld_common.protocol.foreign_packages import SITES
 from ld_common.protocol.keys import fingerprint, read_public_line
-from ld_common.protocol.study_config import FEDSA, StudyConfig
+from ld_common.protocol.study_config import StudyConfig
 
 MAX_DIFF_LINES = 400
 
@@ -40,8 +40,7 @@ def summary_lines(home: SiteHome) -> list[str]:
         lines += ["Whose updates would be summed with this site's", *_summed_sites(kit, earlier), ""]
     lines += ["What the study asks for", *_requests(home, study, earlier, kit), ""]
     modality = load_config(Modality, home.kit_folder / MODALITY)
-    leaving = _leaving(study, modality, home.site().policy)
-    lines += ["What would leave the site", *leaving]
+    lines += ["What would leave the site", *_leaving(study, modality, home.site().policy)]
     return [printable(line) for line in lines]
 
 
@@ -159,7 +158,7 @@ def _leaving(study: StudyConfig, modality: Modality, policy: PolicyConfig) -> li
 
 def _own_part(study: StudyConfig, policy: PolicyConfig) -> list[str]:
     """Whether the factors leave that the study lets each site keep."""
-    if study.federation.aggregation.get("name") != FEDSA:
+    if not study.leaves_parts:
         return []
     if policy.release_own_part:
         return [

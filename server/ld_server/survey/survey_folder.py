@@ -39,17 +39,17 @@ class SurveyFolder:
 
     @property
     def survey_file(self) -> Path:
-        """The survey."""
+        """The questions, which each site gets."""
         return self.path / "survey.json"
 
     @property
     def roster_file(self) -> Path:
-        """The roster."""
+        """All sites' keys, which each site gets."""
         return self.path / "roster.json"
 
     @property
     def counts_file(self) -> Path:
-        """The sums."""
+        """What `sum` writes."""
         return self.path / "counts.json"
 
     def joined_file(self, site: str) -> Path:

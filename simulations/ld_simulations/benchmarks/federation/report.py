@@ -247,9 +247,9 @@ def _drift_sentence(config: FederationBenchmark, parts: Parts, split: str) -> st
     verdict = "lowers" if max(own, shared) > plain else "does not lower"
     return (
         f"Centring on a channel drift {verdict} this loss: {own:.2f} with each site's own drift and {shared:.2f} with "
-        f"one of all sites, where training without has {plain:.2f}. The base's own distribution is the start here, and "
-        "few steps follow; what a drift does for pictures drawn from noise is measured in "
-        "[Latent drift](latent_drift.md)."
+        f"one of all sites, where training without has {plain:.2f}. The untrained base was not scored on centred "
+        "latents, so this does not say whether centring or the training on it costs. Pictures drawn from noise, which "
+        "a drift is for, are measured in [Latent drift](latent_drift.md)."
     )
 
 
