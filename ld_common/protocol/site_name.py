@@ -1,4 +1,4 @@
-"""Names of sites, which become file names, labels and command-line arguments, and of the files that are a site's own."""
+"""Names of sites, which become file names, labels and command-line arguments, and of files that are a site's own."""
 
 from __future__ import annotations
 
