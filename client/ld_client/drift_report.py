@@ -14,7 +14,7 @@ from ld_client.site_config import SiteConfig, load_modality
 from ld_client.site_drift import search_delta, site_drift, visit_table
 from ld_common.core.errors import RequestError
 from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
-from ld_common.diffusion.drift import LatentDrift, by_channel
+from ld_common.diffusion.drift import INERT, LatentDrift, by_channel, is_inert
 from ld_common.diffusion.drift_search import Trial, best
 from ld_common.diffusion.longitudinal_fit import fit_tables
 from ld_common.diffusion.options import SearchConfig
@@ -79,10 +79,15 @@ class DriftReport:
     trials: list[TrialLoss] = field(default_factory=list)
     """By a search: the loss of each δ."""
     best_delta: float | None = None
+    inert: bool = False
+    """Whether the study's formulation changes nothing with this base, whose schedule ends without signal."""
     longitudinal: OwnLongitudinalFit | None = None
 
     def renderables(self) -> list[RenderableType]:
         """The report as tables for a terminal."""
+        return [*self._tables(), *([INERT] if self.inert else [])]
+
+    def _tables(self) -> list[RenderableType]:
         if self.longitudinal is not None:
             return [self.longitudinal.table(self.site)]
         if self.trials:
@@ -205,4 +210,5 @@ def _by_moments(site: SiteConfig, modality: Modality, store: Store, model: Denoi
         return DriftReport(site.site, "moments", options.shape)
     level = float(model.scheduler.alphas_cumprod[-1]) ** 0.5
     values = by_channel(mean)
-    return DriftReport(site.site, "moments", options.shape, values, [level * value for value in values])
+    deltas, inert = [level * value for value in values], is_inert(study.drift.formulation, model)
+    return DriftReport(site.site, "moments", options.shape, values, deltas, inert=inert)

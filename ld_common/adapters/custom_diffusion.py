@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from ld_common.adapters.base import METADATA, Adapter, Named, UnetConfig, train_all
 from ld_common.adapters.state_dict import read_tensors
+from ld_common.core.errors import AdapterError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 
@@ -32,7 +33,16 @@ class CustomDiffusion(Adapter):
     name: ClassVar[str] = "custom_diffusion"
 
     def inject(self, model: Denoiser, seed: int) -> Iterable[Named]:
-        """Train `attn2.to_k` and `attn2.to_v`."""
+        """Train `attn2.to_k` and `attn2.to_v`.
+
+        Raises:
+            AdapterError: a base without attention to the prompt alone.
+        """
+        if not model.has_unet:
+            raise AdapterError(
+                "adapter custom_diffusion trains the layers that attend to the prompt alone, and this base attends to "
+                "prompt and picture together: use lora"
+            )
         layers = tuple("attn2" + ending for ending in OURS)
         named = ((name, value) for name, value in model.unet.named_parameters() if name.endswith(layers))
         return train_all(named, "unet.")

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ld_common.adapters.base import Adapter, Named, Prior, UnetConfig
 from ld_common.adapters.full import Full
-from ld_common.adapters.lora import DEFAULT_TARGETS, Lora
+from ld_common.adapters.lora import Lora
 from ld_common.core.config import require
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
@@ -38,8 +38,8 @@ class DreamBooth(Adapter):
     prior_loss_weight: float = 1.0
     rank: int = 0
     """0 trains the whole UNet; a higher number trains a LoRA of that rank."""
-    targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
-    """Layers of the LoRA."""
+    targets: list[str] = field(default_factory=list)
+    """Layers of the LoRA, as those of adapter `lora`."""
 
     def __post_init__(self) -> None:
         require(self.rank >= 0, f"adapter.rank is {self.rank}: use 0 for the whole UNet, or a rank")

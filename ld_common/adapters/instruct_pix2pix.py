@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ld_common.adapters.base import METADATA, Named, UnetConfig
 from ld_common.adapters.lora import Lora
 from ld_common.adapters.state_dict import read_tensors
+from ld_common.core.errors import AdapterError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.conditioning import DELTA_CHANNELS
@@ -43,8 +44,12 @@ class InstructPix2Pix(Lora):
         """Widen `conv_in`, and add A and B.
 
         Raises:
-            AdapterError: no layer of this UNet matches the targets.
+            AdapterError: a base without `conv_in`, or no layer of it matches the targets.
         """
+        if not model.has_unet:
+            raise AdapterError(
+                "adapter instruct_pix2pix widens the first convolution of a UNet, this base has none: use lora"
+            )
         yield from super().inject(model, seed)
         widened = _BaselineConv(model.unet.conv_in)
         model.unet.conv_in = widened

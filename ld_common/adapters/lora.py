@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): low-rank updates of the UNet's layers, in the formats of diffusers and peft."""
+"""LoRA (arXiv 2106.09685): low-rank updates of the network's layers, in the formats of diffusers and peft."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from safetensors.torch import save
 
 from ld_common.adapters.base import METADATA, Adapter, Named, UnetConfig
 from ld_common.adapters.low_rank import DOWN, dense_update, down_names, is_lora
-from ld_common.adapters.state_dict import read_tensors
+from ld_common.adapters.state_dict import TRANSFORMER, diffusers_prefix, read_tensors
 from ld_common.core.config import require
 from ld_common.core.errors import AdapterError
 from ld_common.core.seeding import torch_generator
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser
 
-DEFAULT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+"""Layers of a UNet that train by default; a transformer of ours names its own as `lora_targets`."""
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
@@ -30,12 +31,13 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass
 class Lora(Adapter):
-    """LoRA on the UNet's layers whose names end in one of `targets`."""
+    """LoRA on the network's layers whose names end in one of `targets`."""
 
     name: ClassVar[str] = "lora"
 
     rank: int = 8
-    targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
+    targets: list[str] = field(default_factory=list)
+    """Empty for attention, feed-forward and projections, by the base's class."""
     freeze_a: bool = False
     """Keep A at its initial value, from the study's seed or its start, and train and send only B (FFA-LoRA, arXiv
     2403.12313). The default under differential privacy, where noise on both would enter as a product."""
@@ -50,24 +52,24 @@ class Lora(Adapter):
         require(self.rank > 0, f"adapter.rank is {self.rank}: it must be above 0")
         fits = self.drawn_rank == 0 or self.drawn_rank >= self.rank
         require(fits, f"adapter.drawn_rank is {self.drawn_rank}: use 0, or adapter.rank and more")
-        require(bool(self.targets), "adapter.targets is empty: name at least one layer")
 
     def inject(self, model: Denoiser, seed: int) -> Iterator[Named]:
-        """Add A and B to the UNet; B starts at zero, so the model is unchanged until it trains.
+        """Add A and B to the network; B starts at zero, so the model is unchanged until it trains.
 
         Raises:
-            AdapterError: no layer of this UNet matches the targets.
+            AdapterError: no layer of this base matches the targets.
         """
         from peft import LoraConfig  # it imports all of transformers
         from peft.tuners.lora.layer import LoraLayer
 
         from ld_common.adapters.fused_lora import FusedUpdate
 
-        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=list(self.targets))
+        targets = list(self.targets or getattr(model.unet, "lora_targets", UNET_TARGETS))
+        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets)
         try:
             model.unet.add_adapter(config)
         except ValueError as error:
-            raise AdapterError(f"adapter.targets match no layer of this UNet: {', '.join(self.targets)}") from error
+            raise AdapterError(f"adapter.targets match no layer of this base: {', '.join(targets)}") from error
         for layer in model.unet.modules():
             if isinstance(layer, LoraLayer):
                 layer.lora_variant = dict.fromkeys(layer.lora_A, FusedUpdate)
@@ -101,7 +103,7 @@ class Lora(Adapter):
                 weight.copy_((weight.double() + added.to(weight.device)).to(weight.dtype))
 
     def merge(self, model: Denoiser) -> None:
-        """Replace each layer of the UNet by one of weights W + BA, as large and as fast as the base's."""
+        """Replace each layer of the network by one of weights W + BA, as large and as fast as the base's."""
         from peft.tuners.lora.layer import LoraLayer
 
         for name, layer in list(model.unet.named_modules()):
@@ -112,25 +114,37 @@ class Lora(Adapter):
 
     def export_files(self, state: State, unet_config: UnetConfig) -> Iterator[tuple[str, bytes]]:
         """Files for `load_lora_weights` and for `PeftModel.from_pretrained`, which want different tensor names."""
-        config = self._peft_config()
-        metadata = json.dumps({f"unet.{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
-        yield DIFFUSERS_WEIGHTS, save(state, {DIFFUSERS_METADATA: metadata})
+        config, prefix = self._peft_config(state), diffusers_prefix(state)
+        metadata = json.dumps({prefix + key: value for key, value in config.items()}, indent=2, sort_keys=True)
+        named = {prefix + name.removeprefix("unet."): value for name, value in state.items()}
+        yield DIFFUSERS_WEIGHTS, save(named, {DIFFUSERS_METADATA: metadata})
         renamed = {PEFT_PREFIX + name.removeprefix("unet."): value for name, value in state.items()}
         yield PEFT_WEIGHTS, save(renamed, METADATA)
         yield PEFT_CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
     def read_files(self, folder: Path) -> State:
         """The state in diffusers' file."""
-        return read_tensors(folder / DIFFUSERS_WEIGHTS)[0]
+        state, _ = read_tensors(folder / DIFFUSERS_WEIGHTS)
+        return {
+            "unet." + name.removeprefix(TRANSFORMER) if name.startswith(TRANSFORMER) else name: value
+            for name, value in state.items()
+        }
 
-    def _peft_config(self) -> dict[str, Any]:
+    def _peft_config(self, state: State) -> dict[str, Any]:
         return {
             "peft_type": "LORA",
             "r": self.rank,
             "lora_alpha": self.rank,
-            "target_modules": list(self.targets),
+            "target_modules": list(self.targets) or _default_targets(state),
             "lora_dropout": 0.0,
             "bias": "none",
             "init_lora_weights": True,
             "inference_mode": True,
         }
+
+
+def _default_targets(state: State) -> list[str]:
+    """The targets of a state by which it can be put in again: of a UNet endings, of a transformer whole names."""
+    layers = [name.removeprefix("unet.").partition(DOWN)[0] for name in down_names(state)]
+    endings = tuple(f".{target}" for target in UNET_TARGETS)
+    return list(UNET_TARGETS) if all(layer.endswith(endings) for layer in layers) else layers

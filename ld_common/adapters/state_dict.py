@@ -16,10 +16,17 @@ from ld_common.core.atomic_files import write_bytes
 from ld_common.core.errors import AdapterError
 from ld_common.core.state import State, Tensors, grouped_names, part_of
 
+TRANSFORMER = "transformer."
 BLOCK = 2**15
 """Numbers that are compared at once."""
 GROUP_BYTES = 2**26
 """Of tensors that are read from a file at once."""
+
+
+def diffusers_prefix(state: Tensors) -> str:
+    """What diffusers puts before the names of a network's tensors; ours begin with `unet.` for every network."""
+    blocks = ("unet.transformer_blocks.", "unet.single_transformer_blocks.")
+    return TRANSFORMER if any(name.startswith(blocks) for name in state) else "unet."
 
 
 def write_tensors(path: Path, state: State, metadata: dict[str, str]) -> None:

@@ -65,9 +65,9 @@ class TextualInversion(Adapter):
         """Add the tokens, a phrase's at the mean embedding of its words, the concept's at the mean of all tokens."""
         from transformers import AddedToken
 
-        if model.second_text is not None:
+        if model.reader is not None:
             raise AdapterError(
-                "adapter textual_inversion trains tokens of one text encoder, this base has two: use lora"
+                "adapter textual_inversion trains tokens of one CLIP, and this base reads prompts otherwise: use lora"
             )
         table = model.text_encoder.get_input_embeddings()
         starts: dict[str, Tensor] = {CONCEPT: table.weight.float().mean(0)}

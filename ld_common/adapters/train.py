@@ -31,7 +31,7 @@ def train(
 ) -> AdaptedModel[M]:
     """Train an adapter on a copy of a base; the base that is passed stays as it is.
 
-    The copy has its own UNet, text encoder and tokenizer and shares the VAE and the scheduler with `base`.
+    The copy has its own network, text encoders and tokenizers and shares the VAE and the scheduler with `base`.
 
     Args:
         base: from `load_base`, with float32 weights.
@@ -49,7 +49,7 @@ def train(
         DivergedError: the loss is not finite.
     """
     config = checked(TrainingConfig, {"steps": steps, **options}, "training.")
-    parts = {name: copy.deepcopy(getattr(base, name)) for name in ("unet", "text_encoder", "tokenizer", "second_text")}
+    parts = copy.deepcopy({name: getattr(base, name) for name in ("unet", "text_encoder", "tokenizer", "reader")})
     # the prior's images are the base's own, so they are drawn before the adapter changes it
     prior = data.prior if adapter.prior is None else draw_prior(base, adapter.prior, seed)
     entering = drift if isinstance(drift, LatentDrift) else data.drift

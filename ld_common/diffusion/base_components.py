@@ -1,14 +1,16 @@
 """What a base's folder holds, by the classes that its files name: which bases load, and on which noise schedule.
 
-Bases are of Stable Diffusion 1 and 2 (`AutoencoderKL`, `UNet2DConditionModel`, `CLIPTextModel`, `CLIPTokenizer`) and
-XL, with `CLIPTextModelWithProjection` besides; their scheduler is any of diffusers' with a discrete schedule of β.
-Others are refused by the name of their class before anything is read of their weights.
+A folder belongs to one `Family`. Bases of a UNet have any of diffusers' schedulers with a discrete schedule of β; those
+of a transformer have one of flow matching. Others are refused by the name of their class before anything is read of
+their weights.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +20,81 @@ if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
 INDEX = "model_index.json"
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components of a Stable Diffusion pipeline that its network does not need."""
-XL_PARTS = (*PARTS, "text_encoder_2", "tokenizer_2")
+"""Components of a pipeline that its network does not need."""
 VOCABULARY = ("vocab.json", "merges.txt")
+WHOLE_VOCABULARY = ("tokenizer.json", "spiece.model")
 LARGEST_SIDE = 1024
 """Of latents."""
-CLASSES = {
-    "vae": "AutoencoderKL",
-    "unet": "UNet2DConditionModel",
-    "text_encoder": "CLIPTextModel",
-    "text_encoder_2": "CLIPTextModelWithProjection",
-}
-SUPPORTED = "bases of the classes of StableDiffusionPipeline and StableDiffusionXLPipeline load"
+FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Bases of the same classes."""
+
+    pipelines: tuple[str, ...]
+    """Beginnings of diffusers' names for their pipelines."""
+    network: str
+    """The part that denoises."""
+    classes: Mapping[str, str]
+    """Of the parts, in the order in which they are hashed; empty where any fits."""
+    optional: tuple[str, ...] = ()
+    """Parts that a folder may lack."""
+
+
+STABLE_DIFFUSION = Family(
+    ("StableDiffusion",),
+    "unet",
+    {
+        "vae": "AutoencoderKL",
+        "unet": "UNet2DConditionModel",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "",
+        "scheduler": "",
+    },
+)
+XL = Family(
+    ("StableDiffusion",),
+    "unet",
+    {**STABLE_DIFFUSION.classes, "text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": ""},
+)
+STABLE_DIFFUSION_3 = Family(
+    ("StableDiffusion3",),
+    "transformer",
+    {
+        "vae": "AutoencoderKL",
+        "transformer": "SD3Transformer2DModel",
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+        "tokenizer": "",
+        "tokenizer_2": "",
+        "tokenizer_3": "",
+        "scheduler": FLOW_SCHEDULER,
+    },
+    ("text_encoder_3", "tokenizer_3"),
+)
+FLUX_2 = Family(
+    ("Flux2Klein",),
+    "transformer",
+    {
+        "vae": "AutoencoderKLFlux2",
+        "transformer": "Flux2Transformer2DModel",
+        "text_encoder": "Qwen3ForCausalLM",
+        "tokenizer": "",
+        "scheduler": FLOW_SCHEDULER,
+    },
+)
+FLOWS = (STABLE_DIFFUSION_3, FLUX_2)
+SUPPORTED = (
+    "bases of the classes of StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline and "
+    "Flux2KleinPipeline load"
+)
 XL_EMBEDDING = "text_time"
 """`addition_embed_type` of an SDXL UNet: a pooled prompt and sizes."""
+FLUX_SIDE = 128
+"""Height and width of the latents of FLUX.2's VAE for pictures of 1,024 pixels, diffusers' default."""
 NOT_GIVEN = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
 """Settings of a UNet that takes other inputs than ours, or projects them."""
 SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -49,14 +110,18 @@ OPTIONAL = {
 """Further settings of diffusers' DDIM, and what another scheduler does that has none of the name."""
 
 
-def is_xl(folder: Path) -> bool:
-    """Whether a folder is of SDXL: it has a second text encoder."""
-    return (folder / "text_encoder_2").is_dir()
+def family_of(folder: Path) -> Family:
+    """The family of a folder, by its parts."""
+    if (folder / "transformer").is_dir():
+        kind = _class_of(folder / "transformer", str(folder))
+        return next((family for family in FLOWS if family.classes["transformer"] == kind), STABLE_DIFFUSION_3)
+    return XL if (folder / "text_encoder_2").is_dir() else STABLE_DIFFUSION
 
 
 def parts_of(folder: Path) -> tuple[str, ...]:
     """The components that decide what a base computes."""
-    return XL_PARTS if is_xl(folder) else PARTS
+    family = family_of(folder)
+    return tuple(part for part in family.classes if part not in family.optional or (folder / part).is_dir())
 
 
 def zero_for_empty_prompt(folder: Path, name: str) -> bool:
@@ -89,33 +154,45 @@ def check_components(folder: Path, name: str) -> None:
         ModelError: one sentence with the class or setting that is not supported, or a file that cannot be read.
     """
     whole = _read(folder / INDEX, name) if (folder / INDEX).is_file() else {}
-    kind, parts = str(whole.get("_class_name", "")), parts_of(folder)
+    kind, family = str(whole.get("_class_name", "")), family_of(folder)
     listed = {
         part: str(entry[1])
         for part, entry in whole.items()
         if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
     }
-    others = {part: listed[part] for part in sorted(set(listed) - {*XL_PARTS, *BESIDE})}
-    if others or (kind and not kind.startswith("StableDiffusion")):
+    known = {*family.classes, *XL.classes} if family.network == "unet" else set(family.classes)
+    if "transformer" in listed and not (folder / "transformer").is_dir():
+        raise ModelError(f"base model '{name}' lacks transformer: a base's folder holds all parts")
+    others = {part: listed[part] for part in sorted(set(listed) - {*known, *BESIDE})}
+    if others or (kind and not kind.startswith(family.pipelines)):
         has = f", with {_listed(others)}" if others else ""
         raise ModelError(f"base model '{name}' is a {kind or 'pipeline'}{has}: {SUPPORTED}")
-    missing = [part for part in XL_PARTS if part in {*parts, *listed} and not (folder / part).is_dir()]
+    expected = {*parts_of(folder), *(part for part in listed if part in known)}
+    missing = [part for part in (*family.classes, *XL.classes) if part in expected and not (folder / part).is_dir()]
     if missing:
-        raise ModelError(f"base model '{name}' lacks {', '.join(missing)}: a Stable Diffusion folder holds all parts")
-    for part in (part for part in parts if part.startswith("tokenizer")):
-        _check_tokenizer(folder / part, name)
-    for part, known in CLASSES.items():
-        found = _class_of(folder / part, name) if part in parts else ""
-        if found and found != known:
-            raise ModelError(f"the {part} of base model '{name}' is a {found}, not {known}: {SUPPORTED}")
-    unet = _read(folder / "unet/config.json", name)
-    embedding, expected = unet.get("addition_embed_type"), XL_EMBEDDING if is_xl(folder) else None
-    if embedding != expected:
         raise ModelError(
-            f"the unet of base model '{name}' has addition_embed_type {embedding}, and beside {', '.join(parts)} it "
-            f"would be {expected}: {SUPPORTED}"
+            f"base model '{name}' lacks {', '.join(dict.fromkeys(missing))}: a base's folder holds all parts"
         )
-    _check_unet(unet, _read(folder / "vae/config.json", name), name)
+    for part, expected_class in family.classes.items():
+        if part not in expected:
+            continue
+        if part.startswith("tokenizer"):
+            _check_tokenizer(folder / part, name)
+        found = _class_of(folder / part, name) if expected_class else ""
+        if found and found != expected_class:
+            raise ModelError(f"the {part} of base model '{name}' is a {found}, not {expected_class}: {SUPPORTED}")
+    network, vae = _read(folder / family.network / "config.json", name), _read(folder / "vae/config.json", name)
+    if family.network == "unet":
+        _check_unet(network, XL_EMBEDDING if family is XL else None, name)
+    _check_sizes(family, network, vae, name)
+
+
+def flux_side(folder: Path, name: str) -> int:
+    """Height and width of the latents of a VAE of FLUX.2 for this base's pictures: 128, for 1,024 pixels.
+
+    `sample_size` in transformer/config.json, which diffusers has no use for, sets another.
+    """
+    return int(_read(folder / "transformer/config.json", name).get("sample_size", FLUX_SIDE))
 
 
 def read_schedule(folder: Path, name: str) -> DDIMScheduler:
@@ -149,31 +226,45 @@ def read_schedule(folder: Path, name: str) -> DDIMScheduler:
 
 def _check_tokenizer(part: Path, name: str) -> None:
     """Refuse a tokenizer without its words, which would read every prompt alike."""
-    if not ((part / "tokenizer.json").is_file() or all((part / file).is_file() for file in VOCABULARY)):
+    whole = any((part / file).is_file() for file in WHOLE_VOCABULARY)
+    if not (whole or all((part / file).is_file() for file in VOCABULARY)):
         raise ModelError(f"base model '{name}' lacks {part.name}/tokenizer.json, or {' and '.join(VOCABULARY)} there")
 
 
-def _check_unet(unet: dict[str, Any], vae: dict[str, Any], name: str) -> None:
+def _check_unet(unet: dict[str, Any], embedding: str | None, name: str) -> None:
+    """Refuse a UNet that takes other inputs than ours; `embedding` is what its family has of `addition_embed_type`."""
+    found = unet.get("addition_embed_type")
+    if found != embedding:
+        raise ModelError(
+            f"the unet of base model '{name}' has addition_embed_type {found}, and beside these parts it would be "
+            f"{embedding}: {SUPPORTED}"
+        )
     taken = [key for key in NOT_GIVEN if unet.get(key) is not None]
     if taken:
         raise ModelError(f"the unet of base model '{name}' has {taken[0]} {unet[taken[0]]}: {SUPPORTED}")
-    side = unet.get("sample_size")
-    if type(side) is not int or not 1 <= side <= LARGEST_SIDE:
+
+
+def _check_sizes(family: Family, network: dict[str, Any], vae: dict[str, Any], name: str) -> None:
+    """Refuse a network of no size, or one whose channels are not the VAE's."""
+    side, step = network.get("sample_size", FLUX_SIDE if family is FLUX_2 else None), 2 if family is FLUX_2 else 1
+    if type(side) is not int or not 1 <= side <= LARGEST_SIDE or side % step:
         raise ModelError(
-            f"unet/config.json of base model '{name}' has sample_size {side}: write the height of "
+            f"{family.network}/config.json of base model '{name}' has sample_size {side}: write the height of "
             "its latents there, for Stable Diffusion 64, or 96 for pictures of 768 pixels"
         )
-    latent, taken_channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
-    if latent != taken_channels:
+    if family is FLUX_2 and network.get("guidance_embeds", True):
+        raise ModelError(f"the transformer of base model '{name}' has guidance_embeds: of FLUX.2, klein loads")
+    latent, taken = vae.get("latent_channels", 4) * step**2, network.get("in_channels", 4)
+    if latent != taken:
         raise ModelError(
-            f"the unet of base model '{name}' takes {taken_channels} channels, its vae makes {latent}: bases for "
+            f"the {family.network} of base model '{name}' takes {taken} channels, its vae makes {latent}: bases for "
             "inpainting and upscaling do not load"
         )
 
 
 def _class_of(part: Path, name: str) -> str:
     """The class that a component's config names; empty where it names none."""
-    config = _read(part / "config.json", name)
+    config = _read(part / ("scheduler_config.json" if part.name == "scheduler" else "config.json"), name)
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else architectures
     return str(config.get("_class_name") or first or "")

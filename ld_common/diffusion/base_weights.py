@@ -65,6 +65,16 @@ def load_whole(kind: Any, part: Path, **options: Any) -> Any:
     return network
 
 
+def weights_options(part: Path) -> dict[str, Any]:
+    """Options by which diffusers and transformers load the weights that `weights_of` names."""
+    return {"variant": weights_variant(part), "use_safetensors": weights_are_safetensors(part)}
+
+
+def load_part(kind: Any, part: Path, **options: Any) -> Any:
+    """`load_whole` of the weights that `weights_of` names."""
+    return load_whole(kind, part, **options, **weights_options(part))
+
+
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})

@@ -15,6 +15,9 @@ paper's δ, the shift of z_T itself, is δ = a(T)·μ. Formulations:
 The network's target stays ε (or its v) throughout. `per-step` is the paper's Eq. 4 with the total shift held at δ
 for any N; `per-step-literal` adds δ at every step, as the equation is written. Without a drift, all functions return
 the tensor that they were given.
+
+A schedule that ends without signal, a(T) = 0, leaks nothing: flows, and β schedules of zero terminal SNR with trailing
+timesteps. There all formulations but `centred` change nothing (`is_inert`).
 """
 
 from __future__ import annotations
@@ -28,12 +31,19 @@ import torch
 from torch import Tensor
 
 from ld_common.core.errors import ConfigError
+from ld_common.diffusion.flow import FLOW
 from ld_common.diffusion.options import FORMULATIONS, SHAPES
 from ld_common.diffusion.signal_level import latent_scale, signal_level
 
 if TYPE_CHECKING:
-    from ld_common.diffusion.base_model import BaseModel
+    from ld_common.diffusion.base_model import BaseModel, Denoiser
 
+INERT = (
+    "this base's schedule ends without signal, so a drift changes nothing but with drift.formulation centred; a "
+    "longitudinal drift and the editors that follow it work as with any base"
+)
+LEAST_SIGNAL = 1e-3
+"""a(T) below which a schedule counts as one that ends without signal."""
 RIDGE = 1e-3
 """Ridge penalty per scan on a conditional drift's coefficients; it decides where too few scans leave them open."""
 
@@ -215,7 +225,7 @@ def drift_from_shift(delta: float, alphas_cumprod: Tensor) -> Tensor:
     level = _last_signal_level(alphas_cumprod)
     if delta == 0:
         return torch.zeros(1, 1, 1)
-    if level < 1e-3:
+    if level < LEAST_SIGNAL:
         raise ConfigError(f"drift {delta:g} cannot be converted: this base's schedule ends without signal (zero SNR)")
     return torch.full((1, 1, 1), delta / level)
 
@@ -225,15 +235,15 @@ def shift_of(drift: LatentDrift, alphas_cumprod: Tensor) -> Tensor:
     return _last_signal_level(alphas_cumprod) * drift.mean
 
 
+def is_inert(formulation: str, model: Denoiser) -> bool:
+    """Whether a drift of a formulation changes nothing: the base's schedule ends without signal."""
+    return formulation != "centred" and _last_signal_level(model.scheduler.alphas_cumprod) < LEAST_SIGNAL
+
+
 def by_channel(mean: Tensor) -> list[float]:
     """A drift's tensor summarised for people: its mean by latent channel; of a conditional one, that of w_0."""
     intercept = mean[0] if mean.dim() == 4 else mean
     return [float(value) for value in intercept.mean((-1, -2))]
-
-
-def flow_signal_level(time: float) -> float:
-    """Signal level a(t) of rectified flow, z_t = (1 - t) z_0 + t ε (arXiv 2209.03003)."""
-    return 1.0 - time
 
 
 def centre(latents: Tensor, drift: LatentDrift | None) -> Tensor:
@@ -271,8 +281,8 @@ def shift_output(
     signal_level: float | Tensor,
     alphas_cumprod: Tensor,
 ) -> Tensor:
-    """Reverse: a network's output whose noise is `ε̂ + δ`, for `epsilon`, `v_prediction` and `sample` networks."""
-    if drift is None or drift.formulation != "noise" or prediction_type == "sample":
+    """Reverse: a network's output whose noise is `ε̂ + δ`; under a flow, which ends without signal, δ is 0."""
+    if drift is None or drift.formulation != "noise" or prediction_type in ("sample", FLOW):
         return output
     delta = shift_of(drift, alphas_cumprod)
     return output + (delta if prediction_type == "epsilon" else signal_level * delta).to(output)

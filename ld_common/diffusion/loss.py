@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ld_common.core.errors import ModelError
 from ld_common.diffusion.conditioning import Condition
+from ld_common.diffusion.flow import FLOW, flow_time
 
 
 def denoising_loss(
@@ -41,7 +42,7 @@ def denoising_pair(
     Args:
         unet: called as `unet(latents, timesteps, context).sample`.
         alphas_cumprod: ᾱ by timestep `(T,)`.
-        prediction_type: the scheduler's: `epsilon`, `v_prediction` or `sample`.
+        prediction_type: the scheduler's: `epsilon`, `v_prediction`, `sample` or `flow`.
         latents: scaled latents `(B,C,h,w)`.
         condition: prompts, and a baseline scan for image-conditioned networks.
         timesteps: `(B,)`, int64.
@@ -51,13 +52,19 @@ def denoising_pair(
     Returns:
         Both `(B,C,h,w)`, float32.
     """
-    alphas_cumprod = alphas_cumprod.to(latents.device)
-    signal = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
-    spread = (1 - alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1)
+    levels = alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1)
+    signal, spread = levels.sqrt().to(latents), (1 - levels).sqrt().to(latents)
     noisy = signal * latents + spread * (noise if mixed is None else mixed)
-    targets = {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}
+    targets = {
+        "epsilon": noise,
+        "v_prediction": signal * noise - spread * latents,
+        "sample": latents,
+        FLOW: noise - latents,
+    }
     if prediction_type not in targets:
         raise ModelError(f"prediction type '{prediction_type}' is unknown: known: {', '.join(targets)}")
+    if prediction_type == FLOW:
+        noisy = noisy / (signal + spread)
     predicted = unet(condition.network_input(noisy), timesteps, condition.context).sample
     return predicted.float(), targets[prediction_type]
 
@@ -70,12 +77,14 @@ def weighted_loss(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 def min_snr_weights(signal: Tensor, gamma: float, prediction_type: str) -> Tensor:
     """Min-SNR weights (arXiv 2303.09556, Sec. 3.4) of examples at ᾱ `(B,)`: the error of the image weighs min(SNR, γ).
 
-    A v-prediction's error is SNR + 1 times that of the image, a noise's SNR times.
+    A v-prediction's error is SNR + 1 times that of the image, a noise's SNR times, a flow's 1/σ² times.
     """
     ratio = signal / (1 - signal)
     capped = ratio.clamp(max=gamma)
     if prediction_type == "epsilon":
         return torch.where(ratio > 0, capped / ratio, torch.ones_like(ratio))  # without signal, 0/0 tends to 1
+    if prediction_type == FLOW:
+        return capped * flow_time(signal) ** 2
     return capped / (ratio + 1) if prediction_type == "v_prediction" else capped
 
 

@@ -1,11 +1,12 @@
 """Sampling from noise with diffusers' schedulers, started where the drift says.
 
-The drift is defined on z_t = a z_0 + s ε. Euler's scheduler works on z_t / a, so shifts are scaled for it. One drift
-gives the same distribution with every sampler, number of steps and spacing.
+The drift is defined on z_t = a z_0 + s ε. Euler's scheduler works on z_t / a and a flow's on z_t / (a + s), so shifts
+are scaled for them. One drift gives the same distribution with every sampler, number of steps and spacing.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.drift import LatentDrift, prior_shift, restore, shift_output, step_shift
-from ld_common.diffusion.schedule import check_steps
+from ld_common.diffusion.schedule import check_steps, is_flow
 from ld_common.diffusion.signal_level import latent_scale, signal_level
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
+
+    from ld_common.diffusion.bases.flow import FlowSchedule
 
 SAMPLERS = {
     "ddim": "DDIMScheduler",
@@ -26,10 +29,14 @@ SAMPLERS = {
     "euler": "EulerDiscreteScheduler",
 }
 """Class in diffusers, by name."""
+FLOW_SAMPLERS = ("ddim", "euler")
+"""Both are Euler's steps of the flow."""
 SPACINGS = ("leading", "trailing", "linspace")
 
 
-def make_sampler(scheduler: DDIMScheduler, name: str = "ddim", steps: int = 50, spacing: str = "") -> Any:
+def make_sampler(
+    scheduler: DDIMScheduler | FlowSchedule, name: str = "ddim", steps: int = 50, spacing: str = ""
+) -> Any:
     """A diffusers scheduler on the base's noise schedule, with its timesteps set.
 
     Args:
@@ -39,7 +46,8 @@ def make_sampler(scheduler: DDIMScheduler, name: str = "ddim", steps: int = 50, 
         spacing: `leading`, `trailing` or `linspace`; empty for the base's.
 
     Raises:
-        ConfigError: an unknown name or spacing, `linspace` for `ddim`, or more steps than the schedule has room for.
+        ConfigError: an unknown name or spacing, `linspace` for `ddim`, more steps than the schedule has room for, or,
+            for a flow, another sampler than `ddim` or `euler`, which are the same there, or a spacing.
     """
     import diffusers
 
@@ -51,8 +59,20 @@ def make_sampler(scheduler: DDIMScheduler, name: str = "ddim", steps: int = 50, 
         # diffusers' DDIM goes T/N timesteps down at each step, also where linspace has another next timestep
         raise ConfigError("spacing is 'linspace': ddim takes steps of equal length, use leading or trailing")
     check_steps(scheduler, steps)
+    if is_flow(scheduler):
+        return _flow_sampler(scheduler, name, steps, spacing)
     options = {"timestep_spacing": spacing} if spacing else {}
     sampler = getattr(diffusers, SAMPLERS[name]).from_config(scheduler.config, **options)
+    sampler.set_timesteps(steps)
+    return sampler
+
+
+def _flow_sampler(scheduler: FlowSchedule, name: str, steps: int, spacing: str) -> FlowSchedule:
+    if name not in FLOW_SAMPLERS:
+        raise ConfigError(f"sampler is '{name}': this base is a flow, which takes {' or '.join(FLOW_SAMPLERS)}")
+    if spacing:
+        raise ConfigError(f"spacing is '{spacing}': this base is a flow, whose own pipeline sets its timesteps")
+    sampler = copy.deepcopy(scheduler)
     sampler.set_timesteps(steps)
     return sampler
 

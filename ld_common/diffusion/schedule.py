@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,13 @@ from ld_common.core.errors import ConfigError, ModelError
 from ld_common.diffusion.base_model import Denoiser
 from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.drift import LatentDrift, shift_output
+from ld_common.diffusion.flow import FLOW, flow_prediction, flow_scale
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
+    from typing_extensions import TypeIs
+
+    from ld_common.diffusion.bases.flow import FlowSchedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,7 @@ class Prediction:
     pred_epsilon: Tensor
 
 
-Predictor = Callable[[Tensor, int | Tensor], Prediction]
+Predictor = Callable[[Tensor, float | Tensor], Prediction]
 """Of latents `(B,C,h,w)` at one timestep, or at one each `(B,)`."""
 
 
@@ -40,11 +44,17 @@ Predictor = Callable[[Tensor, int | Tensor], Prediction]
 class DdimSchedule:
     """The timesteps of a sampler, noisiest first, and ᾱ at each and at the end: `len(timesteps) + 1` levels."""
 
-    timesteps: list[int]
+    timesteps: list[float]
+    """Whole numbers but for flows."""
     alphas_cumprod: list[float]
 
 
-def ddim_schedule(scheduler: DDIMScheduler, steps: int) -> DdimSchedule:
+def is_flow(scheduler: DDIMScheduler | FlowSchedule) -> TypeIs[FlowSchedule]:
+    """Whether a base's schedule is that of a rectified flow."""
+    return bool(scheduler.config["prediction_type"] == FLOW)
+
+
+def ddim_schedule(scheduler: DDIMScheduler | FlowSchedule, steps: int) -> DdimSchedule:
     """The scheduler's timesteps, spacing and final level for a number of steps.
 
     Raises:
@@ -53,14 +63,17 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int) -> DdimSchedule:
     sampler = copy.deepcopy(scheduler)
     check_steps(scheduler, steps)
     sampler.set_timesteps(steps)
-    timesteps = [int(timestep) for timestep in sampler.timesteps]
-    levels = [float(sampler.alphas_cumprod[timestep]) for timestep in timesteps]
-    return DdimSchedule(timesteps, [*levels, float(sampler.final_alpha_cumprod)])
+    if is_flow(sampler):
+        levels = sampler.signal(sampler.timesteps.double()).clamp(0, 1)  # the first is 0 but for rounding
+        return DdimSchedule(sampler.timesteps.tolist(), [*levels.tolist(), 1.0])
+    timesteps: list[float] = [int(timestep) for timestep in sampler.timesteps]
+    signals = [float(sampler.alphas_cumprod[timestep]) for timestep in timesteps]
+    return DdimSchedule(timesteps, [*signals, float(sampler.final_alpha_cumprod)])
 
 
-def check_steps(scheduler: DDIMScheduler, steps: int) -> None:
+def check_steps(scheduler: DDIMScheduler | FlowSchedule, steps: int) -> None:
     """Raise `ConfigError` for more steps than the base's schedule has timesteps."""
-    most = len(scheduler.alphas_cumprod) - 1 - int(scheduler.config["steps_offset"])
+    most = len(scheduler.alphas_cumprod) - 1 - int(scheduler.config.get("steps_offset", 0))
     if not 0 < steps <= most:
         raise ConfigError(f"steps is {steps}: this base allows 1 to {most}")
 
@@ -69,10 +82,10 @@ def predictor(model: Denoiser, condition: Condition, drift: LatentDrift | None =
     """The network under a condition and drift, for every prediction type."""
     kind, levels = model.scheduler.config["prediction_type"], model.scheduler.alphas_cumprod
 
-    def predict(latents: Tensor, timestep: int | Tensor) -> Prediction:
-        each = isinstance(timestep, Tensor)
-        signal = levels[timestep].view(-1, 1, 1, 1).to(latents) if each else float(levels[timestep])
-        output = model.unet(condition.network_input(latents), timestep, condition.context).sample
+    def predict(latents: Tensor, timestep: float | Tensor) -> Prediction:
+        signal = _signal(model.scheduler, timestep, latents)
+        taken = latents * flow_scale(signal) if kind == FLOW else latents
+        output = model.unet(condition.network_input(taken), timestep, condition.context).sample
         output = shift_output(output, drift, kind, signal**0.5, levels)
         if kind == "epsilon":
             return Prediction((latents - (1 - signal) ** 0.5 * output) / signal**0.5, output)
@@ -81,9 +94,18 @@ def predictor(model: Denoiser, condition: Condition, drift: LatentDrift | None =
             return Prediction(clean, signal**0.5 * output + (1 - signal) ** 0.5 * latents)
         if kind == "sample":
             return Prediction(output, (latents - signal**0.5 * output) / (1 - signal) ** 0.5)
+        if kind == FLOW:
+            return Prediction(*flow_prediction(latents, output, signal))
         raise ModelError(f"prediction type '{kind}' is unknown: known: epsilon, v_prediction, sample")
 
     return predict
+
+
+def _signal(scheduler: DDIMScheduler | FlowSchedule, timestep: float | Tensor, latents: Tensor) -> Any:
+    """ᾱ at one timestep, or at one each, `(B,1,1,1)`."""
+    steps = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep)
+    signal = scheduler.signal(steps.double()).clamp(0, 1) if is_flow(scheduler) else scheduler.alphas_cumprod[steps]
+    return signal.view(-1, 1, 1, 1).to(latents) if isinstance(timestep, Tensor) else float(signal)
 
 
 def add_noise(prediction: Prediction, signal: float) -> Tensor:

@@ -189,7 +189,7 @@ class LossSampler:
         pair = denoising_pair(model.unet, self.levels, prediction_type, latents, condition, *parts)
         if not self.options.min_snr_gamma:
             return F.mse_loss(*pair)
-        signal = self.levels[timesteps].to(device)
+        signal = self.levels[timesteps].to(latents)
         return weighted_loss(*pair, min_snr_weights(signal, self.options.min_snr_gamma, prediction_type))
 
     def _baseline(self, rows: Tensor) -> Tensor | None:

@@ -32,7 +32,7 @@ class Guidance:
     last: float
     """Highest timestep of the interval."""
 
-    def at(self, timestep: int) -> float:
+    def at(self, timestep: float) -> float:
         """w at a timestep."""
         return self.scale * (1.0 if self.first <= timestep <= self.last else self.outside)
 
@@ -60,7 +60,7 @@ class EditContext:
             return unguided
         both = predictor(self.model, source.beside(target), self.drift)
 
-        def guided(latents: Tensor, timestep: int | Tensor) -> Prediction:
+        def guided(latents: Tensor, timestep: float | Tensor) -> Prediction:
             if isinstance(timestep, Tensor):
                 raise TypeError("guidance is of one timestep at a time")
             scale = self.guidance.at(timestep)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ld_common.core.config import require
+from ld_common.core.errors import ConfigError
 from ld_common.diffusion.conditioning import Condition
 from ld_common.diffusion.schedule import Prediction, add_noise
 from ld_common.editing.base import EditContext
@@ -47,6 +48,11 @@ class Pix2PixZero(DdimInversion):
         """Denoise from level `start`, beside the reconstruction."""
         if target is None or context.guidance.scale == 0:
             return super().edit(context, state, source, None, shift)
+        if not context.model.has_unet:
+            raise ConfigError(
+                "editor pix2pix_zero steers the layers that attend to the prompt alone, and this base attends to "
+                "prompt and picture together: use flowedit, or another editor"
+            )
         schedule, edited = context.schedule, state
         reconstruct = context.predictor(source)
         attend, guided = context.predictor(target), context.predictor(source, target)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ld_common.core.errors import ModelError, ReleaseError
+from ld_common.diffusion.base_components import family_of
 from ld_common.diffusion.base_model import base_digest, locate_base
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -70,8 +71,9 @@ def find_base(reference: dict[str, Any], folder: Path, base_name: str | None = N
 
 
 def read_unet_config(base: str) -> dict[str, Any]:
-    """The config of a base's UNet; raises `ModelError`."""
-    file = locate_base(base) / "unet" / "config.json"
+    """The config of the network that denoises; raises `ModelError`."""
+    folder = locate_base(base)
+    file = folder / family_of(folder).network / "config.json"
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

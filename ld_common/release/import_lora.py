@@ -85,6 +85,8 @@ def import_lora(
     """
     file = _weights_file(Path(source))
     model = load_denoiser(base)
+    if not model.has_unet:
+        raise AdapterError("only LoRAs of a UNet can be imported, this base has a transformer")
     layers, scaling = _read_layers(file, model)
     state, rank = _fold(layers, scaling, file)
     targets = _targets(sorted(layers), [layer for layer, _ in model.unet.named_modules()])

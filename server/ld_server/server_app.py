@@ -30,6 +30,7 @@ from ld_common.core.errors import (
     ReleaseError,
 )
 from ld_common.diffusion.base_model import base_digest, load_denoiser
+from ld_common.diffusion.drift import INERT, is_inert
 from ld_common.imaging.modality import Modality
 from ld_common.imaging.preparation.files import step_files
 from ld_common.protocol.study_config import BEST, StudyConfig, load_study
@@ -136,6 +137,8 @@ def _run(
     digest = base_digest(study.base_model)
     checkpoint = last_checkpoint(output, study, digest, modality.digest()) if resume else None
     model = load_denoiser(study.base_model)
+    if study.drift.shape not in ("none", "longitudinal") and is_inert(study.drift.formulation, model):
+        print(INERT, flush=True)
     adapted = inject(model, read_adapter(study.adapter), study.seed)
 
     def ended(record: RoundRecord) -> None:

@@ -64,8 +64,8 @@ def attached_of(tiny_base: Path, study: StudyConfig) -> AdaptedModel:
     return found
 
 
-def lesson() -> TrainingData:
-    latents = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+def lesson(shape: tuple[int, ...] = (4, 8, 8)) -> TrainingData:
+    latents = torch.randn(6, *shape, generator=torch.Generator().manual_seed(1))
     return TrainingData(
         latents,
         ["woman", "woman", "man", "man", "woman", "man"],
@@ -79,7 +79,7 @@ def noised_gradient(
 ) -> list[Tensor]:
     """What one step would apply for patients' rows `(P,K)`."""
     learned = list(adapted.trainable.values())
-    examples = loss_sampler(adapted, lesson(), study, torch.Generator().manual_seed(seed))
+    examples = loss_sampler(adapted, lesson(adapted.model.latent_shape), study, torch.Generator().manual_seed(seed))
     optimizer = SecretNoiseOptimizer(
         torch.optim.SGD(learned, lr=1.0),
         noise_multiplier=noise,
@@ -99,7 +99,7 @@ def reference_gradient(adapted: AdaptedModel, study: StudyConfig, rows: Tensor) 
     unet = adapted.model.unet
     for patient in range(len(rows)):
         # the same random numbers for all, then the gradient of one patient's outputs alone
-        examples = loss_sampler(adapted, lesson(), study, torch.Generator().manual_seed(5))
+        examples = loss_sampler(adapted, lesson(adapted.model.latent_shape), study, torch.Generator().manual_seed(5))
 
         def only(*arguments: Tensor, patient: int = patient) -> SimpleNamespace:
             output = unet(*arguments).sample

@@ -105,9 +105,17 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         index(_class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
         "lacks text_encoder_2",
     ),
-    "SD3": (
+    "SD3 without its transformer": (
         index(_class_name="StableDiffusion3Pipeline", transformer=["diffusers", "SD3Transformer2DModel"]),
-        r"StableDiffusion3Pipeline, with transformer \(SD3Transformer2DModel\)",
+        "lacks transformer",
+    ),
+    "a controlled pipeline": (
+        index(_class_name="StableDiffusionControlNetPipeline", controlnet=["diffusers", "ControlNetModel"]),
+        r"StableDiffusionControlNetPipeline, with controlnet \(ControlNetModel\)",
+    ),
+    "another transformer": (
+        lambda folder: change(folder / "transformer/config.json", _class_name="SanaTransformer2DModel"),
+        r"is a StableDiffusionPipeline, with unet \(UNet2DConditionModel\)",
     ),
     "FLUX": (index(_class_name="FluxPipeline"), "is a FluxPipeline: bases of the classes of StableDiffusionPipeline"),
     "another vae": (

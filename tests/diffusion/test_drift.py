@@ -14,7 +14,6 @@ from ld_common.diffusion.drift import (
     drift_from_attributes,
     drift_from_moments,
     drift_from_shift,
-    flow_signal_level,
     mean_drift,
     prior_shift,
     restore,
@@ -23,6 +22,7 @@ from ld_common.diffusion.drift import (
     shift_output,
     step_shift,
 )
+from ld_common.diffusion.flow import flow_signal
 from ld_common.diffusion.sampling import make_sampler, sample
 from tests.support.gaussian import NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 
@@ -109,7 +109,7 @@ def test_rectified_flow_is_recentred_by_its_own_leak(first: float) -> None:
             z = z + (following - time) * velocity
         return float(z.mean())
 
-    shift = prior_shift(LatentDrift(torch.tensor(mean)), flow_signal_level(first), LEVELS)
+    shift = prior_shift(LatentDrift(torch.tensor(mean)), flow_signal(first) ** 0.5, LEVELS)
     assert end(noise + shift) == pytest.approx(mean, abs=0.03)
     assert abs(end(noise) - mean) > abs(end(noise + shift) - mean)
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: the same numbers as diffusers' own pipeline, and what is exact stays exact."""
+"""Stable Diffusion XL: the same numbers as diffusers' own pipeline; what every base does is in test_every_base."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-from ld_common.adapters.lora import Lora
-from ld_common.adapters.train import train
 from ld_common.core.errors import ModelError
 from ld_common.diffusion.base_components import parts_of
 from ld_common.diffusion.base_model import BaseModel, base_digest, load_base
-from ld_common.diffusion.drift import LatentDrift
+from ld_common.diffusion.bases.sdxl import XlText
 from ld_common.diffusion.sampling import make_sampler, sample
-from ld_common.diffusion.training import TrainingData
-from ld_common.editing.counterfactuals import Edit
-from tests.client.test_private import attached_of, noised_gradient, reference_gradient, study_of
-from tests.editing.test_editors import GUIDED, HEALTHY, ILL, editor
 from tests.support.stable_diffusion import SDXL, write_sdxl
 
 PROMPTS = ["axial T1 brain MRI, woman, 70 years", "axial T1 brain MRI"]
@@ -38,13 +32,14 @@ def base(folder: Path) -> BaseModel:
 
 @pytest.fixture
 def pipeline(base: BaseModel, folder: Path) -> StableDiffusionXLPipeline:
-    assert base.second_text is not None
+    assert isinstance(base.reader, XlText)
+    (first, tokenizer), (second, second_tokenizer) = base.reader.first, base.reader.second
     return StableDiffusionXLPipeline(
         vae=base.vae,
-        text_encoder=base.text_encoder,
-        text_encoder_2=base.second_text.text_encoder,
-        tokenizer=base.tokenizer,
-        tokenizer_2=base.second_text.tokenizer,
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=tokenizer,
+        tokenizer_2=second_tokenizer,
         unet=UNet2DConditionModel.from_pretrained(folder / "unet"),
         scheduler=base.scheduler,
     )
@@ -73,54 +68,6 @@ def test_a_sample_is_that_of_diffusers_pipeline(base: BaseModel, pipeline: Stabl
     with torch.no_grad():
         ours = sample(base, base.embed(PROMPTS), noise, make_sampler(base.scheduler, "ddim", 6))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("adapter", [{"name": "lora", "rank": 2}, {"name": "custom_diffusion"}])
-def test_a_patients_gradient_is_the_plain_one(folder: Path, adapter: dict[str, object]) -> None:
-    study = study_of(adapter, max_grad_norm=1e3)  # no gradient is that long
-    adapted, rows = attached_of(folder, study), torch.tensor([[0, 1], [2, 2], [5, 3]])
-    found, expected = noised_gradient(adapted, study, rows, 0.0), reference_gradient(adapted, study, rows)
-    largest = max(float(value.abs().max()) for value in expected)
-    for one, other in zip(found, expected, strict=True):
-        assert float((one - other).abs().max()) < 1e-5 * largest
-
-
-@pytest.mark.parametrize("name", ["belm", "ddpm", "flowedit"])
-def test_an_exact_editor_returns_every_scan(base: BaseModel, name: str) -> None:
-    exact = editor(base, name, noise_fraction=0.6)
-    latents = noise_of(base, 2)
-    inverted = exact.invert(latents, [HEALTHY, ILL])
-    assert float((exact.redraw(inverted) - latents).abs().max()) < 1e-3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in GUIDED if name != "instruct_pix2pix"])
-def test_another_prompt_changes_the_answer(base: BaseModel, name: str) -> None:
-    """All editors but those that need another network or a longitudinal drift; pix2pix_zero steers its attention."""
-    latent_editor = editor(base, name, noise_fraction=0.8, guidance_scale=3.0)
-    scans = latent_editor.invert(noise_of(base, 1), [HEALTHY])
-    answers = latent_editor.edit(scans, [Edit(0, HEALTHY), Edit(0, ILL)])
-    assert float((answers[0] - answers[1]).abs().max()) > 1e-4
-
-
-def test_an_adapter_learns_a_drifted_set(base: BaseModel) -> None:
-    """The frozen parts stay, and the copy that trains has encoders of its own."""
-    data = TrainingData(noise_of(base, 8) + 0.5, [PROMPTS[0]] * 8, LatentDrift(torch.full((4, 1, 1), 0.5), "centred"))
-    before = {name: value.clone() for name, value in base.unet.named_parameters()}
-    losses: list[float] = []
-    adapted = train(
-        base,
-        Lora(rank=2),
-        data,
-        steps=20,
-        batch_size=8,
-        learning_rate=5e-3,
-        on_step=lambda _, loss: losses.append(loss),
-    )
-    assert sum(losses[-5:]) < sum(losses[:5])
-    assert all(torch.equal(value, before[name]) for name, value in base.unet.named_parameters())
-    assert adapted.model.second_text is not base.second_text
 
 
 def test_every_part_decides_the_hash_and_a_refiner_is_refused(folder: Path, tmp_path: Path) -> None:

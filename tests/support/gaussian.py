@@ -10,6 +10,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from ld_common.diffusion.base_model import Denoiser
+from ld_common.diffusion.bases.flow import FlowSchedule
+from ld_common.diffusion.flow import FLOW, flow_scale
 from ld_simulations.tiny_base.networks import make_scheduler
 
 SCHEDULER = make_scheduler()
@@ -22,25 +24,35 @@ class PerfectUNet(nn.Module):
     device, dtype = torch.device("cpu"), torch.float64
 
     def __init__(
-        self, scheduler: DDIMScheduler, mean: float = DATA_MEAN, variance: float = DATA_VARIANCE, noise_mean: float = 0
+        self,
+        scheduler: DDIMScheduler | FlowSchedule,
+        mean: float = DATA_MEAN,
+        variance: float = DATA_VARIANCE,
+        noise_mean: float = 0,
     ) -> None:
         super().__init__()
         self.levels, self.kind = scheduler.alphas_cumprod.double(), scheduler.config["prediction_type"]
+        self.scheduler = scheduler
         self.mean, self.variance, self.noise_mean = mean, variance, noise_mean
         self.config = {"in_channels": 1, "sample_size": 2}
 
     def forward(self, latents: Tensor, timestep: Tensor | int, context: Tensor | None = None) -> SimpleNamespace:
         signal = self._signal(timestep)
+        if self.kind == FLOW:
+            latents = latents / flow_scale(signal)
         spread = 1 - signal
         # the centred noise: what is left of z once the data's and the noise's means are taken away
         centred = latents - signal**0.5 * self.mean - spread**0.5 * self.noise_mean
         noise = spread**0.5 * centred / (signal * self.variance + spread)
         clean = self.mean + signal**0.5 * self.variance * centred / (signal * self.variance + spread)
         answers = {"epsilon": noise, "v_prediction": signal**0.5 * noise - spread**0.5 * clean, "sample": clean}
+        answers[FLOW] = noise - clean
         return SimpleNamespace(sample=answers[self.kind])
 
     def _signal(self, timestep: Tensor | int) -> float:
         """ᾱ at a timestep that need not be whole: interpolated in sigma, as Euler's scheduler does."""
+        if isinstance(self.scheduler, FlowSchedule):
+            return float(self.scheduler.signal(torch.as_tensor(timestep, dtype=torch.float64)))
         sigmas = ((1 - self.levels) / self.levels.clamp_min(1e-12)) ** 0.5
         low = int(timestep)
         high, share = min(low + 1, len(sigmas) - 1), float(timestep) - low
@@ -55,7 +67,9 @@ class GaussianDenoiser(Denoiser):
         return NO_CONTEXT.expand(len(prompts), -1, -1)
 
 
-def gaussian_model(scheduler: DDIMScheduler = SCHEDULER, mean: float = DATA_MEAN, noise_mean: float = 0.0) -> Denoiser:
+def gaussian_model(
+    scheduler: DDIMScheduler | FlowSchedule = SCHEDULER, mean: float = DATA_MEAN, noise_mean: float = 0.0
+) -> Denoiser:
     """A perfect denoiser of one channel, 2x2, in float64."""
     unet = PerfectUNet(scheduler, mean=mean, noise_mean=noise_mean)
     return GaussianDenoiser(unet=unet, text_encoder=None, tokenizer=None, scheduler=scheduler)  # type: ignore[arg-type]

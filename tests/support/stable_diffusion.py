@@ -54,11 +54,11 @@ def write_stable_diffusion(folder: Path, prediction: str) -> Path:
     """Stable Diffusion 1.4's classes and config keys, with its PNDM schedule; no index, as some copies have none."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = _tokenizer()
+        tokenizer = word_tokenizer()
         parts = {
             "unet": UNet2DConditionModel(**{**STABLE_DIFFUSION_1_4, **SMALL}),
             "vae": AutoencoderKL(**VAE),
-            "text_encoder": CLIPTextModel(_text(tokenizer, 32)),
+            "text_encoder": CLIPTextModel(text_config(tokenizer, 32)),
             "tokenizer": tokenizer,
             "scheduler": PNDMScheduler(
                 **SCHEDULE, set_alpha_to_one=False, skip_prk_steps=True, prediction_type=prediction
@@ -73,12 +73,12 @@ def write_sdxl(folder: Path) -> Path:
     """Stable Diffusion XL's classes, config keys and index, with its Euler schedule."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = _tokenizer()
+        tokenizer = word_tokenizer()
         parts = {
             "unet": UNet2DConditionModel(**SDXL),
             "vae": AutoencoderKL(**{**VAE, "scaling_factor": 0.13025, "force_upcast": True}),
-            "text_encoder": CLIPTextModel(_text(tokenizer, 32)),
-            "text_encoder_2": CLIPTextModelWithProjection(_text(tokenizer, 48, projection_dim=24)),
+            "text_encoder": CLIPTextModel(text_config(tokenizer, 32)),
+            "text_encoder_2": CLIPTextModelWithProjection(text_config(tokenizer, 48, projection_dim=24)),
             "tokenizer": tokenizer,
             "tokenizer_2": tokenizer,
             "scheduler": EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
@@ -94,11 +94,13 @@ def write_sdxl(folder: Path) -> Path:
     return folder
 
 
-def _tokenizer() -> Any:
+def word_tokenizer() -> Any:
+    """A tokenizer of 77 tokens that knows the prompts of the tests."""
     return make_tokenizer(["axial T1 brain MRI, woman, 70 years, healthy"], 77)
 
 
-def _text(tokenizer: Any, width: int, **options: Any) -> CLIPTextConfig:
+def text_config(tokenizer: Any, width: int, **options: Any) -> CLIPTextConfig:
+    """A CLIP of two layers."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

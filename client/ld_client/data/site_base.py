@@ -63,8 +63,8 @@ class SiteBase:
             shape, mean = tuple(known.pop("latent_shape")), tuple(known.pop("latent_mean"))
             return cls(name, BaseFacts(latent_shape=shape, latent_mean=mean, **known), memory)
         model = _load(name)
-        tokens = int(model.text_encoder.config.max_position_embeddings) - 2
-        facts = BaseFacts(model.digest, model.latent_shape, tuple(model.latent_mean.float().tolist()), tokens)
+        mean = tuple(model.latent_mean.float().tolist())
+        facts = BaseFacts(model.digest, model.latent_shape, mean, model.prompt_tokens)
         memory.put(key, asdict(facts))
         return cls(name, facts, memory, model)
 
@@ -88,7 +88,7 @@ class SiteBase:
         keys = {prompt: self.memory.key("prompt", [], self.facts.digest, prompt) for prompt in sorted(long)}
         unknown = [prompt for prompt, key in keys.items() if self.memory.get(key) is None]
         if unknown:
-            self.model.tokens(unknown)
+            self.model.check_prompts(unknown)
         for prompt in unknown:
             self.memory.put(keys[prompt], {"fits": True})
 

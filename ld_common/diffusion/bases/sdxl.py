@@ -7,49 +7,64 @@ are those of an uncropped picture of the base's own resolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ld_common.core.errors import ModelError
-from ld_common.diffusion.base_weights import load_whole
+from ld_common.diffusion.base_components import vae_levels, zero_for_empty_prompt
+from ld_common.diffusion.base_weights import load_part
+from ld_common.diffusion.prompts import token_ids
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SIZES = 6
 """Numbers that the UNet takes: height and width of the original, the crop's corner, height and width asked for."""
-Tokens = Callable[[Sequence[str], "CLIPTokenizer"], Tensor]
-"""From prompts to token ids `(B,T)`."""
 
 
 @dataclass(frozen=True)
-class SecondText:
-    """The second text encoder of a base."""
+class XlText:
+    """Both text encoders with their tokenizers."""
 
-    text_encoder: CLIPTextModelWithProjection
-    tokenizer: CLIPTokenizer
+    first: tuple[CLIPTextModel, CLIPTokenizer]
+    second: tuple[CLIPTextModelWithProjection, CLIPTokenizer]
     zero_empty: bool
     """Whether the empty prompt is zeros, as `force_zeros_for_empty_prompt` of the pipeline's index says."""
 
-    def embed(self, prompts: Sequence[str], first: CLIPTextModel, tokenizer: CLIPTokenizer, tokens: Tokens) -> Tensor:
-        """The prompts' embeddings `(B,T+1,D)`: of both encoders side by side, then the pooled one.
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """Both."""
+        return self.first[0], self.second[0]
 
-        Args:
-            prompts: B prompts.
-            first: the first text encoder.
-            tokenizer: its own.
-            tokens: makes token ids.
-        """
-        hidden = first(tokens(prompts, tokenizer), output_hidden_states=True).hidden_states[-2]
-        second = self.text_encoder(tokens(prompts, self.tokenizer), output_hidden_states=True)
-        words = torch.cat([hidden, second.hidden_states[-2]], -1)
-        pooled = torch.nn.functional.pad(second.text_embeds, (0, words.shape[-1] - second.text_embeds.shape[-1]))
+    @property
+    def prompt_tokens(self) -> int:
+        """What both read beside their tokens of beginning and end."""
+        return self._longest - 2
+
+    @property
+    def _longest(self) -> int:
+        return int(self.first[0].config.max_position_embeddings)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise `ModelError` for a prompt that is too long."""
+        for _, tokenizer in (self.first, self.second):
+            token_ids(tokenizer, prompts, self._longest)
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """The embeddings `(B,T+1,D)` of both encoders side by side, then the pooled one of the second."""
+        both = []
+        for encoder, tokenizer in (self.first, self.second):
+            ids = torch.tensor(token_ids(tokenizer, prompts, self._longest), device=encoder.device)
+            both.append(encoder(ids, output_hidden_states=True))
+        words = torch.cat([output.hidden_states[-2] for output in both], -1)
+        pooled = both[1].text_embeds
+        pooled = torch.nn.functional.pad(pooled, (0, words.shape[-1] - pooled.shape[-1]))
         context = torch.cat([words, pooled[:, None]], 1)
         if self.zero_empty:
             said = torch.tensor([bool(prompt) for prompt in prompts], device=context.device)
@@ -58,7 +73,7 @@ class SecondText:
 
 
 class XlUNet(UNet2DConditionModel):
-    """The UNet of SDXL, whose prompt embeddings `(B,T+1,D)` are those of `SecondText`."""
+    """The UNet of SDXL, whose prompt embeddings `(B,T+1,D)` are those of `XlText`."""
 
     picture_side = 0
     """Height and width of the base's pictures, in pixels."""
@@ -78,32 +93,29 @@ class XlUNet(UNet2DConditionModel):
         return int(config["projection_class_embeddings_input_dim"]) - SIZES * int(config["addition_time_embed_dim"])
 
 
-def load_xl_unet(folder: Path, vae_levels: int, **options: Any) -> XlUNet:
-    """The UNet of a folder.
+def load_xl(folder: Path, name: str, **options: Any) -> tuple[XlUNet, XlText]:
+    """UNet and text encoders of a folder.
 
     Args:
         folder: the base's.
-        vae_levels: levels of its VAE; each but the first halves a picture's side.
+        name: as the user gave it, for messages.
         options: as diffusers' `from_pretrained`.
-    """
-    unet: XlUNet = load_whole(XlUNet, folder / "unet", **options)
-    unet.picture_side = int(unet.config["sample_size"]) * 2 ** (vae_levels - 1)
-    return unet
-
-
-def load_second_text(folder: Path, unet: XlUNet, zero_empty: bool, **options: Any) -> SecondText:
-    """The second text encoder of a folder.
 
     Raises:
         ModelError: the UNet takes another pooled embedding, as that of SDXL's refiner does.
     """
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    encoder = load_whole(CLIPTextModelWithProjection, folder / "text_encoder_2", **options)
+    unet: XlUNet = load_part(XlUNet, folder / "unet", **options)
+    unet.picture_side = int(unet.config["sample_size"]) * 2 ** (vae_levels(folder, name) - 1)
+    encoder = load_part(CLIPTextModelWithProjection, folder / "text_encoder_2", **options)
     width = int(encoder.config.projection_dim)
     if unet.pooled_width != width:
         raise ModelError(
             f"its unet takes {unet.pooled_width} numbers of a pooled prompt, text_encoder_2 makes {width}: refiners do "
             "not load"
         )
-    return SecondText(encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer_2"), zero_empty)
+    first = load_part(CLIPTextModel, folder / "text_encoder", **options)
+    tokenizers = [CLIPTokenizer.from_pretrained(folder / part) for part in ("tokenizer", "tokenizer_2")]
+    text = XlText((first, tokenizers[0]), (encoder, tokenizers[1]), zero_for_empty_prompt(folder, name))
+    return unet, text
