@@ -19,6 +19,7 @@ from ld_client.site_commands import add_site_commands
 from ld_client.survey.commands import survey_app
 from ld_client.withdrawal.commands import add_withdrawal_commands
 from ld_common.core.command import VERSION, Json, print_json, print_lines, run_cli, stage_bars
+from ld_common.core.config import require
 from ld_common.core.errors import ApprovalError, DeploymentError
 
 HOME = typer.Option(..., help="The study's folder here, made by ld-client init.")
@@ -88,13 +89,22 @@ def approve(
 
 
 @app.command()
-def start(home: Path = HOME) -> None:
+def start(
+    home: Path = HOME,
+    launcher: str = typer.Option(
+        "", help="single or accelerate: one process trains a round, or several. The site config's by default."
+    ),
+    processes: int = typer.Option(
+        0, help="Processes that train a round with accelerate; by default the site config's, or one a GPU."
+    ),
+) -> None:
     """Take part in the study until terminated."""
+    require(processes >= 0, f"--processes is {processes}: use 1 or more")
     site = SiteHome(home.resolve())
     site.kit()
     from ld_client.deployment.node import run_node
 
-    run_node(site)
+    run_node(site, launcher, processes)
 
 
 @app.command()

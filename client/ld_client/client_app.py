@@ -1,7 +1,8 @@
 """A site's Flower ClientApp. Only error codes and checked tensors leave it.
 
 The node, never the server, tells it which site it is: a deployed node is started with `--node-config 'home="/path"'`,
-the folder that `ld-client init` made; any other with `--node-config 'site-config="/path/to/site.yaml"'`.
+the folder that `ld-client init` made; any other with `--node-config 'site-config="/path/to/site.yaml"'`. `launcher` and
+`training-processes` beside them replace those of the site's config.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ld_client.policy import check_hours
 from ld_client.privacy.ledger import Ledger
 from ld_client.privacy.secagg_round import SecaggSiteRound
 from ld_client.round import handle_train
-from ld_client.site_config import SiteConfig, load_site
+from ld_client.site_config import LAUNCHER, PROCESSES, SiteConfig, load_site
 from ld_client.validation import handle_validate
 from ld_common.core import offline
 from ld_common.core.errors import ConfigError
@@ -50,6 +51,12 @@ def site_file_of_node(context: Context) -> Path:
     return Path(str(context.node_config["site-config"]))
 
 
+def launched(site: SiteConfig, context: Context) -> SiteConfig:
+    """The site's config with the launcher that its node was started with; raises `ConfigError`."""
+    launcher, processes = (context.node_config.get(key, default) for key, default in ((LAUNCHER, ""), (PROCESSES, 0)))
+    return site.launched(str(launcher), int(str(processes)))
+
+
 def register(
     client: ClientApp,
     site_file: Callable[[Context], Path],
@@ -71,6 +78,7 @@ def register(
             recorder.record_request()
             allow_approved_packages(recorder.home)
             site = load_site(site_file(context)) if recorder.home is None else recorder.home.site()
+            site = launched(site, context)
             secure = secure_rounds(site, recorder.home)
             with secure.alone():
                 content = handle(site, recorder, message, secure)

@@ -30,9 +30,11 @@ from ld_client.privacy.dp_drift import drift_release, paid_drift
 from ld_client.privacy.dp_longitudinal import longitudinal_release, paid_longitudinal
 from ld_client.privacy.ledger import TRAINING, Ledger, LedgerMark, RoundLimit, Use
 from ld_client.privacy.secagg_round import SecaggSiteRound
+from ld_client.several_processes import process_count, train_in_processes
 from ld_client.site_config import OWN_PARTS, RESIDUALS, SiteConfig, load_modality
 from ld_client.site_drift import longitudinal_sums, site_drift, site_prior
 from ld_client.train import computing, train_round
+from ld_client.training_process import RoundWork
 from ld_common.adapters.base import AdaptedModel, inject
 from ld_common.adapters.registry import read_adapter
 from ld_common.adapters.state_dict import state_digest
@@ -139,7 +141,7 @@ def _handle_train(
     site: SiteConfig, task: TrainTask, secure: SecaggSiteRound | None, before_training: Callable[[DataUsage], None]
 ) -> TrainResult:
     started = time.monotonic()
-    study = checked_study(site, task)
+    study, processes = checked_study(site, task), process_count(site)
     store = open_store(site.store_path, base_digest=task.base_digest, modality_digest=task.modality_digest)
     store, held_out = split_store(store, site.held_out, study.privacy.enabled)
     check_store(site.policy, store, study)
@@ -170,14 +172,21 @@ def _handle_train(
     training_drift = entered if isinstance(entered, LatentDrift) else None
     vectors = store.condition_vectors(modality)
     data = TrainingData(store.latents, store.prompts, training_drift, prior, store.pseudonyms, vectors)
-    numbers = None
-    if noise_multiplier is not None:
+    losses = None
+    if processes > 1:
+        digests = task.base_digest, task.modality_digest, store.digest()
+        start = adapted.state(), task.carried
+        work = RoundWork(site, study, task.round, *digests, *start, training_drift, noise_multiplier)
+        losses = train_in_processes(work, processes, adapted)
+    elif noise_multiplier is not None:
         from ld_client.privacy.dp_sgd import train_round_privately  # opacus takes seconds to import
 
         train_round_privately(adapted, data, study, task.round, noise_multiplier)
     else:
         secret = training_secret(site.store_path)
         losses = train_round(adapted, data, study, task.round, site.site, computing(site), secret=secret)
+    numbers = None
+    if losses is not None:
         check_drawn(site.policy, {store.pseudonyms[row] for row in losses.rows})
         if not study.withholds_numbers:
             ranges = site_coverage(modality, store.pseudonyms, store.attributes, site.policy.min_patients)

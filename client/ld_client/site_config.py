@@ -24,6 +24,9 @@ LEDGER = "ledger.sqlite"
 RESIDUALS, OWN_PARTS = "residuals", OWN_PART
 """Folders beside the ledger: what rounding took from a site's updates (`federation.wire`), and the factors that are its
 own (aggregator `fedsa`)."""
+SINGLE, ACCELERATE = "single", "accelerate"
+LAUNCHER, PROCESSES = "launcher", "training-processes"
+"""Keys of a node's config that replace those of the site's."""
 HOURS = re.compile(r"(?:(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d)?")
 FROM_HEADER = (AGE, "sex")
 """Attributes that a DICOM header may supply where the table does not."""
@@ -87,7 +90,8 @@ class PolicyConfig:
     """Local time in which a round may begin (`20:00-06:00`); empty for always. A round may end later."""
     max_memory_gb: float = 0.0
     """Most private memory of the training process, in GiB; 0 for no limit. A round that needs more is refused when it
-    does. The limit is Linux's RLIMIT_DATA: heap and anonymous mappings, without mapped files and GPU memory."""
+    does. With launcher `accelerate`, of each process. The limit is Linux's RLIMIT_DATA: heap and anonymous mappings,
+    without mapped files and GPU memory."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -139,14 +143,21 @@ class SiteConfig:
     device: str = "cpu"
     """`cpu`, or `cuda` on a machine with a GPU."""
     precision: str = "float32"
-    """Arithmetic of training: `float32` or `bfloat16`. Results leave as float32. Training under differential privacy is
-    float32 and not compiled, since its gradients of single examples come from hooks."""
+    """Arithmetic of training: `float32`, `bfloat16`, or `float16` for GPUs without bfloat16. Results leave as float32.
+    Training under differential privacy is float32 and not compiled, since its gradients of single examples come from
+    hooks."""
     compile: bool = False
     """Compile the network for training with `torch.compile`: the first step of each round takes minutes, the others
     less; on a CPU a C++ compiler is needed."""
     gradient_checkpointing: bool = False
     """Compute the network's blocks again in the backward pass instead of keeping what they computed: a fraction of the
     memory, about a third more time. Private rounds are refused with it: no gradient of single examples is left."""
+    launcher: str = "single"
+    """What trains a round: `single` for one process, or `accelerate` for several, which share each batch and end with
+    the adapter of one but for rounding. `ld-client start --launcher` replaces it."""
+    training_processes: int = 0
+    """Processes that train a round with launcher `accelerate`, each on a GPU of its own with device `cuda`; 0 for one a
+    GPU. `ld-client start --processes` replaces it."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     def __post_init__(self) -> None:
@@ -155,8 +166,24 @@ class SiteConfig:
         require(self.processes >= 0, f"processes is {self.processes}: use 0 or more")
         require(self.device in ("cpu", "cuda"), f"device is '{self.device}': use cpu or cuda")
         require(0 <= self.held_out < 1, f"held_out is {self.held_out}: use 0 or more, below 1")
-        known = ("float32", "bfloat16")
+        known = ("float32", "bfloat16", "float16")
         require(self.precision in known, f"precision is '{self.precision}': use {' or '.join(known)}")
+        self._check_launcher()
+
+    def _check_launcher(self) -> None:
+        count, known = self.training_processes, (SINGLE, ACCELERATE)
+        require(self.launcher in known, f"launcher is '{self.launcher}': use {' or '.join(known)}")
+        require(count >= 0, f"training_processes is {count}: use 1 or more, or 0 for one a GPU")
+        alone = self.launcher == SINGLE
+        require(not alone or count == 0, f"training_processes is {count}: it needs launcher {ACCELERATE}")
+        require(
+            alone or count > 0 or self.device != "cpu", f"launcher {ACCELERATE} on device cpu needs training_processes"
+        )
+
+    def launched(self, launcher: str, training_processes: int) -> SiteConfig:
+        """The config with another launcher and number of processes, "" and 0 for its own; raises `ConfigError`."""
+        count = training_processes or self.training_processes
+        return dataclasses.replace(self, launcher=launcher or self.launcher, training_processes=count)
 
     @property
     def workers(self) -> int:

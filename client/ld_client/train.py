@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
 from collections.abc import Callable
 from typing import Any
@@ -28,11 +29,6 @@ def train_round(
 ) -> Losses:
     """Train an adapter's parameters for one round, in place.
 
-    Every draw comes from a stream on the CPU, so a round can be repeated alone. Whoever knows the draws (rows,
-    timesteps and noise) of a round can compute its update for any scan, and so test or reconstruct the site's own. At a
-    site they follow from a secret of its own, from which each step is seeded anew: PyTorch's generator takes 32 bits of
-    a seed, which could be found by trying.
-
     Args:
         adapted: the model with the adapter's parameters at the start of the round.
         data: the site's scans.
@@ -41,16 +37,30 @@ def train_round(
         site: the site's name.
         arithmetic: how the network computes; the trained parameters stay float32.
         on_step: called with each step's number and loss.
-        secret: a key that only the site knows; without one, as in a benchmark, the study's seed gives the draws.
+        secret: as for `round_draws`.
 
     Raises:
         DivergedError: the loss is not finite.
     """
+    draws, rate = round_draws(study, round_number, site, secret), functools.partial(learning_rate, study, round_number)
+    return optimize(adapted.model, adapted.trainable, data, study.training, draws, rate, arithmetic, on_step)
+
+
+def round_draws(study: StudyConfig, round_number: int, site: str, secret: bytes) -> Callable[[int], torch.Generator]:
+    """The source of the random numbers of each step of a round, from 0.
+
+    Every draw comes from a stream on the CPU, so a round can be repeated alone. Whoever knows the draws (rows,
+    timesteps and noise) of a round can compute its update for any scan, and so test or reconstruct the site's own. At a
+    site they follow from a secret of its own, from which each step is seeded anew: PyTorch's generator takes 32 bits of
+    a seed, which could be found by trying.
+
+    Args:
+        study: its seed.
+        round_number: from 1.
+        site: the site's name.
+        secret: a key that only the site knows; without one, as in a benchmark, the study's seed gives the draws.
+    """
     generator = torch_generator(study.seed, "train", site, round_number)
-
-    def rate(step: int) -> float:
-        return learning_rate(study, round_number, step)
-
     place = f"train/{study.digest()}/{site}/{round_number}"
 
     def draws(step: int) -> torch.Generator:
@@ -59,7 +69,7 @@ def train_round(
             generator.manual_seed(int.from_bytes(seed, "big"))
         return generator
 
-    return optimize(adapted.model, adapted.trainable, data, study.training, draws, rate, arithmetic, on_step)
+    return draws
 
 
 def computing(site: SiteConfig) -> Computing:

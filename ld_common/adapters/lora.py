@@ -27,6 +27,8 @@ PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 """Key of the safetensors metadata in which diffusers keeps a LoRA's config."""
 PEFT_PREFIX = "base_model.model."
+MAGNITUDE = ".lora_magnitude_vector"
+"""End of the name of a DoRA's lengths in files; in the network `.weight` follows."""
 
 
 @dataclass
@@ -42,6 +44,14 @@ class Lora(Adapter):
     """Keep A at its initial value, from the study's seed or its start, and train and send only B (FFA-LoRA, arXiv
     2403.12313). The default under differential privacy, where noise on both would enter as a product."""
 
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Rank of the layers whose name ends in a key, such as `attn2.to_k: 16`; all others have `rank`."""
+    use_rslora: bool = False
+    """Scale updates by √rank (rsLoRA, arXiv 2312.03732), so that a higher rank does not learn more slowly."""
+    use_dora: bool = False
+    """Train the length of each column of a weight beside its direction (DoRA, arXiv 2402.09353); slower, and not under
+    differential privacy."""
+
     drawn_rank: int = 0
     """Rank of the initial A whose first rows this one takes, so that sites of smaller ranks (`federation.ranks`) start
     from parts of the same A; 0 for its own rank."""
@@ -50,6 +60,8 @@ class Lora(Adapter):
 
     def __post_init__(self) -> None:
         require(self.rank > 0, f"adapter.rank is {self.rank}: it must be above 0")
+        for name, rank in self.rank_pattern.items():
+            require(rank > 0, f"adapter.rank_pattern: the rank of '{name}' is {rank}: it must be above 0")
         fits = self.drawn_rank == 0 or self.drawn_rank >= self.rank
         require(fits, f"adapter.drawn_rank is {self.drawn_rank}: use 0, or adapter.rank and more")
 
@@ -65,13 +77,13 @@ class Lora(Adapter):
         from ld_common.adapters.fused_lora import FusedUpdate
 
         targets = list(self.targets or getattr(model.unet, "lora_targets", UNET_TARGETS))
-        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets)
+        config = LoraConfig(target_modules=targets, **self._strengths())
         try:
             model.unet.add_adapter(config)
         except ValueError as error:
             raise AdapterError(f"adapter.targets match no layer of this base: {', '.join(targets)}") from error
         for layer in model.unet.modules():
-            if isinstance(layer, LoraLayer):
+            if isinstance(layer, LoraLayer) and not self.use_dora:
                 layer.lora_variant = dict.fromkeys(layer.lora_A, FusedUpdate)
         for name, parameter in model.unet.named_parameters():
             if ".lora_" not in name:
@@ -79,11 +91,11 @@ class Lora(Adapter):
             wire_name = "unet." + name.replace(".default.", ".")
             with torch.no_grad():
                 if "lora_A" in name:
-                    shape = (self.drawn_rank or self.rank, *parameter.shape[1:])
+                    shape = (self.drawn_rank or len(parameter), *parameter.shape[1:])
                     start = torch.randn(shape, generator=torch_generator(seed, "lora", wire_name))
-                    parameter.copy_(start[: self.rank] / parameter[0].numel() ** 0.5)
+                    parameter.copy_(start[: len(parameter)] / parameter[0].numel() ** 0.5)
                     parameter.requires_grad_(not self.freeze_a)
-                else:
+                elif "lora_B" in name:
                     parameter.zero_()
             yield wire_name, parameter
 
@@ -108,7 +120,8 @@ class Lora(Adapter):
 
         for name, layer in list(model.unet.named_modules()):
             if isinstance(layer, LoraLayer):
-                layer.lora_variant.clear()  # a variant merges itself; ours is plain LoRA
+                if not self.use_dora:
+                    layer.lora_variant.clear()  # a variant merges itself; ours is plain LoRA
                 layer.merge()
                 model.unet.set_submodule(name, layer.get_base_layer())
 
@@ -116,6 +129,7 @@ class Lora(Adapter):
         """Files for `load_lora_weights` and for `PeftModel.from_pretrained`, which want different tensor names."""
         config, prefix = self._peft_config(state), diffusers_prefix(state)
         metadata = json.dumps({prefix + key: value for key, value in config.items()}, indent=2, sort_keys=True)
+        state = {name.removesuffix(".weight") if MAGNITUDE in name else name: state[name] for name in state}
         named = {prefix + name.removeprefix("unet."): value for name, value in state.items()}
         yield DIFFUSERS_WEIGHTS, save(named, {DIFFUSERS_METADATA: metadata})
         renamed = {PEFT_PREFIX + name.removeprefix("unet."): value for name, value in state.items()}
@@ -125,16 +139,22 @@ class Lora(Adapter):
     def read_files(self, folder: Path) -> State:
         """The state in diffusers' file."""
         state, _ = read_tensors(folder / DIFFUSERS_WEIGHTS)
-        return {
+        named = {
             "unet." + name.removeprefix(TRANSFORMER) if name.startswith(TRANSFORMER) else name: value
             for name, value in state.items()
         }
+        return {f"{name}.weight" if name.endswith(MAGNITUDE) else name: value for name, value in named.items()}
+
+    def _strengths(self) -> dict[str, Any]:
+        """Ranks and scales as peft's config has them: an update is B A, or √rank B A with `use_rslora`."""
+        pattern = dict(self.rank_pattern)
+        ranks = {"r": self.rank, "lora_alpha": self.rank, "rank_pattern": pattern, "alpha_pattern": pattern}
+        return ranks | {"use_rslora": self.use_rslora, "use_dora": self.use_dora}
 
     def _peft_config(self, state: State) -> dict[str, Any]:
         return {
             "peft_type": "LORA",
-            "r": self.rank,
-            "lora_alpha": self.rank,
+            **self._strengths(),
             "target_modules": list(self.targets) or _default_targets(state),
             "lora_dropout": 0.0,
             "bias": "none",

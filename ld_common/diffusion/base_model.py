@@ -291,7 +291,9 @@ def _load_parts(folder: Path, name: str, dtype: torch.dtype) -> Denoiser:
 
 def checked_dtype(device: str, precision: str) -> torch.dtype:
     """The dtype of a precision; raises `ModelError` for an unknown one, or a device that this machine lacks."""
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+    kind, _, number = device.partition(":")
+    known = device == "cpu" or (kind == "cuda" and (not number or number.isdecimal()))
+    if not known or (kind == "cuda" and torch.cuda.device_count() <= int(number or 0)):
         raise ModelError(f"device is '{device}': use cpu, or cuda on a machine that has it")
     if precision not in PRECISIONS:
         raise ModelError(f"precision is '{precision}': use {', '.join(PRECISIONS)}")

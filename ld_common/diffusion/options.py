@@ -11,6 +11,7 @@ from ld_common.core.config import require
 FORMULATIONS = ("prior", "centred", "noise", "per-step", "per-step-literal")
 SHAPES = ("none", "scalar", "channel", "map", "conditional", "longitudinal")
 ESTIMATORS = ("moments", "grid")
+LR_SCHEDULERS = ("cosine", "linear", "constant")
 LARGEST_DRIFT = 20.0
 """Largest accepted drift, in scaled latents, whose own standard deviation is about 1."""
 LARGEST_SUM = 2.0**16
@@ -105,7 +106,12 @@ class TrainingConfig:
     gradient_accumulation: int = 1
     """Batches whose mean gradient makes one step, where memory has no room for a larger `batch_size`."""
     learning_rate: float = 2e-3
-    """Learning rate at the first step of the study; it decays along a half cosine to a twentieth at the last."""
+    """Learning rate at the first step of the study."""
+    lr_scheduler: str = "cosine"
+    """How it falls over all rounds: `cosine`, half a wave to a twentieth, `linear`, to a twentieth, or `constant`. Each
+    round begins with five steps of warm-up, as its optimizer is new."""
+    ema: float = 0.0
+    """Decay of the exponential average of a round's weights, which is sent in their place; 0 sends the last weights."""
     noise_offset: float = 0.1
     """Standard deviation of noise that is constant over each latent channel, added to the noise; 0 is off."""
     conditioning_dropout_prob: float = 0.1
@@ -125,6 +131,9 @@ class TrainingConfig:
         require(few > 0, f"training.gradient_accumulation is {few}: it must be above 0")
         require(self.proximal_mu >= 0, f"training.proximal_mu is {self.proximal_mu}: use 0 or more")
         require(self.steps > 0 and self.batch_size > 0, "training.steps and training.batch_size must be above 0")
+        known = self.lr_scheduler in LR_SCHEDULERS
+        require(known, f"training.lr_scheduler is '{self.lr_scheduler}': known: {', '.join(LR_SCHEDULERS)}")
+        require(0 <= self.ema < 1, f"training.ema is {self.ema}: it must lie in [0, 1)")
         require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}: it must be above 0")
         require(self.noise_offset >= 0, "training.noise_offset must not be negative")
         require(0 <= self.conditioning_dropout_prob < 1, "training.conditioning_dropout_prob must lie in [0, 1)")

@@ -1,4 +1,4 @@
-"""The training loop: AdamW on an adapter's parameters, from encoded scans, in one process."""
+"""The training loop: AdamW on an adapter's parameters, from encoded scans, in one process or several."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 WARMUP_STEPS = 5
 FLOAT32 = Computing()
+SUMMED_AT_ONCE = 2**25
+"""Numbers of gradients that are summed over processes in one call."""
 FINAL_RATE = 0.05
 """Learning rate at the end of training, as a share of the initial one."""
 
@@ -63,6 +66,52 @@ class Losses:
     def last(self) -> float:
         """Mean over the last fifth."""
         return float(np.mean(self.values[-math.ceil(len(self.values) / 5) :]))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train one adapter together; by default this one alone.
+
+    All of them draw the same random numbers for a whole batch, and each computes the gradient of its share of the rows.
+    """
+
+    rank: int = 0
+    count: int = 1
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    """The sum of a tensor over the processes, the same in each of them."""
+
+    def share(self, rows: int, group: int = 1) -> Tensor:
+        """Positions, int64, of the rows of a batch that this process computes: every `count`-th group of rows."""
+        return (torch.arange(rows) // group % self.count == self.rank).nonzero()[:, 0]
+
+    def first(self, tensor: Tensor) -> Tensor:
+        """The tensor of the first process, in all of them."""
+        return self.total(tensor if self.rank == 0 else torch.zeros_like(tensor))
+
+    def sums(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The sums of several tensors of one dtype, some at once: a copy of all may not fit into memory."""
+        if self.count == 1:
+            return list(tensors)
+        summed: list[Tensor] = []
+        while len(summed) < len(tensors):
+            ends = accumulate(tensor.numel() for tensor in tensors[len(summed) :])
+            together = max(1, sum(end <= SUMMED_AT_ONCE for end in ends))
+            several = tensors[len(summed) : len(summed) + together]
+            flat = self.total(torch.cat([tensor.flatten() for tensor in several]))
+            parts = flat.split([tensor.numel() for tensor in several])
+            summed += [part.view_as(tensor) for part, tensor in zip(parts, several, strict=True)]
+        return summed
+
+
+ALONE = Ranks()
+
+
+@dataclass(frozen=True)
+class SharedComputing(Computing):
+    """How the network of one of several processes computes."""
+
+    ranks: Ranks = ALONE
+    """The processes, each of which calls `optimize` with equal arguments but for its rank."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +201,9 @@ class LossSampler:
         self.visits = _visits(data.patients) if model.image_conditioned else []
         self.drawn: set[int] = set()
         """Rows of the scans that were drawn so far."""
+        self.share: Callable[[int], Tensor] = ALONE.share
+        """Positions of the rows of a batch that are computed. A loss is that of these rows over the size of the batch,
+        and without a gradient if there are none."""
 
     def loss(self) -> Tensor:
         """The mean loss of a random batch of scans, plus the weighted loss of a batch of prior images."""
@@ -164,10 +216,11 @@ class LossSampler:
     def scans_loss(self, rows: Tensor, reduction: str = "mean") -> Tensor:
         """The loss of the scans of these rows `(B,)`: their mean, or their `sum`."""
         dropped = torch.rand(len(rows), generator=self.generator) < self.options.conditioning_dropout_prob
-        which = torch.where(dropped, 0, self.rows[rows])
-        latents = self.latents[rows.to(self.latents.device)]
-        condition = Condition(self._context(which), self._baseline(rows))
-        loss = self._loss(latents, condition, self.data.drift)
+        share = self.share(len(rows))
+        which = torch.where(dropped, 0, self.rows[rows])[share]
+        latents = self.latents[rows[share].to(self.latents.device)]
+        condition = Condition(self._context(which), self._baseline(rows, share))
+        loss = self._loss(latents, condition, self.data.drift, len(rows))
         return loss * len(rows) if reduction == "sum" else loss
 
     def prior_loss(self) -> Tensor | None:
@@ -176,28 +229,38 @@ class LossSampler:
         if prior is None:
             return None
         rows = torch.randint(len(prior.latents), (size,), generator=self.generator)
-        condition = Condition(prior.context.expand(size, -1, -1))
-        return prior.weight * self._loss(prior.latents[rows.to(prior.latents.device)], condition, None)
+        rows = rows[self.share(size)]
+        condition = Condition(prior.context.expand(len(rows), -1, -1))
+        return prior.weight * self._loss(prior.latents[rows.to(prior.latents.device)], condition, None, size)
 
-    def _loss(self, latents: Tensor, condition: Condition, drift: LatentDrift | None) -> Tensor:
-        count, model = len(latents), self.model
-        timesteps = training_timesteps(count, len(self.levels), self.options.timestep_power, self.generator)
-        noise = training_noise(latents.shape, self.options.noise_offset, self.generator)
+    def _loss(self, latents: Tensor, condition: Condition, drift: LatentDrift | None, size: int) -> Tensor:
+        """The loss of the share of a batch of this size: its mean times its part of the batch."""
+        model, share = self.model, self.share(size)
+        shape = torch.Size((size, *latents.shape[1:]))
+        timesteps = training_timesteps(size, len(self.levels), self.options.timestep_power, self.generator)[share]
+        noise = training_noise(shape, self.options.noise_offset, self.generator)[share]
+        if not len(share):
+            return latents.new_zeros(())
         mixed = shift_noise(noise, drift, self.levels)
         prediction_type, device = model.scheduler.config["prediction_type"], latents.device
         parts = timesteps.to(device), noise.to(device), mixed.to(device)
         pair = denoising_pair(model.unet, self.levels, prediction_type, latents, condition, *parts)
         if not self.options.min_snr_gamma:
-            return F.mse_loss(*pair)
+            return F.mse_loss(*pair) * (len(share) / size)
         signal = self.levels[timesteps].to(latents)
-        return weighted_loss(*pair, min_snr_weights(signal, self.options.min_snr_gamma, prediction_type))
+        weights = min_snr_weights(signal, self.options.min_snr_gamma, prediction_type)
+        return weighted_loss(*pair, weights) * (len(share) / size)
 
-    def _baseline(self, rows: Tensor) -> Tensor | None:
-        """`image_condition` of a random visit of each scan's patient, or zeros; None without image conditioning."""
+    def _baseline(self, rows: Tensor, share: Tensor) -> Tensor | None:
+        """`image_condition` of a random visit of the patient of each scan of a share of these rows, or zeros.
+
+        None without image conditioning.
+        """
         if not self.model.image_conditioned:
             return None
-        picked = torch.rand(len(rows), generator=self.generator)
+        picked = torch.rand(len(rows), generator=self.generator)[share]
         conditioned = torch.rand(len(rows), generator=self.generator) >= self.options.conditioning_dropout_prob
+        rows, conditioned = rows[share], conditioned[share]
         visits = [self.visits[row] for row in rows.tolist()]
         chosen = [choices[int(share * len(choices))] for choices, share in zip(visits, picked.tolist(), strict=True)]
         changes = self.data.condition_vectors[rows] - self.data.condition_vectors[chosen]
@@ -206,6 +269,8 @@ class LossSampler:
     def _context(self, which: Tensor) -> Tensor:
         if self.contexts is not None:
             return self.contexts[which.to(self.contexts.device)]
+        if not len(which):
+            return self.latents.new_zeros(0)
         used, positions = which.unique(return_inverse=True)
         return self.model.embed([self.prompts[row] for row in used])[positions.to(self.model.device)]
 
@@ -230,7 +295,8 @@ def optimize(
         draws: source of the random numbers of each step, from step 0, on the CPU; equal ones give equal results on the
             same machine.
         learning_rate: learning rate of each step, from step 0.
-        computing: how the network computes; the trained parameters stay float32.
+        computing: how the network computes; the trained parameters stay float32. With `SharedComputing`, all processes
+            end with the same parameters and losses, those of one process but for rounding.
         on_step: called with the number of each step, from 1, and its loss.
 
     Raises:
@@ -238,8 +304,11 @@ def optimize(
     """
     called = replace(model, unet=computing.network(model.unet))
     sampler, parameters = LossSampler(called, trainable, data, options, draws(0)), list(trainable.values())
+    ranks = computing.ranks if isinstance(computing, SharedComputing) else ALONE
+    sampler.share = ranks.share
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
     anchors = [parameter.detach().clone() for parameter in parameters] if options.proximal_mu else []
+    average, scaler = WeightAverage(parameters, options.ema), computing.scaler(model.device)
     values: list[float] = []
     model.unet.train()
     for index in range(options.steps):
@@ -250,34 +319,78 @@ def optimize(
         for _ in range(options.gradient_accumulation):
             with computing.on(model.device):
                 loss = sampler.loss() / options.gradient_accumulation
-            loss.backward()
+            if loss.requires_grad:
+                scaler.scale(loss).backward()
             value += float(loss.detach())
+        value = _sum_gradients(parameters, value, ranks)
+        scaler.unscale_(optimizer)
         for parameter, anchor in zip(parameters if anchors else (), anchors, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - anchor, alpha=options.proximal_mu)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
+        average.add()
         optimizer.zero_grad()
         values.append(value)
         if not math.isfinite(values[-1]):
             raise DivergedError(f"the loss of step {index + 1} is {values[-1]}: lower training.learning_rate")
         on_step(index + 1, values[-1])
+    average.write()
     model.unet.eval()
     return Losses(values, frozenset(sampler.drawn))
 
 
+def _sum_gradients(parameters: Sequence[nn.Parameter], loss: float, ranks: Ranks) -> float:
+    """Sum each parameter's gradient over the processes, in place; returns the sum of their losses.
+
+    A parameter without a gradient in every process keeps none.
+    """
+    if ranks.count == 1:
+        return loss
+    given = [float(parameter.grad is not None) for parameter in parameters]
+    value, *counts = ranks.total(torch.tensor([loss, *given], dtype=torch.float64)).tolist()
+    trained = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
+    for parameter, gradient in zip(trained, ranks.sums(gradients), strict=True):
+        parameter.grad = gradient
+    return float(value)
+
+
 def scheduled_rate(options: TrainingConfig, step: int, rounds: int = 1, round_number: int = 1) -> float:
-    """Learning rate of a step: half a cosine over all rounds, with a short warm-up in each for the fresh optimizer.
+    """Learning rate of a step: it falls over all rounds, with a short warm-up in each for the fresh optimizer.
 
     Args:
-        options: `learning_rate` is the initial one, `steps` the steps of one round.
+        options: `learning_rate` is the initial one, `lr_scheduler` how it falls, `steps` the steps of one round.
         step: step within the round, from 0.
         rounds: rounds of the whole training.
         round_number: from 1.
     """
     progress = (round_number - 1 + step / options.steps) / rounds
-    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return options.learning_rate * cosine * min(1.0, (step + 1) / WARMUP_STEPS)
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, progress))), "linear": max(0.0, 1 - progress)}
+    share = FINAL_RATE + (1 - FINAL_RATE) * left.get(options.lr_scheduler, 1.0)
+    return options.learning_rate * share * min(1.0, (step + 1) / WARMUP_STEPS)
+
+
+class WeightAverage:
+    """Exponential moving average of parameters with a decay that grows in the first steps; decay 0 is none."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.steps = parameters, decay, 0
+        self.values = [parameter.detach().clone() for parameter in parameters] if decay else []
+
+    def add(self) -> None:
+        """Add the parameters after a step."""
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 10))
+        for value, parameter in zip(self.values, self.parameters if self.values else (), strict=True):
+            value.lerp_(parameter.detach(), 1 - decay)
+
+    def write(self) -> None:
+        """Set the parameters to the average."""
+        with torch.no_grad():
+            for value, parameter in zip(self.values, self.parameters if self.values else (), strict=True):
+                parameter.copy_(value)
 
 
 def _visits(patients: Sequence[str]) -> list[list[int]]:

@@ -195,6 +195,8 @@ class StudyConfig:
             require(
                 not self.start, "federation.ranks cuts fresh adapters, and a study with start has none: leave out one"
             )
+        fits = not (self.federation.ranks and self.adapter.get("rank_pattern"))
+        require(fits, "federation.ranks cuts the ranks of all layers alike: leave out adapter.rank_pattern")
         fits = self.federation.aggregation.get("name") != ROLORA or self.federation.wire != "int8"
         require(
             fits, "federation.wire int8 adds a rounding error to the next round, where rolora sends the other factor"
@@ -214,6 +216,13 @@ class StudyConfig:
             "privacy.enabled noises a mean of latents or a longitudinal drift: set drift.estimator to moments, and "
             "drift.shape to none, scalar, channel, map or longitudinal",
         )
+        fits = not self.adapter.get("use_dora")
+        require(
+            fits,
+            "privacy.enabled needs gradients of single patients, which a DoRA has not: set adapter.use_dora to false",
+        )
+        fits = not self.training.ema
+        require(fits, "privacy.enabled averages noised weights: set training.ema to 0, and privacy.ema")
         near = self.training.proximal_mu
         require(
             not near, "privacy.enabled clips the gradients of patients, not FedProx's: set training.proximal_mu to 0"

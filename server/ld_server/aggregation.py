@@ -233,6 +233,8 @@ def check_aggregation(study: StudyConfig) -> Aggregator:
     where = f"federation.aggregation {aggregator.name}"
     if aggregator.factors:
         require(adapter["name"] == "lora", f"{where} is of LoRA's factors, and adapter.name is {adapter['name']}")
+        scaled = [name for name in ("use_rslora", "use_dora") if adapter[name]]
+        require(not scaled, f"{where} works with B A alone: set adapter.{', adapter.'.join(scaled)} to false")
         frozen = bool(adapter["freeze_a"])
         if aggregator.factors == "b":
             require(frozen, f"{where} trains B alone: leave out adapter.freeze_a, or set it to true")

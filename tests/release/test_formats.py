@@ -23,19 +23,30 @@ from tests.support.adapter_options import OPTIONS
 
 PROMPT = "axial T1 brain MRI, woman, 70 years, healthy"
 ALL = {**OPTIONS, "dreambooth": {"rank": 2}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rank pattern": {"rank": 2, "rank_pattern": {"attn2.to_k": 3, "attn2.to_v": 1}},
+    "rsLoRA": {"rank": 4, "use_rslora": True},
+    "DoRA": {"rank": 2, "use_dora": True},
+    "all three": {"rank": 2, "rank_pattern": {"to_q": 3}, "use_rslora": True, "use_dora": True},
+}
+"""Of LoRA."""
+
+
+def adapter_of(label: str) -> dict[str, Any]:
+    return {"name": "lora", **VARIANTS[label]} if label in VARIANTS else {"name": label, **ALL[label]}
 
 
 @pytest.fixture
 def written(request: pytest.FixtureRequest, smallest_base: Path, tmp_path: Path, brain_mri: Modality) -> Path:
     """A release of the adapter that the test names, with weights far from the base's."""
     name = request.param
-    study = from_mapping(StudyConfig, {"base_model": str(smallest_base), "adapter": {"name": name, **ALL[name]}})
+    study = from_mapping(StudyConfig, {"base_model": str(smallest_base), "adapter": adapter_of(name)})
     state = trained(smallest_base, name).state()
     return write_release(tmp_path / "release", study, brain_mri, ReleaseContent(base_digest(str(smallest_base)), state))
 
 
 def trained(base: Path, name: str) -> AdaptedModel[Denoiser]:
-    adapted = inject(load_denoiser(str(base)), read_adapter({"name": name, **ALL[name]}), 0)
+    adapted = inject(load_denoiser(str(base)), read_adapter(adapter_of(name)), 0)
     state: State = adapted.state()
     changes = random_state(state, 0.3)
     adapted.load({key: value + changes[key] for key, value in state.items()})
@@ -72,11 +83,12 @@ def test_every_adapter_is_tried_here() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("written", ALL, indirect=True)
-def test_a_release_of_each_adapter_comes_back_and_changes_the_base(written: Path, smallest_base: Path) -> None:
+@pytest.mark.parametrize("written", [*ALL, *VARIANTS], indirect=True)
+def test_a_release_of_each_adapter_comes_back_and_changes_the_base(
+    written: Path, smallest_base: Path, request: pytest.FixtureRequest
+) -> None:
     release = read_release(written)
-    name = release.study.adapter["name"]
-    expected = trained(smallest_base, name)
+    expected = trained(smallest_base, request.node.callspec.params["written"])
     assert all(torch.equal(release.state[key], value) for key, value in expected.state().items())
     ours = output(load_release_base(release))
     assert torch.allclose(ours, output(expected.model), atol=1e-5)  # a merged LoRA rounds differently
@@ -92,7 +104,7 @@ def test_a_release_of_each_adapter_comes_back_and_changes_the_base(written: Path
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("written", ["lora", "dreambooth", "instruct_pix2pix"], indirect=True)
+@pytest.mark.parametrize("written", ["lora", "dreambooth", "instruct_pix2pix", *VARIANTS], indirect=True)
 def test_diffusers_and_peft_load_a_lora_release(written: Path, smallest_base: Path) -> None:
     from peft import PeftModel
 

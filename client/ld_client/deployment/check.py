@@ -9,6 +9,7 @@ from ld_client.deployment.check_result import CheckResult, failed, good, warning
 from ld_client.deployment.check_server import check_server, dated
 from ld_client.deployment.site_certificate import read_certificate
 from ld_client.deployment.site_home import SiteHome
+from ld_client.several_processes import process_count
 from ld_common.core.errors import ApprovalError
 from ld_common.protocol.enrollment_kit import AUTHORITY, KitManifest
 from ld_common.protocol.keys import fingerprint, read_public_line
@@ -48,7 +49,10 @@ def _key(home: SiteHome) -> list[CheckResult]:
 
 
 def _config(home: SiteHome) -> list[CheckResult]:
-    return [good("config", f"{home.config_file.name} of site {home.site().site}")]
+    site = home.site()
+    count = process_count(site)
+    together = f", {count} processes train a round" if count > 1 else ""
+    return [good("config", f"{home.config_file.name} of site {site.site}{together}")]
 
 
 def _certificate(home: SiteHome, kit: KitManifest) -> list[CheckResult]:

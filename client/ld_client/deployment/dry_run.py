@@ -22,6 +22,7 @@ from ld_client.deployment.audit_log import AuditLog
 from ld_client.deployment.site_home import SiteHome
 from ld_client.privacy.ledger import Ledger
 from ld_client.round import handle_train
+from ld_client.several_processes import process_count
 from ld_client.site_config import LEDGER, SiteConfig
 from ld_common.adapters.base import inject
 from ld_common.adapters.registry import read_adapter
@@ -44,7 +45,7 @@ class DryRun:
     """The result without secure aggregation."""
     seconds: float
     peak_bytes: int
-    """Peak memory of this process, or of the GPU."""
+    """Peak memory of this process, or of the GPU; where several processes trained, of the largest."""
 
 
 def dry_run(home: SiteHome) -> list[str]:
@@ -71,8 +72,9 @@ def rehearse(site: SiteConfig, study: StudyConfig, modality_digest: str) -> DryR
         started = time.monotonic()
         result = handle_train(copied, task)
         seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if site.device == "cuda":
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(user).ru_maxrss for user in users) * 1024
+    if site.device == "cuda" and process_count(site) == 1:
         peak = torch.cuda.max_memory_allocated()
     return DryRun(study, result, seconds, peak)
 
@@ -95,6 +97,7 @@ def report(run: DryRun, site: SiteConfig) -> list[str]:
     """The dry run as text."""
     study = run.study
     where = "of the GPU" if site.device == "cuda" else "of this process"
+    where = where if process_count(site) == 1 else "of the largest process"
     return [
         f"study {study.name}, round 1 of {study.federation.rounds} at {site.site}: {study.training.steps} steps in "
         f"{run.seconds:.1f} s, at most {run.peak_bytes / 2**30:.2f} GiB {where}",

@@ -15,6 +15,8 @@ from pathlib import Path
 from ld_client.deployment.approvals import check_approved, check_bundle
 from ld_client.deployment.site_certificate import ensure_certificate, fetch_certificate
 from ld_client.deployment.site_home import SiteHome
+from ld_client.several_processes import process_count
+from ld_client.site_config import LAUNCHER, PROCESSES
 from ld_common.core.atomic_files import held, write_new
 from ld_common.core.errors import DeploymentError
 from ld_common.core.plain_log import plain_log
@@ -27,19 +29,20 @@ REFUSED = "Failed to activate SuperNode"
 """Flower's message for a node that it counts as connected, and for one whose key it no longer accepts."""
 
 
-def run_node(home: SiteHome) -> None:
-    """Take part in the study until terminated.
+def run_node(home: SiteHome, launcher: str = "", processes: int = 0) -> None:
+    """Take part in the study until terminated; `launcher` and `processes` replace those of the site's config.
 
     The server counts a killed node as connected until it has missed two heartbeats, about a minute; until then it
     refuses a new node, which tries again.
 
     Raises:
+        ConfigError: the launcher cannot train in so many processes here.
         DeploymentError: the site is not admitted or revoked, another node of this home runs, or a process ended.
         ApprovalError: the kit was not approved.
         LdError: the home, its config or its key cannot be used.
     """
     kit = home.kit()
-    home.site()
+    process_count(home.site().launched(launcher, processes))
     check_bundle(home, kit.bundle_digest)
     check_approved(home, kit.study_digest, kit.base_digest, kit.modality_digest)
     ensure_certificate(home)
@@ -50,7 +53,10 @@ def run_node(home: SiteHome) -> None:
         node += ["--root-certificates", str(home.kit_folder / "authority.crt")]
         node += ["--auth-supernode-private-key", str(home.node_key)]
         place = json.dumps(str(home.path), ensure_ascii=False)
-        node += ["--node-config", f"home={place}", "--host", "127.0.0.1", "--port", str(port)]
+        config = [f"home={place}"]
+        config += [f"{LAUNCHER}={json.dumps(launcher)}"] if launcher else []
+        config += [f"{PROCESSES}={processes}"] if processes else []
+        node += ["--node-config", " ".join(config), "--host", "127.0.0.1", "--port", str(port)]
         executor = [sys.executable, "-m", "ld_client.deployment.executor", str(home.path), "--insecure", *runtime]
         executor += ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(os.getpid())]
         print(

@@ -3,12 +3,18 @@
 Each step takes a Poisson sample of the patients, draws K (visit, timestep, noise) examples of each, clips each
 patient's mean gradient, adds noise to the sum and divides by the expected, not the actual, number of patients. All
 random numbers come from the operating system, so a round cannot be repeated and its noise cannot be subtracted.
+
+Where several processes train together (`Ranks`), the first one's random numbers decide the patients and the examples
+of all. Each clips the gradients of its share of a step's patients, the first adds the noise to its sum, and the sums of
+all are added up.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +27,7 @@ from ld_client.privacy.secure_rng import secret_generator, secret_normal, secret
 from ld_client.train import learning_rate, loss_sampler
 from ld_common.adapters.base import AdaptedModel
 from ld_common.core.errors import PrivacyError
-from ld_common.diffusion.training import LossSampler, TrainingData
+from ld_common.diffusion.training import ALONE, LossSampler, Ranks, TrainingData, WeightAverage
 from ld_common.protocol.dp_accounting import DpConfig
 from ld_common.protocol.study_config import StudyConfig
 
@@ -33,17 +39,22 @@ class SecretNoiseOptimizer(DPOptimizer):
     """Opacus's optimizer with noise from the operating system in place of a generator's."""
 
     noise_multiplier: float
+    ranks: Ranks = ALONE
+    """The processes whose patients make up a step."""
 
     def add_noise(self) -> None:
-        """Set each parameter's `grad` to the noised sum of clipped gradients."""
+        """Set each parameter's `grad` to the noised sum of clipped gradients, of the patients of all processes."""
         multiplier, self.noise_multiplier = self.noise_multiplier, 0.0
         try:
             super().add_noise()  # checks that no gradient is used twice, and adds no noise
         finally:
             self.noise_multiplier = multiplier
-        for parameter in self.params:
+        for parameter in self.params if self.ranks.rank == 0 else ():
             noise = multiplier * self.max_grad_norm * secret_normal(parameter.shape)
             parameter.grad = (parameter.grad.double() + noise.to(parameter.device)).to(parameter.dtype)
+        sums = self.ranks.sums([parameter.grad for parameter in self.params])
+        for parameter, gradient in zip(self.params, sums, strict=True):
+            parameter.grad = gradient
 
 
 def train_round_privately(
@@ -53,6 +64,7 @@ def train_round_privately(
     round_number: int,
     noise_multiplier: float,
     on_step: Callable[[int], None] = lambda step: None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train an adapter's parameters for one round, in place. Charge the round before it runs.
 
@@ -68,13 +80,15 @@ def train_round_privately(
         round_number: from 1.
         noise_multiplier: of the study's plan.
         on_step: called after each step with its number.
+        ranks: processes that call this with equal arguments; all end with the same parameters.
 
     Raises:
         PrivacyError: the model or adapter has no per-example gradients.
     """
     check_trainable(adapted)
     privacy, training = study.privacy, study.training
-    examples, sampled = loss_sampler(adapted, data, study, secret_generator()), Patients(data.patients)
+    examples = loss_sampler(adapted, data, study, _common_generator(ranks))
+    sampled = Patients(data.patients, lambda shape: ranks.first(secret_uniform(shape)))
     trainable = list(adapted.trainable.values())
     optimizer = SecretNoiseOptimizer(
         torch.optim.AdamW(trainable, lr=training.learning_rate, weight_decay=0.0),
@@ -82,7 +96,8 @@ def train_round_privately(
         max_grad_norm=privacy.max_grad_norm,
         expected_batch_size=privacy.expected_batch_size,
     )
-    average = _Average(trainable, privacy.ema)
+    optimizer.ranks = ranks
+    average = WeightAverage(trainable, privacy.ema)
     hooks = GradSampleModule(adapted.model.unet, loss_reduction="sum")
     adapted.model.unet.train()
     try:
@@ -91,7 +106,7 @@ def train_round_privately(
                 group["lr"] = learning_rate(study, round_number, index)
             rows = sampled.draw(chosen, privacy.augmentation_multiplicity)
             accumulate_gradient(optimizer, hooks, examples, rows, privacy, training.batch_size)
-            _add_prior_gradient(hooks, examples, trainable)
+            _add_prior_gradient(hooks, examples, trainable, ranks)
             optimizer.original_optimizer.step()
             optimizer.zero_grad()
             average.add()
@@ -102,6 +117,12 @@ def train_round_privately(
         for parameter in trainable:
             parameter.grad = None
     average.write()
+
+
+def _common_generator(ranks: Ranks) -> torch.Generator:
+    """A secret generator, the same in all processes."""
+    generator = secret_generator()
+    return generator.set_state(ranks.first(generator.get_state().long()).byte())
 
 
 def check_trainable(adapted: AdaptedModel[Any]) -> None:
@@ -144,7 +165,7 @@ class Patients:
 
 
 def accumulate_gradient(
-    optimizer: DPOptimizer,
+    optimizer: SecretNoiseOptimizer,
     hooks: GradSampleModule,
     examples: LossSampler,
     rows: Tensor,
@@ -153,20 +174,28 @@ def accumulate_gradient(
 ) -> None:
     """Compute the noised mean gradient of these patients' rows `(P,K)` into the parameters' `grad`, in chunks.
 
-    A chunk has whole patients, at least one, and about `at_once` examples.
+    A chunk has whole patients, at least one, and about `at_once` examples. Of several processes, each computes the
+    gradients of its share of the patients, dealt out over the whole step.
     """
     parameters = [parameter for parameter in hooks.parameters() if parameter.requires_grad]
-    size = sum(parameter.numel() for parameter in parameters) * privacy.augmentation_multiplicity
-    chunks = rows.split(max(1, min(at_once // privacy.augmentation_multiplicity, MAX_GRADIENT_NUMBERS // size)))
+    draws, ranks = privacy.augmentation_multiplicity, optimizer.ranks
+    size = sum(parameter.numel() for parameter in parameters) * draws
+    together = max(1, min(at_once // draws, MAX_GRADIENT_NUMBERS // size))
+    chunks = rows.split(together)
     for number, chunk in enumerate(chunks, start=1):
+        turn = replace(ranks, rank=(ranks.rank - (number - 1) * together) % ranks.count)
+        patients = len(turn.share(len(chunk)))
         if len(chunk):
+            examples.share = functools.partial(turn.share, group=draws)
             hooks.enable_hooks()
             with warnings.catch_warnings():  # a trainable first layer has no input with a gradient, nor needs one
                 warnings.filterwarnings("ignore", "Full backward hook")
-                (examples.scans_loss(chunk.flatten(), "sum") / privacy.augmentation_multiplicity).backward()
+                loss = examples.scans_loss(chunk.flatten(), "sum") / draws
+                if patients:
+                    loss.backward()
             hooks.disable_hooks()
         for parameter in parameters:
-            parameter.grad_sample = _by_patient(parameter, len(chunk), privacy.augmentation_multiplicity)
+            parameter.grad_sample = _by_patient(parameter, patients, draws)
         last = number == len(chunks)
         optimizer.signal_skip_step(do_skip=not last)
         optimizer.pre_step()
@@ -185,31 +214,14 @@ def _by_patient(parameter: nn.Parameter, patients: int, draws: int) -> Tensor:
     return torch.nan_to_num(samples.view(patients, draws, *parameter.shape).sum(1), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _add_prior_gradient(hooks: GradSampleModule, examples: LossSampler, trainable: Sequence[nn.Parameter]) -> None:
+def _add_prior_gradient(
+    hooks: GradSampleModule, examples: LossSampler, trainable: Sequence[nn.Parameter], ranks: Ranks
+) -> None:
     """Add the gradient of the prior's loss, which is public, so it is neither clipped nor noised."""
     hooks.disable_hooks()
+    examples.share = ranks.share
     loss = examples.prior_loss()
     if loss is not None:
-        for parameter, gradient in zip(trainable, torch.autograd.grad(loss, trainable), strict=True):
+        shares = torch.autograd.grad(loss, trainable) if loss.requires_grad else map(torch.zeros_like, trainable)
+        for parameter, gradient in zip(trainable, ranks.sums(list(shares)), strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-
-class _Average:
-    """Exponential moving average of parameters, at no privacy cost; its decay grows during the first steps."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay, self.steps = parameters, decay, 0
-        self.values = [parameter.detach().clone() for parameter in parameters]
-
-    def add(self) -> None:
-        """Add the parameters after a step."""
-        self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 10))
-        for value, parameter in zip(self.values, self.parameters, strict=True):
-            value.lerp_(parameter.detach(), 1 - decay)
-
-    def write(self) -> None:
-        """Set the parameters to the average."""
-        with torch.no_grad():
-            for value, parameter in zip(self.values, self.parameters, strict=True):
-                parameter.copy_(value)
