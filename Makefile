@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-scans benchmark-security benchmark-individual benchmark-network benchmark-real benchmark-seen benchmark-performance benchmark-house dist test test-all check install clean
+.PHONY: demo federation benchmark-latent-drift benchmark-counterfactuals benchmark-privacy benchmark-deployment benchmark-bases benchmark-gpu benchmark-stable-diffusion-cost benchmark-burned-in-text benchmark-scans benchmark-security benchmark-individual benchmark-network benchmark-real benchmark-real-latents benchmark-seen benchmark-performance benchmark-house dist test test-all check install clean
 
 install: .venv/.installed
 
@@ -33,6 +33,12 @@ benchmark-privacy: install
 
 benchmark-deployment: install
 	$(BIN)/ld-benchmark deployment
+
+benchmark-bases: install
+	$(BIN)/ld-benchmark bases
+
+benchmark-gpu: install
+	$(BIN)/ld-benchmark gpu
 
 benchmark-stable-diffusion-cost: install
 	$(BIN)/ld-benchmark stable-diffusion-cost
@@ -69,6 +75,9 @@ benchmark-performance: install
 DATA ?= ../shared/data
 benchmark-real: install
 	$(BIN)/ld-benchmark real data=$(DATA)
+
+benchmark-real-latents: install
+	$(BIN)/ld-benchmark real-latents data=$(DATA)
 
 dist: install
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./client

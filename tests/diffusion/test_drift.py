@@ -24,7 +24,7 @@ from ld_common.diffusion.drift import (
 )
 from ld_common.diffusion.flow import flow_signal
 from ld_common.diffusion.sampling import make_sampler, sample
-from tests.support.gaussian import NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
+from ld_simulations.benchmarks.bases.gaussian import NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 
 LEVELS = SCHEDULER.alphas_cumprod
 MEAN = torch.tensor([2.0, -1.0])[:, None, None]

@@ -22,8 +22,8 @@ from ld_common.editing.counterfactuals import Edit
 from ld_common.editing.ddim import DdimInversion
 from ld_common.editing.delta_search import search_counterfactual
 from ld_common.protocol.study_config import StudyConfig
+from ld_simulations.benchmarks.bases.gaussian import DATA_MEAN, SCHEDULER, gaussian_model, unit_noise
 from ld_simulations.tiny_base.networks import make_scheduler
-from tests.support.gaussian import DATA_MEAN, SCHEDULER, gaussian_model, unit_noise
 from tests.support.site_homes import index_site
 
 

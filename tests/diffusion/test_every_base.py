@@ -34,13 +34,13 @@ from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, load_release_base, read_release, write_release
 from ld_generate.cli import cli
+from ld_simulations.benchmarks.bases.flow_folders import write_flux2, write_sd3
+from ld_simulations.benchmarks.bases.unet_folders import write_sdxl, write_stable_diffusion
 from ld_simulations.benchmarks.stable_diffusion.cost import compute
 from tests.client.test_private import attached_of, noised_gradient, reference_gradient, study_of
 from tests.editing.test_editors import GUIDED, HEALTHY, ILL, editor
 from tests.support.adapter_options import OPTIONS
-from tests.support.flow_bases import write_flux2, write_sd3
 from tests.support.site_homes import index_site
-from tests.support.stable_diffusion import write_sdxl, write_stable_diffusion
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Base:
     embedding: tuple[int, int]
     """Rows and columns of a prompt."""
     flow: bool = False
+    resolution: int = 64
 
     @property
     def transformer(self) -> bool:
@@ -63,11 +64,11 @@ class Base:
 BASES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "epsilon": (
         lambda folder: write_stable_diffusion(folder, "epsilon"),
-        {"latent_shape": (4, 8, 8), "embedding": (77, 32)},
+        {"latent_shape": (4, 16, 16), "embedding": (77, 32), "resolution": 128},
     ),
     "v_prediction": (
         lambda folder: write_stable_diffusion(folder, "v_prediction"),
-        {"latent_shape": (4, 8, 8), "embedding": (77, 32)},
+        {"latent_shape": (4, 16, 16), "embedding": (77, 32), "resolution": 128},
     ),
     "sdxl": (write_sdxl, {"latent_shape": (4, 8, 8), "embedding": (78, 80)}),
     "sd3": (write_sd3, {"latent_shape": (16, 8, 8), "embedding": (334, 96), "flow": True}),
@@ -92,8 +93,12 @@ def noise_of(base: BaseModel, count: int) -> torch.Tensor:
 
 
 def test_what_a_folder_says_is_read_from_it(published: Base, loaded: BaseModel) -> None:
-    assert (loaded.resolution, loaded.channels, loaded.latent_shape) == (64, 3, published.latent_shape)
-    images = torch.rand(2, 1, 64, 64) * 2 - 1
+    assert (loaded.resolution, loaded.channels, loaded.latent_shape) == (
+        published.resolution,
+        3,
+        published.latent_shape,
+    )
+    images = torch.rand(2, 1, loaded.resolution, loaded.resolution) * 2 - 1
     assert loaded.decode(loaded.encode(images)).shape == images.shape
     assert loaded.encode(images).shape[1:] == published.latent_shape
     assert loaded.embed(["a scan"]).shape == (1, *published.embedding)

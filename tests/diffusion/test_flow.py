@@ -23,10 +23,10 @@ from ld_common.diffusion.loss import denoising_pair, min_snr_weights
 from ld_common.diffusion.sampling import make_sampler, sample
 from ld_common.diffusion.schedule import add_noise, ddim_denoise, ddim_schedule, predictor
 from ld_common.editing.flowedit import FlowEdit
+from ld_simulations.benchmarks.bases.flow_folders import write_flux2, write_sd3
+from ld_simulations.benchmarks.bases.gaussian import DATA_MEAN, NO_CONTEXT, gaussian_model, unit_noise
 from tests.diffusion.test_sampling import drawn_mean
 from tests.editing.test_editors import HEALTHY, ILL
-from tests.support.flow_bases import write_flux2, write_sd3
-from tests.support.gaussian import DATA_MEAN, NO_CONTEXT, gaussian_model, unit_noise
 
 PROMPTS = ["axial T1 brain MRI, woman, 70 years", "axial T1 brain MRI"]
 SCHEDULE = FlowSchedule(

@@ -12,8 +12,8 @@ from ld_common.core.errors import ConfigError
 from ld_common.diffusion.base_model import load_base
 from ld_common.diffusion.drift import LatentDrift, drift_from_shift
 from ld_common.diffusion.sampling import SAMPLERS, SPACINGS, make_sampler, sample
+from ld_simulations.benchmarks.bases.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 from ld_simulations.tiny_base.networks import make_scheduler
-from tests.support.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 
 PLAIN: dict[str, Any] = {
     "ddim": DDIMScheduler,

@@ -20,8 +20,8 @@ from ld_common.diffusion.loss import (
     weighted_loss,
 )
 from ld_common.diffusion.schedule import ddim_denoise, ddim_invert, ddim_schedule, predictor
+from ld_simulations.benchmarks.bases.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 from ld_simulations.tiny_base.networks import make_scheduler
-from tests.support.gaussian import DATA_MEAN, NO_CONTEXT, SCHEDULER, gaussian_model, unit_noise
 
 
 @pytest.mark.parametrize("start", [0, 9, 24])

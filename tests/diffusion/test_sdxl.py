@@ -15,7 +15,7 @@ from ld_common.diffusion.base_components import parts_of
 from ld_common.diffusion.base_model import BaseModel, base_digest, load_base
 from ld_common.diffusion.bases.sdxl import XlText
 from ld_common.diffusion.sampling import make_sampler, sample
-from tests.support.stable_diffusion import SDXL, write_sdxl
+from ld_simulations.benchmarks.bases.unet_folders import SDXL, write_sdxl
 
 PROMPTS = ["axial T1 brain MRI, woman, 70 years", "axial T1 brain MRI"]
 

@@ -66,8 +66,22 @@ STUDIES = (
         f"{PACKAGE}.deployment.run:run",
     ),
     Study(
+        "bases",
+        "Every base that loads, through one suite: exactness, drift, what fits.",
+        CONFIGS / "benchmark_bases.yaml",
+        f"{PACKAGE}.bases.plan:load_bases_config",
+        f"{PACKAGE}.bases.run:run",
+    ),
+    Study(
+        "gpu",
+        "What only a GPU shows: its arithmetic, speed and memory.",
+        CONFIGS / "benchmark_gpu.yaml",
+        f"{PACKAGE}.gpu.plan:load_gpu_config",
+        f"{PACKAGE}.gpu.run:run",
+    ),
+    Study(
         "stable-diffusion-cost",
-        "Time and memory of Stable Diffusion 1.4's UNet on this machine.",
+        "Time and memory of Stable Diffusion's UNets on this machine.",
         CONFIGS / "benchmark_stable_diffusion_cost.yaml",
         f"{PACKAGE}.stable_diffusion.plan:load_cost_config",
         f"{PACKAGE}.stable_diffusion.cost:run",
@@ -127,6 +141,13 @@ STUDIES = (
         CONFIGS / "benchmark_real.yaml",
         f"{PACKAGE}.real.plan:load_real_benchmark",
         f"{PACKAGE}.real.run:run",
+    ),
+    Study(
+        "real-latents",
+        "Latent drift of real scans in FLUX.2's latent space, and samples with it; needs images from elsewhere.",
+        CONFIGS / "benchmark_real_latents.yaml",
+        f"{PACKAGE}.real_latents.plan:load_real_latents",
+        f"{PACKAGE}.real_latents.run:run",
     ),
     Study(
         "seen",

@@ -24,7 +24,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from tests.support.stable_diffusion import VAE, text_config, word_tokenizer
+from ld_simulations.benchmarks.bases.unet_folders import VAE, text_config, word_tokenizer
 
 SD3: dict[str, Any] = {
     "attention_head_dim": 8,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ld_simulations.benchmarks.stable_diffusion.cost import STABLE_DIFFUSION_1_4
@@ -25,7 +25,7 @@ VAE: dict[str, Any] = {
     "sample_size": 64,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
-SMALL: dict[str, Any] = {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 32, "sample_size": 8}
+SMALL: dict[str, Any] = {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 32, "sample_size": 16}
 SCHEDULE: dict[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -50,8 +50,11 @@ SDXL: dict[str, Any] = {
 """Keys of SDXL's UNet, at small width; its pooled prompt has 24 numbers."""
 
 
-def write_stable_diffusion(folder: Path, prediction: str) -> Path:
-    """Stable Diffusion 1.4's classes and config keys, with its PNDM schedule; no index, as some copies have none."""
+def write_stable_diffusion(folder: Path, prediction: str, zero_terminal_snr: bool = False) -> Path:
+    """Stable Diffusion 1.4's classes and config keys, with its PNDM schedule; no index, as some copies have none.
+
+    With zero terminal SNR, its schedule is one that was rescaled to end without signal, with trailing timesteps.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer = word_tokenizer()
@@ -64,6 +67,11 @@ def write_stable_diffusion(folder: Path, prediction: str) -> Path:
                 **SCHEDULE, set_alpha_to_one=False, skip_prk_steps=True, prediction_type=prediction
             ),
         }
+    if zero_terminal_snr:
+        without_signal = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        parts["scheduler"] = DDIMScheduler(
+            **SCHEDULE, **without_signal, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction
+        )
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     return folder

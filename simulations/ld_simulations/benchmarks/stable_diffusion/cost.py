@@ -1,8 +1,10 @@
-"""`ld-benchmark stable-diffusion-cost`: Stable Diffusion 1.4's UNet at full width with random weights, on this machine.
+"""`ld-benchmark stable-diffusion-cost`: a Stable Diffusion UNet at full width with random weights, on this machine.
 
-    ld-benchmark stable-diffusion-cost device=cuda precision=bfloat16 resolutions=[512]
+    ld-benchmark stable-diffusion-cost
+    ld-benchmark stable-diffusion-cost network=stable-diffusion-xl adapters=[lora] resolutions=[128,256,384]
+    ld-benchmark stable-diffusion-cost device=cuda precision=bfloat16 resolutions=[512] targets=[]
 
-Time and memory do not depend on the weights' values. Each size is measured in a process of its own; the target is
+Time and memory do not depend on the weights' values. Each size is measured in a process of its own; targets are
 extrapolated from the measured sizes (a + b·n + c·n² with n latent pixels: convolutions and attention) and marked so.
 """
 
@@ -32,7 +34,7 @@ from ld_common.adapters.registry import read_adapter
 from ld_common.core.atomic_files import write_bytes
 from ld_common.diffusion.base_model import Denoiser
 from ld_simulations.benchmarks.harness import json_bytes
-from ld_simulations.benchmarks.stable_diffusion.plan import CostConfig
+from ld_simulations.benchmarks.stable_diffusion.plan import SD_1, SD_XL, CostConfig
 
 STABLE_DIFFUSION_1_4: dict[str, Any] = {
     "act_fn": "silu",
@@ -54,6 +56,21 @@ STABLE_DIFFUSION_1_4: dict[str, Any] = {
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
 }
 """The UNet's config in the published folder."""
+STABLE_DIFFUSION_XL: dict[str, Any] = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+}
+UNETS = {SD_1: STABLE_DIFFUSION_1_4, SD_XL: STABLE_DIFFUSION_XL}
+TITLES = {SD_1: "Stable Diffusion 1.4", SD_XL: "Stable Diffusion XL"}
 PIXELS_PER_LATENT, TOKENS = 8, 77
 WARM, TIMED = 1, 3
 
@@ -64,6 +81,7 @@ NUMBERS = "stable_diffusion_cost.json"
 class Case:
     """What one process measures."""
 
+    network: str
     adapter: str
     resolution: int
     """Side of the images, in pixels."""
@@ -78,17 +96,20 @@ def measure(case: Case) -> dict[str, Any]:
     autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=case.precision == "bfloat16")
     torch.manual_seed(0)
     latent_side = case.resolution // PIXELS_PER_LATENT
-    unet = UNet2DConditionModel(**STABLE_DIFFUSION_1_4).requires_grad_(False).to(device)
+    config = UNETS[case.network]
+    unet = UNet2DConditionModel(**config).requires_grad_(False).to(device)
     model = Denoiser(unet=unet, text_encoder=None, tokenizer=None, scheduler=None)  # type: ignore[arg-type]
     trainable = list(inject(model, read_adapter({"name": case.adapter}), 0).trainable.values())
     optimizer = torch.optim.AdamW(trainable, lr=1e-4)
     latents = torch.randn(batch, 4, latent_side, latent_side, device=device)
-    context = torch.randn(batch, TOKENS, 768, device=device)
+    context = torch.randn(batch, TOKENS, config["cross_attention_dim"], device=device)
+    pooled = {"text_embeds": torch.randn(batch, 1280, device=device), "time_ids": torch.zeros(batch, 6, device=device)}
+    given = {"added_cond_kwargs": pooled} if case.network == SD_XL else {}
     timesteps = torch.randint(1000, (batch,), device=device)
 
     def step() -> None:
         with autocast():
-            loss = F.mse_loss(unet(latents, timesteps, context).sample.float(), latents)
+            loss = F.mse_loss(unet(latents, timesteps, context, **given).sample.float(), latents)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -96,7 +117,7 @@ def measure(case: Case) -> dict[str, Any]:
     @torch.no_grad()
     def evaluation() -> None:
         with autocast():
-            unet(latents, timesteps, context)
+            unet(latents, timesteps, context, **given)
 
     evaluation_seconds, step_seconds = _fastest(evaluation, device), _fastest(step, device)
     if device == "cuda":
@@ -142,22 +163,23 @@ def compute(measured: list[dict[str, Any]], resolution: int) -> dict[str, Any]:
 def page(rows: list[dict[str, Any]]) -> str:
     """The numbers as a Markdown page."""
     lines = [
-        "# Cost of Stable Diffusion 1.4",
+        "# Cost of Stable Diffusion",
         "",
-        "Written by `make benchmark-stable-diffusion-cost`. The UNet (860 million parameters, float32 weights) has "
-        "random weights; a step has one image. Rows marked *extrapolated* were not run: they follow from the "
-        "measured rows above them by a quadratic in the number of latent pixels. Memory is that of the process or of "
-        "the GPU. Read the row of your resolution and adapter to see whether a site's machine can train.",
+        "Written by `make benchmark-stable-diffusion-cost`. The UNets (860 million parameters, XL 2.57 billion; "
+        "float32) have random weights; a step has one image. Rows marked *extrapolated* were not run: they follow "
+        "from measured rows above them by a quadratic in the number of latent pixels. Memory is that of the process or "
+        "of the GPU. Read the row of your resolution and adapter to see whether a site's machine can train.",
         "",
-        "| adapter | trainable, million | pixels | device | training step, s | evaluation, s | memory, GB | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| UNet | adapter | trainable, million | pixels | device | training step, s | evaluation, s | memory, GB | |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         device = f"{row['device']}, {row['precision']}" + (f", {row['threads']} threads" if row["threads"] else "")
         numbers = f"{row['step_seconds']:.2f} | {row['evaluation_seconds']:.2f} | {row['peak_mb'] / 1e3:.1f}"
         mark = "*extrapolated*" if row["computed"] else "measured"
         trainable = row["parameters"] / 1e6
-        lines.append(f"| {row['adapter']} | {trainable:.1f} | {row['resolution']} | {device} | {numbers} | {mark} |")
+        what = f"{TITLES[row['network']]} | {row['adapter']} | {trainable:.1f} | {row['resolution']}"
+        lines.append(f"| {what} | {device} | {numbers} | {mark} |")
     lines += [
         "",
         "A counterfactual with 50 steps and one fixed-point iteration takes about 250 evaluations of one image: 100 "
@@ -175,16 +197,16 @@ def run(config: CostConfig, only_report: bool, console: Console) -> list[Path]:
     for adapter in [] if only_report else config.adapters:
         measured = []
         for resolution in config.resolutions:
-            case = Case(adapter, resolution, config.batch, config.device, config.precision)
+            case = Case(config.network, adapter, resolution, config.batch, config.device, config.precision)
             # a process of its own, or the peak would be that of the largest before
             with (
                 console.status(f"{adapter} at {resolution} pixels"),
                 ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process,
             ):
                 measured.append(process.submit(measure, case).result())
-        if config.target not in config.resolutions:
-            measured.append(compute(measured, config.target))
-        rows = [row for row in rows if _key(row) != _key(measured[0])] + measured
+        extrapolated = [compute(measured, target) for target in config.targets if target not in config.resolutions]
+        rows = [row for row in rows if _key(row) != _key(measured[0])] + measured + extrapolated
+        rows.sort(key=lambda row: (row["network"], _key(row), row["resolution"]))
         write_bytes(file, json_bytes(rows))
     page_file = file.with_suffix(".md")
     write_bytes(page_file, page(rows).encode())
@@ -193,4 +215,4 @@ def run(config: CostConfig, only_report: bool, console: Console) -> list[Path]:
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What rows of one measurement have in common."""
-    return tuple(row[key] for key in ("adapter", "device", "precision", "batch"))
+    return tuple(row[key] for key in ("network", "adapter", "device", "precision", "batch"))

@@ -1,0 +1,1 @@
+"""Every base that loads, in one suite."""
