@@ -185,6 +185,6 @@ def _free_gpu(adapted: AdaptedModel[Any]) -> None:
     """Move a model to the processor: the processes load their own."""
     model = adapted.model
     if model.device.type == "cuda":
-        for part in (model.unet, model.text_encoder):
-            part.to("cpu")
+        for part in model.networks:
+            torch.nn.Module.to(part, device="cpu")
         torch.cuda.empty_cache()

@@ -67,6 +67,11 @@ class Denoiser:
     """Whether the UNet takes a scan, by `image_condition`, in channels behind the noisy latents'."""
 
     @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The network that denoises, then all text encoders."""
+        return (self.unet, *((self.text_encoder,) if self.reader is None else self.reader.encoders))
+
+    @property
     def has_unet(self) -> bool:
         """Whether a UNet denoises, with layers that attend to the prompt alone; a transformer has none of these."""
         return hasattr(self.unet, "conv_in")
@@ -145,8 +150,7 @@ class BaseModel(Denoiser):
 
     def move(self, device: str, dtype: torch.dtype) -> BaseModel:
         """Move all networks to a device and convert their weights, in place; returns the base."""
-        readers = (self.text_encoder,) if self.reader is None else self.reader.encoders
-        for part in (self.unet, *readers):
+        for part in self.networks:
             nn.Module.to(part, device=device, dtype=dtype)  # diffusers' own `to` logs a list of what it would not do
         nn.Module.to(self.vae, device=device, dtype=_vae_dtype(self.vae, dtype))
         return self
@@ -250,7 +254,7 @@ def load_denoiser(name: str, device: str = "cpu", precision: str = "float32") ->
     transformers_logging.disable_progress_bar()
     with _readable(name):
         model = _load_parts(folder, name, dtype)
-        for part in (model.unet, *((model.text_encoder,) if model.reader is None else model.reader.encoders)):
+        for part in model.networks:
             part.requires_grad_(False).eval().to(device)
     return model
 
