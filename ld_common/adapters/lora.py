@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 """Key of the safetensors metadata in which diffusers keeps a LoRA's config."""
 PEFT_PREFIX = "base_model.model."
+LAYER_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 MAGNITUDE = ".lora_magnitude_vector"
 """End of the name of a DoRA's lengths in files; in the network `.weight` follows."""
 
@@ -62,6 +64,8 @@ class Lora(Adapter):
         require(self.rank > 0, f"adapter.rank is {self.rank}: it must be above 0")
         for name, rank in self.rank_pattern.items():
             require(rank > 0, f"adapter.rank_pattern: the rank of '{name}' is {rank}: it must be above 0")
+            plain = bool(LAYER_NAME.fullmatch(name))  # peft would read it as a regular expression
+            require(plain, f"adapter.rank_pattern: '{name}' is no end of a layer's name, such as attn2.to_k")
         fits = self.drawn_rank == 0 or self.drawn_rank >= self.rank
         require(fits, f"adapter.drawn_rank is {self.drawn_rank}: use 0, or adapter.rank and more")
 
@@ -69,7 +73,7 @@ class Lora(Adapter):
         """Add A and B to the network; B starts at zero, so the model is unchanged until it trains.
 
         Raises:
-            AdapterError: no layer of this base matches the targets.
+            AdapterError: no layer of this base matches the targets, or a key of `rank_pattern`.
         """
         from peft import LoraConfig  # it imports all of transformers
         from peft.tuners.lora.layer import LoraLayer
@@ -82,9 +86,12 @@ class Lora(Adapter):
             model.unet.add_adapter(config)
         except ValueError as error:
             raise AdapterError(f"adapter.targets match no layer of this base: {', '.join(targets)}") from error
-        for layer in model.unet.modules():
-            if isinstance(layer, LoraLayer) and not self.use_dora:
-                layer.lora_variant = dict.fromkeys(layer.lora_A, FusedUpdate)
+        layers = {name: layer for name, layer in model.unet.named_modules() if isinstance(layer, LoraLayer)}
+        for key in self.rank_pattern:
+            if not any(f".{name}".endswith(f".{key}") for name in layers):
+                raise AdapterError(f"adapter.rank_pattern: no layer that trains has a name that ends in '{key}'")
+        for layer in layers.values() if not self.use_dora else ():
+            layer.lora_variant = dict.fromkeys(layer.lora_A, FusedUpdate)
         for name, parameter in model.unet.named_parameters():
             if ".lora_" not in name:
                 continue

@@ -11,13 +11,16 @@ import torch
 import yaml
 
 from ld_common.adapters.base import AdaptedModel, inject
+from ld_common.adapters.lora import Lora
 from ld_common.adapters.registry import ADAPTERS, read_adapter
 from ld_common.core.config import from_mapping
+from ld_common.core.errors import AdapterError, ConfigError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser, base_digest, load_denoiser
 from ld_common.imaging.modality import Modality
 from ld_common.protocol.study_config import StudyConfig
 from ld_common.release.release import ReleaseContent, load_release_base, read_release, write_release
+from ld_server.aggregation import check_aggregation
 from tests.conftest import random_state
 from tests.support.adapter_options import OPTIONS
 
@@ -76,6 +79,39 @@ def plain_unet(folder: Path) -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+
+
+def test_a_rank_pattern_that_names_no_layer_is_an_error(smallest_base: Path) -> None:
+    """A misspelt key would leave its layers at the common rank unnoticed."""
+    with pytest.raises(ConfigError, match=r"'to_\[kv\]' is no end of a layer's name"):
+        Lora(rank_pattern={"to_[kv]": 4})
+    with pytest.raises(AdapterError, match="no layer that trains has a name that ends in 'o_k'"):
+        inject(load_denoiser(str(smallest_base)), Lora(rank_pattern={"o_k": 4}), 0)
+    ranks = {
+        name: len(value) for name, value in trained(smallest_base, "rank pattern").state().items() if "_A." in name
+    }
+    assert {rank for name, rank in ranks.items() if "attn2.to_k" in name} == {3}
+    assert {rank for name, rank in ranks.items() if "attn2.to_v" in name} == {1}
+    assert {rank for name, rank in ranks.items() if "attn2.to_q" in name or "attn1." in name} == {2}
+
+
+@pytest.mark.parametrize("option", ["use_dora", "use_rslora"])
+@pytest.mark.parametrize("aggregator", ["fedex", "flora", "ffa", "rolora", "fedsa"])
+def test_aggregators_of_plain_factors_take_no_other_form(option: str, aggregator: str) -> None:
+    study = {"adapter": {"name": "lora", option: True}, "federation": {"aggregation": {"name": aggregator}}}
+    with pytest.raises(ConfigError, match=f"works with B A alone: set adapter.{option} to false"):
+        check_aggregation(from_mapping(StudyConfig, study))
+
+
+def test_a_private_study_takes_neither_dora_nor_an_average_of_its_own() -> None:
+    private = {"privacy": {"enabled": True, "patients": 900}, "federation": {"weighting": "equal"}}
+    with pytest.raises(ConfigError, match=r"set adapter\.use_dora to false"):
+        from_mapping(StudyConfig, private | {"adapter": {"name": "lora", "use_dora": True}})
+    with pytest.raises(ConfigError, match=r"set training\.ema to 0, and privacy\.ema"):
+        from_mapping(StudyConfig, private | {"training": {"ema": 0.5}})
+    with pytest.raises(ConfigError, match=r"leave out adapter\.rank_pattern"):
+        cut = {"sites": ["a", "b"], "ranks": {"a": 2}, "aggregation": {"name": "flexlora"}}
+        from_mapping(StudyConfig, {"adapter": {"name": "lora", "rank_pattern": {"to_q": 3}}, "federation": cut})
 
 
 def test_every_adapter_is_tried_here() -> None:
