@@ -169,7 +169,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "float32) have random weights; a step has one image. Rows marked *extrapolated* were not run: they follow "
         "from measured rows above them by a quadratic in the number of latent pixels. Memory is that of the process or "
         "of the GPU. Times are the fastest of three; here the machine did other work beside, which makes them longer: "
-        "take them as upper bounds. Read the row of your resolution and adapter to see whether a site's machine can train.",
+        "take them as upper bounds. Read the row of your resolution and adapter to see whether a site's machine can "
+        "train.",
         "",
         "| UNet | adapter | trainable, million | pixels | device | training step, s | evaluation, s | memory, GB | |",
         "|---|---|---|---|---|---|---|---|---|",
