@@ -66,6 +66,8 @@ class Lora(Adapter):
             require(rank > 0, f"adapter.rank_pattern: the rank of '{name}' is {rank}: it must be above 0")
             plain = bool(LAYER_NAME.fullmatch(name))  # peft would read it as a regular expression
             require(plain, f"adapter.rank_pattern: '{name}' is no end of a layer's name, such as attn2.to_k")
+            inner = [other for other in self.rank_pattern if other.endswith(f".{name}")]
+            require(not inner, f"adapter.rank_pattern: '{name}' is also the end of '{', '.join(inner)}': keep one")
         fits = self.drawn_rank == 0 or self.drawn_rank >= self.rank
         require(fits, f"adapter.drawn_rank is {self.drawn_rank}: use 0, or adapter.rank and more")
 

@@ -85,6 +85,12 @@ def test_a_rank_pattern_that_names_no_layer_is_an_error(smallest_base: Path) -> 
     """A misspelt key would leave its layers at the common rank unnoticed."""
     with pytest.raises(ConfigError, match=r"'to_\[kv\]' is no end of a layer's name"):
         Lora(rank_pattern={"to_[kv]": 4})
+    with pytest.raises(ConfigError, match=r"'to_q' is also the end of 'attn\.to_q': keep one"):
+        Lora(rank_pattern={"to_q": 4, "attn.to_q": 8})
+    for aggregator in ("fedex", "flora", "flexlora"):  # they give all layers one rank
+        study = {"adapter": {"name": "lora", "rank_pattern": {"to_q": 4}}}
+        with pytest.raises(ConfigError, match=r"leave out adapter\.rank_pattern"):
+            check_aggregation(from_mapping(StudyConfig, study | {"federation": {"aggregation": {"name": aggregator}}}))
     with pytest.raises(AdapterError, match="no layer that trains has a name that ends in 'o_k'"):
         inject(load_denoiser(str(smallest_base)), Lora(rank_pattern={"o_k": 4}), 0)
     ranks = {

@@ -160,7 +160,11 @@ def load_flux2(folder: Path, name: str, side: int, **options: Any) -> tuple[Flux
         )
     tokens = transformer.latent_side**2
     schedule = read_flow_schedule(folder, name, lambda scheduler, steps: _space(scheduler, steps, tokens))
-    return transformer, Flux2Text(encoder, AutoTokenizer.from_pretrained(folder / "tokenizer")), schedule
+    return (
+        transformer,
+        Flux2Text(encoder, AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)),
+        schedule,
+    )
 
 
 def _not_of_sample_size(record: logging.LogRecord) -> bool:

@@ -106,7 +106,7 @@ def load_sd3(folder: Path, name: str, **options: Any) -> tuple[Sd3Transformer, S
     if (folder / "text_encoder_3").is_dir():
         t5 = (
             load_part(T5EncoderModel, folder / "text_encoder_3", **options),
-            AutoTokenizer.from_pretrained(folder / "tokenizer_3"),
+            AutoTokenizer.from_pretrained(folder / "tokenizer_3", trust_remote_code=False),
         )
     tokens = (int(transformer.config["sample_size"]) // int(transformer.config["patch_size"])) ** 2
     schedule = read_flow_schedule(folder, name, lambda scheduler, steps: _space(scheduler, steps, tokens))
