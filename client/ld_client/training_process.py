@@ -46,7 +46,8 @@ from ld_common.core.registry import Registry
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import Denoiser, load_denoiser
 from ld_common.diffusion.drift import LatentDrift
-from ld_common.diffusion.training import Losses, Ranks, SharedComputing, TrainingData, optimize
+from ld_common.diffusion.ranks import Ranks, SharedComputing
+from ld_common.diffusion.training import Losses, TrainingData, optimize
 from ld_common.protocol.study_config import StudyConfig
 
 WORK, LOCK, GROUP, OUTCOME, PROBLEM = "work.safetensors", "lock", "group", "outcome.safetensors", "problem.json"

@@ -235,7 +235,8 @@ def check_aggregation(study: StudyConfig) -> Aggregator:
         require(adapter["name"] == "lora", f"{where} is of LoRA's factors, and adapter.name is {adapter['name']}")
         scaled = [name for name in ("use_rslora", "use_dora") if adapter[name]]
         require(not scaled, f"{where} works with B A alone: set adapter.{', adapter.'.join(scaled)} to false")
-        require(not adapter["rank_pattern"], f"{where} gives all layers one rank: leave out adapter.rank_pattern")
+        alike = aggregator.only_mean or not adapter["rank_pattern"]
+        require(alike, f"{where} gives all layers one rank: leave out adapter.rank_pattern")
         frozen = bool(adapter["freeze_a"])
         if aggregator.factors == "b":
             require(frozen, f"{where} trains B alone: leave out adapter.freeze_a, or set it to true")

@@ -34,7 +34,8 @@ from ld_common.core.errors import ConfigError, DeploymentError, StoreError
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import base_digest, load_denoiser
 from ld_common.diffusion.drift import LatentDrift
-from ld_common.diffusion.training import ALONE, Losses, PriorImages, Ranks, SharedComputing, TrainingData, optimize
+from ld_common.diffusion.ranks import ALONE, Ranks, SharedComputing
+from ld_common.diffusion.training import Losses, PriorImages, TrainingData, optimize
 from ld_common.protocol import messages
 from ld_common.protocol.messages import TrainTask
 from ld_common.protocol.study_config import StudyConfig

@@ -87,6 +87,9 @@ def test_a_rank_pattern_that_names_no_layer_is_an_error(smallest_base: Path) -> 
         Lora(rank_pattern={"to_[kv]": 4})
     with pytest.raises(ConfigError, match=r"'to_q' is also the end of 'attn\.to_q': keep one"):
         Lora(rank_pattern={"to_q": 4, "attn.to_q": 8})
+    for aggregator in ("ffa", "rolora", "fedsa"):  # they average each tensor by itself
+        study = {"adapter": {"name": "lora", "rank_pattern": {"to_q": 4}}}
+        check_aggregation(from_mapping(StudyConfig, study | {"federation": {"aggregation": {"name": aggregator}}}))
     for aggregator in ("fedex", "flora", "flexlora"):  # they give all layers one rank
         study = {"adapter": {"name": "lora", "rank_pattern": {"to_q": 4}}}
         with pytest.raises(ConfigError, match=r"leave out adapter\.rank_pattern"):

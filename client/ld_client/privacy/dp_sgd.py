@@ -27,7 +27,8 @@ from ld_client.privacy.secure_rng import secret_generator, secret_normal, secret
 from ld_client.train import learning_rate, loss_sampler
 from ld_common.adapters.base import AdaptedModel
 from ld_common.core.errors import PrivacyError
-from ld_common.diffusion.training import ALONE, LossSampler, Ranks, TrainingData, WeightAverage
+from ld_common.diffusion.ranks import ALONE, Ranks
+from ld_common.diffusion.training import LossSampler, TrainingData, WeightAverage
 from ld_common.protocol.dp_accounting import DpConfig
 from ld_common.protocol.study_config import StudyConfig
 

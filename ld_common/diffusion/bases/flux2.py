@@ -48,7 +48,7 @@ class Flux2Text:
 
     @property
     def encoders(self) -> tuple[nn.Module, ...]:
-        """The one."""
+        """Qwen3 alone."""
         return (self.encoder,)
 
     @property

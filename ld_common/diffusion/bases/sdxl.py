@@ -39,7 +39,7 @@ class XlText:
 
     @property
     def encoders(self) -> tuple[nn.Module, ...]:
-        """Both."""
+        """CLIP, then the second one, which also makes the pooled embedding."""
         return self.first[0], self.second[0]
 
     @property

@@ -16,7 +16,8 @@ from ld_common.adapters.lora import Lora
 from ld_common.core.state import State
 from ld_common.diffusion.base_model import load_denoiser
 from ld_common.diffusion.options import TrainingConfig
-from ld_common.diffusion.training import ALONE, Ranks, SharedComputing, TrainingData, optimize
+from ld_common.diffusion.ranks import ALONE, Ranks, SharedComputing
+from ld_common.diffusion.training import TrainingData, optimize
 
 LEARNING_RATE = 1e-4
 """That of diffusers' scripts for LoRA. AdamW takes steps of its size whatever the size of a gradient, so where a

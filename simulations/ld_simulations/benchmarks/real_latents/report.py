@@ -79,7 +79,7 @@ def flat_numbers(parts: Parts) -> dict[str, Any]:
 
 
 def page_lines(config: Any, parts: Parts) -> list[str]:
-    """The page."""
+    """Lines of the Markdown page: sources, autoencoder, drifts, sites, samples, each with its controls."""
     seconds = sum(float(part["seconds"]) for part in parts.values())
     machines = sorted({part["machine"]["processor"] for part in parts.values()})
     return [
